@@ -1,0 +1,76 @@
+"""Pixels to latents and back, previews, and the blend of two stretches of film."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLHunyuanVideo
+
+# Pixels a latent cell covers in height and width.
+SPATIAL = 8
+CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class PreviewMatrix:
+    """Linear map from latent channels to RGB. rows: one (r, g, b) for each channel; bias: (r, g, b)."""
+
+    rows: tuple[tuple[float, float, float], ...]
+    bias: tuple[float, float, float]
+
+
+# Least-squares fit for HunyuanVideo's VAE (spec/core 2, preview).
+HUNYUAN_PREVIEW = PreviewMatrix(
+    rows=(
+        (-0.0395, -0.0331, 0.0445), (0.0696, 0.0795, 0.0518), (0.0135, -0.0945, -0.0282), (0.0108, -0.0250, -0.0765),
+        (-0.0209, 0.0032, 0.0224), (-0.0804, -0.0254, -0.0639), (-0.0991, 0.0271, -0.0669), (-0.0646, -0.0422, -0.0400),
+        (-0.0696, -0.0595, -0.0894), (-0.0799, -0.0208, -0.0375), (0.1166, 0.1627, 0.0962), (0.1165, 0.0432, 0.0407),
+        (-0.2315, -0.1920, -0.1355), (-0.0270, 0.0401, -0.0821), (-0.0616, -0.0997, -0.0727), (0.0249, -0.0469, -0.1703),
+    ),
+    bias=(0.0259, -0.0192, -0.0761),
+)  # fmt: skip
+
+
+@torch.inference_mode()
+def encode_picture(vae: AutoencoderKLHunyuanVideo, pixels: Tensor) -> Tensor:
+    """(1, 3, 1, H, W) in -1..1 -> (1, 16, 1, H/8, W/8) float32 on the CPU.
+
+    The posterior's mode, not a sample: the same picture and seed give the same film.
+    """
+    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    return (posterior.mode() * vae.config.scaling_factor).float().cpu()
+
+
+@torch.inference_mode()
+def decode(vae: AutoencoderKLHunyuanVideo, latents: Tensor) -> Tensor:
+    """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w) in about -1..1, float32 on the CPU; diffusers' default tiles in time."""
+    latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    return vae.decode(latents).sample.float().cpu()
+
+
+def preview_rgb(latents: Tensor, matrix: PreviewMatrix = HUNYUAN_PREVIEW) -> Tensor:
+    """(1, 16, T, h, w) -> (1, 3, T, h, w) in 0..1: one pixel for each latent cell, no network."""
+    rows = latents.new_tensor(matrix.rows)
+    bias = latents.new_tensor(matrix.bias).view(1, 3, 1, 1, 1)
+    return (torch.einsum("bcthw,cr->brthw", latents, rows) + bias).clamp(0.0, 1.0)
+
+
+def crossfade(first: Tensor, second: Tensor, overlap: int) -> Tensor:
+    """Join two clips, (1, 3, frames, H, W): the last `overlap` frames of one fade linearly into the first of the other."""
+    if overlap <= 0:
+        return torch.cat([first, second], dim=2)
+    if overlap > min(first.shape[2], second.shape[2]):
+        raise ValueError(f"overlap of {overlap} frames, but the clips have {first.shape[2]} and {second.shape[2]}")
+    weights = torch.linspace(1, 0, overlap, dtype=first.dtype, device=first.device).view(1, 1, -1, 1, 1)
+    blend = weights * first[:, :, -overlap:] + (1 - weights) * second[:, :, :overlap]
+    return torch.cat([first[:, :, :-overlap], blend, second[:, :, overlap:]], dim=2)
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """(1, 3, frames, H, W) in -1..1 -> (frames, H, W, 3) uint8."""
+    return (pixels[0].clamp(-1.0, 1.0) * 127.5 + 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()

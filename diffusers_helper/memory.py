@@ -1,0 +1,53 @@
+"""Devices and bytes: where networks run, in which precision, and what moving them costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where networks run. transformer and encoder dtypes are those the checkpoints are made for, float32 on a CPU."""
+
+    device: torch.device
+    transformer: torch.dtype
+    encoder: torch.dtype
+
+
+def placement(device: str = "auto") -> Placement:
+    """`device`: "auto", "cpu", "cuda" or "cuda:1". Raises ValueError if that device is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count()
+        if (chosen.index or 0) >= count:
+            raise ValueError(f"there is no device {device!r}: torch {torch.__version__} sees {count} CUDA cards")
+        return Placement(chosen, torch.bfloat16, torch.float16)
+    if chosen.type != "cpu":
+        raise ValueError(f"device {device!r} is neither a CUDA card nor the CPU")
+    return Placement(chosen, torch.float32, torch.float32)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def move(module: nn.Module, device: torch.device) -> int:
+    """Move a network; returns the bytes that were not there before."""
+    moved = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()) if t.device.type != device.type)
+    if moved:
+        module.to(device)
+    return moved
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of a card, torch's own unused cache included; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

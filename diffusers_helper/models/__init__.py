@@ -1,0 +1,1 @@
+"""The packed FramePack transformer and its parts."""

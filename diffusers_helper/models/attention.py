@@ -1,0 +1,122 @@
+"""Which attention kernel to use here, decided once by a small real call, with reasons.
+
+Every kernel has one signature: `kernel(q, k, v)` with tensors of shape (batch, tokens, heads, head_dim), no mask, no causality,
+the usual 1/sqrt(head_dim) scale, and the output in the same layout.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# A kernel with 8-bit inside differs from the exact one by 1 to 2 percent (performance.md: int8 1.5e-2); a broken one by far more.
+TOLERANCE = 0.05
+HEAD_DIM = 128
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's scaled dot-product attention; picks its own kernel, runs everywhere."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _load_sage() -> Kernel:
+    # 1.x and 2.x share this function; 2.x chooses the kernel for the card itself.
+    sageattn = importlib.import_module("sageattention").sageattn
+    return lambda q, k, v: sageattn(q, k, v, tensor_layout="NHD")
+
+
+def _load_flash3() -> Kernel:
+    flash_attn_func = importlib.import_module("fa3_fwd_interface").flash_attn_func
+
+    def flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = flash_attn_func(q, k, v)
+        return out[0] if isinstance(out, tuple) else out
+
+    return flash3
+
+
+def _load_flash() -> Kernel:
+    return importlib.import_module("flash_attn").flash_attn_func
+
+
+def _load_xformers() -> Kernel:
+    return importlib.import_module("xformers.ops").memory_efficient_attention
+
+
+# In the order of preference; sdpa, which always works, is the last.
+LOADERS: Mapping[str, Callable[[], Kernel]] = {
+    "sage": _load_sage,
+    "flash3": _load_flash3,
+    "flash": _load_flash,
+    "xformers": _load_xformers,
+    "sdpa": lambda: sdpa,
+}
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """name: the kernel used. rejected: name -> why it is not used, in English, for the doctor and the log."""
+
+    name: str
+    kernel: Kernel = field(repr=False, compare=False)
+    rejected: Mapping[str, str]
+
+
+def choose_attention(device: torch.device | str, dtype: torch.dtype, forced: str = "auto") -> AttentionChoice:
+    """The first kernel that works on `device` in `dtype`, or the forced one.
+
+    Raises ValueError if the forced kernel is unknown or does not work here, with the reason.
+    """
+    if forced != "auto" and forced not in LOADERS:
+        raise ValueError(f"unknown attention kernel {forced!r}; known are auto, {', '.join(LOADERS)}")
+    rejected = {}
+    for name in LOADERS if forced == "auto" else (forced,):
+        kernel, reason = _try(name, torch.device(device), dtype)
+        if kernel is not None:
+            return AttentionChoice(name, kernel, rejected)
+        rejected[name] = reason
+    raise ValueError(f"attention kernel {forced!r} does not work here: {rejected[forced]}")
+
+
+def _try(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Kernel | None, str]:
+    if name != "sdpa" and device.type != "cuda":
+        return None, f"needs a CUDA device, this is {device.type}"
+    if name != "sdpa" and dtype not in (torch.float16, torch.bfloat16):
+        return None, f"needs 16-bit numbers, not {dtype}"
+    try:
+        kernel = LOADERS[name]()
+    # A package may be absent, or present but built for another torch, CUDA or Python.
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        return None, _first_line(error)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 96, 2, HEAD_DIM, generator=generator).to(device, dtype) for _ in range(3))
+    try:
+        out, exact = kernel(q, k, v).float(), sdpa(q, k, v).float()
+    # Kernels report an unsupported card, shape or build with any of these.
+    except (
+        RuntimeError,
+        NotImplementedError,
+        AssertionError,
+        ValueError,
+        TypeError,
+        ImportError,
+        OSError,
+    ) as error:
+        return None, _first_line(error)
+    error = ((out - exact).norm() / exact.norm()).item()
+    if not error <= TOLERANCE:
+        return None, f"wrong result: relative error {error:.2g} against sdpa"
+    return kernel, ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

@@ -1,0 +1,246 @@
+"""Blocks of the packed transformer, module for module under the names of the hub's checkpoint (spec/core 1.2, 1.3).
+
+Modulation is not computed in the blocks: `modulation(conditioning)` makes the table for all steps before the loop, and the
+forward passes take one step's row of it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusers_helper.models.attention import Kernel
+from diffusers_helper.models.rope import rotate
+
+EPS = 1e-6
+FREQUENCIES = 256
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Layer norm without parameters."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the head dimension, in float32; the result in the weight's dtype."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance = x.float().pow(2).mean(-1, keepdim=True)
+        return (x * torch.rsqrt(variance + EPS)).to(self.weight.dtype) * self.weight
+
+
+class MLPEmbedder(nn.Module):
+    """linear, SiLU, linear."""
+
+    def __init__(self, in_dim: int, dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(in_dim, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+def sinusoid(t: Tensor) -> Tensor:
+    """(n,) -> (n, 256): cosines, then sines, of t at 128 frequencies from 1 to 1/10000; float32."""
+    half = FREQUENCIES // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angle = t.float()[:, None] * exponent.exp()[None]
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class Conditioning(nn.Module):
+    """Embeds time, pooled text and, where the checkpoint has it, distilled guidance into one vector a step."""
+
+    def __init__(self, text_dim: int, dim: int, guidance: bool):
+        super().__init__()
+        self.timestep_embedder = MLPEmbedder(FREQUENCIES, dim)
+        if guidance:
+            self.guidance_embedder = MLPEmbedder(FREQUENCIES, dim)
+        self.text_embedder = MLPEmbedder(text_dim, dim)
+
+    def forward(self, timestep: Tensor, pooled: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """timestep (n,), pooled (1, text_dim), guidance (1,) -> (n, dim)."""
+        embedding = self.timestep_embedder(sinusoid(timestep).to(pooled.dtype))
+        if guidance is not None:
+            embedding = embedding + self.guidance_embedder(sinusoid(guidance).to(pooled.dtype))
+        return embedding + self.text_embedder(pooled)
+
+
+class GatedProjection(nn.Module):
+    """Holds the input projection of a feed-forward under the name `proj`."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, hidden)
+
+
+class FeedForward(nn.Module):
+    """Two linears with a non-linearity between; `net.1` is the place of a dropout without parameters."""
+
+    def __init__(self, dim: int, ratio: float, gelu: bool = True):
+        super().__init__()
+        hidden = int(dim * ratio)
+        self.gelu = gelu
+        self.net = nn.ModuleList([GatedProjection(dim, hidden), nn.Identity(), nn.Linear(hidden, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.net[0].proj(x)
+        return self.net[2](F.gelu(x, approximate="tanh") if self.gelu else F.silu(x))
+
+
+class Attention(nn.Module):
+    """Projections and norms of an attention; which of them exist depends on the block."""
+
+    def __init__(self, dim: int, heads: int, *, qk_norm: bool = True, out: bool = True, text: bool = False):
+        super().__init__()
+        self.heads = heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
+        if out:
+            self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        if qk_norm:
+            self.norm_q, self.norm_k = RMSNorm(dim // heads), RMSNorm(dim // heads)
+        if text:
+            self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(dim, dim) for _ in range(3))
+            self.to_add_out = nn.Linear(dim, dim)
+            self.norm_added_q, self.norm_added_k = RMSNorm(dim // heads), RMSNorm(dim // heads)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(batch, tokens, dim) -> (batch, tokens, heads, head_dim)."""
+        return x.unflatten(-1, (self.heads, -1))
+
+    def latent_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (self.split(linear(x)) for linear in (self.to_q, self.to_k, self.to_v))
+        return self.norm_q(q), self.norm_k(k), v
+
+    def text_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (self.split(linear(x)) for linear in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
+        return self.norm_added_q(q), self.norm_added_k(k), v
+
+
+class Modulation(nn.Module):
+    """The linear that turns the conditioning into shifts, scales and gates."""
+
+    def __init__(self, dim: int, parts: int):
+        super().__init__()
+        self.linear = nn.Linear(dim, parts * dim)
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        return self.linear(F.silu(conditioning))
+
+
+class RefinerBlock(nn.Module):
+    """Self-attention over text tokens with gates from the conditioning. Norms are affine here, and nothing is masked:
+    text arrives cropped to its valid tokens."""
+
+    def __init__(self, dim: int, heads: int, ratio: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=EPS)
+        self.attn = Attention(dim, heads, qk_norm=False)
+        self.norm2 = nn.LayerNorm(dim, eps=EPS)
+        self.ff = FeedForward(dim, ratio, gelu=False)
+        self.norm_out = Modulation(dim, 2)
+
+    def forward(self, x: Tensor, conditioning: Tensor, attend: Kernel) -> Tensor:
+        """x (n, tokens, dim), conditioning (n, dim)."""
+        attn = self.attn
+        gate_msa, gate_mlp = self.norm_out(conditioning).unsqueeze(1).chunk(2, dim=-1)
+        y = self.norm1(x)
+        out = attend(*(attn.split(linear(y)) for linear in (attn.to_q, attn.to_k, attn.to_v)))
+        x = x + attn.to_out[0](out.flatten(2)) * gate_msa
+        return x + self.ff(self.norm2(x)) * gate_mlp
+
+
+class TokenRefiner(nn.Module):
+    def __init__(self, dim: int, heads: int, ratio: float, layers: int):
+        super().__init__()
+        self.refiner_blocks = nn.ModuleList(RefinerBlock(dim, heads, ratio) for _ in range(layers))
+
+
+class TextRefiner(nn.Module):
+    """Projects and refines the language model's tokens, once for every step because it looks at the time."""
+
+    def __init__(self, text_dim: int, dim: int, heads: int, ratio: float, layers: int):
+        super().__init__()
+        self.time_text_embed = Conditioning(text_dim, dim, guidance=False)
+        self.proj_in = nn.Linear(text_dim, dim)
+        self.token_refiner = TokenRefiner(dim, heads, ratio, layers)
+
+    def forward(self, text: Tensor, timesteps: Tensor, attend: Kernel) -> Tensor:
+        """text (1, tokens, text_dim), timesteps (n,) -> (n, tokens, dim)."""
+        mean = (text.float().sum(dim=1) / text.shape[1]).to(text.dtype)
+        conditioning = self.time_text_embed(timesteps, mean)
+        x = self.proj_in(text).expand(len(timesteps), -1, -1)
+        for block in self.token_refiner.refiner_blocks:
+            x = block(x, conditioning, attend)
+        return x
+
+
+class DualBlock(nn.Module):
+    """Latent and text tokens with weights of their own, one joint attention."""
+
+    def __init__(self, dim: int, heads: int, ratio: float):
+        super().__init__()
+        self.norm1, self.norm1_context = Modulation(dim, 6), Modulation(dim, 6)
+        self.attn = Attention(dim, heads, text=True)
+        self.ff, self.ff_context = FeedForward(dim, ratio), FeedForward(dim, ratio)
+
+    def modulation(self, conditioning: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, dim) -> tables for latent and text tokens, each (n, 6 dim)."""
+        return self.norm1(conditioning), self.norm1_context(conditioning)
+
+    def forward(
+        self, x: Tensor, text: Tensor, tables: tuple[Tensor, Tensor], rope: Tensor, attend: Kernel
+    ) -> tuple[Tensor, Tensor]:
+        """x (1, latent tokens, dim), text (1, text tokens, dim), tables: this step's rows, each (1, 6 dim)."""
+        attn, count = self.attn, x.shape[1]
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = tables[0].unsqueeze(1).chunk(6, dim=-1)
+        t_shift, t_scale, t_gate, t_shift_mlp, t_scale_mlp, t_gate_mlp = tables[1].unsqueeze(1).chunk(6, dim=-1)
+
+        q, k, v = attn.latent_qkv(modulate(layer_norm(x), shift, scale))
+        latent_qkv = rotate(q, rope), rotate(k, rope), v
+        text_qkv = attn.text_qkv(modulate(layer_norm(text), t_shift, t_scale))
+        out = attend(*(torch.cat(pair, dim=1) for pair in zip(latent_qkv, text_qkv, strict=True))).flatten(2)
+
+        x = x + attn.to_out[0](out[:, :count]) * gate
+        text = text + attn.to_add_out(out[:, count:]) * t_gate
+        x = x + self.ff(modulate(layer_norm(x), shift_mlp, scale_mlp)) * gate_mlp
+        text = text + self.ff_context(modulate(layer_norm(text), t_shift_mlp, t_scale_mlp)) * t_gate_mlp
+        return x, text
+
+
+class SingleBlock(nn.Module):
+    """All tokens in one stream, attention and feed-forward in parallel."""
+
+    def __init__(self, dim: int, heads: int, ratio: float):
+        super().__init__()
+        hidden = int(dim * ratio)
+        self.norm = Modulation(dim, 3)
+        self.attn = Attention(dim, heads, out=False)
+        self.proj_mlp = nn.Linear(dim, hidden)
+        self.proj_out = nn.Linear(dim + hidden, dim)
+
+    def modulation(self, conditioning: Tensor) -> Tensor:
+        """(n, dim) -> (n, 3 dim)."""
+        return self.norm(conditioning)
+
+    def forward(self, x: Tensor, table: Tensor, latents: int, rope: Tensor, attend: Kernel) -> Tensor:
+        """x (1, tokens, dim), the first `latents` of which turn with the rope; table: this step's row, (1, 3 dim)."""
+        shift, scale, gate = table.unsqueeze(1).chunk(3, dim=-1)
+        y = modulate(layer_norm(x), shift, scale)
+        mlp = F.gelu(self.proj_mlp(y), approximate="tanh")
+        q, k, v = self.attn.latent_qkv(y)
+        q, k = (torch.cat([rotate(z[:, :latents], rope), z[:, latents:]], dim=1) for z in (q, k))
+        out = attend(q, k, v).flatten(2)
+        return x + self.proj_out(torch.cat([out, mlp], dim=-1)) * gate

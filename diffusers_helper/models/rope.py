@@ -1,0 +1,60 @@
+"""Rotary position tables over (time, height, width), and their averaged forms for 2x and 4x context (spec/core 1.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def rope_field(
+    times: Sequence[int], height: int, width: int, axes: Sequence[int], theta: float, device: torch.device
+) -> Tensor:
+    """cos and sin for every cell of a patch grid: (2, sum(axes), T, height, width), float32.
+
+    times: the T positions in time. height, width: cells, whose positions count from 0. axes: head dimensions given to each
+    of the three axes; every frequency serves an interleaved pair of dimensions.
+    """
+    grids = [
+        torch.as_tensor(list(times), dtype=torch.float32, device=device).view(-1, 1, 1),
+        torch.arange(height, dtype=torch.float32, device=device).view(1, -1, 1),
+        torch.arange(width, dtype=torch.float32, device=device).view(1, 1, -1),
+    ]
+    shape = (len(times), height, width)
+    angles = []
+    for dim, position in zip(axes, grids, strict=True):
+        frequencies = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim))
+        angle = frequencies.view(-1, 1, 1, 1) * position
+        angles.append(angle.expand(-1, *shape).repeat_interleave(2, dim=0))
+    angle = torch.cat(angles)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def pooled(field: Tensor, factor: int) -> Tensor:
+    """The table of tokens that cover `factor`**3 cells: cos and sin themselves are averaged, so their norm drops below 1."""
+    return F.avg_pool3d(pad_to_multiple(field, (factor,) * 3), kernel_size=factor)
+
+
+def pad_to_multiple(x: Tensor, multiples: tuple[int, int, int]) -> Tensor:
+    """Replicate-pad the last three dimensions at their ends to whole multiples."""
+    pads = []
+    for size, multiple in zip(reversed(x.shape[-3:]), reversed(multiples), strict=True):
+        pads += [0, -size % multiple]
+    return F.pad(x, pads, mode="replicate")
+
+
+def as_tokens(field: Tensor) -> Tensor:
+    """(2, D, T, H, W) -> (2, T*H*W, 1, D), ready to broadcast over heads."""
+    return rearrange(field, "cs d t h w -> cs (t h w) 1 d")
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn interleaved pairs of x, (batch, tokens, heads, D), by the table, (2, tokens, 1, D); in float32, dtype kept."""
+    cos, sin = table
+    wide = x.float()
+    real, imaginary = wide.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-imaginary, real], dim=-1).flatten(-2)
+    return (wide * cos + turned * sin).to(x.dtype)

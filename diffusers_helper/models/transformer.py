@@ -1,0 +1,277 @@
+"""The packed FramePack transformer in three phases: once a job, once a section, once a step.
+
+What the loop does not change is computed before it (spec/core 8.3): `prepare_job` holds everything that depends on prompt,
+guidance and sigmas, `prepare_section` the clean tokens and rotary tables, and `step` only what must run. That is exact, and
+6.8 of 25.75 GB of weights (all modulation linears) are never touched during sampling.
+Names and shapes of parameters are the hub's, so that its shards load strictly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffusers_helper.models.attention import Kernel, sdpa
+from diffusers_helper.models.blocks import (
+    Conditioning,
+    DualBlock,
+    Modulation,
+    SingleBlock,
+    TextRefiner,
+    layer_norm,
+    modulate,
+)
+from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field
+from diffusers_helper.models.step_cache import StepCache
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The hub's config.json; defaults are those of both published checkpoints (spec/core 1.1)."""
+
+    in_channels: int = 16
+    out_channels: int = 16
+    num_attention_heads: int = 24
+    attention_head_dim: int = 128
+    num_layers: int = 20
+    num_single_layers: int = 40
+    num_refiner_layers: int = 2
+    mlp_ratio: float = 4.0
+    patch_size: int = 2
+    patch_size_t: int = 1
+    guidance_embeds: bool = True
+    text_embed_dim: int = 4096
+    pooled_projection_dim: int = 768
+    rope_theta: float = 256.0
+    rope_axes_dim: tuple[int, ...] = (16, 56, 56)
+    image_proj_dim: int = 1152
+    has_image_proj: bool = True
+    has_clean_x_embedder: bool = True
+
+    @property
+    def dim(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> TransformerConfig:
+        """From config.json; keys it has beyond ours (class name, versions) are passed over.
+
+        Raises ValueError where the sizes cannot belong together.
+        """
+        known = {field.name for field in fields(cls)}
+        values = {key: value for key, value in document.items() if key in known and value is not None}
+        if "rope_axes_dim" in values:
+            values["rope_axes_dim"] = tuple(values["rope_axes_dim"])
+        config = cls(**values)
+        if sum(config.rope_axes_dim) != config.attention_head_dim:
+            raise ValueError(f"rope_axes_dim {config.rope_axes_dim} does not sum to {config.attention_head_dim}")
+        if (config.patch_size, config.patch_size_t) != (2, 1):
+            raise ValueError(f"patch size {config.patch_size_t}x{config.patch_size} is not the 1x2 of FramePack")
+        return config
+
+
+@dataclass(frozen=True)
+class Clean:
+    """Noise-free latents to look at: latents (1, channels, T, h, w) and their T time positions."""
+
+    latents: Tensor
+    times: Sequence[int]
+
+
+@dataclass(frozen=True)
+class JobTables:
+    """What every section with this prompt, guidance and schedule shares; first dimension is the step.
+
+    context: (steps, image + text tokens, dim). dual, single: tables of the blocks. head: (steps, 2 dim).
+    """
+
+    context: Tensor
+    dual: tuple[tuple[Tensor, Tensor], ...]
+    single: tuple[Tensor, ...]
+    head: Tensor
+
+
+@dataclass(frozen=True)
+class SectionTables:
+    """What every step of a section shares. clean: (1, clean tokens, dim), in the order 4x, 2x, 1x. rope: (2, tokens, 1, D)."""
+
+    clean: Tensor
+    rope: Tensor
+
+
+class LatentEmbed(nn.Module):
+    """Noisy latents to tokens: a 1x2x2 patch each."""
+
+    def __init__(self, channels: int, dim: int):
+        super().__init__()
+        self.proj = nn.Conv3d(channels, dim, kernel_size=(1, 2, 2), stride=(1, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(self.proj(x), "b d t h w -> b (t h w) d")
+
+
+class CleanEmbed(nn.Module):
+    """Clean latents to tokens at three resolutions."""
+
+    def __init__(self, channels: int, dim: int):
+        super().__init__()
+        self.proj = nn.Conv3d(channels, dim, kernel_size=(1, 2, 2), stride=(1, 2, 2))
+        self.proj_2x = nn.Conv3d(channels, dim, kernel_size=(2, 4, 4), stride=(2, 4, 4))
+        self.proj_4x = nn.Conv3d(channels, dim, kernel_size=(4, 8, 8), stride=(4, 8, 8))
+
+    def forward(self, latents: Tensor, factor: int) -> Tensor:
+        """(1, channels, T, h, w) -> (1, tokens, dim); factor 1, 2 or 4."""
+        conv = {1: self.proj, 2: self.proj_2x, 4: self.proj_4x}[factor]
+        if factor > 1:
+            latents = pad_to_multiple(latents, conv.kernel_size)
+        return rearrange(conv(latents), "b d t h w -> b (t h w) d")
+
+
+class ImageProjection(nn.Module):
+    """The vision encoder's tokens to the transformer's width."""
+
+    def __init__(self, in_dim: int, dim: int):
+        super().__init__()
+        self.up = nn.Linear(in_dim, dim * 3)
+        self.down = nn.Linear(dim * 3, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.up(x)))
+
+
+class PackedTransformer(nn.Module):
+    """Batch 1; real guidance is a second pass with tables of its own."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        dim, heads, ratio = config.dim, config.num_attention_heads, config.mlp_ratio
+        self.config = config
+        self.attend: Kernel = sdpa
+        # The reference computes the last linear in float32 on 16-bit weights (spec/core 1.4, line 1).
+        self.float32_head = True
+        self.x_embedder = LatentEmbed(config.in_channels, dim)
+        self.context_embedder = TextRefiner(config.text_embed_dim, dim, heads, ratio, config.num_refiner_layers)
+        self.time_text_embed = Conditioning(config.pooled_projection_dim, dim, config.guidance_embeds)
+        self.transformer_blocks = nn.ModuleList(DualBlock(dim, heads, ratio) for _ in range(config.num_layers))
+        self.single_transformer_blocks = nn.ModuleList(SingleBlock(dim, heads, ratio) for _ in range(config.num_single_layers))
+        if config.has_clean_x_embedder:
+            self.clean_x_embedder = CleanEmbed(config.in_channels, dim)
+        if config.has_image_proj:
+            self.image_projection = ImageProjection(config.image_proj_dim, dim)
+        self.norm_out = Modulation(dim, 2)
+        self.proj_out = nn.Linear(dim, 4 * config.out_channels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.proj_out.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.proj_out.weight.dtype
+
+    @torch.inference_mode()
+    def prepare_job(
+        self,
+        text: Tensor,
+        pooled_text: Tensor,
+        image: Tensor | None,
+        guidance: float,
+        sigmas: Sequence[float],
+    ) -> JobTables:
+        """Tables for all steps.
+
+        text: (1, valid tokens, text_embed_dim), without padding. pooled_text: (1, pooled_projection_dim).
+        image: (1, tokens, image_proj_dim) or None. guidance: the distilled scale, such as 10.
+        sigmas: noise level of each step. Time (1000 sigma) and guidance (1000 scale) are rounded to the weights' dtype
+        before they are embedded, as the reference does (spec/core 1.4, line 2).
+        """
+        text, pooled_text = self._cast(text), self._cast(pooled_text)
+        levels = torch.as_tensor(list(sigmas), dtype=torch.float32, device=self.device)
+        times = (levels * 1000.0).to(self.dtype)
+        scale = torch.full((1,), guidance * 1000.0, device=self.device).to(self.dtype)
+        conditioning = self.time_text_embed(times, pooled_text, scale if self.config.guidance_embeds else None)
+        context = self.context_embedder(text, times, self.attend)
+        if image is not None:
+            tokens = self.image_projection(self._cast(image))
+            context = torch.cat([tokens.expand(len(times), -1, -1), context], dim=1)
+        return JobTables(
+            context=context,
+            dual=tuple(block.modulation(conditioning) for block in self.transformer_blocks),
+            single=tuple(block.modulation(conditioning) for block in self.single_transformer_blocks),
+            head=self.norm_out(conditioning),
+        )
+
+    @torch.inference_mode()
+    def prepare_section(
+        self,
+        times: Sequence[int],
+        height: int,
+        width: int,
+        clean: Clean | None = None,
+        clean_2x: Clean | None = None,
+        clean_4x: Clean | None = None,
+    ) -> SectionTables:
+        """Clean tokens and rotary tables.
+
+        times: positions of the noisy latents. height, width: of the latents, even numbers; clean latents have the same.
+        Raises ValueError for sides that do not divide into patches.
+        """
+        if height % 2 or width % 2:
+            raise ValueError(f"latents of {height}x{width} do not divide into 2x2 patches; pixel sides must be multiples of 16")
+        grid = height // 2, width // 2
+        axes, theta = self.config.rope_axes_dim, self.config.rope_theta
+        tokens, tables = [], []
+        for factor, part in ((4, clean_4x), (2, clean_2x), (1, clean)):
+            if part is None:
+                continue
+            tokens.append(self.clean_x_embedder(self._cast(part.latents), factor))
+            table = rope_field(part.times, *grid, axes, theta, self.device)
+            tables.append(as_tokens(table if factor == 1 else pooled(table, factor)))
+        tables.append(as_tokens(rope_field(times, *grid, axes, theta, self.device)))
+        empty = torch.empty(1, 0, self.config.dim, dtype=self.dtype, device=self.device)
+        return SectionTables(clean=torch.cat([empty, *tokens], dim=1), rope=torch.cat(tables, dim=1))
+
+    @torch.inference_mode()
+    def step(self, x: Tensor, index: int, job: JobTables, section: SectionTables, cache: StepCache | None = None) -> Tensor:
+        """Velocity, (1, channels, T, h, w) float32, of noisy latents x of the same shape at step `index` of the tables."""
+        _, _, frames, height, width = x.shape
+        noisy = self.x_embedder(self._cast(x))
+        hidden = torch.cat([section.clean, noisy], dim=1)
+        if cache is None or cache.must_compute(self._first_modulated(hidden, index, job)):
+            before = hidden
+            hidden = self._blocks(hidden, index, job, section)
+            if cache is not None:
+                cache.residual = hidden - before
+        else:
+            hidden = hidden + cache.residual
+        scale, shift = job.head[index : index + 1].unsqueeze(1).chunk(2, dim=-1)
+        hidden = modulate(layer_norm(hidden[:, -noisy.shape[1] :]), shift, scale)
+        weight, bias = self.proj_out.weight, self.proj_out.bias
+        if self.float32_head:
+            hidden, weight, bias = hidden.float(), weight.float(), bias.float()
+        patches = F.linear(hidden, weight, bias).float()
+        sizes = {"t": frames, "h": height // 2, "w": width // 2, "ph": 2, "pw": 2}
+        return rearrange(patches, "b (t h w) (c ph pw) -> b c t (h ph) (w pw)", **sizes)
+
+    def _first_modulated(self, hidden: Tensor, index: int, job: JobTables) -> Tensor:
+        shift, scale = job.dual[0][0][index : index + 1].unsqueeze(1).chunk(6, dim=-1)[:2]
+        return modulate(layer_norm(hidden), shift, scale)
+
+    def _blocks(self, x: Tensor, index: int, job: JobTables, section: SectionTables) -> Tensor:
+        latents, rows = x.shape[1], slice(index, index + 1)
+        text = job.context[rows]
+        for block, (latent_table, text_table) in zip(self.transformer_blocks, job.dual, strict=True):
+            x, text = block(x, text, (latent_table[rows], text_table[rows]), section.rope, self.attend)
+        x = torch.cat([x, text], dim=1)
+        for block, table in zip(self.single_transformer_blocks, job.single, strict=True):
+            x = block(x, table[rows], latents, section.rope, self.attend)
+        return x[:, :latents]
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.dtype)

@@ -1,0 +1,125 @@
+"""The schedule, the denoiser and the sampler: three independent parts (spec/core 3).
+
+The schedule is a list of sigmas from 1 to 0, a denoiser is any `denoise(x, step) -> x0`, and the sampler is a generator.
+Sigmas are Python floats, so nothing in a step waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import Tensor
+
+# Time shift: mu rises linearly from 0.5 at 256 tokens to 1.15 at 4096 and ends at ln 7 (spec/core 3.1).
+MU_AT = ((256, 0.5), (4096, 1.15))
+MAX_SHIFT = 7.0
+
+
+def shift_mu(tokens: int) -> float:
+    """mu of the schedule for so many noisy tokens."""
+    (low, mu_low), (high, mu_high) = MU_AT
+    return min(mu_low + (mu_high - mu_low) / (high - low) * (tokens - low), math.log(MAX_SHIFT))
+
+
+def schedule(steps: int, tokens: int, shift: float | None = None, strength: float = 1.0) -> list[float]:
+    """steps + 1 sigmas from `strength` down to 0. tokens: T h w / 4 of the latents. shift: instead of the automatic e^mu."""
+    factor = shift if shift is not None else math.exp(shift_mu(tokens))
+    times = [1.0 - i / steps for i in range(steps + 1)]
+    return [strength * factor * t / (1.0 + (factor - 1.0) * t) for t in times]
+
+
+def noise_like(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard noise, float32, drawn on the generator's device: a CPU generator gives the same film on every card."""
+    return torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=torch.float32)
+
+
+def noised(initial: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """Where sampling begins at noise level sigma: the picture shines through by 1 - sigma (spec/core 3.4)."""
+    return initial * (1.0 - sigma) + noise * sigma
+
+
+def guide(positive: Tensor, negative: Tensor, scale: float, rescale: float) -> Tensor:
+    """Real guidance with rescaled contrast (spec/core 3.2)."""
+    velocity = negative + scale * (positive - negative)
+    if rescale <= 0.0:
+        return velocity
+    dims = tuple(range(1, velocity.ndim))
+    ratio = positive.std(dim=dims, keepdim=True) / velocity.std(dim=dims, keepdim=True)
+    return rescale * velocity * ratio + (1.0 - rescale) * velocity
+
+
+@dataclass(frozen=True)
+class UniPCRow:
+    """One step of the sampler: weights of x and of the clean predictions, newest first.
+
+    predict: for m[i-1], m[i-2], ...; correct: likewise, and correct_new for m[i] itself.
+    """
+
+    x: float
+    predict: tuple[float, ...]
+    correct: tuple[float, ...]
+    correct_new: float
+
+
+def unipc_table(sigmas: Sequence[float], order: int = 3) -> list[UniPCRow]:
+    """Rows for the steps from the second on: UniPC, data prediction, variant "bh1", with lambda = -ln sigma (spec/core 3.3).
+
+    Everything but the predictions depends on sigmas only, so it is solved here once, in float64.
+    """
+    steps = len(sigmas) - 1
+    rows = []
+    for i in range(1, steps):
+        p = min(i, order, steps - 1)
+        h = math.log(sigmas[i - 1] / sigmas[i])
+        r = [math.log(sigmas[i - 1] / sigmas[i - 1 - j]) / h for j in range(1, p)] + [1.0]
+        phi = math.expm1(-h)
+        scale = -h
+        psi, right = phi / -h - 1.0, []
+        for k in range(1, p + 1):
+            right.append(math.factorial(k) * psi / scale)
+            psi = psi / -h - 1.0 / math.factorial(k + 1)
+        powers = numpy.array([[r_j ** (k - 1) for r_j in r] for k in range(1, p + 1)])
+        rho_correct = [0.5] if p == 1 else numpy.linalg.solve(powers, right).tolist()
+        if p == 1:
+            rho_predict = []
+        elif p == 2:
+            rho_predict = [0.5]
+        else:
+            rho_predict = numpy.linalg.solve(powers[:-1, :-1], right[:-1]).tolist()
+        predict = _row(phi, scale, r, rho_predict)
+        correct = _row(phi, scale, r, rho_correct[:-1])
+        correct[0] += scale * rho_correct[-1]
+        rows.append(UniPCRow(sigmas[i] / sigmas[i - 1], tuple(predict), tuple(correct), -scale * rho_correct[-1]))
+    return rows
+
+
+def _row(phi: float, scale: float, r: Sequence[float], rho: Sequence[float]) -> list[float]:
+    """Weights of m[i-1], m[i-2], ... in  -phi m[i-1] - scale sum_j rho_j (m[i-1-j] - m[i-1]) / r_j."""
+    weights = [-phi] + [0.0] * len(rho)
+    for j, rho_j in enumerate(rho):
+        weights[0] += scale * rho_j / r[j]
+        weights[j + 1] -= scale * rho_j / r[j]
+    return weights
+
+
+def unipc(denoise: Callable[[Tensor, int], Tensor], x: Tensor, sigmas: Sequence[float]) -> Iterator[tuple[int, Tensor]]:
+    """Yields (step, x0) after each of the len(sigmas) - 1 steps; the last x0 is the result. One network call a step."""
+    clean = [denoise(x, 0)]
+    yield 0, clean[0]
+    for i, row in enumerate(unipc_table(sigmas), start=1):
+        predicted = _combine(row.x, x, row.predict, clean)
+        new = denoise(predicted, i)
+        x = _combine(row.x, x, row.correct, clean) + row.correct_new * new
+        clean = [new, *clean[:2]]
+        yield i, new
+
+
+def _combine(weight: float, x: Tensor, weights: Sequence[float], clean: Sequence[Tensor]) -> Tensor:
+    result = weight * x
+    for w, m in zip(weights, clean, strict=False):
+        result = result + w * m
+    return result

@@ -1,0 +1,57 @@
+"""The vision encoder's view of the start picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import SiglipVisionModel
+
+from diffusers_helper.buckets import resize
+
+
+@dataclass(frozen=True)
+class VisionPreprocessing:
+    """From preprocessor_config.json; SigLIP's defaults."""
+
+    height: int = 384
+    width: int = 384
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> VisionPreprocessing:
+        size = document.get("size", {})
+        return cls(
+            height=size.get("height", cls.height),
+            width=size.get("width", cls.width),
+            mean=tuple(document.get("image_mean", cls.mean)),
+            std=tuple(document.get("image_std", cls.std)),
+        )
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """RGB -> (1, 3, height, width).
+
+        Bicubic with Pillow, aspect not kept, whatever backend transformers would choose: they differ by a few levels.
+        """
+        resized = resize(picture, self.height, self.width, Image.Resampling.BICUBIC)
+        values = torch.from_numpy(numpy.array(resized)).permute(2, 0, 1).float() / 255.0
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
+        return ((values - mean) / std).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class VisionEncoder:
+    model: SiglipVisionModel
+    preprocess: VisionPreprocessing
+
+
+@torch.inference_mode()
+def encode_image(encoder: VisionEncoder, picture: Image.Image) -> Tensor:
+    """RGB, already fitted to the film's size -> (1, tokens, width), float32 on the CPU."""
+    pixels = encoder.preprocess(picture).to(encoder.model.device, encoder.model.dtype)
+    return encoder.model(pixel_values=pixels).last_hidden_state.float().cpu()

@@ -1,0 +1,277 @@
+"""`eichi render`, `eichi demo`, `eichi doctor`. Results go to stdout, progress and problems to stderr.
+
+Exit codes: 0 done, 1 failed, 2 bad input (nothing was started), 130 stopped (files so far are kept).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eichi_utils import modes
+from eichi_utils.cli_plan import plan_document, plan_lines
+from eichi_utils.engine import Engine
+from eichi_utils.events import StopLevel
+from eichi_utils.jobs import Jobs
+from eichi_utils.metadata import read_document
+from eichi_utils.paths import DEFAULT_OUTPUTS
+from eichi_utils.plan import FPS
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.progress import Progress
+from eichi_utils.request import Request
+from eichi_utils.view import View
+from locales import LANGUAGES, Translator, preferred_language
+
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
+SWITCH_WORDS = {"on": True, "off": False, "true": True, "false": False}
+# Flags whose name is not the field's with dashes.
+FLAG_NAMES = {"keyframes": "--keyframe", "section_prompts": "--section-prompt", "image_mask": "--mask"}
+PAIR_KINDS = ("section_pictures", "section_texts")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    t = Translator(_language(arguments))
+    options = make_parser(t).parse_args(arguments)
+    try:
+        return options.run(options, t)
+    except UserError as error:
+        return report_problems(error.problems, t, options.json)
+    except KeyboardInterrupt:
+        return STOPPED
+
+
+def _language(arguments: Sequence[str]) -> str:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--lang")
+    wanted = finder.parse_known_args(list(arguments))[0].lang
+    return wanted if wanted in LANGUAGES else preferred_language(os.environ)
+
+
+def make_parser(t: Translator) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="eichi", description=t("cli.about"))
+    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor")
+    render = commands.add_parser("render", help=t("cli.render"), description=t("cli.render"), allow_abbrev=False)
+    render.set_defaults(run=run_render)
+    demo = commands.add_parser("demo", help=t("cli.demo"), description=t("cli.demo"), allow_abbrev=False)
+    demo.set_defaults(run=run_demo)
+    for command in (render, demo):
+        add_request_flags(command, t)
+        command.add_argument("--request", metavar="FILE", help=t("cli.help.request"))
+        command.add_argument("--out", metavar="DIR", type=Path, default=DEFAULT_OUTPUTS, help=t("cli.help.out"))
+        command.add_argument("--dry-run", action="store_true", help=t("cli.help.dry_run"))
+    doctor = commands.add_parser("doctor", help=t("cli.doctor"), description=t("cli.doctor"), allow_abbrev=False)
+    doctor.set_defaults(run=run_doctor)
+    for command in (render, demo, doctor):
+        command.add_argument("--models", metavar="DIR", type=Path, help=t("cli.help.models"))
+        command.add_argument("--device", default="auto", help=t("cli.help.device"))
+        command.add_argument("--attention", default="auto", metavar="NAME", help=t("cli.help.attention"))
+        command.add_argument("--json", action="store_true", help=t("cli.help.json"))
+        command.add_argument("--lang", choices=LANGUAGES, help=t("cli.help.lang"))
+    return parser
+
+
+def request_fields() -> dict[str, dataclasses.Field]:
+    """Every field of every mode, by name."""
+    return {field.name: field for kind in modes.MODES.values() for field in dataclasses.fields(kind)}
+
+
+def add_request_flags(parser: argparse.ArgumentParser, t: Translator) -> None:
+    """A flag for every request field. Values stay text here: the request's own reading finds what is wrong with them."""
+    parser.add_argument("--mode", metavar="|".join(modes.MODES), help=t("cli.help.mode"))
+    for name, field in request_fields().items():
+        flag, kind = FLAG_NAMES.get(name, f"--{name.replace('_', '-')}"), field.metadata["kind"]
+        text = t(f"cli.help.{name}")
+        if kind == "controls":
+            parser.add_argument("--reference", dest=name, action=_Reference, part="image", metavar="FILE", help=text)
+            for part, value in (("index", "N"), ("mask", "FILE")):
+                flag, text = f"--reference-{part}", t(f"cli.help.reference_{part}")
+                parser.add_argument(flag, dest=name, action=_Reference, part=part, metavar=value, help=text)
+        elif kind in PAIR_KINDS:
+            parser.add_argument(flag, dest=name, action="append", metavar="K=VALUE", help=text)
+        else:
+            parser.add_argument(flag, dest=name, metavar=_metavar(field.metadata), help=text)
+
+
+def _metavar(limits: Mapping[str, Any]) -> str:
+    if limits["kind"] == "choice":
+        return "|".join(f"{choice:g}" if isinstance(choice, float) else str(choice) for choice in limits["choices"])
+    return {"picture": "FILE", "text": "TEXT", "switch": "on|off"}.get(limits["kind"], "N")
+
+
+class _Reference(argparse.Action):
+    """`--reference` begins a control; `--reference-index` and `--reference-mask` belong to the latest."""
+
+    def __init__(self, *args: Any, part: str, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.part = part
+
+    def __call__(self, parser: argparse.ArgumentParser, options: Any, value: Any, option: str | None = None) -> None:
+        controls = list(getattr(options, self.dest) or [])
+        if self.part == "image":
+            controls.append({"image": os.path.abspath(value)})
+        elif not controls:
+            parser.error(f"{option} must follow a --reference")
+        else:
+            read = {"index": _number, "mask": os.path.abspath}[self.part]
+            controls[-1] = {**controls[-1], self.part: read(value)}
+        setattr(options, self.dest, controls)
+
+
+def read_request(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Request:
+    """The request from `--request` (or `defaults`) with every flag that was given laid over it. Raises UserError."""
+    document = dict(read_document(options.request)) if options.request else {"mode": "reverse", **defaults}
+    if options.mode:
+        document["mode"] = options.mode
+    problems = []
+    for name, field in request_fields().items():
+        given = getattr(options, name)
+        if given is None:
+            continue
+        if field.metadata["kind"] in PAIR_KINDS:
+            given, bad = _pairs(name, given, pictures=field.metadata["kind"] == "section_pictures")
+            problems += bad
+        elif field.metadata["kind"] != "controls":
+            given = _READ_FLAG.get(field.metadata["kind"], str)(given)
+        document[name] = given
+    try:
+        request = modes.from_json(document)
+    except UserError as error:
+        raise UserError([*problems, *error.problems]) from None
+    problems += request.check()
+    if problems:
+        raise UserError(problems)
+    return request
+
+
+def _pairs(name: str, given: Sequence[str], *, pictures: bool) -> tuple[dict[str, str], list[Problem]]:
+    pairs, problems = {}, []
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip().isdecimal():
+            problems.append(Problem(name, "pair_expected", {"value": text[:80]}))
+        else:
+            pairs[key.strip()] = os.path.abspath(value) if pictures else value
+    return pairs, problems
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+_READ_FLAG = {
+    "picture": lambda text: os.path.abspath(text) if text else "",
+    "integer": _number,
+    "number": _number,
+    "choice": _number,
+    "switch": lambda text: SWITCH_WORDS.get(text.lower(), text),
+}
+
+
+def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:
+    request = read_request(options, defaults or {})
+    if options.dry_run:
+        plan = request.plan()
+        sys.stdout.write(json.dumps(plan_document(plan)) if options.json else "\n".join(plan_lines(plan, t)))
+        sys.stdout.write("\n")
+        return DONE
+    engine = Engine(options.models, options.out.resolve(), options.device, options.attention)
+    jobs = Jobs(engine)
+    job = jobs.submit(request)
+    progress = Progress(sys.stderr, t)
+    view = job.view
+    follow = jobs.follow(job.id)
+    while not view.ended:
+        try:
+            view = next(follow)
+            progress.show(view)
+        except KeyboardInterrupt:
+            jobs.stop(StopLevel.NOW)
+            progress.say(t("cli.stopping"))
+            follow = jobs.follow(job.id)
+    progress.close()
+    jobs.close()
+    return report(view, t, options.json)
+
+
+def run_demo(options: argparse.Namespace, t: Translator) -> int:
+    """Render the example photo with the small built-in checkpoint, where the user names no other."""
+    from eichi_utils.demo import demo_defaults, demo_models
+
+    defaults = demo_defaults()
+    if options.models is None and not options.dry_run:
+        options.models = demo_models(lambda key: sys.stderr.write(t(key) + "\n"))
+    return run_render(options, t, defaults)
+
+
+def run_doctor(options: argparse.Namespace, t: Translator) -> int:
+    from eichi_utils.doctor import examine, report_lines
+
+    findings = examine(options.models, options.device, options.attention)
+    sys.stdout.write(json.dumps(findings) if options.json else "\n".join(report_lines(findings, t)))
+    sys.stdout.write("\n")
+    return DONE
+
+
+def report(view: View, t: Translator, as_json: bool) -> int:
+    """Say how a job ended; the exit code."""
+    if view.state == "failed" and not view.files and not as_json:
+        return report_problems(view.problems, t, as_json, _failure_code(view))
+    for line in problem_lines(view.problems, t):
+        sys.stderr.write(line + "\n")
+    if as_json:
+        document = {
+            "files": list(view.files),
+            "frames": view.frames,
+            "seconds": round(view.frames / FPS, 3),
+            "seed": view.seed,
+            "took": round(view.elapsed, 3),
+            "state": view.state,
+        }
+        if view.problems:
+            document["problems"] = problems_document(view.problems, t)
+        sys.stdout.write(json.dumps(document) + "\n")
+    else:
+        sys.stderr.write(t(f"cli.{view.state}", frames=view.frames, seconds=f"{view.film_seconds:.2f}") + "\n")
+        for file in view.files:
+            sys.stdout.write(file + "\n")
+    return {"finished": DONE, "stopped": STOPPED}.get(view.state) if view.state != "failed" else _failure_code(view)
+
+
+def _failure_code(view: View) -> int:
+    program = any(problem.key in ("unexpected", "out_of_memory") for problem in view.problems)
+    return FAILED if program or view.sampling_since is not None else BAD_INPUT
+
+
+def report_problems(problems: Sequence[Problem], t: Translator, as_json: bool, code: int = BAD_INPUT) -> int:
+    for line in problem_lines(problems, t):
+        sys.stderr.write(line + "\n")
+    if as_json:
+        sys.stdout.write(json.dumps({"files": [], "problems": problems_document(problems, t)}) + "\n")
+    return code
+
+
+def problem_lines(problems: Sequence[Problem], t: Translator) -> list[str]:
+    return [f"{problem.field}: {t(f'problem.{problem.key}', **problem.values)}".removeprefix(": ") for problem in problems]
+
+
+def problems_document(problems: Sequence[Problem], t: Translator) -> list[dict[str, str]]:
+    return [{"field": p.field, "key": p.key, "text": t(f"problem.{p.key}", **p.values)} for p in problems]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""A plan as text and as JSON, for `--dry-run`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eichi_utils.plan import FPS, Plan, Ref
+from locales import Translator
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """The plan's integers and names."""
+    return {
+        "checkpoint": plan.checkpoint,
+        "grows": plan.grows,
+        "output": plan.output,
+        "sections": [
+            {
+                "section": number,
+                "frames": list(section.frames),
+                "clean": [_ref_document(ref) for ref in section.clean],
+                "clean_2x": _ref_document(section.clean_2x),
+                "clean_4x": _ref_document(section.clean_4x),
+                "prompt": section.prompt,
+                "strength": section.strength,
+            }
+            for number, section in enumerate(plan.sections)
+        ],
+        "opening": _ref_document(plan.opening),
+        "closing": _ref_document(plan.closing),
+        "pictures": dict(plan.pictures),
+        "masks": dict(plan.masks),
+        "latents": plan.latents,
+        "frames": plan.frames,
+        "seconds": round(plan.frames / FPS, 3),
+    }
+
+
+def plan_lines(plan: Plan, t: Translator) -> list[str]:
+    """A line of totals and one for each section in the order of sampling."""
+    seconds = f"{plan.frames / FPS:.2f}"
+    lines = [t("cli.plan.total", sections=len(plan.sections), frames=plan.frames, seconds=seconds)]
+    for number, section in enumerate(plan.sections):
+        refs = " ".join(_ref_text(ref) for ref in (*section.clean, section.clean_2x, section.clean_4x) if ref)
+        positions = f"{section.frames[0]}-{section.frames[-1]}"
+        lines.append(t("cli.plan.section", number=number, positions=positions, refs=refs, prompt=section.prompt))
+    return lines
+
+
+def _ref_document(ref: Ref | None) -> dict[str, Any] | None:
+    if ref is None:
+        return None
+    return {"source": ref.source, "at": list(ref.at), "skip": ref.skip, "scale": ref.scale, "mask": ref.mask}
+
+
+def _ref_text(ref: Ref) -> str:
+    at = f"{ref.at[0]}" if len(ref.at) == 1 else f"{ref.at[0]}-{ref.at[-1]}"
+    return f"{ref.source}@{at}"

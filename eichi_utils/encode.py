@@ -1,0 +1,75 @@
+"""From files and prompts to what the networks read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusers_helper.buckets import bucket, cover_crop
+from diffusers_helper.latents import SPATIAL, encode_picture
+from diffusers_helper.text import TextEmbedding
+from eichi_utils.pictures import open_mask, open_picture
+from eichi_utils.plan import Plan
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A plan's pictures, all fitted to the size of the start picture, and its masks, fitted likewise."""
+
+    height: int
+    width: int
+    by_name: Mapping[str, Image.Image]
+    masks: Mapping[str, Image.Image]
+
+    @property
+    def start(self) -> Image.Image:
+        return self.by_name["start"]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Everything a film is sampled from; tensors float32 on the CPU.
+
+    prompts: embedding by prompt. image: the vision encoder's tokens (1, n, width), or None. latents: (1, 16, 1, h, w) by
+    picture. masks: (1, 1, 1, h, w) by name.
+    """
+
+    prompts: Mapping[str, TextEmbedding]
+    image: Tensor | None
+    latents: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    negative: TextEmbedding | None = None
+
+
+def fit_pictures(plan: Plan, size: int) -> Pictures:
+    """Open and fit a plan's pictures. Raises UserError if one cannot be used."""
+    start = open_picture(plan.pictures["start"])
+    height, width = bucket(size, start.height, start.width)
+    by_name = {name: cover_crop(open_picture(path, name), height, width) for name, path in plan.pictures.items()}
+    masks = {}
+    for name, path in plan.masks.items():
+        # The mask takes its picture's way through scaling and cropping, even when its own proportions differ.
+        mask = open_mask(path, name).resize(open_picture(plan.pictures[name], name).size, Image.Resampling.BILINEAR)
+        masks[name] = cover_crop(mask, height, width)
+    return Pictures(height, width, by_name, masks)
+
+
+def pixels_of(picture: Image.Image) -> Tensor:
+    """RGB -> (1, 3, 1, H, W) in -1..1."""
+    values = torch.from_numpy(numpy.array(picture)).float() / 127.5 - 1.0
+    return values.permute(2, 0, 1)[None, :, None]
+
+
+def encode_mask(mask: Image.Image) -> Tensor:
+    """Grey, H x W -> (1, 1, 1, H/8, W/8) in 0..1: the mean of each latent cell."""
+    cells = mask.resize((mask.width // SPATIAL, mask.height // SPATIAL), Image.Resampling.BOX)
+    return torch.from_numpy(numpy.array(cells)).float()[None, None, None] / 255.0
+
+
+def encode_pictures(vae: torch.nn.Module, pictures: Pictures) -> dict[str, Tensor]:
+    return {name: encode_picture(vae, pixels_of(picture)) for name, picture in pictures.by_name.items()}

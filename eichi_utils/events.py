@@ -1,0 +1,98 @@
+"""What a running job reports: plain data, in order. `at` is the time in seconds since the epoch."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from eichi_utils.problems import Problem
+
+# In the order of a run; "sample", "decode" and "save" repeat for every section.
+STAGES = ("check", "text", "vision", "encode", "load", "sample", "decode", "save")
+
+
+class StopLevel(enum.IntEnum):
+    """How soon to stop; a higher level overrides a lower one."""
+
+    NONE = 0
+    JOB = 1  # finish this job, drop the jobs that wait
+    SECTION = 2  # finish and keep the section being sampled
+    NOW = 3  # at the next step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """First event: the size of the whole job."""
+
+    sections: int
+    steps: int
+    frames: int
+    width: int
+    height: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Event):
+    """Work of this kind begins; `section` from 0, or None before the first."""
+
+    name: str
+    section: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice(Event):
+    """Something the user should know; key below `notice.` in the locales."""
+
+    key: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Event):
+    """A denoising step is done. section, step: from 0. preview: an animated WebP of the latents, or None."""
+
+    section: int
+    step: int
+    preview: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved(Event):
+    """A file is complete on disk. kind: "start", "so_far" (the film up to now), "film", "picture"."""
+
+    path: str
+    kind: str
+    section: int | None = None
+    frames: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended(Event):
+    """The last event of a job is exactly one of the three kinds below. files: what exists, the result first."""
+
+    files: tuple[str, ...] = ()
+    frames: int = 0
+    took: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Ended):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped(Ended):
+    level: StopLevel = StopLevel.NOW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Ended):
+    problems: tuple[Problem, ...] = ()

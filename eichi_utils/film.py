@@ -1,0 +1,149 @@
+"""The section loop: from conditions to latents and pixels, for any plan. No files and no encoders here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diffusers_helper.latents import decode, preview_rgb
+from diffusers_helper.models.step_cache import StepCache, TeaCache
+from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
+from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
+from eichi_utils.encode import Conditions
+from eichi_utils.events import Event, Stage, Step, StopLevel
+from eichi_utils.history import History, Stitch
+from eichi_utils.media import animated_webp
+from eichi_utils.plan import Plan, Ref, Section
+from eichi_utils.request import Request
+
+if TYPE_CHECKING:
+    from eichi_utils.jobs import Stop
+    from eichi_utils.models import ModelPool
+
+# Tables of one prompt are 56 MB at full size; a section needs at most two, its neighbours often the same.
+KEPT_TABLES = 4
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A section in pixels: `final` frames nothing will change any more, `open` ones at the growing edge.
+
+    Both are (1, 3, frames, H, W) in about -1..1. latents: the section's own, (1, 16, T, h, w).
+    """
+
+    section: int
+    latents: Tensor
+    final: Tensor
+    open: Tensor
+
+
+def sample_film(request: Request, plan: Plan, conditions: Conditions, pool: ModelPool, stop: Stop) -> Iterator[Event | Decoded]:
+    """Sample and decode section after section: Stage and Step events, and one Decoded each.
+
+    Ends early, after the step in hand, when told to stop NOW.
+    """
+    sampler = SectionSampler(request, plan, conditions)
+    history = sampler.history
+    stitch = Stitch(plan.grows, plan.section_latents)
+    for number, section in enumerate(plan.sections):
+        yield Stage(at=time.time(), name="sample", section=number)
+        with pool.transformer(plan.checkpoint) as net:
+            for step, latents in sampler.sample(net, section, (step_cache(request), step_cache(request))):
+                yield Step(at=time.time(), section=number, step=step, preview=_preview(latents))
+                if stop.level >= StopLevel.NOW:
+                    return
+        latents = latents.cpu()
+        history.grow(latents)
+        added = latents.shape[2]
+        if plan.closing and number == len(plan.sections) - 1:
+            history.grow(history.read(plan.closing, conditions.latents, conditions.masks))
+            added += 1
+        yield Stage(at=time.time(), name="decode", section=number)
+        # The neighbouring section is decoded again beside the new latents, so that the blend has two versions of it.
+        stretch = history.film if number == 0 else history.edge(added + plan.section_latents)
+        with pool.vae() as vae:
+            pixels = decode(vae, stretch)
+        if plan.output == "picture":
+            yield Decoded(number, latents, pixels, pixels[:, :, :0])
+        else:
+            yield Decoded(number, latents, stitch.add(pixels), stitch.open)
+
+
+class SectionSampler:
+    """Samples the sections of one film in order.
+
+    Noise comes from one CPU generator, section after section, so that a seed means the same film on every card.
+    """
+
+    def __init__(self, request: Request, plan: Plan, conditions: Conditions):
+        self.request, self.conditions = request, conditions
+        self.height, self.width = next(iter(conditions.latents.values())).shape[-2:]
+        self.generator = torch.Generator("cpu").manual_seed(request.seed)
+        self.history = History(plan.grows, self.height, self.width)
+        if plan.opening:
+            opening = self.history.read(plan.opening, conditions.latents, conditions.masks)
+            self.history.grow(opening, shown=plan.opening_shown)
+        self._tables = lru_cache(maxsize=KEPT_TABLES)(self._make_tables)
+
+    def sample(
+        self, net: PackedTransformer, section: Section, caches: tuple[StepCache | None, StepCache | None]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yields (step, x0); the last x0, (1, 16, T, h, w) float32 on the network's device, is the section.
+
+        caches: for the pass with the prompt and the one with the negative prompt; each serves this section only.
+        """
+        request = self.request
+        tokens = len(section.frames) * self.height * self.width // 4
+        sigmas = schedule(request.steps, tokens, request.shift, section.strength)
+        noise = noise_like((1, net.config.in_channels, len(section.frames), self.height, self.width), self.generator)
+        if section.strength < 1.0:
+            noise = noised(self.conditions.latents[section.initial], noise, sigmas[0])
+        around = net.prepare_section(
+            section.frames,
+            self.height,
+            self.width,
+            self._clean(*section.clean),
+            self._clean(section.clean_2x) if section.clean_2x else None,
+            self._clean(section.clean_4x) if section.clean_4x else None,
+        )
+        levels = tuple(sigmas[:-1])
+        positive = self._tables(net, section.prompt, levels)
+        negative = self._tables(net, None, levels) if self.conditions.negative else None
+
+        def denoise(x: Tensor, step: int) -> Tensor:
+            velocity = net.step(x, step, positive, around, caches[0])
+            if negative is not None:
+                other = net.step(x, step, negative, around, caches[1])
+                velocity = guide(velocity, other, request.cfg_scale, request.guidance_rescale)
+            # The reference subtracts from the rounded x that the network saw (spec/core 3.2).
+            return x.to(net.dtype).float() - sigmas[step] * velocity
+
+        yield from unipc(denoise, noise.to(net.device), sigmas)
+
+    def _clean(self, *refs: Ref) -> Clean:
+        read = [self.history.read(ref, self.conditions.latents, self.conditions.masks) for ref in refs]
+        return Clean(torch.cat(read, dim=2), [time for ref in refs for time in ref.at])
+
+    def _make_tables(self, net: PackedTransformer, prompt: str | None, levels: tuple[float, ...]) -> JobTables:
+        """For a prompt of the plan, or for the negative prompt (None)."""
+        embedding = self.conditions.negative if prompt is None else self.conditions.prompts[prompt]
+        image, guidance = self.conditions.image, self.request.guidance_scale
+        return net.prepare_job(embedding.tokens, embedding.pooled, image, guidance, levels)
+
+
+def step_cache(request: Request) -> StepCache | None:
+    """A fresh cache, or None where the request wants every step computed."""
+    if request.step_cache == "none":
+        return None
+    return TeaCache(request.cache_threshold, request.steps)
+
+
+def _preview(latents: Tensor) -> bytes:
+    rgb = (preview_rgb(latents)[0] * 255.0).round().to(torch.uint8)
+    return animated_webp(rgb.permute(1, 2, 3, 0).cpu().numpy())

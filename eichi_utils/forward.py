@@ -1,0 +1,54 @@
+"""The F1 mode: a film from its start to its end. Section 0 is sampled first and is the film's start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from eichi_utils.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, section_count
+from eichi_utils.problems import Problem
+from eichi_utils.request import FilmRequest, check_fields, check_prompts, check_sections, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardRequest(FilmRequest):
+    """influence: how strongly the start picture holds, in percent; more is more static. Acts on the first section or all."""
+
+    mode: ClassVar[str] = "forward"
+
+    influence: float = setting(100.0, "number", min=100.0, max=102.0)
+    influence_sections: str = setting("first", "choice", choices=("first", "all"))
+
+    def check(self) -> tuple[Problem, ...]:
+        problems = check_fields(self)
+        if not {p.field for p in problems} & {"seconds", "window"}:
+            sections = section_count(self.seconds, self.window)
+            problems += check_prompts(self, sections)
+            problems += check_sections("section_prompts", self.section_prompts, sections)
+        return tuple(problems)
+
+    def plan(self) -> Plan:
+        one, two, four = CONTEXT
+        start, at_4x, at_2x, at_1x, frames = lay(1, four, two, one, latents_per_section(self.window))
+        sections = []
+        for number in range(section_count(self.seconds, self.window)):
+            held = self.influence_sections == "all" or number == 0
+            sections.append(
+                Section(
+                    frames=frames,
+                    clean=(Ref("start", start), Ref("history", at_1x)),
+                    clean_2x=Ref("history", at_2x, skip=1),
+                    clean_4x=Ref("history", at_4x, skip=3),
+                    prompt=self.section_prompts.get(number, "").strip() or self.prompt,
+                    strength=100.0 / self.influence if held else 1.0,
+                    initial="start",
+                )
+            )
+        return Plan(
+            checkpoint="framepack_f1",
+            grows="back",
+            sections=tuple(sections),
+            opening=Ref("start", range(1)),
+            opening_shown=True,
+            pictures={"start": self.image},
+        )

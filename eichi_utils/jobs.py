@@ -1,0 +1,183 @@
+"""Jobs belong to the server: one worker thread runs them in order, everybody else only looks."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from eichi_utils.events import Ended, Event, Failed, StopLevel, Stopped
+from eichi_utils.paths import new_job_id
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import Request, with_seed
+from eichi_utils.view import View
+
+logger = logging.getLogger(__name__)
+
+
+class Stop:
+    """How soon a running job shall end. Set by anybody, read by the runner; never falls back to a lower level."""
+
+    def __init__(self) -> None:
+        self._level = StopLevel.NONE
+        self._lock = threading.Lock()
+
+    @property
+    def level(self) -> StopLevel:
+        return self._level
+
+    def request(self, level: StopLevel) -> None:
+        with self._lock:
+            self._level = max(self._level, level)
+
+
+Execute = Callable[[Request, str, Stop], Iterator[Event]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A snapshot: the request with its drawn seed, and what is to be seen of it."""
+
+    id: str
+    request: Request
+    view: View = field(default_factory=View)
+    version: int = 0
+
+
+class Jobs:
+    """Submitted jobs in order of submission. `execute(request, job_id, stop)` does one and yields its events.
+
+    The worker thread is the only place that runs `execute`, and so the only one that uses the GPU.
+    """
+
+    def __init__(self, execute: Execute):
+        self._execute = execute
+        self._jobs: dict[str, Job] = {}
+        self._stops: dict[str, Stop] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="eichi-worker", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> Job:
+        """Append a job; its random seed is drawn now. Checks nothing: that is `request.check()`'s."""
+        with self._changed:
+            job = Job(new_job_id(), with_seed(request))
+            self._jobs[job.id] = job
+            self._stops[job.id] = Stop()
+            self._changed.notify_all()
+            return job
+
+    def get(self, job_id: str) -> Job | None:
+        with self._changed:
+            return self._jobs.get(job_id)
+
+    def all(self) -> tuple[Job, ...]:
+        with self._changed:
+            return tuple(self._jobs.values())
+
+    def current(self) -> Job | None:
+        """The running job, else the next waiting one, else the newest that ended, else None."""
+        jobs = self.all()
+        for wanted in ("running", "waiting"):
+            for job in jobs:
+                if job.view.state == wanted:
+                    return job
+        return jobs[-1] if jobs else None
+
+    def stop(self, level: StopLevel) -> None:
+        """Stop the running job at this level. JOB lets it finish and drops the jobs that wait."""
+        with self._changed:
+            for job in self._jobs.values():
+                if job.view.state == "running":
+                    self._stops[job.id].request(level)
+                    self._publish(job.id, replace(job.view, stopping=self._stops[job.id].level))
+                elif job.view.state == "waiting" and level == StopLevel.JOB:
+                    self._publish(job.id, job.view.after(Stopped(at=time.time(), level=level)))
+
+    def follow(self, job_id: str) -> Iterator[View]:
+        """The job's views as they change, ending with the one that has ended. Views in between may be passed over."""
+        version = -1
+        while True:
+            with self._changed:
+                # In short waits: on Windows a Ctrl-C is not seen during a long one.
+                while self._jobs[job_id].version == version:
+                    self._changed.wait(0.5)
+                job = self._jobs[job_id]
+            version = job.version
+            yield job.view
+            if job.view.ended:
+                return
+
+    def close(self, timeout: float | None = None) -> None:
+        """Stop what runs, drop what waits and wait for the worker."""
+        self.stop(StopLevel.JOB)
+        self.stop(StopLevel.NOW)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+
+    def _publish(self, job_id: str, view: View) -> None:
+        with self._changed:
+            job = self._jobs[job_id]
+            self._jobs[job_id] = replace(job, view=view, version=job.version + 1)
+            self._changed.notify_all()
+
+    def _take(self) -> Job | None:
+        """The next waiting job, marked as running; None when closed."""
+        with self._changed:
+            while True:
+                waiting = [job for job in self._jobs.values() if job.view.state == "waiting"]
+                if self._closed:
+                    return None
+                if waiting:
+                    now = time.time()
+                    self._publish(waiting[0].id, replace(waiting[0].view, state="running", started=now, now=now))
+                    return waiting[0]
+                self._changed.wait()
+
+    def _work(self) -> None:
+        while job := self._take():
+            ended = False
+            try:
+                for event in self._execute(job.request, job.id, self._stops[job.id]):
+                    self._see(job.id, event)
+                    ended = ended or isinstance(event, Ended)
+                if not ended:
+                    raise RuntimeError("the run ended without saying how")
+            except Exception as error:
+                if not isinstance(error, UserError):
+                    logger.exception("job %s failed", job.id)
+                if not ended:
+                    view = self.get(job.id).view
+                    self._see(
+                        job.id,
+                        Failed(
+                            at=time.time(),
+                            problems=problems_of(error),
+                            files=view.files,
+                            frames=view.frames,
+                            took=time.time() - view.started,
+                        ),
+                    )
+
+    def _see(self, job_id: str, event: Event) -> None:
+        with self._changed:
+            view = self._jobs[job_id].view.after(event)
+            self._publish(job_id, view)
+
+
+def problems_of(error: BaseException) -> tuple[Problem, ...]:
+    """What to tell the user about an exception that ended a job."""
+    if isinstance(error, UserError):
+        return error.problems
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (Problem("", "disk_full", {"file": error.filename or ""}),)
+    # torch's class is known by name here, so that this module does not import torch.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (Problem("", "out_of_memory"),)
+    return (Problem("", "unexpected", {"kind": type(error).__name__, "reason": str(error)[:500]}),)

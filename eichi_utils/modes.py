@@ -1,0 +1,22 @@
+"""The three modes by name. A new mode is a request class with a plan, and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from eichi_utils import request as requests
+from eichi_utils.forward import ForwardRequest
+from eichi_utils.request import Request
+from eichi_utils.reverse import ReverseRequest
+from eichi_utils.single import SingleRequest
+
+MODES: Mapping[str, type[Request]] = MappingProxyType(
+    {kind.mode: kind for kind in (ReverseRequest, ForwardRequest, SingleRequest)}
+)
+
+
+def from_json(document: Any) -> Request:
+    """The request of any mode from its JSON document; see `eichi_utils.request.from_json`."""
+    return requests.from_json(document, MODES)

@@ -1,0 +1,78 @@
+"""Where things are, and names for new files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from eichi_utils.problems import Problem, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+WEBUI = ROOT / "webui"
+DEFAULT_OUTPUTS = WEBUI / "outputs"
+# Where the existing program keeps its downloads (its HF_HOME); found there, nothing is downloaded twice.
+DEFAULT_MODELS = WEBUI / "hf_download" / "hub"
+MINIATURE = ROOT / "miniature" / "checkpoint"
+
+
+def new_job_id() -> str:
+    """`YYMMDD_HHMMSS_mmm_R`, as users of the existing program know it (spec/formats 1.13)."""
+    now = time.time()
+    stamp = time.strftime("%y%m%d_%H%M%S", time.localtime(now))
+    return f"{stamp}_{int(now * 1000) % 1000:03d}_{random.SystemRandom().randrange(10000)}"
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name if the block ends well and vanishes if not."""
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of one job: all begin with the job's id."""
+
+    folder: Path
+    job_id: str
+
+    def path(self, name: str) -> Path:
+        """`name` such as ".png" or "_10.mp4"."""
+        return self.folder / f"{self.job_id}{name}"
+
+    def prepare(self, needed_bytes: int) -> None:
+        """Make the folder and try it; raises UserError if it cannot be written or has too little room."""
+        problem = folder_problem(self.folder, needed_bytes)
+        if problem:
+            raise UserError([problem])
+
+
+def folder_problem(folder: Path, needed_bytes: int) -> Problem | None:
+    """Creates the folder if it is missing. None if files can be written there and `needed_bytes` are free."""
+    values = {"folder": str(folder)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(b"\0" * 4096)
+            trial.flush()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Problem("out", "disk_full", {"file": str(folder)})
+        return Problem("out", "folder_not_writable", {**values, "reason": error.strerror or str(error)})
+    if free < needed_bytes:
+        sizes = {"needed": needed_bytes // 2**20 + 1, "free": free // 2**20}
+        return Problem("out", "disk_space", {**values, **sizes})
+    return None

@@ -1,0 +1,90 @@
+"""Users' pictures: what can be read, and how everything readable becomes upright 8-bit RGB."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from eichi_utils.problems import Problem, UserError
+
+# Below this a picture has less detail than one cell of the model's patch grid (16 pixels).
+MIN_SIDE = 16
+# 100 megapixels decode to 300 MB; more is a scan or an accident, and costs more memory than the model's own buffers.
+MAX_PIXELS = 100_000_000
+
+
+def picture_problem(field: str, path: Any) -> Problem | None:
+    """None if `open_picture(path)` will work, otherwise what is wrong with the file. Decodes it, to find truncation."""
+    if not isinstance(path, (str, Path)):
+        return Problem(field, "wrong_type", {"name": field, "value": str(path)[:80]})
+    try:
+        open_picture(path, field)
+    except UserError as error:
+        return error.problems[0]
+    return None
+
+
+def open_picture(path: str | Path, field: str = "image") -> Image.Image:
+    """The picture as upright RGB: EXIF orientation applied, transparency laid on white, 16 bits scaled to 8, first frame
+    of an animation. Raises UserError with the reason if the file cannot be used."""
+    picture = _load(path, field)
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        picture = _to_8_bits(picture)
+    if picture.mode in ("P", "PA", "LA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    if picture.mode == "RGBA":
+        ground = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(ground, picture)
+    return picture.convert("RGB")
+
+
+def open_mask(path: str | Path, field: str = "mask") -> Image.Image:
+    """A mask as upright 8-bit grey (white keeps, black removes); a picture with transparency gives its alpha channel."""
+    picture = _load(path, field)
+    if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
+        return picture.convert("RGBA").getchannel("A")
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        picture = _to_8_bits(picture)
+    return picture.convert("L")
+
+
+def _load(path: str | Path, field: str) -> Image.Image:
+    path = Path(path)
+    values: dict[str, Any] = {"file": str(path)}
+    try:
+        if not path.is_file():
+            raise UserError([Problem(field, "picture_missing", values)])
+        if path.stat().st_size == 0:
+            raise UserError([Problem(field, "picture_empty", values)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                width, height = picture.size
+                values |= {"width": width, "height": height}
+                if width * height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                if min(width, height) < MIN_SIDE:
+                    raise UserError([Problem(field, "picture_too_small", {**values, "min": MIN_SIDE})])
+                picture.load()
+                return ImageOps.exif_transpose(picture)
+    except Image.DecompressionBombError:
+        limit = {"limit": MAX_PIXELS // 1_000_000}
+        raise UserError([Problem(field, "picture_too_large", {"file": str(path), **limit})]) from None
+    except UnidentifiedImageError:
+        raise UserError([Problem(field, "picture_unknown_format", values)]) from None
+    except PermissionError:
+        raise UserError([Problem(field, "picture_no_permission", values)]) from None
+    # Pillow's decoders report damaged files with any of these.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise UserError([Problem(field, "picture_damaged", {**values, "reason": str(error)[:200]})]) from None
+
+
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    values = numpy.asarray(picture).astype(numpy.float64)
+    # Integer pictures hold 16 bits whatever container they use; floating-point ones hold 0 to 1 by convention.
+    values = values * 255.0 if picture.mode == "F" and values.max() <= 1.0 else values / 257.0
+    return Image.fromarray(values.clip(0, 255).round().astype(numpy.uint8))

@@ -1,0 +1,118 @@
+"""Plans: which sections to sample, what each may look at, and at which time positions; in integers and names.
+
+A plan is the whole difference between the modes. The runner carries out any plan and never asks for the mode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Literal
+
+FPS = 30
+# One latent holds 4 frames, the first of a decoded stretch only 1 (the VAE is causal in time).
+FRAMES_PER_LATENT = 4
+# A section looks at 1, 2 and 16 latents of history at full, half and quarter resolution (spec: 1x, 2x, 4x context).
+CONTEXT = (1, 2, 16)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Latents a section looks at.
+
+    source: "history", "zeros", or the name of a picture of the plan.
+    at: the time positions the model is told; their number is the number of latents.
+    skip: latents of history passed over, counted from its growing edge.
+    scale: factor on the latent. mask: name of a mask of the plan, multiplied onto the latent.
+    """
+
+    source: str
+    at: range
+    skip: int = 0
+    scale: float = 1.0
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """One sampling of `len(frames)` latents at the time positions `frames`.
+
+    initial: picture whose latent the noise is mixed with when `strength` is below 1 (spec/core 3.4).
+    """
+
+    frames: range
+    clean: tuple[Ref, ...]
+    clean_2x: Ref | None
+    clean_4x: Ref | None
+    prompt: str
+    strength: float = 1.0
+    initial: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the runner needs to know besides numbers of the sampler.
+
+    checkpoint: "framepack" or "framepack_f1", the transformer's family.
+    grows: the side at which new latents join the film.
+    opening: latent at the history's growing edge before the first section; part of the film if `opening_shown`.
+    closing: latent put at the growing edge after the last section.
+    pictures, masks: name -> path of the file.
+    """
+
+    checkpoint: Literal["framepack", "framepack_f1"]
+    grows: Literal["front", "back"]
+    sections: tuple[Section, ...]
+    output: Literal["film", "picture"] = "film"
+    opening: Ref | None = None
+    opening_shown: bool = False
+    closing: Ref | None = None
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    masks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def section_latents(self) -> int:
+        return len(self.sections[0].frames)
+
+    @property
+    def latents(self) -> int:
+        """Latents of the finished film."""
+        return self.latents_after(len(self.sections))
+
+    def latents_after(self, sections: int) -> int:
+        """Latents of the film after so many sections."""
+        opening = 1 if self.opening_shown else 0
+        closing = 1 if self.closing and sections == len(self.sections) else 0
+        return opening + sum(len(section.frames) for section in self.sections[:sections]) + closing
+
+    @property
+    def frames(self) -> int:
+        return frames_of(self.latents)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The distinct prompts, in order of first use."""
+        return tuple(dict.fromkeys(section.prompt for section in self.sections))
+
+
+def frames_of(latents: int) -> int:
+    """Frames that so many latents decode to."""
+    return FRAMES_PER_LATENT * latents - 3 if latents else 0
+
+
+def latents_per_section(window: float) -> int:
+    """Latents sampled for a window: 9 for 9, 5 for 4.5."""
+    return math.ceil(window)
+
+
+def section_count(seconds: float, window: float) -> int:
+    """Sections of a film of about so many seconds: at least 1, Python's rounding (half to even), as spec/core 4.1."""
+    return max(1, round(seconds * FPS / (FRAMES_PER_LATENT * window)))
+
+
+def lay(*lengths: int) -> tuple[range, ...]:
+    """Consecutive ranges of these lengths from 0: `lay(1, 16)` is `range(0, 1), range(1, 17)`."""
+    ends = tuple(accumulate(lengths))
+    return tuple(range(end - length, end) for end, length in zip(ends, lengths, strict=True))

@@ -1,0 +1,68 @@
+"""Progress of a job on a stream: one line that is redrawn on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TextIO
+
+from eichi_utils.view import View
+from locales import Translator
+
+BAR = 24
+
+
+class Progress:
+    """Elsewhere than on a terminal a line is written when stage or section change, and at every tenth of the steps."""
+
+    def __init__(self, stream: TextIO, t: Translator):
+        self._stream, self._t = stream, t
+        self._redraw = stream.isatty()
+        self._drawn = False
+        self._said: tuple | None = None
+        self._notices = 0
+
+    def show(self, view: View) -> None:
+        for notice in view.notices[self._notices :]:
+            self.say(self._t(f"notice.{notice.key}", **notice.values))
+        self._notices = len(view.notices)
+        if not view.stage or view.ended:
+            return
+        line = self._line(view)
+        if self._redraw:
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write(f"\r{line[:width]:<{width}}")
+            self._drawn = True
+        else:
+            tenth = 10 * view.step // view.steps if view.steps and view.stage == "sample" else 0
+            if (view.stage, view.section, tenth) != self._said:
+                self._said = view.stage, view.section, tenth
+                self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self.close()
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._drawn:
+            self._stream.write("\n")
+            self._drawn = False
+
+    def _line(self, view: View) -> str:
+        t, filled = self._t, round(BAR * view.fraction)
+        parts = [f"[{'=' * filled}{' ' * (BAR - filled)}] {view.fraction:4.0%}", t(f"stage.{view.stage}")]
+        if view.sampling_since is not None:
+            parts.append(t("cli.section", section=view.section + 1, sections=view.sections))
+            parts.append(t("cli.step", step=view.step, steps=view.steps))
+        if view.seconds_left is not None:
+            parts.append(t("cli.time", elapsed=clock(view.elapsed), left=clock(view.seconds_left)))
+        return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """m:ss, or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,282 @@
+"""The request: the one document behind form, preset, queue, command line and file metadata.
+
+A request is a frozen dataclass. The metadata of its fields (kind, limits, choices) is the only place where limits are
+written down: checks, command line and pages read it from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from eichi_utils.pictures import picture_problem
+from eichi_utils.plan import Plan
+from eichi_utils.problems import Problem, UserError
+
+# Seeds travel through JSON and JavaScript, whose numbers are exact up to 2**53.
+MAX_SEED = 2**53 - 1
+# Drawn seeds stay in the range users of the family know.
+DRAWN_SEED_LIMIT = 2**32
+# The text encoder reads 256 tokens, about 1,000 to 1,300 characters of English; four times that can only be a mistake.
+MAX_PROMPT_CHARACTERS = 5000
+SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
+
+
+def setting(default: Any, kind: str, **limits: Any) -> Any:
+    """A request field. kind: picture, text, integer, number, choice, switch, section_pictures, section_texts, controls.
+
+    limits: `min` and `max` for numbers, `choices` for a choice, `optional=True` where None is a value.
+    """
+    metadata = {"kind": kind, **limits}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(ABC):
+    """What every mode asks for."""
+
+    mode: ClassVar[str]
+
+    def check(self) -> tuple[Problem, ...]:
+        """Everything that keeps this request from being carried out; empty if nothing does."""
+        return tuple(check_fields(self) + check_prompts(self))
+
+    @abstractmethod
+    def plan(self) -> Plan:
+        """What to sample; call it on a checked request."""
+
+    image: str = setting("", "picture")
+    prompt: str = setting("", "text")
+    negative_prompt: str = setting("", "text")
+    seed: int = setting(-1, "integer", min=-1, max=MAX_SEED)
+    steps: int = setting(25, "integer", min=1, max=100)
+    size: int = setting(640, "choice", choices=SIZES)
+    guidance_scale: float = setting(10.0, "number", min=1.0, max=32.0)
+    cfg_scale: float = setting(1.0, "number", min=1.0, max=32.0)
+    guidance_rescale: float = setting(0.0, "number", min=0.0, max=1.0)
+    shift: float | None = setting(None, "number", min=1.0, max=20.0, optional=True)
+    step_cache: str = setting("teacache", "choice", choices=("none", "teacache"))
+    cache_threshold: float = setting(0.15, "number", min=0.0, max=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilmRequest(Request):
+    """What both film modes ask for. `window` is the latents a section counts for: 9 (1 s) or 4.5 (0.5 s)."""
+
+    seconds: float = setting(1.0, "number", min=0.1, max=120.0)
+    window: float = setting(9.0, "choice", choices=(9.0, 4.5))
+    section_prompts: dict[int, str] = setting({}, "section_texts")
+    crf: int = setting(16, "integer", min=0, max=51)
+
+
+def check_fields(request: Request) -> list[Problem]:
+    """Every problem of type, range and picture, field by field."""
+    problems = []
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
+        limits = field.metadata
+        if value is None and limits.get("optional"):
+            continue
+        problem = _CHECKS[limits["kind"]](field.name, value, limits)
+        problems += problem if isinstance(problem, list) else [problem] if problem else []
+    return problems
+
+
+def check_prompts(request: Request, sections: int | None = None) -> list[Problem]:
+    """An empty prompt is a problem unless every section brings its own; section numbers must exist in the film."""
+    problems = []
+    own = dict(getattr(request, "section_prompts", {}))
+    covered = sections is not None and all(str(own.get(i, "")).strip() for i in range(sections))
+    if isinstance(request.prompt, str) and not request.prompt.strip() and not covered:
+        problems.append(Problem("prompt", "prompt_empty"))
+    return problems
+
+
+def check_sections(name: str, keys: Mapping[int, str], sections: int) -> list[Problem]:
+    """Each key must be the number of a section that the film has."""
+    return [
+        Problem(name, "section_unknown", {"section": key, "last": sections - 1})
+        for key in keys
+        if not (isinstance(key, int) and 0 <= key < sections)
+    ]
+
+
+def with_seed(request: Request) -> Request:
+    """The request with a drawn seed where it asks for a random one (-1), so that what is stored reproduces the result."""
+    if request.seed != -1:
+        return request
+    return dataclasses.replace(request, seed=random.SystemRandom().randrange(DRAWN_SEED_LIMIT))
+
+
+def to_json(request: Request) -> dict[str, Any]:
+    """The request as a JSON document: `mode` and every field; section numbers become strings."""
+    document: dict[str, Any] = {"mode": request.mode}
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
+        if field.metadata["kind"] in ("section_pictures", "section_texts"):
+            value = {str(key): text for key, text in sorted(value.items())}
+        elif field.metadata["kind"] == "controls":
+            value = [dataclasses.asdict(control) for control in value]
+        document[field.name] = value
+    return document
+
+
+def from_json(document: Any, kinds: Mapping[str, type[Request]]) -> Request:
+    """A request from its JSON document; `kinds` maps mode to request class.
+
+    Unknown keys and values of the wrong type raise UserError, together with what the request's `check()` finds; otherwise
+    ranges and pictures are left to that.
+    """
+    if not isinstance(document, Mapping):
+        raise UserError([Problem("", "not_an_object")])
+    mode = document.get("mode")
+    if not isinstance(mode, str) or mode not in kinds:
+        raise UserError([Problem("mode", "mode_unknown", {"mode": mode, "modes": ", ".join(kinds)})])
+    fields = {field.name: field for field in dataclasses.fields(kinds[mode])}
+    problems, values = [], {}
+    for key, value in document.items():
+        if key == "mode":
+            continue
+        if key not in fields:
+            problems.append(Problem(str(key), "key_unknown", {"name": key, "mode": mode}))
+            continue
+        limits = fields[key].metadata
+        if value is None and limits.get("optional"):
+            values[key] = "" if limits["kind"] == "picture" else None
+            continue
+        try:
+            values[key] = _READERS[limits["kind"]](value, limits)
+        except (TypeError, ValueError, OverflowError):
+            problems.append(Problem(key, "wrong_type", {"name": key, "value": str(value)[:80]}))
+    request = kinds[mode](**values)
+    if problems:
+        # What could be read is checked too, so that nobody mends a request one sentence at a time.
+        named = {problem.field for problem in problems}
+        raise UserError(problems + [problem for problem in request.check() if problem.field not in named])
+    return request
+
+
+def _read_text(value: Any, limits: Mapping[str, Any]) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def _read_integer(value: Any, limits: Mapping[str, Any]) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        raise TypeError(value)
+    return int(value)
+
+
+def _read_number(value: Any, limits: Mapping[str, Any]) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(value)
+    return float(value)
+
+
+def _read_choice(value: Any, limits: Mapping[str, Any]) -> Any:
+    if isinstance(value, bool) or not isinstance(value, type(limits["choices"][0]) | int):
+        raise TypeError(value)
+    return type(limits["choices"][0])(value)
+
+
+def _read_switch(value: Any, limits: Mapping[str, Any]) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _read_sections(value: Any, limits: Mapping[str, Any]) -> dict[int, str]:
+    if not isinstance(value, Mapping):
+        raise TypeError(value)
+    return {int(key): _read_text(text, limits) for key, text in value.items()}
+
+
+def _read_controls(value: Any, limits: Mapping[str, Any]) -> tuple:
+    item = limits["item"]
+    names = {field.name for field in dataclasses.fields(item)}
+    if not isinstance(value, (list, tuple)) or any(not isinstance(v, Mapping) or set(v) - names for v in value):
+        raise TypeError(value)
+    return tuple(item(**v) for v in value)
+
+
+_READERS = {
+    "picture": _read_text,
+    "text": _read_text,
+    "integer": _read_integer,
+    "number": _read_number,
+    "choice": _read_choice,
+    "switch": _read_switch,
+    "section_pictures": _read_sections,
+    "section_texts": _read_sections,
+    "controls": _read_controls,
+}
+
+
+def _check_picture(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
+    if not value:
+        return None if limits.get("optional") else Problem(name, "picture_needed")
+    return picture_problem(name, value)
+
+
+def _check_text(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
+    if not isinstance(value, str):
+        return Problem(name, "wrong_type", {"name": name, "value": str(value)[:80]})
+    if len(value) > MAX_PROMPT_CHARACTERS:
+        return Problem(name, "text_too_long", {"characters": len(value), "limit": MAX_PROMPT_CHARACTERS})
+    return None
+
+
+def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
+    whole = limits["kind"] == "integer"
+    wanted = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        return Problem(name, "wrong_type", {"name": name, "value": str(value)[:80]})
+    if not math.isfinite(value) or not limits["min"] <= value <= limits["max"]:
+        return Problem(name, "out_of_range", {"value": value, "min": limits["min"], "max": limits["max"]})
+    return None
+
+
+def _check_choice(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
+    if value in limits["choices"]:
+        return None
+    choices = ", ".join(f"{choice:g}" if isinstance(choice, float) else str(choice) for choice in limits["choices"])
+    return Problem(name, "not_a_choice", {"value": value, "choices": choices})
+
+
+def _check_switch(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
+    return None if isinstance(value, bool) else Problem(name, "wrong_type", {"name": name, "value": str(value)[:80]})
+
+
+def _check_section_pictures(name: str, value: Mapping[int, str], limits: Mapping[str, Any]) -> list[Problem]:
+    problems = (picture_problem(f"{name}/{key}", path) for key, path in value.items())
+    return [problem for problem in problems if problem]
+
+
+def _check_section_texts(name: str, value: Mapping[int, str], limits: Mapping[str, Any]) -> list[Problem]:
+    problems = (_check_text(f"{name}/{key}", text, limits) for key, text in value.items())
+    return [problem for problem in problems if problem]
+
+
+def _check_controls(name: str, value: tuple, limits: Mapping[str, Any]) -> list[Problem]:
+    return [problem for number, control in enumerate(value) for problem in control.check(f"{name}/{number}")]
+
+
+_CHECKS = {
+    "picture": _check_picture,
+    "text": _check_text,
+    "integer": _check_number,
+    "number": _check_number,
+    "choice": _check_choice,
+    "switch": _check_switch,
+    "section_pictures": _check_section_pictures,
+    "section_texts": _check_section_texts,
+    "controls": _check_controls,
+}

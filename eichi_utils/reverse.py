@@ -1,0 +1,76 @@
+"""The standard mode: a film from its end to its start. Section 0 is sampled first and is the film's end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from eichi_utils.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, section_count
+from eichi_utils.problems import Problem
+from eichi_utils.request import FilmRequest, check_fields, check_prompts, check_sections, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseRequest(FilmRequest):
+    """keyframes: section number -> picture. padding: None for the usual ladder, or one value for all sections."""
+
+    mode: ClassVar[str] = "reverse"
+
+    end_image: str = setting("", "picture", optional=True)
+    end_strength: float = setting(1.0, "number", min=0.01, max=1.0)
+    keyframes: dict[int, str] = setting({}, "section_pictures")
+    padding: float | None = setting(None, "number", min=0.0, max=3.0, optional=True)
+
+    def check(self) -> tuple[Problem, ...]:
+        problems = check_fields(self)
+        if not {p.field for p in problems} & {"seconds", "window"}:
+            sections = section_count(self.seconds, self.window)
+            problems += check_prompts(self, sections)
+            problems += check_sections("keyframes", self.keyframes, sections)
+            problems += check_sections("section_prompts", self.section_prompts, sections)
+        return tuple(problems)
+
+    def plan(self) -> Plan:
+        count = section_count(self.seconds, self.window)
+        latents = latents_per_section(self.window)
+        sections = []
+        for number, padding in enumerate(paddings(count, self.padding)):
+            before, _, frames, after, two, four = lay(1, int(padding * self.window), latents, *CONTEXT)
+            sections.append(
+                Section(
+                    frames=frames,
+                    clean=(Ref(anchor(number, self.keyframes), before), Ref("history", after)),
+                    clean_2x=Ref("history", two, skip=1),
+                    clean_4x=Ref("history", four, skip=3),
+                    prompt=self.section_prompts.get(number, "").strip() or self.prompt,
+                )
+            )
+        end = {"end": self.end_image} if self.end_image else {}
+        keyframes = {f"section/{number}": path for number, path in sorted(self.keyframes.items())}
+        return Plan(
+            checkpoint="framepack",
+            grows="front",
+            sections=tuple(sections),
+            opening=Ref("end", range(1), scale=self.end_strength) if self.end_image else None,
+            closing=Ref("start", range(1)),
+            pictures={"start": self.image, **end, **keyframes},
+        )
+
+
+def paddings(sections: int, padding: float | None = None) -> list[float]:
+    """How far each section stays from the start picture, in windows. The last one touches it (0).
+
+    The ladder counts down; beyond four sections the middle repeats 2, which is what the model was trained to bridge
+    (spec/core 4.1). A given value replaces the ladder for all sections but the last.
+    """
+    if padding is not None:
+        return [round(padding, 1)] * (sections - 1) + [0]
+    if sections <= 4:
+        return list(range(sections - 1, -1, -1))
+    return [3] + [2] * (sections - 3) + [1, 0]
+
+
+def anchor(section: int, keyframes: dict[int, str]) -> str:
+    """The picture a section is tied to: the keyframe with the smallest number not below its own, else the start picture."""
+    later = [number for number in keyframes if number >= section]
+    return f"section/{min(later)}" if later else "start"

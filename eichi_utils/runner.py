@@ -1,0 +1,155 @@
+"""One driver for every plan: a generator of events that turns a request into files and never asks for the mode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from diffusers_helper.latents import to_uint8
+from diffusers_helper.text import encode_prompt
+from diffusers_helper.vision import encode_image
+from eichi_utils.encode import Conditions, Pictures, encode_mask, encode_pictures, fit_pictures
+from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
+from eichi_utils.film import Decoded, sample_film
+from eichi_utils.media import FilmWriter, write_png
+from eichi_utils.metadata import mp4_tags, png_info
+from eichi_utils.plan import Plan, frames_of
+from eichi_utils.problems import UserError
+from eichi_utils.request import Request
+
+if TYPE_CHECKING:
+    from eichi_utils.jobs import Stop
+    from eichi_utils.models import ModelPool
+    from eichi_utils.paths import Outputs
+
+# H.264 at a usual CRF needs a tenth of a byte for each pixel; five times that is room enough to promise.
+BYTES_PER_PIXEL = 0.5
+SPARE_BYTES = 16 * 2**20
+
+
+def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Iterator[Event]:
+    """Do the whole job. Ends with Finished or Stopped; whatever goes wrong is raised, a user's mistake as UserError.
+
+    The request's seed must be drawn (not -1). Files so far are complete at every event.
+    """
+    began = time.time()
+    yield Stage(at=began, name="check")
+    problems = request.check()
+    if problems:
+        raise UserError(problems)
+    pictures = fit_pictures(plan, request.size)
+    outputs.prepare(needed_bytes(plan, pictures))
+    yield _started(request, plan, pictures)
+    for place in pool.missing(plan.checkpoint):
+        yield Notice(at=time.time(), key="downloading", values={"repository": place.repository, "folder": place.folder})
+        pool.download(place)
+    pool.check(plan.checkpoint)
+
+    files: list[str] = []
+    frames = 0
+
+    def stopped() -> Stopped:
+        return Stopped(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began, level=stop.level)
+
+    conditions = None
+    for event in prepare(request, plan, pictures, pool):
+        if stop.level >= StopLevel.NOW:
+            yield stopped()
+            return
+        if isinstance(event, Conditions):
+            conditions = event
+        else:
+            yield event
+    start = outputs.path(".png" if plan.output == "film" else "_input.png")
+    write_png(start, pictures.start, png_info(request))
+    files.append(str(start))
+    yield Saved(at=time.time(), path=str(start), kind="start")
+
+    film = Film(request, plan, outputs)
+    with film.writer:
+        for event in sample_film(request, plan, conditions, pool, stop):
+            if isinstance(event, Decoded):
+                yield Stage(at=time.time(), name="save", section=event.section)
+                saved = film.save(event)
+                files[:-1] = [saved.path]
+                frames = saved.frames
+                yield saved
+            else:
+                yield event
+            if stop.level >= StopLevel.NOW or (isinstance(event, Decoded) and stop.level >= StopLevel.SECTION):
+                break
+    if frames < (plan.frames if plan.output == "film" else 1):
+        yield stopped()
+    else:
+        yield Finished(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began)
+
+
+def needed_bytes(plan: Plan, pictures: Pictures) -> int:
+    return SPARE_BYTES + int(plan.frames * pictures.height * pictures.width * BYTES_PER_PIXEL)
+
+
+def _started(request: Request, plan: Plan, pictures: Pictures) -> Started:
+    return Started(
+        at=time.time(),
+        sections=len(plan.sections),
+        steps=request.steps,
+        frames=plan.frames if plan.output == "film" else 1,
+        width=pictures.width,
+        height=pictures.height,
+        seed=request.seed,
+    )
+
+
+def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -> Iterator[Event | Conditions]:
+    """Encode prompts and pictures; the last thing yielded is the Conditions."""
+    yield Stage(at=time.time(), name="text")
+    with pool.text() as encoders:
+        prompts = {}
+        for prompt in plan.prompts:
+            prompts[prompt] = encode_prompt(encoders, prompt)
+            yield Stage(at=time.time(), name="text")
+        negative = encode_prompt(encoders, request.negative_prompt) if request.cfg_scale != 1.0 else None
+    for embedding in (*prompts.values(), negative):
+        if embedding is not None and embedding.read < embedding.written:
+            values = {"read": embedding.read, "written": embedding.written}
+            yield Notice(at=time.time(), key="prompt_cut", values=values)
+    yield Stage(at=time.time(), name="vision")
+    with pool.vision() as encoder:
+        image = encode_image(encoder, pictures.start)
+    yield Stage(at=time.time(), name="encode")
+    with pool.vae() as vae:
+        latents = encode_pictures(vae, pictures)
+    masks = {name: encode_mask(mask) for name, mask in pictures.masks.items()}
+    yield Stage(at=time.time(), name="load")
+    yield Conditions(prompts=prompts, image=image, latents=latents, masks=masks, negative=negative)
+
+
+class Film:
+    """Writes what is decoded, and deletes the shorter film when the longer one stands."""
+
+    def __init__(self, request: Request, plan: Plan, outputs: Outputs):
+        self.request, self.plan, self.outputs = request, plan, outputs
+        self.writer = FilmWriter(outputs.folder, plan.grows, getattr(request, "crf", 0), mp4_tags(request))
+        self._before: Path | None = None
+
+    def save(self, decoded: Decoded) -> Saved:
+        """The film so far, or the picture; a complete file."""
+        if self.plan.output == "picture":
+            path = self.outputs.path("_oneframe.png")
+            picture = Image.fromarray(to_uint8(decoded.final)[0].numpy())
+            write_png(path, picture, png_info(self.request))
+            return Saved(at=time.time(), path=str(path), kind="picture", section=decoded.section, frames=1)
+        latents = self.plan.latents_after(decoded.section + 1)
+        path = self.outputs.path(f"_{latents}.mp4")
+        self.writer.add(to_uint8(decoded.final).numpy())
+        self.writer.write(path, to_uint8(decoded.open).numpy())
+        if self._before:
+            self._before.unlink(missing_ok=True)
+        self._before = path
+        last = decoded.section == len(self.plan.sections) - 1
+        kind = "film" if last else "so_far"
+        return Saved(at=time.time(), path=str(path), kind=kind, section=decoded.section, frames=frames_of(latents))

@@ -1,0 +1,135 @@
+"""What an observer sees of a job: the fold of its events. A late observer of the newest view has missed nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from eichi_utils.events import (
+    Ended,
+    Event,
+    Failed,
+    Finished,
+    Notice,
+    Saved,
+    Stage,
+    Started,
+    Step,
+    StopLevel,
+    Stopped,
+)
+from eichi_utils.plan import FPS
+from eichi_utils.problems import Problem
+
+# Shares of the whole job: everything before the first step, then per section sampling and the rest (decode, save).
+# Only the look of the bar depends on them; the time left is measured.
+PREPARATION = 0.04
+SAMPLING = 0.85
+
+
+@dataclass(frozen=True)
+class View:
+    """state: "waiting", "running", "finished", "stopped" or "failed". fraction: 0 to 1 of the whole job, never falling.
+
+    section, step: finished ones of the current section count; times are seconds since the epoch.
+    """
+
+    state: Literal["waiting", "running", "finished", "stopped", "failed"] = "waiting"
+    stage: str = ""
+    sections: int = 0
+    section: int = 0
+    steps: int = 0
+    step: int = 0
+    fraction: float = 0.0
+    frames: int = 0
+    width: int = 0
+    height: int = 0
+    seed: int = -1
+    started: float = 0.0
+    now: float = 0.0
+    sampling_since: float | None = None
+    preview: bytes | None = None
+    film: str = ""
+    picture: str = ""
+    files: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    stopping: StopLevel = StopLevel.NONE
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("finished", "stopped", "failed")
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from start to the newest event."""
+        return self.now - self.started
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate from the pace since the first step; None while there is none yet."""
+        if self.ended or self.sampling_since is None or self.fraction <= PREPARATION:
+            return None
+        pace = (self.now - self.sampling_since) / (self.fraction - PREPARATION)
+        return pace * (1.0 - self.fraction)
+
+    @property
+    def film_seconds(self) -> float:
+        return self.frames / FPS
+
+    def after(self, event: Event) -> View:
+        """The view when this event has happened too."""
+        view = replace(self, now=event.at)
+        match event:
+            case Started():
+                view = replace(
+                    view,
+                    state="running",
+                    started=event.at,
+                    sections=event.sections,
+                    steps=event.steps,
+                    width=event.width,
+                    height=event.height,
+                    seed=event.seed,
+                )
+            case Stage():
+                section = self.section if event.section is None else event.section
+                step = 0 if event.name == "sample" else self.step
+                since = event.at if event.name == "sample" and self.sampling_since is None else self.sampling_since
+                view = replace(view, stage=event.name, section=section, step=step, sampling_since=since)
+            case Step():
+                preview = event.preview or self.preview
+                view = replace(view, section=event.section, step=event.step + 1, preview=preview)
+            case Saved():
+                view = view._with_file(event)
+            case Notice():
+                view = replace(view, notices=(*self.notices, event))
+            case Ended():
+                view = view._ended(event)
+        return replace(view, fraction=max(self.fraction, view._fraction()))
+
+    def _with_file(self, event: Saved) -> View:
+        film = event.path if event.kind in ("so_far", "film") else self.film
+        picture = event.path if event.kind == "picture" else self.picture
+        return replace(
+            self,
+            film=film,
+            picture=picture,
+            frames=event.frames or self.frames,
+            files=(*self.files, event.path),
+        )
+
+    def _ended(self, event: Ended) -> View:
+        states = {Finished: "finished", Stopped: "stopped", Failed: "failed"}
+        problems = event.problems if isinstance(event, Failed) else ()
+        ended = replace(self, state=states[type(event)], stage="", files=event.files, problems=problems, preview=None)
+        return replace(ended, started=self.started or event.at)
+
+    def _fraction(self) -> float:
+        if self.state == "finished":
+            return 1.0
+        if not self.sections or self.sampling_since is None:
+            stages = ("check", "text", "vision", "encode", "load")
+            return PREPARATION * stages.index(self.stage) / len(stages) if self.stage in stages else 0.0
+        within = SAMPLING * self.step / self.steps if self.stage == "sample" else SAMPLING
+        return PREPARATION + (1.0 - PREPARATION) * (self.section + within) / self.sections

@@ -1,0 +1,1 @@
+"""LoRA: state dict in, state dict out. Knows neither the application nor the networks."""

@@ -1,0 +1,3 @@
+@echo off
+call "%~dp0eichi.bat" endframe --lang zh-tw --inbrowser %*
+exit /b %errorlevel%

@@ -1,0 +1,1 @@
+"""Tests mirror the packages; `python -m tests.golden FOLDER` replays reference vectors."""

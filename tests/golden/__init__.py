@@ -1,0 +1,1 @@
+"""Reference vectors and their replay through the product's code."""

@@ -1,0 +1,175 @@
+"""A server with the real pages, a worker that makes tiny films without a model, and a browser."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import gradio
+import numpy
+import pytest
+import uvicorn
+from PIL import Image
+
+from eichi_utils.events import Finished, Saved, Stage, Started, Step, StopLevel, Stopped
+from eichi_utils.jobs import Jobs
+from eichi_utils.paths import Outputs
+from eichi_utils.problems import Problem, UserError
+from locales import Translator
+from webui.app import build, listen
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+@dataclass
+class FakeEngine:
+    """Yields a run's events. step_seconds: a step's time. hold: the middle step waits until it is set."""
+
+    outputs: Path
+    step_seconds: float = 0.0
+    hold: threading.Event = field(default_factory=threading.Event)
+    problem: Problem | None = None
+    seen: list = field(default_factory=list)
+
+    def __call__(self, request, job_id, stop):
+        self.seen.append(request)
+        plan, out = request.plan(), Outputs(self.outputs, job_id)
+        count, steps, width, height = len(plan.sections), request.steps, 96, 64
+        sizes = {"sections": count, "steps": steps, "frames": plan.frames, "width": width, "height": height}
+        yield Started(at=time.time(), seed=request.seed, **sizes)
+        yield Stage(at=time.time(), name="text")
+        if self.problem:
+            raise UserError([self.problem])
+        out.prepare(0)
+        files = []
+        for section in range(count):
+            yield Stage(at=time.time(), name="sample", section=section)
+            for step in range(steps):
+                time.sleep(self.step_seconds)
+                if step == steps // 2:
+                    self.hold.wait(30)
+                if stop.level == StopLevel.NOW:
+                    yield Stopped(at=time.time(), level=StopLevel.NOW, files=tuple(files))
+                    return
+                yield Step(at=time.time(), section=section, step=step, preview=preview(section * steps + step))
+            yield Stage(at=time.time(), name="decode", section=section)
+            if plan.output == "picture":
+                files.append(str(out.path(".png")))
+                Image.fromarray(picture(section, width, height)).save(files[-1])
+                yield Saved(at=time.time(), path=files[-1], kind="picture", section=section, frames=1)
+                break
+            files.append(str(out.path(f"_{plan.latents_after(section + 1)}.mp4")))
+            frames = 8 * (section + 1)
+            write_film(Path(files[-1]), frames, width, height)
+            last = section == count - 1
+            yield Saved(
+                at=time.time(),
+                path=files[-1],
+                kind="film" if last else "so_far",
+                section=section,
+                frames=frames,
+            )
+            if stop.level == StopLevel.SECTION:
+                yield Stopped(at=time.time(), level=StopLevel.SECTION, files=tuple(files))
+                return
+        yield Finished(at=time.time(), files=tuple(files), frames=plan.frames)
+
+
+def picture(number: int, width: int, height: int) -> numpy.ndarray:
+    y, x = numpy.mgrid[0:height, 0:width]
+    return numpy.stack([(x * 2 + number * 8) % 256, y * 3 % 256, (x + y) % 256], axis=-1).astype(numpy.uint8)
+
+
+def preview(number: int) -> bytes:
+    first, *others = (Image.fromarray(picture(number * 4 + i, 24, 16)) for i in range(4))
+    data = io.BytesIO()
+    first.save(data, "WEBP", save_all=True, append_images=others, duration=100, loop=0)
+    return data.getvalue()
+
+
+def write_film(path: Path, frames: int, width: int, height: int) -> None:
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": "30", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.time_base = Fraction(1, 30)
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(number, width, height), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@dataclass
+class Site:
+    """A running server."""
+
+    url: str
+    jobs: Jobs
+    engine: FakeEngine
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> FakeEngine:
+    engine = FakeEngine(tmp_path / "outputs")
+    engine.hold.set()
+    return engine
+
+
+@pytest.fixture
+def jobs(engine: FakeEngine) -> Iterator[Jobs]:
+    jobs = Jobs(engine)
+    yield jobs
+    engine.hold.set()
+    jobs.close(10)
+
+
+@pytest.fixture
+def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Site]]:
+    """Starts the pages: `serve("reverse", "en")`."""
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    running = []
+
+    def start(mode: str = "reverse", language: str = "en", **settings) -> Site:
+        app = build(jobs, mode, Translator(language), engine.outputs, **settings)
+        listener = listen("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        running.append((server, thread, listener))
+        deadline = time.monotonic() + 10
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return Site(f"http://127.0.0.1:{listener.getsockname()[1]}", jobs, engine)
+
+    yield start
+    for server, thread, listener in running:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+@pytest.fixture(scope="session")
+def tower() -> str:
+    """A real photograph."""
+    return str(Path(gradio.__file__).parent / "media_assets" / "images" / "tower.jpg")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    if not CHROMIUM.exists():
+        pytest.skip("no browser on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
+        yield chromium
+        chromium.close()

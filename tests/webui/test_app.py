@@ -1,0 +1,133 @@
+"""Flags, ports, paths and login of the server."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from http.cookiejar import CookieJar
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+import webui
+from webui.app import address, is_loopback, listen, read_flags
+
+WEBUI = Path(webui.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def english(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "en_US.UTF-8")
+
+
+@pytest.mark.parametrize("server", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
+def test_an_address_others_reach_needs_a_login(server, capsys):
+    with pytest.raises(SystemExit) as left:
+        read_flags(["--server", server])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert server in said and "--auth USER:PASSWORD" in said
+    assert read_flags(["--server", server, "--auth", "me:secret"]).auth == ("me", "secret")
+
+
+@pytest.mark.parametrize("auth", ["me", ":secret", "me:", ":"])
+def test_a_login_has_name_and_password(auth, capsys):
+    with pytest.raises(SystemExit) as left:
+        read_flags(["--auth", auth])
+    assert left.value.code == 2
+    assert "USER:PASSWORD" in capsys.readouterr().err
+
+
+def test_a_password_may_contain_colons():
+    assert read_flags(["--auth", "me:a:b"]).auth == ("me", "a:b")
+
+
+def test_defaults():
+    options = read_flags([])
+    assert (options.server, options.port, options.lang, options.plain) == ("127.0.0.1", 7861, "en", False)
+    assert read_flags(["--lang", "ru"]).t.language == "ru"
+
+
+@pytest.mark.parametrize("server,loopback", [("127.0.0.1", True), ("localhost", True), ("::1", True), ("10.0.0.1", False)])
+def test_is_loopback(server, loopback):
+    assert is_loopback(server) is loopback
+
+
+def test_the_next_free_port_is_taken():
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with listen("127.0.0.1", port) as second:
+            assert second.getsockname()[1] > port
+            assert address("127.0.0.1", second) == f"http://127.0.0.1:{second.getsockname()[1]}"
+
+
+def test_an_address_of_another_machine_is_an_error():
+    with pytest.raises(OSError):
+        listen("192.0.2.1", 0)
+
+
+def test_every_mode_is_reachable_under_its_own_path(serve):
+    site = serve("forward")
+    for path, title in (("/", "F1"), ("/f1", "F1"), ("/endframe", "Standard"), ("/oneframe/", "One frame")):
+        with urllib.request.urlopen(site.url + path) as answer:
+            assert f"{title} - FramePack-eichi" in answer.read().decode()
+
+
+def test_only_the_output_folder_is_served(serve, tmp_path):
+    site = serve()
+    site.engine.outputs.mkdir()
+    (site.engine.outputs / "film.txt").write_text("film")
+    (tmp_path / "secret.txt").write_text("secret")
+
+    def get(path: Path) -> int:
+        try:
+            with urllib.request.urlopen(f"{site.url}/gradio_api/file={path}") as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert get(site.engine.outputs / "film.txt") == 200
+    assert get(tmp_path / "secret.txt") == 403
+    assert get(site.engine.outputs / ".." / "secret.txt") in (403, 404)
+
+
+def test_login_holds_for_every_page(serve):
+    site = serve(auth=("me", "secret"))
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
+
+    def status(path: str) -> int:
+        try:
+            return opener.open(site.url + path).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert [status(path + "config") for path in ("/", "/f1/", "/oneframe/")] == [401] * 3
+    with pytest.raises(urllib.error.HTTPError):
+        opener.open(f"{site.url}/login", urlencode({"username": "me", "password": "wrong"}).encode())
+    opener.open(f"{site.url}/login", urlencode({"username": "me", "password": "secret"}).encode())
+    # The browser sends the plain cookie over HTTP; the jar keeps the secure one back.
+    assert [status(path + "config") for path in ("/", "/f1/", "/oneframe/")] == [200] * 3
+
+
+@pytest.mark.parametrize("script", ["endframe_ichi.py", "endframe_ichi_f1.py", "oneframe_ichi.py"])
+def test_a_script_runs_from_any_folder_without_torch(script, tmp_path):
+    command = [sys.executable, str(WEBUI / script), "--port", str(_free_port()), "--out", str(tmp_path)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = process.stdout.readline().strip()
+            assert urllib.request.urlopen(url).status == 200
+            maps = Path(f"/proc/{process.pid}/maps")
+            assert not maps.exists() or "torch" not in maps.read_text()
+        finally:
+            process.terminate()
+    assert not list(WEBUI.glob("*.pyi"))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

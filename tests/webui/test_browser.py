@@ -1,0 +1,199 @@
+"""The pages as a user has them: in a browser, over a real server, with a worker that needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eichi_utils.problems import Problem
+from locales import Translator
+
+pytestmark = pytest.mark.browser
+
+PROMPT = "The girl dances gracefully."
+PERCENT = "parseFloat(document.querySelector('#progress .done').style.width)"
+
+
+@pytest.fixture
+def open_page(browser) -> Callable:
+    """Opens tabs; afterwards none of them may have had an error or asked anything of the outside."""
+    contexts, complaints = [], []
+
+    def watch(page, url: str) -> None:
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        own = (url, "data:", "blob:")
+        page.on("request", lambda asked: None if asked.url.startswith(own) else complaints.append(asked.url))
+
+    def go(url: str, path: str = "/", width: int = 1280, height: int = 900):
+        context = browser.new_context(viewport={"width": width, "height": height})
+        contexts.append(context)
+        page = context.new_page()
+        watch(page, url)
+        page.goto(url + path)
+        page.wait_for_selector("#start")
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def fill(page, tower: str, prompt: str = PROMPT) -> None:
+    page.set_input_files("#image input[type=file]", tower)
+    page.fill("#prompt textarea", prompt)
+    page.wait_for_selector("#start:enabled")
+
+
+def until(page, state: str) -> None:
+    page.wait_for_selector(f"#progress [data-state={state}]")
+
+
+@pytest.mark.parametrize("language,width,height", [("en", 1280, 900), ("ja", 390, 844)])
+def test_from_a_picture_to_a_film(serve, open_page, tower, language, width, height):
+    t = Translator(language)
+    site = serve("reverse", language)
+    page = open_page(site.url, "/", width, height)
+    assert page.evaluate("document.documentElement.lang") == language
+    assert page.is_disabled("#start")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    fill(page, tower)
+    page.locator("#quick label").nth(1).click()
+    page.wait_for_function("document.querySelector('#summary').textContent.includes('73')")
+    assert page.locator("#start").bounding_box()["y"] < height
+
+    site.engine.hold.clear()
+    page.click("#start")
+    until(page, "running")
+    page.wait_for_function(f"{PERCENT} > 10")
+    seen = page.evaluate(PERCENT)
+    preview = page.get_attribute("#viewer .preview", "src")
+    assert preview.startswith("data:image/webp;base64,")
+
+    page.reload()
+    page.wait_for_function(f"{PERCENT} >= {seen}")
+    page.wait_for_function(f"document.querySelector('#prompt textarea').value === {PROMPT!r}")
+    page.wait_for_selector("#image img")
+    assert page.get_attribute("#viewer .preview", "src") == preview
+    assert page.input_value("#seed input, #seed textarea") == ""
+    assert page.input_value("#seconds input[type=number]") == "2"
+    assert page.locator("#quick label.selected").inner_text() == t("page.seconds", seconds=2)
+
+    site.engine.hold.set()
+    until(page, "finished")
+    page.wait_for_function("document.querySelector('#viewer video').readyState >= 2")
+    link = page.locator("#viewer .download")
+    assert link.inner_text() == t("page.viewer.download")
+    answer = page.request.get(link.get_attribute("href"))
+    if not answer.ok:
+        answer = page.request.get(site.url + link.get_attribute("href"))
+    assert answer.status == 200 and answer.headers["content-type"] == "video/mp4"
+    assert page.locator("#viewer .preview").is_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # Film, progress and Start stay in view wherever the page is scrolled to.
+    page.mouse.wheel(0, 2000)
+    for name in ("#viewer", "#start"):
+        box = page.locator(name).bounding_box()
+        assert box["y"] >= 0 and box["y"] < height
+
+
+def test_stops_queue_and_a_second_tab(serve, open_page, tower):
+    site = serve("reverse", "en")
+    page = open_page(site.url)
+    fill(page, tower)
+    site.engine.hold.clear()
+    page.click("#start")
+    page.wait_for_selector("#stop-now:enabled")
+    page.click("#start")
+    page.wait_for_function("document.querySelector('#progress .queue').textContent === 'Jobs waiting: 1'")
+    other = open_page(site.url, "/f1/")
+    until(other, "running")
+    assert "Standard" in other.inner_text("#progress .mode")
+
+    # One step up at a time: a stop that is asked for can be made more urgent, not taken back.
+    other.click("#stop-film")
+    page.wait_for_selector("#stop-film:disabled")
+    page.wait_for_function("!document.querySelector('#progress .queue').textContent")
+    page.click("#stop-now")
+    page.wait_for_selector("#stop-now:disabled")
+    site.engine.hold.set()
+    until(page, "stopped")
+    until(other, "stopped")
+    assert [job.view.state for job in site.jobs.all()] == ["stopped", "stopped"]
+
+
+def test_the_film_grows_without_flicker_and_the_bar_never_falls(serve, open_page, tower):
+    site = serve("forward", "en")
+    site.engine.step_seconds = 0.03
+    page = open_page(site.url)
+    fill(page, tower)
+    page.locator("#quick label").nth(2).click()
+    page.evaluate(
+        """() => {
+            window.widths = []; window.films = [];
+            const done = document.querySelector('#progress .done'), video = document.querySelector('#viewer video');
+            new MutationObserver(() => widths.push(parseFloat(done.style.width))).observe(done, {attributes: true});
+            new MutationObserver(() => films.push(video.getAttribute('src')))
+                .observe(video, {attributeFilter: ['src'], attributes: true});
+        }"""
+    )
+    page.click("#start")
+    until(page, "finished")
+    widths, films = page.evaluate("[widths, films]")
+    assert len(set(widths)) > 4 and widths == sorted(widths) and widths[-1] == 100
+    assert len(films) == len(set(films)) == 2
+    assert page.locator("#viewer video").is_visible()
+
+
+def test_problems_are_told_in_words_and_nothing_starts(serve, open_page, tower, tmp_path):
+    site = serve("reverse", "en")
+    (tmp_path / "broken.png").write_bytes(Path(tower).read_bytes()[:3000])
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "end.png")
+    page = open_page(site.url)
+    fill(page, tower)
+    page.fill("#seed input, #seed textarea", "many")
+    page.wait_for_selector("#problems li.wrong")
+    assert page.inner_text("#problems li.wrong").startswith("Seed: ")
+    assert page.is_disabled("#start")
+    page.fill("#seed input, #seed textarea", "42")
+    page.wait_for_selector("#start:enabled")
+    assert page.locator("#end_strength").count() == 0
+    page.set_input_files("#end_image input[type=file]", tmp_path / "end.png")
+    page.wait_for_selector("#end_strength")
+    site.engine.problem = Problem("", "models_missing", {"folder": "/nowhere"})
+    page.click("#start")
+    until(page, "failed")
+    assert "/nowhere" in page.inner_text("#progress .problems")
+    assert site.engine.seen[0].seed == 42 and site.engine.seen[0].end_image
+
+
+def test_one_frame_with_references(serve, open_page, tower):
+    site = serve("single", "en")
+    page = open_page(site.url)
+    fill(page, tower)
+    page.click("#references button")
+    assert page.locator("#reference-1").count() == 0
+    page.set_input_files("#reference-0 input[type=file]", tower)
+    page.set_input_files("#reference-1 input[type=file]", tower)
+    page.wait_for_selector("#reference-2")
+    page.fill("#target_index input, #target_index textarea", "6")
+    page.click("#start")
+    until(page, "finished")
+    page.wait_for_function("document.querySelector('#viewer .picture').naturalWidth > 0")
+    assert page.get_attribute("#viewer .download", "download").endswith(".png")
+    (request,) = site.engine.seen
+    assert [control.index for control in request.controls] == [10, 10] and request.target_index == 6
+
+
+def test_plain_page(serve, open_page):
+    page = open_page(serve("reverse", "en", plain=True).url)
+    for name in ("image", "prompt", "seconds", "seed"):
+        assert page.locator(f"#{name}").count() == 1
+    for name in ("end_image", "window", "size"):
+        assert page.locator(f"#{name}").count() == 0

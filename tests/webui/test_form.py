@@ -1,0 +1,239 @@
+"""The form is the request: every field there and back, limits from the metadata, problems in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from eichi_utils.modes import MODES
+from eichi_utils.problems import Problem
+from eichi_utils.single import Control
+from locales import LANGUAGES, Translator, table
+from webui import endframe_ichi, endframe_ichi_f1, frame, oneframe_ichi, words
+from webui.context import Context
+from webui.form import Form
+from webui.start_panel import StartPanel
+
+PAGES = {"reverse": endframe_ichi.page, "forward": endframe_ichi_f1.page, "single": oneframe_ichi.page}
+# Fields of the request that no page shows yet.
+NOT_ON_A_PAGE = {
+    "reverse": {"shift", "section_prompts", "keyframes"},
+    "forward": {"shift", "section_prompts"},
+    "single": {"shift"},
+}
+PLAIN = {"image", "prompt", "seed", "seconds", "steps", "guidance_scale", "step_cache"}
+# Unlike every default.
+OTHER = {
+    "prompt": "a cat yawns",
+    "negative_prompt": "blurry",
+    "seed": 2**53 - 1,
+    "steps": 7,
+    "size": 512,
+    "guidance_scale": 4.5,
+    "cfg_scale": 2.5,
+    "guidance_rescale": 0.25,
+    "step_cache": "none",
+    "cache_threshold": 0.2,
+    "seconds": 12.5,
+    "window": 4.5,
+    "crf": 30,
+    "end_strength": 0.5,
+    "padding": 1.5,
+    "influence": 101.5,
+    "influence_sections": "all",
+    "image_index": 2,
+    "target_index": 6,
+    "rope_value": 12,
+    "context_1x": False,
+    "context_2x": False,
+    "context_4x": False,
+}
+
+
+@dataclasses.dataclass
+class Built:
+    blocks: gr.Blocks
+    form: Form
+    start: StartPanel
+    context: Context
+
+    def values(self, **own) -> dict:
+        """What the components hold: a new page's values, with some of the request's fields changed."""
+        values = {component: component.value for component in self.form.components}
+        for name, value in own.items():
+            entry = self.form.entries[name]
+            values |= zip(entry.components, entry.write(value), strict=True)
+        return values
+
+
+@pytest.fixture
+def page(jobs, tmp_path, monkeypatch):
+    def build(mode: str, language: str = "en", plain: bool = False) -> Built:
+        made = {}
+
+        class Noted(Form):
+            def __init__(self, *args):
+                super().__init__(*args)
+                made["form"] = self
+
+        class NotedStart(StartPanel):
+            def __init__(self, *args):
+                super().__init__(*args)
+                made["start"] = self
+
+        monkeypatch.setattr(frame, "Form", Noted)
+        monkeypatch.setattr(frame, "StartPanel", NotedStart)
+        links = {name: f"/{name}" for name in MODES}
+        context = Context(jobs, Translator(language), mode, tmp_path, links=links, plain=plain)
+        return Built(PAGES[mode](context), made["form"], made["start"], context)
+
+    return build
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_field_is_on_the_page(page, mode):
+    fields = {field.name for field in dataclasses.fields(MODES[mode])}
+    assert set(page(mode).form.entries) == fields - NOT_ON_A_PAGE[mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_shown_input_belongs_to_a_field(page, mode):
+    built = page(mode)
+    aids = {"quick"}
+    inputs = (gr.Textbox, gr.Number, gr.Slider, gr.Radio, gr.Dropdown, gr.Checkbox, gr.Image)
+    shown = {block for block in built.blocks.blocks.values() if isinstance(block, inputs)}
+    assert {block for block in shown - built.form.components if block.elem_id not in aids} == set()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_new_page_asks_for_the_defaults(page, mode):
+    built = page(mode)
+    request, _ = built.form.read(built.values())
+    assert request == MODES[mode]()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_round_trip_of_every_field(page, mode, tower):
+    form = page(mode).form
+    own = {name: value for name, value in OTHER.items() if name in form.entries}
+    pictures = {name: tower for name in form.entries if form.limits(name)["kind"] == "picture"}
+    controls = (Control(tower, 3, tower), Control(tower, 16)) if mode == "single" else None
+    own |= pictures | ({"controls": controls} if controls else {})
+    assert set(own) == set(form.entries), "a field without a value to try"
+    request = MODES[mode](**own)
+    assert all(getattr(request, name) != form.default(name) for name in own)
+    assert form.read(form.write(request)) == (request, ())
+
+
+def test_round_trip_of_automatic_choices(page):
+    single, reverse = page("single").form, page("reverse").form
+    for value in (None, True, False):
+        request = MODES["single"](context_1x=value)
+        assert single.read(single.write(request))[0] == request
+    for request, form in (
+        (MODES["single"](target_index=0), single),
+        (MODES["reverse"](padding=0.0), reverse),
+    ):
+        assert form.read(form.write(request))[0] == request
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_limits_are_the_requests(page, mode):
+    form = page(mode).form
+    checked = 0
+    for name, entry in form.entries.items():
+        limits, component = form.limits(name), entry.components[0]
+        if isinstance(component, (gr.Slider, gr.Number)):
+            assert (component.minimum, component.maximum) == (limits["min"], limits["max"]), name
+            checked += 1
+        elif limits["kind"] == "choice":
+            assert [value for _, value in component.choices] == list(limits["choices"]), name
+            checked += 1
+    assert checked >= 8
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_plain_has_only_what_the_original_page_had(page, mode):
+    form = page(mode, plain=True).form
+    assert set(form.entries) == {name for name in PLAIN if form.has(name)}
+
+
+def test_wrong_values_are_problems_and_nothing_is_submitted(page, jobs, tower):
+    built = page("reverse")
+    values = built.values(image=tower, prompt="a cat") | {
+        built.form.entries["seed"].components[0]: "many",
+        built.form.entries["seconds"].components[0]: 500,
+        built.form.entries["steps"].components[0]: None,
+    }
+    request, problems = built.form.read(values)
+    assert request is None
+    assert {problem.field for problem in problems} == {"seed", "seconds", "steps"}
+    shown = built.start.submit(values)
+    assert jobs.all() == ()
+    for name in ("seed", "seconds", "steps"):
+        assert table("en")[f"page.field.{name}"] in shown[built.start.problems]
+    assert shown[built.start.start]["interactive"] is False
+
+
+def test_start_submits_what_the_form_says(page, jobs, tower):
+    built = page("forward")
+    built.start.submit(built.values(image=tower, prompt="a cat", seconds=2.0))
+    (job,) = jobs.all()
+    assert (job.request.mode, job.request.prompt, job.request.seconds) == ("forward", "a cat", 2.0)
+    assert job.request.seed >= 0
+    assert job.id in built.context.random_seeds
+
+
+@pytest.mark.parametrize("text,value", [("", -1), (" ", -1), ("-1", -1), ("42", 42), ("４２", 42), ("1e3x", "1e3x")])
+def test_seed_box(page, text, value):
+    built = page("reverse")
+    entry = built.form.entries["seed"]
+    assert entry.read(text) == value
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_summary_names_what_comes_out(language, tower):
+    t = Translator(language)
+    request = MODES["reverse"](image=tower, prompt="a cat", seconds=5.0)
+    text = words.summary(t, request, ())
+    plan = request.plan()
+    for part in (len(plan.sections), plan.frames, f"{plan.frames / 30:.2f}", "512 × 768"):
+        assert str(part) in text.replace("\u00a0", " ")
+    assert words.summary(t, request, (Problem("seconds", "out_of_range"),)) == ""
+
+
+def test_problem_list_escapes_and_names_fields():
+    t = Translator("en")
+    problem = Problem("controls/0/image", "picture_missing", {"file": "<b>.png"})
+    assert words.field_label(t, "controls/0/image") == "Reference 1 Picture"
+    assert "<b>" not in words.problem_list(t, (problem,))
+
+
+@pytest.mark.parametrize("seconds,text", [(0, "0:00"), (-3, "0:00"), (62.9, "1:02"), (3661, "1:01:01")])
+def test_duration(seconds, text):
+    assert words.duration(seconds) == text
+
+
+def test_languages_have_the_same_page_keys_and_placeholders():
+    english = {key: text for key, text in table("en").items() if key.startswith("page.")}
+    for language in LANGUAGES:
+        own = {key: text for key, text in table(language).items() if key.startswith("page.")}
+        assert set(own) == set(english)
+        for key, text in own.items():
+            assert sorted(re.findall(r"{(\w+)}", text)) == sorted(re.findall(r"{(\w+)}", english[key])), (
+                language,
+                key,
+            )
+
+
+def test_every_page_key_is_used_and_exists():
+    sources = [path.read_text() for path in Path(words.__file__).parent.glob("*.py")]
+    used = {key for text in sources for key in re.findall(r'"(page\.[\w.]*\w)"', text)}
+    prefixes = {key for text in sources for key in re.findall(r'f"(page\.[\w.]*\.){', text)}
+    keys = {key for key in table("en") if key.startswith("page.")}
+    assert used <= keys
+    assert {key for key in keys - used if not any(key.startswith(prefix) for prefix in prefixes)} == set()
