@@ -1,4 +1,4 @@
-"""What the film is so far: latents a section looks back at, and pixels still to be blended. The growing side is decided here."""
+"""What the film is so far: latents to look back at, and pixels still to be blended. The growing side is decided here."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# A kernel with 8-bit inside differs from the exact one by 1 to 2 percent (performance.md: int8 1.5e-2); a broken one by far more.
+# Kernels with 8 bits inside differ from the exact one by 1 to 2 percent (int8 measured: 1.5e-2); broken ones by far more.
 TOLERANCE = 0.05
 HEAD_DIM = 128
 

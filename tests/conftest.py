@@ -1,0 +1,22 @@
+"""Shared by all tests: one small random checkpoint in the hub's layout, and a photo."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All components with random weights; tests that damage it work on a copy."""
+    from miniature.random_checkpoint import build
+
+    return build(tmp_path_factory.mktemp("models") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def photo() -> Path:
+    """A real photo, 377 x 600, that comes with gradio."""
+    return Path(importlib.util.find_spec("gradio").origin).parent / "media_assets" / "images" / "tower.jpg"
