@@ -1,39 +1,27 @@
 #!/usr/bin/env python3
 """Sets FramePack-eichi up beside itself and starts it.
 
-Standard library only: this file runs before anything is installed. It makes `.venv`, installs what
-requirements.txt asks for (again only when that changed), and starts the wanted part with the
-environment's own Python. Everything it says goes to stderr, so that stdout stays the child's.
-
-The deciding functions are pure; the doing functions below them are small. The file has to parse on
-Python 3.7, so that an old Python gets a sentence instead of a syntax error.
+Standard library only: this file runs before anything is installed. It has `.venv` made and filled (see
+eichi_utils/environment.py) and starts the wanted part with the environment's own Python. Everything it says goes to
+stderr, so that stdout stays the child's. It has to parse on Python 3.7, so that an old Python gets a sentence instead of a
+syntax error.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import queue
-import re
-import shutil
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from eichi_utils import environment, tool_run
+from eichi_utils.tool_run import say
+
 ROOT = Path(__file__).resolve().parent
 
 OLDEST_PYTHON = (3, 10)
-NEWEST_PYTHON = (3, 14)
-OWN_VERSION = "{}.{}".format(*sys.version_info[:2])
-
-CHILD_DEFAULTS = MappingProxyType({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1"})
 
 COMMANDS = MappingProxyType(
     {
@@ -78,49 +66,9 @@ MENU_LINKS = (
     "FramePack-eichi: https://github.com/git-ai-code/FramePack-eichi",
 )
 
-TORCH_INDEX = "https://download.pytorch.org/whl/"
-
-FAILURE_ADVICE = (
-    (
-        r"No space left on device|not enough space|Errno 28|WinError 112",
-        "The disk is full. Free some space (about 10 GB with a CUDA build of torch) and start again.",
-    ),
-    (
-        r"ensurepip|No module named '?venv",
-        "This Python cannot make environments. On Debian and Ubuntu run `sudo apt install python3-venv` "
-        "and start again; elsewhere install Python from https://www.python.org/downloads/ .",
-    ),
-    (
-        r"NewConnectionError|Temporary failure in name resolution|Name or service not known|getaddrinfo"
-        r"|Max retries exceeded|ConnectTimeout|ReadTimeout|Read timed out|ProxyError|SSLError"
-        r"|Connection (?:refused|reset|aborted)|Network is unreachable",
-        "The package server could not be reached. Check the network (proxy, firewall) and start again.",
-    ),
-    (
-        r"Requires-Python|requires a different Python|No matching distribution found"
-        r"|Could not find a version that satisfies",
-        "A package has no version for this Python. Python {python} is running; 3.12 is a safe choice: "
-        "install it from https://www.python.org/downloads/ and start launch.py with it.",
-    ),
-    (
-        r"PermissionError|Permission denied|Access is denied|WinError (?:5|32)\b",
-        "A file could not be written. Close other windows of this program, keep the folder somewhere you "
-        "may write, and start again.",
-    ),
-    (r"MemoryError|Cannot allocate memory", "The memory ran out. Close other programs and start again."),
-)
-
 
 class UsageError(Exception):
     """The arguments name no known command."""
-
-
-class SetupError(Exception):
-    """Setting up failed; the text says what to do, `tail` holds the tool's last lines."""
-
-    def __init__(self, advice: str, tail: tuple[str, ...] = ()) -> None:
-        super().__init__(advice)
-        self.tail = tail
 
 
 @dataclass(frozen=True)
@@ -131,37 +79,6 @@ class Invocation:
     test: bool = False
 
 
-@dataclass(frozen=True)
-class Stamp:
-    """What an environment was made for; written into it only once everything is installed."""
-
-    fingerprint: str
-    torch_build: str
-    root: str
-    test: bool
-
-    def to_json(self) -> str:
-        """The text kept in the stamp file."""
-        return json.dumps(vars(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> Stamp | None:
-        """The stamp in `text`, or None if it is not a whole one."""
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
-            return None
-
-
-@dataclass(frozen=True)
-class Step:
-    """One run of `pip install`; with `without` it may fail, and that text says what then holds."""
-
-    title: str
-    arguments: tuple[str, ...]
-    without: str = ""
-
-
 def version_problem(version: tuple[int, ...]) -> str | None:
     """Why this program cannot run on that Python, or None."""
     if tuple(version[:2]) >= OLDEST_PYTHON:
@@ -170,17 +87,6 @@ def version_problem(version: tuple[int, ...]) -> str | None:
         "FramePack-eichi needs Python {}.{} or newer, this is Python {}.{}. Install Python 3.12 from "
         "https://www.python.org/downloads/ and start again."
     ).format(*OLDEST_PYTHON, *version[:2])
-
-
-def installation_problem(version: tuple[int, ...]) -> str | None:
-    """Why a new environment cannot be made from that Python, or None: torch ends at some version."""
-    if tuple(version[:2]) <= NEWEST_PYTHON:
-        return None
-    return (
-        "Python {}.{} is too new: torch is available up to Python {}.{}. Install Python 3.12 from "
-        "https://www.python.org/downloads/ and run its python with launch.py once (Windows: "
-        "`py -3.12 launch.py setup`, Linux: `python3.12 launch.py setup`)."
-    ).format(*version[:2], *NEWEST_PYTHON)
 
 
 def parse(arguments: tuple[str, ...]) -> Invocation:
@@ -202,357 +108,17 @@ def menu_table() -> dict[str, tuple[str, tuple[str, ...]]]:
     }
 
 
-def fingerprint(requirements: bytes, project: bytes, python_version: str) -> str:
-    """A digest that changes whenever the environment has to be brought up to date."""
-    parts = (requirements, project, python_version.encode())
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-
-
-def assess(found: Stamp | None, python_version: str | None, wanted: Stamp) -> str:
-    """The state of the environment: "ready", "outdated" (install into it) or "broken" (make it anew).
-
-    Without a stamp an installation was never finished, so nothing in it can be trusted. The folder is
-    compared because an environment holds absolute paths. A CPU build is replaced when a card appeared;
-    a CUDA build stays, since a driver that does not answer just now is no reason to download it again.
-    """
-    if python_version is None or found is None or found.root != wanted.root:
-        return "broken"
-    if found.torch_build == "cpu" and wanted.torch_build != "cpu":
-        return "broken"
-    if found.fingerprint != wanted.fingerprint or (wanted.test and not found.test):
-        return "outdated"
-    return "ready"
-
-
-def cuda_version(nvidia_smi_output: str) -> tuple[int, int] | None:
-    """The newest CUDA version the driver serves, from nvidia-smi's heading."""
-    match = re.search(r"CUDA(?: \w+)? Version:\s*(\d+)\.(\d+)", nvidia_smi_output)
-    return (int(match.group(1)), int(match.group(2))) if match else None
-
-
-def torch_build(platform: str, cuda: tuple[int, int] | None) -> str:
-    """Which build of torch suits the machine: "cpu", "cu126" or "cu130"."""
-    if cuda is None or platform not in ("linux", "win32"):
-        return "cpu"
-    return "cu130" if cuda >= (13, 0) else "cu126"
-
-
-def torch_requirement(requirements: str) -> str:
-    """The exact torch pin of requirements.txt."""
-    match = re.search(r"^torch==[\w.]+", requirements, re.MULTILINE)
-    if match is None:
-        raise SetupError("requirements.txt has no line `torch==...`. Restore the file and start again.")
-    return match.group()
-
-
-def plan_install(platform: str, build: str, requirements: str, test: bool) -> list[Step]:
-    """The pip runs that fill an environment.
-
-    The package index's own torch is the CUDA 13 build on Linux and the CPU build on Windows, so the other
-    builds come from torch's own index, first, and requirements.txt then finds its pin already met. The
-    CPU build for Linux only saves a large download, so it may fail. The speed-ups come without their
-    dependencies, so that they cannot replace torch, and ready-built, so that no compiler is needed.
-    """
-    torch = torch_requirement(requirements)
-    from_torch = ("--index-url", TORCH_INDEX + build)
-    saving = ("--no-deps", "--retries", "1", "--extra-index-url", TORCH_INDEX + "cpu")
-    first = {
-        ("linux", "cpu"): Step("torch for the CPU (about 200 MB)", (torch, *saving), "the next step brings torch"),
-        ("linux", "cu126"): Step("torch for CUDA 12 (about 3 GB)", (torch, *from_torch)),
-        ("linux", "cu130"): Step("torch for CUDA 13 (about 3 GB)", (torch,)),
-        ("win32", "cu126"): Step("torch for CUDA 12 (about 3 GB)", (torch, *from_torch)),
-        ("win32", "cu130"): Step("torch for CUDA 13 (about 2 GB)", (torch, *from_torch)),
-    }.get((platform, build))
-    steps = [first] if first else []
-
-    count = sum(1 for line in requirements.splitlines() if re.match(r"\w", line))
-    steps.append(Step(f"{count} packages (about 1 GB on the first start)", ("-r", "requirements.txt")))
-    if test:
-        steps.append(Step("the test tools", ("-e", ".[test]")))
-    if build != "cpu":
-        speed_ups = ["xformers>=0.0.35,<0.1", "sageattention>=1.0.6,<3"]
-        if platform == "win32":
-            speed_ups.insert(0, "triton-windows>=3.7,<3.8")
-        for name in speed_ups:
-            title = re.split("[<>=]", name)[0] + " (optional, faster attention)"
-            arguments = ("--no-deps", "--only-binary", ":all:", name)
-            steps.append(Step(title, arguments, "the program works without"))
-    return steps
-
-
-def failure_advice(output: str, python_version: str) -> str:
-    """What the user can do about a failed installation, from what the tool printed."""
-    for pattern, advice in FAILURE_ADVICE:
-        if re.search(pattern, output):
-            return advice.format(python=python_version)
-    return "The installation failed for a reason not known here. The log says more; starting again may help."
-
-
-def child_environment(environ: dict[str, str]) -> dict[str, str]:
-    """The environment for children: the defaults of this program under whatever is set already."""
-    return {**CHILD_DEFAULTS, **environ}
-
-
-class PipProgress:
-    """Turns pip's lines into one short line on how far it is."""
-
-    def __init__(self) -> None:
-        self.found = 0
-        self.fetched = 0
-        self.activity = ""
-
-    def feed(self, line: str) -> None:
-        """Takes in one line of pip's output."""
-        fetching = re.match(r"\s*(?:Downloading|Using cached) (?:\S*/)?(\S+)(?: (\(.+\)))?", line)
-        if line.startswith("Collecting "):
-            self.found += 1
-        elif fetching and not fetching.group(1).endswith(".metadata"):
-            self.fetched += 1
-            self.activity = " ".join(filter(None, fetching.groups()))
-        elif line.startswith("Installing collected packages:"):
-            self.activity = f"unpacking {line.count(',') + 1} packages"
-
-    def text(self, seconds: float) -> str:
-        """The line to show after that many seconds."""
-        minutes, rest = divmod(int(seconds), 60)
-        counts = f"{self.found} packages found, {self.fetched} fetched" if self.found else ""
-        return ", ".join(filter(None, (f"{minutes}:{rest:02d}", counts, self.activity)))
-
-
-def say(text: str = "") -> None:
-    """Tells the user something without touching stdout."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def venv_python(root: Path) -> Path:
-    """The environment's interpreter."""
-    return root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def stamp_path(root: Path) -> Path:
-    """Where the environment's stamp lies; inside, so that it goes with the environment."""
-    return root / ".venv" / "eichi-stamp.json"
-
-
-def read_stamp(root: Path) -> Stamp | None:
-    """The environment's stamp, or None where there is no whole one."""
-    try:
-        return Stamp.from_json(stamp_path(root).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def probe_python(interpreter: Path) -> str | None:
-    """The environment's Python version, or None if it does not run or has no pip."""
-    code = "import sys, pip; print('%d.%d' % sys.version_info[:2])"
-    try:
-        result = subprocess.run([str(interpreter), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.decode().strip() if result.returncode == 0 else None
-
-
-def detect_cuda() -> tuple[int, int] | None:
-    """The CUDA version of this machine's NVIDIA driver, or None without a working one."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    try:
-        result = subprocess.run(
-            [program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, timeout=60
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return cuda_version(result.stdout.decode(errors="replace")) if result.returncode == 0 else None
-
-
-def run_logged(command: list[str], root: Path, log_path: Path, title: str) -> tuple[int, list[str]]:
-    """Runs a tool, keeps all it prints in the log and shows how far pip is; returns its code and output."""
-    live = sys.stderr.isatty()
-    interval = 1 if live else 20
-    progress = PipProgress()
-    output: list[str] = []
-    lines: queue.Queue[str | None] = queue.Queue()
-    started = time.monotonic()
-    shown = started
-    process = subprocess.Popen(
-        command,
-        cwd=str(root),
-        env=child_environment(dict(os.environ)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-    )
-
-    def pump() -> None:
-        with process.stdout as stream:
-            for line in stream:
-                lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=pump, daemon=True).start()
-    try:
-        with log_path.open("a", encoding="utf-8") as log:
-            log.write(f"== {title}\n")
-            line: str | None = ""
-            while line is not None:
-                try:
-                    line = lines.get(timeout=interval)
-                except queue.Empty:
-                    line = ""
-                if line:
-                    log.write(line)
-                    log.flush()
-                    output.append(line.rstrip())
-                    progress.feed(line)
-                now = time.monotonic()
-                if line is not None and now - shown >= interval:
-                    shown = now
-                    text = "      " + progress.text(now - started)
-                    if live:
-                        width = shutil.get_terminal_size().columns - 1
-                        print("\r" + text[:width].ljust(width), end="", file=sys.stderr, flush=True)
-                    else:
-                        say(text)
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-        if live and shown != started:
-            say()
-    return code, output
-
-
-@contextmanager
-def setup_lock(path: Path) -> Iterator[None]:
-    """Lets one launcher set up at a time: a second double-click waits instead of undoing the first's work."""
-    with path.open("a+b") as handle:
-        waiting = False
-        while not try_lock(handle.fileno()):
-            if not waiting:
-                say("Another window is setting this up; waiting for it ...")
-                waiting = True
-            time.sleep(1)
-        yield
-
-
-def try_lock(descriptor: int) -> bool:
-    """Takes the lock on an open file until it is closed; True also where files cannot be locked at all."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def remove_environment(root: Path) -> None:
-    """Removes `.venv`, whatever it is."""
-    path = root / ".venv"
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(str(path))
-
-
-def wanted_stamp(root: Path, build: str, test: bool, python_version: str) -> Stamp:
-    """The stamp of an environment that fits the files here."""
-    requirements = (root / "requirements.txt").read_bytes()
-    project = (root / "pyproject.toml").read_bytes()
-    return Stamp(fingerprint(requirements, project, python_version), build, str(root), test)
-
-
-def current_state(root: Path, test: bool) -> tuple[str, Stamp]:
-    """The environment's state and the stamp it should have; test tools once asked for stay wanted."""
-    found = read_stamp(root)
-    version = probe_python(venv_python(root)) if found else None
-    cuda = detect_cuda() if found is None or found.torch_build == "cpu" else None
-    build = torch_build(sys.platform, cuda) if found is None or cuda else found.torch_build
-    test = test or (found is not None and found.test)
-    wanted = wanted_stamp(root, build, test, version or OWN_VERSION)
-    state = assess(found, version, wanted)
-    return state, wanted_stamp(root, build, test, OWN_VERSION) if state == "broken" else wanted
-
-
-def run_step(command: list[str], root: Path, log_path: Path, title: str) -> None:
-    """Runs one tool of the setup; its failure becomes a SetupError that says what to do."""
-    code, output = run_logged(command, root, log_path, title)
-    if code:
-        raise SetupError(failure_advice("\n".join(output), OWN_VERSION), tuple(output[-8:]))
-
-
-def install(root: Path, state: str, wanted: Stamp, log_path: Path) -> None:
-    """Brings the environment into the wanted state; its stamp is there only when all of it worked.
-
-    The stamp goes first, so that an installation killed in the middle is made anew. Where pip itself
-    gave up it has undone its work, and the old stamp returns: the next start tries the update again.
-    """
-    log_path.write_text("", encoding="utf-8")
-    requirements = (root / "requirements.txt").read_text(encoding="utf-8")
-    steps = plan_install(sys.platform, wanted.torch_build, requirements, wanted.test)
-    making = state == "broken"
-    total = len(steps) + making
-    before = None if making else read_stamp(root)
-
-    if making:
-        problem = installation_problem(sys.version_info)
-        if problem:
-            raise SetupError(problem)
-        again = " anew" if (root / ".venv").exists() else ""
-        say(f"[1/{total}] Making the environment .venv{again} ...")
-        remove_environment(root)
-        base = getattr(sys, "_base_executable", None) or sys.executable
-        run_step([base, "-m", "venv", str(root / ".venv")], root, log_path, "venv")
-    else:
-        stamp_path(root).unlink()
-
-    pip = [str(venv_python(root)), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
-    for number, step in enumerate(steps, start=1 + making):
-        say(f"[{number}/{total}] Installing {step.title} ...")
-        try:
-            run_step([*pip, "--progress-bar", "off", *step.arguments], root, log_path, step.title)
-        except SetupError:
-            if step.without:
-                say(f"      not installed; {step.without}.")
-                continue
-            if before:
-                stamp_path(root).write_text(before.to_json(), encoding="utf-8")
-            raise
-
-    stamp_path(root).write_text(wanted.to_json(), encoding="utf-8")
-    say("Everything is installed.")
-
-
-def set_up(root: Path, test: bool) -> None:
-    """Makes sure that the environment is complete; does nothing when it is."""
-    if current_state(root, test)[0] == "ready":
-        return
-    logs = root / "webui" / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    with setup_lock(logs / "install.lock"):
-        state, wanted = current_state(root, test)
-        if state != "ready":
-            install(root, state, wanted, logs / "install.log")
-
-
 def report_failure(error: Exception, root: Path) -> None:
     """Tells the user what went wrong and what to do."""
     say()
     say("Setting up FramePack-eichi failed.")
     for line in getattr(error, "tail", ()):
         say("    " + line)
-    say(str(error) if isinstance(error, SetupError) else failure_advice(repr(error), OWN_VERSION) + f" ({error})")
+    say(
+        str(error)
+        if isinstance(error, environment.SetupError)
+        else environment.failure_advice(repr(error), environment.OWN_VERSION) + f" ({error})"
+    )
     log_path = root / "webui" / "logs" / "install.log"
     if log_path.is_file():
         say(f"The full log: {log_path}")
@@ -564,13 +130,13 @@ def start(root: Path, arguments: tuple[str, ...]) -> int:
     Where the system can, this process becomes the child, so that signals and the exit code are its own.
     Windows cannot: there Ctrl-C reaches the child as well, which gets the time it needs to end.
     """
-    command = [str(venv_python(root)), *arguments]
-    environment = child_environment(dict(os.environ))
+    command = [str(environment.venv_python(root)), *arguments]
+    variables = tool_run.child_environment(dict(os.environ))
     os.chdir(str(root))
     sys.stdout.flush()
     if os.name != "nt":
-        os.execve(command[0], command, environment)
-    process = subprocess.Popen(command, env=environment)
+        os.execve(command[0], command, variables)
+    process = subprocess.Popen(command, env=variables)
     while True:
         try:
             return process.wait()
@@ -616,13 +182,13 @@ def main(arguments: list[str]) -> int:
         if chosen is None:
             return 0
         invocation = parse(chosen)
-        set_up(ROOT, invocation.test)
+        environment.set_up(ROOT, invocation.test)
         return start(ROOT, invocation.child) if invocation.child else 0
     except UsageError as error:
         say(str(error))
         say(HELP)
         return 2
-    except (SetupError, OSError) as error:
+    except (environment.SetupError, OSError) as error:
         report_failure(error, ROOT)
         return 1
     except KeyboardInterrupt:

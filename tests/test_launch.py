@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import launch
+from eichi_utils import environment, tool_run
 
 ROOT = Path(launch.__file__).parent
 REQUIREMENTS = "# pins\ntorch==2.13.0\neinops>=0.8\n-e .\n"
@@ -46,7 +47,7 @@ class FakeMachine:
     def run_logged(self, command, root, log_path, title):
         self.commands.append(command)
         if "venv" in command:
-            interpreter = launch.venv_python(self.root)
+            interpreter = environment.venv_python(self.root)
             interpreter.parent.mkdir(parents=True)
             interpreter.write_text("")
         if title == self.interrupt_at:
@@ -57,7 +58,7 @@ class FakeMachine:
         return 0, []
 
     def probe_python(self, interpreter):
-        return launch.OWN_VERSION if interpreter.is_file() else None
+        return environment.OWN_VERSION if interpreter.is_file() else None
 
     def made(self):
         """Whether an environment was made since the last call, and how often pip ran."""
@@ -74,36 +75,47 @@ def machine(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text("[project]\n")
     fake = FakeMachine(tmp_path)
     monkeypatch.setattr(launch, "ROOT", tmp_path)
-    monkeypatch.setattr(launch, "run_logged", fake.run_logged)
-    monkeypatch.setattr(launch, "probe_python", fake.probe_python)
-    monkeypatch.setattr(launch, "detect_cuda", lambda: fake.cuda)
+    monkeypatch.setattr(tool_run, "run_logged", fake.run_logged)
+    monkeypatch.setattr(environment, "probe_python", fake.probe_python)
+    monkeypatch.setattr(environment, "detect_cuda", lambda: fake.cuda)
     monkeypatch.setattr(sys, "platform", "linux")
     return fake
 
 
 def stamp(**changes):
     """A stamp like that of a finished CPU installation, with changes."""
-    return launch.Stamp(**{"fingerprint": "a", "torch_build": "cpu", "root": "/here", "test": False, **changes})
+    return environment.Stamp(**{"fingerprint": "a", "torch_build": "cpu", "root": "/here", "test": False, **changes})
 
 
 # Python itself
 
 
-def test_imports_only_the_standard_library():
-    """launch.py runs before anything is installed."""
-    tree = ast.parse((ROOT / "launch.py").read_text(encoding="utf-8"))
+STANDARD_LIBRARY_FILES = (
+    "launch.py",
+    "eichi_utils/__init__.py",
+    "eichi_utils/environment.py",
+    "eichi_utils/tool_run.py",
+)
+
+
+@pytest.mark.parametrize("file", STANDARD_LIBRARY_FILES)
+def test_imports_only_the_standard_library(file):
+    """launch.py and what it imports run before anything is installed."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module)
+            own = node.module in ("eichi_utils", "eichi_utils.tool_run")
+            names.update([] if own else [node.module])
     assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
 
 
-def test_parses_on_python_3_7():
+@pytest.mark.parametrize("file", STANDARD_LIBRARY_FILES)
+def test_parses_on_python_3_7(file):
     """An old Python must get far enough to print the sentence about its age."""
-    ast.parse((ROOT / "launch.py").read_text(encoding="utf-8"), feature_version=(3, 7))
+    ast.parse((ROOT / file).read_text(encoding="utf-8"), feature_version=(3, 7))
 
 
 @pytest.mark.parametrize("version", [(3, 7, 16), (3, 9, 18)])
@@ -119,7 +131,7 @@ def test_supported_pythons_pass_the_gate():
     """The version checks let every supported Python through."""
     for minor in range(10, 15):
         assert launch.version_problem((3, minor, 0)) is None
-        assert launch.installation_problem((3, minor, 0)) is None
+        assert environment.installation_problem((3, minor, 0)) is None
 
 
 def test_too_new_python_cannot_make_an_environment(machine, monkeypatch, capsys):
@@ -136,11 +148,11 @@ def test_too_new_python_cannot_make_an_environment(machine, monkeypatch, capsys)
 def test_fingerprint_follows_each_input():
     """A change of requirements.txt, pyproject.toml or the Python version asks for an installation."""
     digests = {
-        launch.fingerprint(*inputs)
+        environment.fingerprint(*inputs)
         for inputs in [(b"a", b"b", "3.11"), (b"x", b"b", "3.11"), (b"a", b"x", "3.11"), (b"a", b"b", "3.12")]
     }
     assert len(digests) == 4
-    assert launch.fingerprint(b"ab", b"", "3.11") != launch.fingerprint(b"a", b"b", "3.11")
+    assert environment.fingerprint(b"ab", b"", "3.11") != environment.fingerprint(b"a", b"b", "3.11")
 
 
 @pytest.mark.parametrize(
@@ -159,27 +171,27 @@ def test_fingerprint_follows_each_input():
 )
 def test_assess(found, version, wanted, state):
     """Each way an environment can be wrong leads to the smallest repair that is safe."""
-    assert launch.assess(found, version, wanted) == state
+    assert environment.assess(found, version, wanted) == state
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"fingerprint": "a"}'])
 def test_torn_stamp_counts_as_none(text):
     """A stamp file cut short by a crash must not stop the launcher or pass as a finished installation."""
-    assert launch.Stamp.from_json(text) is None
+    assert environment.Stamp.from_json(text) is None
 
 
 def test_stamp_survives_its_file():
     """What is written is what is read."""
-    assert launch.Stamp.from_json(stamp(test=True).to_json()) == stamp(test=True)
+    assert environment.Stamp.from_json(stamp(test=True).to_json()) == stamp(test=True)
 
 
 def test_probe_refuses_what_is_no_python(tmp_path):
     """A missing or damaged interpreter is reported as such, not raised."""
-    assert launch.probe_python(tmp_path / "missing") is None
+    assert environment.probe_python(tmp_path / "missing") is None
     damaged = tmp_path / "python"
     damaged.write_text("no program")
     damaged.chmod(0o755)
-    assert launch.probe_python(damaged) is None
+    assert environment.probe_python(damaged) is None
 
 
 # Setting up
@@ -226,7 +238,7 @@ def test_lost_interpreter_is_recovered(machine):
     """An environment whose Python went away (uninstalled, replaced) is made anew."""
     launch.main(["setup"])
     machine.made()
-    launch.venv_python(machine.root).unlink()
+    environment.venv_python(machine.root).unlink()
     assert launch.main(["setup"]) == 0
     assert machine.made()[0]
 
@@ -247,7 +259,7 @@ def test_environment_that_is_a_file_is_replaced(machine):
     """Whatever lies in the place of .venv is no obstacle."""
     (machine.root / ".venv").write_text("")
     assert launch.main(["setup"]) == 0
-    assert launch.stamp_path(machine.root).is_file()
+    assert environment.stamp_path(machine.root).is_file()
 
 
 def test_new_graphics_card_replaces_the_cpu_build(machine):
@@ -264,10 +276,10 @@ def test_new_graphics_card_replaces_the_cpu_build(machine):
 
 def test_interrupted_installation_ends_130_and_is_made_anew(machine, capsys):
     """Ctrl-C ends without a traceback, and the half-made environment is not taken for a whole one."""
-    machine.interrupt_at = launch.plan_install("linux", "cpu", REQUIREMENTS, False)[-1].title
+    machine.interrupt_at = environment.plan_install("linux", "cpu", REQUIREMENTS, False)[-1].title
     assert launch.main(["setup"]) == 130
     assert "Traceback" not in capsys.readouterr().err
-    assert not launch.stamp_path(machine.root).exists()
+    assert not environment.stamp_path(machine.root).exists()
     machine.interrupt_at = None
     machine.made()
     assert launch.main(["setup"]) == 0
@@ -292,7 +304,7 @@ def test_failed_installation_says_what_to_do(machine, capsys, output, advice):
     message = capsys.readouterr().err
     assert advice in message and output.splitlines()[-1] in message
     assert str(machine.root / "webui" / "logs" / "install.log") in message
-    assert not launch.stamp_path(machine.root).exists()
+    assert not environment.stamp_path(machine.root).exists()
     machine.failures = {}
     assert launch.main(["setup"]) == 0
 
@@ -323,7 +335,7 @@ def test_speed_ups_fail_softly(machine, capsys):
     machine.failures = {"xformers": "No matching distribution", "sageattention": "No matching distribution"}
     assert launch.main(["setup"]) == 0
     assert capsys.readouterr().err.count("the program works without") == 2
-    assert launch.stamp_path(machine.root).is_file()
+    assert environment.stamp_path(machine.root).is_file()
 
 
 def test_progress_is_numbered_and_leaves_stdout_alone(machine, capsys):
@@ -344,12 +356,12 @@ def test_progress_is_numbered_and_leaves_stdout_alone(machine, capsys):
 
 def arguments_of(platform, build, test=False):
     """The plan's pip arguments only."""
-    return [step.arguments for step in launch.plan_install(platform, build, REQUIREMENTS, test)]
+    return [step.arguments for step in environment.plan_install(platform, build, REQUIREMENTS, test)]
 
 
 def test_plan_without_a_card():
     """Linux saves the CUDA download if it can; Windows and macOS take the default index as it is."""
-    linux = launch.plan_install("linux", "cpu", REQUIREMENTS, False)
+    linux = environment.plan_install("linux", "cpu", REQUIREMENTS, False)
     assert [bool(step.without) for step in linux] == [True, False]
     assert linux[0].arguments[0] == PINNED and linux[0].arguments[-1].endswith("/cpu")
     assert arguments_of("win32", "cpu") == arguments_of("darwin", "cpu") == [("-r", "requirements.txt")]
@@ -366,7 +378,7 @@ def test_plan_without_a_card():
 )
 def test_plan_with_a_card(platform, build, torch):
     """The CUDA build of torch comes first and from where it is; the speed-ups cannot replace it."""
-    steps = launch.plan_install(platform, build, REQUIREMENTS, False)
+    steps = environment.plan_install(platform, build, REQUIREMENTS, False)
     assert steps[0].arguments == torch and not steps[0].without
     assert steps[1].arguments == ("-r", "requirements.txt")
     names = [step.title.split()[0] for step in steps[2:]]
@@ -376,7 +388,7 @@ def test_plan_with_a_card(platform, build, torch):
 
 def test_plan_with_the_test_tools():
     """The test extra is one more step and not optional."""
-    steps = launch.plan_install("win32", "cpu", REQUIREMENTS, True)
+    steps = environment.plan_install("win32", "cpu", REQUIREMENTS, True)
     assert steps[-1].arguments == ("-e", ".[test]") and not steps[-1].without
 
 
@@ -393,28 +405,28 @@ def test_plan_with_the_test_tools():
 )
 def test_torch_build_follows_the_driver(platform, cuda, build):
     """A CUDA 13 build does not run on an older driver."""
-    assert launch.torch_build(platform, cuda) == build
+    assert environment.torch_build(platform, cuda) == build
 
 
 def test_cuda_version_is_read_from_nvidia_smi():
     """The heading's CUDA version decides, not the driver's own number."""
     heading = "| NVIDIA-SMI 580.65.06    Driver Version: 580.65.06    CUDA Version: 13.0     |"
-    assert launch.cuda_version(heading) == (13, 0)
-    assert launch.cuda_version("NVIDIA-SMI has failed because it couldn't communicate with the driver.") is None
+    assert environment.cuda_version(heading) == (13, 0)
+    assert environment.cuda_version("NVIDIA-SMI has failed because it couldn't communicate with the driver.") is None
 
 
 def test_requirements_pin_torch():
     """The launcher takes torch's version from requirements.txt, its only source."""
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    assert launch.torch_requirement(text) == PINNED
+    assert environment.torch_requirement(text) == PINNED
     assert text.rstrip().splitlines()[-1] == "-e ."
-    with pytest.raises(launch.SetupError):
-        launch.torch_requirement("torch>=2\n")
+    with pytest.raises(environment.SetupError):
+        environment.torch_requirement("torch>=2\n")
 
 
 def test_pip_progress_counts():
     """pip's own lines become one short line."""
-    progress = launch.PipProgress()
+    progress = tool_run.PipProgress()
     for line in (
         "Collecting torch==2.13.0 (from -r requirements.txt (line 2))",
         "  Downloading torch-2.13.0-cp311-none-any.whl.metadata (29 kB)",
@@ -434,7 +446,7 @@ def test_run_logged_keeps_output_and_code(tmp_path):
     """The log holds all that the tool printed, and the tool's exit code is not lost."""
     log = tmp_path / "install.log"
     code = "import sys; print('one'); print('two', file=sys.stderr); sys.exit(3)"
-    result, output = launch.run_logged([sys.executable, "-c", code], tmp_path, log, "a title")
+    result, output = tool_run.run_logged([sys.executable, "-c", code], tmp_path, log, "a title")
     assert result == 3 and sorted(output) == ["one", "two"]
     assert "== a title" in log.read_text() and "two" in log.read_text()
 
@@ -442,10 +454,10 @@ def test_run_logged_keeps_output_and_code(tmp_path):
 def test_lock_admits_one(tmp_path):
     """Two double-clicks do not install into the same folder at once."""
     path = tmp_path / "lock"
-    with launch.setup_lock(path), path.open("a+b") as other:
-        assert not launch.try_lock(other.fileno())
+    with tool_run.setup_lock(path), path.open("a+b") as other:
+        assert not tool_run.try_lock(other.fileno())
     with path.open("a+b") as other:
-        assert launch.try_lock(other.fileno())
+        assert tool_run.try_lock(other.fileno())
 
 
 # Arguments, the menu and the child
@@ -531,17 +543,18 @@ def test_menu_can_be_left(machine, monkeypatch, answer):
 
 def test_child_environment_keeps_what_is_set():
     """The defaults do not override the user's own settings."""
-    environment = launch.child_environment({"PYTHONUTF8": "0", "PATH": "x"})
-    assert environment["PYTHONUTF8"] == "0" and environment["PATH"] == "x"
-    assert environment["GRADIO_ANALYTICS_ENABLED"] == "False"
-    assert environment["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    variables = tool_run.child_environment({"PYTHONUTF8": "0", "PATH": "x"})
+    assert variables["PYTHONUTF8"] == "0" and variables["PATH"] == "x"
+    assert variables["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert variables["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
 
 def test_child_gets_arguments_folder_and_environment(tmp_path):
     """A finished installation starts its part from any folder: arguments in, stdout and exit code out."""
     root = tmp_path / "a folder"
     (root / "webui").mkdir(parents=True)
-    for name in ("launch.py", "requirements.txt", "pyproject.toml"):
+    (root / "eichi_utils").mkdir()
+    for name in (*STANDARD_LIBRARY_FILES, "requirements.txt", "pyproject.toml"):
         (root / name).write_bytes((ROOT / name).read_bytes())
     (root / "webui" / "endframe_ichi.py").write_text(
         "import json, os, sys\n"
@@ -551,14 +564,14 @@ def test_child_gets_arguments_folder_and_environment(tmp_path):
     venv.create(root / ".venv", symlinks=os.name != "nt")
     site = sysconfig.get_path("purelib", vars={"base": str(root / ".venv")})
     (Path(site) / "pip.py").write_text("")
-    finished = launch.wanted_stamp(root.resolve(), "cu130", False, launch.OWN_VERSION)
-    launch.stamp_path(root).write_text(finished.to_json())
+    finished = environment.wanted_stamp(root.resolve(), "cu130", False, environment.OWN_VERSION)
+    environment.stamp_path(root).write_text(finished.to_json())
 
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUTF8"}
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONUTF8"}
     result = subprocess.run(
         [sys.executable, str(root / "launch.py"), "endframe", "--lang", "ru", "two words"],
         cwd=tmp_path,
-        env=environment,
+        env=variables,
         capture_output=True,
         text=True,
         timeout=120,

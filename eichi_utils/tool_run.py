@@ -1,0 +1,150 @@
+"""Runs an installation's tools: their progress in one line, all they print in a log, and one launcher at a time.
+
+Standard library only, and parses on Python 3.7, as everything that runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+CHILD_DEFAULTS = MappingProxyType({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1"})
+
+
+def child_environment(environ: dict[str, str]) -> dict[str, str]:
+    """The environment for children: the defaults of this program under whatever is set already."""
+    return {**CHILD_DEFAULTS, **environ}
+
+
+class PipProgress:
+    """Turns pip's lines into one short line on how far it is."""
+
+    def __init__(self) -> None:
+        self.found = 0
+        self.fetched = 0
+        self.activity = ""
+
+    def feed(self, line: str) -> None:
+        """Takes in one line of pip's output."""
+        fetching = re.match(r"\s*(?:Downloading|Using cached) (?:\S*/)?(\S+)(?: (\(.+\)))?", line)
+        if line.startswith("Collecting "):
+            self.found += 1
+        elif fetching and not fetching.group(1).endswith(".metadata"):
+            self.fetched += 1
+            self.activity = " ".join(filter(None, fetching.groups()))
+        elif line.startswith("Installing collected packages:"):
+            self.activity = f"unpacking {line.count(',') + 1} packages"
+
+    def text(self, seconds: float) -> str:
+        """The line to show after that many seconds."""
+        minutes, rest = divmod(int(seconds), 60)
+        counts = f"{self.found} packages found, {self.fetched} fetched" if self.found else ""
+        return ", ".join(filter(None, (f"{minutes}:{rest:02d}", counts, self.activity)))
+
+
+def say(text: str = "") -> None:
+    """Tells the user something without touching stdout."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def run_logged(command: list[str], root: Path, log_path: Path, title: str) -> tuple[int, list[str]]:
+    """Runs a tool, keeps all it prints in the log and shows how far pip is; returns its code and output."""
+    live = sys.stderr.isatty()
+    interval = 1 if live else 20
+    progress = PipProgress()
+    output: list[str] = []
+    lines: queue.Queue[str | None] = queue.Queue()
+    started = time.monotonic()
+    shown = started
+    process = subprocess.Popen(
+        command,
+        cwd=str(root),
+        env=child_environment(dict(os.environ)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+
+    def pump() -> None:
+        with process.stdout as stream:
+            for line in stream:
+                lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=pump, daemon=True).start()
+    try:
+        with log_path.open("a", encoding="utf-8") as log:
+            log.write(f"== {title}\n")
+            line: str | None = ""
+            while line is not None:
+                try:
+                    line = lines.get(timeout=interval)
+                except queue.Empty:
+                    line = ""
+                if line:
+                    log.write(line)
+                    log.flush()
+                    output.append(line.rstrip())
+                    progress.feed(line)
+                now = time.monotonic()
+                if line is not None and now - shown >= interval:
+                    shown = now
+                    text = "      " + progress.text(now - started)
+                    if live:
+                        width = shutil.get_terminal_size().columns - 1
+                        sys.stderr.write("\r" + text[:width].ljust(width))
+                        sys.stderr.flush()
+                    else:
+                        say(text)
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+        if live and shown != started:
+            say()
+    return code, output
+
+
+@contextmanager
+def setup_lock(path: Path) -> Iterator[None]:
+    """Lets one launcher set up at a time: a second double-click waits instead of undoing the first's work."""
+    with path.open("a+b") as handle:
+        waiting = False
+        while not try_lock(handle.fileno()):
+            if not waiting:
+                say("Another window is setting this up; waiting for it ...")
+                waiting = True
+            time.sleep(1)
+        yield
+
+
+def try_lock(descriptor: int) -> bool:
+    """Takes the lock on an open file until it is closed; True also where files cannot be locked at all."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
