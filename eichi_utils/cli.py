@@ -129,7 +129,14 @@ class _Reference(argparse.Action):
 
 def read_request(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Request:
     """The request from `--request` (or `defaults`) with every flag that was given laid over it. Raises UserError."""
-    document = dict(read_document(options.request)) if options.request else {"mode": "reverse", **defaults}
+    if options.request:
+        document = read_document(options.request)
+    else:
+        mode = options.mode or "reverse"
+        known = {field.name for field in dataclasses.fields(modes.MODES[mode])} if mode in modes.MODES else ()
+        document = {"mode": mode, **{name: value for name, value in defaults.items() if name in known}}
+    if not isinstance(document, dict):
+        return modes.from_json(document)
     if options.mode:
         document["mode"] = options.mode
     problems = []

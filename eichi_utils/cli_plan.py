@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from eichi_utils.plan import FPS, Plan, Ref
-from locales import Translator
+from eichi_utils.problems import Translate
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_lines(plan: Plan, t: Translator) -> list[str]:
+def plan_lines(plan: Plan, t: Translate) -> list[str]:
     """A line of totals and one for each section in the order of sampling."""
     seconds = f"{plan.frames / FPS:.2f}"
     lines = [t("cli.plan.total", sections=len(plan.sections), frames=plan.frames, seconds=seconds)]

@@ -13,8 +13,7 @@ import torch
 
 from eichi_utils.models import ModelPool, host_memory
 from eichi_utils.paths import WEBUI
-from eichi_utils.problems import UserError
-from locales import Translator
+from eichi_utils.problems import Translate, UserError
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub",
@@ -41,7 +40,7 @@ def examine(models: Path | None = None, device: str = "auto", attention: str = "
     }
 
 
-def report_lines(findings: dict[str, Any], t: Translator) -> list[str]:
+def report_lines(findings: dict[str, Any], t: Translate) -> list[str]:
     """The findings for reading."""
     cards = [f"{card['name']}, {card['memory_gib']} GiB, {card['capability']}" for card in findings["cards"]]
     rows = [

@@ -106,7 +106,8 @@ class ModelPool:
         try:
             self.attention: AttentionChoice = choose_attention(self.placement.device, self.placement.transformer, attention)
         except ValueError as error:
-            raise UserError([Problem("attention", "attention_unusable", {"reason": str(error)})]) from None
+            values = {"name": attention, "reason": str(error)}
+            raise UserError([Problem("attention", "attention_unusable", values)]) from None
         self.host_budget = int(HOST_SHARE * host_memory())
         self._loaded: dict[str, _Loaded] = {}
         self._checked: dict[str, tuple] = {}
@@ -138,14 +139,7 @@ class ModelPool:
         problems = []
         for name in (checkpoint_name, *SHARED):
             try:
-                folder = self.folder(name)
-                stamp = (
-                    folder,
-                    tuple(sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir())),
-                )
-                if self._checked.get(name) != stamp:
-                    _CHECKS[name](folder, self)
-                    self._checked[name] = stamp
+                self._check(name)
             except CheckpointError as error:
                 problems.append(_problem(error))
         if problems:
@@ -255,9 +249,17 @@ class ModelPool:
         newest_first = sorted(snapshots.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
         return [folder / place.folder for folder in newest_first]
 
+    def _check(self, name: str) -> None:
+        """Look at a component's files, unless they are those that were found good before. Raises CheckpointError."""
+        folder = self.folder(name)
+        files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
+        if self._checked.get(name) != (folder, files):
+            _CHECKS[name](folder, self)
+            self._checked[name] = folder, files
+
     def _complete(self, name: str) -> bool:
         try:
-            _CHECKS[name](self.folder(name), self)
+            self._check(name)
         except CheckpointError as error:
             # A damaged file is reported by check(), not downloaded over without a word.
             return error.key != "file_missing"

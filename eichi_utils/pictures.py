@@ -43,10 +43,13 @@ def open_picture(path: str | Path, field: str = "image") -> Image.Image:
 
 
 def open_mask(path: str | Path, field: str = "mask") -> Image.Image:
-    """A mask as upright 8-bit grey (white keeps, black removes); a picture with transparency gives its alpha channel."""
+    """A mask as upright 8-bit grey: white keeps, black hides. Where a picture has transparent parts, its alpha is the mask."""
     picture = _load(path, field)
     if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
-        return picture.convert("RGBA").getchannel("A")
+        alpha = picture.convert("RGBA").getchannel("A")
+        # Paint programs save black-and-white masks with an alpha channel that is opaque everywhere.
+        if alpha.getextrema()[0] < 255:
+            return alpha
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         picture = _to_8_bits(picture)
     return picture.convert("L")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+# `t(key, **values)`: a sentence in the user's language. The languages themselves are known to pages and command line only.
+Translate = Callable[..., str]
 
 
 @dataclass(frozen=True)

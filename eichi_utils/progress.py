@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import TextIO
 
+from eichi_utils.problems import Translate
 from eichi_utils.view import View
-from locales import Translator
 
 BAR = 24
 
@@ -14,7 +14,7 @@ BAR = 24
 class Progress:
     """Elsewhere than on a terminal a line is written when stage or section change, and at every tenth of the steps."""
 
-    def __init__(self, stream: TextIO, t: Translator):
+    def __init__(self, stream: TextIO, t: Translate):
         self._stream, self._t = stream, t
         self._redraw = stream.isatty()
         self._drawn = False

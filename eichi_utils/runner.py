@@ -44,6 +44,8 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     pictures = fit_pictures(plan, request.size)
     outputs.prepare(needed_bytes(plan, pictures))
     yield _started(request, plan, pictures)
+    if request.cfg_scale == 1.0 and (request.negative_prompt or request.guidance_rescale):
+        yield Notice(at=time.time(), key="guidance_off")
     for place in pool.missing(plan.checkpoint):
         yield Notice(at=time.time(), key="downloading", values={"repository": place.repository, "folder": place.folder})
         pool.download(place)
