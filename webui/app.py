@@ -1,0 +1,206 @@
+"""Flags, server, login, and which page is where: the only place where things are wired."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import os
+import socket
+import sys
+import webbrowser
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+
+from eichi_utils.engine import Engine
+from eichi_utils.jobs import Jobs
+from eichi_utils.paths import DEFAULT_OUTPUTS
+from locales import LANGUAGES, Translator, preferred_language
+from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
+from webui.context import Context
+from webui.frame import STYLE, theme
+
+PAGES = MappingProxyType(
+    {
+        "reverse": ("/endframe", endframe_ichi.page),
+        "forward": ("/f1", endframe_ichi_f1.page),
+        "single": ("/oneframe", oneframe_ichi.page),
+    }
+)
+FIRST_PORT = 7861
+# Ports tried before giving up; seconds the worker may take to reach its next step on the way out.
+PORTS_TRIED = 100
+CLOSING_SECONDS = 10
+
+
+def build(
+    jobs: Jobs,
+    mode: str,
+    t: Translator,
+    outputs: Path,
+    *,
+    plain: bool = False,
+    auth: tuple[str, str] | None = None,
+) -> FastAPI:
+    """The three pages in one application: `mode`'s at "/", the others at their own paths.
+
+    auth: (user, password) that every page asks for; who has logged in at one is known to the others.
+    """
+    app = FastAPI(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
+    links = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
+    random_seeds: set[str] = set()
+    for name, (path, _) in PAGES.items():
+        _redirect(app, path, links[name])
+    # What is mounted at "/" takes every address that is not taken before.
+    for name in sorted(PAGES, key=lambda name: name == mode):
+        path, page = PAGES[name]
+        root = "" if name == mode else path
+        context = Context(
+            jobs=jobs,
+            t=t,
+            mode=name,
+            outputs=outputs,
+            root=root,
+            links=links,
+            plain=plain,
+            random_seeds=random_seeds,
+        )
+        gr.mount_gradio_app(
+            app,
+            page(context),
+            path=root or "/",
+            auth=auth,
+            allowed_paths=[str(outputs.resolve())],
+            footer_links=[],
+            run_history=False,
+            theme=theme(),
+            css_paths=STYLE,
+            # Chinese and Japanese draw shared characters differently; the browser goes by the language.
+            head=f'<script>document.documentElement.lang = "{t.language}"</script>',
+        )
+    _share_login(app)
+    return app
+
+
+def serve(mode: str, argv: Sequence[str]) -> None:
+    """Read the flags, start the worker and the server, and run until interrupted."""
+    options = read_flags(argv)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    outputs = options.out.resolve()
+    jobs = Jobs(Engine(options.models, outputs, options.device, options.attention))
+    app = build(jobs, mode, options.t, outputs, plain=options.plain, auth=options.auth)
+    with listen(options.server, options.port) as listener:
+        url = address(options.server, listener)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        try:
+            with suppress(KeyboardInterrupt):
+                _Server(config, url, options.inbrowser).run(sockets=[listener])
+        finally:
+            jobs.close(CLOSING_SECONDS)
+
+
+def read_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line; leaves with code 2 and a sentence if it cannot be followed."""
+    language = preferred_language(os.environ)
+    words = Translator(language)
+    parser = argparse.ArgumentParser(description=words("page.flag.description"))
+    parser.add_argument("--lang", choices=LANGUAGES, default=language, help=words("page.flag.lang"))
+    parser.add_argument("--server", metavar="ADDRESS", default="127.0.0.1", help=words("page.flag.server"))
+    parser.add_argument("--port", type=int, default=FIRST_PORT, help=words("page.flag.port", port=FIRST_PORT))
+    parser.add_argument("--inbrowser", action="store_true", help=words("page.flag.inbrowser"))
+    parser.add_argument("--models", type=Path, metavar="DIR", help=words("page.flag.models"))
+    parser.add_argument("--out", type=Path, metavar="DIR", default=DEFAULT_OUTPUTS, help=words("page.flag.out"))
+    parser.add_argument("--attention", metavar="NAME", default="auto", help=words("page.flag.attention"))
+    parser.add_argument("--device", metavar="NAME", default="auto", help=words("page.flag.device"))
+    parser.add_argument("--plain", action="store_true", help=words("page.flag.plain"))
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help=words("page.flag.auth"))
+    options = parser.parse_args(argv)
+    options.t = Translator(options.lang)
+    if options.auth is not None:
+        user, _, password = options.auth.partition(":")
+        if not user or not password:
+            parser.error(options.t("page.flag.auth_form"))
+        options.auth = (user, password)
+    if not options.auth and not is_loopback(options.server):
+        parser.error(options.t("page.flag.auth_needed", address=options.server))
+    if not 0 <= options.port <= 65535:
+        parser.error(options.t("page.flag.port_range", port=options.port))
+    return options
+
+
+def is_loopback(server: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(server).is_loopback
+    except ValueError:
+        return server == "localhost"
+
+
+def listen(server: str, port: int) -> socket.socket:
+    """A listening socket at the port or the next free one; port 0 lets the system choose."""
+    family, *_, place = socket.getaddrinfo(server, port, type=socket.SOCK_STREAM)[0]
+    last = min(port + PORTS_TRIED, 65536) - 1
+    for number in range(port, last + 1):
+        listener = socket.socket(family)
+        # Elsewhere the option means "take over a port in use", the opposite of looking for a free one.
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((place[0], number, *place[2:]))
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            if number == last:
+                raise
+        else:
+            return listener
+    raise AssertionError("at least one port is tried")
+
+
+def address(server: str, listener: socket.socket) -> str:
+    """Where a browser on this machine finds the listener."""
+    host = "127.0.0.1" if server in ("0.0.0.0", "::") else server
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+class _Server(uvicorn.Server):
+    """Says where it is as soon as it answers."""
+
+    def __init__(self, config: uvicorn.Config, url: str, inbrowser: bool):
+        super().__init__(config)
+        self._url, self._inbrowser = url, inbrowser
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        sys.stdout.write(f"{self._url}\n")
+        sys.stdout.flush()
+        if self._inbrowser:
+            webbrowser.open(self._url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Every open tab holds a stream; that it is cut off now is no error worth a traceback.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
+
+
+def _redirect(app: FastAPI, path: str, target: str) -> None:
+    async def go() -> RedirectResponse:
+        return RedirectResponse(target)
+
+    app.add_api_route(path, go)
+    if target == "/":
+        app.add_api_route(f"{path}/", go)
+
+
+def _share_login(app: FastAPI) -> None:
+    # Each gradio application keeps its own cookie name and table of tokens; one login is enough for a user.
+    first, *others = [route.app for route in app.routes if isinstance(getattr(route, "app", None), gr.routes.App)]
+    for other in others:
+        other.cookie_id, other.tokens = first.cookie_id, first.tokens

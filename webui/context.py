@@ -1,0 +1,53 @@
+"""What every page and panel is given: the jobs to look at, the words to use, and where files are served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import quote
+
+from eichi_utils.jobs import Job, Jobs
+from eichi_utils.request import Request
+from locales import Translator
+
+# Events that neither wait in gradio's queue nor show its spinner: everything here answers at once.
+QUIET = MappingProxyType({"queue": False, "show_progress": "hidden", "api_visibility": "private"})
+
+
+@dataclass(frozen=True)
+class Context:
+    """mode: the page's own. root: the path it is mounted at, "" for "/". links: mode -> address of its page.
+
+    plain: only what the original FramePack page had. random_seeds: jobs whose seed was drawn, not given, so
+    that a form filled from one of them asks for a random seed again; all pages share the set.
+    """
+
+    jobs: Jobs
+    t: Translator
+    mode: str
+    outputs: Path
+    root: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
+    plain: bool = False
+    random_seeds: set[str] = field(default_factory=set)
+
+    def submit(self, request: Request) -> Job:
+        """Hand a checked request to the worker."""
+        job = self.jobs.submit(request)
+        if request.seed == -1:
+            self.random_seeds.add(job.id)
+        return job
+
+    def url(self, path: str) -> str:
+        """The address below which gradio serves a file of the output folder."""
+        return f"{self.root}/gradio_api/file={quote(Path(path).as_posix())}"
+
+    def job_to_fill_from(self) -> Job | None:
+        """The job whose request a freshly loaded form shows: the current one, else this mode's newest."""
+        current = self.jobs.current()
+        if current and current.request.mode == self.mode:
+            return current
+        own = [job for job in self.jobs.all() if job.request.mode == self.mode]
+        return own[-1] if own else None

@@ -1,0 +1,52 @@
+"""The standard page: a film from a picture, optionally towards a final frame. Run this file to start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a file, Python looks for packages beside this file; ours lie beside the folder.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from webui.quick_start import load_gradio
+
+    load_gradio()
+
+import gradio as gr
+
+from webui.context import Context
+from webui.frame import framed
+from webui.input_panel import (
+    PICTURE_HEIGHT,
+    advanced_panel,
+    final_frame_panel,
+    length_panel,
+    prompt_panel,
+    size_panel,
+)
+
+
+def page(context: Context) -> gr.Blocks:
+    with framed(context) as (blocks, form):
+        with gr.Row():
+            form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
+            if not context.plain:
+                with gr.Column(min_width=160):
+                    final_frame_panel(form)
+        prompt_panel(form)
+        length_panel(form)
+        if not context.plain:
+            size_panel(form)
+        form.number_or_empty("seed", empty=-1, elem_id="seed")
+        advanced_panel(context, form)
+    return blocks
+
+
+def main() -> None:
+    from webui.app import serve
+
+    serve("reverse", sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The F1 page: a film from a picture onwards, up to two minutes. Run this file to start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a file, Python looks for packages beside this file; ours lie beside the folder.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from webui.quick_start import load_gradio
+
+    load_gradio()
+
+import gradio as gr
+
+from webui.context import Context
+from webui.frame import framed
+from webui.input_panel import (
+    PICTURE_HEIGHT,
+    QUICK_SECONDS,
+    advanced_panel,
+    length_panel,
+    prompt_panel,
+    size_panel,
+)
+
+
+def page(context: Context) -> gr.Blocks:
+    t = context.t
+    with framed(context) as (blocks, form):
+        with gr.Row():
+            form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
+            if not context.plain:
+                with gr.Column(min_width=160):
+                    form.slider("influence", step=0.1)
+                    sections = {"first": t("page.influence.first"), "all": t("page.influence.all")}
+                    form.choice("influence_sections", sections)
+        prompt_panel(form)
+        length_panel(form, (*QUICK_SECONDS, 60, 120))
+        if not context.plain:
+            size_panel(form)
+        form.number_or_empty("seed", empty=-1, elem_id="seed")
+        advanced_panel(context, form)
+    return blocks
+
+
+def main() -> None:
+    from webui.app import serve
+
+    serve("forward", sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

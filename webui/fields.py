@@ -1,0 +1,55 @@
+"""Gradio's components with one change: a wrong value reaches the request's own checks, not a toast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components.image import ImageData
+from gradio.processing_utils import save_file_to_cache
+
+from webui.quick_start import without_stubs
+
+# Otherwise gradio would write a file beside this one. `is_template` says: in the browser, the class derived from.
+with without_stubs():
+
+    class Number(gr.Number):
+        """A number box that passes on whatever was typed; empty is None."""
+
+        is_template = True
+
+        def preprocess(self, payload: float | None) -> float | int | None:
+            return _rounded(payload)
+
+    class Slider(gr.Slider):
+        """A slider that passes on whatever was typed into its box."""
+
+        is_template = True
+
+        def preprocess(self, payload: float | None) -> float | int | None:
+            return _rounded(payload)
+
+    class Picture(gr.Image):
+        """A picture as the path of the very file that was uploaded, so that checks can name its damage."""
+
+        is_template = True
+
+        def preprocess(self, payload: ImageData | None) -> str | None:
+            return payload.path if payload else None
+
+        def postprocess(self, value: str | None) -> ImageData | None:
+            # A job from the command line names a file anywhere; gradio shows only what lies in its cache.
+            if not value or not Path(value).is_file():
+                return None
+            return ImageData(path=save_file_to_cache(value, self.GRADIO_CACHE), orig_name=Path(value).name)
+
+
+def picture(**settings: Any) -> Picture:
+    """A place for a picture: upload, drop or paste."""
+    return Picture(type="filepath", image_mode=None, sources=["upload", "clipboard"], buttons=["fullscreen"], **settings)
+
+
+def _rounded(value: Any) -> Any:
+    # The browser's steps add up in binary: 0.30000000000000004.
+    return round(value, 6) if isinstance(value, float) else value

@@ -1,0 +1,174 @@
+"""Request field <-> component: a page adds its fields, the form reads a request from them and writes one."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from eichi_utils import modes
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import Request
+from locales import Translator, table
+from webui import fields
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One field's components; `read` takes their values, `write` returns as many."""
+
+    components: tuple[Component, ...]
+    read: Callable[..., Any]
+    write: Callable[[Any], tuple]
+
+
+class Form:
+    """The fields of one mode's request that a page shows. Those it does not show keep their defaults."""
+
+    def __init__(self, kind: type[Request], t: Translator):
+        self.kind = kind
+        self.t = t
+        self.entries: dict[str, Entry] = {}
+        self._fields = {field.name: field for field in dataclasses.fields(kind)}
+
+    def has(self, name: str) -> bool:
+        """Whether the mode has such a field."""
+        return name in self._fields
+
+    def limits(self, name: str) -> Mapping[str, Any]:
+        """The field's metadata: kind, min, max, choices."""
+        return self._fields[name].metadata
+
+    def default(self, name: str) -> Any:
+        return self._fields[name].default
+
+    def add(
+        self,
+        name: str,
+        *components: Component,
+        read: Callable[..., Any] = lambda value: value,
+        write: Callable[[Any], tuple] = lambda value: (value,),
+    ) -> Component:
+        """Tie components to a field; returns the first."""
+        if name not in self._fields:
+            raise KeyError(f"{self.kind.__name__} has no field {name}")
+        self.entries[name] = Entry(components, read, write)
+        return components[0]
+
+    def text(self, name: str, **settings: Any) -> Component:
+        return self.add(name, gr.Textbox(value=self.default(name), **self._words(name), **settings))
+
+    def picture(self, name: str, **settings: Any) -> Component:
+        return self.add(
+            name,
+            fields.picture(label=self.t(f"page.field.{name}"), placeholder=self.t("page.picture.placeholder"), **settings),
+            read=lambda value: value or "",
+            write=lambda value: (value or None,),
+        )
+
+    def slider(self, name: str, step: float, **settings: Any) -> Component:
+        limits = self.limits(name)
+        box = fields.Slider(
+            minimum=limits["min"],
+            maximum=limits["max"],
+            value=self.default(name),
+            step=step,
+            **self._words(name),
+            **settings,
+        )
+        return self.add(name, box)
+
+    def number(self, name: str, step: float = 1, **settings: Any) -> Component:
+        """A number box."""
+        limits = self.limits(name)
+        box = fields.Number(
+            value=self.default(name),
+            minimum=limits["min"],
+            maximum=limits["max"],
+            step=step,
+            **self._words(name),
+            **settings,
+        )
+        return self.add(name, box)
+
+    def number_or_empty(self, name: str, empty: Any = None, **settings: Any) -> Component:
+        """A box for a number whose emptiness says "choose for me"; `empty` is the field's value for that.
+
+        It is a box of text because gradio's number box turns emptiness into 0.
+        """
+        box = gr.Textbox(
+            value=_shown(self.default(name), empty),
+            placeholder=self.t(f"page.empty.{name}"),
+            max_lines=1,
+            **self._words(name),
+            **settings,
+        )
+        return self.add(
+            name,
+            box,
+            read=lambda text: _number(text) if text and text.strip() else empty,
+            write=lambda value: (_shown(value, empty),),
+        )
+
+    def choice(self, name: str, labels: Mapping[Any, str], dropdown: bool = False, **settings: Any) -> Component:
+        """One of the field's choices. labels: choice -> words, one for each."""
+        kind = gr.Dropdown if dropdown else gr.Radio
+        choices = [(labels[choice], choice) for choice in self.limits(name)["choices"]]
+        return self.add(name, kind(choices, value=self.default(name), **self._words(name), **settings))
+
+    def switch(self, name: str, **settings: Any) -> Component:
+        return self.add(name, gr.Checkbox(value=self.default(name), **self._words(name), **settings))
+
+    @property
+    def components(self) -> set[Component]:
+        return {component for entry in self.entries.values() for component in entry.components}
+
+    def document(self, values: Mapping[Component, Any]) -> dict[str, Any]:
+        """The request's JSON document as the components stand."""
+        document: dict[str, Any] = {"mode": self.kind.mode}
+        for name, entry in self.entries.items():
+            value = entry.read(*(values[component] for component in entry.components))
+            # An emptied box of a field that needs a value is a problem to report, not the default.
+            document[name] = "" if value is None and not self.limits(name).get("optional") else value
+        return document
+
+    def read(self, values: Mapping[Component, Any]) -> tuple[Request | None, tuple[Problem, ...]]:
+        """The request, or None if a value cannot even be read; and every problem at once."""
+        document = self.document(values)
+        try:
+            request = modes.from_json(document)
+        except UserError as error:
+            unreadable = {problem.field for problem in error.problems}
+            rest = modes.from_json({name: value for name, value in document.items() if name not in unreadable})
+            return None, (*error.problems, *(p for p in rest.check() if p.field not in unreadable))
+        return request, request.check()
+
+    def write(self, request: Request) -> dict[Component, Any]:
+        """The value of every component for this request."""
+        updates: dict[Component, Any] = {}
+        for name, entry in self.entries.items():
+            updates |= zip(entry.components, entry.write(getattr(request, name)), strict=True)
+        return updates
+
+    def _words(self, name: str) -> dict[str, Any]:
+        info = self.t(f"page.info.{name}") if f"page.info.{name}" in table("en") else None
+        return {"label": self.t(f"page.field.{name}"), "info": info}
+
+
+def _shown(value: float | None, empty: float | None) -> str:
+    return "" if value == empty else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(text: str) -> int | float | str:
+    # Full-width digits and a decimal comma are how some of the languages type numbers.
+    text = unicodedata.normalize("NFKC", text).strip().replace(",", ".")
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text

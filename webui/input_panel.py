@@ -1,0 +1,84 @@
+"""The left side of every page: pictures, prompt, length, resolution, and a closed group with the rest."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from webui.context import QUIET, Context
+from webui.form import Form
+
+QUICK_SECONDS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 30, 40)
+# Only the length that the slider shows is a field; the quick lengths set it and follow it, in the browser.
+FOLLOW = "seconds => [{choices}].includes(seconds) ? seconds : null"
+PICTURE_HEIGHT = 280
+
+
+def final_frame_panel(form: Form) -> None:
+    """The film's last picture; how strongly it holds is asked once there is one."""
+    picture = form.picture("end_image", height=PICTURE_HEIGHT, elem_id="end_image")
+    with gr.Group(visible=False) as group:
+        form.slider("end_strength", step=0.01, elem_id="end_strength")
+    picture.change(lambda path: gr.update(visible=bool(path)), picture, group, **QUIET)
+
+
+def prompt_panel(form: Form) -> None:
+    form.text("prompt", lines=3, max_lines=10, placeholder=form.t("page.prompt.example"), elem_id="prompt")
+
+
+def length_panel(form: Form, quick: tuple[int, ...] = QUICK_SECONDS) -> None:
+    """The film's length: quick lengths and a free slider, one field."""
+    t = form.t
+    with gr.Group():
+        seconds = form.slider("seconds", step=0.1, elem_id="seconds")
+        shown = gr.Radio(
+            [(t("page.seconds", seconds=seconds), seconds) for seconds in quick],
+            value=form.default("seconds") if form.default("seconds") in quick else None,
+            label=t("page.quick_lengths"),
+            show_label=False,
+            elem_id="quick",
+            elem_classes="eichi-chips",
+        )
+    # Leaving the slider's box by a click on a quick length can empty the choice before it is read.
+    choose = "(chosen, seconds) => chosen ?? seconds"
+    shown.input(None, [shown, seconds], seconds, js=choose, api_visibility="private")
+    follow = FOLLOW.format(choices=", ".join(map(str, quick)))
+    seconds.change(None, seconds, shown, js=follow, api_visibility="private")
+
+
+def size_panel(form: Form) -> None:
+    """Section size (films) and resolution."""
+    t = form.t
+    with gr.Row():
+        if form.has("window"):
+            labels = {9.0: t("page.window.long"), 4.5: t("page.window.short")}
+            form.choice("window", labels, elem_id="window", elem_classes="eichi-chips")
+        form.choice("size", size_labels(form), dropdown=True, elem_id="size")
+
+
+def size_labels(form: Form) -> dict[int, str]:
+    return {size: f"{size} px" for size in form.limits("size")["choices"]}
+
+
+def advanced_panel(context: Context, form: Form) -> None:
+    """Everything a first film does not need, closed."""
+    t = context.t
+    with gr.Accordion(t("page.advanced"), open=False, elem_id="advanced"):
+        with gr.Row():
+            form.slider("steps", step=1)
+            form.slider("guidance_scale", step=0.1)
+        caches = {"none": t("page.step_cache.none"), "teacache": t("page.step_cache.teacache")}
+        if context.plain:
+            form.choice("step_cache", caches)
+            return
+        with gr.Row():
+            form.choice("step_cache", caches)
+            form.slider("cache_threshold", step=0.01)
+        with gr.Row():
+            form.slider("cfg_scale", step=0.1)
+            form.slider("guidance_rescale", step=0.01)
+        form.text("negative_prompt", lines=2, max_lines=6)
+        with gr.Row():
+            if form.has("padding"):
+                form.number_or_empty("padding")
+            if form.has("crf"):
+                form.slider("crf", step=1)

@@ -1,0 +1,49 @@
+"""The one-frame page: one picture some frames later, guided by references. Run this file to start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a file, Python looks for packages beside this file; ours lie beside the folder.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from webui.quick_start import load_gradio
+
+    load_gradio()
+
+import gradio as gr
+
+from webui.context import Context
+from webui.frame import framed
+from webui.input_panel import PICTURE_HEIGHT, advanced_panel, prompt_panel, size_panel
+from webui.reference_panel import place_panel, reference_panel
+
+
+def page(context: Context) -> gr.Blocks:
+    t = context.t
+    with framed(context) as (blocks, form):
+        form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
+        if not context.plain:
+            with gr.Accordion(t("page.image_more"), open=False), gr.Row():
+                form.picture("image_mask", height=220)
+                form.number("image_index")
+            with gr.Accordion(t("page.references"), open=False, elem_id="references"):
+                reference_panel(form)
+        prompt_panel(form)
+        if not context.plain:
+            place_panel(form)
+            size_panel(form)
+        form.number_or_empty("seed", empty=-1, elem_id="seed")
+        advanced_panel(context, form)
+    return blocks
+
+
+def main() -> None:
+    from webui.app import serve
+
+    serve("single", sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

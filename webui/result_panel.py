@@ -1,0 +1,172 @@
+"""The right side of every page: preview, film, progress, stops.
+
+It only looks at the server's jobs, so a reload, a second tab or a closed one changes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from eichi_utils.events import StopLevel
+from eichi_utils.jobs import Job
+from webui.context import QUIET, Context
+from webui.progress import CSS as PROGRESS_CSS
+from webui.progress import HTML as PROGRESS_HTML
+from webui.progress import JS as PROGRESS_JS
+from webui.progress import progress_of
+from webui.viewer import CSS as VIEWER_CSS
+from webui.viewer import HTML as VIEWER_HTML
+from webui.viewer import JS as VIEWER_JS
+
+# Seconds between two looks at the jobs while one runs, and while none does.
+BUSY, IDLE = 0.5, 2.0
+EARLIER = 6
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a tab has been shown last; the next look sends only what differs."""
+
+    job: str = ""
+    state: str = ""
+    version: int = -1
+    preview: int = 0
+    film: str = ""
+    waiting: int = 0
+    stopping: StopLevel = StopLevel.NONE
+    jobs: int = -1
+
+
+class ResultPanel:
+    """Viewer, progress and stop buttons; `look` brings a tab up to date."""
+
+    def __init__(self, context: Context):
+        self.context, self.t = context, context.t
+        t = context.t
+        labels = {name: t(f"page.viewer.{name}") for name in ("empty", "preview", "so_far", "download", "earlier")}
+        self.viewer = gr.HTML(
+            {"labels": labels},
+            html_template=VIEWER_HTML,
+            css_template=VIEWER_CSS,
+            js_on_load=VIEWER_JS,
+            elem_id="viewer",
+        )
+        self.progress = gr.HTML(
+            {},
+            html_template=PROGRESS_HTML,
+            css_template=PROGRESS_CSS,
+            js_on_load=PROGRESS_JS,
+            elem_id="progress",
+        )
+        film = "picture" if context.mode == "single" else "film"
+        levels = {StopLevel.NOW: "now", StopLevel.SECTION: "section", StopLevel.JOB: film}
+        if context.mode == "single":
+            del levels[StopLevel.SECTION]
+        with gr.Row(elem_classes="eichi-stops"):
+            self.stops = {
+                level: gr.Button(t(f"page.stop.{name}"), size="sm", interactive=False, elem_id=f"stop-{name}", min_width=90)
+                for level, name in levels.items()
+            }
+        self.seen = gr.State(Seen())
+        self.timer = gr.Timer(IDLE)
+
+    @property
+    def outputs(self) -> list[Component]:
+        return [self.viewer, self.progress, *self.stops.values(), self.seen, self.timer]
+
+    def wire(self, page: gr.Blocks) -> None:
+        page.load(partial(self.look, Seen()), None, self.outputs, **QUIET)
+        self.timer.tick(self.look, self.seen, self.outputs, **QUIET)
+        for level, button in self.stops.items():
+            stopped = button.click(partial(self.context.jobs.stop, level), None, None, **QUIET)
+            stopped.then(self.look, self.seen, self.outputs, **QUIET)
+
+    def look(self, seen: Seen) -> dict[Component, Any]:
+        """Everything that changed since `seen`, and the new `seen`."""
+        jobs = self.context.jobs.all()
+        job = self.context.jobs.current()
+        now = seen_of(job, jobs)
+        updates: dict[Component, Any] = {self.seen: now}
+        if job is None:
+            return updates
+        view = job.view
+        if now.version != seen.version or now.job != seen.job or now.waiting != seen.waiting or view.state == "running":
+            updates[self.progress] = progress_of(self.t, job, self.context.mode, now.waiting, time.time())
+        if (now.job, now.state, now.preview, now.film, now.jobs) != (
+            seen.job,
+            seen.state,
+            seen.preview,
+            seen.film,
+            seen.jobs,
+        ):
+            updates[self.viewer] = self._viewer(job, jobs)
+        if (now.state, now.stopping, now.job) != (seen.state, seen.stopping, seen.job):
+            for level, button in self.stops.items():
+                running = now.state == "running"
+                updates[button] = gr.update(interactive=running and level > now.stopping)
+        if now.state != seen.state:
+            updates[self.timer] = gr.Timer(BUSY if now.state in ("running", "waiting") else IDLE)
+        return updates
+
+    def _viewer(self, job: Job, jobs: tuple[Job, ...]) -> dict[str, Any]:
+        view = job.view
+        result = view.picture or view.film
+        preview = base64.b64encode(view.preview).decode() if view.preview else ""
+        return {
+            "labels": self.viewer.value["labels"],
+            "running": not view.ended,
+            "width": view.width,
+            "height": view.height,
+            "preview": preview and f"data:image/webp;base64,{preview}",
+            "film": self._file(view.film, view.frames)["url"] if view.film else "",
+            "picture": self._file(view.picture)["url"] if view.picture else "",
+            "result": self._file(result) if result and view.ended else None,
+            "facts": self._facts(job) if result and view.ended else "",
+            "earlier": [
+                self._file(other.view.picture or other.view.film)
+                for other in reversed(jobs)
+                if other.id != job.id and other.view.ended and (other.view.picture or other.view.film)
+            ][:EARLIER],
+        }
+
+    def _file(self, path: str, frames: int = 0) -> dict[str, str]:
+        # A film that grows under one name needs a new address, or the browser would keep the old film.
+        return {
+            "url": self.context.url(path) + (f"?frames={frames}" if frames else ""),
+            "name": Path(path).name,
+        }
+
+    def _facts(self, job: Job) -> str:
+        view = job.view
+        parts = [f"{view.width} × {view.height} px"] if view.width else []
+        if view.film and view.frames:
+            parts.append(self.t("page.facts.film", frames=view.frames, seconds=f"{view.film_seconds:.2f}"))
+        seed = view.seed if view.seed != -1 else job.request.seed
+        parts.append(self.t("page.facts.seed", seed=seed))
+        return " · ".join(parts)
+
+
+def seen_of(job: Job | None, jobs: tuple[Job, ...]) -> Seen:
+    """What a tab that is shown this has seen."""
+    waiting = sum(other.view.state == "waiting" for other in jobs)
+    if job is None:
+        return Seen(jobs=len(jobs))
+    view = job.view
+    return Seen(
+        job=job.id,
+        state=view.state,
+        version=job.version,
+        preview=hash(view.preview),
+        film=f"{view.film}{view.picture}{view.frames}",
+        waiting=waiting,
+        stopping=view.stopping,
+        jobs=len(jobs),
+    )

@@ -1,0 +1,58 @@
+"""What will come out, what still stands in the way, the seed, and Start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from webui import words
+from webui.context import QUIET, Context
+from webui.form import Form
+
+
+class StartPanel:
+    """Start is open to click only while the request has no problem, and checks again when clicked."""
+
+    def __init__(self, context: Context, form: Form):
+        self.context, self.form, self.t = context, form, context.t
+        with gr.Column(elem_classes="eichi-start", min_width=0):
+            self.problems = gr.HTML(elem_id="problems")
+            self.summary = gr.HTML(elem_id="summary")
+            self.start = gr.Button(self.t("page.start"), variant="primary", elem_id="start")
+        request = form.kind()
+        problems = request.check()
+        self.problems.value = words.problem_list(self.t, problems)
+        self.summary.value = self._summary(request, problems)
+        self.start.interactive = not problems
+
+    def wire(self, after: Any, outputs: Any, seen: Component) -> None:
+        """after: called with `seen` once a job is submitted, to show it at once. outputs: what it returns."""
+        own = [self.summary, self.problems, self.start]
+        # Typing asks often; the page answers the newest state and skips what lies between.
+        changes = [component.change for component in sorted(self.form.components, key=lambda c: c._id)]
+        gr.on(changes, self.look, self.form.components, own, trigger_mode="always_last", **QUIET)
+        started = self.start.click(self.submit, self.form.components, own, **QUIET)
+        started.then(after, seen, outputs, **QUIET)
+
+    def look(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+        """What the form's values would make, and what is wrong with them."""
+        request, problems = self.form.read(values)
+        return {
+            self.summary: self._summary(request, problems),
+            self.problems: words.problem_list(self.t, problems),
+            self.start: gr.update(interactive=not problems),
+        }
+
+    def submit(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+        """Queue a job, unless anything is wrong."""
+        request, problems = self.form.read(values)
+        if request is not None and not problems:
+            self.context.submit(request)
+        return self.look(values)
+
+    def _summary(self, request: Any, problems: Any) -> str:
+        return f'<p class="eichi-summary">{escape(words.summary(self.t, request, problems))}</p>'

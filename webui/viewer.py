@@ -1,0 +1,84 @@
+"""The element that shows a job's pictures: the playing preview, the film so far, the result to download.
+
+It is changed in place and only where an address differs, so that nothing flickers and a film plays on.
+"""
+
+HTML = """
+<div class="empty"></div>
+<div class="stage">
+  <figure class="made">
+    <video controls loop muted playsinline autoplay></video><img class="picture" alt="">
+    <figcaption></figcaption>
+  </figure>
+  <figure class="live"><img class="preview" alt=""><figcaption></figcaption></figure>
+</div>
+<div class="result"><a class="download" download></a><span class="facts"></span></div>
+<details class="earlier"><summary></summary><ul></ul></details>
+"""
+
+CSS = """
+.empty { display: grid; place-items: center; padding: 8px; text-align: center;
+  min-height: var(--empty-height, 320px); border-radius: 8px;
+  color: var(--body-text-color-subdued); background: var(--background-fill-secondary);
+  border: 1px dashed var(--border-color-primary); }
+.stage { display: flex; gap: 8px; }
+figure { flex: 1 1 0; min-width: 0; margin: 0; }
+video, img { display: block; width: 100%; max-height: var(--viewer-height, 60vh); object-fit: contain;
+  border-radius: 8px; background: var(--background-fill-secondary); }
+.preview { image-rendering: pixelated; }
+figcaption { margin-top: 4px; font-size: 12px; text-align: center; color: var(--body-text-color-subdued); }
+.result { display: flex; flex-wrap: wrap; align-items: center; gap: 8px 16px; margin-top: 8px;
+  font-size: 14px; }
+.download { padding: 8px 16px; border-radius: 6px; text-decoration: none; color: #fff !important;
+  background: var(--button-primary-background-fill); }
+.facts { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+.earlier { margin-top: 8px; font-size: 14px; }
+.earlier ul { margin: 4px 0 0; padding: 0 0 0 16px; }
+[hidden] { display: none !important; }
+"""
+
+JS = """
+const find = name => element.querySelector(name);
+const source = (node, address) => {
+  if ((node.getAttribute('src') || '') === address) return;
+  if (address) { node.setAttribute('src', address); return; }
+  node.removeAttribute('src');
+  if (node.load) node.load();
+};
+function show() {
+  const value = props.value || {};
+  const labels = value.labels || {};
+  const live = value.preview || '', picture = value.picture || '', film = picture ? '' : value.film || '';
+  source(find('video'), film);
+  source(find('.picture'), picture);
+  source(find('.preview'), live);
+  const ratio = value.width ? value.width + ' / ' + value.height : '';
+  for (const node of [find('video'), find('.picture'), find('.preview')]) node.style.aspectRatio = ratio;
+  find('video').hidden = !film;
+  find('.picture').hidden = !picture;
+  find('.made').hidden = !(film || picture);
+  find('.live').hidden = !live;
+  find('.made figcaption').textContent = value.running && film ? labels.so_far : '';
+  find('.live figcaption').textContent = live ? labels.preview : '';
+  find('.empty').textContent = labels.empty || '';
+  find('.empty').hidden = Boolean(live || film || picture);
+  const result = value.result;
+  find('.result').hidden = !result;
+  if (result) {
+    find('.download').href = result.url;
+    find('.download').download = result.name;
+    find('.download').textContent = labels.download;
+    find('.facts').textContent = value.facts;
+  }
+  const earlier = value.earlier || [];
+  find('.earlier').hidden = !earlier.length;
+  find('.earlier summary').textContent = labels.earlier || '';
+  find('.earlier ul').replaceChildren(...earlier.map(file => {
+    const item = document.createElement('li'), link = document.createElement('a');
+    link.href = file.url; link.textContent = file.name; link.target = '_blank';
+    item.append(link); return item; }));
+  element.dataset.filled = live || film || picture ? 'yes' : 'no';
+}
+show();
+watch('value', show);
+"""

@@ -1,0 +1,98 @@
+"""Plain data of the application in the words of a language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from diffusers_helper.buckets import bucket
+from eichi_utils.events import Notice
+from eichi_utils.plan import FPS
+from eichi_utils.problems import Problem
+from eichi_utils.request import Request
+from locales import Translator, table
+
+# A field that is merely still empty is no mistake yet, and is not shown as one.
+NOT_YET = ("picture_needed", "prompt_empty")
+
+
+def field_label(t: Translator, field: str) -> str:
+    """The page's name of a field such as "seconds" or "controls/0/mask"; "" for one that no page shows."""
+    name, *rest = field.split("/")
+    if f"page.field.{name}" not in table("en"):
+        return ""
+    parts = [t(f"page.field.{name}")]
+    for part in rest:
+        if part.isdecimal():
+            # Sections are counted from 0 everywhere, references from 1.
+            parts.append(str(int(part) + (name == "controls")))
+        elif name == "controls":
+            parts.append(t(f"page.control.{part}"))
+    return " ".join(parts)
+
+
+def problem_sentence(t: Translator, problem: Problem) -> str:
+    # The sentences about empty fields name the field themselves.
+    label = "" if problem.key in NOT_YET else field_label(t, problem.field)
+    sentence = _say(t, f"problem.{problem.key}", problem.values)
+    return t("page.problem.with_field", field=label, sentence=sentence) if label else sentence
+
+
+def notice_sentence(t: Translator, notice: Notice) -> str:
+    return _say(t, f"notice.{notice.key}", notice.values)
+
+
+def problem_list(t: Translator, problems: tuple[Problem, ...]) -> str:
+    """All problems as a list in HTML; what is still empty comes first and looks milder."""
+    if not problems:
+        return ""
+    ordered = sorted(problems, key=lambda problem: problem.key not in NOT_YET)
+    items = ""
+    for problem in ordered:
+        look = "todo" if problem.key in NOT_YET else "wrong"
+        items += f'<li class="{look}">{escape(problem_sentence(t, problem))}</li>'
+    return f'<ul class="eichi-problems" role="status">{items}</ul>'
+
+
+def summary(t: Translator, request: Request | None, problems: tuple[Problem, ...]) -> str:
+    """What will come out, e.g. "4 sections, 145 frames, 4.83 s"; "" while the length itself is wrong."""
+    if request is None or {problem.field for problem in problems} & {"seconds", "window", "padding", "size"}:
+        return ""
+    size = _size(request)
+    if request.mode == "single":
+        return t("page.summary.picture", size=size)
+    plan = request.plan()
+    values = {"sections": len(plan.sections), "frames": plan.frames, "seconds": f"{plan.frames / FPS:.2f}"}
+    return t("page.summary.one" if len(plan.sections) == 1 else "page.summary.many", size=size, **values)
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds: "1:02"; with hours from one hour on."""
+    minutes, rest = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _size(request: Request) -> str:
+    """Width x height that the start picture leads to, or the family's size while there is none."""
+    try:
+        with Image.open(request.image) as picture:
+            # The header is enough: this runs while the user types. Tag 274: from 5 on it lies on its side.
+            width, height = picture.size
+            if picture.getexif().get(274, 1) >= 5:
+                width, height = height, width
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        return f"{request.size} px"
+    height, width = bucket(request.size, height, width)
+    return f"{width} × {height} px"
+
+
+def _say(t: Translator, key: str, values: Mapping[str, Any]) -> str:
+    try:
+        return t(key, **values)
+    except KeyError:
+        # A sentence that is missing must not take the page's other news with it.
+        return " ".join([key, *(f"{name}={value}" for name, value in values.items())])
