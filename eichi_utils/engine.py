@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eichi_utils.events import Event
+from eichi_utils.events import Event, Stage
 from eichi_utils.jobs import Stop
 from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs
 from eichi_utils.request import Request
@@ -36,6 +37,8 @@ class Engine:
         return ModelPool(self.models, device=self.device, attention=self.attention)
 
     def __call__(self, request: Request, job_id: str, stop: Stop) -> Iterator[Event]:
+        # The first import of the networks' libraries takes seconds; the observer is told before.
+        yield Stage(at=time.time(), name="start")
         from eichi_utils.runner import run
 
         yield from run(request, request.plan(), self.pool, Outputs(self.outputs, job_id), stop)

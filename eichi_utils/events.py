@@ -10,7 +10,7 @@ from typing import Any
 from eichi_utils.problems import Problem
 
 # In the order of a run; "sample", "decode" and "save" repeat for every section.
-STAGES = ("check", "text", "vision", "encode", "load", "sample", "decode", "save")
+STAGES = ("start", "check", "text", "vision", "encode", "load", "sample", "decode", "save")
 
 
 class StopLevel(enum.IntEnum):

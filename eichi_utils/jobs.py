@@ -39,10 +39,11 @@ Execute = Callable[[Request, str, Stop], Iterator[Event]]
 
 @dataclass(frozen=True)
 class Job:
-    """A snapshot: the request with its drawn seed, and what is to be seen of it."""
+    """A snapshot: the request with its seed, and what is to be seen of it. seed_drawn: the user had asked for a random one."""
 
     id: str
     request: Request
+    seed_drawn: bool = False
     view: View = field(default_factory=View)
     version: int = 0
 
@@ -65,7 +66,7 @@ class Jobs:
     def submit(self, request: Request) -> Job:
         """Append a job; its random seed is drawn now. Checks nothing: that is `request.check()`'s."""
         with self._changed:
-            job = Job(new_job_id(), with_seed(request))
+            job = Job(new_job_id(), with_seed(request), seed_drawn=request.seed == -1)
             self._jobs[job.id] = job
             self._stops[job.id] = Stop()
             self._changed.notify_all()

@@ -3,29 +3,60 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from diffusers_helper.buckets import bucket
 from eichi_utils.problems import Problem, UserError
 
 # Below this a picture has less detail than one cell of the model's patch grid (16 pixels).
 MIN_SIDE = 16
 # 100 megapixels decode to 300 MB; more is a scan or an accident, and costs more memory than the model's own buffers.
 MAX_PIXELS = 100_000_000
+# EXIF orientations in which the stored picture lies on its side.
+LYING = (5, 6, 7, 8)
 
 
 def picture_problem(field: str, path: Any) -> Problem | None:
     """None if `open_picture(path)` will work, otherwise what is wrong with the file. Decodes it, to find truncation."""
     if not isinstance(path, (str, Path)):
-        return Problem(field, "wrong_type", {"name": field, "value": str(path)[:80]})
+        return Problem(field, "wrong_type", {"value": str(path)[:80]})
+    if not str(path):
+        return Problem(field, "picture_needed")
     try:
-        open_picture(path, field)
+        state = Path(path).stat()
+    except (OSError, ValueError):
+        return Problem(field, "picture_missing", {"file": str(path)})
+    problem = _judged(str(path), state.st_mtime_ns, state.st_size)
+    return problem and replace(problem, field=field)
+
+
+@lru_cache(maxsize=64)
+def _judged(path: str, mtime_ns: int, size: int) -> Problem | None:
+    """Kept by file state: a page asks again at every key the user presses, and decoding a photo takes a tenth of a second."""
+    try:
+        open_picture(path)
     except UserError as error:
         return error.problems[0]
     return None
+
+
+def fitted_size(path: str | Path, size: int) -> tuple[int, int]:
+    """(height, width) a film from this picture would have; reads only the file's head. Raises OSError or ValueError."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            width, height = picture.size
+            if picture.getexif().get(ExifTags.Base.Orientation, 1) in LYING:
+                width, height = height, width
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from None
+    return bucket(size, height, width)
 
 
 def open_picture(path: str | Path, field: str = "image") -> Image.Image:

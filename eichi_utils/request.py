@@ -154,7 +154,7 @@ def from_json(document: Any, kinds: Mapping[str, type[Request]]) -> Request:
         try:
             values[key] = _READERS[limits["kind"]](value, limits)
         except (TypeError, ValueError, OverflowError):
-            problems.append(Problem(key, "wrong_type", {"name": key, "value": str(value)[:80]}))
+            problems.append(_wrong_type(key, value))
     request = kinds[mode](**values)
     if problems:
         # What could be read is checked too, so that nobody mends a request one sentence at a time.
@@ -220,6 +220,17 @@ _READERS = {
 }
 
 
+def _wrong_type(name: str, value: Any) -> Problem:
+    if value is None or value == "":
+        return Problem(name, "value_needed")
+    return Problem(name, "wrong_type", {"value": str(value)[:80]})
+
+
+def _tidy(number: float) -> float | int:
+    """7.0 as 7, for reading."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 def _check_picture(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
     if not value:
         return None if limits.get("optional") else Problem(name, "picture_needed")
@@ -228,7 +239,7 @@ def _check_picture(name: str, value: Any, limits: Mapping[str, Any]) -> Problem 
 
 def _check_text(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
     if not isinstance(value, str):
-        return Problem(name, "wrong_type", {"name": name, "value": str(value)[:80]})
+        return _wrong_type(name, value)
     if len(value) > MAX_PROMPT_CHARACTERS:
         return Problem(name, "text_too_long", {"characters": len(value), "limit": MAX_PROMPT_CHARACTERS})
     return None
@@ -238,9 +249,10 @@ def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> Problem |
     whole = limits["kind"] == "integer"
     wanted = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, wanted):
-        return Problem(name, "wrong_type", {"name": name, "value": str(value)[:80]})
+        return _wrong_type(name, value)
     if not math.isfinite(value) or not limits["min"] <= value <= limits["max"]:
-        return Problem(name, "out_of_range", {"value": value, "min": limits["min"], "max": limits["max"]})
+        numbers = {"value": value, "min": limits["min"], "max": limits["max"]}
+        return Problem(name, "out_of_range", {name: _tidy(number) for name, number in numbers.items()})
     return None
 
 
@@ -252,7 +264,7 @@ def _check_choice(name: str, value: Any, limits: Mapping[str, Any]) -> Problem |
 
 
 def _check_switch(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
-    return None if isinstance(value, bool) else Problem(name, "wrong_type", {"name": name, "value": str(value)[:80]})
+    return None if isinstance(value, bool) else _wrong_type(name, value)
 
 
 def _check_section_pictures(name: str, value: Mapping[int, str], limits: Mapping[str, Any]) -> list[Problem]:

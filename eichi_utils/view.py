@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from eichi_utils.events import (
+    STAGES,
     Ended,
     Event,
     Failed,
@@ -48,6 +49,7 @@ class View:
     started: float = 0.0
     now: float = 0.0
     sampling_since: float | None = None
+    section_since: float | None = None
     preview: bytes | None = None
     film: str = ""
     picture: str = ""
@@ -67,11 +69,19 @@ class View:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate from the pace since the first step; None while there is none yet."""
-        if self.ended or self.sampling_since is None or self.fraction <= PREPARATION:
+        """Estimate at the time of the newest event: from whole sections once there are any, from steps before.
+
+        None while nothing is known: before the first step, and while the first section is decoded.
+        """
+        if self.ended or self.sampling_since is None:
             return None
-        pace = (self.now - self.sampling_since) / (self.fraction - PREPARATION)
-        return pace * (1.0 - self.fraction)
+        if self.section:
+            pace = (self.section_since - self.sampling_since) / self.section
+            return max(0.0, pace * (self.sections - self.section) - (self.now - self.section_since))
+        if self.stage != "sample" or not self.step:
+            return None
+        pace = (self.now - self.sampling_since) / self.step
+        return pace * self.steps / SAMPLING * self.sections - (self.now - self.sampling_since)
 
     @property
     def film_seconds(self) -> float:
@@ -85,7 +95,7 @@ class View:
                 view = replace(
                     view,
                     state="running",
-                    started=event.at,
+                    started=self.started or event.at,
                     sections=event.sections,
                     steps=event.steps,
                     width=event.width,
@@ -93,10 +103,7 @@ class View:
                     seed=event.seed,
                 )
             case Stage():
-                section = self.section if event.section is None else event.section
-                step = 0 if event.name == "sample" else self.step
-                since = event.at if event.name == "sample" and self.sampling_since is None else self.sampling_since
-                view = replace(view, stage=event.name, section=section, step=step, sampling_since=since)
+                view = view._at_stage(event)
             case Step():
                 preview = event.preview or self.preview
                 view = replace(view, section=event.section, step=event.step + 1, preview=preview)
@@ -107,6 +114,13 @@ class View:
             case Ended():
                 view = view._ended(event)
         return replace(view, fraction=max(self.fraction, view._fraction()))
+
+    def _at_stage(self, event: Stage) -> View:
+        section = self.section if event.section is None else event.section
+        if event.name != "sample":
+            return replace(self, stage=event.name, section=section)
+        since = event.at if self.sampling_since is None else self.sampling_since
+        return replace(self, stage="sample", section=section, step=0, sampling_since=since, section_since=event.at)
 
     def _with_file(self, event: Saved) -> View:
         film = event.path if event.kind in ("so_far", "film") else self.film
@@ -129,7 +143,7 @@ class View:
         if self.state == "finished":
             return 1.0
         if not self.sections or self.sampling_since is None:
-            stages = ("check", "text", "vision", "encode", "load")
-            return PREPARATION * stages.index(self.stage) / len(stages) if self.stage in stages else 0.0
+            before = STAGES[: STAGES.index("sample")]
+            return PREPARATION * before.index(self.stage) / len(before) if self.stage in before else 0.0
         within = SAMPLING * self.step / self.steps if self.stage == "sample" else SAMPLING
         return PREPARATION + (1.0 - PREPARATION) * (self.section + within) / self.sections

@@ -55,7 +55,6 @@ def build(
     """
     app = FastAPI(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
     links = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
-    random_seeds: set[str] = set()
     for name, (path, _) in PAGES.items():
         _redirect(app, path, links[name])
     # What is mounted at "/" takes every address that is not taken before.
@@ -70,7 +69,6 @@ def build(
             root=root,
             links=links,
             plain=plain,
-            random_seeds=random_seeds,
         )
         gr.mount_gradio_app(
             app,

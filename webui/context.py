@@ -9,7 +9,6 @@ from types import MappingProxyType
 from urllib.parse import quote
 
 from eichi_utils.jobs import Job, Jobs
-from eichi_utils.request import Request
 from locales import Translator
 
 # Events that neither wait in gradio's queue nor show its spinner: everything here answers at once.
@@ -20,8 +19,7 @@ QUIET = MappingProxyType({"queue": False, "show_progress": "hidden", "api_visibi
 class Context:
     """mode: the page's own. root: the path it is mounted at, "" for "/". links: mode -> address of its page.
 
-    plain: only what the original FramePack page had. random_seeds: jobs whose seed was drawn, not given, so
-    that a form filled from one of them asks for a random seed again; all pages share the set.
+    plain: only what the original FramePack page had.
     """
 
     jobs: Jobs
@@ -31,14 +29,6 @@ class Context:
     root: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
     plain: bool = False
-    random_seeds: set[str] = field(default_factory=set)
-
-    def submit(self, request: Request) -> Job:
-        """Hand a checked request to the worker."""
-        job = self.jobs.submit(request)
-        if request.seed == -1:
-            self.random_seeds.add(job.id)
-        return job
 
     def url(self, path: str) -> str:
         """The address below which gradio serves a file of the output folder."""

@@ -57,7 +57,7 @@ def fill_from_jobs(context: Context, form: Form, blocks: gr.Blocks) -> None:
         if job is None:
             return {components[0]: gr.skip()}
         values = form.write(job.request)
-        if job.id in context.random_seeds:
+        if job.seed_drawn:
             values |= dict.fromkeys(form.entries["seed"].components, "")
         return values
 

@@ -51,7 +51,7 @@ class StartPanel:
         """Queue a job, unless anything is wrong."""
         request, problems = self.form.read(values)
         if request is not None and not problems:
-            self.context.submit(request)
+            self.context.jobs.submit(request)
         return self.look(values)
 
     def _summary(self, request: Any, problems: Any) -> str:

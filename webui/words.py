@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
-from diffusers_helper.buckets import bucket
 from eichi_utils.events import Notice
+from eichi_utils.pictures import fitted_size
 from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem
 from eichi_utils.request import Request
@@ -79,14 +77,9 @@ def duration(seconds: float) -> str:
 def _size(request: Request) -> str:
     """Width x height that the start picture leads to, or the family's size while there is none."""
     try:
-        with Image.open(request.image) as picture:
-            # The header is enough: this runs while the user types. Tag 274: from 5 on it lies on its side.
-            width, height = picture.size
-            if picture.getexif().get(274, 1) >= 5:
-                width, height = height, width
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        height, width = fitted_size(request.image, request.size)
+    except (OSError, ValueError):
         return f"{request.size} px"
-    height, width = bucket(request.size, height, width)
     return f"{width} × {height} px"
 
 
