@@ -49,11 +49,12 @@ def _judged(path: str, mtime_ns: int, size: int) -> Problem | None:
 def fitted_size(path: str | Path, size: int) -> tuple[int, int]:
     """(height, width) a film from this picture would have; reads only the file's head. Raises OSError or ValueError."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            width, height = picture.size
-            if picture.getexif().get(ExifTags.Base.Orientation, 1) in LYING:
-                width, height = height, width
+            with Image.open(path) as picture:
+                width, height = picture.size
+                if picture.getexif().get(ExifTags.Base.Orientation, 1) in LYING:
+                    width, height = height, width
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from None
     return bucket(size, height, width)
