@@ -73,8 +73,8 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
         files = [single]
     else:
         names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise CheckpointError("config_damaged", file=str(index), reason="no weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise CheckpointError("config_damaged", file=str(index), reason="no weight_map of file names")
         files = [folder / name for name in sorted(set(names.values()))]
     for file in files:
         if not file.is_file():
@@ -87,13 +87,13 @@ def read_headers(files: list[Path]) -> Tensors:
     shapes: dict[str, tuple[int, ...]] = {}
     where: dict[str, Path] = {}
     for file in files:
-        for name, entry in _header(file).items():
-            shapes[name] = tuple(entry["shape"])
+        for name, shape in _header(file).items():
+            shapes[name] = shape
             where[name] = file
     return Tensors(shapes, where)
 
 
-def _header(file: Path) -> dict[str, Any]:
+def _header(file: Path) -> dict[str, tuple[int, ...]]:
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -103,11 +103,12 @@ def _header(file: Path) -> dict[str, Any]:
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
     except (struct.error, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError("file_damaged", file=str(file), expected="safetensors", actual=size) from None
     if size != expected:
         raise CheckpointError("file_damaged", file=str(file), expected=expected, actual=size)
-    return header
+    return shapes
 
 
 def compare(expected: Shapes, found: Tensors, folder: Path, *, strict: bool) -> None:
@@ -128,10 +129,11 @@ def meta_transformer(folder: Path) -> PackedTransformer:
     path = folder / "config.json"
     try:
         config = TransformerConfig.from_json(read_json(path))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError("config_damaged", file=str(path), reason=str(error)) from None
-    with torch.device("meta"):
-        return PackedTransformer(config)
+        with torch.device("meta"):
+            return PackedTransformer(config)
+    # Numbers that are no sizes show only where layers are made of them.
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError("config_damaged", file=str(path), reason=str(error)[:200]) from None
 
 
 def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:

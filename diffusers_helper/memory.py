@@ -21,7 +21,10 @@ def placement(device: str = "auto") -> Placement:
     """`device`: "auto", "cpu", "cuda" or "cuda:1". Raises ValueError if that device is not there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"{device!r} is not the name of a device") from None
     if chosen.type == "cuda":
         count = torch.cuda.device_count()
         if (chosen.index or 0) >= count:
@@ -34,15 +37,24 @@ def placement(device: str = "auto") -> Placement:
 
 def module_bytes(module: nn.Module) -> int:
     """Bytes of all parameters and buffers."""
-    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    return sum(t.numel() * t.element_size() for t in _tensors(module))
 
 
 def move(module: nn.Module, device: torch.device) -> int:
     """Move a network; returns the bytes that were not there before."""
-    moved = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()) if t.device.type != device.type)
+    moved = sum(t.numel() * t.element_size() for t in _tensors(module) if not _lies_on(t, device))
     if moved:
         module.to(device)
     return moved
+
+
+def _tensors(module: nn.Module) -> tuple[torch.Tensor, ...]:
+    return (*module.parameters(), *module.buffers())
+
+
+def _lies_on(tensor: torch.Tensor, device: torch.device) -> bool:
+    # A device without a number is any of its kind.
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
 def free_bytes(device: torch.device) -> int | None:

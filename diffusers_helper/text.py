@@ -46,7 +46,7 @@ class TextEmbedding:
     written: int
 
 
-def load_tokenizers(folder: Path, folder_2: Path) -> tuple[PreTrainedTokenizerFast, CLIPTokenizer]:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Raises ValueError if the template is not 95 tokens.
 
     Not LlamaTokenizerFast: in transformers 5 it replaces the byte-level splitting of this tokenizer.json and silently makes
@@ -56,7 +56,11 @@ def load_tokenizers(folder: Path, folder_2: Path) -> tuple[PreTrainedTokenizerFa
     count = template_tokens(tokenizer)
     if count != TEMPLATE_TOKENS:
         raise ValueError(f"the template is {count} tokens instead of {TEMPLATE_TOKENS}")
-    return tokenizer, CLIPTokenizer.from_pretrained(folder_2, local_files_only=True)
+    return tokenizer
+
+
+def load_tokenizer_2(folder: Path) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def template_tokens(tokenizer: PreTrainedTokenizerFast) -> int:

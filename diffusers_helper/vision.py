@@ -25,12 +25,13 @@ class VisionPreprocessing:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> VisionPreprocessing:
+        """Raises an error of Python's own for values that are no sizes or colours."""
         size = document.get("size", {})
         return cls(
-            height=size.get("height", cls.height),
-            width=size.get("width", cls.width),
-            mean=tuple(document.get("image_mean", cls.mean)),
-            std=tuple(document.get("image_std", cls.std)),
+            height=int(size.get("height", cls.height)),
+            width=int(size.get("width", cls.width)),
+            mean=tuple(float(value) for value in document.get("image_mean", cls.mean)),
+            std=tuple(float(value) for value in document.get("image_std", cls.std)),
         )
 
     def __call__(self, picture: Image.Image) -> Tensor:

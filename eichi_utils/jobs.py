@@ -90,13 +90,14 @@ class Jobs:
         return jobs[-1] if jobs else None
 
     def stop(self, level: StopLevel) -> None:
-        """Stop the running job at this level. JOB lets it finish and drops the jobs that wait."""
+        """Stop the running job, or the next one if none has begun. JOB lets it finish and drops the jobs that wait."""
         with self._changed:
+            current = self.current()
             for job in self._jobs.values():
                 if job.view.state == "running":
                     self._stops[job.id].request(level)
                     self._publish(job.id, replace(job.view, stopping=self._stops[job.id].level))
-                elif job.view.state == "waiting" and level == StopLevel.JOB:
+                elif job.view.state == "waiting" and (level == StopLevel.JOB or job == current):
                     self._publish(job.id, job.view.after(Stopped(at=time.time(), level=level)))
 
     def follow(self, job_id: str) -> Iterator[View]:
@@ -150,7 +151,8 @@ class Jobs:
                     ended = ended or isinstance(event, Ended)
                 if not ended:
                     raise RuntimeError("the run ended without saying how")
-            except Exception as error:
+            # Nothing may end the worker but close(): not even an exit or a panic inside a library.
+            except BaseException as error:
                 if not isinstance(error, UserError):
                     logger.exception("job %s failed", job.id)
                 if not ended:

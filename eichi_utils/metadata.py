@@ -44,14 +44,14 @@ def read_document(path: str | Path) -> Any:
     """The JSON document of a request from a `.json`, `.png` or `.mp4` file. Raises UserError if there is none."""
     path = Path(path)
     values = {"file": str(path)}
-    if not path.is_file():
-        raise UserError([Problem("request", "request_missing", values)])
     try:
+        if not path.is_file():
+            raise UserError([Problem("request", "request_missing", values)])
         text = _READERS.get(path.suffix.lower(), _read_json)(path)
         if not text:
             raise UserError([Problem("request", "request_not_in_file", values)])
         return json.loads(text, parse_constant=float)
-    except (OSError, ValueError, SyntaxError, av.FFmpegError) as error:
+    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError, av.FFmpegError) as error:
         raise UserError([Problem("request", "request_damaged", {**values, "reason": str(error)[:200]})]) from None
 
 

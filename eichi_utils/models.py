@@ -11,13 +11,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, StrictDataclassError
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -32,12 +33,17 @@ from diffusers_helper import checkpoint, memory
 from diffusers_helper.checkpoint import CheckpointError
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
 from diffusers_helper.models.transformer import PackedTransformer
-from diffusers_helper.text import TextEncoders, load_tokenizers, without_unused_layers
+from diffusers_helper.text import TextEncoders, load_tokenizer, load_tokenizer_2, without_unused_layers
 from diffusers_helper.vision import VisionEncoder, VisionPreprocessing
 from eichi_utils.paths import DEFAULT_MODELS
 from eichi_utils.problems import Problem, UserError
 
 T = TypeVar("T")
+
+# The hub's client library has another name in other releases; its base error is what the hub's own derives from.
+ConnectionTrouble: type[Exception] = HfHubHTTPError.__bases__[0]
+# What the libraries' configuration classes and layers raise for values that no model can have.
+ConfigTrouble = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError)
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class ModelPool:
         self.models = models
         try:
             self.placement = memory.placement(device)
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:
             raise UserError([Problem("device", "device_unknown", {"reason": str(error)})]) from None
         try:
             self.attention: AttentionChoice = choose_attention(self.placement.device, self.placement.transformer, attention)
@@ -129,7 +135,7 @@ class ModelPool:
         pattern = f"{place.folder}/*" if place.folder else "*"
         try:
             snapshot_download(place.repository, allow_patterns=[pattern], cache_dir=self._cache)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        except (HfHubHTTPError, ConnectionTrouble, LocalEntryNotFoundError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             values = {"repository": place.repository, "folder": str(self._cache), "reason": reason}
             raise UserError([Problem("models", "download_failed", values)]) from None
@@ -225,7 +231,7 @@ class ModelPool:
 
     def _load_text(self) -> tuple[TextEncoders, tuple[nn.Module, ...]]:
         dtype = self.placement.encoder
-        tokenizer, tokenizer_2 = _tokenizers(self._folder("tokenizer"), self._folder("tokenizer_2"))
+        tokenizer, tokenizer_2 = load_tokenizer(self._folder("tokenizer")), load_tokenizer_2(self._folder("tokenizer_2"))
         llama = without_unused_layers(_pretrained(LlamaModel, self._folder("text_encoder"), dtype))
         clip = _pretrained(CLIPTextModel, self._folder("text_encoder_2"), dtype)
         return TextEncoders(tokenizer, llama, tokenizer_2, clip), (llama, clip)
@@ -254,7 +260,7 @@ class ModelPool:
         folder = self.folder(name)
         files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
         if self._checked.get(name) != (folder, files):
-            _CHECKS[name](folder, self)
+            _CHECKS[name](folder)
             self._checked[name] = folder, files
 
     def _complete(self, name: str) -> bool:
@@ -292,36 +298,35 @@ def _pretrained(kind: type[T], folder: Path, dtype: torch.dtype) -> T:
     return model.eval().requires_grad_(False)
 
 
-def _tokenizers(folder: Path, folder_2: Path) -> tuple:
-    try:
-        return load_tokenizers(folder, folder_2)
-    # tokenizers reports a damaged file with a bare Exception of its own making.
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise CheckpointError("tokenizer", folder=str(folder), reason=str(error)[:200]) from None
-
-
-def _check_transformer(folder: Path, pool: ModelPool) -> None:
+def _check_transformer(folder: Path) -> None:
     checkpoint.check_transformer(folder)
 
 
-def _check_vae(folder: Path, pool: ModelPool) -> None:
-    config = checkpoint.read_json(folder / "config.json")
-    with torch.device("meta"):
-        vae = AutoencoderKLHunyuanVideo.from_config(config)
+def _check_vae(folder: Path) -> None:
+    module = _meta(folder, AutoencoderKLHunyuanVideo.from_config)
     found = checkpoint.read_headers(checkpoint.weight_files(folder, "diffusion_pytorch_model"))
-    checkpoint.compare(checkpoint.shapes_of(vae), found, folder, strict=False)
+    checkpoint.compare(checkpoint.shapes_of(module), found, folder, strict=False)
 
 
 def _check_encoder(config_class: type, model_class: type, folder: Path) -> None:
-    config = config_class.from_dict(checkpoint.read_json(folder / "config.json"))
-    with torch.device("meta"):
-        model = model_class(config)
+    module = _meta(folder, lambda document: model_class(config_class.from_dict(document)))
     found = checkpoint.read_headers(checkpoint.weight_files(folder, "model"))
     # Published files name the level of the enclosing class, which transformers 5 left out of its own names.
     plain = {_plain(name): shape for name, shape in found.shapes.items()}
     files = {_plain(name): file for name, file in found.files.items()}
-    expected = {_plain(name): shape for name, shape in checkpoint.shapes_of(model).items()}
+    expected = {_plain(name): shape for name, shape in checkpoint.shapes_of(module).items()}
     checkpoint.compare(expected, checkpoint.Tensors(plain, files), folder, strict=False)
+
+
+def _meta(folder: Path, make: Callable[[dict[str, Any]], nn.Module]) -> nn.Module:
+    """The module that a folder's config.json describes, without memory."""
+    path = folder / "config.json"
+    document = checkpoint.read_json(path)
+    try:
+        with torch.device("meta"):
+            return make(document)
+    except ConfigTrouble as error:
+        raise CheckpointError("config_damaged", file=str(path), reason=str(error)[:200]) from None
 
 
 def _plain(name: str) -> str:
@@ -330,29 +335,36 @@ def _plain(name: str) -> str:
     return name
 
 
-def _check_tokenizer(folder: Path, pool: ModelPool) -> None:
-    if not (folder / "tokenizer.json").is_file():
-        raise CheckpointError("file_missing", file=str(folder / "tokenizer.json"))
-    _tokenizers(folder, pool.folder("tokenizer_2"))
+def _check_tokenizer(folder: Path, load: Callable[[Path], Any]) -> None:
+    path = folder / "tokenizer.json"
+    if not path.is_file() and not (folder / "vocab.json").is_file():
+        raise CheckpointError("file_missing", file=str(path))
+    try:
+        # Read first, because tokenizers reports a damaged file with an error of no class of its own.
+        if path.is_file() and not isinstance(checkpoint.read_json(path).get("model"), dict):
+            raise ValueError("tokenizer.json has no model")
+        load(folder)
+    except (CheckpointError, OSError, *ConfigTrouble) as error:
+        raise CheckpointError("tokenizer", folder=str(folder), reason=str(error)[:200]) from None
 
 
-def _check_tokenizer_2(folder: Path, pool: ModelPool) -> None:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise CheckpointError("file_missing", file=str(folder / "vocab.json"))
+def _check_feature_extractor(folder: Path) -> None:
+    path = folder / "preprocessor_config.json"
+    document = checkpoint.read_json(path)
+    try:
+        VisionPreprocessing.from_json(document)
+    except ConfigTrouble as error:
+        raise CheckpointError("config_damaged", file=str(path), reason=str(error)[:200]) from None
 
 
-def _check_feature_extractor(folder: Path, pool: ModelPool) -> None:
-    checkpoint.read_json(folder / "preprocessor_config.json")
-
-
-_CHECKS: dict[str, Callable[[Path, ModelPool], None]] = {
+_CHECKS: dict[str, Callable[[Path], None]] = {
     "framepack": _check_transformer,
     "framepack_f1": _check_transformer,
     "vae": _check_vae,
-    "text_encoder": lambda folder, pool: _check_encoder(LlamaConfig, LlamaModel, folder),
-    "tokenizer": _check_tokenizer,
-    "text_encoder_2": lambda folder, pool: _check_encoder(CLIPTextConfig, CLIPTextModel, folder),
-    "tokenizer_2": _check_tokenizer_2,
-    "image_encoder": lambda folder, pool: _check_encoder(SiglipVisionConfig, SiglipVisionModel, folder),
+    "text_encoder": partial(_check_encoder, LlamaConfig, LlamaModel),
+    "tokenizer": partial(_check_tokenizer, load=load_tokenizer),
+    "text_encoder_2": partial(_check_encoder, CLIPTextConfig, CLIPTextModel),
+    "tokenizer_2": partial(_check_tokenizer, load=load_tokenizer_2),
+    "image_encoder": partial(_check_encoder, SiglipVisionConfig, SiglipVisionModel),
     "feature_extractor": _check_feature_extractor,
 }

@@ -28,12 +28,23 @@ def picture_problem(field: str, path: Any) -> Problem | None:
         return Problem(field, "wrong_type", {"value": str(path)[:80]})
     if not str(path):
         return Problem(field, "picture_needed")
+    if not is_unicode(str(path)):
+        return Problem(field, "name_not_unicode", {"file": str(path).encode(errors="replace").decode()})
     try:
         state = Path(path).stat()
     except (OSError, ValueError):
         return Problem(field, "picture_missing", {"file": str(path)})
     problem = _judged(str(path), state.st_mtime_ns, state.st_size)
     return problem and replace(problem, field=field)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8, and so a file's metadata, can hold the text; half a surrogate pair or a byte of a file name cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=64)
@@ -114,7 +125,7 @@ def _load(path: str | Path, field: str) -> Image.Image:
     except PermissionError:
         raise UserError([Problem(field, "picture_no_permission", values)]) from None
     # Pillow's decoders report damaged files with any of these.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError) as error:
         raise UserError([Problem(field, "picture_damaged", {**values, "reason": str(error)[:200]})]) from None
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from eichi_utils.pictures import picture_problem
+from eichi_utils.pictures import is_unicode, picture_problem
 from eichi_utils.plan import Plan
 from eichi_utils.problems import Problem, UserError
 
@@ -242,7 +242,7 @@ def _check_text(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | N
         return _wrong_type(name, value)
     if len(value) > MAX_PROMPT_CHARACTERS:
         return Problem(name, "text_too_long", {"characters": len(value), "limit": MAX_PROMPT_CHARACTERS})
-    return None
+    return None if is_unicode(value) else Problem(name, "text_not_unicode")
 
 
 def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:

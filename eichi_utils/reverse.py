@@ -23,11 +23,12 @@ class ReverseRequest(FilmRequest):
 
     def check(self) -> tuple[Problem, ...]:
         problems = check_fields(self)
-        if not {p.field for p in problems} & {"seconds", "window"}:
-            sections = section_count(self.seconds, self.window)
-            problems += check_prompts(self, sections)
-            problems += check_sections("keyframes", self.keyframes, sections)
-            problems += check_sections("section_prompts", self.section_prompts, sections)
+        if {p.field for p in problems} & {"seconds", "window"}:
+            return tuple(problems + check_prompts(self))
+        sections = section_count(self.seconds, self.window)
+        problems += check_prompts(self, sections)
+        problems += check_sections("keyframes", self.keyframes, sections)
+        problems += check_sections("section_prompts", self.section_prompts, sections)
         return tuple(problems)
 
     def plan(self) -> Plan:

@@ -125,13 +125,10 @@ class View:
     def _with_file(self, event: Saved) -> View:
         film = event.path if event.kind in ("so_far", "film") else self.film
         picture = event.path if event.kind == "picture" else self.picture
-        return replace(
-            self,
-            film=film,
-            picture=picture,
-            frames=event.frames or self.frames,
-            files=(*self.files, event.path),
-        )
+        # A longer film takes the place of the shorter one, whose file is deleted.
+        others = tuple(path for path in self.files if path != self.film or film == self.film)
+        files = (*others, event.path) if event.kind == "start" else (event.path, *others)
+        return replace(self, film=film, picture=picture, frames=event.frames or self.frames, files=files)
 
     def _ended(self, event: Ended) -> View:
         states = {Finished: "finished", Stopped: "stopped", Failed: "failed"}
@@ -140,8 +137,8 @@ class View:
         return replace(ended, started=self.started or event.at)
 
     def _fraction(self) -> float:
-        if self.state == "finished":
-            return 1.0
+        if self.ended:
+            return 1.0 if self.state == "finished" else 0.0
         if not self.sections or self.sampling_since is None:
             before = STAGES[: STAGES.index("sample")]
             return PREPARATION * before.index(self.stage) / len(before) if self.stage in before else 0.0

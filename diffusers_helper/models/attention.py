@@ -7,6 +7,7 @@ the usual 1/sqrt(head_dim) scale, and the output in the same layout.
 from __future__ import annotations
 
 import importlib
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -93,28 +94,29 @@ def _try(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Kernel | 
         return None, f"needs 16-bit numbers, not {dtype}"
     try:
         kernel = LOADERS[name]()
-    # A package may be absent, or present but built for another torch, CUDA or Python.
-    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+    # A package may be absent, or present but built for another torch, CUDA, numpy or Python.
+    except (ImportError, OSError, AttributeError, RuntimeError, ValueError) as error:
         return None, _first_line(error)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 96, 2, HEAD_DIM, generator=generator).to(device, dtype) for _ in range(3))
     try:
         out, exact = kernel(q, k, v).float(), sdpa(q, k, v).float()
-    # Kernels report an unsupported card, shape or build with any of these.
-    except (
-        RuntimeError,
-        NotImplementedError,
-        AssertionError,
-        ValueError,
-        TypeError,
-        ImportError,
-        OSError,
-    ) as error:
+    except _kernel_errors() as error:
         return None, _first_line(error)
     error = ((out - exact).norm() / exact.norm()).item()
     if not error <= TOLERANCE:
         return None, f"wrong result: relative error {error:.2g} against sdpa"
     return kernel, ""
+
+
+def _kernel_errors() -> tuple[type[Exception], ...]:
+    """What kernels report an unsupported card, shape or build with, and triton a kernel or C file it cannot compile."""
+    known = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError, ImportError, OSError)
+    try:
+        triton = importlib.import_module("triton")
+    except ImportError:
+        return (*known, subprocess.SubprocessError)
+    return (*known, subprocess.SubprocessError, triton.TritonError)
 
 
 def _first_line(error: Exception) -> str:

@@ -69,8 +69,9 @@ class TransformerConfig:
         if "rope_axes_dim" in values:
             values["rope_axes_dim"] = tuple(values["rope_axes_dim"])
         config = cls(**values)
-        if sum(config.rope_axes_dim) != config.attention_head_dim:
-            raise ValueError(f"rope_axes_dim {config.rope_axes_dim} does not sum to {config.attention_head_dim}")
+        axes = config.rope_axes_dim
+        if len(axes) != 3 or any(dim % 2 for dim in axes) or sum(axes) != config.attention_head_dim:
+            raise ValueError(f"rope_axes_dim {axes} is not three even numbers that sum to {config.attention_head_dim}")
         if (config.patch_size, config.patch_size_t) != (2, 1):
             raise ValueError(f"patch size {config.patch_size_t}x{config.patch_size} is not the 1x2 of FramePack")
         return config

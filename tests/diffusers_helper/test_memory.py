@@ -1,0 +1,92 @@
+"""Devices and bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from diffusers_helper.memory import free_bytes, module_bytes, move, placement
+
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this computer has a CUDA card")
+
+
+def test_the_cpu_computes_in_float32():
+    """Half precision on a CPU is slow and, for convolutions, not there in every release."""
+    cpu = placement("cpu")
+    assert cpu.device == torch.device("cpu")
+    assert cpu.transformer == cpu.encoder == torch.float32
+
+
+@NO_CUDA
+def test_auto_is_the_cpu_without_a_card():
+    assert placement() == placement("auto") == placement("cpu")
+
+
+@NO_CUDA
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:1"])
+def test_a_card_that_is_not_there_is_named(device):
+    """Said at once, not after minutes of loading by an error of the driver."""
+    with pytest.raises(ValueError, match=f"'{device}'.*sees 0 CUDA cards"):
+        placement(device)
+
+
+def test_a_number_beyond_the_last_card_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert placement("cuda:1").device == torch.device("cuda:1")
+    with pytest.raises(ValueError, match="'cuda:2'.*sees 2 CUDA cards"):
+        placement("cuda:2")
+
+
+def test_a_card_computes_in_the_published_precisions(monkeypatch):
+    """The transformer is published in bfloat16, the encoders in float16 (spec/core 2)."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    card = placement("cuda")
+    assert (card.transformer, card.encoder) == (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
+def test_other_devices_are_refused(device):
+    with pytest.raises(ValueError, match=f"'{device}' is neither"):
+        placement(device)
+
+
+@pytest.mark.parametrize("device", ["bogus", "gpu", "cuda:first", ""])
+def test_a_device_without_a_meaning_is_refused(device):
+    """A typing error in --device: the promise is ValueError, whatever torch raises for a name it does not know."""
+    with pytest.raises(ValueError):
+        placement(device)
+
+
+class Net(nn.Module):
+    """10 float32 numbers, 6 in half precision, and a buffer of 4 bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Parameter(torch.zeros(10))
+        self.inner = nn.Linear(2, 2).half()
+        self.register_buffer("seen", torch.zeros(1, dtype=torch.int32))
+
+
+def test_bytes_of_a_network_are_its_parameters_and_buffers():
+    assert module_bytes(Net()) == 10 * 4 + 6 * 2 + 4
+
+
+def test_a_weight_used_twice_is_counted_once():
+    net = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)])
+    net[1].weight = net[0].weight
+    assert module_bytes(net) == 9 * 4
+
+
+def test_moving_reports_what_was_not_there_before():
+    """The pool's books: nothing is moved twice, and what moves is counted. The meta device stands in for a card."""
+    net, cpu, meta = Net(), torch.device("cpu"), torch.device("meta")
+    assert move(net, cpu) == 0
+    net.inner.to(meta)
+    assert move(net, meta) == 10 * 4 + 4
+    assert {tensor.device.type for tensor in (*net.parameters(), *net.buffers())} == {"meta"}
+    assert move(net, meta) == 0
+
+
+def test_a_cpu_has_no_card_memory():
+    assert free_bytes(torch.device("cpu")) is None

@@ -1,0 +1,45 @@
+"""The tiny networks in one pool, and pictures that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from eichi_utils import film
+from eichi_utils.models import ModelPool
+from tests.eichi_utils.helpers import picture
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from more threads, which wait for each other where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def pool(checkpoint: Path) -> ModelPool:
+    """One pool for all runs: loading again would cost more than a run."""
+    return ModelPool(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Four pictures that differ, 48 x 32."""
+    folder = tmp_path_factory.mktemp("pictures")
+    return [picture(folder / f"{number}.png", seed=number) for number in range(4)]
+
+
+@pytest.fixture
+def cheap_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flat grey instead of decoding, which is most of a tiny run's time. The frames are as many."""
+
+    def decode(vae, latents):
+        return torch.zeros(1, 3, 4 * latents.shape[2] - 3, 16, 16)
+
+    monkeypatch.setattr(film, "decode", decode)

@@ -1,0 +1,85 @@
+"""Requests, pictures and runs that several tests need."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy
+from PIL import Image
+
+from eichi_utils import modes
+from eichi_utils.events import Event, Step
+from eichi_utils.jobs import Stop
+from eichi_utils.models import ModelPool
+from eichi_utils.paths import Outputs
+from eichi_utils.problems import Problem
+from eichi_utils.request import Request
+from eichi_utils.runner import run
+from locales import LANGUAGES, Translator, table
+
+# One section of 5 latents: 21 frames, the cheapest film.
+SHORT = {"seconds": 0.5, "window": 4.5}
+# Three sections of 5 latents.
+THREE = {"seconds": 2, "window": 4.5}
+SHORTEST = {"reverse": SHORT, "forward": SHORT, "single": {}}
+
+
+def say_everything(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Fail unless every problem has a sentence in every language whose placeholders are all given; returns them."""
+    problems = tuple(problems)
+    for problem in problems:
+        for language in LANGUAGES:
+            text = table(language)[f"problem.{problem.key}"]
+            wanted = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+            assert wanted <= set(problem.values), f"{problem} does not give {wanted - set(problem.values)} ({language})"
+            assert Translator(language)(f"problem.{problem.key}", **problem.values).strip()
+    return problems
+
+
+def found(problems: Iterable[Problem]) -> set[tuple[str, str]]:
+    """(field, key) of every problem, each of which can be said."""
+    return {(problem.field, problem.key) for problem in say_everything(problems)}
+
+
+def picture(path: Path, width: int = 48, height: int = 32, seed: int = 0, **settings: Any) -> str:
+    """A smooth coloured picture, another for every seed; returns its path."""
+    y, x = numpy.mgrid[0:height, 0:width]
+    channels = [(x * (3 + seed) + 40 * seed) % 256, (y * 5 + 90 * seed) % 256, (x + y * (2 + seed)) % 256]
+    Image.fromarray(numpy.stack(channels, axis=-1).astype(numpy.uint8)).save(path, **settings)
+    return str(path)
+
+
+def request(mode: str, image: str | Path, **fields: Any) -> Request:
+    """A request that renders in well under a second: 128 pixels, 2 steps, no cache."""
+    quick = {"prompt": "a cat runs", "seed": 7, "steps": 2, "size": 128, "step_cache": "none"}
+    return modes.MODES[mode](image=str(image), **{**quick, **fields})
+
+
+def changed(request: Request, **fields: Any) -> Request:
+    return dataclasses.replace(request, **fields)
+
+
+def carry_out(request: Request, pool: ModelPool, folder: Path, name: str = "job", stop: Stop | None = None) -> list[Event]:
+    """All events of a run with the real networks."""
+    return list(run(request, request.plan(), pool, Outputs(folder, name), stop or Stop()))
+
+
+def last_preview(events: Iterable[Event]) -> bytes:
+    """The newest picture of the latents: differs where the sampling differs."""
+    return [event.preview for event in events if isinstance(event, Step)][-1]
+
+
+def decoded(path: str | Path) -> numpy.ndarray:
+    """All frames of a film, (frames, height, width, 3)."""
+    with av.open(str(path)) as container:
+        return numpy.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def names_in(folder: Path) -> set[str]:
+    """Everything below a folder, hidden files included."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")} if folder.exists() else set()

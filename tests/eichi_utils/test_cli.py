@@ -1,0 +1,392 @@
+"""The command line in one process: flags, exit codes, output, and what it does with mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffusers_helper.models.transformer import PackedTransformer
+from eichi_utils import cli, demo, modes
+from eichi_utils.metadata import read_document
+from eichi_utils.paths import ROOT
+from eichi_utils.progress import Progress, clock
+from eichi_utils.request import to_json
+from eichi_utils.view import View
+from locales import LANGUAGES, Translator
+from tests.eichi_utils.helpers import decoded, names_in
+from tests.eichi_utils.test_request import other_values
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def eichi(capsys: pytest.CaptureFixture) -> Run:
+    """`eichi(...)` is (exit code, stdout, stderr), in English unless told otherwise."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        language = () if "--lang" in arguments else ("--lang", "en")
+        capsys.readouterr()
+        try:
+            code = cli.main([str(argument) for argument in (*arguments, *language)])
+        except SystemExit as left:
+            code = left.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def quick(checkpoint: Path, pictures: list[str], tmp_path: Path) -> list:
+    """Flags of the quickest run; results in tmp_path / "out"."""
+    where = ["--models", checkpoint, "--device", "cpu", "--out", tmp_path / "out"]
+    return ["--mode", "single", "--image", pictures[0], "--prompt", "a cat", "--size", 128, "--steps", 2, *where]
+
+
+def last_json(out: str) -> dict:
+    """The last line of stdout."""
+    return json.loads(out.splitlines()[-1])
+
+
+def test_dry_run_prints_a_plan_without_torch(pictures: list[str], tmp_path: Path) -> None:
+    """It answers at once: importing torch takes seconds, and so does gradio."""
+    code = (
+        "import sys; from eichi_utils import cli; code = cli.main(sys.argv[1:]); "
+        "heavy = {'torch', 'gradio', 'diffusers', 'transformers'} & set(sys.modules); "
+        "sys.exit(f'imports {heavy}' if heavy else code)"
+    )
+    flags = ["render", "--image", pictures[0], "--prompt", "猫", "--seconds", "4", "--dry-run", "--json"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    plan = last_json(done.stdout.decode())
+    assert (plan["checkpoint"], plan["grows"], plan["output"]) == ("framepack", "front", "film")
+    assert (plan["latents"], plan["frames"], plan["seconds"]) == (28, 109, 3.633)
+    assert [section["frames"][0] for section in plan["sections"]] == [19, 10, 1]
+    assert plan["sections"][0]["clean"][0] == {"source": "start", "at": [0], "skip": 0, "scale": 1.0, "mask": None}
+    assert plan["sections"][0]["prompt"] == "猫"
+    assert plan["closing"]["source"] == "start"
+
+
+def test_dry_run_for_reading(eichi: Run, pictures: list[str], tmp_path: Path) -> None:
+    """A line of totals and one for each section; no folder is made."""
+    code, out, err = eichi(
+        "render", "--mode", "forward", "--image", pictures[0], "--prompt", "p", "--seconds", 2,
+        "--section-prompt", "1=and jumps", "--out", tmp_path / "out", "--dry-run",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 3
+    assert "73 frames" in lines[0]
+    assert "20-28" in lines[1]
+    assert "start@0" in lines[1]
+    assert lines[2].endswith("and jumps")
+    assert not (tmp_path / "out").exists()
+
+
+def test_render_says_where_the_file_is(eichi: Run, quick: list, tmp_path: Path) -> None:
+    """stdout is the files, result first, and nothing else; progress and the end go to stderr."""
+    code, out, err = eichi("render", *quick, "--seed", 3)
+    assert code == 0
+    files = [Path(line) for line in out.splitlines()]
+    assert {file.name for file in files} == names_in(tmp_path / "out")
+    assert files[0].name.endswith("_oneframe.png")
+    assert all(file.is_absolute() for file in files)
+    assert "sampling" in err
+    assert "100%" not in err.splitlines()[0]
+    assert "Done: 1 frames" in err
+
+
+def test_render_as_json_and_again_from_its_files(eichi: Run, quick: list, tmp_path: Path, pictures: list[str]) -> None:
+    """The last line of stdout is the result; a drawn seed is named; PNG, MP4 and JSON make the same again, flags change
+    single fields."""
+    code, out, _ = eichi("render", *quick, "--json")
+    first = last_json(out)
+    assert code == 0
+    assert {"files", "frames", "seconds", "seed", "took"} <= set(first)
+    assert (first["frames"], first["seconds"], first["state"]) == (1, 0.033, "finished")
+    assert first["seed"] >= 0
+    assert first["took"] > 0
+    document = read_document(first["files"][0])
+    assert document["seed"] == first["seed"]
+
+    where = quick[quick.index("--models") :]
+    same = last_json(eichi("render", "--request", first["files"][0], *where, "--json")[1])
+    assert Path(same["files"][0]).read_bytes() == Path(first["files"][0]).read_bytes()
+    (tmp_path / "request.json").write_text(json.dumps(document))
+    other = last_json(eichi("render", "--request", tmp_path / "request.json", "--seed", 5, *where, "--json")[1])
+    assert read_document(other["files"][0]) == {**document, "seed": 5}
+
+
+def test_a_film_from_a_film(eichi: Run, quick: list, tmp_path: Path) -> None:
+    """`--request film.mp4 --seed 5` is the same film with another seed."""
+    film = ["--mode", "reverse", "--seconds", 0.5, "--window", 4.5, "--step-cache", "none", "--seed", 1]
+    first = last_json(eichi("render", *quick, *film, "--json")[1])
+    assert (first["frames"], first["seconds"]) == (21, 0.7)
+    assert len(decoded(first["files"][0])) == 21
+    where = quick[quick.index("--models") :]
+    again = last_json(eichi("render", "--request", first["files"][0], *where, "--json")[1])
+    assert (decoded(again["files"][0]) == decoded(first["files"][0])).all()
+    code, out, _ = eichi("render", "--request", first["files"][0], "--seconds", 4, "--window", 9, "--dry-run", "--json")
+    assert (code, last_json(out)["frames"]) == (0, 109)
+
+
+def flags_for(values: dict) -> list[str]:
+    """Command line flags for request fields."""
+    flags = []
+    for name, value in values.items():
+        flag = cli.FLAG_NAMES.get(name, "--" + name.replace("_", "-"))
+        if name == "controls":
+            for control in value:
+                flags += ["--reference", control.image, "--reference-index", str(control.index)]
+                flags += ["--reference-mask", control.mask] if control.mask else []
+        elif isinstance(value, dict):
+            for key, text in value.items():
+                flags += [flag, f"{key}={text}"]
+        elif isinstance(value, bool):
+            flags += [flag, "on" if value else "off"]
+        else:
+            flags += [flag, str(value)]
+    return flags
+
+
+@pytest.mark.parametrize("mode", list(modes.MODES))
+def test_every_flag_reaches_its_field(mode: str, pictures: list[str]) -> None:
+    """A request with every field set can be said in flags."""
+    values = other_values(mode, pictures)
+    options = cli.make_parser(Translator("en")).parse_args(["render", "--mode", mode, *flags_for(values)])
+    request = cli.read_request(options, {})
+    assert request == modes.MODES[mode](**values)
+    for field in dataclasses.fields(request):
+        assert type(getattr(request, field.name)) is type(values[field.name]), field.name
+
+
+def test_flags_lie_over_the_request_they_change(pictures: list[str], tmp_path: Path) -> None:
+    """Each flag by itself changes its field and no other."""
+    for mode in modes.MODES:
+        values = other_values(mode, pictures)
+        base = modes.MODES[mode](image=pictures[0], prompt="p", **({} if mode == "single" else {"seconds": 8.0}))
+        (tmp_path / "r.json").write_text(json.dumps(to_json(base)))
+        for name, value in values.items():
+            flags = ["render", "--request", str(tmp_path / "r.json"), *flags_for({name: value})]
+            options = cli.make_parser(Translator("en")).parse_args(flags)
+            assert cli.read_request(options, {}) == dataclasses.replace(base, **{name: value}), name
+
+
+def test_references_keep_their_order(pictures: list[str]) -> None:
+    """Index and mask belong to the reference before them."""
+    flags = ["render", "--mode", "single", "--image", pictures[0], "--prompt", "p"]
+    flags += ["--reference", pictures[1], "--reference-mask", pictures[2]]
+    flags += ["--reference", pictures[2], "--reference-index", "13", "--reference", pictures[3]]
+    controls = cli.read_request(cli.make_parser(Translator("en")).parse_args(flags), {}).controls
+    assert [(control.image, control.index, control.mask) for control in controls] == [
+        (pictures[1], 10, pictures[2]),
+        (pictures[2], 13, ""),
+        (pictures[3], 10, ""),
+    ]
+
+
+def test_pictures_are_found_from_the_current_folder(
+    pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative names become absolute, so that what is stored works from anywhere."""
+    shutil.copy(pictures[0], tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    flags = ["render", "--image", "a.png", "--prompt", "p", "--keyframe", "0=a.png", "--end-image", "./a.png"]
+    request = cli.read_request(cli.make_parser(Translator("en")).parse_args(flags), {})
+    assert request.image == request.end_image == request.keyframes[0] == str(tmp_path / "a.png")
+
+
+def test_every_mistake_is_said_and_nothing_is_written(eichi: Run, quick: list, tmp_path: Path) -> None:
+    """All at once, one sentence a line, exit code 2, before a folder is made or a network read."""
+    bad = [
+        "--image", tmp_path / "gone.png", "--mode", "reverse", "--seconds", "nan", "--steps", "many", "--seed", "1.5",
+        "--padding", 7, "--size", 641, "--window", "nine", "--step-cache", "magic", "--keyframe", "first.png",
+        "--section-prompt", "x=jump", "--guidance-scale", 0, "--crf", 52,
+    ]  # fmt: skip
+    code, out, err = eichi("render", *quick, *bad)
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    fields = {
+        "image", "seconds", "steps", "seed", "padding", "size", "window", "step_cache", "keyframes", "section_prompts",
+        "guidance_scale", "crf",
+    }  # fmt: skip
+    assert {line.split(":")[0] for line in lines} == fields
+    assert len(lines) == len(fields)
+    assert not (tmp_path / "out").exists()
+    code, out, _ = eichi("render", *quick, *bad, "--json")
+    assert code == 2
+    assert last_json(out)["files"] == []
+    assert {problem["field"] for problem in last_json(out)["problems"]} == fields
+    assert all(problem["text"] and problem["key"] for problem in last_json(out)["problems"])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_mistakes_are_said_in_the_users_language(language: str, eichi: Run, tmp_path: Path) -> None:
+    """The same sentence as the catalogue's."""
+    code, _, err = eichi("render", "--image", tmp_path / "gone.png", "--prompt", "p", "--lang", language)
+    assert code == 2
+    assert Translator(language)("problem.picture_missing", file=str(tmp_path / "gone.png")) in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["paint"],
+        ["render", "--colour", "red"],
+        ["render", "--lang", "fr"],
+        ["render", "--reference-index", "5"],
+        ["render", "--prom", "abbreviated"],
+    ],
+)
+def test_what_the_parser_refuses(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    """Unknown commands and flags are bad input: exit code 2."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code == 2
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[1]", "not_an_object"),
+        ("null", "not_an_object"),
+        ("{}", "mode_unknown"),
+        ('{"mode": 5}', "mode_unknown"),
+        ('{"mode": "sing', "request_damaged"),
+        ("", "request_not_in_file"),
+        (None, "request_missing"),
+    ],
+)
+def test_request_files_that_hold_none(text: str | None, key: str, eichi: Run, tmp_path: Path) -> None:
+    """Any file may be handed over; each gets its sentence and exit code 2."""
+    if text is not None:
+        (tmp_path / "r.json").write_text(text)
+    code, out, _ = eichi("render", "--request", tmp_path / "r.json", "--json")
+    assert code == 2
+    assert [problem["key"] for problem in last_json(out)["problems"]] == [key]
+
+
+def test_folders_that_cannot_be_written(eichi: Run, quick: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the way, and a disk that is too small: exit code 2, said before a network is loaded."""
+    (tmp_path / "file").write_text("x")
+    for out_folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        code, out, err = eichi("render", *quick, "--out", out_folder)
+        assert (code, out) == (2, "")
+        assert str(out_folder) in err
+    usage = type("usage", (), {"free": 10 * 2**20})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    code, _, err = eichi("render", *quick)
+    assert code == 2
+    assert "10 MB free" in err
+    assert names_in(tmp_path / "out") == set()
+
+
+def test_models_devices_and_kernels_that_do_not_exist(eichi: Run, quick: list, tmp_path: Path) -> None:
+    """Exit code 2 and the name of the flag."""
+    for flag, value in (("--models", tmp_path / "gone"), ("--device", "warp"), ("--attention", "magic")):
+        code, out, err = eichi("render", *quick, flag, value)
+        assert (code, out) == (2, "")
+        assert f"{flag.removeprefix('--')}: " in err
+
+
+def test_a_failure_while_sampling(eichi: Run, quick: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1, the reason in a sentence, and the files so far."""
+
+    def fail(*args, **settings):
+        raise RuntimeError("as if broken")
+
+    monkeypatch.setattr(PackedTransformer, "step", fail)
+    code, out, err = eichi("render", *quick)
+    assert code == 1
+    assert "as if broken" in err
+    assert all(Path(line).is_file() for line in out.splitlines())
+    code, out, _ = eichi("render", *quick, "--json")
+    result = last_json(out)
+    assert (code, result["state"], [p["key"] for p in result["problems"]]) == (1, "failed", ["unexpected"])
+
+
+def test_ctrl_c_stops_and_keeps_what_is_done(eichi: Run, quick: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 130; the files so far are named and there."""
+    pressed, show = [], Progress.show
+
+    def show_and_press(self, view: View) -> None:
+        show(self, view)
+        if view.stage == "sample" and not pressed:
+            pressed.append(view)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "show", show_and_press)
+    code, out, err = eichi("render", *quick, "--steps", 100, "--step-cache", "none", "--json")
+    result = last_json(out)
+    assert (code, result["state"]) == (130, "stopped")
+    assert {Path(file).name for file in result["files"]} == names_in(tmp_path / "out")
+    assert "Stopping" in err
+
+
+def test_doctor(eichi: Run, checkpoint: Path, tmp_path: Path) -> None:
+    """What a report needs: machine, packages, what would be used, and the state of the models."""
+    code, out, _ = eichi("doctor", "--models", checkpoint, "--device", "cpu", "--json")
+    found = last_json(out)
+    assert code == 0
+    assert set(found) == {
+        "system", "python", "packages", "memory_gib", "disk_free_gib", "cards", "device", "transformer_dtype", "attention",
+        "attention_rejected", "models",
+    }  # fmt: skip
+    assert (found["device"], found["transformer_dtype"]) == ("cpu", "float32")
+    assert found["packages"]["torch"]
+    assert found["models"] == {name: {"complete": True, "missing": []} for name in ("framepack", "framepack_f1")}
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    (broken / "vae" / "config.json").unlink()
+    code, out, _ = eichi("doctor", "--models", broken, "--device", "cpu")
+    assert code == 0
+    assert "vae" in next(line for line in out.splitlines() if "framepack_f1" in line)
+    assert eichi("doctor", "--models", tmp_path / "gone")[0] == 2
+
+
+def test_demo(eichi: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Works without any flag; flags change it; any mode."""
+    code, out, _ = eichi("demo", "--dry-run", "--json")
+    assert (code, last_json(out)["frames"]) == (0, 37)
+    for mode in modes.MODES:
+        assert eichi("demo", "--dry-run", "--mode", mode)[0] == 0
+    monkeypatch.setattr(demo, "MINIATURE", tmp_path / "none")
+    monkeypatch.setattr(demo, "UNTRAINED", tmp_path / "models" / "untrained")
+    flags = ["demo", "--mode", "single", "--steps", 1, "--device", "cpu", "--out", tmp_path / "out", "--json"]
+    code, out, err = eichi(*flags)
+    assert code == 0
+    assert "noise" in err
+    assert Path(last_json(out)["files"][0]).is_file()
+    made = (tmp_path / "models" / "untrained" / "vae" / "config.json").stat().st_mtime_ns
+    assert names_in(tmp_path / "models").isdisjoint({"checkpoint"})
+    assert eichi(*flags)[0] == 0
+    assert (tmp_path / "models" / "untrained" / "vae" / "config.json").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_help_in_every_language(language: str, capsys: pytest.CaptureFixture) -> None:
+    """argparse formats help texts itself: a percent sign in one would be a crash."""
+    for command in ("render", "demo", "doctor"):
+        with pytest.raises(SystemExit) as left:
+            cli.main([command, "--lang", language, "--help"])
+        assert left.value.code == 0
+        out = capsys.readouterr().out
+        assert "--json" in out
+    assert Translator(language)("cli.doctor").split()[0] in out
+
+
+def test_times_for_reading() -> None:
+    """Minutes and seconds, hours only when there are some."""
+    assert [clock(seconds) for seconds in (0, 59.6, 61, 3600, 3725)] == ["0:00", "1:00", "1:01", "1:00:00", "1:02:05"]

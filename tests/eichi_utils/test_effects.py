@@ -1,0 +1,147 @@
+"""Every field of a request does what it says: whole samplings with the real networks, latents compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from eichi_utils import runner
+from eichi_utils.events import Notice
+from eichi_utils.film import Decoded, sample_film
+from eichi_utils.jobs import Stop
+from eichi_utils.models import ModelPool
+from eichi_utils.request import Request
+from eichi_utils.single import Control
+from tests.eichi_utils.helpers import THREE, carry_out, changed, request
+
+
+def conditions_of(it: Request, pool: ModelPool) -> tuple:
+    plan = it.plan()
+    *_, conditions = runner.prepare(it, plan, runner.fit_pictures(plan, it.size), pool)
+    return plan, conditions
+
+
+def latents_of(it: Request, pool: ModelPool) -> torch.Tensor:
+    """All sampled latents of a checked request."""
+    assert it.check() == ()
+    plan, conditions = conditions_of(it, pool)
+    parts = [part.latents for part in sample_film(it, plan, conditions, pool, Stop()) if isinstance(part, Decoded)]
+    return torch.cat(parts, dim=2)
+
+
+def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape != other.shape or (one - other).abs().max().item() > 1e-5
+
+
+CHANGES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    (mode, fields, change)
+    for mode, fields in (("reverse", THREE), ("forward", THREE), ("single", {}))
+    for change in (
+        {"seed": 8},
+        {"image": 1},
+        {"prompt": "a dog sleeps"},
+        {"steps": 3},
+        {"size": 160},
+        {"guidance_scale": 5.0},
+        {"shift": 2.0},
+        {"cfg_scale": 3.0},
+    )
+] + [
+    ("single", {"cfg_scale": 3.0}, {"negative_prompt": "blurry hands"}),
+    ("single", {"cfg_scale": 3.0}, {"guidance_rescale": 0.7}),
+    ("single", {"steps": 8}, {"step_cache": "teacache", "cache_threshold": 1.0}),
+    ("reverse", THREE, {"window": 9.0}),
+    ("reverse", THREE, {"seconds": 1}),
+    ("reverse", THREE, {"end_image": 1}),
+    ("reverse", {**THREE, "end_image": 1}, {"end_strength": 0.3}),
+    ("reverse", THREE, {"keyframes": {1: 2}}),
+    ("reverse", {**THREE, "keyframes": {1: 2}}, {"keyframes": {0: 2}}),
+    ("reverse", THREE, {"padding": 0.5}),
+    ("reverse", {**THREE, "padding": 0.5}, {"padding": 3.0}),
+    ("reverse", THREE, {"section_prompts": {1: "a dog sleeps"}}),
+    ("forward", THREE, {"section_prompts": {1: "a dog sleeps"}}),
+    ("forward", THREE, {"influence": 102.0}),
+    ("forward", {**THREE, "influence": 102.0}, {"influence_sections": "all"}),
+    ("single", {}, {"image_mask": "half"}),
+    ("single", {}, {"image_index": 3}),
+    ("single", {}, {"controls": (1, 10, "")}),
+    ("single", {"controls": (1, 10, "")}, {"controls": (2, 10, "")}),
+    ("single", {"controls": (1, 10, "")}, {"controls": (1, 13, "")}),
+    ("single", {"controls": (1, 10, "")}, {"controls": (1, 10, "half")}),
+    ("single", {"controls": (1, 10, "")}, {"context_1x": True}),
+    ("single", {}, {"target_index": 4}),
+    ("single", {"target_index": 4}, {"rope_value": 12}),
+    ("single", {}, {"context_1x": False}),
+    ("single", {}, {"context_2x": False}),
+    ("single", {}, {"context_4x": False}),
+]
+
+
+@pytest.fixture(scope="module")
+def half_mask(tmp_path_factory: pytest.TempPathFactory) -> str:
+    mask = Image.new("L", (48, 32), 255)
+    mask.paste(0, (0, 0, 24, 32))
+    path = tmp_path_factory.mktemp("mask") / "half.png"
+    mask.save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("mode", "fields", "change"), CHANGES, ids=str)
+def test_every_field_that_should_change_the_film_does(
+    mode: str, fields: dict, change: dict, pool: ModelPool, pictures: list[str], half_mask: str, cheap_decode: None
+) -> None:
+    """A control without effect is a lie of the page (the existing program has several); latents are compared."""
+
+    def resolved(values: dict[str, Any]) -> dict[str, Any]:
+        out = dict(values)
+        for name in ("image", "end_image"):
+            if name in out:
+                out[name] = pictures[out[name]]
+        if out.get("image_mask"):
+            out["image_mask"] = half_mask
+        if "keyframes" in out:
+            out["keyframes"] = {key: pictures[number] for key, number in out["keyframes"].items()}
+        if "controls" in out:
+            number, index, mask = out["controls"]
+            out["controls"] = (Control(pictures[number], index, half_mask if mask else ""),)
+        return out
+
+    base = request(mode, pictures[0], **resolved(fields))
+    assert differ(latents_of(changed(base, **resolved(change)), pool), latents_of(base, pool))
+
+
+def test_a_section_prompt_leaves_earlier_sections_alone(pool: ModelPool, pictures: list[str], cheap_decode: None) -> None:
+    """Sections sampled before it are the same to the last bit; it and what looks back at it differ."""
+    for mode in ("reverse", "forward"):
+        base = request(mode, pictures[0], **THREE)
+        one, other = latents_of(base, pool), latents_of(changed(base, section_prompts={2: "a dog sleeps"}), pool)
+        assert torch.equal(one[:, :, :10], other[:, :, :10])
+        assert differ(one[:, :, 10:], other[:, :, 10:])
+
+
+def test_a_mask_hides_only_what_it_covers(pool: ModelPool, pictures: list[str], half_mask: str) -> None:
+    """Black hides: the latent is zero there and untouched elsewhere (spec/oneframe 6)."""
+    plan, conditions = conditions_of(request("single", pictures[0], image_mask=half_mask), pool)
+    mask = conditions.masks["start"]
+    assert mask.shape[-2:] == conditions.latents["start"].shape[-2:]
+    assert (mask[..., :, :8] == 0).all()
+    assert (mask[..., :, 10:] == 1).all()
+
+
+def test_what_has_no_effect_at_a_cfg_scale_of_1_is_said(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
+    """The negative prompt costs nothing and changes nothing there, and the user is told; otherwise nobody is bothered."""
+    base = request("single", pictures[0])
+    idle = changed(base, negative_prompt="blurry", guidance_rescale=0.5)
+    assert not differ(latents_of(base, pool), latents_of(idle, pool))
+    keys = [[e.key for e in carry_out(r, pool, tmp_path) if isinstance(e, Notice)] for r in (base, idle)]
+    assert keys == [[], ["guidance_off"]]
+
+
+def test_a_cache_that_lets_nothing_pass_is_no_cache(pool: ModelPool, pictures: list[str]) -> None:
+    """Threshold 0 computes every step: bit for bit as without."""
+    base = request("single", pictures[0], steps=6)
+    assert torch.equal(latents_of(changed(base, step_cache="teacache", cache_threshold=0.0), pool), latents_of(base, pool))

@@ -1,0 +1,382 @@
+"""The queue: order, observers, stopping, and that every job ends in exactly one way."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from eichi_utils.events import Event, Failed, Finished, Notice, Saved, Stage, Started, Step, StopLevel, Stopped
+from eichi_utils.jobs import Job, Jobs, Stop, problems_of
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import DRAWN_SEED_LIMIT, Request
+from eichi_utils.view import View
+from tests.eichi_utils.helpers import found, request
+
+WAIT = 10
+
+
+@dataclass
+class Fake:
+    """Two sections of three steps without networks. Each step waits for `go`; `fail` may raise before or after anything."""
+
+    go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(10_000))
+    at_step: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    fail: Callable[[Request, str], None] = lambda request, point: None
+    done: list[Request] = field(default_factory=list)
+
+    def __call__(self, request: Request, job_id: str, stop: Stop) -> Iterator[Event]:
+        files = []
+
+        def stopped() -> Stopped:
+            return Stopped(at=time.time(), level=stop.level, files=tuple(files))
+
+        yield Stage(at=time.time(), name="check")
+        self.fail(request, "check")
+        yield Started(at=time.time(), sections=2, steps=3, frames=73, width=64, height=48, seed=request.seed)
+        for section in range(2):
+            yield Stage(at=time.time(), name="sample", section=section)
+            for step in range(3):
+                self.at_step.release()
+                assert self.go.acquire(timeout=WAIT)
+                self.fail(request, f"step {section}.{step}")
+                if stop.level >= StopLevel.NOW:
+                    yield stopped()
+                    return
+                yield Step(at=time.time(), section=section, step=step, preview=b"%d.%d" % (section, step))
+            yield Stage(at=time.time(), name="save", section=section)
+            files[:] = [f"{job_id}_{section}.mp4"]
+            kind = "film" if section else "so_far"
+            yield Saved(at=time.time(), path=files[0], kind=kind, section=section, frames=33 + 40 * section)
+            if stop.level >= StopLevel.SECTION and section == 0:
+                yield stopped()
+                return
+        self.done.append(request)
+        if request.prompt == "without an ending":
+            return
+        yield Finished(at=time.time(), files=tuple(files), frames=73)
+        self.fail(request, "after the ending")
+
+
+@pytest.fixture
+def fake() -> Fake:
+    return Fake()
+
+
+@pytest.fixture
+def held(fake: Fake) -> Fake:
+    """A fake that waits for `go.release()` before each step."""
+    fake.go = threading.Semaphore(0)
+    return fake
+
+
+@pytest.fixture
+def jobs(fake: Fake) -> Iterator[Jobs]:
+    jobs = Jobs(fake)
+    yield jobs
+    fake.go.release(10_000)
+    jobs.close(WAIT)
+    assert not jobs._thread.is_alive()
+
+
+def some(prompt: str = "p", seed: int = 1) -> Request:
+    return request("single", "nothing.png", prompt=prompt, seed=seed)
+
+
+def views(jobs: Jobs, job: Job) -> list[View]:
+    """All views until the job has ended; fails instead of waiting for ever."""
+    seen = []
+    watcher = threading.Thread(target=lambda: seen.extend(jobs.follow(job.id)), daemon=True)
+    watcher.start()
+    watcher.join(WAIT)
+    assert not watcher.is_alive(), "the job does not end"
+    return seen
+
+
+def ending(jobs: Jobs, job: Job) -> View:
+    return views(jobs, job)[-1]
+
+
+def test_jobs_run_in_order_with_their_drawn_seeds(jobs: Jobs, fake: Fake) -> None:
+    """One after the other as submitted; a random seed is drawn on submission and is the one that runs."""
+    submitted = [jobs.submit(some(f"{n}", seed)) for n, seed in enumerate((-1, 0, 5, -1))]
+    assert [job.request.seed for job in submitted][1:3] == [0, 5]
+    assert all(0 <= job.request.seed < DRAWN_SEED_LIMIT for job in submitted)
+    for job in submitted:
+        assert ending(jobs, job).state == "finished"
+    assert fake.done == [job.request for job in submitted]
+    assert [job.id for job in jobs.all()] == [job.id for job in submitted]
+    assert len({job.id for job in submitted}) == 4
+
+
+def test_a_late_observer_sees_everything(jobs: Jobs, fake: Fake) -> None:
+    """A page that is opened after the end, or a second one, knows files, seed, frames and state."""
+    job = jobs.submit(some(seed=-1))
+    early = ending(jobs, job)
+    late = views(jobs, job)
+    assert late == [early]
+    assert jobs.get(job.id).view == early
+    assert (early.state, early.files, early.frames, early.seed) == ("finished", (f"{job.id}_1.mp4",), 73, job.request.seed)
+    assert early.fraction == 1.0
+    assert early.film == f"{job.id}_1.mp4"
+    assert early.ended
+    assert early.seconds_left is None
+
+
+def test_several_observers_at_once(held: Fake, jobs: Jobs) -> None:
+    """Views grow for every observer, in order, and nobody takes another's."""
+    job = jobs.submit(some())
+    seen: list[list[View]] = [[], []]
+    watchers = [threading.Thread(target=lambda box=box: box.extend(jobs.follow(job.id)), daemon=True) for box in seen]
+    for watcher in watchers:
+        watcher.start()
+    for _ in range(6):
+        assert held.at_step.acquire(timeout=WAIT)
+        held.go.release()
+        time.sleep(0.01)
+    for watcher in watchers:
+        watcher.join(WAIT)
+    for box in seen:
+        assert box[-1].state == "finished"
+        fractions = [view.fraction for view in box]
+        assert fractions == sorted(fractions)
+        assert len(box) >= 2
+
+
+def test_stop_now_ends_within_a_step(held: Fake, jobs: Jobs) -> None:
+    """No further step is made, and the jobs that wait go on."""
+    job, after = jobs.submit(some("a")), jobs.submit(some("b"))
+    assert held.at_step.acquire(timeout=WAIT)
+    held.go.release()
+    assert held.at_step.acquire(timeout=WAIT)
+    jobs.stop(StopLevel.NOW)
+    assert jobs.get(job.id).view.stopping == StopLevel.NOW
+    held.go.release(10_000)
+    view = ending(jobs, job)
+    assert (view.state, view.step, view.files) == ("stopped", 1, ())
+    assert ending(jobs, after).state == "finished"
+
+
+def test_stop_after_the_section_keeps_it(held: Fake, jobs: Jobs) -> None:
+    """The section being sampled is finished and saved, the next one never starts; the jobs that wait go on."""
+    job, after = jobs.submit(some("a")), jobs.submit(some("b"))
+    assert held.at_step.acquire(timeout=WAIT)
+    jobs.stop(StopLevel.SECTION)
+    held.go.release(10_000)
+    view = ending(jobs, job)
+    assert (view.state, view.section, view.files, view.frames) == ("stopped", 0, (f"{job.id}_0.mp4",), 33)
+    assert ending(jobs, after).state == "finished"
+
+
+def test_stop_after_the_job_finishes_it_and_drops_the_rest(held: Fake, jobs: Jobs) -> None:
+    """The running film is made whole; what waited ends as stopped without having begun."""
+    job, dropped, other = (jobs.submit(some(name)) for name in "abc")
+    assert held.at_step.acquire(timeout=WAIT)
+    jobs.stop(StopLevel.JOB)
+    held.go.release(10_000)
+    assert ending(jobs, job).state == "finished"
+    for waiting in (dropped, other):
+        view = ending(jobs, waiting)
+        assert (view.state, view.files, view.problems) == ("stopped", (), ())
+    later = jobs.submit(some("d"))
+    assert ending(jobs, later).state == "finished"
+    assert [request.prompt for request in held.done] == ["a", "d"]
+
+
+def test_a_stop_never_falls_back(held: Fake, jobs: Jobs) -> None:
+    """Pressing a milder button after a harder one does not revive the job; each job has a stop of its own."""
+    stop = Stop()
+    for level, expected in ((1, 1), (3, 3), (2, 3), (0, 3), (1, 3)):
+        stop.request(StopLevel(level))
+        assert stop.level == expected
+    job, after = jobs.submit(some("a")), jobs.submit(some("b"))
+    assert held.at_step.acquire(timeout=WAIT)
+    jobs.stop(StopLevel.NOW)
+    jobs.stop(StopLevel.SECTION)
+    assert jobs.get(job.id).view.stopping == StopLevel.NOW
+    held.go.release(10_000)
+    assert ending(jobs, job).step == 0
+    assert ending(jobs, after).stopping == StopLevel.NONE
+
+
+def test_stopping_when_nothing_runs_is_nothing(jobs: Jobs) -> None:
+    """A click on an idle page does not stop the next job."""
+    for level in StopLevel:
+        jobs.stop(level)
+    assert ending(jobs, jobs.submit(some())).state == "finished"
+
+
+@pytest.mark.parametrize("point", ["check", "step 0.0", "step 1.2"])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("broken {brace}"), ("", "unexpected")),
+        (UserError([Problem("image", "picture_missing", {"file": "x"})]), ("image", "picture_missing")),
+        (OSError(errno.ENOSPC, "full", "a.mp4"), ("", "disk_full")),
+        (MemoryError(), ("", "out_of_memory")),
+    ],
+)
+def test_an_exception_ends_the_job_and_not_the_worker(
+    error: Exception, expected: tuple, point: str, jobs: Jobs, fake: Fake
+) -> None:
+    """Failed with the reason in words, with the files so far; the next job runs."""
+
+    def fail(request: Request, here: str) -> None:
+        if request.prompt == "bad" and here == point:
+            raise error
+
+    fake.fail = fail
+    job, after = jobs.submit(some("bad")), jobs.submit(some("good"))
+    view = ending(jobs, job)
+    assert view.state == "failed"
+    assert found(view.problems) == {expected}
+    assert view.files == ((f"{job.id}_0.mp4",) if point == "step 1.2" else ())
+    assert ending(jobs, after).state == "finished"
+
+
+class Panic(BaseException):
+    """As pyo3's PanicException, which is what a panic in tokenizers or safetensors arrives as."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), Panic("called `Option::unwrap()` on a `None` value")])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_not_even_these_end_the_worker(error: BaseException) -> None:
+    """A library that panics or calls exit() must not leave a job running for ever and the queue standing."""
+    fake = Fake()
+
+    def fail(request: Request, here: str) -> None:
+        if request.prompt == "bad" and here == "step 0.0":
+            raise error
+
+    fake.fail = fail
+    jobs = Jobs(fake)
+    job, after = jobs.submit(some("bad")), jobs.submit(some("good"))
+    deadline = time.monotonic() + 1
+    while not (jobs.get(job.id).view.ended and jobs.get(after.id).view.ended) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (jobs.get(job.id).view.state, jobs.get(after.id).view.state) == ("failed", "finished")
+    jobs.close(WAIT)
+
+
+def test_memory_of_the_card_is_recognised_without_importing_torch() -> None:
+    """torch.OutOfMemoryError is a RuntimeError; the user must read about memory, not about a bug."""
+    import torch
+
+    assert found(problems_of(torch.OutOfMemoryError("CUDA out of memory"))) == {("", "out_of_memory")}
+    assert found(problems_of(PermissionError(errno.EACCES, "no"))) == {("", "unexpected")}
+    assert found(problems_of(OSError(errno.EDQUOT, "quota"))) == {("", "disk_full")}
+
+
+def test_a_run_without_an_ending_is_a_failure(jobs: Jobs) -> None:
+    """A page would wait for ever for a job that just trails off."""
+    job, after = jobs.submit(some("without an ending")), jobs.submit(some())
+    view = ending(jobs, job)
+    assert view.state == "failed"
+    assert found(view.problems) == {("", "unexpected")}
+    assert ending(jobs, after).state == "finished"
+
+
+def test_an_exception_after_the_ending_does_not_change_it(jobs: Jobs, fake: Fake) -> None:
+    """Finished stays finished, whatever cleaning up does; the next job runs."""
+
+    def fail(request: Request, here: str) -> None:
+        if here == "after the ending":
+            raise RuntimeError("too late")
+
+    fake.fail = fail
+    job, after = jobs.submit(some("a")), jobs.submit(some("b"))
+    assert [ending(jobs, job).state, ending(jobs, after).state] == ["finished", "finished"]
+    assert jobs.get(job.id).view.state == "finished"
+
+
+def test_the_current_job(held: Fake, jobs: Jobs) -> None:
+    """What a page shows by itself: the running job, else the newest that ended."""
+    assert jobs.current() is None
+    assert jobs.get("no such") is None
+    first, second = jobs.submit(some("a")), jobs.submit(some("b"))
+    assert held.at_step.acquire(timeout=WAIT)
+    assert jobs.current().id == first.id
+    assert jobs.get(second.id).view.state == "waiting"
+    held.go.release(10_000)
+    ending(jobs, second)
+    assert jobs.current().id == second.id
+
+
+def test_closing_ends_everything_once(held: Fake) -> None:
+    """The server's end: what runs stops at its step, what waits is dropped, the worker is gone."""
+    jobs = Jobs(held)
+    running, waiting = jobs.submit(some("a")), jobs.submit(some("b"))
+    assert held.at_step.acquire(timeout=WAIT)
+    closer = threading.Thread(target=jobs.close, args=(WAIT,))
+    closer.start()
+    time.sleep(0.05)
+    held.go.release(10_000)
+    closer.join(WAIT)
+    assert not closer.is_alive()
+    assert not jobs._thread.is_alive()
+    assert [jobs.get(job.id).view.state for job in (running, waiting)] == ["stopped", "stopped"]
+    jobs.close(WAIT)
+
+
+EVENTS = [
+    Stage(at=1, name="check"),
+    Started(at=2, sections=2, steps=2, frames=73, width=64, height=48, seed=9),
+    Stage(at=3, name="text"),
+    Notice(at=3, key="prompt_cut", values={"read": 1, "written": 2}),
+    Stage(at=4, name="vision"),
+    Stage(at=5, name="encode"),
+    Stage(at=6, name="load"),
+    Saved(at=6, path="a.png", kind="start"),
+    Stage(at=10, name="sample", section=0),
+    Step(at=11, section=0, step=0, preview=b"1"),
+    Step(at=12, section=0, step=1),
+    Stage(at=13, name="decode", section=0),
+    Stage(at=14, name="save", section=0),
+    Saved(at=15, path="9.mp4", kind="so_far", section=0, frames=33),
+    Stage(at=16, name="sample", section=1),
+    Step(at=17, section=1, step=0, preview=b"2"),
+    Step(at=18, section=1, step=1, preview=b"3"),
+    Stage(at=19, name="decode", section=1),
+    Stage(at=20, name="save", section=1),
+    Saved(at=21, path="19.mp4", kind="film", section=1, frames=73),
+    Finished(at=22, files=("19.mp4", "a.png"), frames=73),
+]
+
+
+def test_the_view_folds_all_events() -> None:
+    """The fraction never falls and ends at 1; the newest preview and film stand; the time left goes to nothing."""
+    folded = list(itertools.accumulate(EVENTS, View.after, initial=View()))
+    fractions = [view.fraction for view in folded]
+    assert fractions == sorted(fractions)
+    assert fractions[0] == 0.0
+    assert fractions[-1] == 1.0
+    assert all(0.0 <= fraction < 1.0 for fraction in fractions[:-1])
+    sampling = folded[11]
+    assert (sampling.stage, sampling.section, sampling.step, sampling.preview) == ("sample", 0, 2, b"1")
+    later = folded[16]
+    assert (later.section, later.step, later.preview, later.film, later.frames) == (1, 1, b"2", "9.mp4", 33)
+    assert [notice.key for notice in later.notices] == ["prompt_cut"]
+    # Half of the steps took 7 seconds since the first began; about as much is left.
+    assert 4 < later.seconds_left < 10
+    assert folded[9].seconds_left is None
+    end = folded[-1]
+    assert (end.state, end.files, end.film, end.frames, end.seed) == ("finished", ("19.mp4", "a.png"), "19.mp4", 73, 9)
+    assert (end.sections, end.steps, end.width, end.height) == (2, 2, 64, 48)
+    assert end.film_seconds == 73 / 30
+    assert end.elapsed == 20
+    assert (end.preview, end.seconds_left) == (None, None)
+
+
+@pytest.mark.parametrize("event", [Failed(at=9.0, problems=(Problem("", "out_of_memory"),)), Stopped(at=9.0)])
+def test_a_job_that_ends_early_keeps_its_place_on_the_bar(event: Event) -> None:
+    """A failed job does not jump to 100 %, nor back to 0; ending before it began gives a time too."""
+    before = list(itertools.accumulate(EVENTS[:10], View.after, initial=View()))[-1]
+    after = before.after(event)
+    assert after.ended
+    assert after.fraction == before.fraction
+    assert View().after(event).elapsed == 0.0

@@ -1,0 +1,410 @@
+"""Checkpoint folders: what is missing or damaged is named before work starts; what is loaded stays while it can."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from eichi_utils import models
+from eichi_utils.events import Finished, Notice
+from eichi_utils.models import HUNYUAN, PLACES, SHARED, ModelPool
+from eichi_utils.problems import Problem, UserError
+from tests.eichi_utils.helpers import carry_out, found, request, say_everything
+
+WEIGHTS = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "image_encoder": "model",
+}
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint to damage."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+def problems_of(folder: Path, name: str = "framepack") -> tuple[Problem, ...]:
+    """What check() says."""
+    try:
+        ModelPool(folder, device="cpu").check(name)
+    except UserError as error:
+        return say_everything(error.problems)
+    return ()
+
+
+def only(problems: tuple[Problem, ...]) -> Problem:
+    (problem,) = problems
+    assert problem.field == "models"
+    return problem
+
+
+def rewrite(path: Path, change: Callable[[dict], object]) -> None:
+    """Change the tensors of a safetensors file."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    """Change a JSON file."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def test_a_whole_checkpoint_has_no_problem(checkpoint: Path) -> None:
+    """Both transformers; one folder may serve both."""
+    assert problems_of(checkpoint) == problems_of(checkpoint, "framepack_f1") == ()
+    assert ModelPool(checkpoint, device="cpu").missing("framepack") == []
+
+
+@pytest.mark.parametrize("component", WEIGHTS)
+def test_weights_that_are_missing_misshapen_or_cut_off(component: str, copy: Path) -> None:
+    """Each is named with file and tensor, from the file's header alone."""
+    file = copy / component / f"{WEIGHTS[component]}.safetensors"
+    whole = file.read_bytes()
+    name = sorted(load_file(file))[3]
+
+    rewrite(file, lambda tensors: tensors.pop(name))
+    problem = only(problems_of(copy))
+    assert problem.key == "checkpoint_tensor_missing"
+    assert problem.values["folder"] == str(copy / component)
+    assert name.endswith(problem.values["tensor"])
+
+    file.write_bytes(whole)
+    rewrite(file, lambda tensors: tensors.update({name: torch.zeros(3, 7)}))
+    problem = only(problems_of(copy))
+    assert (problem.key, problem.values["file"]) == ("checkpoint_tensor_shape", str(file))
+    assert tuple(problem.values["actual"]) == (3, 7)
+    assert name.endswith(problem.values["tensor"])
+
+    for size in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        problem = only(problems_of(copy))
+        assert (problem.key, problem.values["file"], problem.values["actual"]) == ("checkpoint_file_damaged", str(file), size)
+
+    file.write_bytes(b"<html>not found</html>" * 100)
+    assert only(problems_of(copy)).key == "checkpoint_file_damaged"
+    file.unlink()
+    problem = only(problems_of(copy))
+    assert (problem.key, problem.values["file"]) == ("checkpoint_file_missing", str(file))
+
+
+def test_a_transformer_with_weights_of_another_model(copy: Path) -> None:
+    """Unknown names mean another model; loading it anyway would make noise."""
+    file = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    rewrite(file, lambda tensors: tensors.update({"extra.weight": torch.zeros(1)}))
+    problem = only(problems_of(copy))
+    assert (problem.key, problem.values["tensor"]) == ("checkpoint_tensor_unknown", "extra.weight")
+
+
+def test_a_missing_shard(copy: Path) -> None:
+    """Files in parts: each part that the index names must be there and whole."""
+    folder = copy / "transformer"
+    whole = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(whole)
+    whole.unlink()
+    names, index = sorted(tensors), {}
+    for part, chosen in (("a", names[::2]), ("b", names[1::2])):
+        save_file({name: tensors[name] for name in chosen}, folder / f"{part}.safetensors")
+        index |= dict.fromkeys(chosen, f"{part}.safetensors")
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert problems_of(copy) == ()
+    part = folder / "b.safetensors"
+    data = part.read_bytes()
+    part.write_bytes(data[: len(data) // 2])
+    problem = only(problems_of(copy))
+    assert (problem.key, problem.values["file"]) == ("checkpoint_file_damaged", str(part))
+    part.unlink()
+    problem = only(problems_of(copy))
+    assert (problem.key, problem.values["file"]) == ("checkpoint_file_missing", str(part))
+
+
+@pytest.mark.parametrize("component", WEIGHTS)
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', ""])
+def test_a_configuration_that_is_not_json(component: str, text: str, copy: Path) -> None:
+    """A broken download of a small file is named as readily as one of a large file."""
+    (copy / component / "config.json").write_text(text)
+    problem = only(problems_of(copy))
+    assert (problem.key, problem.values["file"]) == ("checkpoint_config_damaged", str(copy / component / "config.json"))
+
+
+@pytest.mark.parametrize(
+    ("component", "change"),
+    [
+        ("transformer", {"num_layers": "two"}),
+        ("vae", {"latent_channels": None}),
+        ("text_encoder", {"hidden_size": "wide"}),
+        ("text_encoder_2", {"hidden_size": "wide"}),
+        ("image_encoder", {"hidden_act": "no such"}),
+    ],
+)
+def test_a_configuration_with_values_no_model_can_have(component: str, change: dict, copy: Path) -> None:
+    """Valid JSON with nonsense in it is a damaged model file, not a defect of the program."""
+    edit(copy / component / "config.json", lambda document: document.update(change))
+    problem = only(problems_of(copy))
+    assert (problem.key, problem.values["file"]) == ("checkpoint_config_damaged", str(copy / component / "config.json"))
+
+
+@pytest.mark.parametrize("component", [*WEIGHTS, "tokenizer", "tokenizer_2", "feature_extractor"])
+def test_a_missing_component(component: str, copy: Path) -> None:
+    """Its folder is named, once, and nothing else is."""
+    shutil.rmtree(copy / component)
+    problem = only(problems_of(copy))
+    assert (problem.key, problem.values["file"]) == ("checkpoint_file_missing", str(copy / component))
+
+
+def test_tokenizers(copy: Path) -> None:
+    """A template of other than 95 tokens would shift what is cut off in front of every prompt: said before work starts."""
+    file = copy / "tokenizer" / "tokenizer.json"
+    whole = file.read_text(encoding="utf-8")
+    edit(file, lambda document: document["model"]["merges"].__delitem__(slice(-3, None)))
+    problem = only(problems_of(copy))
+    assert (problem.key, problem.values["folder"]) == ("checkpoint_tokenizer", str(file.parent))
+    assert "95" in problem.values["reason"]
+    for text in ("{", "", "{}", whole[: len(whole) // 2]):
+        file.write_text(text, encoding="utf-8")
+        problem = only(problems_of(copy))
+        assert (problem.key, problem.values["folder"]) == ("checkpoint_tokenizer", str(file.parent))
+    file.unlink()
+    problem = only(problems_of(copy))
+    assert (problem.key, problem.values["file"]) == ("checkpoint_file_missing", str(file))
+
+
+def test_a_damaged_second_tokenizer_is_not_blamed_on_the_first(copy: Path) -> None:
+    """Who is told to download the wrong folder again downloads for nothing."""
+    for file in (copy / "tokenizer_2").iterdir():
+        file.write_text("{")
+    problem = only(problems_of(copy))
+    assert str(copy / "tokenizer_2") in (problem.values.get("folder", ""), problem.values.get("file", ""))
+
+
+def test_all_problems_of_a_checkpoint_at_once(copy: Path) -> None:
+    """Nobody mends a checkpoint of 40 GB one file at a time."""
+    shutil.rmtree(copy / "image_encoder")
+    (copy / "vae" / "config.json").write_text("{")
+    (copy / "tokenizer" / "tokenizer.json").unlink()
+    file = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert {problem.key for problem in problems_of(copy)} == {
+        "checkpoint_file_missing", "checkpoint_config_damaged", "checkpoint_file_damaged",
+    }  # fmt: skip
+    assert len(problems_of(copy)) == 4
+
+
+def test_mending_is_noticed(copy: Path) -> None:
+    """Checks are remembered by the state of the files: a mended checkpoint is good, a newly damaged one is not."""
+    pool = ModelPool(copy, device="cpu")
+    pool.check("framepack")
+    file = copy / "vae" / "config.json"
+    good = file.read_text()
+    file.write_text("{")
+    with pytest.raises(UserError):
+        pool.check("framepack")
+    file.write_text(good)
+    pool.check("framepack")
+
+
+def test_a_damaged_checkpoint_stops_a_run_before_it_works(copy: Path, pictures: list[str], tmp_path: Path) -> None:
+    """The run raises the same problems; nothing was loaded and nothing written."""
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    pool = ModelPool(copy, device="cpu")
+    with pytest.raises(UserError) as error:
+        carry_out(request("single", pictures[0]), pool, tmp_path / "out")
+    assert found(error.value.problems) == {("models", "checkpoint_file_damaged")}
+    assert pool._loaded == {}
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_folders_devices_and_kernels_that_do_not_exist(checkpoint: Path, tmp_path: Path) -> None:
+    """Each with the name of the flag that is wrong."""
+    for settings, expected in (
+        ({"models": tmp_path / "gone"}, ("models", "models_missing")),
+        ({"models": checkpoint, "device": "warp"}, ("device", "device_unknown")),
+        ({"models": checkpoint, "device": "cuda:99"}, ("device", "device_unknown")),
+        ({"models": checkpoint, "device": "mps"}, ("device", "device_unknown")),
+        ({"models": checkpoint, "device": "cpu", "attention": "magic"}, ("attention", "attention_unusable")),
+    ):
+        with pytest.raises(UserError) as error:
+            ModelPool(**settings)
+        assert found(error.value.problems) == {expected}
+
+
+def test_networks_are_loaded_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, copy: Path) -> None:
+    """Again only where the folder or the precision differs: reading 26 GB takes a minute."""
+    loads = []
+    monkeypatch.setattr(models, "_load_transformer", lambda *a, load=models._load_transformer: loads.append(a) or load(*a))
+    monkeypatch.setattr(models, "_load_vae", lambda *a, load=models._load_vae: loads.append(a) or load(*a))
+    shutil.copytree(copy / "transformer", copy / "transformer_f1")
+    pool = ModelPool(copy, device="cpu")
+    for _ in range(3):
+        with pool.transformer("framepack") as net, pool.vae() as vae:
+            kept = net, vae
+    assert len(loads) == 2
+    with pool.transformer("framepack_f1") as net:
+        assert net is not kept[0]
+    assert [Path(a[0]).name for a in loads] == ["transformer", "vae", "transformer_f1"]
+    # One slot for both transformers.
+    assert set(pool._loaded) == {"transformer", "vae"}
+    with pool.transformer("framepack"), pool.vae() as vae:
+        assert vae is kept[1]
+    assert len(loads) == 4
+    # Where one folder serves both modes, changing the mode loads nothing.
+    pool = ModelPool(checkpoint, device="cpu")
+    for name in ("framepack", "framepack_f1", "framepack"):
+        with pool.transformer(name):
+            pass
+    assert len(loads) == 5
+
+
+def test_what_was_used_longest_ago_is_dropped(checkpoint: Path) -> None:
+    """Above the budget of the computer's memory, and never what is on loan."""
+    pool = ModelPool(checkpoint, device="cpu")
+    order = []
+    for loan in (pool.text, pool.vision, pool.vae, pool.text):
+        with loan():
+            order.append(list(pool._loaded))
+    assert order[-1] == ["image_encoder", "vae", "text_encoder"]
+    sizes = {name: loaded.bytes for name, loaded in pool._loaded.items()}
+    pool.host_budget = sizes["text_encoder"] + sizes["vae"]
+    with pool.text():
+        assert list(pool._loaded) == ["vae", "text_encoder"]
+    pool.host_budget = 0
+    with pool.vision():
+        assert list(pool._loaded) == ["image_encoder"]
+
+
+@pytest.fixture
+def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkpoint in the folders of huggingface_hub's cache; any download fails the test."""
+
+    def forbidden(*args, **settings):
+        pytest.fail(f"asks the hub for {args} {settings}")
+
+    monkeypatch.setattr(models, "snapshot_download", forbidden)
+    cache = tmp_path / "hub"
+    for name, place in PLACES.items():
+        snapshot = cache / f"models--{place.repository.replace('/', '--')}" / "snapshots" / "0123abcd"
+        own = "transformer" if name in ("framepack", "framepack_f1") else name
+        shutil.copytree(checkpoint / own, snapshot / place.folder, dirs_exist_ok=True)
+    return cache
+
+
+def snapshot_of(cache: Path, name: str) -> Path:
+    place = PLACES[name]
+    return cache / f"models--{place.repository.replace('/', '--')}" / "snapshots" / "0123abcd" / place.folder
+
+
+def test_a_complete_cache_is_used_as_it_is(hub: Path, pictures: list[str], tmp_path: Path) -> None:
+    """No word with the hub: the program works without a network."""
+    pool = ModelPool(hub, device="cpu")
+    assert not pool.own_folder
+    for name in ("framepack", "framepack_f1"):
+        assert pool.missing(name) == []
+        pool.check(name)
+    assert pool.folder("vae") == snapshot_of(hub, "vae")
+    events = carry_out(request("single", pictures[0]), pool, tmp_path / "out")
+    assert isinstance(events[-1], Finished)
+    assert not any(isinstance(event, Notice) for event in events)
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME"])
+def test_the_usual_variables_name_the_cache(variable: str, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has the models already does not download them again."""
+    for name in ("HF_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(hub if variable == "HF_HUB_CACHE" else hub.parent))
+    assert ModelPool(device="cpu").missing("framepack") == []
+
+
+@pytest.mark.parametrize("name", ["framepack_f1", *SHARED])
+def test_a_component_that_is_missing_is_downloaded_alone(
+    name: str, hub: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its repository, with its pattern, into the same cache; the user is told."""
+    shutil.rmtree(snapshot_of(hub, name))
+    pool = ModelPool(hub, device="cpu")
+    wanted = "framepack_f1" if name == "framepack_f1" else "framepack"
+    assert pool.missing(wanted) == [PLACES[name]]
+    asked = []
+    monkeypatch.setattr(models, "snapshot_download", lambda *a, **k: asked.append((a, k)))
+    pool.download(PLACES[name])
+    pattern = f"{PLACES[name].folder}/*" if PLACES[name].folder else "*"
+    assert asked == [((PLACES[name].repository,), {"allow_patterns": [pattern], "cache_dir": hub})]
+
+
+def test_a_run_downloads_what_is_missing(
+    hub: Path, checkpoint: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted download (a folder with half of its files) is completed, with a notice, before the check."""
+    folder = snapshot_of(hub, "vae")
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+
+    def fetch(repository: str, allow_patterns: list[str], cache_dir: Path) -> None:
+        assert (repository, allow_patterns, cache_dir) == (HUNYUAN, ["vae/*"], hub)
+        shutil.copytree(checkpoint / "vae", folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(models, "snapshot_download", fetch)
+    events = carry_out(request("single", pictures[0]), ModelPool(hub, device="cpu"), tmp_path / "out")
+    assert isinstance(events[-1], Finished)
+    notices = [(event.key, dict(event.values)) for event in events if isinstance(event, Notice)]
+    assert notices == [("downloading", {"repository": HUNYUAN, "folder": "vae"})]
+
+
+def test_a_damaged_file_in_the_cache_is_reported_not_downloaded_over(hub: Path) -> None:
+    """The user is told which file to delete; 26 GB are not fetched again without a word."""
+    file = snapshot_of(hub, "framepack") / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    pool = ModelPool(hub, device="cpu")
+    assert pool.missing("framepack") == []
+    with pytest.raises(UserError) as error:
+        pool.check("framepack")
+    assert found(error.value.problems) == {("models", "checkpoint_file_damaged")}
+
+
+def test_an_empty_cache_misses_everything(tmp_path: Path) -> None:
+    """The first start."""
+    pool = ModelPool(tmp_path, device="cpu")
+    assert pool.missing("framepack_f1") == [PLACES["framepack_f1"], *(PLACES[name] for name in SHARED)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LocalEntryNotFoundError("offline\nand more lines"),
+        OSError(28, "No space left on device"),
+        ConnectionError("no route"),
+        ValueError("bad answer"),
+        OSError(),
+        httpx2.ReadTimeout("slow"),
+        httpx2.RemoteProtocolError("peer closed connection"),
+        httpx2.ProxyError("407"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_download_that_fails(error: Exception, hub: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the hub's client raises (after its own retries, httpx2's errors as they are), the user reads why."""
+
+    def fail(*args, **settings):
+        raise error
+
+    monkeypatch.setattr(models, "snapshot_download", fail)
+    with pytest.raises(UserError) as caught:
+        ModelPool(hub, device="cpu").download(PLACES["vae"])
+    assert found(caught.value.problems) == {("models", "download_failed")}
+    values = caught.value.problems[0].values
+    assert values["reason"]
+    assert "\n" not in values["reason"]
+    assert (values["repository"], values["folder"]) == (HUNYUAN, str(hub))

@@ -1,0 +1,127 @@
+"""The reference vectors: numbers of the original FramePack, replayed through the product's code."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.golden.__main__ import main
+from tests.golden.replay import REPLAYS, TinyPool
+
+FOLDER = Path(__file__).parent
+NETWORKS = {"tiny_transformer.safetensors", "tiny_vae.safetensors"}
+VECTORS = sorted(
+    path.name for path in FOLDER.iterdir() if path.suffix in (".safetensors", ".json") and path.name not in NETWORKS
+)
+
+
+@pytest.fixture(scope="module")
+def pool() -> TinyPool:
+    return TinyPool(FOLDER)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_the_original_made_the_same(pool, name):
+    """Same noise and embeddings, same film: whoever has a seed from before gets the film from before."""
+    matching = [replay for pattern, (replay, _) in REPLAYS.items() if fnmatch.fnmatch(name, pattern)]
+    assert len(matching) == 1, f"{name} is replayed by {len(matching)} functions"
+    checks = list(matching[0](FOLDER / name, pool))
+    assert checks
+    failed = [f"{check.name}: {check.error:.2e} > {check.tolerance:g}" for check in checks if not check.passed]
+    assert not failed, "; ".join(failed)
+
+
+def test_every_kind_of_vector_is_there():
+    """A vector that was renamed or lost must not make the tests pass by itself."""
+    assert len(VECTORS) == 26
+    for pattern in REPLAYS:
+        assert fnmatch.filter(VECTORS, pattern), f"no file for {pattern}"
+    assert len(fnmatch.filter(VECTORS, "film_reverse_*")) == 7 and len(fnmatch.filter(VECTORS, "film_forward_*")) == 4
+
+
+def copy(folder: Path, *names: str) -> Path:
+    for name in names:
+        shutil.copy(FOLDER / name, folder / name)
+    return folder
+
+
+def tamper(file: Path, tensor: str, change) -> None:
+    """Change one tensor in place, metadata kept."""
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    change(tensors[tensor].view(-1))
+    save_file(tensors, file, metadata=metadata)
+
+
+def lines_of(capsys, folder: Path, code: int) -> list[str]:
+    assert main([str(folder)]) == code
+    return capsys.readouterr().out.splitlines()
+
+
+def test_main_prints_a_line_for_every_file_and_succeeds(tmp_path, capsys):
+    copy(tmp_path, "preview.safetensors", "crossfade.safetensors", "schedule.json")
+    lines = lines_of(capsys, tmp_path, 0)
+    assert [line.split(":")[0] for line in lines] == [
+        "ok   crossfade.safetensors",
+        "ok   preview.safetensors",
+        "ok   schedule.json",
+    ]
+
+
+def add(value: float):
+    def change(numbers):
+        numbers[0] += value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "value"),
+    [
+        ("preview.safetensors", "rgb", 2e-4),
+        ("preview.safetensors", "rgb", float("nan")),
+        ("crossfade.safetensors", "overlap_9", 3e-3),
+        ("unipc.safetensors", "n25_shift7.0.result", 2e-5),
+    ],
+)
+def test_main_fails_where_one_number_is_off(tmp_path, capsys, name, tensor, value):
+    """A replay that cannot fail proves nothing; NaN compares false with everything and must not count as small."""
+    copy(tmp_path, name, "schedule.json")
+    tamper(tmp_path / name, tensor, add(value))
+    lines = lines_of(capsys, tmp_path, 1)
+    assert [line[:5] for line in lines if name in line] == ["FAIL "]
+    assert [line[:5] for line in lines if "schedule" in line] == ["ok   "]
+
+
+def test_main_fails_where_a_velocity_is_off(tmp_path, capsys):
+    """Through the networks too."""
+    name = "transformer_single_no_context.safetensors"
+    copy(tmp_path, *NETWORKS, name)
+    assert lines_of(capsys, tmp_path, 0)[0].startswith("ok ")
+    tamper(tmp_path / name, "out.velocity", add(3e-4))
+    assert lines_of(capsys, tmp_path, 1)[0].startswith("FAIL")
+
+
+def test_main_fails_where_a_schedule_is_off(tmp_path, capsys):
+    document = json.loads((FOLDER / "schedule.json").read_text())
+    next(iter(document.values()))["sigmas"]["25"][3] += 1e-4
+    (tmp_path / "schedule.json").write_text(json.dumps(document))
+    assert lines_of(capsys, tmp_path, 1)[0].startswith("FAIL")
+
+
+def test_main_fails_where_there_is_nothing_to_replay(tmp_path, capsys):
+    """The wrong folder is not a success."""
+    assert lines_of(capsys, tmp_path, 1) == ["no vector files found"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"], ["/no/such/folder"]], ids=["none", "two", "missing folder"])
+def test_main_explains_itself(capsys, arguments):
+    assert main(arguments) == 2
+    assert capsys.readouterr().out.startswith("usage:")
