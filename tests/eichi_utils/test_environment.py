@@ -1,0 +1,334 @@
+"""Making and updating .venv: the state it is in, what is installed, and recovery from failures."""
+
+import sys
+
+import pytest
+
+import launch
+from eichi_utils import environment, tool_run
+from tests.fake_machine import REQUIREMENTS
+
+PINNED = "torch==2.13.0"
+
+
+def stamp(**changes):
+    """A stamp like that of a finished CPU installation, with changes."""
+    return environment.Stamp(**{"fingerprint": "a", "torch_build": "cpu", "root": "/here", "test": False, **changes})
+
+
+# The state of the environment
+
+
+def test_fingerprint_follows_each_input():
+    """A change of requirements.txt, pyproject.toml or the Python version asks for an installation."""
+    digests = {
+        environment.fingerprint(*inputs)
+        for inputs in [(b"a", b"b", "3.11"), (b"x", b"b", "3.11"), (b"a", b"x", "3.11"), (b"a", b"b", "3.12")]
+    }
+    assert len(digests) == 4
+    assert environment.fingerprint(b"ab", b"", "3.11") != environment.fingerprint(b"a", b"b", "3.11")
+
+
+@pytest.mark.parametrize(
+    ("found", "version", "wanted", "state"),
+    [
+        (stamp(), "3.11", stamp(), "ready"),
+        (stamp(test=True), "3.11", stamp(), "ready"),
+        (stamp(), "3.11", stamp(test=True), "outdated"),
+        (stamp(), "3.11", stamp(fingerprint="b"), "outdated"),
+        (None, "3.11", stamp(), "broken"),
+        (stamp(), None, stamp(), "broken"),
+        (stamp(), "3.11", stamp(root="/moved"), "broken"),
+        (stamp(), "3.11", stamp(torch_build="cu130"), "broken"),
+        (stamp(torch_build="cu126"), "3.11", stamp(torch_build="cu130"), "ready"),
+    ],
+)
+def test_assess(found, version, wanted, state):
+    """Each way an environment can be wrong leads to the smallest repair that is safe."""
+    assert environment.assess(found, version, wanted) == state
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"fingerprint": "a"}'])
+def test_torn_stamp_counts_as_none(text):
+    """A stamp file cut short by a crash must not stop the launcher or pass as a finished installation."""
+    assert environment.Stamp.from_json(text) is None
+
+
+def test_stamp_survives_its_file():
+    """What is written is what is read."""
+    assert environment.Stamp.from_json(stamp(test=True).to_json()) == stamp(test=True)
+
+
+def test_probe_refuses_what_is_no_python(tmp_path):
+    """A missing or damaged interpreter is reported as such, not raised."""
+    assert environment.probe_python(tmp_path / "missing") is None
+    damaged = tmp_path / "python"
+    damaged.write_text("no program")
+    damaged.chmod(0o755)
+    assert environment.probe_python(damaged) is None
+
+
+# Setting up
+
+
+def test_installs_once(machine):
+    """The second start does nothing at all."""
+    assert launch.main(["setup"]) == 0
+    made, pip_runs = machine.made()
+    assert made and pip_runs
+    assert launch.main(["setup"]) == 0
+    assert machine.made() == (False, 0)
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml"])
+def test_changed_requirements_install_into_the_environment(machine, name):
+    """After an update of the program only pip runs; the environment itself stays."""
+    launch.main(["setup"])
+    machine.made()
+    with (machine.root / name).open("a") as file:
+        file.write("# more\n")
+    assert launch.main(["setup"]) == 0
+    made, pip_runs = machine.made()
+    assert not made and pip_runs
+    launch.main(["setup"])
+    assert machine.made() == (False, 0)
+
+
+def test_test_tools_are_added_and_stay_wanted(machine):
+    """`setup --test` adds to a plain installation, and a plain start afterwards does not reinstall."""
+    launch.main(["setup"])
+    machine.made()
+    assert launch.main(["setup", "--test"]) == 0
+    assert any(".[test]" in command for command in machine.commands)
+    machine.made()
+    launch.main(["setup"])
+    assert machine.made() == (False, 0)
+    (machine.root / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    launch.main(["setup"])
+    assert any(".[test]" in command for command in machine.commands)
+
+
+def test_lost_interpreter_is_recovered(machine):
+    """An environment whose Python went away (uninstalled, replaced) is made anew."""
+    launch.main(["setup"])
+    machine.made()
+    environment.venv_python(machine.root).unlink()
+    assert launch.main(["setup"]) == 0
+    assert machine.made()[0]
+
+
+def test_moved_folder_is_recovered(machine, monkeypatch):
+    """An environment holds absolute paths, so it is made anew where the folder was moved to."""
+    launch.main(["setup"])
+    machine.made()
+    moved = machine.root.with_name("moved folder")
+    machine.root.rename(moved)
+    machine.root = moved
+    monkeypatch.setattr(launch, "ROOT", moved)
+    assert launch.main(["setup"]) == 0
+    assert machine.made()[0]
+
+
+def test_environment_that_is_a_file_is_replaced(machine):
+    """Whatever lies in the place of .venv is no obstacle."""
+    (machine.root / ".venv").write_text("")
+    assert launch.main(["setup"]) == 0
+    assert environment.stamp_path(machine.root).is_file()
+
+
+def test_new_graphics_card_replaces_the_cpu_build(machine):
+    """A driver installed after the first start must not leave the user on the CPU for good."""
+    launch.main(["setup"])
+    machine.made()
+    machine.cuda = (13, 0)
+    launch.main(["setup"])
+    assert machine.made()[0]
+    machine.cuda = None
+    launch.main(["setup"])
+    assert machine.made() == (False, 0)
+
+
+def test_interrupted_installation_ends_130_and_is_made_anew(machine, capsys):
+    """Ctrl-C ends without a traceback, and the half-made environment is not taken for a whole one."""
+    machine.interrupt_at = environment.plan_install("linux", "cpu", REQUIREMENTS, False)[-1].title
+    assert launch.main(["setup"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+    assert not environment.stamp_path(machine.root).exists()
+    machine.interrupt_at = None
+    machine.made()
+    assert launch.main(["setup"]) == 0
+    assert machine.made()[0]
+
+
+@pytest.mark.parametrize(
+    ("output", "advice"),
+    [
+        ("WARNING: Retrying: NewConnectionError\nERROR: No matching distribution found for torch", "network"),
+        ("OSError: [Errno 28] No space left on device", "disk is full"),
+        ("ERROR: No matching distribution found for torch==2.13.0", "no version for this Python"),
+        ("The virtual environment was not created because ensurepip is not available.", "python3-venv"),
+        ("ERROR: [WinError 5] Access is denied: 'x.dll'", "Close other windows"),
+        ("something never seen", "log"),
+    ],
+)
+def test_failed_installation_says_what_to_do(machine, capsys, output, advice):
+    """A failure gives advice, pip's last lines, the log's place and exit code 1, and leaves no stamp."""
+    machine.failures = {"2 packages": output}
+    assert launch.main(["endframe"]) == 1
+    message = capsys.readouterr().err
+    assert advice in message and output.splitlines()[-1] in message
+    assert str(machine.root / "webui" / "logs" / "install.log") in message
+    assert not environment.stamp_path(machine.root).exists()
+    machine.failures = {}
+    assert launch.main(["setup"]) == 0
+
+
+def test_failed_update_keeps_the_environment_and_tries_again(machine):
+    """Without a network after an update, the next start repeats the update, not the whole download."""
+    launch.main(["setup"])
+    (machine.root / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    machine.failures = {"2 packages": "NewConnectionError"}
+    assert launch.main(["setup"]) == 1
+    machine.failures = {}
+    machine.made()
+    assert launch.main(["setup"]) == 0
+    made, pip_runs = machine.made()
+    assert not made and pip_runs
+
+
+def test_missing_venv_module_is_explained(machine, capsys):
+    """Debian splits venv off; the message names the package."""
+    machine.failures = {"venv": "No module named ensurepip"}
+    assert launch.main(["setup"]) == 1
+    assert "apt install python3-venv" in capsys.readouterr().err
+
+
+def test_speed_ups_fail_softly(machine, capsys):
+    """No ready-built xformers or sageattention is no reason to refuse to start."""
+    machine.cuda = (13, 0)
+    machine.failures = {"xformers": "No matching distribution", "sageattention": "No matching distribution"}
+    assert launch.main(["setup"]) == 0
+    assert capsys.readouterr().err.count("the program works without") == 2
+    assert environment.stamp_path(machine.root).is_file()
+
+
+def test_progress_is_numbered_and_leaves_stdout_alone(machine, capsys):
+    """The stages count to their announced end, on stderr: stdout belongs to the child."""
+    launch.main(["setup"])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line[:5] for line in captured.err.splitlines() if line.startswith("[")] == [
+        "[1/3]",
+        "[2/3]",
+        "[3/3]",
+    ]
+    assert "[3/3] Installing 2 packages (about 1 GB on the first start) ..." in captured.err
+
+
+# The install plan
+
+
+def arguments_of(platform, build, test=False):
+    """The plan's pip arguments only."""
+    return [step.arguments for step in environment.plan_install(platform, build, REQUIREMENTS, test)]
+
+
+def test_plan_without_a_card():
+    """Linux saves the CUDA download if it can; Windows and macOS take the default index as it is."""
+    linux = environment.plan_install("linux", "cpu", REQUIREMENTS, False)
+    assert [bool(step.without) for step in linux] == [True, False]
+    assert linux[0].arguments[0] == PINNED and linux[0].arguments[-1].endswith("/cpu")
+    assert arguments_of("win32", "cpu") == arguments_of("darwin", "cpu") == [("-r", "requirements.txt")]
+
+
+@pytest.mark.parametrize(
+    ("platform", "build", "torch"),
+    [
+        ("linux", "cu130", (PINNED,)),
+        ("linux", "cu126", (PINNED, "--index-url", "https://download.pytorch.org/whl/cu126")),
+        ("win32", "cu130", (PINNED, "--index-url", "https://download.pytorch.org/whl/cu130")),
+        ("win32", "cu126", (PINNED, "--index-url", "https://download.pytorch.org/whl/cu126")),
+    ],
+)
+def test_plan_with_a_card(platform, build, torch):
+    """The CUDA build of torch comes first and from where it is; the speed-ups cannot replace it."""
+    steps = environment.plan_install(platform, build, REQUIREMENTS, False)
+    assert steps[0].arguments == torch and not steps[0].without
+    assert steps[1].arguments == ("-r", "requirements.txt")
+    names = [step.title.split()[0] for step in steps[2:]]
+    assert names == ["triton-windows"] * (platform == "win32") + ["xformers", "sageattention"]
+    assert all(step.without and "--no-deps" in step.arguments for step in steps[2:])
+
+
+def test_plan_with_the_test_tools():
+    """The test extra is one more step and not optional."""
+    steps = environment.plan_install("win32", "cpu", REQUIREMENTS, True)
+    assert steps[-1].arguments == ("-e", ".[test]") and not steps[-1].without
+
+
+@pytest.mark.parametrize(
+    ("platform", "cuda", "build"),
+    [
+        ("linux", None, "cpu"),
+        ("linux", (13, 1), "cu130"),
+        ("linux", (12, 8), "cu126"),
+        ("win32", (13, 0), "cu130"),
+        ("win32", (12, 4), "cu126"),
+        ("darwin", (13, 0), "cpu"),
+    ],
+)
+def test_torch_build_follows_the_driver(platform, cuda, build):
+    """A CUDA 13 build does not run on an older driver."""
+    assert environment.torch_build(platform, cuda) == build
+
+
+def test_cuda_version_is_read_from_nvidia_smi():
+    """The heading's CUDA version decides, not the driver's own number."""
+    heading = "| NVIDIA-SMI 580.65.06    Driver Version: 580.65.06    CUDA Version: 13.0     |"
+    assert environment.cuda_version(heading) == (13, 0)
+    assert environment.cuda_version("NVIDIA-SMI has failed because it couldn't communicate with the driver.") is None
+
+
+def test_requirements_pin_torch():
+    """The launcher takes torch's version from requirements.txt, its only source."""
+    text = (launch.ROOT / "requirements.txt").read_text(encoding="utf-8")
+    assert environment.torch_requirement(text) == PINNED
+    assert text.rstrip().splitlines()[-1] == "-e ."
+    with pytest.raises(environment.SetupError):
+        environment.torch_requirement("torch>=2\n")
+
+
+def test_pip_progress_counts():
+    """pip's own lines become one short line."""
+    progress = tool_run.PipProgress()
+    for line in (
+        "Collecting torch==2.13.0 (from -r requirements.txt (line 2))",
+        "  Downloading torch-2.13.0-cp311-none-any.whl.metadata (29 kB)",
+        "Collecting einops>=0.8",
+        "Using cached einops-0.8.2-py3-none-any.whl (65 kB)",
+        "Downloading torch-2.13.0-cp311-none-any.whl (812.3 MB)",
+        "",
+    ):
+        progress.feed(line)
+    expected = "1:05, 2 packages found, 2 fetched, torch-2.13.0-cp311-none-any.whl (812.3 MB)"
+    assert progress.text(65.4) == expected
+    progress.feed("Installing collected packages: einops, torch")
+    assert progress.text(7).endswith("unpacking 2 packages")
+
+
+def test_run_logged_keeps_output_and_code(tmp_path):
+    """The log holds all that the tool printed, and the tool's exit code is not lost."""
+    log = tmp_path / "install.log"
+    code = "import sys; print('one'); print('two', file=sys.stderr); sys.exit(3)"
+    result, output = tool_run.run_logged([sys.executable, "-c", code], tmp_path, log, "a title")
+    assert result == 3 and sorted(output) == ["one", "two"]
+    assert "== a title" in log.read_text() and "two" in log.read_text()
+
+
+def test_lock_admits_one(tmp_path):
+    """Two double-clicks do not install into the same folder at once."""
+    path = tmp_path / "lock"
+    with tool_run.setup_lock(path), path.open("a+b") as other:
+        assert not tool_run.try_lock(other.fileno())
+    with path.open("a+b") as other:
+        assert tool_run.try_lock(other.fileno())
