@@ -10,8 +10,11 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from eichi_utils.paths import DEFAULT_OUTPUTS
 from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
-from eichi_utils.request import Request
+from eichi_utils.request import Request, map_pictures
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator, preferred_language
 
@@ -128,17 +131,14 @@ class _Reference(argparse.Action):
 
 
 def read_request(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Request:
-    """The request from `--request` (or `defaults`) with every flag that was given laid over it. Raises UserError."""
-    if options.request:
-        document = read_document(options.request)
-    else:
-        mode = options.mode or "reverse"
-        known = {field.name for field in dataclasses.fields(modes.MODES[mode])} if mode in modes.MODES else ()
-        document = {"mode": mode, **{name: value for name, value in defaults.items() if name in known}}
-    if not isinstance(document, dict):
+    """The request from `--request` (or `defaults`) with every flag that was given laid over it. Raises UserError.
+
+    Paths in a request's file are relative to that file, those in flags to the current folder; the request's are absolute.
+    """
+    document = _document(options, defaults)
+    if not isinstance(document, Mapping):
         return modes.from_json(document)
-    if options.mode:
-        document["mode"] = options.mode
+    document = dict(document)
     problems = []
     for name, field in request_fields().items():
         given = getattr(options, name)
@@ -158,6 +158,28 @@ def read_request(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Re
     if problems:
         raise UserError(problems)
     return request
+
+
+def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
+    """What the flags are laid over. With `--mode`, a file of another mode gives only the fields both modes have."""
+    document: Any = {"mode": "reverse", **defaults}
+    if options.request is not None:
+        document = read_document(options.request)
+        if isinstance(document, Mapping):
+            folder = Path(options.request).resolve().parent
+            document = map_pictures(document, lambda path: os.path.abspath(folder / path))
+    if not isinstance(document, Mapping):
+        return document
+    wanted = options.mode or document.get("mode")
+    if (
+        options.mode in modes.MODES
+        and document.get("mode") != options.mode
+        or options.request is None
+        and wanted in modes.MODES
+    ):
+        known = {field.name for field in dataclasses.fields(modes.MODES[wanted])}
+        document = {name: value for name, value in document.items() if name in known}
+    return {**document, "mode": wanted}
 
 
 def _pairs(name: str, given: Sequence[str], *, pictures: bool) -> tuple[dict[str, str], list[Problem]]:
@@ -190,29 +212,58 @@ _READ_FLAG = {
 
 
 def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:
-    request = read_request(options, defaults or {})
-    if options.dry_run:
+    engine = Engine(options.models, options.out.resolve(), options.device, options.attention)
+    try:
+        request = read_request(options, defaults or {})
         plan = request.plan()
+        problems: tuple[Problem, ...] = ()
+    except UserError as error:
+        plan, problems = None, error.problems
+    if not options.dry_run:
+        problems += engine.problems(plan.checkpoint if plan else None)
+    if problems:
+        raise UserError(problems)
+    if options.dry_run:
         sys.stdout.write(json.dumps(plan_document(plan)) if options.json else "\n".join(plan_lines(plan, t)))
         sys.stdout.write("\n")
         return DONE
-    engine = Engine(options.models, options.out.resolve(), options.device, options.attention)
-    jobs = Jobs(engine)
+    with _terminated_as_interrupted():
+        return report(follow_job(Jobs(engine), request, t), t, options.json)
+
+
+def follow_job(jobs: Jobs, request: Request, t: Translator) -> View:
+    """Show a job's progress to its end. The first Ctrl-C stops it at the next step, a second one leaves at once."""
     job = jobs.submit(request)
     progress = Progress(sys.stderr, t)
-    view = job.view
+    view, stopping = job.view, False
     follow = jobs.follow(job.id)
     while not view.ended:
         try:
             view = next(follow)
             progress.show(view)
         except KeyboardInterrupt:
+            if stopping:
+                raise
+            stopping = True
             jobs.stop(StopLevel.NOW)
             progress.say(t("cli.stopping"))
             follow = jobs.follow(job.id)
     progress.close()
     jobs.close()
-    return report(view, t, options.json)
+    return view
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A polite end from outside (SIGTERM) is treated like Ctrl-C: what is finished is kept and named."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_demo(options: argparse.Namespace, t: Translator) -> int:
@@ -260,7 +311,7 @@ def report(view: View, t: Translator, as_json: bool) -> int:
 
 
 def _failure_code(view: View) -> int:
-    program = any(problem.key in ("unexpected", "out_of_memory") for problem in view.problems)
+    program = any(problem.key in ("unexpected", "out_of_memory", "download_failed") for problem in view.problems)
     return FAILED if program or view.sampling_since is not None else BAD_INPUT
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from eichi_utils.events import Event, Stage
 from eichi_utils.jobs import Stop
-from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs
+from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs, folder_problem
+from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
 
 if TYPE_CHECKING:
@@ -35,6 +36,20 @@ class Engine:
         from eichi_utils.models import ModelPool
 
         return ModelPool(self.models, device=self.device, attention=self.attention)
+
+    def problems(self, checkpoint: str | None) -> tuple[Problem, ...]:
+        """Everything about models, device and output folder that keeps a job from starting, before it is submitted.
+
+        checkpoint: the one a plan wants; None where there is no plan yet.
+        """
+        problems = [problem for problem in [folder_problem(self.outputs)] if problem]
+        try:
+            pool = self.pool
+            if checkpoint and not pool.missing(checkpoint):
+                pool.check(checkpoint)
+        except UserError as error:
+            problems += error.problems
+        return tuple(problems)
 
     def __call__(self, request: Request, job_id: str, stop: Stop) -> Iterator[Event]:
         # The first import of the networks' libraries takes seconds; the observer is told before.

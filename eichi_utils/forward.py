@@ -28,6 +28,10 @@ class ForwardRequest(FilmRequest):
         problems += check_sections("section_prompts", self.section_prompts, sections)
         return tuple(problems)
 
+    def idle(self) -> tuple[str, ...]:
+        without = self.influence == 100.0 or section_count(self.seconds, self.window) == 1
+        return super().idle() + (("influence_sections",) if without and self.influence_sections == "all" else ())
+
     def plan(self) -> Plan:
         one, two, four = CONTEXT
         start, at_4x, at_2x, at_1x, frames = lay(1, four, two, one, latents_per_section(self.window))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from eichi_utils.events import Ended, Event, Failed, StopLevel, Stopped
-from eichi_utils.paths import new_job_id
+from eichi_utils.paths import DISK_FULL, new_job_id
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request, with_seed
 from eichi_utils.view import View
@@ -39,11 +38,15 @@ Execute = Callable[[Request, str, Stop], Iterator[Event]]
 
 @dataclass(frozen=True)
 class Job:
-    """A snapshot: the request with its seed, and what is to be seen of it. seed_drawn: the user had asked for a random one."""
+    """A snapshot: the request with its seed, and what is to be seen of it.
+
+    seed_drawn: the user had asked for a random one. submitted: seconds since the epoch.
+    """
 
     id: str
     request: Request
     seed_drawn: bool = False
+    submitted: float = 0.0
     view: View = field(default_factory=View)
     version: int = 0
 
@@ -66,7 +69,7 @@ class Jobs:
     def submit(self, request: Request) -> Job:
         """Append a job; its random seed is drawn now. Checks nothing: that is `request.check()`'s."""
         with self._changed:
-            job = Job(new_job_id(), with_seed(request), seed_drawn=request.seed == -1)
+            job = Job(new_job_id(), with_seed(request), seed_drawn=request.seed == -1, submitted=time.time())
             self._jobs[job.id] = job
             self._stops[job.id] = Stop()
             self._changed.notify_all()
@@ -178,8 +181,8 @@ def problems_of(error: BaseException) -> tuple[Problem, ...]:
     """What to tell the user about an exception that ended a job."""
     if isinstance(error, UserError):
         return error.problems
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (Problem("", "disk_full", {"file": error.filename or ""}),)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return (Problem("", "disk_full"),)
     # torch's class is known by name here, so that this module does not import torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (Problem("", "out_of_memory"),)

@@ -19,6 +19,7 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, StrictDataclassError
+from huggingface_hub.utils import tqdm
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -75,6 +76,10 @@ HOST_SHARE = 0.6
 CARD_RESERVE = 2 * 2**30
 
 
+class DownloadStopped(Exception):
+    """Nobody wants the download any more."""
+
+
 @dataclass(frozen=True)
 class NetworkSpec:
     """What is loaded; equality decides about loading again."""
@@ -102,18 +107,22 @@ class ModelPool:
     """
 
     def __init__(self, models: Path | None = None, device: str = "auto", attention: str = "auto"):
+        problems = []
         if models is not None and not models.is_dir():
-            raise UserError([Problem("models", "models_missing", {"folder": str(models)})])
-        self.models = models
+            problems.append(Problem("models", "models_missing", {"folder": str(models)}))
         try:
             self.placement = memory.placement(device)
         except ValueError as error:
-            raise UserError([Problem("device", "device_unknown", {"reason": str(error)})]) from None
+            problems.append(Problem("device", "device_unknown", {"reason": str(error)}))
+            self.placement = memory.placement("cpu")
         try:
-            self.attention: AttentionChoice = choose_attention(self.placement.device, self.placement.transformer, attention)
+            where = self.placement
+            self.attention: AttentionChoice = choose_attention(where.device, where.transformer, attention)
         except ValueError as error:
-            values = {"name": attention, "reason": str(error)}
-            raise UserError([Problem("attention", "attention_unusable", values)]) from None
+            problems.append(Problem("attention", "attention_unusable", {"name": attention, "reason": str(error)}))
+        if problems:
+            raise UserError(problems)
+        self.models = models
         self.host_budget = int(HOST_SHARE * host_memory())
         self._loaded: dict[str, _Loaded] = {}
         self._checked: dict[str, tuple] = {}
@@ -121,7 +130,8 @@ class ModelPool:
     @property
     def own_folder(self) -> bool:
         """Whether the models are a plain folder rather than a hub cache."""
-        return self.models is not None and any((self.models / name).is_dir() for name in ("transformer", "vae"))
+        names = (*SHARED, *LOCAL_FOLDERS["framepack_f1"])
+        return self.models is not None and any((self.models / name).is_dir() for name in names)
 
     def missing(self, checkpoint_name: str) -> list[Place]:
         """What has to be downloaded before this checkpoint can run; empty when complete, or with a folder of one's own."""
@@ -130,15 +140,29 @@ class ModelPool:
         names = [name for name in (checkpoint_name, *SHARED) if not self._complete(name)]
         return [PLACES[name] for name in names]
 
-    def download(self, place: Place) -> None:
-        """Fetch one component; goes on where an interrupted download stopped. Raises UserError if the hub cannot be reached."""
+    def download(self, place: Place, wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Fetch one component; goes on where an interrupted download stopped.
+
+        Ends early, and returns False, once `wanted()` is. Raises UserError if the hub cannot be reached.
+        """
         pattern = f"{place.folder}/*" if place.folder else "*"
+        if not wanted():
+            return False
         try:
-            snapshot_download(place.repository, allow_patterns=[pattern], cache_dir=self._cache)
+            snapshot_download(
+                place.repository, allow_patterns=[pattern], cache_dir=self._cache, tqdm_class=_progress_while(wanted)
+            )
+        except DownloadStopped:
+            return False
         except (HfHubHTTPError, ConnectionTrouble, LocalEntryNotFoundError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             values = {"repository": place.repository, "folder": str(self._cache), "reason": reason}
             raise UserError([Problem("models", "download_failed", values)]) from None
+        return True
+
+    def shares_transformer(self, checkpoint_name: str) -> bool:
+        """Whether F1 has to make do with the standard transformer, because a folder of one's own has no other."""
+        return checkpoint_name == "framepack_f1" and self.own_folder and not (self.models / "transformer_f1").is_dir()
 
     def check(self, checkpoint_name: str) -> None:
         """Raises UserError with everything that is missing or damaged, before anything is loaded."""
@@ -280,6 +304,18 @@ def host_memory() -> int:
         return 16 * 2**30
 
 
+def _progress_while(wanted: Callable[[], bool]) -> type[tqdm]:
+    """A progress bar for the hub's downloads that ends them when they are no longer wanted: it is asked at every piece."""
+
+    class Progress(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            if not wanted():
+                raise DownloadStopped
+            return super().update(n)
+
+    return Progress
+
+
 def _problem(error: CheckpointError) -> Problem:
     return Problem("models", f"checkpoint_{error.key}", error.values)
 
@@ -345,7 +381,8 @@ def _check_tokenizer(folder: Path, load: Callable[[Path], Any]) -> None:
             raise ValueError("tokenizer.json has no model")
         load(folder)
     except (CheckpointError, OSError, *ConfigTrouble) as error:
-        raise CheckpointError("tokenizer", folder=str(folder), reason=str(error)[:200]) from None
+        reason = error.values["reason"] if isinstance(error, CheckpointError) else str(error)[:200]
+        raise CheckpointError("tokenizer", folder=str(folder), reason=reason) from None
 
 
 def _check_feature_extractor(folder: Path) -> None:

@@ -20,7 +20,12 @@ WEBUI = ROOT / "webui"
 DEFAULT_OUTPUTS = WEBUI / "outputs"
 # Where the existing program keeps its downloads (its HF_HOME); found there, nothing is downloaded twice.
 DEFAULT_MODELS = WEBUI / "hf_download" / "hub"
+# Pictures that came through a page; beside the image queue's files, which lie in the folder above.
+DEFAULT_UPLOADS = WEBUI / "inputs" / "uploads"
 MINIATURE = ROOT / "miniature" / "checkpoint"
+
+# What a system reports when nothing more fits, or no more is allowed.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def new_job_id() -> str:
@@ -57,22 +62,28 @@ class Outputs:
         problem = folder_problem(self.folder, needed_bytes)
         if problem:
             raise UserError([problem])
+        self.folder.mkdir(parents=True, exist_ok=True)
 
 
-def folder_problem(folder: Path, needed_bytes: int) -> Problem | None:
-    """Creates the folder if it is missing. None if files can be written there and `needed_bytes` are free."""
-    values = {"folder": str(folder)}
+def folder_problem(folder: Path, needed_bytes: int = 0) -> Problem | None:
+    """None if files can be written to the folder and `needed_bytes` are free.
+
+    A folder that does not exist yet is judged by the nearest one above it that does; nothing is left behind.
+    """
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as trial:
+        # A file in the folder's way is no folder, and neither is one below a file.
+        with tempfile.TemporaryFile(dir=place) as trial:
             trial.write(b"\0" * 4096)
             trial.flush()
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(place).free
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return Problem("out", "disk_full", {"file": str(folder)})
-        return Problem("out", "folder_not_writable", {**values, "reason": error.strerror or str(error)})
+        if error.errno in DISK_FULL:
+            return Problem("out", "disk_full")
+        return Problem("out", "folder_not_writable", {"folder": str(folder), "reason": error.strerror or str(error)})
     if free < needed_bytes:
         sizes = {"needed": needed_bytes // 2**20 + 1, "free": free // 2**20}
-        return Problem("out", "disk_space", {**values, **sizes})
+        return Problem("out", "disk_space", {"folder": str(folder), **sizes})
     return None

@@ -95,7 +95,7 @@ def open_mask(path: str | Path, field: str = "mask") -> Image.Image:
             return alpha
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         picture = _to_8_bits(picture)
-    return picture.convert("L")
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB").convert("L")
 
 
 def _load(path: str | Path, field: str) -> Image.Image:

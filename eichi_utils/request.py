@@ -10,7 +10,7 @@ import dataclasses
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +24,8 @@ MAX_SEED = 2**53 - 1
 DRAWN_SEED_LIMIT = 2**32
 # The text encoder reads 256 tokens, about 1,000 to 1,300 characters of English; four times that can only be a mistake.
 MAX_PROMPT_CHARACTERS = 5000
+# Fields of any mode that hold one picture each; `keyframes` and `controls` hold several.
+PICTURE_FIELDS = ("image", "end_image", "image_mask")
 SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
 
 
@@ -47,6 +49,15 @@ class Request(ABC):
     def check(self) -> tuple[Problem, ...]:
         """Everything that keeps this request from being carried out; empty if nothing does."""
         return tuple(check_fields(self) + check_prompts(self))
+
+    def idle(self) -> tuple[str, ...]:
+        """Fields that were set but can have no effect beside the others; the user is told."""
+        idle = []
+        if self.cfg_scale == 1.0:
+            idle += [name for name in ("negative_prompt", "guidance_rescale") if getattr(self, name)]
+        if self.step_cache == "none" and self.cache_threshold != Request.cache_threshold:
+            idle.append("cache_threshold")
+        return tuple(idle)
 
     @abstractmethod
     def plan(self) -> Plan:
@@ -128,6 +139,30 @@ def to_json(request: Request) -> dict[str, Any]:
     return document
 
 
+def map_pictures(document: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A request's JSON document with every path of a picture or mask changed; what is no path is left to the reading."""
+    changed = dict(document)
+    for name in PICTURE_FIELDS:
+        value = changed.get(name)
+        if isinstance(value, str) and value:
+            changed[name] = change(value)
+    if isinstance(pictures := changed.get("keyframes"), Mapping):
+        changed["keyframes"] = {key: change(path) if isinstance(path, str) else path for key, path in pictures.items()}
+    if isinstance(controls := changed.get("controls"), (list, tuple)):
+        changed["controls"] = [map_control(control, change) for control in controls]
+    return changed
+
+
+def map_control(control: Any, change: Callable[[str], str]) -> Any:
+    """The same for one control's document."""
+    if not isinstance(control, Mapping):
+        return control
+    return {
+        name: change(value) if name in ("image", "mask") and isinstance(value, str) and value else value
+        for name, value in control.items()
+    }
+
+
 def from_json(document: Any, kinds: Mapping[str, type[Request]]) -> Request:
     """A request from its JSON document; `kinds` maps mode to request class.
 
@@ -153,6 +188,8 @@ def from_json(document: Any, kinds: Mapping[str, type[Request]]) -> Request:
             continue
         try:
             values[key] = _READERS[limits["kind"]](value, limits)
+        except UserError as error:
+            problems += [dataclasses.replace(problem, field=f"{key}/{problem.field}") for problem in error.problems]
         except (TypeError, ValueError, OverflowError):
             problems.append(_wrong_type(key, value))
     request = kinds[mode](**values)
@@ -196,15 +233,25 @@ def _read_switch(value: Any, limits: Mapping[str, Any]) -> bool:
 def _read_sections(value: Any, limits: Mapping[str, Any]) -> dict[int, str]:
     if not isinstance(value, Mapping):
         raise TypeError(value)
+    problems = [Problem(str(key), "section_number", {"value": key}) for key in value if not str(key).isdecimal()]
+    if problems:
+        raise UserError(problems)
     return {int(key): _read_text(text, limits) for key, text in value.items()}
 
 
 def _read_controls(value: Any, limits: Mapping[str, Any]) -> tuple:
     item = limits["item"]
     names = {field.name for field in dataclasses.fields(item)}
-    if not isinstance(value, (list, tuple)) or any(not isinstance(v, Mapping) or set(v) - names for v in value):
+    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in value):
         raise TypeError(value)
-    return tuple(item(**v) for v in value)
+    problems = []
+    for number, entry in enumerate(value):
+        problems += [Problem(str(number), "control_unknown_key", {"name": name}) for name in entry if name not in names]
+        if "image" not in entry:
+            problems.append(Problem(f"{number}/image", "picture_needed"))
+    if problems:
+        raise UserError(problems)
+    return tuple(item(**entry) for entry in value)
 
 
 _READERS = {

@@ -31,6 +31,15 @@ class ReverseRequest(FilmRequest):
         problems += check_sections("section_prompts", self.section_prompts, sections)
         return tuple(problems)
 
+    def idle(self) -> tuple[str, ...]:
+        idle = super().idle()
+        if not self.end_image and self.end_strength != 1.0:
+            idle += ("end_strength",)
+        # The last section always touches the start picture, and one section is the last.
+        if self.padding is not None and section_count(self.seconds, self.window) == 1:
+            idle += ("padding",)
+        return idle
+
     def plan(self) -> Plan:
         count = section_count(self.seconds, self.window)
         latents = latents_per_section(self.window)

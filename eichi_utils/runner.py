@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from eichi_utils.models import ModelPool
     from eichi_utils.paths import Outputs
 
-# H.264 at a usual CRF needs a tenth of a byte for each pixel; five times that is room enough to promise.
-BYTES_PER_PIXEL = 0.5
+# Segments and film stand side by side, each with about a tenth of a byte for a pixel at a usual CRF and up to 1.5 at the
+# lowest; with some room the promise holds for noise too.
+BYTES_PER_PIXEL, LOSSLESS_BYTES_PER_PIXEL, LOSSLESS_CRF = 1.0, 4.0, 10
 SPARE_BYTES = 16 * 2**20
 
 
@@ -41,21 +42,30 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     problems = request.check()
     if problems:
         raise UserError(problems)
+    missing = pool.missing(plan.checkpoint)
+    if not missing:
+        pool.check(plan.checkpoint)
     pictures = fit_pictures(plan, request.size)
-    outputs.prepare(needed_bytes(plan, pictures))
+    outputs.prepare(needed_bytes(plan, pictures, getattr(request, "crf", 0)))
     yield _started(request, plan, pictures)
-    if request.cfg_scale == 1.0 and (request.negative_prompt or request.guidance_rescale):
-        yield Notice(at=time.time(), key="guidance_off")
-    for place in pool.missing(plan.checkpoint):
-        yield Notice(at=time.time(), key="downloading", values={"repository": place.repository, "folder": place.folder})
-        pool.download(place)
-    pool.check(plan.checkpoint)
 
     files: list[str] = []
     frames = 0
 
     def stopped() -> Stopped:
         return Stopped(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began, level=stop.level)
+
+    for name in request.idle():
+        yield Notice(at=time.time(), key="no_effect", values={"name": name})
+    if pool.shares_transformer(plan.checkpoint):
+        yield Notice(at=time.time(), key="transformer_shared", values={"folder": str(pool.models)})
+    for place in missing:
+        yield Notice(at=time.time(), key="downloading", values={"repository": place.repository, "folder": place.folder})
+        if not pool.download(place, lambda: stop.level < StopLevel.NOW):
+            yield stopped()
+            return
+    if missing:
+        pool.check(plan.checkpoint)
 
     conditions = None
     for event in prepare(request, plan, pictures, pool):
@@ -90,8 +100,10 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         yield Finished(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began)
 
 
-def needed_bytes(plan: Plan, pictures: Pictures) -> int:
-    return SPARE_BYTES + int(plan.frames * pictures.height * pictures.width * BYTES_PER_PIXEL)
+def needed_bytes(plan: Plan, pictures: Pictures, crf: int) -> int:
+    """Disk space to ask for before a film is begun."""
+    per_pixel = BYTES_PER_PIXEL if crf >= LOSSLESS_CRF else LOSSLESS_BYTES_PER_PIXEL
+    return SPARE_BYTES + int(plan.frames * pictures.height * pictures.width * per_pixel)
 
 
 def _started(request: Request, plan: Plan, pictures: Pictures) -> Started:

@@ -24,7 +24,9 @@ class Control:
     def check(self, field: str) -> list[Problem]:
         problems = [picture_problem(f"{field}/image", self.image)]
         problems += [picture_problem(f"{field}/mask", self.mask)] if self.mask else []
-        if isinstance(self.index, bool) or not isinstance(self.index, int) or not 0 <= self.index <= MAX_INDEX:
+        if isinstance(self.index, bool) or not isinstance(self.index, int):
+            problems.append(Problem(f"{field}/index", "wrong_type", {"value": str(self.index)[:80]}))
+        elif not 0 <= self.index <= MAX_INDEX:
             problems.append(Problem(f"{field}/index", "out_of_range", {"value": self.index, "min": 0, "max": MAX_INDEX}))
         return [problem for problem in problems if problem]
 

@@ -21,7 +21,7 @@ from fastapi.responses import RedirectResponse
 
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import Jobs
-from eichi_utils.paths import DEFAULT_OUTPUTS
+from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS
 from locales import LANGUAGES, Translator, preferred_language
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context
@@ -46,6 +46,7 @@ def build(
     t: Translator,
     outputs: Path,
     *,
+    uploads: Path = DEFAULT_UPLOADS,
     plain: bool = False,
     auth: tuple[str, str] | None = None,
 ) -> FastAPI:
@@ -66,6 +67,7 @@ def build(
             t=t,
             mode=name,
             outputs=outputs,
+            uploads=uploads,
             root=root,
             links=links,
             plain=plain,
@@ -75,7 +77,8 @@ def build(
             page(context),
             path=root or "/",
             auth=auth,
-            allowed_paths=[str(outputs.resolve())],
+            # The form of a running job shows its pictures again after a reload.
+            allowed_paths=[str(outputs.resolve()), str(uploads.resolve())],
             footer_links=[],
             run_history=False,
             theme=theme(),

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from urllib.parse import quote
 
 from eichi_utils.jobs import Job, Jobs
+from eichi_utils.paths import DEFAULT_UPLOADS
 from locales import Translator
 
 # Events that neither wait in gradio's queue nor show its spinner: everything here answers at once.
@@ -19,6 +20,7 @@ QUIET = MappingProxyType({"queue": False, "show_progress": "hidden", "api_visibi
 class Context:
     """mode: the page's own. root: the path it is mounted at, "" for "/". links: mode -> address of its page.
 
+    outputs, uploads: where results go, and where pictures that came through a page are kept.
     plain: only what the original FramePack page had.
     """
 
@@ -26,6 +28,7 @@ class Context:
     t: Translator
     mode: str
     outputs: Path
+    uploads: Path = DEFAULT_UPLOADS
     root: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
     plain: bool = False

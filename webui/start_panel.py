@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from html import escape
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
+from eichi_utils.request import Request
 from webui import words
 from webui.context import QUIET, Context
 from webui.form import Form
+from webui.uploads import keep_pictures
+
+# Two clicks on Start within this time mean one film.
+DOUBLE_CLICK_SECONDS = 1.5
 
 
 class StartPanel:
@@ -51,8 +58,18 @@ class StartPanel:
         """Queue a job, unless anything is wrong."""
         request, problems = self.form.read(values)
         if request is not None and not problems:
-            self.context.jobs.submit(request)
+            request = keep_pictures(request, self.context.uploads)
+            if not self._just_submitted(request):
+                self.context.jobs.submit(request)
         return self.look(values)
+
+    def _just_submitted(self, request: Request) -> bool:
+        """Whether this is the second half of a double click; a film takes too long to be made twice by accident."""
+        jobs = self.context.jobs.all()
+        if not jobs or time.time() - jobs[-1].submitted > DOUBLE_CLICK_SECONDS:
+            return False
+        newest = jobs[-1]
+        return replace(newest.request, seed=-1) == request if newest.seed_drawn else newest.request == request
 
     def _summary(self, request: Any, problems: Any) -> str:
         return f'<p class="eichi-summary">{escape(words.summary(self.t, request, problems))}</p>'

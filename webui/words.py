@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from eichi_utils.events import Notice
@@ -15,6 +16,7 @@ from locales import Translator, table
 
 # A field that is merely still empty is no mistake yet, and is not shown as one.
 NOT_YET = ("picture_needed", "prompt_empty")
+PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls")
 
 
 def field_label(t: Translator, field: str) -> str:
@@ -35,12 +37,19 @@ def field_label(t: Translator, field: str) -> str:
 def problem_sentence(t: Translator, problem: Problem) -> str:
     # The sentences about empty fields name the field themselves.
     label = "" if problem.key in NOT_YET else field_label(t, problem.field)
-    sentence = _say(t, f"problem.{problem.key}", problem.values)
+    values = dict(problem.values)
+    if problem.field.split("/")[0] in PICTURES:
+        # On a page a picture is known by its name; where the server keeps it tells nobody anything.
+        values |= {"file": Path(values["file"]).name} if "file" in values else {}
+    sentence = _say(t, f"problem.{problem.key}", values)
     return t("page.problem.with_field", field=label, sentence=sentence) if label else sentence
 
 
 def notice_sentence(t: Translator, notice: Notice) -> str:
-    return _say(t, f"notice.{notice.key}", notice.values)
+    values = dict(notice.values)
+    if notice.key == "no_effect":
+        values["name"] = field_label(t, values["name"]) or values["name"]
+    return _say(t, f"notice.{notice.key}", values)
 
 
 def problem_list(t: Translator, problems: tuple[Problem, ...]) -> str:

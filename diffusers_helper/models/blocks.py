@@ -1,7 +1,7 @@
 """Blocks of the packed transformer, module for module under the names of the hub's checkpoint (spec/core 1.2, 1.3).
 
-Modulation is not computed in the blocks: `modulation(conditioning)` makes the table for all steps before the loop, and the
-forward passes take one step's row of it.
+Modulation is not computed in the forward passes: the transformer makes tables of it for all steps before the loop, from the
+blocks' `Modulation` layers, and a forward pass takes one step's row.
 """
 
 from __future__ import annotations
@@ -196,10 +196,6 @@ class DualBlock(nn.Module):
         self.attn = Attention(dim, heads, text=True)
         self.ff, self.ff_context = FeedForward(dim, ratio), FeedForward(dim, ratio)
 
-    def modulation(self, conditioning: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, dim) -> tables for latent and text tokens, each (n, 6 dim)."""
-        return self.norm1(conditioning), self.norm1_context(conditioning)
-
     def forward(
         self, x: Tensor, text: Tensor, tables: tuple[Tensor, Tensor], rope: Tensor, attend: Kernel
     ) -> tuple[Tensor, Tensor]:
@@ -230,10 +226,6 @@ class SingleBlock(nn.Module):
         self.attn = Attention(dim, heads, out=False)
         self.proj_mlp = nn.Linear(dim, hidden)
         self.proj_out = nn.Linear(dim + hidden, dim)
-
-    def modulation(self, conditioning: Tensor) -> Tensor:
-        """(n, dim) -> (n, 3 dim)."""
-        return self.norm(conditioning)
 
     def forward(self, x: Tensor, table: Tensor, latents: int, rope: Tensor, attend: Kernel) -> Tensor:
         """x (1, tokens, dim), the first `latents` of which turn with the rope; table: this step's row, (1, 3 dim)."""

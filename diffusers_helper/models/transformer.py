@@ -194,18 +194,24 @@ class PackedTransformer(nn.Module):
         """
         text, pooled_text = self._cast(text), self._cast(pooled_text)
         levels = torch.as_tensor(list(sigmas), dtype=torch.float32, device=self.device)
-        times = (levels * 1000.0).to(self.dtype)
+        times = (levels * 1000.0).to(self.dtype).split(1)
         scale = torch.full((1,), guidance * 1000.0, device=self.device).to(self.dtype)
-        conditioning = self.time_text_embed(times, pooled_text, scale if self.config.guidance_embeds else None)
-        context = self.context_embedder(text, times, self.attend)
+        guide = scale if self.config.guidance_embeds else None
+        # One level at a time: a larger matrix product would round differently from the step that is computed on its own.
+        vectors = [self.time_text_embed(time, pooled_text, guide) for time in times]
+        context = torch.cat([self.context_embedder(text, time, self.attend) for time in times])
         if image is not None:
             tokens = self.image_projection(self._cast(image))
             context = torch.cat([tokens.expand(len(times), -1, -1), context], dim=1)
+
+        def table(modulation: Modulation) -> Tensor:
+            return torch.cat([modulation(vector) for vector in vectors])
+
         return JobTables(
             context=context,
-            dual=tuple(block.modulation(conditioning) for block in self.transformer_blocks),
-            single=tuple(block.modulation(conditioning) for block in self.single_transformer_blocks),
-            head=self.norm_out(conditioning),
+            dual=tuple((table(block.norm1), table(block.norm1_context)) for block in self.transformer_blocks),
+            single=tuple(table(block.norm) for block in self.single_transformer_blocks),
+            head=table(self.norm_out),
         )
 
     @torch.inference_mode()

@@ -132,13 +132,31 @@ def test_a_mask_hides_only_what_it_covers(pool: ModelPool, pictures: list[str], 
     assert (mask[..., :, 10:] == 1).all()
 
 
-def test_what_has_no_effect_at_a_cfg_scale_of_1_is_said(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
-    """The negative prompt costs nothing and changes nothing there, and the user is told; otherwise nobody is bothered."""
+def test_what_has_no_effect_is_said(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
+    """Settings that cannot act used to be taken without a word; the user is told, and otherwise nobody is bothered."""
     base = request("single", pictures[0])
     idle = changed(base, negative_prompt="blurry", guidance_rescale=0.5)
     assert not differ(latents_of(base, pool), latents_of(idle, pool))
-    keys = [[e.key for e in carry_out(r, pool, tmp_path) if isinstance(e, Notice)] for r in (base, idle)]
-    assert keys == [[], ["guidance_off"]]
+    notices = [[(e.key, e.values["name"]) for e in carry_out(r, pool, tmp_path) if isinstance(e, Notice)] for r in (base, idle)]
+    assert notices == [[], [("no_effect", "negative_prompt"), ("no_effect", "guidance_rescale")]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "fields", "idle"),
+    [
+        ("single", {"cache_threshold": 0.5}, ("cache_threshold",)),
+        ("single", {"cache_threshold": 0.5, "step_cache": "teacache"}, ()),
+        ("reverse", {"end_strength": 0.5}, ("end_strength",)),
+        ("reverse", {"padding": 1.0}, ("padding",)),
+        ("reverse", {"padding": 1.0, "seconds": 3}, ()),
+        ("forward", {"influence_sections": "all", "seconds": 3}, ("influence_sections",)),
+        ("forward", {"influence_sections": "all", "influence": 101.0}, ("influence_sections",)),
+        ("forward", {"influence_sections": "all", "influence": 101.0, "seconds": 3}, ()),
+    ],
+)
+def test_settings_that_cannot_act(pictures: list[str], mode: str, fields: dict, idle: tuple) -> None:
+    """Each is named exactly where nothing else makes it act."""
+    assert request(mode, pictures[0], **fields).idle() == idle
 
 
 def test_a_cache_that_lets_nothing_pass_is_no_cache(pool: ModelPool, pictures: list[str]) -> None:

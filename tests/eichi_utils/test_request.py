@@ -132,7 +132,7 @@ def test_all_mistakes_of_a_document_come_at_once(pictures: list[str], tmp_path) 
         ("seed", "wrong_type"),
         ("step_cache", "wrong_type"),
         ("guidance_scale", "wrong_type"),
-        ("keyframes", "wrong_type"),
+        ("keyframes/one", "section_number"),
         ("image", "picture_missing"),
         ("seconds", "out_of_range"),
         ("size", "not_a_choice"),

@@ -12,12 +12,13 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         print("usage: python -m tests.golden FOLDER")
         return 2
-    results = list(replay_folder(Path(arguments[0])))
-    for result in results:
-        print(result)
-    if not results:
+    passed = []
+    for result in replay_folder(Path(arguments[0])):
+        print(result, flush=True)
+        passed.append(result.passed)
+    if not passed:
         print("no vector files found")
-    return 0 if results and all(result.passed for result in results) else 1
+    return 0 if passed and all(passed) else 1
 
 
 if __name__ == "__main__":

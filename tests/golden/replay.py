@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from eichi_utils.jobs import Stop
 from eichi_utils.plan import FPS, FRAMES_PER_LATENT
 from eichi_utils.reverse import ReverseRequest, paddings
 
+Replay = Callable[[Path, "TinyPool"], Iterator["Check"]]
 LATENTS, SCHEDULE, PIXELS, EXACT = 1e-4, 1e-5, 2e-3, 0.0
 
 
@@ -55,7 +57,8 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        return all(check.passed for check in self.checks)
+        # A file in which nothing was compared proves nothing.
+        return bool(self.checks) and all(check.passed for check in self.checks)
 
     def __str__(self) -> str:
         parts = (f"{check.name} {check.error:.2e} (<= {check.tolerance:g})" for check in self.checks)
@@ -63,15 +66,28 @@ class Result:
 
 
 class TinyPool:
-    """The reference's tiny networks in the place of a ModelPool."""
+    """The reference's tiny networks in the place of a ModelPool, from the folder or else from this one, when first needed."""
 
     def __init__(self, folder: Path):
-        tensors, config = load(folder / "tiny_transformer.safetensors", "config")
-        self.net = PackedTransformer(TransformerConfig.from_json(config))
-        self.net.load_state_dict({name.removeprefix("weights."): tensor for name, tensor in tensors.items()})
-        tensors, config = load(folder / "tiny_vae.safetensors", "config")
-        self._vae = AutoencoderKLHunyuanVideo(**config)
-        self._vae.load_state_dict(tensors)
+        self.folder = folder
+
+    @cached_property
+    def net(self) -> PackedTransformer:
+        tensors, config = load(self._file("tiny_transformer.safetensors"), "config")
+        net = PackedTransformer(TransformerConfig.from_json(config))
+        net.load_state_dict({name.removeprefix("weights."): tensor for name, tensor in tensors.items()})
+        return net
+
+    @cached_property
+    def _vae(self) -> AutoencoderKLHunyuanVideo:
+        tensors, config = load(self._file("tiny_vae.safetensors"), "config")
+        vae = AutoencoderKLHunyuanVideo(**config)
+        vae.load_state_dict(tensors)
+        return vae
+
+    def _file(self, name: str) -> Path:
+        own = self.folder / name
+        return own if own.is_file() else Path(__file__).parent / name
 
     @contextmanager
     def transformer(self, checkpoint: str) -> Iterator[PackedTransformer]:
@@ -83,15 +99,20 @@ class TinyPool:
 
 
 def replay_folder(folder: Path) -> Iterator[Result]:
-    """A result for every vector file in the folder."""
-    pool = None
+    """A result for every vector file in the folder; one that cannot be read as its name promises has failed."""
+    pool = TinyPool(folder)
     for path in sorted(folder.iterdir()):
-        for pattern, (replay, needs_networks) in REPLAYS.items():
+        for pattern, replay in REPLAYS.items():
             if fnmatch.fnmatch(path.name, pattern):
-                if needs_networks and pool is None:
-                    pool = TinyPool(folder)
-                yield Result(path.name, tuple(replay(path, pool)))
+                yield _replayed(path, replay, pool)
                 break
+
+
+def _replayed(path: Path, replay: Replay, pool: TinyPool) -> Result:
+    try:
+        return Result(path.name, tuple(replay(path, pool)))
+    except (KeyError, ValueError, OSError, RuntimeError, SafetensorError) as error:
+        return Result(path.name, (Check(f"{type(error).__name__}: {error}", float("inf"), EXACT),))
 
 
 def load(path: Path, metadata_key: str = "params") -> tuple[dict[str, Tensor], dict]:
@@ -124,7 +145,7 @@ def replay_transformer(path: Path, pool: TinyPool) -> Iterator[Check]:
     yield Check("velocity", error_of(velocity, tensors["out.velocity"]), LATENTS)
 
 
-def replay_unipc(path: Path, pool: TinyPool | None) -> Iterator[Check]:
+def replay_unipc(path: Path, pool: TinyPool) -> Iterator[Check]:
     tensors, _ = load(path)
     worst = {"sigmas": 0.0, "denoised": 0.0, "result": 0.0}
     for case in sorted({name.rsplit(".", 1)[0] for name in tensors}):
@@ -145,7 +166,7 @@ def replay_unipc(path: Path, pool: TinyPool | None) -> Iterator[Check]:
         yield Check(name, error, SCHEDULE)
 
 
-def replay_schedule(path: Path, pool: TinyPool | None) -> Iterator[Check]:
+def replay_schedule(path: Path, pool: TinyPool) -> Iterator[Check]:
     errors = {"mu": 0.0, "sigmas": 0.0}
     for tokens, expected in json.loads(path.read_text()).items():
         errors["mu"] = max(errors["mu"], abs(shift_mu(int(tokens)) - expected["mu"]))
@@ -243,19 +264,19 @@ def replay_teacache(path: Path, pool: TinyPool) -> Iterator[Check]:
     yield Check("computed steps", 0.0 if same else 1.0, EXACT)
 
 
-def replay_preview(path: Path, pool: TinyPool | None) -> Iterator[Check]:
+def replay_preview(path: Path, pool: TinyPool) -> Iterator[Check]:
     tensors, _ = load(path)
     yield Check("rgb", error_of(preview_rgb(tensors["latents"]), tensors["rgb"]), LATENTS)
 
 
-def replay_crossfade(path: Path, pool: TinyPool | None) -> Iterator[Check]:
+def replay_crossfade(path: Path, pool: TinyPool) -> Iterator[Check]:
     tensors, _ = load(path)
     for name in sorted(name for name in tensors if name.startswith("overlap_")):
         ours = crossfade(tensors["a"], tensors["b"], int(name.removeprefix("overlap_")))
         yield Check(name, error_of(ours, tensors[name]), PIXELS)
 
 
-def replay_cover_crop(path: Path, pool: TinyPool | None) -> Iterator[Check]:
+def replay_cover_crop(path: Path, pool: TinyPool) -> Iterator[Check]:
     tensors, _ = load(path)
     for case in sorted({name.split(".")[0] for name in tensors}):
         fitted = tensors[f"{case}.fitted"]
@@ -263,16 +284,13 @@ def replay_cover_crop(path: Path, pool: TinyPool | None) -> Iterator[Check]:
         yield Check(case, error_of(torch.from_numpy(numpy.array(ours)), fitted) / 255.0, PIXELS)
 
 
-Replay = Callable[[Path, TinyPool], Iterator[Check]]
-
-# Pattern -> replay, and whether it needs the tiny networks.
-REPLAYS: dict[str, tuple[Replay, bool]] = {
-    "transformer_*.safetensors": (replay_transformer, True),
-    "film_*.safetensors": (replay_film, True),
-    "teacache_*.safetensors": (replay_teacache, True),
-    "unipc.safetensors": (replay_unipc, False),
-    "schedule.json": (replay_schedule, False),
-    "preview.safetensors": (replay_preview, False),
-    "crossfade.safetensors": (replay_crossfade, False),
-    "cover_crop.safetensors": (replay_cover_crop, False),
+REPLAYS: dict[str, Replay] = {
+    "transformer_*.safetensors": replay_transformer,
+    "film_*.safetensors": replay_film,
+    "teacache_*.safetensors": replay_teacache,
+    "unipc.safetensors": replay_unipc,
+    "schedule.json": replay_schedule,
+    "preview.safetensors": replay_preview,
+    "crossfade.safetensors": replay_crossfade,
+    "cover_crop.safetensors": replay_cover_crop,
 }

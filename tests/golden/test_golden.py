@@ -29,7 +29,7 @@ def pool() -> TinyPool:
 @pytest.mark.parametrize("name", VECTORS)
 def test_the_original_made_the_same(pool, name):
     """Same noise and embeddings, same film: whoever has a seed from before gets the film from before."""
-    matching = [replay for pattern, (replay, _) in REPLAYS.items() if fnmatch.fnmatch(name, pattern)]
+    matching = [replay for pattern, replay in REPLAYS.items() if fnmatch.fnmatch(name, pattern)]
     assert len(matching) == 1, f"{name} is replayed by {len(matching)} functions"
     checks = list(matching[0](FOLDER / name, pool))
     assert checks
@@ -125,3 +125,21 @@ def test_main_fails_where_there_is_nothing_to_replay(tmp_path, capsys):
 def test_main_explains_itself(capsys, arguments):
     assert main(arguments) == 2
     assert capsys.readouterr().out.startswith("usage:")
+
+
+def test_a_folder_with_a_few_vectors_brings_no_networks(tmp_path, capsys):
+    """It used to end in a traceback before the first line; networks that a folder lacks are those of the tests."""
+    copy(tmp_path, "schedule.json", "transformer_half_window.safetensors")
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("ok  ") == 2
+
+
+def test_a_vector_that_is_not_what_its_name_says_fails_alone(tmp_path, capsys):
+    """The others are replayed all the same."""
+    copy(tmp_path, "schedule.json")
+    shutil.copy(FOLDER / "preview.safetensors", tmp_path / "crossfade.safetensors")
+    shutil.copy(FOLDER / "preview.safetensors", tmp_path / "film_reverse_9.safetensors")
+    (tmp_path / "unipc.safetensors").write_bytes(b"cut off")
+    assert main([str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert out.count("FAIL") == 3 and out.count("ok  ") == 1

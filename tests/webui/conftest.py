@@ -139,7 +139,8 @@ def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> It
     running = []
 
     def start(mode: str = "reverse", language: str = "en", **settings) -> Site:
-        app = build(jobs, mode, Translator(language), engine.outputs, **settings)
+        uploads = engine.outputs.parent / "uploads"
+        app = build(jobs, mode, Translator(language), engine.outputs, uploads=uploads, **settings)
         listener = listen("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

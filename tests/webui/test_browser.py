@@ -109,6 +109,7 @@ def test_stops_queue_and_a_second_tab(serve, open_page, tower):
     site.engine.hold.clear()
     page.click("#start")
     page.wait_for_selector("#stop-now:enabled")
+    fill(page, tower, "She bows.")
     page.click("#start")
     page.wait_for_function("document.querySelector('#progress .queue').textContent === 'Jobs waiting: 1'")
     other = open_page(site.url, "/f1/")
@@ -125,6 +126,16 @@ def test_stops_queue_and_a_second_tab(serve, open_page, tower):
     until(page, "stopped")
     until(other, "stopped")
     assert [job.view.state for job in site.jobs.all()] == ["stopped", "stopped"]
+
+
+def test_a_double_click_on_start(serve, open_page, tower):
+    """It used to make two films."""
+    site = serve("reverse", "en")
+    page = open_page(site.url)
+    fill(page, tower)
+    page.dblclick("#start")
+    until(page, "finished")
+    assert len(site.jobs.all()) == 1
 
 
 def test_the_film_grows_without_flicker_and_the_bar_never_falls(serve, open_page, tower):

@@ -13,10 +13,11 @@ from eichi_utils.modes import MODES
 from eichi_utils.problems import Problem
 from eichi_utils.single import Control
 from locales import LANGUAGES, Translator, table
-from webui import endframe_ichi, endframe_ichi_f1, frame, oneframe_ichi, words
+from webui import endframe_ichi, endframe_ichi_f1, frame, oneframe_ichi, start_panel, words
 from webui.context import Context
 from webui.form import Form
 from webui.start_panel import StartPanel
+from webui.uploads import keep_pictures
 
 PAGES = {"reverse": endframe_ichi.page, "forward": endframe_ichi_f1.page, "single": oneframe_ichi.page}
 # Fields of the request that no page shows yet.
@@ -88,7 +89,7 @@ def page(jobs, tmp_path, monkeypatch):
         monkeypatch.setattr(frame, "Form", Noted)
         monkeypatch.setattr(frame, "StartPanel", NotedStart)
         links = {name: f"/{name}" for name in MODES}
-        context = Context(jobs, Translator(language), mode, tmp_path, links=links, plain=plain)
+        context = Context(jobs, Translator(language), mode, tmp_path, tmp_path / "uploads", links=links, plain=plain)
         return Built(PAGES[mode](context), made["form"], made["start"], context)
 
     return build
@@ -186,6 +187,42 @@ def test_start_submits_what_the_form_says(page, jobs, tower):
     assert (job.request.mode, job.request.prompt, job.request.seconds) == ("forward", "a cat", 2.0)
     assert job.request.seed >= 0
     assert job.seed_drawn
+
+
+def test_a_double_click_makes_one_film(page, jobs, tower, monkeypatch):
+    """The second click used to queue the film again, with another seed; a deliberate repetition still does."""
+    built = page("reverse")
+    values = built.values(image=tower, prompt="a cat")
+    built.start.submit(values)
+    built.start.submit(values)
+    assert len(jobs.all()) == 1
+    built.start.submit(built.values(image=tower, prompt="a dog"))
+    assert len(jobs.all()) == 2
+    monkeypatch.setattr(start_panel, "DOUBLE_CLICK_SECONDS", 0.0)
+    built.start.submit(built.values(image=tower, prompt="a dog"))
+    assert len(jobs.all()) == 3
+
+
+def test_uploads_are_kept(page, jobs, tower):
+    """A film's metadata used to name gradio's temporary files, which are gone after a while, and the request with them."""
+    built = page("single")
+    controls = (Control(tower, 10, tower),)
+    built.start.submit(built.values(image=tower, prompt="a cat", controls=controls))
+    (job,) = jobs.all()
+    paths = {job.request.image, job.request.controls[0].image, job.request.controls[0].mask}
+    (kept,) = (Path(path) for path in paths)
+    assert kept.parent == built.context.uploads and kept.name.endswith("tower.jpg")
+    assert kept.read_bytes() == Path(tower).read_bytes()
+    again = keep_pictures(job.request, built.context.uploads)
+    assert again == job.request and list(built.context.uploads.iterdir()) == [kept]
+
+
+def test_a_page_names_pictures_without_their_folder(tmp_path):
+    """Where a server keeps an upload tells the user nothing."""
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (problem,) = [p for p in MODES["single"](image=str(tmp_path / "broken.png"), prompt="x").check()]
+    sentence = words.problem_sentence(Translator("en"), problem)
+    assert "broken.png" in sentence and str(tmp_path) not in sentence
 
 
 @pytest.mark.parametrize("text,value", [("", -1), (" ", -1), ("-1", -1), ("42", 42), ("４２", 42), ("1e3x", "1e3x")])
