@@ -23,7 +23,7 @@ def open_page(browser) -> Callable:
     contexts, complaints = [], []
 
     def watch(page, url: str) -> None:
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
         own = (url, "data:", "blob:")
