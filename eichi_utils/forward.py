@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from eichi_utils.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, section_count
-from eichi_utils.problems import Problem
-from eichi_utils.request import FilmRequest, check_fields, check_prompts, check_sections, setting
+from eichi_utils.request import FilmRequest, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +17,6 @@ class ForwardRequest(FilmRequest):
 
     influence: float = setting(100.0, "number", min=100.0, max=102.0)
     influence_sections: str = setting("first", "choice", choices=("first", "all"))
-
-    def check(self) -> tuple[Problem, ...]:
-        problems = check_fields(self)
-        if {p.field for p in problems} & {"seconds", "window"}:
-            return tuple(problems + check_prompts(self))
-        sections = section_count(self.seconds, self.window)
-        problems += check_prompts(self, sections)
-        problems += check_sections("section_prompts", self.section_prompts, sections)
-        return tuple(problems)
 
     def idle(self) -> tuple[str, ...]:
         without = self.influence == 100.0 or section_count(self.seconds, self.window) == 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from eichi_utils.pictures import is_unicode, picture_problem
-from eichi_utils.plan import Plan
+from eichi_utils.plan import Plan, section_count
 from eichi_utils.problems import Problem, UserError
 
 # Seeds travel through JSON and JavaScript, whose numbers are exact up to 2**53.
@@ -85,6 +85,17 @@ class FilmRequest(Request):
     window: float = setting(9.0, "choice", choices=(9.0, 4.5))
     section_prompts: dict[int, str] = setting({}, "section_texts")
     crf: int = setting(16, "integer", min=0, max=51)
+
+    def check(self) -> tuple[Problem, ...]:
+        problems = check_fields(self)
+        if {problem.field for problem in problems} & {"seconds", "window"}:
+            return tuple(problems + check_prompts(self))
+        sections = section_count(self.seconds, self.window)
+        problems += check_prompts(self, sections)
+        for field in dataclasses.fields(self):
+            if field.metadata["kind"] in ("section_pictures", "section_texts"):
+                problems += check_sections(field.name, getattr(self, field.name), sections)
+        return tuple(problems)
 
 
 def check_fields(request: Request) -> list[Problem]:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from eichi_utils.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, section_count
-from eichi_utils.problems import Problem
-from eichi_utils.request import FilmRequest, check_fields, check_prompts, check_sections, setting
+from eichi_utils.request import FilmRequest, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,16 +19,6 @@ class ReverseRequest(FilmRequest):
     end_strength: float = setting(1.0, "number", min=0.01, max=1.0)
     keyframes: dict[int, str] = setting({}, "section_pictures")
     padding: float | None = setting(None, "number", min=0.0, max=3.0, optional=True)
-
-    def check(self) -> tuple[Problem, ...]:
-        problems = check_fields(self)
-        if {p.field for p in problems} & {"seconds", "window"}:
-            return tuple(problems + check_prompts(self))
-        sections = section_count(self.seconds, self.window)
-        problems += check_prompts(self, sections)
-        problems += check_sections("keyframes", self.keyframes, sections)
-        problems += check_sections("section_prompts", self.section_prompts, sections)
-        return tuple(problems)
 
     def idle(self) -> tuple[str, ...]:
         idle = super().idle()
