@@ -9,8 +9,8 @@ from PIL import Image
 
 Size = tuple[int, int]
 
-# (height, width) from the flattest to the square; taller ones are the mirror images. Families 384 and up as users know them
-# (spec/endframe 3.9), except that 960x1080 is 960x1088: every side must be a multiple of 16. 128 to 192 serve small models.
+# (height, width) from the flattest to the square; taller ones are the mirror images. Families 384 and up as users know them,
+# except that 960x1080 is 960x1088: every side must be a multiple of 16. 128 to 192 serve small models.
 _WIDE: Mapping[int, tuple[Size, ...]] = MappingProxyType(
     {
         128: ((96, 176), (112, 144), (128, 128)),

@@ -24,7 +24,7 @@ class PreviewMatrix:
     bias: tuple[float, float, float]
 
 
-# Least-squares fit for HunyuanVideo's VAE (spec/core 2, preview).
+# Least-squares fit for HunyuanVideo's VAE.
 HUNYUAN_PREVIEW = PreviewMatrix(
     rows=(
         (-0.0395, -0.0331, 0.0445), (0.0696, 0.0795, 0.0518), (0.0135, -0.0945, -0.0282), (0.0108, -0.0250, -0.0765),

@@ -1,4 +1,6 @@
-"""The schedule, the denoiser and the sampler: three independent parts (spec/core 3).
+"""The schedule, the denoiser and the sampler: three independent parts.
+
+Formulas are those of FramePack's reference code and of UniPC (Zhao et al. 2023, arXiv 2302.04867).
 
 The schedule is a list of sigmas from 1 to 0, a denoiser is any `denoise(x, step) -> x0`, and the sampler is a generator.
 Sigmas are Python floats, so nothing in a step waits for the device.
@@ -14,7 +16,7 @@ import numpy
 import torch
 from torch import Tensor
 
-# Time shift: mu rises linearly from 0.5 at 256 tokens to 1.15 at 4096 and ends at ln 7 (spec/core 3.1).
+# Time shift: mu rises linearly from 0.5 at 256 tokens to 1.15 at 4096 and ends at ln 7.
 MU_AT = ((256, 0.5), (4096, 1.15))
 MAX_SHIFT = 7.0
 
@@ -38,12 +40,12 @@ def noise_like(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def noised(initial: Tensor, noise: Tensor, sigma: float) -> Tensor:
-    """Where sampling begins at noise level sigma: the picture shines through by 1 - sigma (spec/core 3.4)."""
+    """Where sampling begins at noise level sigma: the picture shines through by 1 - sigma."""
     return initial * (1.0 - sigma) + noise * sigma
 
 
 def guide(positive: Tensor, negative: Tensor, scale: float, rescale: float) -> Tensor:
-    """Real guidance with rescaled contrast (spec/core 3.2)."""
+    """Real guidance with rescaled contrast."""
     velocity = negative + scale * (positive - negative)
     if rescale <= 0.0:
         return velocity
@@ -66,7 +68,7 @@ class UniPCRow:
 
 
 def unipc_table(sigmas: Sequence[float], order: int = 3) -> list[UniPCRow]:
-    """Rows for the steps from the second on: UniPC, data prediction, variant "bh1", with lambda = -ln sigma (spec/core 3.3).
+    """Rows for the steps from the second on: UniPC, data prediction, variant "bh1", with lambda = -ln sigma.
 
     Everything but the predictions depends on sigmas only, so it is solved here once, in float64.
     """

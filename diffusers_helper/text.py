@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, LlamaModel, PreTrainedTokenizerFast
 
-# The prompt format the model was trained with (spec/core 2); the missing spaces after periods belong to it.
+# The prompt format the model was trained with; the missing spaces after periods belong to it.
 TEMPLATE = (
     "<|start_header_id|>system<|end_header_id|>\n\n"
     "Describe the video by detailing the following aspects: "
@@ -50,7 +50,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Raises ValueError if the template is not 95 tokens.
 
     Not LlamaTokenizerFast: in transformers 5 it replaces the byte-level splitting of this tokenizer.json and silently makes
-    other tokens (spec/packages 1).
+    other tokens.
     """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     count = template_tokens(tokenizer)

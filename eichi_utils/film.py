@@ -121,7 +121,7 @@ class SectionSampler:
             if negative is not None:
                 other = net.step(x, step, negative, around, caches[1])
                 velocity = guide(velocity, other, request.cfg_scale, request.guidance_rescale)
-            # The reference subtracts from the rounded x that the network saw (spec/core 3.2).
+            # The reference subtracts from the rounded x that the network saw.
             return x.to(net.dtype).float() - sigmas[step] * velocity
 
         yield from unipc(denoise, noise.to(net.device), sigmas)

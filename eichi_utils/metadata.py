@@ -23,7 +23,7 @@ def document_of(request: Request) -> str:
 
 
 def png_info(request: Request, section: int | None = None) -> PngInfo:
-    """Text chunks of a PNG: the request, and the `parameters` text of the existing program (spec/formats 1.10)."""
+    """Text chunks of a PNG: the request, and the `parameters` text of the existing program."""
     lines = [request.prompt, f"Seed: {request.seed}"]
     if section is not None:
         own = getattr(request, "section_prompts", {}).get(section, "")

@@ -29,7 +29,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def new_job_id() -> str:
-    """`YYMMDD_HHMMSS_mmm_R`, as users of the existing program know it (spec/formats 1.13)."""
+    """`YYMMDD_HHMMSS_mmm_R`, as users of the existing program know it."""
     now = time.time()
     stamp = time.strftime("%y%m%d_%H%M%S", time.localtime(now))
     return f"{stamp}_{int(now * 1000) % 1000:03d}_{random.SystemRandom().randrange(10000)}"

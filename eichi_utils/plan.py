@@ -39,7 +39,7 @@ class Ref:
 class Section:
     """One sampling of `len(frames)` latents at the time positions `frames`.
 
-    initial: picture whose latent the noise is mixed with when `strength` is below 1 (spec/core 3.4).
+    initial: picture whose latent the noise is mixed with when `strength` is below 1.
     """
 
     frames: range
@@ -108,7 +108,7 @@ def latents_per_section(window: float) -> int:
 
 
 def section_count(seconds: float, window: float) -> int:
-    """Sections of a film of about so many seconds: at least 1, Python's rounding (half to even), as spec/core 4.1."""
+    """Sections of a film of about so many seconds: at least 1, Python's rounding (half to even), as the reference."""
     return max(1, round(seconds * FPS / (FRAMES_PER_LATENT * window)))
 
 

@@ -59,8 +59,8 @@ class ReverseRequest(FilmRequest):
 def paddings(sections: int, padding: float | None = None) -> list[float]:
     """How far each section stays from the start picture, in windows. The last one touches it (0).
 
-    The ladder counts down; beyond four sections the middle repeats 2, which is what the model was trained to bridge
-    (spec/core 4.1). A given value replaces the ladder for all sections but the last.
+    The ladder counts down; beyond four sections the middle repeats 2, which is what the model was trained to bridge.
+    A given value replaces the ladder for all sections but the last.
     """
     if padding is not None:
         return [round(padding, 1)] * (sections - 1) + [0]

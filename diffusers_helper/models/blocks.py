@@ -1,4 +1,4 @@
-"""Blocks of the packed transformer, module for module under the names of the hub's checkpoint (spec/core 1.2, 1.3).
+"""Blocks of the packed transformer, module for module under the names of the hub's checkpoint.
 
 Modulation is not computed in the forward passes: the transformer makes tables of it for all steps before the loop, from the
 blocks' `Modulation` layers, and a forward pass takes one step's row.

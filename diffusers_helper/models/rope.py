@@ -1,4 +1,4 @@
-"""Rotary position tables over (time, height, width), and their averaged forms for 2x and 4x context (spec/core 1.3)."""
+"""Rotary position tables over (time, height, width), and their averaged forms for 2x and 4x context."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-# Fit of the output's relative change to the modulated input's for HunyuanVideo, from the TeaCache authors (spec/core 1.5).
+# Fit of the output's relative change to the modulated input's for HunyuanVideo, by the authors of TeaCache
+# (Liu et al. 2024, arXiv 2411.19108).
 COEFFICIENTS = (733.226126, -401.131952, 67.5869174, -3.149878, 0.0961237896)
 
 

@@ -1,6 +1,6 @@
 """The packed FramePack transformer in three phases: once a job, once a section, once a step.
 
-What the loop does not change is computed before it (spec/core 8.3): `prepare_job` holds everything that depends on prompt,
+What the loop does not change is computed before it: `prepare_job` holds everything that depends on prompt,
 guidance and sigmas, `prepare_section` the clean tokens and rotary tables, and `step` only what must run. That is exact, and
 6.8 of 25.75 GB of weights (all modulation linears) are never touched during sampling.
 Names and shapes of parameters are the hub's, so that its shards load strictly.
@@ -33,7 +33,7 @@ from diffusers_helper.models.step_cache import StepCache
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The hub's config.json; defaults are those of both published checkpoints (spec/core 1.1)."""
+    """The hub's config.json; defaults are those of both published checkpoints."""
 
     in_channels: int = 16
     out_channels: int = 16
@@ -154,7 +154,7 @@ class PackedTransformer(nn.Module):
         dim, heads, ratio = config.dim, config.num_attention_heads, config.mlp_ratio
         self.config = config
         self.attend: Kernel = sdpa
-        # The reference computes the last linear in float32 on 16-bit weights (spec/core 1.4, line 1).
+        # The reference computes the last linear in float32 on 16-bit weights.
         self.float32_head = True
         self.x_embedder = LatentEmbed(config.in_channels, dim)
         self.context_embedder = TextRefiner(config.text_embed_dim, dim, heads, ratio, config.num_refiner_layers)
@@ -190,7 +190,7 @@ class PackedTransformer(nn.Module):
         text: (1, valid tokens, text_embed_dim), without padding. pooled_text: (1, pooled_projection_dim).
         image: (1, tokens, image_proj_dim) or None. guidance: the distilled scale, such as 10.
         sigmas: noise level of each step. Time (1000 sigma) and guidance (1000 scale) are rounded to the weights' dtype
-        before they are embedded, as the reference does (spec/core 1.4, line 2).
+        before they are embedded, as the reference does.
         """
         text, pooled_text = self._cast(text), self._cast(pooled_text)
         levels = torch.as_tensor(list(sigmas), dtype=torch.float32, device=self.device)

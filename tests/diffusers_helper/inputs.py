@@ -42,7 +42,7 @@ def _forward(window: int) -> Layout:
     return Layout(times, start + last, two, four)
 
 
-# Written from spec/core 4, not with the product's plans.
+# Written down by hand, not with the product's plans.
 LAYOUTS = {
     "reverse, padding 3": _reverse(27, 9),
     "reverse, last section": _reverse(0, 9),

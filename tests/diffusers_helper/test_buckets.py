@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffusers_helper.buckets import bucket, buckets, cover_crop, resize
 
-# Typed from spec/endframe 3.9, "height x width", mirrors left out; 960x1080 corrected to 960x1088.
+# As the existing program has them, "height x width", mirrors left out; 960x1080 corrected to 960x1088.
 FAMILIES = {
     384: "256x576 288x512 320x448 352x416 384x384",
     512: "352x704 384x640 416x608 448x576 480x544 512x512",

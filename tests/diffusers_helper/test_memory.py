@@ -39,7 +39,7 @@ def test_a_number_beyond_the_last_card_is_refused(monkeypatch):
 
 
 def test_a_card_computes_in_the_published_precisions(monkeypatch):
-    """The transformer is published in bfloat16, the encoders in float16 (spec/core 2)."""
+    """The transformer is published in bfloat16, the encoders in float16."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     card = placement("cuda")
     assert (card.transformer, card.encoder) == (torch.bfloat16, torch.float16)

@@ -40,7 +40,7 @@ def test_every_cell_has_the_angles_of_its_three_positions():
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("size", [(16, 8, 8), (2, 5, 3), (1, 1, 7), (3, 10, 11)])
 def test_pooled_tables_are_the_mean_of_cosines_and_of_sines(factor, size):
-    """Not the cosine of the mean position: 2x and 4x tokens turn and shrink (spec/core 1.3). Edges repeat the last cell."""
+    """Not the cosine of the mean position: 2x and 4x tokens turn and shrink. Edges repeat the last cell."""
     frames, height, width = size
     field = rope_field(range(5, 5 + frames), height, width, AXES, THETA, CPU)
     table = pooled(field, factor)

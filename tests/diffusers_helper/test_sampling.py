@@ -27,7 +27,7 @@ def test_the_published_schedule():
 
 @pytest.mark.parametrize(("side", "shift"), [((512, 512), 7.0), ((448, 448), 5.21), ((384, 384), 3.80), ((320, 304), 2.82)])
 def test_small_pictures_are_shifted_less(side, shift):
-    """Values of spec/core 3.1 for 9 latents."""
+    """Values of the reference for 9 latents."""
     tokens = 9 * side[0] * side[1] // 8 // 8 // 4
     assert math.exp(shift_mu(tokens)) == pytest.approx(shift, abs=6e-3)
 
@@ -47,7 +47,7 @@ def test_a_given_shift_goes_before_the_automatic_one():
 
 @pytest.mark.parametrize("steps", STEPS)
 def test_strength_scales_the_whole_schedule(steps):
-    """Image influence: every sigma times the strength, not a later entry into the same list (spec/core 3.4)."""
+    """Image influence: every sigma times the strength, not a later entry into the same list."""
     full, weak = schedule(steps, 5000), schedule(steps, 5000, strength=0.8)
     assert len(full) == steps + 1
     assert weak == pytest.approx([0.8 * sigma for sigma in full])
@@ -206,7 +206,7 @@ def test_guidance_goes_beyond_the_positive_pass():
 
 @pytest.mark.parametrize("rescale", [0.3, 1.0])
 def test_rescaling_brings_the_contrast_back(rescale):
-    """phi v std(v_p) / std(v) + (1 - phi) v, each batch entry by itself (spec/core 3.2)."""
+    """phi v std(v_p) / std(v) + (1 - phi) v, each batch entry by itself."""
     positive, negative = velocities()
     plain = guide(positive, negative, 4.0, 0.0)
     result = guide(positive, negative, 4.0, rescale)

@@ -26,7 +26,7 @@ def longest_skip(steps: list[int]) -> int:
 
 
 def test_the_fit_of_the_authors():
-    """Values of spec/core 1.5."""
+    """Values of the published fit."""
     assert polynomial(0.0) == pytest.approx(0.0961237896)
     assert polynomial(0.1) == pytest.approx(0.129, abs=5e-4)
     lowest = min(range(1, 1000), key=lambda i: polynomial(i / 1000)) / 1000
@@ -57,7 +57,7 @@ def test_first_and_last_steps_are_always_computed(steps):
 
 
 def test_the_estimate_adds_up_from_every_step_not_from_the_last_computed():
-    """Each change is measured against the step before, skipped or not (spec/core 1.5): m_prev is updated every call."""
+    """Each change is measured against the step before, skipped or not: m_prev is updated every call."""
     inputs_ = [torch.full((1, 2, 2), value) for value in (1.0, 1.1, 1.1, 1.1, 1.1)]
     # p(0.1) = 0.129, then p(0) = 0.096: 0.129, 0.225, 0.321. Against step 0 it would be 0.258 at step 2 already.
     assert computed(TeaCache(0.24, 6), inputs_) == [0, 3]
@@ -120,7 +120,7 @@ def test_a_cache_that_computes_everything_changes_nothing(net):
 
 
 def test_the_cache_sees_clean_and_noisy_tokens(net):
-    """The whole sequence is measured, as where the coefficients come from (spec/core 1.5)."""
+    """The whole sequence is measured, as where the coefficients come from."""
     given = inputs(LAYOUTS["reverse, last section"], 10, 6)
     seen = []
 

@@ -18,7 +18,7 @@ PARTS = ("clean", "clean_2x", "clean_4x", "image")
 
 
 def hub_shapes() -> dict[str, tuple[int, ...]]:
-    """Every tensor of FramePackI2V_HY on the hub, typed from spec/core 1.2."""
+    """Every tensor of FramePackI2V_HY on the hub, typed by hand."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, out: int, *rest: int) -> None:
@@ -110,7 +110,7 @@ def reference(oracle, given: Inputs, sigma: float = 0.7, guidance: float = 10.0,
     layout = given.layout
     return oracle(
         hidden_states=given.x.to(dtype),
-        # Time and guidance are rounded to the weights' dtype, as the original does (spec/core 1.4, lines 2 and 3).
+        # Time and guidance are rounded to the weights' dtype, as the original does.
         timestep=torch.tensor([sigma * 1000]).to(dtype).float(),
         encoder_hidden_states=text.to(dtype),
         encoder_attention_mask=mask,
@@ -150,7 +150,7 @@ def test_bfloat16_is_bit_equal_to_diffusers(net, oracle, layout, grid):
 
 
 def test_text_without_padding_equals_masked_padding(net, oracle):
-    """The original pads text to 512 and masks; ours arrives cropped. The padding must not be seen (spec/core 1.4, line 5)."""
+    """The original pads text to 512 and masks; ours arrives cropped. The padding must not be seen."""
     given = inputs(LAYOUTS["forward"], 16, 12)
     expected = reference(oracle, given, padding=20)
     assert (velocity(net, given) - expected).abs().max() <= 1e-6 * max(1.0, expected.abs().max().item())
@@ -166,7 +166,7 @@ def test_time_is_rounded_to_the_weights_precision(net, oracle):
 
 
 def test_tables_for_all_steps_equal_tables_for_one(net):
-    """What is computed before the loop is exactly what a step alone would compute (spec/core 8.3)."""
+    """What is computed before the loop is exactly what a step alone would compute."""
     given = inputs(LAYOUTS["reverse, last section"], 10, 6)
     section = section_of(net, given)
     together = net.prepare_job(given.text, given.pooled, given.image, 10.0, SIGMAS)

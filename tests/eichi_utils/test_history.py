@@ -50,7 +50,7 @@ def test_context_is_empty_before_the_film_begins_and_slides_with_it() -> None:
 
 
 def test_an_opening_is_seen_but_not_shown() -> None:
-    """The final frame stands beside the first section and slides into the 4x context later (spec/endframe 3.10)."""
+    """The final frame stands beside the first section and slides into the 4x context later."""
     history = History("front", 2, 2)
     history.grow(numbered(1, first=99), shown=False)
     assert history.shown == 0

@@ -42,7 +42,7 @@ def test_a_request_comes_back_from_png_and_mp4(mode: str, pictures: list[str], t
 
 
 def test_the_parameters_text_of_the_existing_program(pictures: list[str], tmp_path: Path) -> None:
-    """Prompt, `Seed: N`, `Section Prompt: ...`, `Section Number: N`, a line each (spec/formats 1.10)."""
+    """Prompt, `Seed: N`, `Section Prompt: ...`, `Section Number: N`, a line each."""
 
     def parameters(made, section=None) -> str:
         write_png(tmp_path / "a.png", Image.new("RGB", (16, 16)), png_info(made, section))

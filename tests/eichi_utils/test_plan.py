@@ -12,7 +12,7 @@ from eichi_utils.reverse import anchor, paddings
 from eichi_utils.single import Control
 from tests.eichi_utils.helpers import changed, request
 
-# Length in seconds, sections with 1 s and with 0.5 s (spec/endframe 3.3, "worker n"; 60 s and more are F1's).
+# Length in seconds, sections with 1 s and with 0.5 s.
 SECTIONS = [
     (1, 1, 2), (2, 2, 3), (3, 2, 5), (4, 3, 7), (6, 5, 10), (8, 7, 13), (10, 8, 17), (12, 10, 20), (16, 13, 27),
     (20, 17, 33), (30, 25, 50), (40, 33, 67), (60, 50, 100), (120, 100, 200),
@@ -31,7 +31,7 @@ def blanks(plan: Plan) -> list[int]:
 @pytest.mark.parametrize(("seconds", "long", "short"), SECTIONS)
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
 def test_sections_and_frames_of_every_usual_length(mode: str, seconds: int, long: int, short: int) -> None:
-    """Both film modes make the same number of sections, and 36 n + 1 or 20 n + 1 frames (spec/endframe 3.3, 3.4)."""
+    """Both film modes make the same number of sections, and 36 n + 1 or 20 n + 1 frames."""
     for window, count, frames in ((9.0, long, 36 * long + 1), (4.5, short, 20 * short + 1)):
         plan = film(mode, seconds=seconds, window=window)
         assert section_count(seconds, window) == len(plan.sections) == count
@@ -40,7 +40,7 @@ def test_sections_and_frames_of_every_usual_length(mode: str, seconds: int, long
 
 
 def test_latents_so_far_name_the_files() -> None:
-    """`J_9.mp4`, `J_18.mp4`, ..., `J_28.mp4` (spec/endframe 5.1); forward counts its start picture from the beginning."""
+    """`J_9.mp4`, `J_18.mp4`, ..., `J_28.mp4`; forward counts its start picture from the beginning."""
     reverse, forward = film("reverse", seconds=4), film("forward", seconds=4)
     assert [reverse.latents_after(n) for n in (0, 1, 2, 3)] == [0, 9, 18, 28]
     assert [forward.latents_after(n) for n in (0, 1, 2, 3)] == [1, 10, 19, 28]
@@ -58,12 +58,12 @@ def test_latents_so_far_name_the_files() -> None:
     ],
 )  # fmt: skip
 def test_the_padding_ladder(sections: int, ladder: list[int]) -> None:
-    """The distances the model was trained to bridge (spec/endframe 3.5)."""
+    """The distances the model was trained to bridge."""
     assert paddings(sections) == ladder
 
 
 def test_blank_positions_of_the_ladder() -> None:
-    """W = 9: 27, 18, 9, 0; W = 4.5: 13, 9, 4, 0 (spec/endframe 3.5)."""
+    """W = 9: 27, 18, 9, 0; W = 4.5: 13, 9, 4, 0."""
     assert blanks(film("reverse", seconds=8)) == [27, 18, 18, 18, 18, 9, 0]
     assert blanks(film("reverse", seconds=2, window=4.5)) == [9, 4, 0]
     assert blanks(film("reverse", seconds=3, window=4.5)) == [13, 9, 9, 4, 0]
@@ -74,7 +74,7 @@ def test_blank_positions_of_the_ladder() -> None:
     [(0.0, 0, 0), (0.2, 1, 0), (0.5, 4, 2), (1.0, 9, 4), (1.5, 13, 6), (2.0, 18, 9), (3.0, 27, 13), (0.96, 9, 4)],
 )
 def test_one_padding_for_all_sections_but_the_last(padding: float, long: int, short: int) -> None:
-    """Rounded to a tenth; the last section always touches the start picture (spec/endframe 3.6)."""
+    """Rounded to a tenth; the last section always touches the start picture."""
     assert blanks(film("reverse", seconds=8, padding=padding)) == [long] * 6 + [0]
     assert blanks(film("reverse", seconds=3, window=4.5, padding=padding)) == [short] * 4 + [0]
     assert blanks(film("reverse", seconds=1, padding=padding)) == [0]
@@ -92,7 +92,7 @@ def test_one_padding_for_all_sections_but_the_last(padding: float, long: int, sh
     ],
 )
 def test_time_positions_of_reverse_sections(section: int, window: float, frames, after: int, two, four) -> None:
-    """[start 1 | blank | noisy | post 1 | 2x 2 | 4x 16] in literal numbers, padding 3 to 0 (spec/core 4.1)."""
+    """[start 1 | blank | noisy | post 1 | 2x 2 | 4x 16] in literal numbers, padding 3 to 0."""
     plan = film("reverse", seconds=5 if window == 9.0 else 2.4, window=window)
     assert len(plan.sections) == 4
     it = plan.sections[section]
@@ -113,7 +113,7 @@ def test_the_film_of_reverse_ends_with_its_start() -> None:
 
 
 def test_the_final_frame_opens_the_history_scaled() -> None:
-    """It is looked at, times its strength, and does not become part of the film (spec/endframe 3.10)."""
+    """It is looked at, times its strength, and does not become part of the film."""
     plan = film("reverse", seconds=2, end_image="end.png", end_strength=0.4)
     assert plan.opening == Ref("end", range(1), scale=0.4)
     assert not plan.opening_shown
@@ -122,7 +122,7 @@ def test_the_final_frame_opens_the_history_scaled() -> None:
 
 
 def test_a_section_is_tied_to_the_next_keyframe_at_or_beyond_it() -> None:
-    """The smallest key not below the section's number, else the start picture (spec/endframe 3.8)."""
+    """The smallest key not below the section's number, else the start picture."""
     keys = {1: "one.png", 4: "four.png"}
     assert [anchor(i, keys) for i in range(6)] == [
         "section/1", "section/1", "section/4", "section/4", "section/4", "start",
@@ -139,7 +139,7 @@ def test_a_section_is_tied_to_the_next_keyframe_at_or_beyond_it() -> None:
 
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
 def test_a_prompt_belongs_to_exactly_its_section(mode: str) -> None:
-    """No inheritance, unlike keyframes; a blank one counts as none (spec/endframe 3.8)."""
+    """No inheritance, unlike keyframes; a blank one counts as none."""
     plan = film(mode, seconds=4, prompt="common", section_prompts={0: "zero", 1: "   "})
     assert [section.prompt for section in plan.sections] == ["zero", "common", "common"]
     assert plan.prompts == ("zero", "common")
@@ -147,7 +147,7 @@ def test_a_prompt_belongs_to_exactly_its_section(mode: str) -> None:
 
 @pytest.mark.parametrize(("window", "frames"), [(9.0, range(20, 29)), (4.5, range(20, 25))])
 def test_time_positions_of_forward_sections(window: float, frames: range) -> None:
-    """[start 1 | 4x 16 | 2x 2 | 1x 1 | noisy], the same in every section (spec/f1 4)."""
+    """[start 1 | 4x 16 | 2x 2 | 1x 1 | noisy], the same in every section."""
     plan = film("forward", seconds=4, window=window)
     for section in plan.sections:
         assert section.frames == frames
@@ -160,7 +160,7 @@ def test_time_positions_of_forward_sections(window: float, frames: range) -> Non
 
 
 def test_influence_is_the_inverse_of_the_strength() -> None:
-    """100 % is a whole schedule, 102 % is 0.980392 of it (spec/f1 5); on the first section unless all are asked for."""
+    """100 % is a whole schedule, 102 % is 0.980392 of it; on the first section unless all are asked for."""
 
     def strengths(**fields: Any) -> list[float]:
         plan = film("forward", seconds=4, **fields)
@@ -174,7 +174,7 @@ def test_influence_is_the_inverse_of_the_strength() -> None:
 
 
 def test_one_frame_without_references() -> None:
-    """Target at the RoPE value, all empty context on (spec/oneframe 15.1, 15.3)."""
+    """Target at the RoPE value, all empty context on."""
     plan = film("single")
     (section,) = plan.sections
     assert section.frames == range(9, 10)
@@ -186,7 +186,7 @@ def test_one_frame_without_references() -> None:
 
 
 def test_one_frame_with_a_reference() -> None:
-    """Target 5, reference at 10, and the empty frame beside it off (spec/oneframe 15.1 to 15.3)."""
+    """Target 5, reference at 10, and the empty frame beside it off."""
     plan = film("single", controls=(Control("ref.png"),))
     (section,) = plan.sections
     assert section.frames == range(5, 6)
@@ -197,7 +197,7 @@ def test_one_frame_with_a_reference() -> None:
 
 
 def test_one_frame_with_everything_set() -> None:
-    """Each switch and index moves exactly its own part; the 4x context never lands on the target (spec/oneframe D3)."""
+    """Each switch and index moves exactly its own part; the 4x context never lands on the target."""
     plan = film(
         "single",
         image_index=1,
@@ -222,7 +222,7 @@ def test_one_frame_with_everything_set() -> None:
 
 @pytest.mark.parametrize("controls", [(), (Control("ref.png"),)])
 def test_every_switch_of_the_one_frame_mode_changes_the_plan(controls: tuple) -> None:
-    """In the existing program several of them did nothing (spec/oneframe 5, D2)."""
+    """In the existing program several of them did nothing."""
     base = request("single", "start.png", controls=controls)
     for name, one, other in (
         ("context_1x", True, False),

@@ -1,0 +1,38 @@
+"""The evaluation's own arithmetic."""
+
+from __future__ import annotations
+
+import torch
+
+from miniature.clips import render, scenes
+from miniature.evaluate import SIDE, Figure, along, decibels
+from miniature.export import fitted_preview
+from miniature.pictures import bank
+from miniature.random_checkpoint import build
+
+
+def test_figures_know_their_bounds():
+    assert Figure("a", 2.0, 1.0).holds and not Figure("a", 2.0, 1.0, at_most=True).holds
+    assert Figure("a", 2.0).holds is None
+
+
+def test_decibels():
+    assert abs(decibels(torch.zeros(1), torch.full((1,), 0.2)) - 20.0) < 1e-4
+
+
+def test_tracking_tells_directions_apart():
+    pictures = bank(torch.arange(8), 64)
+    one = scenes(torch.tensor([3]), 8, {"move": 1.0}, simple=1.0).turned_to(1)
+    frames = torch.arange(37)
+    right, left = (render(one.turned_to(d), pictures, frames, SIDE, SIDE) for d in (1, 0))
+    assert along(right, right, one) > 0.99
+    assert along(left, right, one) < 0.2
+    assert along(right[:, :, :1].expand_as(right), right, one) < 0.2
+
+
+def test_a_preview_can_be_fitted(tmp_path):
+    from diffusers import AutoencoderKLHunyuanVideo
+
+    vae = AutoencoderKLHunyuanVideo.from_pretrained(build(tmp_path) / "vae").eval()
+    rows, bias, explained = fitted_preview(vae, bank(torch.arange(6), 32).float() / 127.5 - 1)
+    assert rows.shape == (16, 3) and bias.shape == (3,) and 0 < explained <= 1

@@ -1,0 +1,117 @@
+"""The training passes are those of the program's networks, and a run goes on where the last one stopped."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from safetensors.torch import load_file
+
+from diffusers_helper.models.transformer import Clean, PackedTransformer, TransformerConfig
+from miniature import train_vae, vae
+from miniature.batched import Inputs, forward_times, reverse_times, rope_table, single_times, velocity
+from miniature.optimizer import FlatParameters, Optimizer, orthogonalised
+from miniature.training import Session
+
+
+@pytest.fixture(scope="module")
+def small_vae():
+    torch.manual_seed(0)
+    return AutoencoderKLHunyuanVideo(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 5])
+def test_passes_are_the_vaes(small_vae, frames):
+    x = torch.rand(2, 3, frames, 16, 24) * 2 - 1
+    latents = small_vae.encode(x).latent_dist.mode()
+    made = small_vae.decode(latents).sample
+    # One frame takes the 2-D form.
+    ours = vae.encode(small_vae, x[:, :, 0] if frames == 1 else x)
+    assert torch.allclose(ours.view(latents.shape), latents, atol=1e-4)
+    assert torch.allclose(vae.decode(small_vae, ours).view(made.shape), made, atol=1e-3)
+
+
+def test_padding_has_the_right_gradient():
+    x = torch.rand(1, 2, 3, 4, 3, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: vae.EdgePad.apply(t, (1, 1, 1, 1, 2, 0)), x)
+
+
+@torch.no_grad()
+def test_folding_is_exact(small_vae):
+    net = copy.deepcopy(small_vae)
+    x = torch.rand(4, 3, 1, 32, 32) * 2 - 1
+    before = net.decode(net.encode(x).latent_dist.mode()).sample
+    z = net.encode(x).latent_dist.mode().transpose(0, 1).flatten(1)
+    vae.fold(net, z.mean(1), z.std(1))
+    after = net.encode(x).latent_dist.mode()
+    assert torch.allclose(net.decode(after).sample, before, atol=1e-4)
+    scaled = (after * net.config.scaling_factor).transpose(0, 1).flatten(1)
+    assert scaled.mean(1).abs().max() < 1e-3 and (scaled.std(1) - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("times", [reverse_times(0), reverse_times(2), forward_times(), single_times()], ids=str)
+def test_batches_are_the_programs_steps(times):
+    torch.manual_seed(1)
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "num_refiner_layers": 1,
+    }
+    widths = {"text_embed_dim": 8, "pooled_projection_dim": 8, "image_proj_dim": 8, "rope_axes_dim": (4, 14, 14)}
+    net = PackedTransformer(TransformerConfig(**sizes, **widths)).requires_grad_(False)
+    h, w, n = 6, 10, 2
+    noisy, clean, two, four = (torch.randn(n, 16, t, h, w) for t in (len(times.noisy), 2, 2, 16))
+    text, pooled, image = torch.randn(n, 5, 8), torch.randn(n, 8), torch.randn(n, 3, 8)
+    sigma, guidance = torch.tensor([0.9, 0.3]), torch.tensor([10000.0, 3000.0])
+    rope = rope_table(times, h, w, net.config, noisy.device)[:, None].expand(-1, n, -1, -1, -1)
+    ours = velocity(net, Inputs(noisy, clean, two, four, rope, sigma, guidance, text, pooled, image))
+    for i in range(n):
+        rows = slice(i, i + 1)
+        job = net.prepare_job(text[rows], pooled[rows], image[rows], guidance[i].item() / 1000, [sigma[i].item()])
+        parts = (Clean(clean[rows], times.clean), Clean(two[rows], times.two), Clean(four[rows], times.four))
+        section = net.prepare_section(times.noisy, h, w, *parts)
+        assert (net.step(noisy[rows], 0, job, section) - ours[rows]).abs().max() < 1e-4
+
+
+def test_orthogonal_steps():
+    values = torch.linalg.svdvals(orthogonalised(torch.randn(2, 12, 40)))
+    assert 0.6 < values.min() and values.max() < 1.3
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    net = torch.nn.Linear(16, 16)
+    flat = FlatParameters(net, torch.float32)
+    optimizer = Optimizer(flat, lambda name: True)
+    optimizer.rate.fill_(0.1)
+    before = flat.master.clone()
+    flat.grad.fill_(float("nan"))
+    optimizer.step()
+    assert torch.equal(flat.master, before) and optimizer.skipped == 1
+    flat.grad.normal_()
+    optimizer.step()
+    assert not torch.equal(flat.master, before) and flat.master.isfinite().all()
+    assert torch.equal(net.weight.flatten(), flat.master[:256])
+
+
+def test_a_run_goes_on_from_its_weights(tmp_path, monkeypatch):
+    config = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    monkeypatch.setattr(vae, "VAE_CONFIG", config)
+    monkeypatch.setattr(train_vae, "BLOCK", 2)
+    small = {"pictures": 8, "detail": 32, "batch": 4, "clips": 2, "frames": 5, "side": 16}
+    weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    for resume in (False, True):
+        session = Session(0.05, tmp_path, "cpu")
+        train_vae.train(tmp_path, session, resume, peak=1e-3 if not resume else 0.0, **small)
+        kept = load_file(weights)
+        if not resume:
+            first = kept
+    # A rate of 0 keeps every weight but the folded ones.
+    assert all(torch.allclose(first[k].float(), kept[k].float(), atol=1e-3) for k in first if "quant" not in k)
+    phases = [json.loads(line).get("phase") for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert "pictures" in phases
