@@ -1,0 +1,112 @@
+"""The packed transformer over batches whose samples have sections of different kinds, for training.
+
+The same modules as `PackedTransformer.step`, without its tables. All captions of a batch have the same number of tokens, so
+that attention needs no mask and runs its fastest kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffusers_helper.models.attention import sdpa
+from diffusers_helper.models.blocks import layer_norm, modulate
+from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field
+from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
+from eichi_utils.plan import CONTEXT, lay
+
+SECTION = 9
+HISTORY = sum(CONTEXT)
+LONGEST = 4
+
+
+@dataclass(frozen=True)
+class Times:
+    """Time positions of a section's parts; clean are the start picture and the latent at the growing edge."""
+
+    clean: tuple[int, int]
+    two: range
+    four: range
+    noisy: range
+
+
+def reverse_times(padding: int) -> Times:
+    start, _, frames, after, two, four = lay(1, padding * SECTION, SECTION, *CONTEXT)
+    return Times((start[0], after[0]), two, four, frames)
+
+
+def forward_times() -> Times:
+    start, four, two, one, frames = lay(1, CONTEXT[2], CONTEXT[1], CONTEXT[0], SECTION)
+    return Times((start[0], one[0]), two, four, frames)
+
+
+def single_times() -> Times:
+    return Times((0, 10), range(11, 13), range(13, 29), range(9, 10))
+
+
+# Films' kinds of sections: reverse with padding 0 to 3, then forward. Their token counts are equal.
+FILM_TIMES = (*(reverse_times(padding) for padding in range(LONGEST)), forward_times())
+
+
+def rope_table(times: Times, height: int, width: int, config: TransformerConfig, device: torch.device) -> Tensor:
+    """(2, tokens, 1, head_dim) for latents of height x width, in the order 4x, 2x, 1x, noisy."""
+    grid, axes, theta = (height // 2, width // 2), config.rope_axes_dim, config.rope_theta
+    fields = [(times.four, 4), (times.two, 2), (times.clean, 1), (times.noisy, 1)]
+    parts = []
+    for positions, factor in fields:
+        field = rope_field(positions, *grid, axes, theta, device)
+        parts.append(as_tokens(field if factor == 1 else pooled(field, factor)))
+    return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """noisy (B, 16, T, h, w); clean (B, 16, 2, h, w), two (.., 2, ..), four (.., 16, ..); rope (2, B or 1, tokens, 1, D);
+    sigma (B,); guidance (B,), times 1000; text (B, n, 96), pooled (B, 64), image (B, 16, 64)."""
+
+    noisy: Tensor
+    clean: Tensor
+    two: Tensor
+    four: Tensor
+    rope: Tensor
+    sigma: Tensor
+    guidance: Tensor
+    text: Tensor
+    pooled: Tensor
+    image: Tensor
+
+
+def patched(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """(B, channels, T, h, w) -> (B, tokens, dim): the convolution, whose stride is its kernel, as one matrix product."""
+    t, h, w = conv.kernel_size
+    x = pad_to_multiple(x, conv.kernel_size) if conv.kernel_size != (1, 2, 2) else x
+    x = rearrange(x, "b c (t kt) (h kh) (w kw) -> b (t h w) (c kt kh kw)", kt=t, kh=h, kw=w)
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def velocity(net: PackedTransformer, inputs: Inputs) -> Tensor:
+    """(B, 16, T, h, w), float32."""
+    _, _, frames, height, width = inputs.noisy.shape
+    times = inputs.sigma * 1000.0
+    conditioning = net.time_text_embed(times, inputs.pooled, inputs.guidance)
+    text = net.context_embedder(inputs.text, times, sdpa)
+    text = torch.cat([net.image_projection(inputs.image), text], dim=1)
+    embed = net.clean_x_embedder
+    noisy = patched(net.x_embedder.proj, inputs.noisy)
+    parts = ((embed.proj_4x, inputs.four), (embed.proj_2x, inputs.two), (embed.proj, inputs.clean))
+    x = torch.cat([*(patched(conv, latents) for conv, latents in parts), noisy], dim=1)
+    latents = x.shape[1]
+    for block in net.transformer_blocks:
+        x, text = block(x, text, (block.norm1(conditioning), block.norm1_context(conditioning)), inputs.rope, sdpa)
+    x = torch.cat([x, text], dim=1)
+    for block in net.single_transformer_blocks:
+        x = block(x, block.norm(conditioning), latents, inputs.rope, sdpa)
+    scale, shift = net.norm_out(conditioning).unsqueeze(1).chunk(2, dim=-1)
+    x = modulate(layer_norm(x[:, latents - noisy.shape[1] : latents]), shift, scale)
+    patches = F.linear(x, net.proj_out.weight, net.proj_out.bias).float()
+    sizes = {"t": frames, "h": height // 2, "w": width // 2, "ph": 2, "pw": 2}
+    return rearrange(patches, "b (t h w) (c ph pw) -> b c t (h ph) (w pw)", **sizes)

@@ -1,0 +1,73 @@
+"""The small language of the clips: fixed phrases first, then other ways to say the same."""
+
+from __future__ import annotations
+
+from itertools import product
+
+# Colour names with hue (in turns), saturation and value of `pictures.hue`'s wheel; white, grey and black have no hue.
+COLOURS = {
+    "red": (0.0, 1.5, 0.50), "green": (1 / 3, 1.5, 0.45), "blue": (2 / 3, 1.5, 0.50), "yellow": (1 / 6, 1.1, 0.62),
+    "purple": (5 / 6, 1.0, 0.50), "white": (0.0, 0.0, 0.97), "black": (0.0, 0.0, 0.04), "orange": (0.08, 1.4, 0.55),
+}  # fmt: skip
+# Shape names with corners and inner radius (None: a regular polygon's) of `pictures.radius`.
+SHAPES = {
+    "circle": (64, None), "square": (4, None), "triangle": (3, None), "star": (5, 0.45), "hexagon": (6, None),
+    "diamond": (2, 0.55),
+}  # fmt: skip
+
+DIRECTIONS = ("left", "right", "up", "down")
+# Kinds of clips with the number of their directions.
+KINDS = {"move": 4, "pan": 4, "zoom": 2, "grow": 2, "turn": 2, "still": 1}
+
+# For each kind and direction the ways to say it; the first is the fixed phrase of the first lessons.
+_WHERE = {"left": "to the left", "right": "to the right", "up": "up", "down": "down"}
+PHRASES = {
+    **{
+        ("move", i): (
+            f"The {{colour}} {{shape}} moves {_WHERE[d]}.",
+            f"The {{shape}} moves {_WHERE[d]}.",
+            f"The {{colour}} {{shape}} slides {_WHERE[d]}.",
+            f"The {{shape}} flies {_WHERE[d]}.",
+        )
+        for i, d in enumerate(DIRECTIONS)
+    },
+    **{
+        ("pan", i): (
+            f"The camera pans {_WHERE[d]}.",
+            f"The camera slowly pans {_WHERE[d]}.",
+            f"The camera moves {_WHERE[d]}.",
+        )
+        for i, d in enumerate(DIRECTIONS)
+    },
+    ("zoom", 0): ("The camera zooms in.", "The camera slowly zooms in.", "The camera moves closer."),
+    ("zoom", 1): ("The camera zooms out.", "The camera slowly zooms out.", "The camera moves away."),
+    ("grow", 0): ("The {colour} {shape} grows.", "The {shape} grows.", "The {colour} {shape} becomes larger."),
+    ("grow", 1): ("The {colour} {shape} shrinks.", "The {shape} shrinks.", "The {colour} {shape} becomes smaller."),
+    ("turn", 0): ("The {colour} {shape} turns to the right.", "The {colour} {shape} rotates clockwise."),
+    ("turn", 1): ("The {colour} {shape} turns to the left.", "The {colour} {shape} rotates counterclockwise."),
+    ("still", 0): ("Nothing moves.", "A still picture."),
+}
+
+# Words of users' prompts that no clip has, so that the tokenizer does not fall back to letters for them.
+COMMON_WORDS = (
+    "a an and the of in on at with from into over under behind before after while then slowly quickly gently smoothly "
+    "person man woman girl boy child people face hair hand eyes smile smiles walks runs dances waves looks talks jumps "
+    "dog cat bird lion cheetah horse animal tower house tree mountain sky cloud clouds sea water river city street car "
+    "light sun moon night day morning evening wind rain snow fire smoke flower grass field forest background picture "
+    "photo scene video film clear beautiful soft bright dark warm cold colorful detailed cinematic motion movement"
+)
+
+
+def caption(kind: str, direction: int, shape: str, colour: str, phrase: int = 0) -> str:
+    """phrase: number of the wording, taken modulo how many there are."""
+    phrases = PHRASES[kind, direction]
+    return phrases[phrase % len(phrases)].format(shape=shape, colour=colour)
+
+
+def every_caption() -> list[str]:
+    """All sentences of the language, without repeats."""
+    sentences = []
+    for key, phrases in PHRASES.items():
+        for phrase, shape, colour in product(range(len(phrases)), SHAPES, COLOURS):
+            sentences.append(caption(*key, shape, colour, phrase))
+    return list(dict.fromkeys(sentences))

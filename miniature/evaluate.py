@@ -1,0 +1,308 @@
+"""`python -m miniature.evaluate [FOLDER] [--json] [--only vae,sprites,...] [--sheets DIR]`: is the miniature what it claims?
+
+Everything runs on the CPU through the program's own code (ModelPool, requests, plans, sample_film) on held-out scenes.
+Every figure comes with what it must reach and whether it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusers_helper.buckets import cover_crop
+from diffusers_helper.latents import decode, encode_picture
+from eichi_utils.encode import Conditions, fit_pictures, pixels_of
+from eichi_utils.film import Decoded, sample_film
+from eichi_utils.forward import ForwardRequest
+from eichi_utils.history import joined
+from eichi_utils.jobs import Stop
+from eichi_utils.models import ModelPool
+from eichi_utils.request import Request
+from eichi_utils.reverse import ReverseRequest
+from eichi_utils.runner import prepare
+from miniature import vae as passes
+from miniature.captions import KINDS
+from miniature.clips import HELD_OUT, SECTION, VECTORS, Scenes, render, scenes
+from miniature.pictures import bank
+from miniature.train import WEIGHTS
+
+SIDE, STEPS, SECTION_SECONDS = 128, 15, 1.2
+# dB of a 16-component PCA of 8x8 patches plus 1.5.
+PHOTOS = {"tower": 23.3, "lion": 26.4, "cheetah": 28.8}
+# Frame at which the way is measured: later ones may have the shape leaving the picture.
+LATE = 30
+MODES: dict[str, type[Request]] = {"reverse": ReverseRequest, "forward": ForwardRequest}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """value against a bound: at least, or at most if `at_most`. No bound: for information."""
+
+    name: str
+    value: float
+    bound: float | None = None
+    at_most: bool = False
+
+    @property
+    def holds(self) -> bool | None:
+        if self.bound is None:
+            return None
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+
+def decibels(made: Tensor, true: Tensor) -> float:
+    """PSNR of values in -1..1."""
+    return 10 * numpy.log10(4 / max((made.clamp(-1, 1) - true).square().mean().item(), 1e-12))
+
+
+class Evaluation:
+    """The checkpoint's networks, held-out scenes, and the figures of each part. sheets: folder for pictures, or None."""
+
+    def __init__(self, folder: Path, count: int, sheets: Path | None):
+        self.pool = ModelPool(folder, device="cpu")
+        self.count, self.sheets = count, sheets
+        seeds = torch.arange(HELD_OUT + 9000, HELD_OUT + 9032)
+        self.pictures = bank(seeds, 256)
+        self.parts: dict[str, Callable[[], Iterator[Figure]]] = {
+            "vae": self.vae,
+            "sprites": lambda: self.kind("move", self.count, 0.9),
+            "pan": lambda: self.kind("pan", min(self.count, 16), 0.8),
+            "zoom": lambda: self.kind("zoom", min(self.count, 16), 0.9),
+            "sections": self.sections,
+            "end": self.end,
+            "time": self.time,
+            "photos": self.photos,
+        }
+
+    def scenes(self, kind: str, count: int) -> Scenes:
+        seeds = torch.arange(HELD_OUT + 1000, HELD_OUT + 1000 + count)
+        return scenes(seeds, len(self.pictures), {kind: 1.0})
+
+    def vae(self) -> Iterator[Figure]:
+        """Photos and clips through the VAE alone."""
+        with self.pool.vae() as vae:
+            for name, bound in PHOTOS.items():
+                x = pixels_of(cover_crop(Image.open(photo(name)).convert("RGB"), 160, 160))
+                y = decode(vae, encode_picture(vae, x))
+                yield Figure(f"photo {name}, dB", decibels(y, x), bound)
+                self.sheet(f"vae_{name}", torch.cat([x, y], dim=2))
+            scene = scenes(torch.arange(HELD_OUT, HELD_OUT + 16), len(self.pictures), {"move": 2, "pan": 1, "zoom": 1})
+            values, errors = [], torch.zeros(3)
+            for number in range(16):
+                x = render(_one(scene, number), self.pictures, torch.arange(33), SIDE, SIDE)
+                with torch.inference_mode():
+                    y = vae.decode(vae.encode(x).latent_dist.mode()).sample
+                values.append(decibels(y, x))
+                errors += passes.opponents(y - x).square().transpose(0, 1).flatten(1).mean(1) / 16
+            yield Figure("16 clips, mean dB", sum(values) / 16, 27.0)
+            axes = [10 * numpy.log10(4 / error) for error in errors.tolist()]
+            yield Figure("weaker colour axis against brightness, dB", min(axes[1:]) - axes[0], -3.0)
+
+    def kind(self, kind: str, count: int, bound: float) -> Iterator[Figure]:
+        """One section of scenes of a kind in both layouts, against the truths of all directions."""
+        scene = self.scenes(kind, count)
+        frames = torch.arange(SECTION + 1)
+        for mode in MODES:
+            right, tracked, covered, error, still, first = 0, 0, [], 0.0, 0.0, []
+            for number in range(count):
+                one = _one(scene, number)
+                truths = [render(one.turned_to(d), self.pictures, frames, SIDE, SIDE) for d in range(KINDS[kind])]
+                direction = int(one.direction)
+                film, latents, conditions = self.film(mode, truths[direction][:, :, 0], one.captions()[0])
+                with self.pool.vae() as vae, torch.inference_mode():
+                    coded = [vae.encode(t).latent_dist.mode() * vae.config.scaling_factor for t in truths]
+                distances = [(latents - c[:, :, 1:]).square().mean().item() for c in coded]
+                right += int(numpy.argmin(distances)) == direction
+                error += distances[direction]
+                start = conditions.latents["start"]
+                still += (start - coded[direction][:, :, 1:]).square().mean().item()
+                with self.pool.vae() as vae:
+                    own = decode(vae, start)
+                first.append(decibels(own, truths[direction][:, :, :1]) - decibels(film[:, :, :1], truths[direction][:, :, :1]))
+                if kind == "move":
+                    share = along(film, truths[direction], one)
+                    covered.append(share)
+                    tracked += share > 0.2
+                if number < 6:
+                    self.sheet(f"{kind}_{mode}_{number}", torch.cat([truths[direction], film], dim=3)[:, :, ::6])
+            yield Figure(f"{kind} {mode}: nearest of {KINDS[kind]} truths, of {count}", right / count, bound)
+            if kind == "move":
+                yield Figure(f"{kind} {mode}: tracked as captioned", tracked / count, bound)
+                yield Figure(f"{kind} {mode}: share of the distance, median", float(numpy.median(covered)), 0.7)
+            yield Figure(f"{kind} {mode}: latent error against a still film's", error / still, 0.35, at_most=True)
+            yield Figure(f"{kind} {mode}: first frame below the VAE's own, mean dB", _mean(first), 0.5, at_most=True)
+            yield Figure(f"{kind} {mode}: first frame below the VAE's own, worst dB", max(first))
+
+    def sections(self, count: int = 4) -> Iterator[Figure]:
+        """Two sections: each against a still film, and the join against its neighbours."""
+        scene = self.scenes("move", count)
+        for mode in MODES:
+            gains, jumps = [[], []], []
+            for number in range(count):
+                one = _one(scene, number)
+                truth = render(one, self.pictures, torch.arange(2 * SECTION + 1), SIDE, SIDE)
+                film, _, _ = self.film(mode, truth[:, :, 0], one.captions()[0], sections=2)
+                for half in range(2):
+                    frames = slice(1 + half * SECTION, 1 + (half + 1) * SECTION)
+                    still = truth[:, :, :1].expand_as(truth[:, :, frames])
+                    gains[half].append(decibels(film[:, :, frames], truth[:, :, frames]) - decibels(still, truth[:, :, frames]))
+                steps = film.diff(dim=2).abs().mean(dim=(0, 1, 3, 4))
+                around = torch.cat([steps[SECTION - 6 : SECTION - 1], steps[SECTION + 2 : SECTION + 7]]).mean()
+                jumps.append((steps[SECTION - 1 : SECTION + 2].max() / around).item())
+                if number < 2:
+                    self.sheet(f"two_sections_{mode}_{number}", torch.cat([truth, film], dim=3)[:, :, ::9])
+            for half in range(2):
+                yield Figure(f"two sections {mode}: gain on a still film in section {half + 1}, dB", _mean(gains[half]), 2.0)
+            yield Figure(f"two sections {mode}: jump at the join", _mean(jumps), 3.0, at_most=True)
+
+    def end(self, count: int = 4) -> Iterator[Figure]:
+        """Films with an end picture, against the same without."""
+        scene, gains = self.scenes("move", count), []
+        for number in range(count):
+            one = _one(scene, number)
+            other = render(one.turned_to((int(one.direction) + 1) % 4), self.pictures, torch.arange(SECTION + 1), SIDE, SIDE)
+            last = other[:, :, -1]
+            caption = one.turned_to((int(one.direction) + 1) % 4).captions()[0]
+            with_end, _, _ = self.film("reverse", other[:, :, 0], caption, end=last)
+            without, _, _ = self.film("reverse", other[:, :, 0], one.captions()[0])
+            gains.append(decibels(with_end[:, :, -1], last) - decibels(without[:, :, -1], last))
+            self.sheet(f"end_{number}", torch.cat([without, with_end], dim=3)[:, :, ::6])
+        yield Figure("end picture: nearer by, dB", _mean(gains), 6.0)
+
+    def time(self) -> Iterator[Figure]:
+        """One section of 160x160 in 25 steps, networks loaded."""
+        x = pixels_of(cover_crop(Image.open(photo("tower")).convert("RGB"), 160, 160))[:, :, 0]
+        began = time.perf_counter()
+        self.film("reverse", x, "The camera zooms in.", size=160, steps=25)
+        yield Figure("one section at 160x160, 25 steps, seconds", time.perf_counter() - began, 8.0, at_most=True)
+
+    def photos(self) -> Iterator[Figure]:
+        """Photos for the eye; figures only say that something moves."""
+        prompts = {"tower": "The camera zooms in.", "lion": "The camera pans to the right.", "cheetah": "The camera zooms out."}
+        for name, prompt in prompts.items():
+            x = pixels_of(cover_crop(Image.open(photo(name)).convert("RGB"), SIDE, SIDE))[:, :, 0]
+            films = [self.film(mode, x, prompt)[0] for mode in MODES]
+            yield Figure(f"photo {name}: mean change of the last frame", (films[0][:, :, -1] - x).abs().mean().item())
+            self.sheet(f"photo_{name}", torch.cat(films, dim=3)[:, :, ::6])
+
+    def film(
+        self,
+        mode: str,
+        start: Tensor,
+        prompt: str,
+        sections: int = 1,
+        end: Tensor | None = None,
+        size: int = SIDE,
+        steps: int = STEPS,
+    ) -> tuple[Tensor, Tensor, Conditions]:
+        """Pixels (1, 3, frames, H, W), the last sampled section's latents, and what it was made from.
+
+        start, end: (1, 3, H, W) in -1..1.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            common = {
+                "image": _saved(start, Path(temporary) / "start.png"),
+                "prompt": prompt,
+                "seconds": sections * SECTION_SECONDS,
+            }
+            common |= {"seed": 7, "steps": steps, "size": size, "step_cache": "none"}
+            if end is not None:
+                common["end_image"] = _saved(end, Path(temporary) / "end.png")
+            request = MODES[mode](**common)
+            plan = request.plan()
+            *_, conditions = prepare(request, plan, fit_pictures(plan, size), self.pool)
+            final = None
+            for item in sample_film(request, plan, conditions, self.pool, Stop()):
+                if isinstance(item, Decoded):
+                    latents = item.latents
+                    final = item.final if final is None else joined(item.final, final, plan.grows)
+                    shown = joined(item.open, final, plan.grows)
+        return shown, latents, conditions
+
+    def sheet(self, name: str, clip: Tensor) -> None:
+        """(1, 3, T, H, W) as a strip."""
+        if self.sheets:
+            self.sheets.mkdir(parents=True, exist_ok=True)
+            _picture(clip[0].permute(0, 2, 1, 3).flatten(2)[None]).save(self.sheets / f"{name}.png")
+
+
+def along(film: Tensor, truth: Tensor, one: Scenes) -> float:
+    """How far the shape got along its way, as a share of the truth.
+
+    The shape is where, among the pixels that change in the truth, the colour is like its own; both are measured alike.
+    """
+    vector = torch.tensor(VECTORS[int(one.direction)])
+    ys, xs = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    first, last = truth[0, :, 0], truth[0, :, LATE]
+    changed = (first - last).abs().sum(0) > 0.25
+    colour = first[:, int(one.place[0, 1] * SIDE), int(one.place[0, 0] * SIDE)]
+    ways = []
+    for clip in (truth, film):
+        places = []
+        for frame in (clip[0, :, 0], clip[0, :, LATE]):
+            likeness = torch.exp(-6 * (frame - colour[:, None, None]).square().sum(0)) * changed
+            weight = likeness / likeness.sum().clamp_min(1e-6)
+            places.append(torch.stack([(weight * xs).sum(), (weight * ys).sum()]))
+        ways.append(((places[1] - places[0]) @ vector).item())
+    return ways[1] / ways[0] if abs(ways[0]) > 1 else float("nan")
+
+
+def _one(scene: Scenes, number: int) -> Scenes:
+    return Scenes(**{name: value[number : number + 1] for name, value in vars(scene).items()})
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    values = (pixels[0].clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).numpy())
+
+
+def _saved(pixels: Tensor, path: Path) -> str:
+    _picture(pixels).save(path)
+    return str(path)
+
+
+def photo(name: str) -> Path:
+    """A photo that comes with gradio."""
+    return Path(importlib.util.find_spec("gradio").origin).parent / "media_assets" / "images" / f"{name}.jpg"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m miniature.evaluate", description=__doc__.splitlines()[0])
+    default = Path(__file__).parent / "checkpoint"
+    parser.add_argument("folder", type=Path, nargs="?", default=default if default.is_dir() else WEIGHTS)
+    parser.add_argument("--json", action="store_true", help="one JSON document at the end")
+    parser.add_argument("--only", default="", help="parts, with commas between")
+    parser.add_argument("--count", type=int, default=24, help="scenes of each kind")
+    parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
+    options = parser.parse_args()
+    evaluation = Evaluation(options.folder, options.count, options.sheets)
+    chosen = [part for part in options.only.split(",") if part] or list(evaluation.parts)
+    figures = []
+    for part in chosen:
+        for figure in evaluation.parts[part]():
+            figures.append(figure)
+            mark = {True: "holds", False: "MISSED", None: ""}[figure.holds]
+            bound = "" if figure.bound is None else f"({'<=' if figure.at_most else '>='} {figure.bound:g})"
+            print(f"{figure.name}: {figure.value:.3f} {bound} {mark}", file=sys.stderr, flush=True)
+    if options.json:
+        print(json.dumps([{**vars(figure), "holds": figure.holds} for figure in figures], indent=1))
+
+
+if __name__ == "__main__":
+    main()

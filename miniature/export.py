@@ -1,0 +1,86 @@
+"""`python -m miniature.export`: the trained weights as a checkpoint in the hub's layout, `miniature/checkpoint`.
+
+Networks come from `miniature/weights` as they are; added are `eichi.json` (the preview matrix fitted to these latents, the
+recommended size and steps) and the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLHunyuanVideo
+from torch import Tensor
+
+from diffusers_helper.checkpoint import quiet
+from miniature import vae as passes
+from miniature.clips import HELD_OUT
+from miniature.pictures import bank
+from miniature.train import WEIGHTS
+
+COMPONENTS = (
+    "transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_encoder", "feature_extractor",
+)  # fmt: skip
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+LIMIT = 25_000_000
+RECOMMENDED = {"size": 128, "steps": 15, "prompt": "The camera zooms in.", "sizes": [128, 160, 192]}
+# Seeds of the pictures the preview is fitted to; far from those of the evaluation.
+PREVIEW_SEEDS = HELD_OUT + 500_000
+
+
+@torch.no_grad()
+def fitted_preview(vae: AutoencoderKLHunyuanVideo, pictures: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Least squares from latents to the mean colour of each cell in 0..1: rows (16, 3), bias (3,), share of variance.
+
+    pictures: (B, 3, H, W) in -1..1.
+    """
+    z = passes.encode(vae, pictures) * vae.config.scaling_factor
+    x = z.permute(0, 2, 3, 1).flatten(0, 2).double()
+    y = F.avg_pool2d(pictures * 0.5 + 0.5, 8).permute(0, 2, 3, 1).flatten(0, 2).double()
+    design = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+    solution = torch.linalg.lstsq(design, y).solution
+    explained = 1 - (design @ solution - y).square().sum() / (y - y.mean(0)).square().sum()
+    return solution[:-1].float(), solution[-1].float(), explained.item()
+
+
+def export(weights: Path, folder: Path) -> Path:
+    """Replaces `folder` as a whole. Raises ValueError if the checkpoint is larger than it may be."""
+    with quiet():
+        vae = AutoencoderKLHunyuanVideo.from_pretrained(weights / "vae", torch_dtype=torch.float32).eval()
+    pictures = bank(torch.arange(PREVIEW_SEEDS, PREVIEW_SEEDS + 24), 128).float() / 127.5 - 1
+    rows, bias, explained = fitted_preview(vae, pictures)
+    preview = {"rows": [[round(v, 4) for v in row] for row in rows.tolist()], "bias": [round(v, 4) for v in bias.tolist()]}
+    document = {"name": "miniature", **RECOMMENDED, "preview": {**preview, "explained": round(explained, 4)}}
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        new = Path(temporary) / "checkpoint"
+        for name in COMPONENTS:
+            shutil.copytree(weights / name, new / name)
+        (new / "eichi.json").write_text(json.dumps(document, indent=2) + "\n")
+        shutil.copy(Path(__file__).parent / "model_card.md", new / "README.md")
+        size = sum(path.stat().st_size for path in new.rglob("*") if path.is_file())
+        if size > LIMIT:
+            raise ValueError(f"the checkpoint has {size} bytes, more than {LIMIT}")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(new, folder)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m miniature.export", description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--to", type=Path, default=CHECKPOINT)
+    options = parser.parse_args()
+    folder = export(options.weights, options.to)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

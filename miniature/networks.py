@@ -1,0 +1,205 @@
+"""The miniature's other networks: configurations, first weights, tokenizers, and what they make of captions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from diffusers_helper.checkpoint import quiet
+from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
+from diffusers_helper.text import TEMPLATE, TextEncoders, encode_prompt, load_tokenizer, load_tokenizer_2, without_unused_layers
+from miniature.captions import COMMON_WORDS, every_caption
+from miniature.random_checkpoint import BEGIN, END, HEADER, HEADER_END, LLAMA3_SPLIT, PADDING
+
+TEXT_WIDTH, POOLED_WIDTH, IMAGE_WIDTH, IMAGE_SIDE = 96, 64, 64, 56
+TRANSFORMER = {
+    "_class_name": "HunyuanVideoTransformer3DModelPacked",
+    "num_attention_heads": 6,
+    "attention_head_dim": 32,
+    "num_layers": 2,
+    "num_single_layers": 6,
+    "num_refiner_layers": 1,
+    "text_embed_dim": TEXT_WIDTH,
+    "pooled_projection_dim": POOLED_WIDTH,
+    "rope_axes_dim": [4, 14, 14],
+    "image_proj_dim": IMAGE_WIDTH,
+    "has_image_proj": True,
+    "has_clean_x_embedder": True,
+    "guidance_embeds": True,
+}
+EXTRACTOR = {
+    "image_processor_type": "SiglipImageProcessor",
+    "size": {"height": IMAGE_SIDE, "width": IMAGE_SIDE},
+    "resample": 3,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "rescale_factor": 1 / 255,
+}
+
+
+def new_transformer() -> PackedTransformer:
+    """Every block starts as the identity and the velocity as 0: what feeds gates and the output starts at zero."""
+    net = PackedTransformer(TransformerConfig.from_json(TRANSFORMER))
+    for name, module in net.named_modules():
+        if name.endswith(("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear")) or name == "proj_out":
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return net
+
+
+def by_muon(name: str) -> bool:
+    """Matrices inside blocks. What embeds time, pixels and the output is not a map between hidden states."""
+    inside = any(part in name for part in (".attn.", ".ff", "proj_mlp", "image_projection", "context_embedder.proj_in"))
+    return inside or (name.startswith("single_") and "proj_out" in name)
+
+
+def build_encoders(folder: Path, seed: int = 0) -> None:
+    """Write text and vision encoders and their tokenizers below `folder`. They stay as they are here: nothing trains them.
+
+    With weights this large every word leaves its mark on the hidden states; the usual 0.02 would drown it.
+    """
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(seed)
+        sentences = [*every_caption(), COMMON_WORDS, COMMON_WORDS.title()]
+        tokenizer, tokenizer_2 = _llama_tokenizer(sentences), _clip_tokenizer(sentences)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        tokenizer_2.save_pretrained(folder / "tokenizer_2")
+        llama = LlamaModel(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=TEXT_WIDTH,
+                intermediate_size=192,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=512,
+            )
+        )
+        clip = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer_2),
+                hidden_size=POOLED_WIDTH,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                hidden_act="quick_gelu",
+                bos_token_id=tokenizer_2.bos_token_id,
+                eos_token_id=tokenizer_2.eos_token_id,
+            )
+        )
+        sizes = {"hidden_size": IMAGE_WIDTH, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+        siglip = SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=IMAGE_SIDE, patch_size=14))
+        for net in (llama, clip):
+            _spread(net)
+        for name, net in (("text_encoder", llama), ("text_encoder_2", clip), ("image_encoder", siglip)):
+            net.half().save_pretrained(folder / name)
+    extractor = folder / "feature_extractor" / "preprocessor_config.json"
+    extractor.parent.mkdir(parents=True, exist_ok=True)
+    extractor.write_text(json.dumps(EXTRACTOR, indent=2) + "\n")
+
+
+@torch.no_grad()
+def _spread(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.normal_(0, 0.7)
+        elif isinstance(module, nn.Linear):
+            module.weight.normal_(0, 1.2 * module.in_features**-0.5)
+
+
+def _llama_tokenizer(sentences: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Llama 3's splitting with merges learnt from the template and the captions, so that their words are one token each."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated")
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        special_tokens=[BEGIN, END, HEADER, HEADER_END, PADDING],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    plain = TEMPLATE
+    for special in (END, HEADER, HEADER_END, "{}"):
+        plain = plain.replace(special, "\0")
+    tokenizer.train_from_iterator([*plain.split("\0"), *sentences], trainer)
+    begin = tokenizer.token_to_id(BEGIN)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, begin)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, pad_token=PADDING)
+
+
+def _clip_tokenizer(sentences: Sequence[str]) -> CLIPTokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=1200, end_of_word_suffix="</w>", show_progress=False)
+    learner.train_from_iterator([text.lower().replace(" ", "\n") for text in sentences], trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={piece: n for n, piece in enumerate(dict.fromkeys(pieces))}, merges=merges)
+
+
+def load_text(folder: Path, device: torch.device) -> TextEncoders:
+    with quiet():
+        tokenizer, tokenizer_2 = load_tokenizer(folder / "tokenizer"), load_tokenizer_2(folder / "tokenizer_2")
+        llama = LlamaModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
+        clip = CLIPTextModel.from_pretrained(folder / "text_encoder_2", torch_dtype=torch.float32)
+    return TextEncoders(tokenizer, without_unused_layers(llama).eval().to(device), tokenizer_2, clip.eval().to(device))
+
+
+def load_vision(folder: Path, device: torch.device) -> SiglipVisionModel:
+    with quiet():
+        return SiglipVisionModel.from_pretrained(folder / "image_encoder", torch_dtype=torch.float32).eval().to(device)
+
+
+@torch.no_grad()
+def image_tokens(siglip: SiglipVisionModel, pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) in -1..1 -> (B, 16, 64); the program scales with Pillow instead, a few levels apart."""
+    small = F.interpolate(pixels.float(), (IMAGE_SIDE, IMAGE_SIDE), mode="bicubic", antialias=True)
+    return siglip(pixel_values=small.clamp(-1, 1)).last_hidden_state
+
+
+@dataclass(frozen=True)
+class CaptionBank:
+    """Features of captions, grouped by their number of tokens so that no batch needs padding or a mask.
+
+    place: caption -> (tokens, row). tokens: by count, (n, count, 96). pooled: by count, (n, 64).
+    """
+
+    place: dict[str, tuple[int, int]]
+    tokens: dict[int, Tensor]
+    pooled: dict[int, Tensor]
+
+
+def caption_bank(encoders: TextEncoders, captions: Sequence[str], device: torch.device, dtype: torch.dtype) -> CaptionBank:
+    place, tokens, pooled = {}, {}, {}
+    for caption in captions:
+        made = encode_prompt(encoders, caption)
+        count = made.tokens.shape[1]
+        place[caption] = count, len(tokens.setdefault(count, []))
+        tokens[count].append(made.tokens)
+        pooled.setdefault(count, []).append(made.pooled)
+    return CaptionBank(
+        place,
+        {count: torch.cat(parts).to(device, dtype) for count, parts in tokens.items()},
+        {count: torch.cat(parts).to(device, dtype) for count, parts in pooled.items()},
+    )

@@ -1,0 +1,56 @@
+"""`python -m miniature.train vae|transformer --minutes M [--resume]`: train one of the two networks until the time is over.
+
+Under `torchrun --nproc-per-node N -m miniature.train ...` it uses N cards. Weights are written all along, so that a run that
+is cut off can be resumed; only weights are kept, the optimizer starts anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from miniature.training import Session
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m miniature.train", description=__doc__.splitlines()[0])
+    parser.add_argument("network", choices=("vae", "transformer"))
+    parser.add_argument("--minutes", type=float, default=9.0, help="the whole run, start and saving included")
+    parser.add_argument("--resume", action="store_true", help="go on from the weights in --weights")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder that weights are read from and written to")
+    parser.add_argument("--rate", type=float, help="highest learning rate")
+    parser.add_argument("--last", type=float, default=0.01, help="share of it that is left at the end")
+    parser.add_argument("--stage", default="a", help="transformer: lesson of the curriculum")
+    parser.add_argument("--photos", type=Path, help="vae: folder of pictures to watch")
+    parser.add_argument("--pictures-until", type=float, default=0.5, help="vae: share of the time without clips")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--attention", choices=("flash", "efficient"), default="flash", help="transformer: PyTorch's kernel")
+    parser.add_argument("--pool", type=int, default=1536, help="transformer: clips kept on each card")
+    options = parser.parse_args(arguments)
+    session = Session(options.minutes, options.weights, options.device, not options.eager)
+    if options.network == "vae":
+        from miniature import train_vae
+
+        torch.backends.cudnn.benchmark = True
+        rate = options.rate or 3e-3
+        until = options.pictures_until
+        train_vae.train(options.weights, session, options.resume, rate, until, options.photos)
+    else:
+        from miniature import train_transformer
+
+        # With cuDNN's kernel allowed (torch 2.11, H200) training at these shapes ends in an illegal memory access.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cuda.enable_flash_sdp(options.attention == "flash")
+        train_transformer.train(
+            options.weights, session, options.resume, options.rate or 2e-3, options.last, options.stage, size=options.pool
+        )
+    session.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What both trainings share: the clock, the cards, replayed steps, the log, and weights on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from miniature.optimizer import FlatParameters, Optimizer
+
+# Steps between two looks at the clock; a look waits for the cards.
+LOOK = 20
+
+
+class Session:
+    """Device, ranks, deadline and log of one training run. Started by torchrun it spans several cards, else one.
+
+    began: `time.time()` at which the budget of `minutes` starts to run. graphs: replay steps as CUDA graphs.
+    """
+
+    def __init__(self, minutes: float, out: Path, device: str = "auto", graphs: bool = True):
+        self.began, self.seconds, self.out = time.time(), 60 * minutes, out
+        self.world, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        cuda = device != "cpu" and torch.cuda.is_available()
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+        self.dtype = torch.bfloat16 if cuda else torch.float32
+        self.graphs = cuda and graphs
+        if cuda:
+            torch.cuda.set_device(self.device)
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        if self.world > 1:
+            dist.init_process_group("nccl" if cuda else "gloo")
+        self.progress, self.steps = 0.0, 0
+        out.mkdir(parents=True, exist_ok=True)
+
+    def log(self, **values: Any) -> None:
+        """One JSON line to the screen and to log.jsonl, from the first rank only."""
+        if self.rank:
+            return
+        values = {key: round(v, 5) if isinstance(v, float) else v for key, v in values.items()}
+        line = json.dumps({"at": round(time.time() - self.began, 1), "step": self.steps, **values})
+        print(line, flush=True)
+        with (self.out / "log.jsonl").open("a") as stream:
+            stream.write(line + "\n")
+
+    def running(self) -> bool:
+        """Count a step; False when the time is over. All ranks agree, on the slowest one's clock."""
+        if self.steps % LOOK == 0:
+            elapsed = torch.tensor([time.time() - self.began], device=self.device, dtype=torch.float64)
+            if self.world > 1:
+                dist.all_reduce(elapsed, op=dist.ReduceOp.MAX)
+            elif self.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.progress = elapsed.item() / self.seconds
+        self.steps += 1
+        return self.progress < 1.0
+
+    def share(self, grad: Tensor) -> None:
+        """Average gradients over the cards."""
+        if self.world > 1:
+            dist.all_reduce(grad)
+            grad.div_(self.world)
+
+    def seeds(self, number: int, count: int, limit: int) -> Tensor:
+        """Seeds that no other block and no other rank gets, as long as fewer than `limit` are drawn."""
+        first = ((number * self.world + self.rank) * count) % limit
+        return torch.arange(first, first + count, device=self.device)
+
+    def close(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+def cosine(progress: float, peak: float, last: float = 0.01, warm: float = 0.01) -> float:
+    """Learning rate: linear to `peak` over the first `warm` of the time, then a half cosine to `last` of it."""
+    if progress < warm:
+        return peak * (progress + 1e-4) / warm
+    done = min((progress - warm) / (1 - warm), 1.0)
+    return peak * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Stepper:
+    """Forward and backward passes and the optimizer's step, each replayed as a CUDA graph where there is a card.
+
+    `add(name, function)`: function reads only tensors that stay where they are, and returns (loss, figures to log).
+    `run(name)` does one step and returns what the function returned.
+    """
+
+    def __init__(self, session: Session, flat: FlatParameters, optimizer: Optimizer):
+        self.session, self.flat, self.optimizer = session, flat, optimizer
+        self._passes: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {}
+        self._move: Callable[[], Any] | None = None
+
+    def add(self, name: str, function: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        def both() -> tuple[Tensor, Tensor]:
+            self.flat.grad.zero_()
+            loss, figures = function()
+            loss.backward()
+            return loss.detach(), figures
+
+        self._passes[name] = self._graphed(both)
+
+    def has(self, name: str) -> bool:
+        return name in self._passes
+
+    def clear(self) -> None:
+        """Forget the passes, whose tensors are about to go."""
+        self._passes.clear()
+
+    def run(self, name: str) -> tuple[Tensor, Tensor]:
+        result = self._passes[name]()
+        self.session.share(self.flat.grad)
+        if self._move is None:
+            self._move = self._graphed(self.optimizer.step)
+        self._move()
+        return result
+
+    def _graphed(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        if not self.session.graphs:
+            return function
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                function()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = function()
+
+        def replay() -> Any:
+            graph.replay()
+            return result
+
+        return replay
+
+
+def save_half(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype) -> None:
+    """Write tensors in 16 bits; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    save_file({name: t.to("cpu", dtype).contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
+    os.replace(temporary, path)
+
+
+def load_into(net: nn.Module, path: Path) -> None:
+    net.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()}, strict=True)

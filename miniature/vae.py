@@ -1,0 +1,161 @@
+"""Training passes over diffusers' AutoencoderKLHunyuanVideo: the same modules and values, made for many small clips.
+
+A picture is a clip of one frame, and with replicated padding in front of time a causal convolution over one frame is a
+2-D one whose kernel is the sum over time. `encode` and `decode` therefore take (B, C, H, W) as well as (B, C, T, H, W).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLHunyuanVideo
+from torch import Tensor, nn
+
+VAE_CONFIG = {"block_out_channels": (16, 32, 64, 64), "layers_per_block": 1, "norm_num_groups": 8}
+LATENTS = 16
+# Orthonormal: brightness, red against blue, green against both.
+OPPONENT = ((0.57735, 0.57735, 0.57735), (0.70711, 0.0, -0.70711), (-0.40825, 0.81650, -0.40825))
+# log of the posterior's variance, which nobody samples from: the program takes the mode.
+LOG_VARIANCE = -6.0
+
+
+class EdgePad(torch.autograd.Function):
+    """Replicate padding whose backward pass adds the borders instead of using atomics for every element."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pads: tuple[int, ...]) -> Tensor:
+        ctx.pads = pads
+        return F.pad(x, pads, mode="replicate")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        for axis, (before, after) in enumerate(zip(ctx.pads[::2], ctx.pads[1::2], strict=True)):
+            dim = grad.ndim - 1 - axis
+            size = grad.shape[dim] - before - after
+            inner = grad.narrow(dim, before, size).clone()
+            if before:
+                inner.narrow(dim, 0, 1).add_(grad.narrow(dim, 0, before).sum(dim, keepdim=True))
+            if after:
+                inner.narrow(dim, size - 1, 1).add_(grad.narrow(dim, before + size, after).sum(dim, keepdim=True))
+            grad = inner
+        return grad, None
+
+
+def conv(module: nn.Module, x: Tensor) -> Tensor:
+    """A HunyuanVideoCausalConv3d, or a plain Conv3d of size 1."""
+    inner = getattr(module, "conv", module)
+    weight, bias, stride = inner.weight, inner.bias, inner.stride
+    edge = weight.shape[-1] // 2
+    if x.ndim == 4:
+        x = EdgePad.apply(x, (edge,) * 4) if edge else x
+        return F.conv2d(x, weight.sum(2), bias, stride[1:])
+    x = EdgePad.apply(x, (edge,) * 4 + (2 * edge, 0)) if edge else x
+    return F.conv3d(x, weight, bias, stride)
+
+
+def norm(module: nn.GroupNorm, x: Tensor) -> Tensor:
+    return F.group_norm(x, module.num_groups, module.weight, module.bias, module.eps)
+
+
+def resnet(module: nn.Module, x: Tensor) -> Tensor:
+    y = conv(module.conv1, F.silu(norm(module.norm1, x)))
+    y = conv(module.conv2, F.silu(norm(module.norm2, y)))
+    return y + (conv(module.conv_shortcut, x) if module.conv_shortcut is not None else x)
+
+
+def attention(module: nn.Module, x: Tensor) -> Tensor:
+    """One head over all cells of a frame and of the frames before it."""
+    frames = x.shape[2] if x.ndim == 5 else 1
+    flat = x.flatten(2)
+    y = norm(module.group_norm, flat).transpose(1, 2)
+    q, k, v = (linear(y)[:, None] for linear in (module.to_q, module.to_k, module.to_v))
+    mask = None
+    if frames > 1:
+        number = torch.arange(frames, device=x.device).repeat_interleave(flat.shape[2] // frames)
+        mask = number[:, None] >= number[None]
+    y = module.to_out[0](F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[:, 0])
+    return (y.transpose(1, 2) + flat).view(x.shape)
+
+
+def middle(module: nn.Module, x: Tensor) -> Tensor:
+    x = resnet(module.resnets[0], x)
+    for attend, block in zip(module.attentions, module.resnets[1:], strict=True):
+        x = resnet(block, attention(attend, x))
+    return x
+
+
+def upsampled(module: nn.Module, x: Tensor) -> Tensor:
+    factors = tuple(int(factor) for factor in module.upsample_factor)
+    if x.ndim == 4:
+        return conv(module.conv, F.interpolate(x, scale_factor=factors[1:], mode="nearest"))
+    # The first frame is alone in its latent.
+    times = torch.cat([x[:, :, :1], x[:, :, 1:].repeat_interleave(factors[0], 2)], dim=2)
+    wide = times.repeat_interleave(factors[1], 3).repeat_interleave(factors[2], 4)
+    return conv(module.conv, wide)
+
+
+def encode(vae: AutoencoderKLHunyuanVideo, x: Tensor) -> Tensor:
+    """Pixels -> means of the posterior, not scaled: (B, 16, h, w) of pictures, (B, 16, t, h, w) of clips."""
+    net = vae.encoder
+    x = conv(net.conv_in, x)
+    for block in net.down_blocks:
+        for module in block.resnets:
+            x = resnet(module, x)
+        for module in block.downsamplers or ():
+            x = conv(module.conv, x)
+    x = conv(net.conv_out, F.silu(norm(net.conv_norm_out, middle(net.mid_block, x))))
+    return conv(vae.quant_conv, x)[:, :LATENTS]
+
+
+def decode(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
+    """Means of the posterior -> pixels, both as in `encode`."""
+    net = vae.decoder
+    x = middle(net.mid_block, conv(net.conv_in, conv(vae.post_quant_conv, z)))
+    for block in net.up_blocks:
+        for module in block.resnets:
+            x = resnet(module, x)
+        for module in block.upsamplers or ():
+            x = upsampled(module, x)
+    return conv(net.conv_out, F.silu(norm(net.conv_norm_out, x)))
+
+
+def noisy(z: Tensor, most: float) -> Tensor:
+    """Latents with noise of 0 to `most` of their channels' size, so that the decoder forgives what sampling leaves wrong."""
+    dims = (0, *range(2, z.ndim))
+    size = z.detach().square().mean(dims, keepdim=True).sqrt()
+    level = (torch.rand(len(z), *(1,) * (z.ndim - 1), device=z.device) * 2 - 1).clamp_min(0) * most
+    return z + (level * size).to(z.dtype) * torch.randn_like(z)
+
+
+def opponents(difference: Tensor) -> Tensor:
+    """(B, 3, ...) along the three opponent axes; without constant tensors, which a CUDA graph could not copy to the card."""
+    return torch.stack([sum(c * difference[:, k] for k, c in enumerate(row)) for row in OPPONENT], dim=1)
+
+
+def loss(made: Tensor, true: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss, and the mean square error of each opponent axis (3,) for the log."""
+    difference = made.float() - true.float()
+    axes = opponents(difference)
+    total = (axes[:, :1].abs().mean() + 3 * axes[:, 1:].abs().mean()) / 3
+    total = total + 4 * difference.square().mean() + 1e-4 * z.float().square().mean()
+    total = total + 0.3 * sum(difference.diff(dim=dim).abs().mean() for dim in (-1, -2))
+    if difference.ndim == 5:
+        total = total + 0.5 * difference.diff(dim=2).abs().mean()
+    return total, axes.detach().square().transpose(0, 1).flatten(1).mean(1)
+
+
+@torch.no_grad()
+def fold(vae: AutoencoderKLHunyuanVideo, mean: Tensor, std: Tensor) -> None:
+    """Make `scaling_factor` times the latents mean 0 and std 1, where they had `mean` and `std` (16,); exact, in place."""
+    size = (std * vae.config.scaling_factor).double()
+    first, second = vae.quant_conv, vae.post_quant_conv
+    weight, bias = first.weight[:LATENTS].double(), first.bias[:LATENTS].double()
+    first.weight[:LATENTS] = (weight / size.view(-1, 1, 1, 1, 1)).to(first.weight)
+    first.bias[:LATENTS] = ((bias - mean) / size).to(first.bias)
+    first.weight[LATENTS:] = 0
+    first.bias[LATENTS:] = LOG_VARIANCE
+    weight = second.weight.double()
+    second.bias += (weight.flatten(1) @ mean.double()).to(second.bias)
+    second.weight.copy_(weight * size.view(1, -1, 1, 1, 1))
