@@ -171,12 +171,8 @@ def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
     if not isinstance(document, Mapping):
         return document
     wanted = options.mode or document.get("mode")
-    if (
-        options.mode in modes.MODES
-        and document.get("mode") != options.mode
-        or options.request is None
-        and wanted in modes.MODES
-    ):
+    foreign = options.request is None or (options.mode is not None and document.get("mode") != options.mode)
+    if foreign and wanted in modes.MODES:
         known = {field.name for field in dataclasses.fields(modes.MODES[wanted])}
         document = {name: value for name, value in document.items() if name in known}
     return {**document, "mode": wanted}

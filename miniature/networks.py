@@ -9,24 +9,21 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
-    CLIPTokenizer,
     LlamaConfig,
     LlamaModel,
-    PreTrainedTokenizerFast,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
 from diffusers_helper.checkpoint import quiet
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.text import TEMPLATE, TextEncoders, encode_prompt, load_tokenizer, load_tokenizer_2, without_unused_layers
+from diffusers_helper.text import TextEncoders, encode_prompt, load_tokenizer, load_tokenizer_2, without_unused_layers
 from miniature.captions import COMMON_WORDS, every_caption
-from miniature.random_checkpoint import BEGIN, END, HEADER, HEADER_END, LLAMA3_SPLIT, PADDING
+from miniature.random_checkpoint import clip_tokenizer, llama_tokenizer
 
 TEXT_WIDTH, POOLED_WIDTH, IMAGE_WIDTH, IMAGE_SIDE = 96, 64, 64, 56
 TRANSFORMER = {
@@ -78,7 +75,8 @@ def build_encoders(folder: Path, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         sentences = [*every_caption(), COMMON_WORDS, COMMON_WORDS.title()]
-        tokenizer, tokenizer_2 = _llama_tokenizer(sentences), _clip_tokenizer(sentences)
+        words = [sentence.lower().replace(" ", "\n") for sentence in sentences]
+        tokenizer, tokenizer_2 = llama_tokenizer(sentences), clip_tokenizer(words, vocabulary=1200)
         tokenizer.save_pretrained(folder / "tokenizer")
         tokenizer_2.save_pretrained(folder / "tokenizer_2")
         llama = LlamaModel(
@@ -122,40 +120,6 @@ def _spread(net: nn.Module) -> None:
             module.weight.normal_(0, 0.7)
         elif isinstance(module, nn.Linear):
             module.weight.normal_(0, 1.2 * module.in_features**-0.5)
-
-
-def _llama_tokenizer(sentences: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Llama 3's splitting with merges learnt from the template and the captions, so that their words are one token each."""
-    tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated")
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000,
-        special_tokens=[BEGIN, END, HEADER, HEADER_END, PADDING],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    plain = TEMPLATE
-    for special in (END, HEADER, HEADER_END, "{}"):
-        plain = plain.replace(special, "\0")
-    tokenizer.train_from_iterator([*plain.split("\0"), *sentences], trainer)
-    begin = tokenizer.token_to_id(BEGIN)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, begin)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, pad_token=PADDING)
-
-
-def _clip_tokenizer(sentences: Sequence[str]) -> CLIPTokenizer:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=1200, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator([text.lower().replace(" ", "\n") for text in sentences], trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
-    pieces += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={piece: n for n, piece in enumerate(dict.fromkeys(pieces))}, merges=merges)
 
 
 def load_text(folder: Path, device: torch.device) -> TextEncoders:

@@ -6,6 +6,7 @@ For tests, and for trying the whole path where no trained checkpoint is present.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -91,8 +92,8 @@ def _transformer(folder: Path) -> None:
     save_file(net.state_dict(), folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
 
-def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Llama 3's splitting, trained on the template."""
+def llama_tokenizer(sentences: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Llama 3's splitting, trained on the template and on sentences whose words shall be one token each."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -110,24 +111,24 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
     plain = TEMPLATE
     for special in (END, HEADER, HEADER_END, "{}"):
         plain = plain.replace(special, "\0")
-    tokenizer.train_from_iterator(plain.split("\0"), trainer)
+    tokenizer.train_from_iterator([*plain.split("\0"), *sentences], trainer)
     begin = tokenizer.token_to_id(BEGIN)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, begin)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, pad_token=PADDING)
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with merges learnt from the template."""
+def clip_tokenizer(texts: Sequence[str] = (TEMPLATE.lower(),), vocabulary: int = 900) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer with merges learnt from lower-case texts, until so many pieces are known."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=900, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator([TEMPLATE.lower()], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, end_of_word_suffix="</w>", show_progress=False)
+    learner.train_from_iterator(texts, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges)
+    numbers = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    return CLIPTokenizer(vocab=numbers, merges=merges)
 
 
 def _llama(vocabulary: int) -> LlamaModel:
