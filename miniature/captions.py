@@ -58,14 +58,39 @@ COMMON_WORDS = (
 )
 
 
+# What a camera's sentence may go on with; it changes nothing.
+TAILS = ("on the tower", "on the lion", "on the face", "over the city", "across the field", "in soft light")
+# Prompts of people who do not know the language: a gentle push-in answers them.
+_SUBJECTS = "person woman girl boy dog cat lion tower tree car"
+_ACTIONS = "walks runs dances waves talks jumps looks|up smiles moves|gently turns|around"
+_MANNERS = "slowly|gently|in the wind|with clear movements|in beautiful soft light, cinematic and detailed"
+
+
 def caption(kind: str, direction: int, shape: str, colour: str, phrase: int = 0) -> str:
     """phrase: number of the wording, taken modulo how many there are."""
     phrases = PHRASES[kind, direction]
     return phrases[phrase % len(phrases)].format(shape=shape, colour=colour)
 
 
+def with_tail(sentence: str, tail: int) -> str:
+    return f"{sentence[:-1]} {TAILS[tail]}."
+
+
+def everyday_captions() -> list[str]:
+    manners = ("", *(f" {manner}" for manner in _MANNERS.split("|")))
+    parts = product(_SUBJECTS.split(), (action.replace("|", " ") for action in _ACTIONS.split()), manners)
+    return [f"The {subject} {action}{manner}." for subject, action, manner in parts]
+
+
+def trained_captions() -> list[str]:
+    """All sentences that training uses, the empty one included."""
+    camera = [sentence for key, phrases in PHRASES.items() if key[0] in ("pan", "zoom") for sentence in phrases]
+    tails = [with_tail(sentence, tail) for sentence, tail in product(camera, range(len(TAILS)))]
+    return [*every_caption(), *tails, *everyday_captions(), ""]
+
+
 def every_caption() -> list[str]:
-    """All sentences of the language, without repeats."""
+    """All sentences of the language, without repeats. The tokenizers are made from them: a change here needs new weights."""
     sentences = []
     for key, phrases in PHRASES.items():
         for phrase, shape, colour in product(range(len(phrases)), SHAPES, COLOURS):

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
@@ -32,6 +32,7 @@ from eichi_utils.models import ModelPool
 from eichi_utils.request import Request
 from eichi_utils.reverse import ReverseRequest
 from eichi_utils.runner import prepare
+from eichi_utils.single import SingleRequest
 from miniature import vae as passes
 from miniature.captions import KINDS
 from miniature.clips import HELD_OUT, SECTION, VECTORS, Scenes, render, scenes
@@ -41,6 +42,7 @@ from miniature.train import WEIGHTS
 SIDE, STEPS, SECTION_SECONDS = 128, 15, 1.2
 # dB of a 16-component PCA of 8x8 patches plus 1.5.
 PHOTOS = {"tower": 23.3, "lion": 26.4, "cheetah": 28.8}
+LOOKED_AT = ("tower", "lion", "cheetah", "groot")
 # Frame at which the way is measured: later ones may have the shape leaving the picture.
 LATE = 30
 MODES: dict[str, type[Request]] = {"reverse": ReverseRequest, "forward": ForwardRequest}
@@ -84,6 +86,7 @@ class Evaluation:
             "end": self.end,
             "time": self.time,
             "photos": self.photos,
+            "single": self.single,
         }
 
     def scenes(self, kind: str, count: int) -> Scenes:
@@ -145,27 +148,30 @@ class Evaluation:
             yield Figure(f"{kind} {mode}: first frame below the VAE's own, mean dB", _mean(first), 0.5, at_most=True)
             yield Figure(f"{kind} {mode}: first frame below the VAE's own, worst dB", max(first))
 
-    def sections(self, count: int = 4) -> Iterator[Figure]:
-        """Two sections: each against a still film, and the join against its neighbours."""
-        scene = self.scenes("move", count)
-        for mode in MODES:
-            gains, jumps = [[], []], []
-            for number in range(count):
-                one = _one(scene, number)
-                truth = render(one, self.pictures, torch.arange(2 * SECTION + 1), SIDE, SIDE)
-                film, _, _ = self.film(mode, truth[:, :, 0], one.captions()[0], sections=2)
-                for half in range(2):
-                    frames = slice(1 + half * SECTION, 1 + (half + 1) * SECTION)
-                    still = truth[:, :, :1].expand_as(truth[:, :, frames])
-                    gains[half].append(decibels(film[:, :, frames], truth[:, :, frames]) - decibels(still, truth[:, :, frames]))
-                steps = film.diff(dim=2).abs().mean(dim=(0, 1, 3, 4))
-                around = torch.cat([steps[SECTION - 6 : SECTION - 1], steps[SECTION + 2 : SECTION + 7]]).mean()
-                jumps.append((steps[SECTION - 1 : SECTION + 2].max() / around).item())
-                if number < 2:
-                    self.sheet(f"two_sections_{mode}_{number}", torch.cat([truth, film], dim=3)[:, :, ::9])
-            for half in range(2):
-                yield Figure(f"two sections {mode}: gain on a still film in section {half + 1}, dB", _mean(gains[half]), 2.0)
-            yield Figure(f"two sections {mode}: jump at the join", _mean(jumps), 3.0, at_most=True)
+    def sections(self) -> Iterator[Figure]:
+        """Films of two and of four sections: each section against a still film, and the joins against their neighbours."""
+        for sections, count in ((2, 4), (4, 2)):
+            scene = self.scenes("move", count)
+            for mode in MODES:
+                gains, jumps = [[] for _ in range(sections)], []
+                for number in range(count):
+                    one = _one(scene, number)
+                    truth = render(one, self.pictures, torch.arange(sections * SECTION + 1), SIDE, SIDE)
+                    film, _, _ = self.film(mode, truth[:, :, 0], one.captions()[0], sections=sections)
+                    still = truth[:, :, :1]
+                    for k in range(sections):
+                        part = truth[:, :, 1 + k * SECTION : 1 + (k + 1) * SECTION]
+                        made = film[:, :, 1 + k * SECTION : 1 + (k + 1) * SECTION]
+                        gains[k].append(decibels(made, part) - decibels(still.expand_as(part), part))
+                    jumps += joins(film, sections)
+                    if number < 2:
+                        self.sheet(
+                            f"{sections}_sections_{mode}_{number}", torch.cat([truth, film], dim=3)[:, :, :: 6 * sections]
+                        )
+                for k in range(sections):
+                    name = f"{sections} sections {mode}: gain on a still film in section {k + 1}, dB"
+                    yield Figure(name, _mean(gains[k]), 2.0)
+                yield Figure(f"{sections} sections {mode}: jump at the joins", _mean(jumps), 3.0, at_most=True)
 
     def end(self, count: int = 4) -> Iterator[Figure]:
         """Films with an end picture, against the same without."""
@@ -189,13 +195,44 @@ class Evaluation:
         yield Figure("one section at 160x160, 25 steps, seconds", time.perf_counter() - began, 8.0, at_most=True)
 
     def photos(self) -> Iterator[Figure]:
-        """Photos for the eye; figures only say that something moves."""
-        prompts = {"tower": "The camera zooms in.", "lion": "The camera pans to the right.", "cheetah": "The camera zooms out."}
-        for name, prompt in prompts.items():
-            x = pixels_of(cover_crop(Image.open(photo(name)).convert("RGB"), SIDE, SIDE))[:, :, 0]
-            films = [self.film(mode, x, prompt)[0] for mode in MODES]
-            yield Figure(f"photo {name}: mean change of the last frame", (films[0][:, :, -1] - x).abs().mean().item())
-            self.sheet(f"photo_{name}", torch.cat(films, dim=3)[:, :, ::6])
+        """Pans and zooms over photos, which nothing was trained on; the eye has the last word."""
+        photos = [cover_crop(Image.open(photo(name)).convert("RGB"), 256, 256) for name in LOOKED_AT]
+        pictures = torch.stack([torch.from_numpy(numpy.array(picture)).permute(2, 0, 1) for picture in photos])
+        frames = torch.arange(SECTION + 1)
+        for kind in ("pan", "zoom"):
+            scene = self.scenes(kind, len(photos))
+            scene = replace(scene, background=torch.arange(len(photos)), direction=scene.seeds % KINDS[kind])
+            right, error, still = 0, 0.0, 0.0
+            for number, mode in enumerate(mode for _ in range(len(photos) // 2) for mode in MODES):
+                one = _one(scene, number)
+                truths = [render(one.turned_to(d), pictures, frames, SIDE, SIDE) for d in range(KINDS[kind])]
+                true = truths[int(one.direction)]
+                film, _, _ = self.film(mode, true[:, :, 0], one.captions()[0])
+                errors = [(film - truth).square().mean().item() for truth in truths]
+                right += int(numpy.argmin(errors)) == int(one.direction)
+                error += errors[int(one.direction)]
+                still += (true[:, :, :1] - true).square().mean().item()
+                self.sheet(f"photo_{kind}_{LOOKED_AT[number]}", torch.cat([true, film], dim=3)[:, :, ::6])
+            yield Figure(f"photos, {kind}: nearest of {KINDS[kind]} truths, of {len(photos)}", right / len(photos), 0.9)
+            yield Figure(f"photos, {kind}: error of the pixels against a still film's", error / still)
+
+    def single(self) -> Iterator[Figure]:
+        """The one-frame mode: the picture at the end of the first section."""
+        count = min(self.count, 12)
+        scene, right, gains = self.scenes("move", count), 0, []
+        for number in range(count):
+            one = _one(scene, number)
+            frames = torch.tensor([0, SECTION])
+            truths = [render(one.turned_to(d), self.pictures, frames, SIDE, SIDE) for d in range(KINDS["move"])]
+            direction = int(one.direction)
+            made, _, _ = self.film("single", truths[direction][:, :, 0], one.captions()[0])
+            true = [truth[:, :, 1:] for truth in truths]
+            right += int(numpy.argmin([-decibels(made, each) for each in true])) == direction
+            gains.append(decibels(made, true[direction]) - decibels(truths[direction][:, :, :1], true[direction]))
+            if number < 6:
+                self.sheet(f"single_{number}", torch.cat([truths[direction], made], dim=2))
+        yield Figure(f"one-frame mode: nearest of 4 truths, of {count}", right / count)
+        yield Figure("one-frame mode: gain on the start picture, dB", _mean(gains))
 
     def film(
         self,
@@ -215,12 +252,14 @@ class Evaluation:
             common = {
                 "image": _saved(start, Path(temporary) / "start.png"),
                 "prompt": prompt,
-                "seconds": sections * SECTION_SECONDS,
             }
             common |= {"seed": 7, "steps": steps, "size": size, "step_cache": "none"}
             if end is not None:
                 common["end_image"] = _saved(end, Path(temporary) / "end.png")
-            request = MODES[mode](**common)
+            if mode == "single":
+                request: Request = SingleRequest(**common)
+            else:
+                request = MODES[mode](**common, seconds=sections * SECTION_SECONDS)
             plan = request.plan()
             *_, conditions = prepare(request, plan, fit_pictures(plan, size), self.pool)
             final = None
@@ -259,6 +298,16 @@ def along(film: Tensor, truth: Tensor, one: Scenes) -> float:
     return ways[1] / ways[0] if abs(ways[0]) > 1 else float("nan")
 
 
+def joins(film: Tensor, sections: int) -> list[float]:
+    """For each join the largest change from frame to frame there, against the mean of those around."""
+    steps = film.diff(dim=2).abs().mean(dim=(0, 1, 3, 4))
+    jumps = []
+    for at in range(SECTION, sections * SECTION, SECTION):
+        around = torch.cat([steps[at - 6 : at - 1], steps[at + 2 : at + 7]]).mean()
+        jumps.append((steps[at - 1 : at + 2].max() / around.clamp_min(1e-6)).item())
+    return jumps
+
+
 def _one(scene: Scenes, number: int) -> Scenes:
     return Scenes(**{name: value[number : number + 1] for name, value in vars(scene).items()})
 
@@ -279,7 +328,7 @@ def _saved(pixels: Tensor, path: Path) -> str:
 
 def photo(name: str) -> Path:
     """A photo that comes with gradio."""
-    return Path(importlib.util.find_spec("gradio").origin).parent / "media_assets" / "images" / f"{name}.jpg"
+    return next((Path(importlib.util.find_spec("gradio").origin).parent / "media_assets" / "images").glob(f"{name}.jp*g"))
 
 
 def main() -> None:

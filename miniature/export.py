@@ -1,7 +1,7 @@
 """`python -m miniature.export`: the trained weights as a checkpoint in the hub's layout, `miniature/checkpoint`.
 
-Networks come from `miniature/weights` as they are; added are `eichi.json` (the preview matrix fitted to these latents, the
-recommended size and steps) and the model card.
+Networks come from `miniature/weights` as they are; added are `eichi.json` (the preview matrix fitted to these latents, sizes,
+recommended settings and examples) and the model card.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,20 @@ COMPONENTS = (
 )  # fmt: skip
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 LIMIT = 25_000_000
-RECOMMENDED = {"size": 128, "steps": 15, "prompt": "The camera zooms in.", "sizes": [128, 160, 192]}
+# What `eichi_utils.description` reads besides the preview. One transformer was trained for both layouts.
+DESCRIPTION = {
+    "name": "miniature", "sizes": [128, 160, 192], "size": 128, "steps": 15, "seconds": 1.0,
+    "checkpoints": ["framepack", "framepack_f1"],
+}  # fmt: skip
+# Pictures of `miniature/examples` with prompts that show the miniature at its best; the first is the demo's.
+EXAMPLES = (
+    ("lion.jpg", "The camera pans to the right."),
+    ("tower.jpg", "The camera zooms in."),
+    ("red_circle.jpg", "The red circle moves to the left."),
+    ("yellow_star.jpg", "The yellow star moves to the right."),
+    ("orange_circle.jpg", "The orange circle moves up."),
+    ("blue_star.jpg", "The blue star grows."),
+)
 # Seeds of the pictures the preview is fitted to; far from those of the evaluation.
 PREVIEW_SEEDS = HELD_OUT + 500_000
 
@@ -49,6 +63,11 @@ def fitted_preview(vae: AutoencoderKLHunyuanVideo, pictures: Tensor) -> tuple[Te
     return solution[:-1].float(), solution[-1].float(), explained.item()
 
 
+def described() -> dict[str, Any]:
+    """`eichi.json` without the preview. The examples lie beside the checkpoint, so that exporting leaves them alone."""
+    return {**DESCRIPTION, "examples": [{"picture": f"../examples/{name}", "prompt": prompt} for name, prompt in EXAMPLES]}
+
+
 def export(weights: Path, folder: Path) -> Path:
     """Replaces `folder` as a whole. Raises ValueError if the checkpoint is larger than it may be."""
     with quiet():
@@ -56,7 +75,7 @@ def export(weights: Path, folder: Path) -> Path:
     pictures = bank(torch.arange(PREVIEW_SEEDS, PREVIEW_SEEDS + 24), 128).float() / 127.5 - 1
     rows, bias, explained = fitted_preview(vae, pictures)
     preview = {"rows": [[round(v, 4) for v in row] for row in rows.tolist()], "bias": [round(v, 4) for v in bias.tolist()]}
-    document = {"name": "miniature", **RECOMMENDED, "preview": {**preview, "explained": round(explained, 4)}}
+    document = {**described(), "preview": {**preview, "explained": round(explained, 4)}}
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         new = Path(temporary) / "checkpoint"
         for name in COMPONENTS:

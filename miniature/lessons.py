@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import SiglipVisionModel
 
 from miniature import vae as passes
-from miniature.clips import HELD_OUT, SECTION, Scenes, render, scenes
+from miniature.captions import TAILS, everyday_captions, with_tail
+from miniature.clips import HELD_OUT, KIND_NAMES, SECTION, Scenes, render, scenes
 from miniature.networks import CaptionBank, image_tokens
+from miniature.noise import choice, uniform
 from miniature.training import Session
 
 
@@ -23,7 +25,8 @@ class Lesson:
 
     kinds, phrases, speeds, simple: as in `clips.scenes`. sections: length of the clips. single: share of steps for the
     one-frame mode. shift: range of the time shift of the noise levels; where it is high, so is the noise, and only the
-    caption can tell where things go.
+    caption can tell where things go. tails, everyday, empty: shares of camera captions with a tail, of push-ins with an
+    everyday prompt, of all with none. share: of the steps, among lessons at the same time. pool: clips kept.
     """
 
     kinds: Mapping[str, float]
@@ -35,6 +38,15 @@ class Lesson:
     shift: tuple[float, float] = (1.5, 8.0)
     height: int = 128
     width: int = 128
+    tails: float = 0.0
+    everyday: float = 0.0
+    empty: float = 0.0
+    share: float = 1.0
+    pool: int = 1536
+
+    def batch(self, full: int) -> int:
+        """Clips of a step: `full` at 128x128, fewer of larger ones."""
+        return max(1, round(full * 128 * 128 / (self.height * self.width)))
 
 
 FIRST = Lesson({"move": 0.7, "pan": 0.15, "zoom": 0.15})
@@ -48,10 +60,32 @@ THIRD = Lesson(
     single=0.08,
     shift=(1.4, 6.0),
 )
-# (share of the run at which it ends, lesson); lessons of equal sections share a pool.
+FOURTH = Lesson(
+    {"move": 0.34, "pan": 0.24, "zoom": 0.26, "grow": 0.07, "turn": 0.05, "still": 0.04},
+    phrases=4,
+    speeds=0.15,
+    simple=0.25,
+    sections=4,
+    single=0.1,
+    shift=(1.3, 4.5),
+    tails=0.25,
+    everyday=0.3,
+    empty=0.03,
+    share=0.55,
+    pool=1024,
+)
+SMALLER = replace(FOURTH, sections=2, pool=384)
+SIZES = (
+    FOURTH,
+    replace(SMALLER, height=160, width=160, share=0.17),
+    replace(SMALLER, height=96, width=176, share=0.09),
+    replace(SMALLER, height=176, width=96, share=0.09),
+    replace(SMALLER, height=192, width=192, share=0.1),
+)
+# (share of the run at which they end, lessons); lessons of equal clips share a pool.
 STAGES = {
-    "a": ((0.25, FIRST), (0.6, SECOND), (1.0, THIRD)),
-    "b": ((1.0, THIRD),),
+    "a": ((0.25, (FIRST,)), (0.6, (SECOND,)), (1.0, (THIRD,))),
+    "b": ((1.0, SIZES),),
 }
 
 
@@ -70,9 +104,9 @@ class Pool:
         pictures: Tensor,
         captions: CaptionBank,
         lesson: Lesson,
-        size: int,
         chunk: int,
     ):
+        size = lesson.pool // chunk * chunk
         self.session, self.vae, self.siglip, self.pictures, self.captions = session, vae, siglip, pictures, captions
         self.size, self.chunk, self._at, self._drawn = size, chunk, 0, 0
         h, w, s = lesson.height // 8, lesson.width // 8, lesson.sections
@@ -91,7 +125,7 @@ class Pool:
         self._drawn += 1
         chosen = scenes(seeds, len(self.pictures), lesson.kinds, lesson.phrases, lesson.speeds, lesson.simple)
         rows = slice(self._at, self._at + self.chunk)
-        places = [self.captions.place[caption] for caption in chosen.captions()]
+        places = [self.captions.place[caption] for caption in said(chosen, lesson)]
         made = encoded(self.vae, self.siglip, chosen, self.pictures, lesson)
         for store, new in zip((self.latents, self.ends, self.image), made, strict=True):
             store[rows] = new.to(store.dtype)
@@ -100,10 +134,27 @@ class Pool:
         self._at = (self._at + self.chunk) % self.size
 
     def draw(self, random: numpy.random.Generator, count: int) -> tuple[int, Tensor]:
-        """A caption length, by how common it is, and `count` rows with it."""
-        length = int(self.lengths[random.integers(self.size)])
+        """A caption length, by how common it is, and `count` rows with it. Very rare ones would fill batches with copies."""
+        lengths, common = numpy.unique(self.lengths, return_counts=True)
+        weights = numpy.where(common >= min(8, common.max()), common, 0)
+        length = int(random.choice(lengths, p=weights / weights.sum()))
         rows = random.choice(numpy.flatnonzero(self.lengths == length), count)
         return length, torch.from_numpy(rows)
+
+
+def said(chosen: Scenes, lesson: Lesson) -> list[str]:
+    """A caption for each scene, with what the lesson wants beyond the scene's own sentence."""
+    columns = (chosen.kind, chosen.direction, uniform(chosen.seeds, 70, 2), choice(chosen.seeds, 71, 1 << 20))
+    captions, everyday = chosen.captions(), everyday_captions()
+    for i, (kind, direction, (first, second), number) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+        name = KIND_NAMES[kind]
+        if first < lesson.empty:
+            captions[i] = ""
+        elif (name, direction) == ("zoom", 0) and second < lesson.everyday:
+            captions[i] = everyday[number % len(everyday)]
+        elif name in ("pan", "zoom") and second > 1 - lesson.tails:
+            captions[i] = with_tail(captions[i], number % len(TAILS))
+    return captions
 
 
 @torch.no_grad()

@@ -116,6 +116,25 @@ def photo_like(seeds: Tensor, size: int) -> Tensor:
     return picture * 2 - 1
 
 
+def streaked(seeds: Tensor, pictures: Tensor) -> Tensor:
+    """Pictures as a moving camera sees them: blurred along their rows, or rarely columns. (B, 3, S, S) uint8, likewise."""
+    made = torch.empty_like(pictures)
+    upright = uniform(seeds, 60) < 0.25
+    reach = (2 ** between(seeds, 61, 4.5, 7)).long()
+    contrast = between(seeds, 62, 0.04, 0.3)
+    for i in range(len(pictures)):
+        x = pictures[i].float() / 127.5 - 1
+        x = x.transpose(1, 2) if upright[i] else x
+        length = min(int(reach[i]), x.shape[2] // 2 - 1)
+        x = F.avg_pool2d(F.pad(x[None], (length, length, 0, 0), mode="reflect"), (1, 2 * length + 1), 1)[0]
+        mean = x.mean((1, 2), keepdim=True)
+        # Averaging takes the contrast away; shapes over it are added later, sharp.
+        x = mean + (x - mean) * (contrast[i] / (x - mean).std().clamp_min(0.01)).clamp(1.0, 6.0)
+        x = x.transpose(1, 2) if upright[i] else x
+        made[i] = (x * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+    return made
+
+
 LEAF = (
     "x", "y", "turn", "long", "corners", "star", "size", "colour", "bright", "field", "rough", "shade", "sharp",
 )  # fmt: skip

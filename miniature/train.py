@@ -26,29 +26,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--last", type=float, default=0.01, help="share of it that is left at the end")
     parser.add_argument("--stage", default="a", help="transformer: lesson of the curriculum")
     parser.add_argument("--photos", type=Path, help="vae: folder of pictures to watch")
+    parser.add_argument("--second", action="store_true", help="vae: the second stage, from the weights of the first")
     parser.add_argument("--pictures-until", type=float, default=0.5, help="vae: share of the time without clips")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs, nothing compiled")
     parser.add_argument("--attention", choices=("flash", "efficient"), default="flash", help="transformer: PyTorch's kernel")
-    parser.add_argument("--pool", type=int, default=1536, help="transformer: clips kept on each card")
     options = parser.parse_args(arguments)
     session = Session(options.minutes, options.weights, options.device, not options.eager)
     if options.network == "vae":
         from miniature import train_vae
 
         torch.backends.cudnn.benchmark = True
-        rate = options.rate or 3e-3
+        rate = options.rate or (1.5e-3 if options.second else 3e-3)
         until = options.pictures_until
-        train_vae.train(options.weights, session, options.resume, rate, until, options.photos)
+        train_vae.train(options.weights, session, options.resume, rate, until, options.photos, options.second)
     else:
         from miniature import train_transformer
 
         # With cuDNN's kernel allowed (torch 2.11, H200) training at these shapes ends in an illegal memory access.
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cuda.enable_flash_sdp(options.attention == "flash")
-        train_transformer.train(
-            options.weights, session, options.resume, options.rate or 2e-3, options.last, options.stage, size=options.pool
-        )
+        rate = options.rate or 2e-3
+        train_transformer.train(options.weights, session, options.resume, rate, options.last, options.stage)
     session.close()
 
 

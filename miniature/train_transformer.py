@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from diffusers_helper.models.transformer import PackedTransformer
 from miniature import vae as passes
-from miniature.batched import FILM_TIMES, HISTORY, LONGEST, Inputs, rope_table, single_times, velocity
-from miniature.captions import every_caption
+from miniature.batched import FILM_TIMES, HISTORY, LONGEST, Blocks, Inputs, compiled, rope_table, single_times, velocity
+from miniature.captions import trained_captions
 from miniature.clips import HELD_OUT
 from miniature.lessons import STAGES, Lesson, Pool
 from miniature.networks import TRANSFORMER, by_muon, caption_bank, load_text, load_vision, new_transformer
@@ -25,6 +26,9 @@ from miniature.pictures import bank
 from miniature.probe import probe
 from miniature.training import LOOK, Session, Stepper, cosine, load_into, save_half
 
+Shape = tuple[int, int, int]
+# Its multiples are spread evenly over 0..1.
+GOLDEN = 0.61803
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 # Film sections with an end picture, of those that are the film's last.
 END_SHARE = 0.35
@@ -34,13 +38,14 @@ HISTORY_NOISE = 0.25
 class Course:
     """The losses of film sections and single pictures over a pool; every tensor they read stays where it is."""
 
-    def __init__(self, net: PackedTransformer, pool: Pool, lesson: Lesson, batch: int):
-        self.net, self.pool, self.batch = net, pool, batch
+    def __init__(self, net: PackedTransformer, pool: Pool, lesson: Lesson, batch: int, blocks: Blocks):
+        self.net, self.pool, self.batch, self.blocks = net, pool, batch, blocks
         self.sections = lesson.sections
         device = pool.latents.device
         h, w = pool.latents.shape[-2:]
         self.films = torch.stack([rope_table(times, h, w, net.config, device) for times in FILM_TIMES])
-        self.single = rope_table(single_times(), h, w, net.config, device)[:, None]
+        # Laid out as the films' are, or the blocks would be compiled again.
+        self.single = rope_table(single_times(), h, w, net.config, device)[:, None].repeat(1, batch, 1, 1, 1)
         self.rows = torch.zeros(batch, dtype=torch.long, device=device)
         self.shift = torch.zeros(2, device=device)
 
@@ -53,9 +58,9 @@ class Course:
         pool, rows, b, s = self.pool, self.rows, self.batch, self.sections
         latents, ends = pool.latents[rows], pool.ends[rows]
         device = rows.device
-        kind = torch.randint(2 * s, (b,), device=device)
-        reverse, number = kind < s, kind % s
-        chance = torch.rand(3, b, device=device)
+        chance = torch.rand(5, b, device=device)
+        # More often the first ones, which every film has.
+        reverse, number = chance[3] < 0.5, (s * chance[4] ** 1.5).long().clamp_max(s - 1)
         # A film that ends with this section, although the clip goes on.
         cut = reverse & (chance[0] < 0.5)
         with_end = (chance[1] < END_SHARE).to(latents.dtype).view(b, 1, 1, 1, 1)
@@ -78,7 +83,7 @@ class Course:
         history = history.transpose(1, 2)
         target = _taken(line, first[:, None] + torch.arange(9, device=device)).transpose(1, 2)
         clean = torch.cat([latents[:, :, :1], history[:, :, 18:]], dim=2)
-        rope = self.films[torch.where(reverse, number, LONGEST)].transpose(0, 1)
+        rope = self.films[torch.where(reverse, number, LONGEST)].transpose(0, 1).contiguous()
         errors = self._errors(target, clean, history[:, :, 16:18], history[:, :, :16], rope, length)
         parts = torch.stack([reverse, ~reverse]).float()
         figures = (errors * parts).sum(1) / parts.sum(1).clamp_min(1)
@@ -115,7 +120,7 @@ class Course:
             pooled=bank.pooled[length][row],
             image=self.pool.image[self.rows],
         )
-        return (velocity(self.net, inputs) - (noise - target)).square().flatten(1).mean(1)
+        return (velocity(self.net, inputs, self.blocks) - (noise - target)).square().flatten(1).mean(1)
 
 
 def _taken(line: Tensor, where: Tensor) -> Tensor:
@@ -132,13 +137,15 @@ def train(
     stage: str = "a",
     pictures: int = 2048,
     detail: int = 256,
-    size: int = 1536,
-    batch: int = 48,
+    batch: int = 64,
     chunk: int = 16,
-    reuse: int = 16,
+    reuse: int = 24,
     probes: int = 16,
 ) -> None:
-    """Write `transformer/` below `folder`, which has the VAE and the encoders. reuse: steps for each new chunk of clips."""
+    """Write `transformer/` below `folder`, which has the VAE and the encoders.
+
+    batch: clips of a step at 128x128. chunk: clips encoded at a time. reuse: steps for each new chunk.
+    """
     device = session.device
     weights = folder / "transformer" / WEIGHTS_FILE
     torch.manual_seed(0)
@@ -152,7 +159,7 @@ def train(
     torch.manual_seed(session.rank + 1)
     random = numpy.random.default_rng(session.rank + 1)
     vae = load_vae(folder, session)
-    captions = caption_bank(load_text(folder, device), every_caption(), device, session.dtype)
+    captions = caption_bank(load_text(folder, device), trained_captions(), device, session.dtype)
     siglip = load_vision(folder, device)
     source = bank(mixed(session.seeds(int(resume) + 7, pictures, HELD_OUT)) % HELD_OUT, detail)
     session.log(pictures=len(source), lengths=sorted(captions.tokens), parameters=sum(p.numel() for p in net.parameters()))
@@ -164,46 +171,56 @@ def train(
             _save(flat.state(optimizer.ema), folder)
         flat.compute.copy_(flat.master)
 
-    pool, course, lesson = None, None, None
-    sums, count = torch.zeros(3, device=device), 0
+    blocks = compiled() if session.graphs else Blocks()
+    lessons: tuple[Lesson, ...] = ()
+    pools: dict[Shape, Pool] = {}
+    courses: dict[Shape, Course] = {}
+    sums, counts = torch.zeros(3, device=device), Counter[Shape]()
     while session.running():
         chosen = next((each for until, each in STAGES[stage] if session.progress < until), STAGES[stage][-1][1])
-        if chosen is not lesson:
-            if lesson is not None:
-                watch(lesson)
-            if lesson is None or _shape(chosen) != _shape(lesson):
+        if chosen is not lessons:
+            if lessons:
+                watch(lessons[0])
+            if {_shape(lesson) for lesson in chosen} != set(pools):
                 stepper.clear()
-                pool = None
-                pool = Pool(session, vae, siglip, source, captions, chosen, size, chunk)
-                course = Course(net, pool, chosen, batch)
-            lesson = chosen
-            session.log(lesson=[key for key, value in STAGES[stage] if value is lesson], sections=lesson.sections)
+                pools.clear()
+                courses.clear()
+                for lesson in chosen:
+                    pool = Pool(session, vae, siglip, source, captions, lesson, chunk)
+                    pools[_shape(lesson)] = pool
+                    courses[_shape(lesson)] = Course(net, pool, lesson, lesson.batch(batch), blocks)
+            lessons = chosen
+            counts.clear()
+            session.log(shapes=[_shape(lesson) for lesson in lessons])
         optimizer.rate.fill_(cosine(session.progress, peak, last))
-        length, rows = pool.draw(random, batch)
-        course.set(rows, lesson)
         # All ranks take the same kind of step, the shorter one would wait for the longer.
-        single = (session.steps * 0.61803) % 1 < lesson.single
-        name = f"{'picture' if single else 'film'}/{length}"
+        lesson = min(lessons, key=lambda lesson: (counts[_shape(lesson)] + 1) / lesson.share)
+        shape = _shape(lesson)
+        single = (counts[shape] * GOLDEN) % 1 < lesson.single
+        counts[shape] += 1
+        pool, course = pools[shape], courses[shape]
+        length, rows = pool.draw(random, course.batch)
+        course.set(rows, lesson)
+        name = f"{shape}/{'picture' if single else 'film'}/{length}"
         if not stepper.has(name):
             stepper.add(name, _bound(course.picture if single else course.film, length))
         loss, figures = stepper.run(name)
         if not single:
-            sums += torch.cat([loss[None], figures])
-            count += 1
-        if session.steps % reuse == 0:
+            sums += torch.cat([torch.stack([loss, torch.ones_like(loss)]), figures[:1]])
+        if counts[shape] % reuse == 0:
             pool.refresh(lesson)
         if session.steps % (10 * LOOK) == 0 or (device.type == "cpu" and session.steps % 5 == 0):
-            mean = (sums / max(1, count)).tolist()
-            rate, skipped = optimizer.rate.item(), int(optimizer.skipped)
-            session.log(loss=mean[0], reverse=mean[1], forward=mean[2], rate=rate, skipped=skipped)
+            total, number, reverse = sums.tolist()
+            mean = {"loss": total / max(1, number), "reverse": reverse / max(1, number)}
+            session.log(**mean, rate=optimizer.rate.item(), skipped=int(optimizer.skipped))
             sums.zero_()
-            count = 0
             if session.steps % (100 * LOOK) == 0 and session.rank == 0:
                 _save(flat.state(optimizer.ema), folder)
-    watch(lesson)
+    if lessons:
+        watch(lessons[0])
 
 
-def _shape(lesson: Lesson) -> tuple[int, int, int]:
+def _shape(lesson: Lesson) -> Shape:
     return lesson.sections, lesson.height, lesson.width
 
 

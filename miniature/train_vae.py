@@ -1,7 +1,15 @@
-"""Training of the VAE: pictures through the exact 2-D form first, then pictures and clips in turn; then statistics."""
+"""Training of the VAE in two stages.
+
+First: pictures through the exact 2-D form, then pictures and clips in turn; then the latents' statistics are folded in.
+Second: on from there, with the latents held near those of the first stage, so that a transformer trained on them can stay.
+Clips now come as the program decodes them: with the picture's own latent in front, or cut out of a longer film. Motion
+blur, which the first stage never saw, is added.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -15,13 +23,17 @@ from miniature import vae as passes
 from miniature.clips import HELD_OUT, render, scenes
 from miniature.noise import choice
 from miniature.optimizer import FlatParameters, Optimizer
-from miniature.pictures import bank
+from miniature.pictures import bank, streaked
 from miniature.training import LOOK, Session, Stepper, cosine, load_into, save_half
 
 KINDS = {"move": 3, "pan": 2, "zoom": 2, "grow": 1, "turn": 1, "still": 0.5}
 # Batches rendered at a time.
 BLOCK = 32
 NOISE = 0.15
+# What a latent's distance from the first stage's costs, in their unit variance.
+ANCHOR = 0.3
+# Steps in turn: pictures alone, then with clips, then the second stage.
+PICTURES, MIXED, SECOND = ("pictures",), ("pictures", "clips", "clips"), ("pictures", "joined", "cut", "joined")
 
 
 def picture_batch(seeds: Tensor, pictures: Tensor, side: int) -> Tensor:
@@ -49,6 +61,7 @@ def train(
     peak: float,
     pictures_until: float = 0.5,
     photos: Path | None = None,
+    second: bool = False,
     pictures: int = 3072,
     detail: int = 256,
     batch: int = 32,
@@ -56,18 +69,24 @@ def train(
     frames: int = 17,
     side: int = 96,
 ) -> None:
-    """Write `vae/` below `folder`: config and float16 weights, statistics folded. photos: pictures to watch, by PSNR."""
+    """Write `vae/` below `folder`: config and float16 weights, statistics folded. photos: pictures to watch, by PSNR.
+
+    frames: of a clip, 4 k + 1. second: the second stage, which needs the weights of the first.
+    """
     torch.manual_seed(0)
     vae = AutoencoderKLHunyuanVideo(**passes.VAE_CONFIG)
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
-    if resume:
+    if resume or second:
         load_into(vae, weights)
     vae.to(session.device)
+    first = copy.deepcopy(vae).to(session.dtype).requires_grad_(False)
     flat = FlatParameters(vae, session.dtype)
     optimizer = Optimizer(flat, by_muon=lambda name: "conv_out" not in name and "quant" not in name)
     stepper = Stepper(session, flat, optimizer)
     torch.manual_seed(session.rank + 1)
-    source = bank(session.seeds(int(resume), pictures, HELD_OUT), detail)
+    source = bank(session.seeds(int(resume or second), pictures, HELD_OUT), detail)
+    if second:
+        source[1::4] = streaked(torch.arange(len(source[1::4])).to(source.device), source[1::4])
     session.log(pictures=len(source), parameters=sum(p.numel() for p in vae.parameters()))
 
     still = torch.zeros(batch, 3, side, side, device=session.device, dtype=session.dtype)
@@ -75,22 +94,45 @@ def train(
 
     def both_ways(true: Tensor) -> tuple[Tensor, Tensor]:
         z = passes.encode(vae, true)
-        return passes.loss(passes.decode(vae, passes.noisy(z, NOISE)), true, z)
+        value, axes = passes.loss(passes.decode(vae, passes.noisy(z, NOISE)), true, z)
+        return value + (anchored(z, true) if second else 0), axes
 
-    stepper.add("pictures", lambda: both_ways(still))
-    session.log(ready="pictures")
+    def anchored(z: Tensor, true: Tensor) -> Tensor:
+        with torch.no_grad():
+            before = passes.encode(first, true)
+        return ANCHOR * ((z - before).float() * vae.config.scaling_factor).square().mean()
+
+    def joined() -> tuple[Tensor, Tensor]:
+        """The picture's own latent in front. Its frame counts twice as much as those of the rest together."""
+        z, own = passes.encode(vae, moving)[:, :, 1:], passes.encode(vae, moving[:, :, 0])
+        made = passes.decode(vae, torch.cat([own[:, :, None], passes.noisy(z, NOISE)], dim=2))
+        value, axes = passes.loss(made, moving, z)
+        alone, _ = passes.loss(made[:, :, 0], moving[:, :, 0], own)
+        return value + 2 * alone + anchored(own, moving[:, :, 0]), axes
+
+    def cut() -> tuple[Tensor, Tensor]:
+        """Begun at the second latent, whose last frame is all that is made of it."""
+        z = passes.encode(vae, moving)
+        value, axes = passes.loss(passes.decode(vae, passes.noisy(z[:, :, 1:], NOISE)), moving[:, :, 4:], z)
+        return value + anchored(z, moving), axes
+
+    kinds: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+        "pictures": lambda: both_ways(still),
+        "clips": lambda: both_ways(moving),
+        "joined": joined,
+        "cut": cut,
+    }
     blocks: dict[str, Tensor] = {}
-    sums = {"pictures": torch.zeros(4, device=session.device), "clips": torch.zeros(4, device=session.device)}
-    counts = dict.fromkeys(sums, 0)
-    drawn, watched, has_clips = 0, 0.0, False
+    sums = {name: torch.zeros(4, device=session.device) for name in kinds}
+    counts, logged = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
+    drawn, watched = 0, 0.0
     while session.running():
         optimizer.rate.fill_(cosine(session.progress, peak))
-        name = "pictures"
-        if session.progress >= pictures_until and session.steps % 3:
-            name = "clips"
-            if not has_clips:
-                stepper.add("clips", lambda: both_ways(moving))
-                has_clips = True
+        order = SECOND if second else PICTURES if session.progress < pictures_until else MIXED
+        name = order[session.steps % len(order)]
+        if not stepper.has(name):
+            stepper.add(name, kinds[name])
+            session.log(ready=name)
         turn = counts[name] % BLOCK
         if turn == 0:
             drawn += 1
@@ -107,42 +149,42 @@ def train(
         sums[name] += torch.cat([value[None], axes])
         counts[name] += 1
         if session.steps % (25 * LOOK) == 0 or (session.device.type == "cpu" and session.steps % 5 == 0):
-            mean = (sums[name] / max(1, counts[name] - counts.get(f"{name} before", 0))).tolist()
-            counts[f"{name} before"] = counts[name]
-            sums[name].zero_()
-            axes_db = {f"psnr_{axis}": psnr(mse) for axis, mse in zip(("light", "red_blue", "green"), mean[1:], strict=True)}
-            rate, skipped = optimizer.rate.item(), int(optimizer.skipped)
-            session.log(phase=name, loss=mean[0], psnr=psnr(sum(mean[1:]) / 3), **axes_db, rate=rate, skipped=skipped)
+            for kind in order:
+                _log(session, kind, sums[kind], counts[kind] - logged[kind])
+                logged[kind] = counts[kind]
+                sums[kind].zero_()
+            session.log(rate=optimizer.rate.item(), skipped=int(optimizer.skipped))
         if session.progress > watched + 0.1:
             watched = session.progress
             _watch(session, vae, flat, optimizer, photos)
             _save(session, flat.state(optimizer.ema), folder)
-    finish(session, vae, flat.state(optimizer.ema), source, folder, photos, side)
-
-
-def finish(
-    session: Session,
-    vae: AutoencoderKLHunyuanVideo,
-    state: dict[str, Tensor],
-    source: Tensor,
-    folder: Path,
-    photos: Path | None,
-    side: int,
-) -> None:
-    """Fold the statistics of the latents into the weights and write them."""
     net = AutoencoderKLHunyuanVideo(**passes.VAE_CONFIG)
-    net.load_state_dict({name: tensor.float().cpu() for name, tensor in state.items()})
+    net.load_state_dict({name: tensor.float().cpu() for name, tensor in flat.state(optimizer.ema).items()})
     net.to(session.device).eval()
+    if not second:
+        fold_statistics(session, net, source, side)
+    session.log(**photo_figures(net, photos))
+    _save(session, net.state_dict(), folder)
+    if session.rank == 0:
+        net.save_config(folder / "vae")
+
+
+def fold_statistics(session: Session, net: AutoencoderKLHunyuanVideo, source: Tensor, side: int) -> None:
+    """Fold the statistics of the latents into the weights."""
     with torch.no_grad():
         seeds = session.seeds(1, 256, HELD_OUT)
         z = passes.encode(net, picture_batch(seeds, source, side)).transpose(0, 1).flatten(1)
         parts = [passes.encode(net, clip_batch(s, source, side, 17)) for s in seeds[:64].split(8)]
         z = torch.cat([z, torch.cat(parts).transpose(0, 1).flatten(1)], dim=1)
         passes.fold(net, z.mean(1), z.std(1))
-    session.log(latent_std=z.std(1).tolist(), **photo_figures(net, photos))
-    _save(session, net.state_dict(), folder)
-    if session.rank == 0:
-        net.save_config(folder / "vae")
+    session.log(latent_std=z.std(1).tolist())
+
+
+def _log(session: Session, kind: str, total: Tensor, count: int) -> None:
+    if count:
+        loss, *errors = (total / count).tolist()
+        axes = {f"psnr_{axis}": psnr(mse) for axis, mse in zip(("light", "red_blue", "green"), errors, strict=True)}
+        session.log(phase=kind, loss=loss, psnr=psnr(sum(errors) / 3), **axes)
 
 
 @torch.no_grad()

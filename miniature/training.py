@@ -100,6 +100,8 @@ class Stepper:
         self.session, self.flat, self.optimizer = session, flat, optimizer
         self._passes: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {}
         self._move: Callable[[], Any] | None = None
+        # One arena for all passes: they never run at the same time, and what one returns is read before the next runs.
+        self._arena = torch.cuda.graph_pool_handle() if session.graphs else None
 
     def add(self, name: str, function: Callable[[], tuple[Tensor, Tensor]]) -> None:
         def both() -> tuple[Tensor, Tensor]:
@@ -108,7 +110,7 @@ class Stepper:
             loss.backward()
             return loss.detach(), figures
 
-        self._passes[name] = self._graphed(both)
+        self._passes[name] = self._graphed(both, self._arena)
 
     def has(self, name: str) -> bool:
         return name in self._passes
@@ -121,11 +123,11 @@ class Stepper:
         result = self._passes[name]()
         self.session.share(self.flat.grad)
         if self._move is None:
-            self._move = self._graphed(self.optimizer.step)
+            self._move = self._graphed(self.optimizer.step, None)
         self._move()
         return result
 
-    def _graphed(self, function: Callable[[], Any]) -> Callable[[], Any]:
+    def _graphed(self, function: Callable[[], Any], arena: tuple[int, int] | None) -> Callable[[], Any]:
         if not self.session.graphs:
             return function
         aside = torch.cuda.Stream()
@@ -135,7 +137,7 @@ class Stepper:
                 function()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=arena, capture_error_mode="thread_local"):
             result = function()
 
         def replay() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,14 @@ from diffusers import AutoencoderKLHunyuanVideo
 from safetensors.torch import load_file
 
 from diffusers_helper.models.transformer import Clean, PackedTransformer, TransformerConfig
-from miniature import train_vae, vae
+from miniature import lessons, train_transformer, train_vae, training, vae
 from miniature.batched import Inputs, forward_times, reverse_times, rope_table, single_times, velocity
+from miniature.captions import every_caption, everyday_captions, trained_captions
+from miniature.clips import scenes
+from miniature.lessons import FOURTH, said
+from miniature.networks import build_encoders
 from miniature.optimizer import FlatParameters, Optimizer, orthogonalised
+from miniature.pictures import bank, streaked
 from miniature.training import Session
 
 
@@ -115,3 +121,63 @@ def test_a_run_goes_on_from_its_weights(tmp_path, monkeypatch):
     assert all(torch.allclose(first[k].float(), kept[k].float(), atol=1e-3) for k in first if "quant" not in k)
     phases = [json.loads(line).get("phase") for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert "pictures" in phases
+
+
+def test_the_second_stage_keeps_the_latents(tmp_path, monkeypatch):
+    """It follows a trained transformer, which knows the latents of the first stage."""
+    config = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    monkeypatch.setattr(vae, "VAE_CONFIG", config)
+    monkeypatch.setattr(train_vae, "BLOCK", 2)
+    small = {"pictures": 8, "detail": 32, "batch": 2, "clips": 1, "frames": 5, "side": 16}
+    weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    train_vae.train(tmp_path, Session(0.03, tmp_path, "cpu"), False, peak=1e-3, **small)
+    before = load_file(weights)
+    train_vae.train(tmp_path, Session(0.05, tmp_path, "cpu"), False, peak=1e-4, second=True, **small)
+    after = load_file(weights)
+    assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith("decoder"))
+    # No statistics are folded again.
+    assert torch.allclose(before["quant_conv.weight"].float(), after["quant_conv.weight"].float(), atol=0.02)
+    phases = {json.loads(line).get("phase") for line in (tmp_path / "log.jsonl").read_text().splitlines()}
+    assert {"joined", "cut"} <= phases
+
+
+def test_streaks_go_one_way():
+    pictures = bank(torch.arange(20, 28), 48)
+    blurred = streaked(torch.arange(8), pictures).float()
+    along, across = (blurred.diff(dim=dim).abs().mean((1, 2, 3)) for dim in (3, 2))
+    assert blurred.shape == pictures.shape and ((along < 0.6 * across) | (across < 0.6 * along)).sum() >= 6
+
+
+def test_captions_beyond_the_scenes():
+    chosen = scenes(torch.arange(400), 32, {"move": 1, "pan": 1, "zoom": 1}, phrases=4)
+    own = chosen.captions()
+    plain = replace(FOURTH, tails=0.0, everyday=0.0, empty=0.0)
+    assert said(chosen, plain) == own
+    changed = [(a, b) for a, b in zip(own, said(chosen, replace(plain, everyday=0.5)), strict=True) if a != b]
+    assert len(changed) > 15 and all(b in everyday_captions() and ("in." in a or "closer" in a) for a, b in changed)
+    changed = [(a, b) for a, b in zip(own, said(chosen, replace(plain, tails=0.5)), strict=True) if a != b]
+    assert len(changed) > 60 and all(b.startswith(a[:-1]) and "camera" in a for a, b in changed)
+    assert 10 < said(chosen, replace(plain, empty=0.1)).count("") < 90
+    assert set(said(chosen, FOURTH)) <= set(trained_captions())
+
+
+def test_a_transformer_run_goes_on_from_its_weights(tmp_path, monkeypatch):
+    """Two lessons of different sizes at the same time, and a run that ends before its first step loses nothing."""
+    monkeypatch.setattr(vae, "VAE_CONFIG", {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4})
+    train_vae.train(tmp_path, Session(1e-4, tmp_path, "cpu"), False, peak=1e-3, pictures=8, detail=32, side=16, batch=2)
+    build_encoders(tmp_path)
+    small = replace(FOURTH, sections=2, pool=4, height=16, width=32)
+    monkeypatch.setattr(train_transformer, "STAGES", {"b": ((1.0, (small, replace(small, height=32, share=0.5))),)})
+    monkeypatch.setattr(lessons, "said", lambda chosen, lesson: ["The camera zooms in."] * len(chosen))
+    monkeypatch.setattr(train_transformer, "trained_captions", lambda: every_caption()[::40] + ["The camera zooms in."])
+    monkeypatch.setattr(train_transformer, "probe", lambda *_: {})
+    monkeypatch.setattr(training, "LOOK", 2)
+    sizes = {"pictures": 8, "detail": 32, "batch": 1, "chunk": 2}
+    weights = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
+    train_transformer.train(tmp_path, Session(0.1, tmp_path, "cpu"), False, 1e-3, stage="b", **sizes)
+    first = load_file(weights)
+    assert all(tensor.dtype == torch.bfloat16 and tensor.isfinite().all() for tensor in first.values())
+    shapes = [json.loads(line).get("shapes") for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [[2, 16, 32], [2, 32, 32]] in shapes
+    train_transformer.train(tmp_path, Session(1e-4, tmp_path, "cpu"), True, 1e-3, stage="b", **sizes)
+    assert all(torch.equal(first[name], tensor) for name, tensor in load_file(weights).items())
