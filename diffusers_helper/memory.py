@@ -35,6 +35,16 @@ def placement(device: str = "auto") -> Placement:
     return Placement(chosen, torch.float32, torch.float32)
 
 
+def weight_format(precision: str, where: Placement) -> tuple[torch.dtype, str | None]:
+    """The dtype a transformer computes in, and the 8-bit format of its blocks' weights or None.
+
+    precision: "auto" (as the device likes it), "bfloat16", or a format's name.
+    """
+    if precision == "bfloat16":
+        return torch.bfloat16, None
+    return where.transformer, None if precision == "auto" else precision
+
+
 def module_bytes(module: nn.Module) -> int:
     """Bytes of all parameters and buffers."""
     return sum(t.numel() * t.element_size() for t in _tensors(module))

@@ -1,4 +1,4 @@
-"""`eichi render`, `eichi demo`, `eichi doctor`. Results go to stdout, progress and problems to stderr.
+"""`eichi render`, `eichi demo`, `eichi doctor`, `eichi lora`. Results go to stdout, progress and problems to stderr.
 
 Exit codes: 0 done, 1 failed, 2 bad input (nothing was started), 130 stopped (files so far are kept).
 """
@@ -13,16 +13,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from eichi_utils import modes
+from eichi_utils.catalogue import Models
+from eichi_utils.cli_lora import add_lora_command
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.engine import Engine
 from eichi_utils.events import StopLevel
 from eichi_utils.jobs import Jobs
+from eichi_utils.loras import from_flag, named_beside
 from eichi_utils.metadata import read_document
 from eichi_utils.paths import DEFAULT_OUTPUTS
 from eichi_utils.plan import FPS
@@ -35,7 +38,7 @@ from locales import LANGUAGES, Translator, preferred_language
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 SWITCH_WORDS = {"on": True, "off": False, "true": True, "false": False}
 # Flags whose name is not the field's with dashes.
-FLAG_NAMES = {"keyframes": "--keyframe", "section_prompts": "--section-prompt", "image_mask": "--mask"}
+FLAG_NAMES = {"keyframes": "--keyframe", "section_prompts": "--section-prompt", "image_mask": "--mask", "loras": "--lora"}
 PAIR_KINDS = ("section_pictures", "section_texts")
 
 
@@ -62,7 +65,7 @@ def _language(arguments: Sequence[str]) -> str:
 
 def make_parser(t: Translator) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eichi", description=t("cli.about"))
-    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor")
+    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora")
     render = commands.add_parser("render", help=t("cli.render"), description=t("cli.render"), allow_abbrev=False)
     render.set_defaults(run=run_render)
     demo = commands.add_parser("demo", help=t("cli.demo"), description=t("cli.demo"), allow_abbrev=False)
@@ -75,9 +78,10 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help=t("cli.doctor"), description=t("cli.doctor"), allow_abbrev=False)
     doctor.set_defaults(run=run_doctor)
     for command in (render, demo, doctor):
-        command.add_argument("--models", metavar="DIR", type=Path, help=t("cli.help.models"))
         command.add_argument("--device", default="auto", help=t("cli.help.device"))
         command.add_argument("--attention", default="auto", metavar="NAME", help=t("cli.help.attention"))
+    for command in (render, demo, doctor, add_lora_command(commands, t)):
+        command.add_argument("--models", metavar="DIR", type=Path, help=t("cli.help.models"))
         command.add_argument("--json", action="store_true", help=t("cli.help.json"))
         command.add_argument("--lang", choices=LANGUAGES, help=t("cli.help.lang"))
     return parser
@@ -99,6 +103,8 @@ def add_request_flags(parser: argparse.ArgumentParser, t: Translator) -> None:
             for part, value in (("index", "N"), ("mask", "FILE")):
                 flag, text = f"--reference-{part}", t(f"cli.help.reference_{part}")
                 parser.add_argument(flag, dest=name, action=_Reference, part=part, metavar=value, help=text)
+        elif kind == "loras":
+            parser.add_argument(flag, dest=name, action="append", metavar="FILE[=STRENGTH]", help=text)
         elif kind in PAIR_KINDS:
             parser.add_argument(flag, dest=name, action="append", metavar="K=VALUE", help=text)
         else:
@@ -130,10 +136,13 @@ class _Reference(argparse.Action):
         setattr(options, self.dest, controls)
 
 
-def read_request(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Request:
+def read_request(
+    options: argparse.Namespace, defaults: Mapping[str, Any], say: Callable[..., Any] = lambda key, **values: None
+) -> Request:
     """The request from `--request` (or `defaults`) with every flag that was given laid over it. Raises UserError.
 
     Paths in a request's file are relative to that file, those in flags to the current folder; the request's are absolute.
+    say: called with a sentence's key and values where the program decides for the user.
     """
     document = _document(options, defaults)
     if not isinstance(document, Mapping):
@@ -151,13 +160,28 @@ def read_request(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Re
             given = _READ_FLAG.get(field.metadata["kind"], str)(given)
         document[name] = given
     try:
-        request = modes.from_json(document)
+        request = modes.from_json(_with_model(document, Models(options.models), say))
     except UserError as error:
         raise UserError([*problems, *error.problems]) from None
     problems += request.check()
     if problems:
         raise UserError(problems)
     return request
+
+
+def _with_model(document: Mapping[str, Any], models: Models, say: Callable[..., Any]) -> Mapping[str, Any]:
+    """The document with a model where it names none, and with what the model recommends where the document says nothing."""
+    mode = document.get("mode")
+    if not isinstance(mode, str) or mode not in modes.MODES:
+        return document
+    kind = modes.MODES[mode]
+    model = document.get("model", models.default(kind.checkpoint))
+    if "model" not in document and model == "miniature":
+        sizes = models.sizes(model)
+        gigabytes = f"{models.gigabytes(kind.checkpoint):.0f}"
+        say("cli.miniature_chosen", gigabytes=gigabytes, smallest=sizes[0], largest=sizes[-1])
+    recommended = models.recommended(model, kind) if model in models.names else {}
+    return {"model": model, **recommended, **document}
 
 
 def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
@@ -167,7 +191,7 @@ def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
         document = read_document(options.request)
         if isinstance(document, Mapping):
             folder = Path(options.request).resolve().parent
-            document = map_pictures(document, lambda path: os.path.abspath(folder / path))
+            document = named_beside(map_pictures(document, lambda path: os.path.abspath(folder / path)), folder)
     if not isinstance(document, Mapping):
         return document
     wanted = options.mode or document.get("mode")
@@ -204,23 +228,21 @@ _READ_FLAG = {
     "number": _number,
     "choice": _number,
     "switch": lambda text: SWITCH_WORDS.get(text.lower(), text),
+    "loras": lambda texts: [from_flag(text) for text in texts],
 }
 
 
 def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:
-    engine = Engine(options.models, options.out.resolve(), options.device, options.attention)
+    engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention)
     try:
-        request = read_request(options, defaults or {})
-        plan = request.plan()
-        problems: tuple[Problem, ...] = ()
+        request = read_request(options, defaults or {}, lambda key, **values: sys.stderr.write(t(key, **values) + "\n"))
+        problems: tuple[Problem, ...] = engine.models.problems(request) if options.dry_run else engine.problems(request)
     except UserError as error:
-        plan, problems = None, error.problems
-    if not options.dry_run:
-        problems += engine.problems(plan.checkpoint if plan else None)
+        problems = error.problems if options.dry_run else error.problems + engine.problems(None)
     if problems:
         raise UserError(problems)
     if options.dry_run:
-        sys.stdout.write(json.dumps(plan_document(plan)) if options.json else "\n".join(plan_lines(plan, t)))
+        sys.stdout.write(json.dumps(plan_document(request)) if options.json else "\n".join(plan_lines(request, t)))
         sys.stdout.write("\n")
         return DONE
     with _terminated_as_interrupted():
@@ -264,18 +286,18 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def run_demo(options: argparse.Namespace, t: Translator) -> int:
     """Render the example photo with the small built-in checkpoint, where the user names no other."""
-    from eichi_utils.demo import demo_defaults, demo_models
+    from eichi_utils.demo import demo_defaults, untrained_models
 
-    defaults = demo_defaults()
-    if options.models is None and not options.dry_run:
-        options.models = demo_models(lambda key: sys.stderr.write(t(key) + "\n"))
-    return run_render(options, t, defaults)
+    models = Models(options.models)
+    if options.models is None and "miniature" not in models.names and not options.dry_run:
+        options.models = untrained_models(lambda key: sys.stderr.write(t(key) + "\n"))
+    return run_render(options, t, demo_defaults(models))
 
 
 def run_doctor(options: argparse.Namespace, t: Translator) -> int:
     from eichi_utils.doctor import examine, report_lines
 
-    findings = examine(options.models, options.device, options.attention)
+    findings = examine(Models(options.models), options.device, options.attention)
     sys.stdout.write(json.dumps(findings) if options.json else "\n".join(report_lines(findings, t)))
     sys.stdout.write("\n")
     return DONE

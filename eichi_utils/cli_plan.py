@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from eichi_utils.plan import FPS, Plan, Ref
+from eichi_utils.plan import FPS, Ref
 from eichi_utils.problems import Translate
+from eichi_utils.request import Request
 
 
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """The plan's integers and names."""
+def plan_document(request: Request) -> dict[str, Any]:
+    """The plan's integers and names, and the model that would carry it out."""
+    plan = request.plan()
     return {
+        "model": request.model,
         "checkpoint": plan.checkpoint,
         "grows": plan.grows,
         "output": plan.output,
@@ -36,10 +39,12 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_lines(plan: Plan, t: Translate) -> list[str]:
+def plan_lines(request: Request, t: Translate) -> list[str]:
     """A line of totals and one for each section in the order of sampling."""
+    plan = request.plan()
     seconds = f"{plan.frames / FPS:.2f}"
-    lines = [t("cli.plan.total", sections=len(plan.sections), frames=plan.frames, seconds=seconds)]
+    totals = {"sections": len(plan.sections), "frames": plan.frames, "seconds": seconds}
+    lines = [t("cli.plan.total", model=request.model, size=request.size, steps=request.steps, **totals)]
     for number, section in enumerate(plan.sections):
         refs = " ".join(_ref_text(ref) for ref in (*section.clean, section.clean_2x, section.clean_4x) if ref)
         positions = f"{section.frames[0]}-{section.frames[-1]}"

@@ -9,28 +9,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.paths import MINIATURE, WEBUI
+from eichi_utils.catalogue import Models
+from eichi_utils.paths import WEBUI
 
 UNTRAINED = WEBUI / "models" / "untrained"
 
 
-def demo_defaults() -> dict[str, Any]:
-    """Request fields of the demo: a photo that comes with gradio, at a size a CPU renders in seconds."""
+def demo_defaults(models: Models) -> dict[str, Any]:
+    """Request fields of the demo: the miniature's first example; its description says size, steps and length.
+
+    With other networks a photo that comes with gradio, at a size that any computer renders in seconds.
+    """
+    examples = models.examples("miniature")
+    if examples and models.folder is None:
+        return {"model": "miniature", "image": examples[0].picture, "prompt": examples[0].prompt}
     gradio = importlib.util.find_spec("gradio")
     photo = Path(gradio.origin).parent / "media_assets" / "images" / "tower.jpg"
-    return {
-        "image": str(photo),
-        "prompt": "The camera slowly zooms in on the tower.",
-        "seconds": 1.0,
-        "steps": 12,
-        "size": 128,
-    }
+    return {"model": "framepack", "image": str(photo), "prompt": "The camera zooms in.", "steps": 12, "size": 128}
 
 
-def demo_models(say: Callable[[str], None]) -> Path:
-    """The trained miniature, or else a checkpoint of random weights, made once. `say` gets the key of a sentence."""
-    if MINIATURE.is_dir():
-        return MINIATURE
+def untrained_models(say: Callable[[str], None]) -> Path:
+    """A checkpoint of random weights, made once. `say` gets the key of a sentence."""
     say("cli.demo_untrained")
     if not UNTRAINED.is_dir():
         from miniature.random_checkpoint import build

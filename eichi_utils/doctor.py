@@ -6,11 +6,11 @@ import platform
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from eichi_utils.catalogue import Models
 from eichi_utils.models import ModelPool, host_memory
 from eichi_utils.paths import WEBUI
 from eichi_utils.problems import Translate, UserError
@@ -22,9 +22,15 @@ PACKAGES = (
 GIB = 2**30
 
 
-def examine(models: Path | None = None, device: str = "auto", attention: str = "auto") -> dict[str, Any]:
+def examine(models: Models, device: str = "auto", attention: str = "auto") -> dict[str, Any]:
     """Findings as plain data. Raises UserError for a device, kernel or folder that is not there."""
-    pool = ModelPool(models, device=device, attention=attention)
+    pool = ModelPool(models.folder, device=device, attention=attention)
+    states = {name: _state(pool, name) for name in ("framepack", "framepack_f1")}
+    if "miniature" in models.names:
+        pool.use(models.files("miniature"))
+        states["miniature"] = _state(pool, "framepack")
+    else:
+        states["miniature"] = {"complete": False, "missing": [str(models.miniature)]}
     return {
         "system": platform.platform(),
         "python": sys.version.split()[0],
@@ -36,7 +42,7 @@ def examine(models: Path | None = None, device: str = "auto", attention: str = "
         "transformer_dtype": str(pool.placement.transformer).removeprefix("torch."),
         "attention": pool.attention.name,
         "attention_rejected": dict(pool.attention.rejected),
-        "models": {name: _state(pool, name) for name in ("framepack", "framepack_f1")},
+        "models": states,
     }
 
 
@@ -81,6 +87,7 @@ def _state(pool: ModelPool, checkpoint: str) -> dict[str, Any]:
     if not missing:
         try:
             pool.check(checkpoint)
+            pool.files.describe()
         except UserError as error:
             values = (p.values for p in error.problems)
             missing = [str(v.get("file") or v.get("tensor") or v.get("folder")) for v in values]

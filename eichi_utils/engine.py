@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eichi_utils.catalogue import Models
 from eichi_utils.events import Event, Stage
 from eichi_utils.jobs import Stop
 from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs, folder_problem
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Engine:
-    """models: a folder in the hub's layout, or None for the hub's repositories. attention: a kernel's name, or "auto".
+    """models: where each model is. attention: a kernel's name, or "auto".
 
     torch is imported at the first job, not when the engine is made: a page can be served before.
     """
 
-    models: Path | None = None
+    models: Models = field(default_factory=Models)
     outputs: Path = DEFAULT_OUTPUTS
     device: str = "auto"
     attention: str = "auto"
@@ -35,18 +36,25 @@ class Engine:
     def pool(self) -> ModelPool:
         from eichi_utils.models import ModelPool
 
-        return ModelPool(self.models, device=self.device, attention=self.attention)
+        return ModelPool(self.models.folder, device=self.device, attention=self.attention)
 
-    def problems(self, checkpoint: str | None) -> tuple[Problem, ...]:
+    def problems(self, request: Request | None) -> tuple[Problem, ...]:
         """Everything about models, device and output folder that keeps a job from starting, before it is submitted.
 
-        checkpoint: the one a plan wants; None where there is no plan yet.
+        request: None where it could not even be read.
         """
         problems = [problem for problem in [folder_problem(self.outputs)] if problem]
+        problems += self.models.problems(request) if request else ()
         try:
             pool = self.pool
-            if checkpoint and not pool.missing(checkpoint):
-                pool.check(checkpoint)
+            if request and not problems:
+                pool.use(self.models.files(request.model))
+                if not pool.missing(request.checkpoint):
+                    pool.check(request.checkpoint)
+                if request.loras:
+                    from eichi_utils.adapters import reports
+
+                    reports(request.loras, pool.files, request.checkpoint)
         except UserError as error:
             problems += error.problems
         return tuple(problems)
@@ -56,4 +64,7 @@ class Engine:
         yield Stage(at=time.time(), name="start")
         from eichi_utils.runner import run
 
+        if problems := self.models.problems(request):
+            raise UserError(problems)
+        self.pool.use(self.models.files(request.model))
         yield from run(request, request.plan(), self.pool, Outputs(self.outputs, job_id), stop)

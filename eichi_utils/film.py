@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from diffusers_helper.latents import decode, preview_rgb
+from diffusers_helper.models.linear import strengths
 from diffusers_helper.models.step_cache import StepCache, TeaCache
 from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
+from diffusers_helper.preview import PreviewMatrix
 from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
 from eichi_utils.encode import Conditions
 from eichi_utils.events import Event, Stage, Step, StopLevel
 from eichi_utils.history import History, Stitch
+from eichi_utils.loras import Lora
 from eichi_utils.media import animated_webp
 from eichi_utils.plan import Plan, Ref, Section
 from eichi_utils.request import Request
@@ -51,11 +53,13 @@ def sample_film(request: Request, plan: Plan, conditions: Conditions, pool: Mode
     sampler = SectionSampler(request, plan, conditions)
     history = sampler.history
     stitch = Stitch(plan.grows, plan.section_latents)
+    matrix = pool.files.describe().preview
     for number, section in enumerate(plan.sections):
         yield Stage(at=time.time(), name="sample", section=number)
-        with pool.transformer(plan.checkpoint) as net:
+        loras = section_loras(request, section)
+        with pool.transformer(plan.checkpoint, request.precision, loras, request.merge_loras) as net:
             for step, latents in sampler.sample(net, section, (step_cache(request), step_cache(request))):
-                yield Step(at=time.time(), section=number, step=step, preview=_preview(latents))
+                yield Step(at=time.time(), section=number, step=step, preview=_preview(latents, matrix))
                 if stop.level >= StopLevel.NOW:
                     return
         latents = latents.cpu()
@@ -89,7 +93,7 @@ class SectionSampler:
         if plan.opening:
             opening = self.history.read(plan.opening, conditions.latents, conditions.masks)
             self.history.grow(opening, shown=plan.opening_shown)
-        self._tables = lru_cache(maxsize=KEPT_TABLES)(self._make_tables)
+        self._kept: dict[tuple, JobTables] = {}
 
     def sample(
         self, net: PackedTransformer, section: Section, caches: tuple[StepCache | None, StepCache | None]
@@ -113,8 +117,8 @@ class SectionSampler:
             self._clean(section.clean_4x) if section.clean_4x else None,
         )
         levels = tuple(sigmas[:-1])
-        positive = self._tables(net, section.prompt, levels)
-        negative = self._tables(net, None, levels) if self.conditions.negative else None
+        positive = self._tables(net, section, section.prompt, levels)
+        negative = self._tables(net, section, None, levels) if self.conditions.negative else None
 
         def denoise(x: Tensor, step: int) -> Tensor:
             velocity = net.step(x, step, positive, around, caches[0])
@@ -130,11 +134,28 @@ class SectionSampler:
         read = [self.history.read(ref, self.conditions.latents, self.conditions.masks) for ref in refs]
         return Clean(torch.cat(read, dim=2), [time for ref in refs for time in ref.at])
 
+    def _tables(self, net: PackedTransformer, section: Section, prompt: str | None, levels: tuple[float, ...]) -> JobTables:
+        """Made once for a prompt, its noise levels and the LoRA's strengths, which act on the tables too."""
+        key = prompt, levels, section.lora_strengths, strengths(net)
+        tables = self._kept.pop(key, None) or self._make_tables(net, prompt, levels)
+        # Last in the dictionary is last used.
+        self._kept[key] = tables
+        if len(self._kept) > KEPT_TABLES:
+            del self._kept[next(iter(self._kept))]
+        return tables
+
     def _make_tables(self, net: PackedTransformer, prompt: str | None, levels: tuple[float, ...]) -> JobTables:
         """For a prompt of the plan, or for the negative prompt (None)."""
         embedding = self.conditions.negative if prompt is None else self.conditions.prompts[prompt]
         image, guidance = self.conditions.image, self.request.guidance_scale
         return net.prepare_job(embedding.tokens, embedding.pooled, image, guidance, levels)
+
+
+def section_loras(request: Request, section: Section) -> tuple[Lora, ...]:
+    """The request's LoRA as strong as the section wants them."""
+    if section.lora_strengths is None:
+        return request.loras
+    return tuple(replace(lora, strength=strength) for lora, strength in zip(request.loras, section.lora_strengths, strict=True))
 
 
 def step_cache(request: Request) -> StepCache | None:
@@ -144,6 +165,6 @@ def step_cache(request: Request) -> StepCache | None:
     return TeaCache(request.cache_threshold, request.steps)
 
 
-def _preview(latents: Tensor) -> bytes:
-    rgb = (preview_rgb(latents)[0] * 255.0).round().to(torch.uint8)
+def _preview(latents: Tensor, matrix: PreviewMatrix) -> bytes:
+    rgb = (preview_rgb(latents, matrix)[0] * 255.0).round().to(torch.uint8)
     return animated_webp(rgb.permute(1, 2, 3, 0).cpu().numpy())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from eichi_utils.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, section_count
 from eichi_utils.request import FilmRequest, setting
@@ -14,6 +14,7 @@ class ForwardRequest(FilmRequest):
     """influence: how strongly the start picture holds, in percent; more is more static. Acts on the first section or all."""
 
     mode: ClassVar[str] = "forward"
+    checkpoint: ClassVar[Literal["framepack", "framepack_f1"]] = "framepack_f1"
 
     influence: float = setting(100.0, "number", min=100.0, max=102.0)
     influence_sections: str = setting("first", "choice", choices=("first", "all"))
@@ -40,7 +41,7 @@ class ForwardRequest(FilmRequest):
                 )
             )
         return Plan(
-            checkpoint="framepack_f1",
+            checkpoint=self.checkpoint,
             grows="back",
             sections=tuple(sections),
             opening=Ref("start", range(1)),

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import CHANNELS, crossfade
+from diffusers_helper.latents import crossfade
+from diffusers_helper.preview import CHANNELS
 from eichi_utils.plan import CONTEXT, FRAMES_PER_LATENT, Ref
 
 Side = Literal["front", "back"]

@@ -22,6 +22,8 @@ DEFAULT_OUTPUTS = WEBUI / "outputs"
 DEFAULT_MODELS = WEBUI / "hf_download" / "hub"
 # Pictures that came through a page; beside the image queue's files, which lie in the folder above.
 DEFAULT_UPLOADS = WEBUI / "inputs" / "uploads"
+# The user's LoRA files, where the existing program looks for them.
+LORAS = WEBUI / "lora"
 MINIATURE = ROOT / "miniature" / "checkpoint"
 
 # What a system reports when nothing more fits, or no more is allowed.

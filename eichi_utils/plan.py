@@ -40,6 +40,7 @@ class Section:
     """One sampling of `len(frames)` latents at the time positions `frames`.
 
     initial: picture whose latent the noise is mixed with when `strength` is below 1.
+    lora_strengths: one for each of the request's LoRA in the place of its own; None leaves them as they are.
     """
 
     frames: range
@@ -49,6 +50,7 @@ class Section:
     prompt: str
     strength: float = 1.0
     initial: str = ""
+    lora_strengths: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

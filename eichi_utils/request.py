@@ -12,8 +12,9 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from eichi_utils.loras import Lora, check_loras, read_loras
 from eichi_utils.pictures import is_unicode, picture_problem
 from eichi_utils.plan import Plan, section_count
 from eichi_utils.problems import Problem, UserError
@@ -26,11 +27,15 @@ DRAWN_SEED_LIMIT = 2**32
 MAX_PROMPT_CHARACTERS = 5000
 # Fields of any mode that hold one picture each; `keyframes` and `controls` hold several.
 PICTURE_FIELDS = ("image", "end_image", "image_mask")
+# How the transformer's weights are kept: as the device likes them, in 16 bits, or in 8 bits with a scale for every channel.
+PRECISIONS = ("auto", "bfloat16", "int8", "float8")
+# The published models (FramePack, and its F1 in the forward mode), or the small one that comes with the program.
+MODELS = ("framepack", "miniature")
 SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
 
 
 def setting(default: Any, kind: str, **limits: Any) -> Any:
-    """A request field. kind: picture, text, integer, number, choice, switch, section_pictures, section_texts, controls.
+    """A request field. kind: picture, text, integer, number, choice, switch, section_pictures, section_texts, controls, loras.
 
     limits: `min` and `max` for numbers, `choices` for a choice, `optional=True` where None is a value.
     """
@@ -42,9 +47,10 @@ def setting(default: Any, kind: str, **limits: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Request(ABC):
-    """What every mode asks for."""
+    """What every mode asks for. checkpoint: the transformer that the mode needs."""
 
     mode: ClassVar[str]
+    checkpoint: ClassVar[Literal["framepack", "framepack_f1"]] = "framepack"
 
     def check(self) -> tuple[Problem, ...]:
         """Everything that keeps this request from being carried out; empty if nothing does."""
@@ -57,12 +63,15 @@ class Request(ABC):
             idle += [name for name in ("negative_prompt", "guidance_rescale") if getattr(self, name)]
         if self.step_cache == "none" and self.cache_threshold != Request.cache_threshold:
             idle.append("cache_threshold")
+        if self.merge_loras and not self.loras:
+            idle.append("merge_loras")
         return tuple(idle)
 
     @abstractmethod
     def plan(self) -> Plan:
         """What to sample; call it on a checked request."""
 
+    model: str = setting("framepack", "choice", choices=MODELS)
     image: str = setting("", "picture")
     prompt: str = setting("", "text")
     negative_prompt: str = setting("", "text")
@@ -75,6 +84,9 @@ class Request(ABC):
     shift: float | None = setting(None, "number", min=1.0, max=20.0, optional=True)
     step_cache: str = setting("teacache", "choice", choices=("none", "teacache"))
     cache_threshold: float = setting(0.15, "number", min=0.0, max=1.0)
+    precision: str = setting("auto", "choice", choices=PRECISIONS)
+    loras: tuple[Lora, ...] = setting((), "loras")
+    merge_loras: bool = setting(False, "switch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +156,8 @@ def to_json(request: Request) -> dict[str, Any]:
         value = getattr(request, field.name)
         if field.metadata["kind"] in ("section_pictures", "section_texts"):
             value = {str(key): text for key, text in sorted(value.items())}
-        elif field.metadata["kind"] == "controls":
-            value = [dataclasses.asdict(control) for control in value]
+        elif field.metadata["kind"] in ("controls", "loras"):
+            value = [dataclasses.asdict(item) for item in value]
         document[field.name] = value
     return document
 
@@ -275,6 +287,7 @@ _READERS = {
     "section_pictures": _read_sections,
     "section_texts": _read_sections,
     "controls": _read_controls,
+    "loras": read_loras,
 }
 
 
@@ -349,4 +362,5 @@ _CHECKS = {
     "section_pictures": _check_section_pictures,
     "section_texts": _check_section_texts,
     "controls": _check_controls,
+    "loras": check_loras,
 }

@@ -47,7 +47,7 @@ class ReverseRequest(FilmRequest):
         end = {"end": self.end_image} if self.end_image else {}
         keyframes = {f"section/{number}": path for number, path in sorted(self.keyframes.items())}
         return Plan(
-            checkpoint="framepack",
+            checkpoint=self.checkpoint,
             grows="front",
             sections=tuple(sections),
             opening=Ref("end", range(1), scale=self.end_strength) if self.end_image else None,

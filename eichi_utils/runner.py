@@ -12,6 +12,7 @@ from PIL import Image
 from diffusers_helper.latents import to_uint8
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
+from eichi_utils import adapters
 from eichi_utils.encode import Conditions, Pictures, encode_mask, encode_pictures, fit_pictures
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
 from eichi_utils.film import Decoded, sample_film
@@ -39,12 +40,13 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     """
     began = time.time()
     yield Stage(at=began, name="check")
-    problems = request.check()
+    problems = request.check() + pool.files.problems(request)
     if problems:
         raise UserError(problems)
     missing = pool.missing(plan.checkpoint)
     if not missing:
         pool.check(plan.checkpoint)
+    notices = [*adapters.notices(request.loras, pool.files, plan.checkpoint)]
     pictures = fit_pictures(plan, request.size)
     outputs.prepare(needed_bytes(plan, pictures, getattr(request, "crf", 0)))
     yield _started(request, plan, pictures)
@@ -55,13 +57,14 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     def stopped() -> Stopped:
         return Stopped(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began, level=stop.level)
 
+    yield from notices
     for name in request.idle():
         yield Notice(at=time.time(), key="no_effect", values={"name": name})
-    if pool.shares_transformer(plan.checkpoint):
-        yield Notice(at=time.time(), key="transformer_shared", values={"folder": str(pool.models)})
+    if pool.files.shares_transformer(plan.checkpoint):
+        yield Notice(at=time.time(), key="transformer_shared", values={"folder": str(pool.files.models)})
     for place in missing:
         yield Notice(at=time.time(), key="downloading", values={"repository": place.repository, "folder": place.folder})
-        if not pool.download(place, lambda: stop.level < StopLevel.NOW):
+        if not pool.files.download(place, lambda: stop.level < StopLevel.NOW):
             yield stopped()
             return
     if missing:

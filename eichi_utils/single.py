@@ -72,7 +72,7 @@ class SingleRequest(Request):
             prompt=self.prompt,
         )
         return Plan(
-            checkpoint="framepack",
+            checkpoint=self.checkpoint,
             grows="front",
             sections=(section,),
             output="picture",

@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
+from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import Jobs
 from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS
@@ -46,15 +47,19 @@ def build(
     t: Translator,
     outputs: Path,
     *,
+    models: Models | None = None,
     uploads: Path = DEFAULT_UPLOADS,
     plain: bool = False,
     auth: tuple[str, str] | None = None,
 ) -> FastAPI:
     """The three pages in one application: `mode`'s at "/", the others at their own paths.
 
-    auth: (user, password) that every page asks for; who has logged in at one is known to the others.
+    models: those to choose from, by default what this machine has. auth: (user, password) that every page asks for; who has
+    logged in at one is known to the others.
     """
     app = FastAPI(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
+    models = models or Models()
+    examples = {str(Path(example.picture).parent) for name in models.names for example in models.examples(name)}
     links = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
     for name, (path, _) in PAGES.items():
         _redirect(app, path, links[name])
@@ -71,6 +76,7 @@ def build(
             root=root,
             links=links,
             plain=plain,
+            models=models,
         )
         gr.mount_gradio_app(
             app,
@@ -78,7 +84,7 @@ def build(
             path=root or "/",
             auth=auth,
             # The form of a running job shows its pictures again after a reload.
-            allowed_paths=[str(outputs.resolve()), str(uploads.resolve())],
+            allowed_paths=[str(outputs.resolve()), str(uploads.resolve()), *examples],
             footer_links=[],
             run_history=False,
             theme=theme(),
@@ -95,8 +101,9 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     options = read_flags(argv)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     outputs = options.out.resolve()
-    jobs = Jobs(Engine(options.models, outputs, options.device, options.attention))
-    app = build(jobs, mode, options.t, outputs, plain=options.plain, auth=options.auth)
+    models = Models(options.models)
+    jobs = Jobs(Engine(models, outputs, options.device, options.attention))
+    app = build(jobs, mode, options.t, outputs, models=models, plain=options.plain, auth=options.auth)
     with listen(options.server, options.port) as listener:
         url = address(options.server, listener)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)

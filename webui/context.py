@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
 
+from eichi_utils.catalogue import Models
 from eichi_utils.jobs import Job, Jobs
 from eichi_utils.paths import DEFAULT_UPLOADS
 from locales import Translator
@@ -21,7 +22,7 @@ class Context:
     """mode: the page's own. root: the path it is mounted at, "" for "/". links: mode -> address of its page.
 
     outputs, uploads: where results go, and where pictures that came through a page are kept.
-    plain: only what the original FramePack page had.
+    models: those to choose from. plain: only what the original FramePack page had.
     """
 
     jobs: Jobs
@@ -32,9 +33,10 @@ class Context:
     root: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
     plain: bool = False
+    models: Models = field(default_factory=Models)
 
     def url(self, path: str) -> str:
-        """The address below which gradio serves a file of the output folder."""
+        """The address below which gradio serves a file, if it is of the output folder or an example."""
         return f"{self.root}/gradio_api/file={quote(Path(path).as_posix())}"
 
     def job_to_fill_from(self) -> Job | None:

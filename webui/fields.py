@@ -30,6 +30,14 @@ with without_stubs():
         def preprocess(self, payload: float | None) -> float | int | None:
             return _rounded(payload)
 
+    class Radio(gr.Radio):
+        """A choice that may be of an older list than the server's, as in a tab that was open while the server started anew."""
+
+        is_template = True
+
+        def preprocess(self, payload: Any) -> Any:
+            return payload
+
     class Picture(gr.Image):
         """A picture as the path of the very file that was uploaded, so that checks can name its damage."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils import modes
+from eichi_utils.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
 from locales import Translator, table
@@ -29,11 +30,13 @@ class Entry:
 
 
 class Form:
-    """The fields of one mode's request that a page shows. Those it does not show keep their defaults."""
+    """The fields of one mode's request that a page shows. Those it does not show are what the model recommends."""
 
-    def __init__(self, kind: type[Request], t: Translator):
+    def __init__(self, kind: type[Request], t: Translator, models: Models):
         self.kind = kind
         self.t = t
+        self.models = models
+        self.defaults = models.recommended(models.default(kind.checkpoint), kind)
         self.entries: dict[str, Entry] = {}
         self._fields = {field.name: field for field in dataclasses.fields(kind)}
 
@@ -46,7 +49,13 @@ class Form:
         return self._fields[name].metadata
 
     def default(self, name: str) -> Any:
-        return self._fields[name].default
+        """A new page's value."""
+        return self.defaults.get(name, self._fields[name].default)
+
+    def choices(self, name: str) -> tuple:
+        """What a new page offers of the field's choices: models that are there, and the model's sizes."""
+        offered = {"model": self.models.names, "size": self.models.sizes(self.default("model"))}
+        return offered.get(name, self.limits(name)["choices"])
 
     def add(
         self,
@@ -116,11 +125,10 @@ class Form:
             write=lambda value: (_shown(value, empty),),
         )
 
-    def choice(self, name: str, labels: Mapping[Any, str], dropdown: bool = False, **settings: Any) -> Component:
+    def choice(self, name: str, labels: Mapping[Any, str], **settings: Any) -> Component:
         """One of the field's choices. labels: choice -> words, one for each."""
-        kind = gr.Dropdown if dropdown else gr.Radio
-        choices = [(labels[choice], choice) for choice in self.limits(name)["choices"]]
-        return self.add(name, kind(choices, value=self.default(name), **self._words(name), **settings))
+        choices = [(labels[choice], choice) for choice in self.choices(name)]
+        return self.add(name, fields.Radio(choices, value=self.default(name), **self._words(name), **settings))
 
     def switch(self, name: str, **settings: Any) -> Component:
         return self.add(name, gr.Checkbox(value=self.default(name), **self._words(name), **settings))
@@ -132,6 +140,9 @@ class Form:
     def document(self, values: Mapping[Component, Any]) -> dict[str, Any]:
         """The request's JSON document as the components stand."""
         document: dict[str, Any] = {"mode": self.kind.mode}
+        if "model" in self.entries:
+            component = self.entries["model"].components[0]
+            document |= self.models.recommended(values[component], self.kind)
         for name, entry in self.entries.items():
             value = entry.read(*(values[component] for component in entry.components))
             # An emptied box of a field that needs a value is a problem to report, not the default.
@@ -147,7 +158,7 @@ class Form:
             unreadable = {problem.field for problem in error.problems}
             rest = modes.from_json({name: value for name, value in document.items() if name not in unreadable})
             return None, (*error.problems, *(p for p in rest.check() if p.field not in unreadable))
-        return request, request.check()
+        return request, request.check() + self.models.problems(request)
 
     def write(self, request: Request) -> dict[Component, Any]:
         """The value of every component for this request."""
@@ -159,6 +170,10 @@ class Form:
     def _words(self, name: str) -> dict[str, Any]:
         info = self.t(f"page.info.{name}") if f"page.info.{name}" in table("en") else None
         return {"label": self.t(f"page.field.{name}"), "info": info}
+
+
+def size_labels(sizes: Iterable[int]) -> dict[int, str]:
+    return {size: f"{size} px" for size in sizes}
 
 
 def _shown(value: float | None, empty: float | None) -> str:

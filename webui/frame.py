@@ -14,6 +14,7 @@ from gradio.components import Component
 from eichi_utils.modes import MODES
 from webui.context import QUIET, Context
 from webui.form import Form
+from webui.model_panel import ModelPanel
 from webui.result_panel import ResultPanel
 from webui.start_panel import StartPanel
 
@@ -33,30 +34,32 @@ FONT = (
 @contextmanager
 def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form]]:
     """A page with header, columns, result and Start; its block puts the inputs into the left column."""
-    form = Form(MODES[context.mode], context.t)
+    form = Form(MODES[context.mode], context.t, context.models)
     title = f"{context.t(f'page.mode.{context.mode}')} - FramePack-eichi"
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(header(context), elem_id="header")
         with gr.Row(elem_classes="eichi-page"):
             with gr.Column(elem_classes="eichi-form", min_width=0):
+                model = ModelPanel(context, form)
                 yield blocks, form
                 start = StartPanel(context, form)
             with gr.Column(elem_classes="eichi-result", min_width=0):
                 result = ResultPanel(context)
         result.wire(blocks)
         start.wire(result.look, result.outputs, result.seen)
-        fill_from_jobs(context, form, blocks)
+        model.wire(start.look, start.outputs)
+        fill_from_jobs(context, form, model, blocks)
 
 
-def fill_from_jobs(context: Context, form: Form, blocks: gr.Blocks) -> None:
+def fill_from_jobs(context: Context, form: Form, model: ModelPanel, blocks: gr.Blocks) -> None:
     """On load the form shows the request of the job that the page shows."""
-    components = sorted(form.components, key=lambda component: component._id)
+    components = sorted(form.components, key=lambda component: component._id) + model.outputs
 
     def fill() -> dict[Component, Any]:
         job = context.job_to_fill_from()
         if job is None:
-            return {components[0]: gr.skip()}
-        values = form.write(job.request)
+            return model.news(form.default("model"))
+        values = form.write(job.request) | model.shown(job.request)
         if job.seed_drawn:
             values |= dict.fromkeys(form.entries["seed"].components, "")
         return values

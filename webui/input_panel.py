@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from webui.context import QUIET, Context
-from webui.form import Form
+from webui.form import Form, size_labels
 
 QUICK_SECONDS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 30, 40)
 # Only the length that the slider shows is a field; the quick lengths set it and follow it, in the browser.
@@ -51,12 +51,8 @@ def size_panel(form: Form) -> None:
     with gr.Row():
         if form.has("window"):
             labels = {9.0: t("page.window.long"), 4.5: t("page.window.short")}
-            form.choice("window", labels, elem_id="window", elem_classes="eichi-chips")
-        form.choice("size", size_labels(form), dropdown=True, elem_id="size")
-
-
-def size_labels(form: Form) -> dict[int, str]:
-    return {size: f"{size} px" for size in form.limits("size")["choices"]}
+            form.choice("window", labels, elem_id="window", elem_classes="eichi-chips", scale=1, min_width=150)
+        form.choice("size", size_labels(form.choices("size")), elem_id="size", elem_classes="eichi-chips", scale=3)
 
 
 def advanced_panel(context: Context, form: Form) -> None:

@@ -30,19 +30,27 @@ class StartPanel:
             self.problems = gr.HTML(elem_id="problems")
             self.summary = gr.HTML(elem_id="summary")
             self.start = gr.Button(self.t("page.start"), variant="primary", elem_id="start")
-        request = form.kind()
+        request = form.kind(**form.defaults)
         problems = request.check()
         self.problems.value = words.problem_list(self.t, problems)
         self.summary.value = self._summary(request, problems)
         self.start.interactive = not problems
 
+    @property
+    def outputs(self) -> list[Component]:
+        """What `look` returns."""
+        return [self.summary, self.problems, self.start]
+
     def wire(self, after: Any, outputs: Any, seen: Component) -> None:
         """after: called with `seen` once a job is submitted, to show it at once. outputs: what it returns."""
-        own = [self.summary, self.problems, self.start]
         # Typing asks often; the page answers the newest state and skips what lies between.
-        changes = [component.change for component in sorted(self.form.components, key=lambda c: c._id)]
-        gr.on(changes, self.look, self.form.components, own, trigger_mode="always_last", **QUIET)
-        started = self.start.click(self.submit, self.form.components, own, **QUIET)
+        # Another model is judged together with the size that comes with it: the model panel asks for that.
+        typed = self.form.components - set(self.form.entries["model"].components)
+        changes = [component.change for component in sorted(typed, key=lambda c: c._id)]
+        looked = gr.on(changes, self.look, self.form.components, self.outputs, trigger_mode="always_last", **QUIET)
+        # Answers to quick changes can overtake each other, and an old one would stay; whatever came last, this one is new.
+        looked.then(self.look, self.form.components, self.outputs, **QUIET)
+        started = self.start.click(self.submit, self.form.components, self.outputs, **QUIET)
         started.then(after, seen, outputs, **QUIET)
 
     def look(self, values: Mapping[Component, Any]) -> dict[Component, Any]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusers_helper.models.attention import Kernel
+from diffusers_helper.models.linear import Linear
 from diffusers_helper.models.rope import rotate
 
 EPS = 1e-6
@@ -45,8 +46,8 @@ class MLPEmbedder(nn.Module):
 
     def __init__(self, in_dim: int, dim: int):
         super().__init__()
-        self.linear_1 = nn.Linear(in_dim, dim)
-        self.linear_2 = nn.Linear(dim, dim)
+        self.linear_1 = Linear(in_dim, dim)
+        self.linear_2 = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(x)))
@@ -83,7 +84,7 @@ class GatedProjection(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.proj = nn.Linear(dim, hidden)
+        self.proj = Linear(dim, hidden)
 
 
 class FeedForward(nn.Module):
@@ -93,7 +94,7 @@ class FeedForward(nn.Module):
         super().__init__()
         hidden = int(dim * ratio)
         self.gelu = gelu
-        self.net = nn.ModuleList([GatedProjection(dim, hidden), nn.Identity(), nn.Linear(hidden, dim)])
+        self.net = nn.ModuleList([GatedProjection(dim, hidden), nn.Identity(), Linear(hidden, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.net[0].proj(x)
@@ -106,14 +107,14 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, *, qk_norm: bool = True, out: bool = True, text: bool = False):
         super().__init__()
         self.heads = heads
-        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
+        self.to_q, self.to_k, self.to_v = (Linear(dim, dim) for _ in range(3))
         if out:
-            self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+            self.to_out = nn.ModuleList([Linear(dim, dim)])
         if qk_norm:
             self.norm_q, self.norm_k = RMSNorm(dim // heads), RMSNorm(dim // heads)
         if text:
-            self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(dim, dim) for _ in range(3))
-            self.to_add_out = nn.Linear(dim, dim)
+            self.add_q_proj, self.add_k_proj, self.add_v_proj = (Linear(dim, dim) for _ in range(3))
+            self.to_add_out = Linear(dim, dim)
             self.norm_added_q, self.norm_added_k = RMSNorm(dim // heads), RMSNorm(dim // heads)
 
     def split(self, x: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class Modulation(nn.Module):
 
     def __init__(self, dim: int, parts: int):
         super().__init__()
-        self.linear = nn.Linear(dim, parts * dim)
+        self.linear = Linear(dim, parts * dim)
 
     def forward(self, conditioning: Tensor) -> Tensor:
         return self.linear(F.silu(conditioning))
@@ -174,7 +175,7 @@ class TextRefiner(nn.Module):
     def __init__(self, text_dim: int, dim: int, heads: int, ratio: float, layers: int):
         super().__init__()
         self.time_text_embed = Conditioning(text_dim, dim, guidance=False)
-        self.proj_in = nn.Linear(text_dim, dim)
+        self.proj_in = Linear(text_dim, dim)
         self.token_refiner = TokenRefiner(dim, heads, ratio, layers)
 
     def forward(self, text: Tensor, timesteps: Tensor, attend: Kernel) -> Tensor:
@@ -224,8 +225,8 @@ class SingleBlock(nn.Module):
         hidden = int(dim * ratio)
         self.norm = Modulation(dim, 3)
         self.attn = Attention(dim, heads, out=False)
-        self.proj_mlp = nn.Linear(dim, hidden)
-        self.proj_out = nn.Linear(dim + hidden, dim)
+        self.proj_mlp = Linear(dim, hidden)
+        self.proj_out = Linear(dim + hidden, dim)
 
     def forward(self, x: Tensor, table: Tensor, latents: int, rope: Tensor, attend: Kernel) -> Tensor:
         """x (1, tokens, dim), the first `latents` of which turn with the rope; table: this step's row, (1, 3 dim)."""

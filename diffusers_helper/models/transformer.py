@@ -27,6 +27,7 @@ from diffusers_helper.models.blocks import (
     layer_norm,
     modulate,
 )
+from diffusers_helper.models.linear import Linear, PatchConv
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field
 from diffusers_helper.models.step_cache import StepCache
 
@@ -111,7 +112,7 @@ class LatentEmbed(nn.Module):
 
     def __init__(self, channels: int, dim: int):
         super().__init__()
-        self.proj = nn.Conv3d(channels, dim, kernel_size=(1, 2, 2), stride=(1, 2, 2))
+        self.proj = PatchConv(channels, dim, (1, 2, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         return rearrange(self.proj(x), "b d t h w -> b (t h w) d")
@@ -122,9 +123,9 @@ class CleanEmbed(nn.Module):
 
     def __init__(self, channels: int, dim: int):
         super().__init__()
-        self.proj = nn.Conv3d(channels, dim, kernel_size=(1, 2, 2), stride=(1, 2, 2))
-        self.proj_2x = nn.Conv3d(channels, dim, kernel_size=(2, 4, 4), stride=(2, 4, 4))
-        self.proj_4x = nn.Conv3d(channels, dim, kernel_size=(4, 8, 8), stride=(4, 8, 8))
+        self.proj = PatchConv(channels, dim, (1, 2, 2))
+        self.proj_2x = PatchConv(channels, dim, (2, 4, 4))
+        self.proj_4x = PatchConv(channels, dim, (4, 8, 8))
 
     def forward(self, latents: Tensor, factor: int) -> Tensor:
         """(1, channels, T, h, w) -> (1, tokens, dim); factor 1, 2 or 4."""
@@ -139,8 +140,8 @@ class ImageProjection(nn.Module):
 
     def __init__(self, in_dim: int, dim: int):
         super().__init__()
-        self.up = nn.Linear(in_dim, dim * 3)
-        self.down = nn.Linear(dim * 3, dim)
+        self.up = Linear(in_dim, dim * 3)
+        self.down = Linear(dim * 3, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.up(x)))
@@ -156,6 +157,8 @@ class PackedTransformer(nn.Module):
         self.attend: Kernel = sdpa
         # The reference computes the last linear in float32 on 16-bit weights.
         self.float32_head = True
+        # What the side branches were made from; empty without any. Whoever adds branches writes it.
+        self.branches_from: tuple = ()
         self.x_embedder = LatentEmbed(config.in_channels, dim)
         self.context_embedder = TextRefiner(config.text_embed_dim, dim, heads, ratio, config.num_refiner_layers)
         self.time_text_embed = Conditioning(config.pooled_projection_dim, dim, config.guidance_embeds)
@@ -166,7 +169,7 @@ class PackedTransformer(nn.Module):
         if config.has_image_proj:
             self.image_projection = ImageProjection(config.image_proj_dim, dim)
         self.norm_out = Modulation(dim, 2)
-        self.proj_out = nn.Linear(dim, 4 * config.out_channels)
+        self.proj_out = Linear(dim, 4 * config.out_channels)
 
     @property
     def device(self) -> torch.device:
@@ -175,6 +178,15 @@ class PackedTransformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.proj_out.weight.dtype
+
+    def block_linears(self) -> dict[str, Linear]:
+        """The linear layers of the blocks that run at every step: those whose weights may be kept in 8 bits.
+
+        Modulation, embedders, refiner and head stay wide: they run once or are small, and an error there acts on every token.
+        """
+        inside = ("transformer_blocks.", "single_transformer_blocks.")
+        named = self.named_modules()
+        return {name: m for name, m in named if isinstance(m, Linear) and name.startswith(inside) and ".norm" not in name}
 
     @torch.inference_mode()
     def prepare_job(
@@ -259,10 +271,7 @@ class PackedTransformer(nn.Module):
             hidden = hidden + cache.residual
         scale, shift = job.head[index : index + 1].unsqueeze(1).chunk(2, dim=-1)
         hidden = modulate(layer_norm(hidden[:, -noisy.shape[1] :]), shift, scale)
-        weight, bias = self.proj_out.weight, self.proj_out.bias
-        if self.float32_head:
-            hidden, weight, bias = hidden.float(), weight.float(), bias.float()
-        patches = F.linear(hidden, weight, bias).float()
+        patches = self.proj_out(hidden.float() if self.float32_head else hidden).float()
         sizes = {"t": frames, "h": height // 2, "w": width // 2, "ph": 2, "pw": 2}
         return rearrange(patches, "b (t h w) (c ph pw) -> b c t (h ph) (w pw)", **sizes)
 

@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils import cli, demo, modes
+from eichi_utils.catalogue import Models
 from eichi_utils.metadata import read_document
 from eichi_utils.paths import ROOT
 from eichi_utils.progress import Progress, clock
@@ -83,7 +85,7 @@ def test_dry_run_for_reading(eichi: Run, pictures: list[str], tmp_path: Path) ->
         "render", "--mode", "forward", "--image", pictures[0], "--prompt", "p", "--seconds", 2,
         "--section-prompt", "1=and jumps", "--out", tmp_path / "out", "--dry-run",
     )  # fmt: skip
-    assert (code, err) == (0, "")
+    assert code == 0
     lines = out.splitlines()
     assert len(lines) == 3
     assert "73 frames" in lines[0]
@@ -149,6 +151,9 @@ def flags_for(values: dict) -> list[str]:
             for control in value:
                 flags += ["--reference", control.image, "--reference-index", str(control.index)]
                 flags += ["--reference-mask", control.mask] if control.mask else []
+        elif name == "loras":
+            for lora in value:
+                flags += [flag, f"{lora.file}={lora.strength}"]
         elif isinstance(value, dict):
             for key, text in value.items():
                 flags += [flag, f"{key}={text}"]
@@ -346,7 +351,8 @@ def test_doctor(eichi: Run, checkpoint: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     assert (found["device"], found["transformer_dtype"]) == ("cpu", "float32")
     assert found["packages"]["torch"]
-    assert found["models"] == {name: {"complete": True, "missing": []} for name in ("framepack", "framepack_f1")}
+    names = ("framepack", "framepack_f1", "miniature")
+    assert found["models"] == {name: {"complete": True, "missing": []} for name in names}
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
     (broken / "vae" / "config.json").unlink()
@@ -362,7 +368,7 @@ def test_demo(eichi: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.
     assert (code, last_json(out)["frames"]) == (0, 37)
     for mode in modes.MODES:
         assert eichi("demo", "--dry-run", "--mode", mode)[0] == 0
-    monkeypatch.setattr(demo, "MINIATURE", tmp_path / "none")
+    monkeypatch.setattr(cli, "Models", partial(Models, miniature=tmp_path / "none"))
     monkeypatch.setattr(demo, "UNTRAINED", tmp_path / "models" / "untrained")
     flags = ["demo", "--mode", "single", "--steps", 1, "--device", "cpu", "--out", tmp_path / "out", "--json"]
     code, out, err = eichi(*flags)

@@ -49,6 +49,7 @@ CHANGES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"guidance_scale": 5.0},
         {"shift": 2.0},
         {"cfg_scale": 3.0},
+        {"precision": "int8"},
     )
 ] + [
     ("single", {"cfg_scale": 3.0}, {"negative_prompt": "blurry hands"}),

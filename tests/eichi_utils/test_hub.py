@@ -9,10 +9,11 @@ import httpx2
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from eichi_utils import models
+from eichi_utils import hub as places
 from eichi_utils.events import Finished, Notice, StopLevel, Stopped
+from eichi_utils.hub import HUNYUAN, PLACES, SHARED
 from eichi_utils.jobs import Stop
-from eichi_utils.models import HUNYUAN, PLACES, SHARED, ModelPool
+from eichi_utils.models import ModelPool
 from eichi_utils.paths import Outputs
 from eichi_utils.problems import UserError
 from eichi_utils.runner import run
@@ -26,7 +27,7 @@ def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     def forbidden(*args, **settings):
         pytest.fail(f"asks the hub for {args} {settings}")
 
-    monkeypatch.setattr(models, "snapshot_download", forbidden)
+    monkeypatch.setattr(places, "snapshot_download", forbidden)
     cache = tmp_path / "hub"
     for name, place in PLACES.items():
         snapshot = cache / f"models--{place.repository.replace('/', '--')}" / "snapshots" / "0123abcd"
@@ -43,7 +44,7 @@ def snapshot_of(cache: Path, name: str) -> Path:
 def test_a_complete_cache_is_used_as_it_is(hub: Path, pictures: list[str], tmp_path: Path) -> None:
     """No word with the hub: the program works without a network."""
     pool = ModelPool(hub, device="cpu")
-    assert not pool.own_folder
+    assert not pool.files.own_folder
     for name in ("framepack", "framepack_f1"):
         assert pool.missing(name) == []
         pool.check(name)
@@ -72,8 +73,8 @@ def test_a_component_that_is_missing_is_downloaded_alone(
     wanted = "framepack_f1" if name == "framepack_f1" else "framepack"
     assert pool.missing(wanted) == [PLACES[name]]
     asked = []
-    monkeypatch.setattr(models, "snapshot_download", lambda *a, tqdm_class, **k: asked.append((a, k)))
-    assert pool.download(PLACES[name])
+    monkeypatch.setattr(places, "snapshot_download", lambda *a, tqdm_class, **k: asked.append((a, k)))
+    assert pool.files.download(PLACES[name])
     pattern = f"{PLACES[name].folder}/*" if PLACES[name].folder else "*"
     assert asked == [((PLACES[name].repository,), {"allow_patterns": [pattern], "cache_dir": hub})]
 
@@ -93,7 +94,7 @@ def test_a_download_stops_when_told(hub: Path, pictures: list[str], tmp_path: Pa
                 progress.update(1)
                 assert piece < 3, "the download went on"
 
-    monkeypatch.setattr(models, "snapshot_download", fetch)
+    monkeypatch.setattr(places, "snapshot_download", fetch)
     outputs = Outputs(tmp_path / "out", "job")
     wanted = request("single", pictures[0])
     events = list(run(wanted, wanted.plan(), ModelPool(hub, device="cpu"), outputs, stop))
@@ -119,7 +120,7 @@ def test_a_folder_with_a_few_components_is_no_hub_cache(checkpoint: Path, tmp_pa
     for name in ("image_encoder", "tokenizer"):
         shutil.copytree(checkpoint / name, tmp_path / name)
     pool = ModelPool(tmp_path, device="cpu")
-    assert pool.own_folder and pool.missing("framepack") == []
+    assert pool.files.own_folder and pool.missing("framepack") == []
     with pytest.raises(UserError):
         pool.check("framepack")
 
@@ -135,7 +136,7 @@ def test_a_run_downloads_what_is_missing(
         assert (repository, allow_patterns, cache_dir) == (HUNYUAN, ["vae/*"], hub)
         shutil.copytree(checkpoint / "vae", folder, dirs_exist_ok=True)
 
-    monkeypatch.setattr(models, "snapshot_download", fetch)
+    monkeypatch.setattr(places, "snapshot_download", fetch)
     events = carry_out(request("single", pictures[0]), ModelPool(hub, device="cpu"), tmp_path / "out")
     assert isinstance(events[-1], Finished)
     notices = [(event.key, dict(event.values)) for event in events if isinstance(event, Notice)]
@@ -179,9 +180,9 @@ def test_a_download_that_fails(error: Exception, hub: Path, pictures: list[str],
     def fail(*args, **settings):
         raise error
 
-    monkeypatch.setattr(models, "snapshot_download", fail)
+    monkeypatch.setattr(places, "snapshot_download", fail)
     with pytest.raises(UserError) as caught:
-        ModelPool(hub, device="cpu").download(PLACES["vae"])
+        ModelPool(hub, device="cpu").files.download(PLACES["vae"])
     assert found(caught.value.problems) == {("models", "download_failed")}
     values = caught.value.problems[0].values
     assert values["reason"]

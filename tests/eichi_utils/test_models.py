@@ -242,8 +242,8 @@ def test_folders_devices_and_kernels_that_do_not_exist(checkpoint: Path, tmp_pat
 def test_networks_are_loaded_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, copy: Path) -> None:
     """Again only where the folder or the precision differs: reading 26 GB takes a minute."""
     loads = []
-    monkeypatch.setattr(models, "_load_transformer", lambda *a, load=models._load_transformer: loads.append(a) or load(*a))
-    monkeypatch.setattr(models, "_load_vae", lambda *a, load=models._load_vae: loads.append(a) or load(*a))
+    monkeypatch.setattr(models, "load_transformer", lambda *a, load=models.load_transformer: loads.append(a) or load(*a))
+    monkeypatch.setattr(models, "load_vae", lambda *a, load=models.load_vae: loads.append(a) or load(*a))
     shutil.copytree(copy / "transformer", copy / "transformer_f1")
     pool = ModelPool(copy, device="cpu")
     for _ in range(3):

@@ -9,6 +9,7 @@ import math
 import pytest
 
 from eichi_utils import modes
+from eichi_utils.loras import Lora
 from eichi_utils.problems import UserError
 from eichi_utils.request import (
     DRAWN_SEED_LIMIT,
@@ -20,17 +21,20 @@ from eichi_utils.request import (
     with_seed,
 )
 from eichi_utils.single import Control
+from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import changed, found, request, say_everything
 
 KINDS = {
-    "picture", "text", "integer", "number", "choice", "switch", "section_pictures", "section_texts", "controls",
+    "picture", "text", "integer", "number", "choice", "switch", "section_pictures", "section_texts", "controls", "loras",
 }  # fmt: skip
 MODES = list(modes.MODES)
+LORA = str(GOLDEN / "lora" / "kohya_framepack_names.safetensors")
 
 
 def other_values(mode: str, pictures: list[str]) -> dict:
     """A valid value other than the default for every field of a mode."""
     common = {
+        "model": "miniature",
         "image": pictures[0],
         "prompt": '猫が走る 🐈 "quoted" \\ {brace}\nsecond line',
         "negative_prompt": "blurry",
@@ -43,6 +47,9 @@ def other_values(mode: str, pictures: list[str]) -> dict:
         "shift": 3.0,
         "step_cache": "none",
         "cache_threshold": 0.3,
+        "precision": "int8",
+        "loras": (Lora(LORA, -1.5), Lora(LORA, 2.0)),
+        "merge_loras": True,
     }
     film = {"seconds": 4.0, "window": 4.5, "section_prompts": {0: "zero", 2: "two"}, "crf": 30}
     own = {

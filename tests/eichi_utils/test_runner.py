@@ -16,6 +16,7 @@ from PIL import Image
 from diffusers_helper.latents import to_uint8
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils import film, media, modes, runner
+from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.events import (
     STAGES,
@@ -252,7 +253,7 @@ def test_room_is_asked_for_by_the_size_of_the_film(
 @pytest.fixture
 def jobs(pool: ModelPool, tmp_path: Path) -> Iterator[Jobs]:
     """The real worker with the shared pool; outputs in tmp_path / "out"."""
-    engine = Engine(outputs=tmp_path / "out")
+    engine = Engine(Models(pool.files.models), tmp_path / "out")
     engine.__dict__["pool"] = pool
     jobs = Jobs(engine)
     yield jobs
@@ -368,7 +369,7 @@ def test_names_of_files_that_are_not_utf_8(pool: ModelPool, pictures: list[str],
 
 def test_the_engine_speaks_before_it_imports(pictures: list[str], tmp_path: Path) -> None:
     """The first import takes seconds: the observer hears "start" before, even where there is no model folder."""
-    events = Engine(models=tmp_path / "none", outputs=tmp_path)(request("single", pictures[0]), "j", Stop())
+    events = Engine(Models(tmp_path / "none"), tmp_path)(request("single", pictures[0]), "j", Stop())
     first = next(events)
     assert isinstance(first, Stage)
     assert first.name == "start" == STAGES[0]

@@ -28,9 +28,12 @@ from eichi_utils.encode import Conditions
 from eichi_utils.film import Decoded, SectionSampler, sample_film
 from eichi_utils.forward import ForwardRequest
 from eichi_utils.history import joined
+from eichi_utils.hub import ModelFiles
 from eichi_utils.jobs import Stop
 from eichi_utils.plan import FPS, FRAMES_PER_LATENT
 from eichi_utils.reverse import ReverseRequest, paddings
+from lora_utils.files import LoraError
+from tests.golden.replay_loras import EXPECTED, lora_checks
 
 Replay = Callable[[Path, "TinyPool"], Iterator["Check"]]
 LATENTS, SCHEDULE, PIXELS, EXACT = 1e-4, 1e-5, 2e-3, 0.0
@@ -70,6 +73,7 @@ class TinyPool:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.files = ModelFiles()
 
     @cached_property
     def net(self) -> PackedTransformer:
@@ -90,7 +94,7 @@ class TinyPool:
         return own if own.is_file() else Path(__file__).parent / name
 
     @contextmanager
-    def transformer(self, checkpoint: str) -> Iterator[PackedTransformer]:
+    def transformer(self, checkpoint: str, *precision_and_loras: object) -> Iterator[PackedTransformer]:
         yield self.net
 
     @contextmanager
@@ -104,15 +108,19 @@ def replay_folder(folder: Path) -> Iterator[Result]:
     for path in sorted(folder.iterdir()):
         for pattern, replay in REPLAYS.items():
             if fnmatch.fnmatch(path.name, pattern):
-                yield _replayed(path, replay, pool)
+                yield _replayed(path, path.name, replay, pool)
                 break
+    if (folder / "lora").is_dir():
+        for path in sorted((folder / "lora").glob("*.safetensors")):
+            if path.name != EXPECTED:
+                yield _replayed(path, f"lora/{path.name}", replay_lora, pool)
 
 
-def _replayed(path: Path, replay: Replay, pool: TinyPool) -> Result:
+def _replayed(path: Path, name: str, replay: Replay, pool: TinyPool) -> Result:
     try:
-        return Result(path.name, tuple(replay(path, pool)))
-    except (KeyError, ValueError, OSError, RuntimeError, SafetensorError) as error:
-        return Result(path.name, (Check(f"{type(error).__name__}: {error}", float("inf"), EXACT),))
+        return Result(name, tuple(replay(path, pool)))
+    except (KeyError, ValueError, OSError, RuntimeError, SafetensorError, LoraError) as error:
+        return Result(name, (Check(f"{type(error).__name__}: {error}", float("inf"), EXACT),))
 
 
 def load(path: Path, metadata_key: str = "params") -> tuple[dict[str, Tensor], dict]:
@@ -282,6 +290,11 @@ def replay_cover_crop(path: Path, pool: TinyPool) -> Iterator[Check]:
         fitted = tensors[f"{case}.fitted"]
         ours = cover_crop(Image.fromarray(tensors[f"{case}.image"].numpy()), *fitted.shape[:2])
         yield Check(case, error_of(torch.from_numpy(numpy.array(ours)), fitted) / 255.0, PIXELS)
+
+
+def replay_lora(path: Path, pool: TinyPool) -> Iterator[Check]:
+    for check in lora_checks(path, pool.net):
+        yield Check(*check)
 
 
 REPLAYS: dict[str, Replay] = {

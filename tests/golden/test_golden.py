@@ -12,10 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.golden.__main__ import main
-from tests.golden.replay import REPLAYS, TinyPool
+from tests.golden.replay import REPLAYS, TinyPool, replay_lora
+from tests.golden.replay_loras import EXPECTED
 
 FOLDER = Path(__file__).parent
 NETWORKS = {"tiny_transformer.safetensors", "tiny_vae.safetensors"}
+LORAS = sorted(path.name for path in (FOLDER / "lora").glob("*.safetensors") if path.name != EXPECTED)
 VECTORS = sorted(
     path.name for path in FOLDER.iterdir() if path.suffix in (".safetensors", ".json") and path.name not in NETWORKS
 )
@@ -43,6 +45,31 @@ def test_every_kind_of_vector_is_there():
     for pattern in REPLAYS:
         assert fnmatch.filter(VECTORS, pattern), f"no file for {pattern}"
     assert len(fnmatch.filter(VECTORS, "film_reverse_*")) == 7 and len(fnmatch.filter(VECTORS, "film_forward_*")) == 4
+
+
+@pytest.mark.parametrize("name", LORAS)
+def test_a_lora_adds_what_its_formula_says(pool, name):
+    """Ten formats of one update; whoever reads a format wrong adds something else, or nothing without a word."""
+    checks = list(replay_lora(FOLDER / "lora" / name, pool))
+    assert checks and all(check.passed for check in checks), checks
+
+
+def test_every_lora_file_is_there():
+    assert len(LORAS) == 13 and len(fnmatch.filter(LORAS, "bad_*")) == 2
+
+
+def test_main_replays_lora_and_fails_where_a_delta_is_off(tmp_path, capsys):
+    """A wrong factor, and a bad file that is no longer bad."""
+    shutil.copytree(FOLDER / "lora", tmp_path / "lora")
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("ok   lora/") == 13
+    tamper(tmp_path / "lora" / "comfyui_names.safetensors", "diffusion_model.single_blocks.0.linear2.lora_B.weight", add(1e-3))
+    shutil.copy(tmp_path / "lora" / "diffusers_peft.safetensors", tmp_path / "lora" / "bad_shape.safetensors")
+    lines = lines_of(capsys, tmp_path, 1)
+    assert {line.split(":")[0] for line in lines if line.startswith("FAIL")} == {
+        "FAIL lora/bad_shape.safetensors",
+        "FAIL lora/comfyui_names.safetensors",
+    }
 
 
 def copy(folder: Path, *names: str) -> Path:

@@ -19,7 +19,7 @@ from eichi_utils.events import STAGES, StopLevel
 from locales import LANGUAGES, Translator, preferred_language, table
 
 ROOT = Path(locales.__file__).parent.parent
-SOURCES = ("eichi_utils", "diffusers_helper", "miniature", "webui")
+SOURCES = ("eichi_utils", "diffusers_helper", "lora_utils", "miniature", "webui")
 NAMESPACES = sorted({key.split(".")[0] for key in table("en")})
 KEY = re.compile(rf"({'|'.join(NAMESPACES)})\.[a-z0-9_]+(\.[a-z0-9_]+)*")
 ENDED = ("finished", "stopped", "failed")
@@ -69,11 +69,11 @@ def values_given(node: ast.AST | None) -> set[str] | None:
 
 
 @cache
-def checkpoint_errors() -> dict[str, list[tuple[str, set[str]]]]:
-    """Key -> places and the values given there."""
+def errors(name: str) -> dict[str, list[tuple[str, set[str]]]]:
+    """Key -> places and the values given there, of CheckpointError or LoraError."""
     found: dict[str, list] = {}
     for place, node in nodes(ast.Call):
-        if called(node) == "CheckpointError" and node.args and constant(node.args[0]):
+        if called(node) == name and node.args and constant(node.args[0]):
             found.setdefault(constant(node.args[0]), []).append((place, {keyword.arg for keyword in node.keywords}))
     return found
 
@@ -87,9 +87,10 @@ def problems() -> dict[str, list[tuple[str, set[str] | None]]]:
             continue
         key = node.args[1]
         if isinstance(key, ast.JoinedStr):
-            assert template(key) == "checkpoint_{}", f"{place}: which keys can {template(key)} become?"
-            for name, uses in checkpoint_errors().items():
-                found.setdefault(f"checkpoint_{name}", []).extend(uses)
+            kinds = {"checkpoint_{}": "CheckpointError", "lora_{}": "LoraError"}
+            assert template(key) in kinds, f"{place}: which keys can {template(key)} become?"
+            for name, uses in errors(kinds[template(key)]).items():
+                found.setdefault(template(key).format(name), []).extend(uses)
         else:
             assert constant(key), f"{place}: the key is not written out"
             given = values_given(node.args[2] if len(node.args) > 2 else None)

@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from eichi_utils.catalogue import Models
 from eichi_utils.events import Finished, Saved, Stage, Started, Step, StopLevel, Stopped
 from eichi_utils.jobs import Jobs
 from eichi_utils.paths import Outputs
@@ -134,12 +135,13 @@ def jobs(engine: FakeEngine) -> Iterator[Jobs]:
 
 @pytest.fixture
 def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Site]]:
-    """Starts the pages: `serve("reverse", "en")`."""
+    """Starts the pages: `serve("reverse", "en")`. Unless told otherwise they look like those of a computer with the models."""
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     running = []
 
     def start(mode: str = "reverse", language: str = "en", **settings) -> Site:
         uploads = engine.outputs.parent / "uploads"
+        settings = {"models": Models(engine.outputs.parent), **settings}
         app = build(jobs, mode, Translator(language), engine.outputs, uploads=uploads, **settings)
         listener = listen("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
@@ -174,3 +176,30 @@ def browser() -> Iterator:
         chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def open_page(browser) -> Callable:
+    """Opens tabs; afterwards none of them may have had an error or asked anything of the outside."""
+    contexts, complaints = [], []
+
+    def watch(page, url: str) -> None:
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        own = (url, "data:", "blob:")
+        page.on("request", lambda asked: None if asked.url.startswith(own) else complaints.append(asked.url))
+
+    def go(url: str, path: str = "/", width: int = 1280, height: int = 900):
+        context = browser.new_context(viewport={"width": width, "height": height})
+        contexts.append(context)
+        page = context.new_page()
+        watch(page, url)
+        page.goto(url + path)
+        page.wait_for_selector("#start")
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert complaints == []

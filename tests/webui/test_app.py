@@ -14,6 +14,8 @@ from urllib.parse import urlencode
 import pytest
 
 import webui
+from eichi_utils.catalogue import Models
+from eichi_utils.paths import MINIATURE
 from webui.app import address, is_loopback, listen, read_flags
 
 WEBUI = Path(webui.__file__).parent
@@ -77,7 +79,7 @@ def test_every_mode_is_reachable_under_its_own_path(serve):
             assert f"{title} - FramePack-eichi" in answer.read().decode()
 
 
-def test_only_the_output_folder_is_served(serve, tmp_path):
+def test_only_the_output_folder_and_examples_are_served(serve, tmp_path):
     site = serve()
     site.engine.outputs.mkdir()
     (site.engine.outputs / "film.txt").write_text("film")
@@ -92,6 +94,8 @@ def test_only_the_output_folder_is_served(serve, tmp_path):
 
     assert get(site.engine.outputs / "film.txt") == 200
     assert get(tmp_path / "secret.txt") == 403
+    assert get(Path(Models().examples("miniature")[0].picture)) == 200
+    assert get(MINIATURE / "eichi.json") == 403
     assert get(site.engine.outputs / ".." / "secret.txt") in (403, 404)
 
 

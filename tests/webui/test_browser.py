@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,33 +14,6 @@ pytestmark = pytest.mark.browser
 
 PROMPT = "The girl dances gracefully."
 PERCENT = "parseFloat(document.querySelector('#progress .done')?.style.width)"
-
-
-@pytest.fixture
-def open_page(browser) -> Callable:
-    """Opens tabs; afterwards none of them may have had an error or asked anything of the outside."""
-    contexts, complaints = [], []
-
-    def watch(page, url: str) -> None:
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-        own = (url, "data:", "blob:")
-        page.on("request", lambda asked: None if asked.url.startswith(own) else complaints.append(asked.url))
-
-    def go(url: str, path: str = "/", width: int = 1280, height: int = 900):
-        context = browser.new_context(viewport={"width": width, "height": height})
-        contexts.append(context)
-        page = context.new_page()
-        watch(page, url)
-        page.goto(url + path)
-        page.wait_for_selector("#start")
-        return page
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert complaints == []
 
 
 def fill(page, tower: str, prompt: str = PROMPT) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
+from eichi_utils.catalogue import Models
 from eichi_utils.modes import MODES
 from eichi_utils.problems import Problem
 from eichi_utils.single import Control
@@ -16,24 +17,27 @@ from locales import LANGUAGES, Translator, table
 from webui import endframe_ichi, endframe_ichi_f1, frame, oneframe_ichi, start_panel, words
 from webui.context import Context
 from webui.form import Form
+from webui.model_panel import ModelPanel
 from webui.start_panel import StartPanel
 from webui.uploads import keep_pictures
 
 PAGES = {"reverse": endframe_ichi.page, "forward": endframe_ichi_f1.page, "single": oneframe_ichi.page}
 # Fields of the request that no page shows yet.
+NOT_YET = {"shift", "precision", "loras", "merge_loras"}
 NOT_ON_A_PAGE = {
-    "reverse": {"shift", "section_prompts", "keyframes"},
-    "forward": {"shift", "section_prompts"},
-    "single": {"shift"},
+    "reverse": {"section_prompts", "keyframes"} | NOT_YET,
+    "forward": {"section_prompts"} | NOT_YET,
+    "single": NOT_YET,
 }
-PLAIN = {"image", "prompt", "seed", "seconds", "steps", "guidance_scale", "step_cache"}
+PLAIN = {"model", "image", "prompt", "seed", "seconds", "steps", "guidance_scale", "step_cache"}
 # Unlike every default.
 OTHER = {
     "prompt": "a cat yawns",
     "negative_prompt": "blurry",
     "seed": 2**53 - 1,
     "steps": 7,
-    "size": 512,
+    "model": "miniature",
+    "size": 160,
     "guidance_scale": 4.5,
     "cfg_scale": 2.5,
     "guidance_rescale": 0.25,
@@ -73,7 +77,7 @@ class Built:
 
 @pytest.fixture
 def page(jobs, tmp_path, monkeypatch):
-    def build(mode: str, language: str = "en", plain: bool = False) -> Built:
+    def build(mode: str, language: str = "en", plain: bool = False, models: Models | None = None) -> Built:
         made = {}
 
         class Noted(Form):
@@ -89,7 +93,16 @@ def page(jobs, tmp_path, monkeypatch):
         monkeypatch.setattr(frame, "Form", Noted)
         monkeypatch.setattr(frame, "StartPanel", NotedStart)
         links = {name: f"/{name}" for name in MODES}
-        context = Context(jobs, Translator(language), mode, tmp_path, tmp_path / "uploads", links=links, plain=plain)
+        context = Context(
+            jobs,
+            Translator(language),
+            mode,
+            tmp_path,
+            tmp_path / "uploads",
+            links=links,
+            plain=plain,
+            models=models or Models(tmp_path),
+        )
         return Built(PAGES[mode](context), made["form"], made["start"], context)
 
     return build
@@ -152,7 +165,8 @@ def test_limits_are_the_requests(page, mode):
             assert (component.minimum, component.maximum) == (limits["min"], limits["max"]), name
             checked += 1
         elif limits["kind"] == "choice":
-            assert [value for _, value in component.choices] == list(limits["choices"]), name
+            offered = [value for _, value in component.choices]
+            assert offered == list(form.choices(name)) and set(offered) <= set(limits["choices"]), name
             checked += 1
     assert checked >= 8
 
@@ -274,3 +288,39 @@ def test_every_page_key_is_used_and_exists():
     keys = {key for key in table("en") if key.startswith("page.")}
     assert used <= keys
     assert {key for key in keys - used if not any(key.startswith(prefix) for prefix in prefixes)} == set()
+
+
+@pytest.fixture
+def nothing_there(tmp_path, monkeypatch) -> Models:
+    """A computer without the real models."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return Models()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_page_without_models_begins_with_the_miniature(page, nothing_there, mode, plain, tower):
+    """With its settings, also those that a plain page does not show."""
+    built = page(mode, plain=plain, models=nothing_there)
+    request, problems = built.form.read(built.values(image=tower, prompt="The camera zooms in."))
+    assert (request.model, request.size, request.steps) == ("miniature", 128, 15) and problems == ()
+    assert "128 × 128" not in words.summary(built.form.t, request, problems)
+    real, _ = built.form.read(built.values(image=tower, prompt="x", model="framepack"))
+    assert real.size == (640 if plain else 128)
+    labels = dict((value, label) for label, value in built.form.entries["model"].components[0].choices)
+    assert "42 GB" in labels["framepack"] and "128" in labels["miniature"] and "192" in labels["miniature"]
+
+
+def test_a_size_of_another_model_is_said_beside_its_field(page, nothing_there, tower):
+    built = page("reverse", models=nothing_there)
+    request, problems = built.form.read(built.values(image=tower, prompt="x", size=640))
+    assert [(problem.field, problem.key) for problem in problems] == [("size", "size_not_of_model")]
+    assert words.problem_list(built.form.t, problems).count("Resolution: 640") == 1
+    built.start.submit(built.values(image=tower, prompt="x", size=640))
+    assert built.context.jobs.all() == ()
+
+
+def test_steps_follow_the_model_unless_they_were_typed(page, nothing_there):
+    panel = ModelPanel(page("reverse", models=nothing_there).context, Form(MODES["reverse"], Translator("en"), nothing_there))
+    assert panel.advise("framepack", 15) == 25 and panel.advise("miniature", 25) == 15
+    assert panel.advise("framepack", 8) == panel.advise("miniature", 8) == 8

@@ -1,0 +1,187 @@
+"""`python -m benchmarks.quality [FOLDER] [--json] [--count N] [--device cpu]`: what 8-bit weights and the step cache cost.
+
+The same films with each setting, against full precision with every step computed, through the program's own section loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusers_helper.files import weight_files
+from diffusers_helper.latents import to_uint8
+from diffusers_helper.memory import module_bytes
+from eichi_utils.encode import Conditions, fit_pictures
+from eichi_utils.film import Decoded, sample_film
+from eichi_utils.forward import ForwardRequest
+from eichi_utils.hub import STEMS
+from eichi_utils.jobs import Stop
+from eichi_utils.models import ModelPool
+from eichi_utils.plan import Plan
+from eichi_utils.request import Request
+from eichi_utils.reverse import ReverseRequest
+from eichi_utils.runner import prepare
+from miniature.clips import HELD_OUT, render, scenes
+from miniature.evaluate import SECTION_SECONDS, SIDE, STEPS, decibels
+from miniature.pictures import bank
+
+PLAIN = {"precision": "auto", "step_cache": "none"}
+CASES: Mapping[str, Mapping[str, Any]] = {
+    "full precision": PLAIN,
+    "bfloat16": {**PLAIN, "precision": "bfloat16"},
+    "int8": {**PLAIN, "precision": "int8"},
+    "float8": {**PLAIN, "precision": "float8"},
+    "teacache": {**PLAIN, "step_cache": "teacache"},
+    "int8, teacache": {"precision": "int8", "step_cache": "teacache"},
+}
+MODES: tuple[type[Request], ...] = (ReverseRequest, ForwardRequest)
+# Of the kinds that the miniature was taught.
+KINDS = {"move": 2.0, "pan": 1.0, "zoom": 1.0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means over all films of a case, and the worst. error: of the sampled latents, relative. decibels: PSNR of the film."""
+
+    case: str
+    films: int
+    computed_steps: float
+    steps: int
+    error: float
+    worst_error: float
+    decibels: float
+    worst_decibels: float
+    seconds: float
+    megabytes: float
+
+
+@dataclass(frozen=True)
+class Film:
+    latents: Tensor
+    pixels: Tensor
+    computed: int
+    seconds: float
+
+
+def prepared(pool: ModelPool, count: int, folder: Path) -> Iterator[tuple[Request, Plan, Conditions]]:
+    """`count` held-out scenes in both film modes, encoded."""
+    pictures = bank(torch.arange(HELD_OUT + 9000, HELD_OUT + 9032), 256)
+    scene = scenes(torch.arange(HELD_OUT + 3000, HELD_OUT + 3000 + count), len(pictures), KINDS)
+    starts = render(scene, pictures, torch.arange(1), SIDE, SIDE)
+    for number, caption in enumerate(scene.captions()):
+        path = folder / f"{number}.png"
+        Image.fromarray(to_uint8(starts[number : number + 1])[0].numpy()).save(path)
+        for kind in MODES:
+            request = kind(
+                image=str(path), prompt=caption, seconds=SECTION_SECONDS, seed=number, steps=STEPS, size=SIDE, **PLAIN
+            )
+            plan = request.plan()
+            *_, conditions = prepare(request, plan, fit_pictures(plan, SIDE), pool)
+            yield request, plan, conditions
+
+
+def film(request: Request, plan: Plan, conditions: Conditions, pool: ModelPool) -> Film:
+    """One section. A step counts as computed if the first block ran."""
+    calls: list[int] = []
+    with pool.transformer(plan.checkpoint, request.precision) as net:
+        hook = net.transformer_blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    began = time.perf_counter()
+    (made,) = (item for item in sample_film(request, plan, conditions, pool, Stop()) if isinstance(item, Decoded))
+    took = time.perf_counter() - began
+    hook.remove()
+    return Film(made.latents, torch.cat([made.final, made.open], dim=2).float().cpu(), len(calls), took)
+
+
+def measure(pool: ModelPool, count: int) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = list(prepared(pool, count, Path(folder)))
+    exact: list[Film] = []
+    for case, fields in CASES.items():
+        made = [film(replace(request, **fields), plan, conditions, pool) for request, plan, conditions in jobs]
+        exact = exact or made
+        pairs = list(zip(made, exact, strict=True))
+        errors = [((one.latents - true.latents).norm() / true.latents.norm()).item() for one, true in pairs]
+        # The first case is compared with itself: 0 and the 120 dB that stand for no difference.
+        levels = [decibels(one.pixels, true.pixels.clamp(-1, 1)) for one, true in pairs]
+        with pool.transformer(jobs[0][1].checkpoint, fields["precision"]) as net:
+            megabytes = module_bytes(net) / 1e6
+        yield Row(
+            case=case,
+            films=len(made),
+            computed_steps=mean([one.computed for one in made]),
+            steps=STEPS,
+            error=mean(errors),
+            worst_error=max(errors),
+            decibels=mean(levels),
+            worst_decibels=min(levels),
+            seconds=mean([one.seconds for one in made]),
+            megabytes=megabytes,
+        )
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def table(rows: list[Row]) -> str:
+    """In Markdown."""
+    lines = [
+        "| | computed steps | error of the latents, mean (worst) | PSNR of the film, dB (worst) | s a film | weights, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        first = row is rows[0]
+        error = "-" if first else f"{row.error:.4f} ({row.worst_error:.4f})"
+        level = "-" if first else f"{row.decibels:.1f} ({row.worst_decibels:.1f})"
+        steps = f"{row.computed_steps:.1f} of {row.steps}"
+        lines.append(f"| {row.case} | {steps} | {error} | {level} | {row.seconds:.1f} | {row.megabytes:.1f} |")
+    return "\n".join(lines)
+
+
+def fingerprint(folder: Path) -> str:
+    """Of the transformer's weights: which checkpoint the figures are of."""
+    digest = hashlib.sha256()
+    for file in weight_files(folder, STEMS["framepack"]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return {"device": name, "processor": platform.machine(), "torch": torch.__version__}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent.parent / "miniature" / "checkpoint")
+    parser.add_argument("--count", type=int, default=8, help="scenes; each is filmed in both modes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    options = parser.parse_args()
+    pool = ModelPool(options.folder, device=options.device)
+    transformer = pool.files.folder("framepack")
+    weights = fingerprint(transformer)
+    rows = list(measure(pool, options.count))
+    if fingerprint(transformer) != weights:
+        parser.error("the checkpoint was replaced during the run; its rows are of different networks and prove nothing")
+    where = {**machine(pool.placement.device), "weights": weights}
+    if options.json:
+        print(json.dumps({"machine": where, "rows": [asdict(row) for row in rows]}, indent=1))
+    else:
+        print(f"{where['device']}, torch {where['torch']}, weights {weights}\n\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    main()

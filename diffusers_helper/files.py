@@ -1,0 +1,105 @@
+"""A checkpoint's files as they lie on the disk: JSON, and what the headers of safetensors files say.
+
+Only headers are read, so that 40 GB are judged in milliseconds, and without torch, so that a page can say what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class CheckpointError(Exception):
+    """key: "file_missing", "file_damaged", "tensor_missing", "tensor_unknown", "tensor_shape" or "config_damaged".
+
+    values name the file or tensor and what is wrong with it.
+    """
+
+    def __init__(self, key: str, **values: Any):
+        self.key, self.values = key, values
+        super().__init__(f"{key}: {values}")
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """shapes by tensor name, and the file that holds each."""
+
+    shapes: dict[str, tuple[int, ...]]
+    files: dict[str, Path]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError("file_missing", file=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError("config_damaged", file=str(path), reason=str(error)[:200]) from None
+    if not isinstance(document, dict):
+        raise CheckpointError("config_damaged", file=str(path), reason="not a JSON object")
+    return document
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """`stem`.safetensors, or the shards its index names. Raises CheckpointError naming the first missing file."""
+    index = folder / f"{stem}.safetensors.index.json"
+    single = folder / f"{stem}.safetensors"
+    if not index.exists():
+        files = [single]
+    else:
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise CheckpointError("config_damaged", file=str(index), reason="no weight_map of file names")
+        files = [folder / name for name in sorted(set(names.values()))]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError("file_missing", file=str(file))
+    return files
+
+
+def read_headers(files: list[Path]) -> Tensors:
+    """Names and shapes of all tensors; raises CheckpointError for a file that is cut off or not safetensors."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    where: dict[str, Path] = {}
+    for file in files:
+        for name, shape in _header(file).items():
+            shapes[name] = shape
+            where[name] = file
+    return Tensors(shapes, where)
+
+
+def _header(file: Path) -> dict[str, tuple[int, ...]]:
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > size - 8:
+                raise CheckpointError("file_damaged", file=str(file), expected=length + 8, actual=size)
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError("file_damaged", file=str(file), expected="safetensors", actual=size) from None
+    if size != expected:
+        raise CheckpointError("file_damaged", file=str(file), expected=expected, actual=size)
+    return shapes
+
+
+def compare(expected: Shapes, found: Tensors, folder: Path, *, strict: bool) -> None:
+    """Raises CheckpointError for the first tensor that is missing, of another shape or, if `strict`, unknown."""
+    for name, shape in expected.items():
+        if name not in found.shapes:
+            raise CheckpointError("tensor_missing", folder=str(folder), tensor=name)
+        if found.shapes[name] != tuple(shape):
+            file = str(found.files[name])
+            raise CheckpointError("tensor_shape", file=file, tensor=name, expected=shape, actual=found.shapes[name])
+    unknown = [name for name in found.shapes if name not in expected]
+    if strict and unknown:
+        raise CheckpointError("tensor_unknown", file=str(found.files[unknown[0]]), tensor=unknown[0])

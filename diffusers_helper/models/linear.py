@@ -1,0 +1,154 @@
+"""Linear layers whose weights may be kept in 8 bits, with low-rank side branches beside them.
+
+A branch never touches the weights: its strength can change between two passes, and without branches, or with all of them at
+strength 0, a layer computes exactly what torch's does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Storage by name: its dtype and the largest number it holds.
+STORAGES = {"int8": (torch.int8, 127.0), "float8": (torch.float8_e4m3fn, 448.0)}
+
+
+def quantise(weight: Tensor, storage: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A weight (out, in) in 8 bits, and the scale (out, 1) of each output channel in `dtype`: weight is about q * scale.
+
+    The scale is rounded to the dtype it is used in before anything is divided by it, so that its rounding adds no error.
+    Symmetric, after "LLM.int8()" (Dettmers et al., 2022), section 2.1, by rows of the weight.
+    """
+    kept, largest = STORAGES[storage]
+    wide = weight.float()
+    scale = (wide.abs().amax(dim=1, keepdim=True) / largest).to(dtype)
+    # A channel of zeros stays zeros under any scale; 1 is also what a scale too small for its dtype becomes.
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    ratio = wide / scale.float()
+    if not kept.is_floating_point:
+        ratio = ratio.round()
+    return ratio.clamp(-largest, largest).to(kept), scale
+
+
+class LowRankBranch(nn.Module):
+    """Adds strength * scale * up @ down @ x. up (out, rank), down (rank, in).
+
+    slot: which of the branches that came together this one belongs to. Factors are buffers, but not of the state dict: they
+    move with their layer and are counted with it, and a checkpoint keeps its names.
+    """
+
+    def __init__(self, slot: int, up: Tensor, down: Tensor, scale: float):
+        super().__init__()
+        self.slot, self.scale, self.strength = slot, scale, 1.0
+        self.register_buffer("up", up.contiguous(), persistent=False)
+        self.register_buffer("down", down.contiguous(), persistent=False)
+
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """y (..., out) with the branch's part for x (..., in) added in place."""
+        inner = F.linear(x, self.down.to(x.dtype)).flatten(0, -2)
+        y.view(-1, y.shape[-1]).addmm_(inner, self.up.to(x.dtype).t(), alpha=self.strength * self.scale)
+        return y
+
+    def add_to_conv(self, y: Tensor, x: Tensor, conv: nn.Conv3d) -> Tensor:
+        """The same for a convolution's y (1, out, ...) and x (1, channels, ...)."""
+        kernel = self.down.to(x.dtype).view(-1, *conv.weight.shape[1:])
+        inner = F.conv3d(x, kernel, stride=conv.stride)
+        return y.add_(F.conv3d(inner, self.up.to(x.dtype)[:, :, None, None, None]), alpha=self.strength * self.scale)
+
+
+class KroneckerBranch(nn.Module):
+    """Adds strength * scale * kron(left, right)[rows] @ x, without ever making the product: left (a, b), right (c, d)."""
+
+    def __init__(self, slot: int, left: Tensor, right: Tensor, scale: float, rows: tuple[int, int]):
+        super().__init__()
+        self.slot, self.scale, self.strength, self.rows = slot, scale, 1.0, rows
+        self.register_buffer("left", left.contiguous(), persistent=False)
+        self.register_buffer("right", right.contiguous(), persistent=False)
+
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        left, right = self.left.to(x.dtype), self.right.to(x.dtype)
+        inner = F.linear(x.unflatten(-1, (left.shape[1], right.shape[1])), right)
+        whole = torch.einsum("ab,...bc->...ac", left, inner).flatten(-2)
+        return y.add_(whole[..., self.rows[0] : self.rows[1]], alpha=self.strength * self.scale)
+
+    def add_to_conv(self, y: Tensor, x: Tensor, conv: nn.Conv3d) -> Tensor:
+        kernel = torch.kron(self.left, self.right)[self.rows[0] : self.rows[1]].to(x.dtype)
+        part = F.conv3d(x, kernel.view_as(conv.weight), stride=conv.stride)
+        return y.add_(part, alpha=self.strength * self.scale)
+
+
+Branch = LowRankBranch | KroneckerBranch
+
+
+class Linear(nn.Linear):
+    """torch's linear layer, computed in the dtype of its input; with branches, and with a weight of 16, 32 or 8 bits.
+
+    weight_scale: None, or for a weight of 8 bits the scale of every output channel, (out, 1).
+    """
+
+    weight_scale: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features)
+        self.register_buffer("weight_scale", None)
+        self.branches = nn.ModuleList()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.wide_weight(x.dtype), self.bias.to(x.dtype))
+        for branch in self.branches:
+            if branch.strength:
+                y = branch.add_to(y, x)
+        return y
+
+    def wide_weight(self, dtype: torch.dtype) -> Tensor:
+        """The weight as it is multiplied with; itself where it is kept in that dtype."""
+        if self.weight_scale is None:
+            return self.weight.to(dtype)
+        if self.weight.dtype == torch.int8:
+            # One pass over the weight: integers are widened to the scale's dtype as they are multiplied.
+            return (self.weight * self.weight_scale).to(dtype)
+        return self.weight.to(dtype) * self.weight_scale.to(dtype)
+
+
+class PatchConv(nn.Conv3d):
+    """A convolution whose stride is its kernel, with branches."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int]):
+        super().__init__(in_channels, out_channels, kernel_size, stride=kernel_size)
+        self.branches = nn.ModuleList()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        for branch in self.branches:
+            if branch.strength:
+                y = branch.add_to_conv(y, x, self)
+        return y
+
+
+def layers(net: nn.Module) -> dict[str, Linear | PatchConv]:
+    """Every layer that can have branches, by name."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, (Linear, PatchConv))}
+
+
+def branches(net: nn.Module) -> Iterator[Branch]:
+    return (module for module in net.modules() if isinstance(module, Branch))
+
+
+def remove_branches(net: nn.Module) -> None:
+    """As before the first was added."""
+    for layer in layers(net).values():
+        layer.branches = nn.ModuleList()
+
+
+def set_strengths(net: nn.Module, strengths: Sequence[float]) -> None:
+    """The strength of each slot's branches, from the next pass on."""
+    for branch in branches(net):
+        branch.strength = strengths[branch.slot]
+
+
+def strengths(net: nn.Module) -> tuple[tuple[int, float], ...]:
+    """(slot, strength) of all slots that have branches, in order: what a result depends on besides the input."""
+    return tuple(sorted({(branch.slot, branch.strength) for branch in branches(net)}))

@@ -1,0 +1,140 @@
+"""LoRA files and the transformer: side branches beside its weights, or merged into them."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from diffusers_helper import checkpoint
+from diffusers_helper.files import CheckpointError
+from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, layers, remove_branches, set_strengths
+from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
+from eichi_utils.events import Notice
+from eichi_utils.hub import ModelFiles
+from eichi_utils.loras import Lora, layouts, lora_problem
+from eichi_utils.problems import UserError
+from lora_utils.factors import Kronecker, Update, merged, updates
+from lora_utils.files import Header, LoraError
+from lora_utils.formats import Report, Shapes
+
+
+def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Weights that a LoRA can change, by layer."""
+    return {name: tuple(layer.weight.shape) for name, layer in layers(net).items()}
+
+
+def shapes_in(files: ModelFiles, checkpoint_name: str) -> dict[str, tuple[int, ...]]:
+    """The same of a checkpoint's transformer, without its weights; before it is downloaded, of the published one."""
+    try:
+        return shapes_of(checkpoint.meta_transformer(files.folder(checkpoint_name)))
+    except CheckpointError:
+        with torch.device("meta"):
+            return shapes_of(PackedTransformer(TransformerConfig()))
+
+
+def reports(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> list[Report]:
+    """What each file will do. Raises UserError with every file that does not fit, before anything is loaded."""
+    if not loras:
+        return []
+    return [layout.report for _, layout in layouts(loras, shapes_in(files, checkpoint_name))]
+
+
+def notices(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> Iterator[Notice]:
+    """What the user should know about files that can be used, but not whole. Raises UserError as `reports` does."""
+    for lora, report in zip(loras, reports(loras, files, checkpoint_name), strict=True):
+        if report.unknown:
+            values = {"file": lora.file, "used": report.used, "found": report.found, "example": report.unknown[0]}
+            yield Notice(at=time.time(), key="lora_partial", values=values)
+        if report.text_encoder:
+            values = {"file": lora.file, "count": len(report.text_encoder)}
+            yield Notice(at=time.time(), key="lora_text_encoder", values=values)
+
+
+def read_updates(loras: Sequence[Lora], shapes: Shapes) -> list[list[Update]]:
+    """The updates of each file. Raises UserError for files that do not fit."""
+    found = []
+    for lora, (header, layout) in zip(loras, layouts(loras, shapes), strict=True):
+        with safe_open(lora.path, framework="pt") as opened:
+            found.append(updates(layout, opened.get_tensor, _metadata(lora.path, header)))
+    return found
+
+
+def _metadata(path: Path, header: Header) -> Mapping[str, str]:
+    """The file's own; PEFT writes an adapter's alpha into a file beside it instead."""
+    beside = path.with_name("adapter_config.json")
+    if path.name != "adapter_model.safetensors" or not beside.is_file():
+        return header.metadata
+    return {"lora_adapter_metadata": beside.read_text(encoding="utf-8", errors="replace"), **header.metadata}
+
+
+def fingerprints(loras: Sequence[Lora]) -> tuple[tuple[str, int, int], ...]:
+    """Which files these are; another one under the same name is another file. Raises UserError for one that is gone."""
+    found = []
+    for number, lora in enumerate(loras):
+        try:
+            stat = lora.path.stat()
+        except OSError:
+            raise UserError([lora_problem(f"loras/{number}", LoraError("missing", file=str(lora.path)))]) from None
+        found.append((str(lora.path), stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
+
+
+def merge_key(loras: Sequence[Lora]) -> tuple:
+    """What merged weights depend on besides the checkpoint."""
+    return tuple(zip(fingerprints(loras), (lora.strength for lora in loras), strict=True))
+
+
+def bind(net: PackedTransformer, loras: Sequence[Lora]) -> None:
+    """Give the network the branches of these files, each file one slot, unless it has them; and set their strengths."""
+    wanted = fingerprints(loras)
+    if net.branches_from != wanted:
+        remove_branches(net)
+        net.branches_from = ()
+        places = layers(net)
+        for slot, found in enumerate(read_updates(loras, shapes_of(net))):
+            for update in found:
+                places[update.layer].branches.append(_branch(update, slot, net.dtype))
+        net.branches_from = wanted
+    set_strengths(net, [lora.strength for lora in loras])
+
+
+def _branch(update: Update, slot: int, dtype: torch.dtype) -> LowRankBranch | KroneckerBranch:
+    # Copies: tensors of an opened file are windows into it, and the user may replace or delete it meanwhile.
+    if isinstance(update, Kronecker):
+        left, right = (factor.to(dtype, copy=True) for factor in (update.left, update.right))
+        return KroneckerBranch(slot, left, right, update.scale, update.rows)
+    up, down = (factor.to(dtype, copy=True) for factor in (update.up, update.down))
+    return LowRankBranch(slot, up, down, update.scale)
+
+
+def load_transformer(
+    folder: Path, dtype: torch.dtype, storage: str | None, merged_in: Sequence[Lora], device: torch.device
+) -> PackedTransformer:
+    """The transformer of a folder with these files merged into it; see `checkpoint.load_transformer`."""
+    change = Merging(merged_in, shapes_of(checkpoint.meta_transformer(folder))) if merged_in else None
+    return checkpoint.load_transformer(folder, dtype, storage, change, device)
+
+
+class Merging:
+    """change(name, tensor) for loading a checkpoint: the same sum as the branches make, worked into the weights.
+
+    Raises UserError for files that do not fit weights of these shapes.
+    """
+
+    def __init__(self, loras: Sequence[Lora], shapes: Shapes):
+        self._additions: dict[str, list[tuple[Update, float]]] = defaultdict(list)
+        for lora, found in zip(loras, read_updates(loras, shapes), strict=True):
+            for update in found:
+                self._additions[f"{update.layer}.weight"].append((update, lora.strength))
+
+    def changes(self, name: str) -> bool:
+        return name in self._additions
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        return merged(tensor, self._additions[name]) if self.changes(name) else tensor

@@ -1,0 +1,64 @@
+"""Writes a checkpoint with LoRA merged into it, in the layout of the one it is made from, a tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from diffusers_helper import checkpoint
+from diffusers_helper.files import weight_files
+from eichi_utils.adapters import Merging, shapes_of
+from eichi_utils.loras import Lora
+from eichi_utils.paths import folder_problem, written_atomically
+from eichi_utils.problems import Problem, UserError
+from lora_utils.files import Header, read_header, write_stream
+
+STEM, INDEX = "diffusion_pytorch_model", "diffusion_pytorch_model.safetensors.index.json"
+NARROW = ("F8_E4M3", "F8_E5M2")
+
+
+def bake(loras: Sequence[Lora], source: Path, target: Path) -> Iterator[Path]:
+    """Merge the files into the transformer in folder `source` and write it to folder `target`; yields each finished file.
+
+    Raises UserError, before anything is written, if a file does not fit, or the target has something in it or too little room;
+    and CheckpointError if the source is not whole. config.json is written last: without it the folder is no checkpoint yet.
+    """
+    size = checkpoint.check_transformer(source)
+    change = Merging(loras, shapes_of(checkpoint.meta_transformer(source)))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError([Problem("out", "folder_not_empty", {"folder": str(target)})])
+    if problem := folder_problem(target, size):
+        raise UserError([problem])
+    target.mkdir(parents=True, exist_ok=True)
+    written = 0
+    for file in weight_files(source, STEM):
+        with written_atomically(target / file.name) as temporary:
+            _write_merged(file, temporary, change, loras)
+            written += temporary.stat().st_size
+        yield target / file.name
+    if (source / INDEX).is_file():
+        index = json.loads((source / INDEX).read_text(encoding="utf-8"))
+        index.setdefault("metadata", {})["total_size"] = written
+        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(source / "config.json", target / "config.json")
+    yield target / "config.json"
+
+
+def _write_merged(file: Path, target: Path, change: Merging, loras: Sequence[Lora]) -> None:
+    header = read_header(file)
+    # What is stored as 8-bit floats becomes 16 bits where it is changed; see `lora_utils.factors.merged`.
+    dtypes = {name: "BF16" if kept in NARROW and change.changes(name) else kept for name, kept in header.dtypes.items()}
+    strengths = json.dumps([{"file": Path(lora.file).name, "strength": lora.strength} for lora in loras])
+    with safe_open(file, framework="pt") as opened:
+        parts = (_bytes(change(name, opened.get_tensor(name))) for name in header.shapes)
+        write_stream(target, Header(dtypes, header.shapes, {**header.metadata, "merged_loras": strengths}), parts)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,94 @@
+"""`eichi lora FILE...` says what LoRA files hold; `eichi lora bake FILE...` writes a checkpoint with them merged in."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from diffusers_helper.files import CheckpointError
+from eichi_utils.catalogue import Models
+from eichi_utils.hub import ModelFiles
+from eichi_utils.loras import Lora, from_flag, named
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import MODELS
+from locales import Translator
+
+BAKE = "bake"
+CHECKPOINTS = ("framepack", "framepack_f1")
+# Unknown keys that are named one by one; of the rest the number is enough.
+SHOWN = 3
+
+
+def add_lora_command(commands: Any, t: Translator) -> argparse.ArgumentParser:
+    """The `lora` command; it works for files without any model, or checks them against one."""
+    command = commands.add_parser("lora", help=t("cli.lora"), description=t("cli.lora"), allow_abbrev=False)
+    command.set_defaults(run=run_lora)
+    command.add_argument("files", nargs="+", metavar=f"[{BAKE}] FILE[=STRENGTH]", help=t("cli.lora.files"))
+    command.add_argument("--model", choices=MODELS, default=MODELS[0], help=t("cli.help.model"))
+    command.add_argument("--checkpoint", choices=CHECKPOINTS, default=CHECKPOINTS[0], help=t("cli.lora.checkpoint"))
+    command.add_argument("--out", metavar="DIR", type=Path, help=t("cli.lora.out"))
+    return command
+
+
+def run_lora(options: argparse.Namespace, t: Translator) -> int:
+    """Exit code 0 if every file can be used, 2 if one cannot. Raises UserError where a bake cannot begin."""
+    words: list[str] = options.files
+    if words[0] == BAKE and len(words) > 1:
+        return _bake(options, [Lora(**from_flag(word)) for word in words[1:]], t)
+    files = Models(options.models).files(options.model)
+    documents = [_examine(Lora(named(word)), files, options.checkpoint, t) for word in words]
+    if options.json:
+        sys.stdout.write(json.dumps(documents) + "\n")
+    else:
+        sys.stdout.write("\n".join(line for document in documents for line in _lines(document, t)) + "\n")
+    return 2 if any("problem" in document for document in documents) else 0
+
+
+def _examine(lora: Lora, files: ModelFiles, checkpoint: str, t: Translator) -> dict[str, Any]:
+    from eichi_utils.adapters import reports
+
+    try:
+        (report,) = reports([lora], files, checkpoint)
+        return {"file": str(lora.path), **dataclasses.asdict(report)}
+    except UserError as error:
+        (problem,) = error.problems
+        return {"file": str(lora.path), "problem": problem.key, "text": t(f"problem.{problem.key}", **problem.values)}
+
+
+def _lines(document: dict[str, Any], t: Translator) -> list[str]:
+    if "problem" in document:
+        return [document["file"], f"  {document['text']}"]
+    ranks = ", ".join(map(str, document["ranks"])) or "-"
+    numbers = {name: document[name] for name in ("used", "found", "applied", "layers")}
+    lines = [t("cli.lora.format", format=document["format"], ranks=ranks), t("cli.lora.layers", **numbers)]
+    if document["unknown"]:
+        shown = ", ".join(document["unknown"][:SHOWN])
+        lines.append(t("cli.lora.unknown", count=len(document["unknown"]), keys=shown))
+    if document["text_encoder"]:
+        lines.append(t("cli.lora.text_encoder", count=len(document["text_encoder"])))
+    return [document["file"], *(f"  {line}" for line in lines)]
+
+
+def _bake(options: argparse.Namespace, loras: list[Lora], t: Translator) -> int:
+    from eichi_utils.bake import bake
+    from eichi_utils.models import checkpoint_problem
+
+    problems = [problem for number, lora in enumerate(loras) for problem in lora.check(f"loras/{number}")]
+    if options.out is None:
+        problems.append(Problem("out", "value_needed"))
+    if problems:
+        raise UserError(problems)
+    written = []
+    try:
+        source = Models(options.models).files(options.model).folder(options.checkpoint)
+        for file in bake(loras, source, options.out.resolve()):
+            written.append(str(file))
+            sys.stderr.write(t("cli.lora.written", file=str(file)) + "\n")
+    except CheckpointError as error:
+        raise UserError([checkpoint_problem(error)]) from None
+    sys.stdout.write((json.dumps({"files": written}) if options.json else str(options.out.resolve())) + "\n")
+    return 0

@@ -1,0 +1,184 @@
+"""Where a model's components lie: in a plain folder, or in a cache of the Hugging Face hub, and fetching what is missing.
+
+Nothing is loaded here and torch is not needed: a page asks before the first job which models are there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import tqdm
+
+from diffusers_helper.files import CheckpointError, weight_files
+from eichi_utils.description import Description, read_description
+from eichi_utils.paths import DEFAULT_MODELS
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import SIZES, Request
+
+# The hub's client library has another name in other releases; its base error is what the hub's own derives from.
+ConnectionTrouble: type[Exception] = HfHubHTTPError.__bases__[0]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the hub keeps a component: repository, and folder in it ("" is its root). gigabytes: about, to download."""
+
+    repository: str
+    folder: str
+    gigabytes: float = 0.0
+
+
+HUNYUAN, REDUX = "hunyuanvideo-community/HunyuanVideo", "lllyasviel/flux_redux_bfl"
+PLACES = {
+    "framepack": Place("lllyasviel/FramePackI2V_HY", "", 25.8),
+    "framepack_f1": Place("lllyasviel/FramePack_F1_I2V_HY_20250503", "", 25.8),
+    "vae": Place(HUNYUAN, "vae", 0.5),
+    "text_encoder": Place(HUNYUAN, "text_encoder", 15.0),
+    "tokenizer": Place(HUNYUAN, "tokenizer"),
+    "text_encoder_2": Place(HUNYUAN, "text_encoder_2", 0.2),
+    "tokenizer_2": Place(HUNYUAN, "tokenizer_2"),
+    "image_encoder": Place(REDUX, "image_encoder", 0.9),
+    "feature_extractor": Place(REDUX, "feature_extractor"),
+}
+# In a folder of one's own the transformers stand beside the other components; F1's may be absent if one serves both.
+LOCAL_FOLDERS = {"framepack": ("transformer",), "framepack_f1": ("transformer_f1", "transformer")}
+SHARED = tuple(name for name in PLACES if name not in LOCAL_FOLDERS)
+# Names of the files of weights, without their endings; and of the one file that other components need.
+STEMS = {
+    **dict.fromkeys(("framepack", "framepack_f1", "vae"), "diffusion_pytorch_model"),
+    **dict.fromkeys(("text_encoder", "text_encoder_2", "image_encoder"), "model"),
+}
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+PREPROCESSOR_FILE = "preprocessor_config.json"
+# Size families offered for the hub's models; smaller ones are for models that say so themselves.
+HUB_SIZES = tuple(size for size in SIZES if size >= 384)
+
+
+class DownloadStopped(Exception):
+    """Nobody wants the download any more."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """models: a folder with `transformer`, `vae`, ... inside, or a hub cache folder; None is this program's own cache."""
+
+    models: Path | None = None
+
+    @property
+    def own_folder(self) -> bool:
+        """Whether the models are a plain folder rather than a hub cache."""
+        names = (*SHARED, *LOCAL_FOLDERS["framepack_f1"])
+        return self.models is not None and any((self.models / name).is_dir() for name in names)
+
+    @property
+    def cache(self) -> Path:
+        """The hub cache: the given one, else what the hub's variables name, else this program's own."""
+        if self.models is not None:
+            return self.models
+        home = os.environ.get("HF_HUB_CACHE") or (os.environ["HF_HOME"] + "/hub" if os.environ.get("HF_HOME") else "")
+        return Path(home) if home else DEFAULT_MODELS
+
+    def describe(self) -> Description:
+        """What the folder says of itself; the hub's models say nothing. Raises UserError if it cannot be understood."""
+        return read_description(self.models) if self.models is not None else Description()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Size families to offer."""
+        return self.describe().sizes or HUB_SIZES
+
+    def folder_problems(self) -> tuple[Problem, ...]:
+        """Whether there is such a folder at all."""
+        if self.models is None or self.models.is_dir():
+            return ()
+        return (Problem("models", "models_missing", {"folder": str(self.models)}),)
+
+    def problems(self, request: Request) -> tuple[Problem, ...]:
+        """What these models cannot do of a request, beside what is wrong with the request itself."""
+        try:
+            sizes = self.describe().sizes
+        except UserError as error:
+            return error.problems
+        if not sizes or request.size in sizes or request.size not in SIZES:
+            return ()
+        return (Problem("size", "size_not_of_model", {"value": request.size, "sizes": ", ".join(map(str, sizes))}),)
+
+    def missing(self, checkpoint: str) -> list[Place]:
+        """What has to be downloaded before this checkpoint can run; empty when complete, or with a folder of one's own."""
+        if self.own_folder:
+            return []
+        return [PLACES[name] for name in (checkpoint, *SHARED) if self._is_missing(name)]
+
+    def shares_transformer(self, checkpoint: str) -> bool:
+        """Whether F1 has to make do with a standard transformer, because a folder of one's own has no other."""
+        if checkpoint != "framepack_f1" or not self.own_folder or (self.models / "transformer_f1").is_dir():
+            return False
+        return checkpoint not in self.describe().checkpoints
+
+    def folder(self, name: str) -> Path:
+        """Where a component lies. Raises CheckpointError if it is not there."""
+        if self.own_folder:
+            candidates = [self.models / local for local in LOCAL_FOLDERS.get(name, (name,))]
+        else:
+            candidates = self._cached_folders(PLACES[name])
+        for folder in candidates:
+            if folder.is_dir():
+                return folder
+        raise CheckpointError("file_missing", file=str(candidates[0] if candidates else PLACES[name].repository))
+
+    def download(self, place: Place, wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Fetch one component; goes on where an interrupted download stopped.
+
+        Ends early, and returns False, once `wanted()` is. Raises UserError if the hub cannot be reached.
+        """
+        pattern = f"{place.folder}/*" if place.folder else "*"
+        if not wanted():
+            return False
+        try:
+            snapshot_download(
+                place.repository, allow_patterns=[pattern], cache_dir=self.cache, tqdm_class=_progress_while(wanted)
+            )
+        except DownloadStopped:
+            return False
+        except (HfHubHTTPError, ConnectionTrouble, LocalEntryNotFoundError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            values = {"repository": place.repository, "folder": str(self.cache), "reason": reason}
+            raise UserError([Problem("models", "download_failed", values)]) from None
+        return True
+
+    def _cached_folders(self, place: Place) -> list[Path]:
+        snapshots = self.cache / f"models--{place.repository.replace('/', '--')}" / "snapshots"
+        if not snapshots.is_dir():
+            return []
+        newest_first = sorted(snapshots.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        return [folder / place.folder for folder in newest_first]
+
+    def _is_missing(self, name: str) -> bool:
+        """Whether a component lacks a file. A damaged one is reported by the pool's check, not downloaded over."""
+        try:
+            folder = self.folder(name)
+            if name in STEMS:
+                weight_files(folder, STEMS[name])
+        except CheckpointError as error:
+            return error.key == "file_missing"
+        if name in STEMS:
+            return not (folder / "config.json").is_file()
+        files = (PREPROCESSOR_FILE,) if name == "feature_extractor" else TOKENIZER_FILES
+        return not any((folder / file).is_file() for file in files)
+
+
+def _progress_while(wanted: Callable[[], bool]) -> type[tqdm]:
+    """A progress bar for the hub's downloads that ends them when they are no longer wanted: it is asked at every piece."""
+
+    class Progress(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            if not wanted():
+                raise DownloadStopped
+            return super().update(n)
+
+    return Progress

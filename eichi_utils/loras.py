@@ -1,0 +1,127 @@
+"""The LoRA files of a request: where they lie, and what is wrong with them. Reads headers, no tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eichi_utils.paths import LORAS
+from eichi_utils.problems import Problem, UserError
+from lora_utils.files import Header, LoraError, read_header
+from lora_utils.formats import Layout, Shapes, analyse
+
+STRONGEST = 2.0
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A file and how strongly it acts: 1 as it was trained, 0 not at all, below 0 the other way.
+
+    file: a path, or a name below webui/lora, which is the same on every computer. The default strength is that of the existing
+    program.
+    """
+
+    file: str
+    strength: float = 0.8
+
+    @property
+    def path(self) -> Path:
+        return LORAS / self.file
+
+    def check(self, field: str) -> list[Problem]:
+        """What is wrong with the file by itself, and with the strength."""
+        problems = []
+        if not isinstance(self.file, str) or not self.file.strip():
+            problems.append(Problem(f"{field}/file", "value_needed"))
+        else:
+            try:
+                read_header(self.path)
+            except LoraError as error:
+                problems.append(lora_problem(field, error))
+        number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
+        if not number:
+            problems.append(Problem(f"{field}/strength", "wrong_type", {"value": str(self.strength)[:80]}))
+        elif not math.isfinite(self.strength) or abs(self.strength) > STRONGEST:
+            limits = {"value": self.strength, "min": -STRONGEST, "max": STRONGEST}
+            problems.append(Problem(f"{field}/strength", "out_of_range", limits))
+        return problems
+
+
+def lora_problem(field: str, error: LoraError) -> Problem:
+    return Problem(f"{field}/file", f"lora_{error.key}", error.values)
+
+
+def named(path: str | Path) -> str:
+    """How a request names a file: below webui/lora by its name there, elsewhere by its absolute path.
+
+    A relative path is looked for in the current folder first, then below webui/lora.
+    """
+    absolute = Path(os.path.abspath(path))
+    if not absolute.exists() and (LORAS / path).exists():
+        return Path(path).as_posix()
+    return absolute.relative_to(LORAS).as_posix() if absolute.is_relative_to(LORAS) else str(absolute)
+
+
+def from_flag(text: str) -> dict[str, Any]:
+    """`FILE` or `FILE=STRENGTH` as JSON. An equals sign before something that is no number belongs to the name."""
+    file, _, strength = text.rpartition("=")
+    try:
+        return {"file": named(file), "strength": float(strength)} if file else {"file": named(text)}
+    except ValueError:
+        return {"file": named(text)}
+
+
+def named_beside(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A request's JSON document whose LoRA files that lie beside it are named by their path."""
+    changed = dict(document)
+    if isinstance(entries := changed.get("loras"), (list, tuple)):
+        changed["loras"] = [_beside(entry, folder) for entry in entries]
+    return changed
+
+
+def _beside(entry: Any, folder: Path) -> Any:
+    file = entry.get("file") if isinstance(entry, Mapping) else None
+    if isinstance(file, str) and file and (folder / file).is_file():
+        return {**entry, "file": named(folder / file)}
+    return entry
+
+
+def read_loras(value: Any, limits: Mapping[str, Any]) -> tuple[Lora, ...]:
+    """From JSON: a list of {"file": ..., "strength": ...}. Raises TypeError, or UserError naming the entry."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in value):
+        raise TypeError(value)
+    names = {field.name for field in dataclasses.fields(Lora)}
+    problems = []
+    for number, entry in enumerate(value):
+        problems += [Problem(str(number), "lora_unknown_key", {"name": name}) for name in entry if name not in names]
+        problems += [] if "file" in entry else [Problem(f"{number}/file", "value_needed")]
+    if problems:
+        raise UserError(problems)
+    return tuple(Lora(**{name: _float(part) for name, part in entry.items()}) for entry in value)
+
+
+def _float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def check_loras(name: str, value: Sequence[Lora], limits: Mapping[str, Any]) -> list[Problem]:
+    return [problem for number, lora in enumerate(value) for problem in lora.check(f"{name}/{number}")]
+
+
+def layouts(loras: Sequence[Lora], layers: Shapes) -> list[tuple[Header, Layout]]:
+    """What each file does to a network with these layers. Raises UserError with every file that cannot be used."""
+    found, problems = [], []
+    for number, lora in enumerate(loras):
+        try:
+            header = read_header(lora.path)
+            found.append((header, analyse(header, layers, str(lora.path))))
+        except LoraError as error:
+            problems.append(lora_problem(f"loras/{number}", error))
+    if problems:
+        raise UserError(problems)
+    return found

@@ -1,0 +1,129 @@
+"""From a file's tensors to updates of a network's weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_utils.formats import Entry, Layout, Part
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """W[layer] += scale * up @ down. up (rows, rank), down (rank, columns); a kernel's sides count as columns."""
+
+    layer: str
+    up: Tensor
+    down: Tensor
+    scale: float
+
+    def delta(self) -> Tensor:
+        """scale * up @ down, (rows, columns) float32."""
+        return self.scale * (self.up.float() @ self.down.float())
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """W[layer] += scale * rows [first, end) of the Kronecker product of left (a, b) and right (c, d)."""
+
+    layer: str
+    left: Tensor
+    right: Tensor
+    scale: float
+    rows: tuple[int, int]
+
+    def delta(self) -> Tensor:
+        """(rows, columns) float32."""
+        first, end = self.rows
+        return self.scale * torch.kron(self.left.float(), self.right.float())[first:end]
+
+
+Update = LowRank | Kronecker
+
+
+def updates(layout: Layout, tensor: Callable[[str], Tensor], metadata: Mapping[str, str] | None = None) -> list[Update]:
+    """Every update of a file. tensor: a key's tensor, asked for once. metadata: the file's, which may hold PEFT's alpha."""
+    peft = _peft_config(metadata or {})
+    made: list[Update] = []
+    for entry in layout.entries:
+        factors = {role: tensor(key) for role, key in entry.keys.items()}
+        alpha = factors.pop("alpha", None)
+        scale = _scale(entry, None if alpha is None else alpha.item(), peft)
+        if entry.kind == "LoKr":
+            left, right = (_whole(factors, name) for name in ("lokr_w1", "lokr_w2"))
+            if entry.swapped:
+                # One layer only, the head's; its product is small enough to be made.
+                whole = torch.kron(left.float(), right.float())
+                left, right = torch.ones(1, 1), whole.roll(len(whole) // 2, dims=0)
+            made += [Kronecker(part.layer, left, right, scale, part.rows) for part in entry.parts]
+            continue
+        up, down = (factors["up"], factors["down"]) if entry.kind == "LoRA" else _hadamard(factors)
+        up, down = up.flatten(1), down.flatten(1)
+        if entry.swapped:
+            up = up.roll(len(up) // 2, dims=0)
+        made += [LowRank(part.layer, _rows(up, part), down, scale) for part in entry.parts]
+    return made
+
+
+def merged(weight: Tensor, additions: list[tuple[Update, float]]) -> Tensor:
+    """weight + sum of strength * delta, computed in float32, in the weight's shape and dtype.
+
+    An 8-bit float weight without a scale would lose most of what is added; the result is bfloat16 then.
+    """
+    whole = weight.float()
+    for update, strength in additions:
+        if strength:
+            whole = whole + (strength * update.delta()).to(whole.device).view_as(whole)
+    return whole.to(torch.bfloat16 if weight.dtype.itemsize == 1 else weight.dtype)
+
+
+def _rows(up: Tensor, part: Part) -> Tensor:
+    first, end = part.rows
+    return up[first:end]
+
+
+def _scale(entry: Entry, alpha: float | None, peft: Mapping[str, Any]) -> float:
+    """alpha / rank; without an alpha 1. Two whole matrices have no rank, and LyCORIS ignores their alpha."""
+    if not entry.rank:
+        return 1.0
+    if alpha is None and peft:
+        own = (value for name, value in peft["alpha_pattern"].items() if f".{entry.name}".endswith(f".{name}"))
+        root = math.sqrt(entry.rank) if peft["use_rslora"] else entry.rank
+        return float(next(own, peft["lora_alpha"])) / root
+    return alpha / entry.rank if alpha is not None else 1.0
+
+
+def _hadamard(factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(w1a w1b) * (w2a w2b), element by element, is a product of rank r1 r2: each column with each, each row with each."""
+    w1a, w1b, w2a, w2b = (factors[f"hada_w{name}"].flatten(1).float() for name in ("1_a", "1_b", "2_a", "2_b"))
+    up = (w1a[:, :, None] * w2a[:, None, :]).flatten(1)
+    return up, (w1b[:, None, :] * w2b[None, :, :]).flatten(0, 1)
+
+
+def _whole(factors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name in factors:
+        return factors[name].flatten(1)
+    return factors[f"{name}_a"].float() @ factors[f"{name}_b"].flatten(1).float()
+
+
+def _peft_config(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """How the transformer's adapter is scaled, as diffusers writes it into a file's metadata; empty if it is not said."""
+    try:
+        document = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        return {}
+    if not isinstance(document, dict):
+        return {}
+    plain = {str(key).removeprefix("transformer."): value for key, value in document.items()}
+    pattern = plain.get("alpha_pattern") or {}
+    if not isinstance(pattern, dict):
+        return {}
+    if not all(isinstance(value, (int, float)) for value in (plain.get("lora_alpha"), *pattern.values())):
+        return {}
+    return {"lora_alpha": plain["lora_alpha"], "alpha_pattern": pattern, "use_rslora": bool(plain.get("use_rslora"))}

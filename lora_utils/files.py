@@ -1,0 +1,101 @@
+"""Safetensors files: their headers without their data, and writing them tensor by tensor.
+
+The format: 8 bytes with the header's length, a JSON header with dtype, shape and place of every tensor, then the data
+(https://huggingface.co/docs/safetensors). Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+BITS = {
+    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+    "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+# Files that torch.save writes; opening one runs what its author wanted.
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+# A header of 10,000 tensors takes about a megabyte.
+LONGEST_HEADER = 100 * 2**20
+
+
+class LoraError(Exception):
+    """key: "missing", "pickle", "suffix", "damaged", "no_modules", "shape" or "dora"; values name file and fault."""
+
+    def __init__(self, key: str, **values: Any):
+        self.key, self.values = key, values
+        super().__init__(f"{key}: {values}")
+
+
+@dataclass(frozen=True)
+class Header:
+    """dtypes (in the format's own words) and shapes by tensor name, in the file's order."""
+
+    dtypes: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_header(path: Path) -> Header:
+    """Raises LoraError for a file that is missing, of another kind, or cut off."""
+    name = str(path)
+    if not os.path.isfile(path):
+        raise LoraError("missing", file=name)
+    if path.suffix.lower() != ".safetensors":
+        if path.suffix.lower() in PICKLES:
+            raise LoraError("pickle", file=name, suffix=path.suffix, stem=path.stem)
+        raise LoraError("suffix", file=name)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > min(size - 8, LONGEST_HEADER):
+                raise LoraError("damaged", file=name, expected=length + 8, actual=size)
+            entries = json.loads(stream.read(length))
+        metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
+        dtypes = {key: entry["dtype"] for key, entry in entries.items()}
+        shapes = {key: tuple(int(side) for side in entry["shape"]) for key, entry in entries.items()}
+        expected = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        whole = all(
+            entry["data_offsets"][1] - entry["data_offsets"][0] == prod(shapes[key]) * BITS[dtypes[key]] // 8
+            for key, entry in entries.items()
+        )
+    except OSError as error:
+        raise LoraError("damaged", file=name, expected=error.strerror or str(error), actual="-") from None
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise LoraError("damaged", file=name, expected="safetensors", actual=size) from None
+    if size != expected or not whole:
+        raise LoraError("damaged", file=name, expected=expected, actual=size)
+    return Header(dtypes, shapes, metadata)
+
+
+def write_stream(path: Path, header: Header, tensors: Iterable[bytes | memoryview]) -> None:
+    """Write a file one tensor after the other; only one of them needs to be in memory.
+
+    tensors: the bytes of each tensor, little-endian and contiguous, in the order of the header's names.
+    Raises ValueError if one has another length than dtype and shape say.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(header.metadata)} if header.metadata else {}
+    place = 0
+    lengths = []
+    for name, dtype in header.dtypes.items():
+        length = prod(header.shapes[name]) * BITS[dtype] // 8
+        entries[name] = {"dtype": dtype, "shape": list(header.shapes[name]), "data_offsets": [place, place + length]}
+        place += length
+        lengths.append(length)
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    # Data begins at a multiple of 8, as the format asks.
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)))
+        stream.write(text)
+        for name, data, length in zip(header.dtypes, tensors, lengths, strict=True):
+            if memoryview(data).nbytes != length:
+                raise ValueError(f"{name} has {memoryview(data).nbytes} bytes instead of {length}")
+            stream.write(data)

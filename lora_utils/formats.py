@@ -1,0 +1,202 @@
+"""What a LoRA file holds, and what of it fits a network, judged by names and shapes alone.
+
+Families: kohya and musubi-tuner (`lora_unet_`, FramePack's or HunyuanVideo's names), diffusers and PEFT (`lora_A`,
+`lora_B`, also `.default.` and `base_model.model.`), diffusion-pipe, `diffusion_model.` and `transformer.` before either naming,
+ComfyUI's names, dotted `lora_down`/`lora_up`; LoHa and LoKr of LyCORIS (https://github.com/KohakuBlueleaf/LyCORIS).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+
+from lora_utils.files import Header, LoraError
+from lora_utils.names import Names, is_text_encoder
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# The end of a key says which part of a layer's update it is. `lora_A.default.weight`: an adapter's name may stand between.
+ENDS = (
+    (re.compile(r"\.(?:lora_down|lora\.down|lora_linear_layer\.down)\.weight$"), "down"),
+    (re.compile(r"\.(?:lora_up|lora\.up|lora_linear_layer\.up)\.weight$"), "up"),
+    (re.compile(r"\.lora_A(?:\.[^.]+)?\.weight$"), "down"),
+    (re.compile(r"\.lora_B(?:\.[^.]+)?\.weight$"), "up"),
+    (re.compile(r"\.alpha$"), "alpha"),
+    (re.compile(r"\.(?=(?:hada|lokr)_w[12](?:_[ab])?$)"), ""),
+    (re.compile(r"\.(?:dora_scale|lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?)$"), "dora"),
+)
+KINDS = {"up": "LoRA", "down": "LoRA", "hada": "LoHa", "lokr": "LoKr"}
+COMPLETE = (
+    ("LoRA", {"up", "down"}),
+    ("LoHa", {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
+    ("LoKr", {"lokr_w1", "lokr_w2"}),
+    ("LoKr", {"lokr_w1", "lokr_w2_a", "lokr_w2_b"}),
+    ("LoKr", {"lokr_w1_a", "lokr_w1_b", "lokr_w2"}),
+    ("LoKr", {"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows (first, end) of an update's output that belong to one layer of the network."""
+
+    layer: str
+    rows: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One layer's update as it stands in the file.
+
+    keys: by part ("up", "down", "alpha", "hada_w1_a", ...). shape: of the whole update, (rows, columns).
+    rank: 0 where the update has none (a LoKr of two whole matrices). swapped: the halves of the rows change places.
+    """
+
+    name: str
+    kind: str
+    keys: Mapping[str, str]
+    shape: tuple[int, int]
+    rank: int
+    parts: tuple[Part, ...]
+    swapped: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What there is to say about a file before it is used.
+
+    found: layers that the file wants to change, used: those known here. applied: layers of the network that change, of layers.
+    unknown, text_encoder: keys without a place here, and keys of text encoders, which are passed over.
+    """
+
+    format: str
+    ranks: tuple[int, ...]
+    found: int
+    used: int
+    applied: int
+    layers: int
+    unknown: tuple[str, ...] = ()
+    text_encoder: tuple[str, ...] = ()
+
+    @property
+    def partial(self) -> bool:
+        """Whether something that was meant for the network finds no place in it."""
+        return bool(self.unknown)
+
+
+@dataclass(frozen=True)
+class Layout:
+    entries: tuple[Entry, ...]
+    report: Report
+
+
+def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
+    """Which update of the file goes where. layers: shapes of the network's weights of two dimensions and more, by layer.
+
+    Raises LoraError ("no_modules", "shape", "dora"), naming `file`, if nothing fits, a shape is wrong, or the updates need more
+    than adding: a file is used as it was made, or not at all.
+    """
+    names = Names(layers)
+    grouped: dict[str, dict[str, str]] = {}
+    unknown, text_encoder = [], []
+    for key in header.shapes:
+        if is_text_encoder(key):
+            text_encoder.append(key)
+            continue
+        name, role = _split(key)
+        if role == "dora":
+            raise LoraError("dora", file=file, example=key)
+        if role is None:
+            unknown.append(key)
+        else:
+            grouped.setdefault(name, {})[role] = key
+    entries = []
+    for name, keys in grouped.items():
+        target, kind = names.find(name), _kind(keys)
+        if target is None or kind is None:
+            unknown += keys.values()
+            continue
+        rows = [layers[layer][0] for layer in target.layers]
+        wanted = sum(rows), prod(layers[target.layers[0]][1:])
+        shape, rank = _shape(kind, {role: header.shapes[key] for role, key in keys.items()})
+        if shape != wanted:
+            raise LoraError("shape", file=file, layer=name, expected=_times(wanted), actual=_times(shape))
+        ends = tuple(accumulate(rows))
+        parts = tuple(Part(layer, (end - count, end)) for layer, count, end in zip(target.layers, rows, ends, strict=True))
+        entries.append(Entry(name, kind, keys, shape, rank, parts, target.swapped))
+    if not entries:
+        raise LoraError("no_modules", file=file, example=next(iter(header.shapes), "-"))
+    report = Report(
+        format=_format(entries, names),
+        ranks=tuple(sorted({entry.rank for entry in entries if entry.rank})),
+        found=len(grouped),
+        used=len(entries),
+        applied=len({part.layer for entry in entries for part in entry.parts}),
+        layers=len(layers),
+        unknown=tuple(unknown),
+        text_encoder=tuple(text_encoder),
+    )
+    return Layout(tuple(entries), report)
+
+
+def _split(key: str) -> tuple[str, str | None]:
+    """Layer and part of a key; the part is None where it is none that we know."""
+    for pattern, role in ENDS:
+        if match := pattern.search(key):
+            return key[: match.start()], role or key[match.end() :]
+    return key, None
+
+
+def _kind(keys: Mapping[str, str]) -> str | None:
+    parts = set(keys) - {"alpha"}
+    return next((kind for kind, complete in COMPLETE if parts == complete), None)
+
+
+def _shape(kind: str, shapes: Shapes) -> tuple[tuple[int, int], int]:
+    """(rows, columns) of the whole update, and its rank; sides of a kernel count as columns.
+
+    (0, 0) where the factors do not fit each other, which is nobody's shape.
+    """
+    if kind == "LoRA":
+        return _product(shapes["up"], shapes["down"])
+    if kind == "LoHa":
+        one, two = (_product(shapes[f"hada_w{n}_a"], shapes[f"hada_w{n}_b"]) for n in (1, 2))
+        return one if one == two else ((0, 0), 0)
+    sides, rank = [], 0
+    for name in ("lokr_w1", "lokr_w2"):
+        if name in shapes:
+            sides.append(_matrix(shapes[name]))
+        else:
+            side, rank = _product(shapes[f"{name}_a"], shapes[f"{name}_b"])
+            sides.append(side)
+    (a, b), (c, d) = sides
+    return (a * c, b * d), rank
+
+
+def _product(up: tuple[int, ...], down: tuple[int, ...]) -> tuple[tuple[int, int], int]:
+    (rows, inner), (rank, columns) = _matrix(up), _matrix(down)
+    return ((rows, columns), rank) if inner == rank and rank else ((0, 0), 0)
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (shape[0], prod(shape[1:])) if len(shape) > 1 else (0, 0)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _format(entries: list[Entry], names: Names) -> str:
+    """Such as "kohya, HunyuanVideo names": how the first update is written."""
+    first = entries[0]
+    key = next(key for role, key in first.keys.items() if role != "alpha")
+    if first.kind != "LoRA":
+        style = first.kind
+    elif "lora_A" in key or "lora_B" in key:
+        style = "diffusion_model" if key.startswith("diffusion_model.") else "PEFT"
+    else:
+        style = "lora_down/lora_up" if "." in first.name else "kohya"
+    return f"{style}, {names.naming(first.name)} names"

@@ -1,0 +1,62 @@
+"""The quality benchmark measures what it says: the settings differ from full precision and it from nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import quality
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One scene in one mode, four steps, and two settings to compare with full precision."""
+    monkeypatch.setattr(quality, "STEPS", 4)
+    monkeypatch.setattr(quality, "MODES", quality.MODES[:1])
+    chosen = ("full precision", "int8", "teacache")
+    monkeypatch.setattr(quality, "CASES", {case: quality.CASES[case] for case in chosen})
+
+
+def test_figures(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """With random weights: the exact film equals itself, 8 bits have an error and fewer bytes, the cache fewer steps."""
+    monkeypatch.setattr("sys.argv", ["quality", str(checkpoint), "--count", "1", "--json"])
+    quality.main()
+    document = json.loads(capsys.readouterr().out)
+    rows = {row["case"]: row for row in document["rows"]}
+    assert list(rows) == list(quality.CASES) and "CPU" in document["machine"]["device"]
+    exact = rows["full precision"]
+    assert (exact["error"], exact["computed_steps"], exact["films"]) == (0.0, 4, 1) and exact["decibels"] > 100
+    narrow, cached = rows["int8"], rows["teacache"]
+    assert 0 < narrow["error"] < 0.2 and 20 < narrow["decibels"] < 100
+    assert narrow["computed_steps"] == 4 and narrow["megabytes"] < exact["megabytes"]
+    assert 2 <= cached["computed_steps"] < 4 and cached["error"] > 0 and cached["megabytes"] == exact["megabytes"]
+    for row in rows.values():
+        assert row["worst_error"] >= row["error"] and row["worst_decibels"] <= row["decibels"] and row["seconds"] > 0
+
+
+def test_a_checkpoint_that_is_replaced_meanwhile(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Rows of two networks compared with each other look like an error of 8-bit weights."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "models"))
+
+    def measured(*given: object) -> list:
+        file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        return []
+
+    monkeypatch.setattr(quality, "measure", measured)
+    monkeypatch.setattr("sys.argv", ["quality", str(folder), "--json"])
+    with pytest.raises(SystemExit) as left:
+        quality.main()
+    assert left.value.code == 2 and "replaced" in capsys.readouterr().err
+
+
+def test_a_table_for_the_readme() -> None:
+    rows = [quality.Row(case, 2, 4.0, 4, 0.01, 0.02, 50.0, 40.0, 1.0, 3.2) for case in ("full precision", "int8")]
+    lines = quality.table(rows).splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    assert lines[3] == "| int8 | 4.0 of 4 | 0.0100 (0.0200) | 50.0 (40.0) | 1.0 | 3.2 |"

@@ -1,0 +1,271 @@
+"""LoRA on real runs: beside the weights and merged into them, switched on and off, in 8 bits, section by section."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffusers_helper.memory import module_bytes
+from diffusers_helper.models import linear
+from eichi_utils import models
+from eichi_utils.adapters import read_updates, reports, shapes_in, shapes_of
+from eichi_utils.events import Notice
+from eichi_utils.film import Decoded, sample_film
+from eichi_utils.hub import ModelFiles
+from eichi_utils.jobs import Stop
+from eichi_utils.loras import Lora
+from eichi_utils.models import ModelPool
+from eichi_utils.plan import Plan
+from eichi_utils.problems import UserError
+from eichi_utils.request import Request
+from tests.eichi_utils.helpers import THREE, carry_out, changed, found, request
+from tests.eichi_utils.test_effects import conditions_of, differ, latents_of
+from tests.lora_files import FAMILIES, write_lora
+
+
+@pytest.fixture(scope="module")
+def files(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A file of every family for the small checkpoint, each with numbers of its own."""
+    folder = tmp_path_factory.mktemp("lora")
+    shapes = shapes_in(ModelFiles(checkpoint), "framepack")
+    made = {}
+    for seed, family in enumerate(FAMILIES):
+        write_lora(folder / f"{family}.safetensors", family, shapes, alpha=2.0, size=0.05, seed=seed)
+        made[family] = str(folder / f"{family}.safetensors")
+    return made
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list:
+    """What each loading of a transformer was asked for."""
+    asked: list = []
+    load = models.load_transformer
+    monkeypatch.setattr(models, "load_transformer", lambda *given: asked.append(given) or load(*given))
+    return asked
+
+
+def weights_of(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beside_equals_merged_for_every_family(family: str, files: dict, pool: ModelPool, pictures: list, cheap_decode) -> None:
+    """Through whole samplings: what is computed before the loop (modulation, refiner, embedders) is changed too."""
+    plain = request("single", pictures[0])
+    with_lora = changed(plain, loras=(Lora(files[family], 0.7),))
+    beside = latents_of(with_lora, pool)
+    merged = latents_of(changed(with_lora, merge_loras=True), pool)
+    assert differ(beside, latents_of(plain, pool))
+    assert (beside - merged).abs().max() <= 1e-5 * max(1.0, merged.abs().max().item())
+
+
+def test_several_at_once_are_the_sum(files: dict, pool: ModelPool, pictures: list, cheap_decode) -> None:
+    """0.8 of one and -0.3 of another, in either way and order; and twelve."""
+    one, other = Lora(files["peft"], 0.8), Lora(files["kohya_hunyuan"], -0.3)
+    base = request("single", pictures[0])
+    results = [
+        latents_of(changed(base, loras=chosen, merge_loras=merge), pool)
+        for chosen in ((one, other), (other, one))
+        for merge in (False, True)
+    ]
+    for result in results[1:]:
+        assert (result - results[0]).abs().max() <= 1e-5 * max(1.0, results[0].abs().max().item())
+    alone = latents_of(changed(base, loras=(one,)), pool)
+    assert differ(results[0], alone)
+    many = changed(base, loras=tuple(Lora(files["peft"], 0.8 / 12) for _ in range(12)))
+    assert (latents_of(many, pool) - alone).abs().max() <= 1e-5 * max(1.0, alone.abs().max().item())
+
+
+def test_strengths_belong_to_their_slots(files: dict, pool: ModelPool, pictures: list, cheap_decode) -> None:
+    """Swapping the strengths of two files is another film; in other programs the list's order decided."""
+    one, other = files["peft"], files["dotted"]
+    base = request("single", pictures[0])
+    straight = latents_of(changed(base, loras=(Lora(one, 1.0), Lora(other, 0.0))), pool)
+    assert differ(straight, latents_of(changed(base, loras=(Lora(one, 0.0), Lora(other, 1.0))), pool))
+    assert torch.equal(straight, latents_of(changed(base, loras=(Lora(one, 1.0),)), pool))
+
+
+def test_zero_is_none_and_off_is_as_before_to_the_bit(files: dict, checkpoint: Path, pictures: list, cheap_decode) -> None:
+    pool = ModelPool(checkpoint, device="cpu")
+    base = request("single", pictures[0])
+    plain = latents_of(base, pool)
+    with pool.transformer("framepack") as net:
+        before = weights_of(net)
+    assert torch.equal(latents_of(changed(base, loras=(Lora(files["peft"], 0.0),)), pool), plain)
+    assert differ(latents_of(changed(base, loras=(Lora(files["peft"], 2.0),)), pool), plain)
+    with pool.transformer("framepack") as again:
+        assert again is net and list(linear.branches(net)) == []
+        after = weights_of(net)
+    assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
+    assert torch.equal(latents_of(base, pool), plain)
+
+
+def test_a_strength_costs_nothing_and_another_file_no_checkpoint(files: dict, checkpoint: Path, loads: list) -> None:
+    """The network stays; for another strength its branches stay too."""
+    pool = ModelPool(checkpoint, device="cpu")
+    with pool.transformer("framepack", "auto", (Lora(files["peft"], 0.5),)) as net:
+        first = list(linear.branches(net))
+    for strength in (1.0, 0.0, -2.0):
+        with pool.transformer("framepack", "auto", (Lora(files["peft"], strength),)) as net:
+            assert list(linear.branches(net)) == first
+            assert {branch.strength for branch in first} == {strength}
+    with pool.transformer("framepack", "auto", (Lora(files["dotted"], 0.5),)) as again:
+        assert again is net and list(linear.branches(net)) != first
+    assert len(loads) == 1
+
+
+def test_merged_weights_are_loaded_again_exactly_when_they_change(files: dict, checkpoint: Path, loads: list) -> None:
+    pool = ModelPool(checkpoint, device="cpu")
+    half, full = (Lora(files["peft"], strength) for strength in (0.5, 1.0))
+    for count, chosen in enumerate(((half,), (full,), (full, half), ()), 1):
+        for _ in range(2):
+            with pool.transformer("framepack", "auto", chosen, bool(chosen)) as net:
+                assert list(linear.branches(net)) == []
+        assert len(loads) == count
+
+
+def test_a_precision_is_loaded_once_and_counted_exactly(files: dict, checkpoint: Path, loads: list) -> None:
+    """Blocks' linears in 8 bits with a scale for every channel, everything else as it was, factors on top."""
+    pool = ModelPool(checkpoint, device="cpu")
+    with pool.transformer("framepack") as net:
+        wide = module_bytes(net)
+        narrow = {name: layer.weight.shape for name, layer in net.block_linears().items()}
+    expected = wide - sum(3 * rows * columns - 4 * rows for rows, columns in narrow.values())
+    for precision in ("int8", "float8", "int8"):
+        with pool.transformer("framepack", precision) as net:
+            assert module_bytes(net) == expected == pool._loaded["transformer"].bytes
+            small = {name for name, tensor in net.state_dict().items() if tensor.element_size() == 1}
+            assert small == {f"{name}.weight" for name in narrow}
+            assert net.dtype == torch.float32
+    with pool.transformer("framepack", "int8", (Lora(files["peft"]),)) as net:
+        factors = sum(4 * (branch.up.numel() + branch.down.numel()) for branch in linear.branches(net))
+        assert factors > 0 and pool._loaded["transformer"].bytes == expected + factors
+    with pool.transformer("framepack", "bfloat16") as net:
+        assert net.dtype == torch.bfloat16 and module_bytes(net) == wide / 2
+    assert [given[2] for given in loads] == [None, "int8", "float8", "int8", None]
+
+
+@pytest.mark.parametrize("precision", ["int8", "float8", "bfloat16"])
+def test_every_precision_makes_nearly_the_same_film(precision: str, pool: ModelPool, pictures: list, cheap_decode) -> None:
+    base = request("single", pictures[0])
+    exact, other = (latents_of(changed(base, precision=name), pool) for name in ("auto", precision))
+    assert 0 < (other - exact).norm() / exact.norm() < 0.1
+
+
+def with_strengths(it: Request, *strengths: tuple[float, ...] | None) -> Plan:
+    plan = it.plan()
+    sections = zip(plan.sections, strengths, strict=True)
+    return dataclasses.replace(
+        plan, sections=tuple(dataclasses.replace(section, lora_strengths=own) for section, own in sections)
+    )
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_plan_may_give_each_section_its_own_strengths(
+    merge: bool, files: dict, pool: ModelPool, pictures: list, cheap_decode
+) -> None:
+    """Same prompt, another strength: tables made for the first section must not serve the second."""
+    it = request("forward", pictures[0], loras=(Lora(files["peft"], 0.6),), merge_loras=merge, **THREE)
+    _, conditions = conditions_of(it, pool)
+
+    def parts(plan: Plan) -> list[torch.Tensor]:
+        return [item.latents for item in sample_film(it, plan, conditions, pool, Stop()) if isinstance(item, Decoded)]
+
+    same = parts(it.plan())
+    assert all(map(torch.equal, same, parts(with_strengths(it, None, (0.6,), None))))
+    first, second, third = parts(with_strengths(it, None, (-1.5,), None))
+    assert torch.equal(first, same[0]) and differ(second, same[1]) and differ(third, same[2])
+    off = changed(it, loras=())
+    without = [item.latents for item in sample_film(off, off.plan(), conditions, pool, Stop()) if isinstance(item, Decoded)]
+    assert all(map(torch.equal, parts(with_strengths(it, (0.0,), (0.0,), (0.0,))), without))
+
+
+@pytest.mark.parametrize("kind", ["shape", "no_modules", "dora"])
+def test_a_file_that_does_not_fit_fails_the_job_before_it_starts(
+    kind: str, files: dict, pool: ModelPool, pictures: list, tmp_path: Path, loads: list
+) -> None:
+    """Nothing is loaded, nothing written; the file is named with its slot."""
+    path = tmp_path / "bad.safetensors"
+    tensors = load_file(files["kohya_framepack"])
+    if kind == "shape":
+        tensors["lora_unet_proj_out.lora_up.weight"] = torch.zeros(7, 2)
+    elif kind == "dora":
+        tensors["lora_unet_proj_out.dora_scale"] = torch.zeros(64, 1)
+    else:
+        tensors = {f"unknown_{name}": tensor for name, tensor in tensors.items()}
+    save_file(tensors, path)
+    it = request("single", pictures[0], loras=(Lora(files["peft"]), Lora(str(path))))
+    with pytest.raises(UserError) as error:
+        carry_out(it, pool, tmp_path / "out")
+    assert found(error.value.problems) == {("loras/1/file", f"lora_{kind}")}
+    assert error.value.problems[0].values["file"] == str(path)
+    assert not (tmp_path / "out").exists() and loads == []
+
+
+def test_a_partly_known_file_is_used_and_said(files: dict, pool: ModelPool, pictures: list, tmp_path: Path) -> None:
+    path = tmp_path / "partly.safetensors"
+    extra = {f"lora_unet_no_such_block.{end}.weight": torch.zeros(2, 2) for end in ("lora_up", "lora_down")}
+    extra["lora_te_text_model.lora_up.weight"] = torch.zeros(2, 2)
+    save_file({**load_file(files["kohya_framepack"]), **extra}, path)
+    it = request("single", pictures[0], loras=(Lora(str(path)),))
+    notices = {event.key: event.values for event in carry_out(it, pool, tmp_path / "out") if isinstance(event, Notice)}
+    assert set(notices) == {"lora_partial", "lora_text_encoder"}
+    assert notices["lora_partial"]["found"] == notices["lora_partial"]["used"] + 1
+    assert notices["lora_text_encoder"] == {"file": str(path), "count": 1}
+    whole = changed(it, loras=(Lora(files["kohya_framepack"]),))
+    assert torch.equal(latents_of(it, pool), latents_of(whole, pool))
+    assert not any(isinstance(event, Notice) for event in carry_out(whole, pool, tmp_path / "out", "other"))
+
+
+def test_a_file_that_vanishes_or_changes_meanwhile(files: dict, checkpoint: Path, tmp_path: Path) -> None:
+    """Between two sections: gone is said, and another file under the same name is read anew."""
+    pool = ModelPool(checkpoint, device="cpu")
+    path = tmp_path / "a.safetensors"
+    shutil.copy(files["peft"], path)
+    with pool.transformer("framepack", "auto", (Lora(str(path)),)) as net:
+        first = next(linear.branches(net)).up.clone()
+    shutil.copy(files["dotted"], path)
+    with pool.transformer("framepack", "auto", (Lora(str(path)),)) as net:
+        assert not torch.equal(next(linear.branches(net)).up, first)
+    path.unlink()
+    with pytest.raises(UserError) as error, pool.transformer("framepack", "auto", (Lora(str(path)),)):
+        pass
+    assert found(error.value.problems) == {("loras/0/file", "lora_missing")}
+    with pool.transformer("framepack") as net:
+        assert list(linear.branches(net)) == []
+
+
+def test_the_alpha_of_peft_lies_beside_the_file(checkpoint: Path, tmp_path: Path) -> None:
+    """PEFT saves adapter_model.safetensors with adapter_config.json; without it a strength would be silently another one."""
+    shapes = shapes_in(ModelFiles(checkpoint), "framepack")
+    path = tmp_path / "adapter_model.safetensors"
+    plain = write_lora(path, "peft_default", shapes, rank=2, only=("proj_out",))["proj_out"]
+    deltas = {}
+    for text in (None, '{"r": 2, "lora_alpha": 6, "alpha_pattern": {}}', '{"r": 2, "lora_alpha": 6, "alpha_pattern": []}', "5"):
+        if text is not None:
+            (tmp_path / "adapter_config.json").write_text(text)
+        ((update,),) = read_updates((Lora(str(path)),), shapes)
+        deltas[text] = update.delta()
+    scales = [torch.linalg.norm(delta) / torch.linalg.norm(plain) for delta in deltas.values()]
+    assert torch.stack(scales).tolist() == pytest.approx([1.0, 3.0, 3.0, 1.0])
+
+
+def test_before_the_download_files_are_judged_by_the_published_model(files: dict, tmp_path: Path) -> None:
+    """40 GB are not fetched for a LoRA that cannot be used."""
+    nothing = ModelFiles(tmp_path)
+    shapes = shapes_in(nothing, "framepack_f1")
+    assert shapes["single_transformer_blocks.39.proj_out"] == (3072, 15360) and len(shapes) == 553
+    with pytest.raises(UserError) as error:
+        reports((Lora(files["peft"]),), nothing, "framepack_f1")
+    assert found(error.value.problems) == {("loras/0/file", "lora_shape")}
+
+
+def test_shapes_are_the_same_with_and_without_weights(pool: ModelPool, checkpoint: Path) -> None:
+    for precision in ("auto", "int8"):
+        with pool.transformer("framepack", precision) as net:
+            assert shapes_of(net) == shapes_in(ModelFiles(checkpoint), "framepack")

@@ -1,0 +1,194 @@
+"""`eichi lora`: reports without a model, and merged checkpoints written a tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from diffusers_helper.checkpoint import check_transformer, load_transformer
+from eichi_utils import bake, cli
+from eichi_utils.adapters import shapes_in
+from eichi_utils.hub import ModelFiles
+from eichi_utils.models import ModelPool
+from tests.diffusers_helper.inputs import GOLDEN
+from tests.lora_files import write_lora
+
+Run = Callable[..., tuple[int, str, str]]
+STEM = "diffusion_pytorch_model"
+
+
+@pytest.fixture
+def lora(checkpoint: Path, capsys: pytest.CaptureFixture) -> Run:
+    """`eichi lora` with the small checkpoint: exit code, stdout, stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = cli.main(["lora", "--models", str(checkpoint), "--lang", "en", *map(str, words)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def file(checkpoint: Path, tmp_path: Path) -> Path:
+    write_lora(tmp_path / "a.safetensors", "kohya_hunyuan", shapes_in(ModelFiles(checkpoint), "framepack"), size=0.02)
+    return tmp_path / "a.safetensors"
+
+
+def test_a_report_for_every_file(lora: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Good, partly known and bad ones; nothing is loaded. The exit code says whether all can be used."""
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *a, **k: pytest.fail("a model was loaded"))
+    code, out, _ = lora(file)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == str(file) and "kohya, HunyuanVideo names, rank 2" in lines[1] and len(lines) == 3
+    extra = {"lora_te_x.lora_up.weight": torch.zeros(2, 2), "lora_unet_no_such.lora_up.weight": torch.zeros(2, 2)}
+    save_file({**load_file(file), **extra}, tmp_path / "b.safetensors")
+    code, out, _ = lora(tmp_path / "b.safetensors", tmp_path / "gone.safetensors", file)
+    assert code == 2
+    assert "lora_unet_no_such" in out and "text encoder" in out and "There is no LoRA file" in out
+    assert out.count("rank 2") == 2
+
+
+def test_a_report_as_json(lora: Run, file: Path) -> None:
+    code, out, _ = lora(file, GOLDEN / "lora" / "bad_unknown_modules.safetensors", "--json")
+    good, bad = json.loads(out)
+    assert code == 2
+    assert good["file"] == str(file) and good["ranks"] == [2] and good["used"] == good["found"] and good["unknown"] == []
+    assert bad["problem"] == "lora_no_modules" and bad["text"]
+
+
+def test_reports_are_for_the_model_that_is_asked_for(file: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    """Without any model on this computer it is the published one."""
+    assert cli.main(["lora", str(file), "--models", str(tmp_path), "--lang", "en"]) == 2
+    assert "3072" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_baked_checkpoint_is_the_one_with_the_lora_beside(
+    shards: int, lora: Run, file: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same files, names, shapes and dtypes; the difference of the weights is the file's."""
+    source = tmp_path / "models" / "transformer"
+    shutil.copytree(checkpoint, tmp_path / "models")
+    if shards > 1:
+        split(source, shards)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    out = tmp_path / "baked"
+    code, _, _ = lora("bake", f"{file}=0.5", f"{file}=0.25", "--out", out, "--models", tmp_path / "models")
+    assert code == 0
+    assert {path.name for path in out.iterdir()} == set(before)
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+    check_transformer(out)
+    pool = ModelPool(checkpoint, device="cpu")
+    made = load_transformer(out, torch.float32).state_dict()
+    chosen = cli.modes.from_json({"mode": "single", "loras": [{"file": str(file), "strength": 0.75}]}).loras
+    with pool.transformer("framepack", "auto", chosen, True) as net:
+        wanted = net.state_dict()
+    assert all((made[name] - wanted[name]).abs().max() <= 1e-6 for name in wanted)
+    original = load_transformer(source, torch.float32).state_dict()
+    assert any(not torch.equal(made[name], tensor) for name, tensor in original.items())
+    with safe_open(next(out.glob("*.safetensors")), framework="pt") as opened:
+        assert json.loads(opened.metadata()["merged_loras"])[0] == {"file": "a.safetensors", "strength": 0.5}
+
+
+def split(folder: Path, shards: int) -> None:
+    """One file of weights into several with an index, as the hub has them."""
+    whole = folder / f"{STEM}.safetensors"
+    tensors = load_file(whole)
+    names = sorted(tensors)
+    weight_map = {name: f"{STEM}-{number % shards + 1:05}-of-{shards:05}.safetensors" for number, name in enumerate(names)}
+    for shard in set(weight_map.values()):
+        save_file({name: tensors[name] for name in names if weight_map[name] == shard}, folder / shard, {"format": "pt"})
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps(index))
+    whole.unlink()
+
+
+def test_a_tensor_at_a_time(lora: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard of 10 GB must not be in memory: each tensor is written before the next one is read."""
+    alive: list[int] = []
+    log: list[str] = []
+    real = bake._bytes
+
+    def counted(tensor: torch.Tensor) -> memoryview:
+        log.append("read")
+        alive.append(tensor.numel())
+        return real(tensor)
+
+    stream = bake.write_stream
+
+    def watched(path: Path, header: object, parts: object) -> None:
+        def passing():
+            for part in parts:
+                assert log.pop() == "read" and not log
+                yield part
+
+        stream(path, header, passing())
+
+    monkeypatch.setattr(bake, "_bytes", counted)
+    monkeypatch.setattr(bake, "write_stream", watched)
+    assert lora("bake", file, "--out", tmp_path / "baked")[0] == 0
+    assert len(alive) > 100
+
+
+def test_float8_weights_become_16_bits_where_they_change(file: Path, checkpoint: Path, tmp_path: Path, lora: Run) -> None:
+    """Merged into 8 bits without a scale, most of a LoRA would be rounded away."""
+    shutil.copytree(checkpoint, tmp_path / "models")
+    weights = tmp_path / "models" / "transformer" / f"{STEM}.safetensors"
+    narrow = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(weights).items()}
+    save_file(narrow, weights)
+    assert lora("bake", file, "--out", tmp_path / "baked", "--models", tmp_path / "models")[0] == 0
+    made = load_file(tmp_path / "baked" / f"{STEM}.safetensors")
+    assert made["proj_out.weight"].dtype == torch.bfloat16 and made["proj_out.bias"].dtype == torch.float8_e4m3fn
+    assert made["image_projection.up.weight"].dtype == torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["bake", "FILE"], "Enter a value"),
+        (["bake", "gone.safetensors", "--out", "OUT"], "There is no LoRA file"),
+        (["bake", "FILE=3", "--out", "OUT"], "outside"),
+        (["bake", "FILE", "--out", "FULL"], "has files in it"),
+        (["bake", "BAD", "--out", "OUT"], "another kind of model"),
+        (["bake", "FILE", "--out", "OUT", "--models", "EMPTY"], "missing"),
+    ],
+)
+def test_what_keeps_a_bake_from_beginning(words: list[str], sentence: str, lora: Run, file: Path, tmp_path: Path) -> None:
+    """Said before anything is written."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    places = {
+        "FILE": str(file),
+        "OUT": str(tmp_path / "out"),
+        "FULL": str(tmp_path / "full"),
+        "EMPTY": str(tmp_path / "empty"),
+        "BAD": str(GOLDEN / "lora" / "bad_unknown_modules.safetensors"),
+    }
+    for name, place in places.items():
+        words = [word.replace(name, place) for word in words]
+    code, _, err = lora(*words)
+    assert code == 2 and sentence in err
+    assert not (tmp_path / "out").exists() and [path.name for path in (tmp_path / "full").iterdir()] == ["x"]
+
+
+def test_a_bake_that_fails_half_way_leaves_no_checkpoint(
+    lora: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No half file under a good name, and no config.json that would make it look like one."""
+
+    def broken(tensor: torch.Tensor) -> memoryview:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bake, "_bytes", broken)
+    with pytest.raises(OSError):
+        lora("bake", file, "--out", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,114 @@
+"""The command line on a computer without the real models: it says what it does, and never downloads unasked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eichi_utils import cli, hub, modes
+from eichi_utils.metadata import read_document
+from eichi_utils.paths import MINIATURE
+from eichi_utils.request import to_json
+from tests.eichi_utils.helpers import request
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def eichi(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """`eichi(...)` is (exit code, stdout, stderr); the hub cache is empty, and asking the hub fails the test."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **settings: pytest.fail("asks the hub"))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in (*arguments, "--lang", "en")])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def photo_flags(pictures: list[str], tmp_path: Path) -> list:
+    return ["--image", pictures[0], "--prompt", "The camera zooms in.", "--device", "cpu", "--out", tmp_path / "out"]
+
+
+@pytest.mark.parametrize("mode", modes.MODES)
+def test_a_dry_run_says_which_model(mode: str, eichi: Run, photo_flags: list) -> None:
+    """With the miniature's own size and steps, and how to get the real one."""
+    code, out, err = eichi("render", "--mode", mode, *photo_flags, "--dry-run")
+    assert code == 0
+    assert out.startswith("miniature, size 128, 15 steps")
+    assert "42 GB" in err and "--model framepack" in err and "128 to 192" in err
+    code, out, err = eichi("render", "--mode", mode, *photo_flags, "--dry-run", "--json", "--model", "framepack")
+    plan = json.loads(out)
+    assert (code, err, plan["model"]) == (0, "", "framepack")
+    assert plan["checkpoint"] == modes.MODES[mode].checkpoint
+
+
+def test_render_without_models(eichi: Run, photo_flags: list) -> None:
+    """A film with the miniature; its metadata makes it again without a word, now that the model is named."""
+    code, out, err = eichi("render", "--mode", "single", *photo_flags, "--steps", 2, "--seed", 3, "--json")
+    assert code == 0 and "miniature" in err.splitlines()[0]
+    (file, *_) = json.loads(out.splitlines()[-1])["files"]
+    stored = read_document(file)
+    assert (stored["model"], stored["size"], stored["steps"]) == ("miniature", 128, 2)
+    code, out, err = eichi("render", "--request", file, *photo_flags[4:], "--json")
+    assert code == 0 and "--model framepack" not in err
+    (again, *_) = json.loads(out.splitlines()[-1])["files"]
+    assert Path(again).read_bytes() == Path(file).read_bytes()
+
+
+def test_a_size_of_the_other_model(eichi: Run, photo_flags: list, tmp_path: Path) -> None:
+    """Said at its field before anything is made, also in a dry run, and beside every other problem."""
+    for flags in (["--dry-run"], []):
+        code, out, err = eichi("render", *photo_flags, "--size", 640, *flags)
+        assert (code, out) == (2, "")
+        assert "size: 640 is not a size of this model. Choose one of: 128, 160, 192." in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_older_request_names_no_model(eichi: Run, photo_flags: list, pictures: list[str], tmp_path: Path) -> None:
+    """It is no choice for the real one: no 42 GB arrive because a file from elsewhere was opened."""
+    document = to_json(request("single", pictures[0], size=160))
+    del document["model"]
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    code, out, err = eichi("render", "--request", tmp_path / "old.json", "--dry-run", "--json")
+    assert (code, json.loads(out)["model"]) == (0, "miniature") and "--model framepack" in err
+
+
+def test_a_folder_that_is_named_is_used(eichi: Run, checkpoint: Path, photo_flags: list) -> None:
+    """`--models FOLDER` works as ever, whatever else is there; a described folder brings its own settings."""
+    code, out, err = eichi("render", *photo_flags, "--models", checkpoint, "--dry-run")
+    assert (code, err) == (0, "") and out.startswith("framepack, size 640, 25 steps")
+    code, out, err = eichi("render", *photo_flags, "--models", MINIATURE, "--dry-run")
+    assert (code, err) == (0, "") and out.startswith("framepack, size 128, 15 steps")
+    code, _, err = eichi("render", *photo_flags, "--models", MINIATURE, "--size", 384, "--dry-run")
+    assert code == 2 and "128, 160, 192" in err
+
+
+def test_the_demo_is_the_miniatures_first_example(eichi: Run, tmp_path: Path) -> None:
+    """One place for picture, prompt, size and steps: the miniature's own description."""
+    described = json.loads((MINIATURE / "eichi.json").read_text())
+    code, out, err = eichi("demo", "--dry-run", "--json")
+    plan = json.loads(out)
+    assert (code, err, plan["model"]) == (0, "", "miniature")
+    first = described["examples"][0]
+    assert plan["sections"][0]["prompt"] == first["prompt"]
+    assert Path(plan["pictures"]["start"]) == (MINIATURE / first["picture"]).resolve()
+    code, out, _ = eichi("demo", "--dry-run")
+    assert out.startswith(f"miniature, size {described['size']}, {described['steps']} steps: 1 sections")
+    code, out, _ = eichi("demo", "--mode", "single", "--steps", 1, "--device", "cpu", "--out", tmp_path / "out", "--json")
+    assert code == 0 and read_document(json.loads(out.splitlines()[-1])["files"][0])["model"] == "miniature"
+
+
+def test_doctor_lists_the_miniature(eichi: Run) -> None:
+    code, out, _ = eichi("doctor", "--device", "cpu")
+    assert code == 0
+    assert "Models for miniature: complete" in out.splitlines()
+    code, out, _ = eichi("doctor", "--device", "cpu", "--json")
+    states = json.loads(out)["models"]
+    assert states["miniature"] == {"complete": True, "missing": []} and not states["framepack"]["complete"]

@@ -1,0 +1,166 @@
+"""LoRA of a request: names, strengths, JSON, flags, and every file that cannot be used said before work starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eichi_utils import loras, modes
+from eichi_utils.loras import Lora, from_flag, named, named_beside
+from eichi_utils.metadata import KEY, png_info
+from eichi_utils.problems import UserError
+from eichi_utils.request import to_json
+from tests.diffusers_helper.inputs import GOLDEN
+from tests.eichi_utils.helpers import changed, found, request, say_everything
+
+FILE = GOLDEN / "lora" / "kohya_framepack_names.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's LoRA folder with one file in a folder below it."""
+    place = tmp_path / "lora"
+    (place / "style").mkdir(parents=True)
+    shutil.copy(FILE, place / "style" / "ink.v1.safetensors")
+    monkeypatch.setattr(loras, "LORAS", place)
+    return place
+
+
+def problems_of(mode: str, image: str, *chosen: Lora) -> set[tuple[str, str]]:
+    return found(request(mode, image, loras=chosen).check())
+
+
+@pytest.mark.parametrize("mode", modes.MODES)
+def test_a_file_that_is_not_there_is_a_problem_of_its_slot(mode: str, pictures: list[str], tmp_path: Path) -> None:
+    """The existing programs say "not loaded" in a log and make the film without it."""
+    gone = str(tmp_path / "gone.safetensors")
+    assert problems_of(mode, pictures[0], Lora(str(FILE)), Lora(gone)) == {("loras/1/file", "lora_missing")}
+    (problem,) = request(mode, pictures[0], loras=(Lora(gone),)).check()
+    assert problem.values["file"] == gone
+
+
+def test_files_that_cannot_be_used_are_told_apart(pictures: list[str], tmp_path: Path) -> None:
+    """Pickles with the way to convert them, cut-off files with both lengths; all at once."""
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(FILE.read_bytes()[:-1])
+    for name in ("a.pt", "b.BIN", "c.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    chosen = [Lora(str(tmp_path / name)) for name in ("cut.safetensors", "a.pt", "b.BIN", "c.txt")]
+    problems = request("single", pictures[0], loras=tuple(chosen)).check()
+    assert found(problems) == {
+        ("loras/0/file", "lora_damaged"),
+        ("loras/1/file", "lora_pickle"),
+        ("loras/2/file", "lora_pickle"),
+        ("loras/3/file", "lora_suffix"),
+    }
+    assert problems[0].values["expected"] == problems[0].values["actual"] + 1
+
+
+@pytest.mark.parametrize("strength", [2.001, -2.001, 5, math.nan, math.inf, "1", None, True])
+def test_strengths_that_are_none(strength: object, pictures: list[str]) -> None:
+    problems = problems_of("single", pictures[0], Lora(str(FILE), strength))
+    assert {field for field, _ in problems} == {"loras/0/strength"}
+
+
+@pytest.mark.parametrize("strength", [-2.0, 0.0, 0.8, 2.0, 1])
+def test_strengths_from_minus_two_to_two(strength: float, pictures: list[str]) -> None:
+    assert problems_of("single", pictures[0], Lora(str(FILE), strength)) == set()
+
+
+def test_eight_and_more_at_once(pictures: list[str]) -> None:
+    """The same file may be there twice: each slot is its own."""
+    assert problems_of("reverse", pictures[0], *(Lora(str(FILE), 0.1 * number) for number in range(12))) == set()
+
+
+@pytest.mark.parametrize(
+    ("value", "fields"),
+    [
+        (5, {"loras"}),
+        ([5], {"loras"}),
+        ({"file": "x"}, {"loras"}),
+        ([{}], {"loras/0/file"}),
+        ([{"strength": 1}], {"loras/0/file"}),
+        ([{"file": ""}], {"loras/0/file"}),
+        ([{"file": 5}], {"loras/0/file"}),
+        ([{"file": str(FILE), "weight": 1}], {"loras/0"}),
+        ([{"file": str(FILE), "strength": "strong"}], {"loras/0/strength"}),
+        ([{"file": str(FILE)}, {"file": "a\ud800\0.safetensors"}], {"loras/1/file"}),
+    ],
+)
+def test_json_of_the_wrong_shape(value: object, fields: set[str], pictures: list[str]) -> None:
+    """A sentence at its place, never a crash."""
+    document = {**to_json(request("single", pictures[0])), "loras": value}
+    try:
+        problems = modes.from_json(document).check()
+    except UserError as error:
+        problems = error.problems
+    assert {problem.field for problem in say_everything(problems)} == fields
+
+
+def test_a_whole_number_is_a_strength(pictures: list[str]) -> None:
+    document = {**to_json(request("single", pictures[0])), "loras": [{"file": str(FILE), "strength": 1}]}
+    again = modes.from_json(document)
+    assert again.loras == (Lora(str(FILE), 1.0),) and isinstance(again.loras[0].strength, float)
+    assert again.check() == ()
+
+
+def test_names_below_the_folder_are_the_same_on_every_computer(folder: Path, pictures: list[str]) -> None:
+    """Metadata says "style/ink.v1.safetensors", not where this computer keeps it; dots and folders are no trouble."""
+    file = folder / "style" / "ink.v1.safetensors"
+    assert named(file) == "style/ink.v1.safetensors"
+    assert Lora(named(file)).path == file
+    assert problems_of("single", pictures[0], Lora("style/ink.v1.safetensors")) == set()
+    assert problems_of("single", pictures[0], Lora("style/pen.safetensors")) == {("loras/0/file", "lora_missing")}
+
+
+def test_flags_name_files_here_or_in_the_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the current folder goes before one of the same name in the LoRA folder."""
+    monkeypatch.chdir(tmp_path)
+    assert from_flag("style/ink.v1.safetensors=0.5") == {"file": "style/ink.v1.safetensors", "strength": 0.5}
+    (tmp_path / "style").mkdir()
+    shutil.copy(FILE, tmp_path / "style" / "ink.v1.safetensors")
+    assert from_flag("style/ink.v1.safetensors") == {"file": str(tmp_path / "style" / "ink.v1.safetensors")}
+    assert from_flag("gone.safetensors=-1") == {"file": str(tmp_path / "gone.safetensors"), "strength": -1.0}
+    assert from_flag("a=b.safetensors") == {"file": str(tmp_path / "a=b.safetensors")}
+    assert from_flag("a=b.safetensors=2") == {"file": str(tmp_path / "a=b.safetensors"), "strength": 2.0}
+
+
+def test_a_requests_file_finds_what_lies_beside_it(folder: Path, tmp_path: Path) -> None:
+    """As its pictures do; other names are those of the LoRA folder."""
+    shutil.copy(FILE, tmp_path / "mine.safetensors")
+    document = {"loras": [{"file": "mine.safetensors", "strength": 1.0}, {"file": "style/ink.v1.safetensors"}, 5, {}]}
+    assert named_beside(document, tmp_path)["loras"] == [
+        {"file": str(tmp_path / "mine.safetensors"), "strength": 1.0},
+        {"file": "style/ink.v1.safetensors"},
+        5,
+        {},
+    ]
+    assert named_beside({"loras": 5}, tmp_path) == {"loras": 5}
+    assert named_beside({}, tmp_path) == {}
+
+
+def test_metadata_names_file_and_strength(pictures: list[str], tmp_path: Path) -> None:
+    """Whoever has the picture can make it again."""
+    it = request("single", pictures[0], loras=(Lora(str(FILE), -0.3), Lora(str(FILE), 0.8)), precision="int8")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=png_info(it))
+    with Image.open(tmp_path / "a.png") as picture:
+        document = json.loads(picture.info[KEY])
+    assert document["loras"] == [{"file": str(FILE), "strength": -0.3}, {"file": str(FILE), "strength": 0.8}]
+    assert modes.from_json(document) == it
+
+
+def test_merging_without_anything_to_merge_is_idle(pictures: list[str]) -> None:
+    it = request("single", pictures[0], merge_loras=True)
+    assert it.idle() == ("merge_loras",)
+    assert changed(it, loras=(Lora(str(FILE)),)).idle() == ()
+
+
+def test_a_lora_is_a_value() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Lora(str(FILE)).strength = 1.0

@@ -1,0 +1,205 @@
+"""Every family of files, at every layer of the network, against what its formula says; and files that cannot be used."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_utils.factors import Kronecker, merged, updates
+from lora_utils.files import LoraError, read_header
+from lora_utils.formats import Report, analyse
+from tests.lora_files import FAMILIES, peft_metadata, write_lora
+
+FUSED = {"HunyuanVideo", "ComfyUI"}
+
+
+def read(path: Path, shapes) -> tuple[dict[str, torch.Tensor], Report]:
+    """What a file adds to each layer, and its report."""
+    header = read_header(path)
+    layout = analyse(header, shapes, str(path))
+    tensors = load_file(path)
+    found: dict[str, torch.Tensor] = {}
+    for update in updates(layout, tensors.__getitem__, header.metadata):
+        found[update.layer] = found.get(update.layer, 0) + update.delta()
+    return found, layout.report
+
+
+def refused(path: Path, shapes) -> LoraError:
+    with pytest.raises(LoraError) as caught:
+        analyse(read_header(path), shapes, str(path))
+    assert caught.value.values["file"] == str(path)
+    return caught.value
+
+
+def change(path: Path, edit) -> None:
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_adds_what_its_formula_says(family, shapes, tmp_path):
+    """At every layer that the family has a name for: blocks, modulation, refiner, embedders, head."""
+    expected = write_lora(tmp_path / "a.safetensors", family, shapes, rank=3, alpha=2.0)
+    found, report = read(tmp_path / "a.safetensors", shapes)
+    assert set(found) == set(expected)
+    for layer, delta in expected.items():
+        assert found[layer].shape == delta.shape == (shapes[layer][0], torch.Size(shapes[layer][1:]).numel())
+        assert (found[layer] - delta).abs().max() <= 1e-6, layer
+        assert delta.abs().max() > 1e-3
+    naming = FAMILIES[family][0]
+    # HunyuanVideo has no image projection and no embedder for clean latents.
+    without = {"image_projection.up", "image_projection.down", *(name for name in shapes if name.startswith("clean_x"))}
+    assert set(expected) == set(shapes) - (without if naming in FUSED else set())
+    assert report.ranks == (3,) and report.used == report.found and not report.partial
+    assert report.applied == len(expected) and report.layers == len(shapes)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("kohya_framepack", "kohya, FramePack names"),
+        ("kohya_hunyuan", "kohya, HunyuanVideo names"),
+        ("peft", "PEFT, FramePack names"),
+        ("diffusion_pipe", "diffusion_model, HunyuanVideo names"),
+        ("dotted", "lora_down/lora_up, FramePack names"),
+        ("loha", "LoHa, FramePack names"),
+        ("lokr_hunyuan", "LoKr, HunyuanVideo names"),
+    ],
+)
+def test_the_family_is_named(family, name, shapes, tmp_path):
+    write_lora(tmp_path / "a.safetensors", family, shapes)
+    assert read(tmp_path / "a.safetensors", shapes)[1].format == name
+
+
+def test_comfyui_is_told_from_hunyuanvideo(shapes, tmp_path):
+    """Both flatten to the same names; the report says where a file comes from."""
+    write_lora(tmp_path / "a.safetensors", "comfyui", shapes, only=("transformer_blocks.0.attn",))
+    assert read(tmp_path / "a.safetensors", shapes)[1].format == "diffusion_model, ComfyUI names"
+
+
+def test_the_alpha_of_diffusers_metadata_counts(shapes, tmp_path):
+    """Without it, a file saved with alpha 8 and rank 2 would act with a quarter of its strength."""
+    plain = write_lora(tmp_path / "a.safetensors", "peft", shapes, rank=2)
+    write_lora(tmp_path / "b.safetensors", "peft", shapes, rank=2, metadata=peft_metadata(8.0, 2))
+    found, _ = read(tmp_path / "b.safetensors", shapes)
+    assert all(torch.allclose(found[layer], 4 * delta) for layer, delta in plain.items())
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "5", '{"transformer.lora_alpha": "x"}', "{"])
+def test_metadata_that_says_nothing_changes_nothing(text, shapes, tmp_path):
+    plain = write_lora(tmp_path / "a.safetensors", "peft", shapes, metadata={"lora_adapter_metadata": text})
+    found, _ = read(tmp_path / "a.safetensors", shapes)
+    assert all(torch.equal(found[layer], delta) for layer, delta in plain.items())
+
+
+def test_lokr_of_two_whole_matrices(shapes, tmp_path):
+    """Has no rank, so its alpha scales nothing; LyCORIS writes one all the same."""
+    w1, w2 = torch.randn(4, 4), torch.randn(8, 8)
+    key = "lycoris_transformer_blocks_0_attn_to_q"
+    tensors = {f"{key}.lokr_w1": w1, f"{key}.lokr_w2": w2, f"{key}.alpha": torch.tensor(1e10)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    found, report = read(tmp_path / "a.safetensors", shapes)
+    assert torch.equal(found["transformer_blocks.0.attn.to_q"], torch.kron(w1, w2)) and report.ranks == ()
+
+
+def test_lokr_stays_small(shapes, tmp_path):
+    """The product of the two is as large as the weight; it is never made but for merging."""
+    write_lora(tmp_path / "a.safetensors", "lokr", shapes, only=("transformer_blocks.0.ff",))
+    header = read_header(tmp_path / "a.safetensors")
+    tensors = load_file(tmp_path / "a.safetensors")
+    for update in updates(analyse(header, shapes), tensors.__getitem__):
+        assert isinstance(update, Kronecker)
+        assert update.left.numel() + update.right.numel() < torch.Size(shapes[update.layer]).numel() / 2
+
+
+def test_a_partly_known_file_is_used_as_far_as_it_goes(shapes, tmp_path):
+    """What is left out is counted and named; keys of text encoders are no fault of the file."""
+    path = tmp_path / "a.safetensors"
+    expected = write_lora(path, "kohya_framepack", shapes, only=("transformer_blocks.0.attn.to_q",))
+
+    def edit(tensors):
+        tensors["lora_unet_no_such_block_0.lora_down.weight"] = torch.zeros(2, 32)
+        tensors["lora_unet_no_such_block_0.lora_up.weight"] = torch.zeros(32, 2)
+        # Half an update is none.
+        tensors["lora_unet_transformer_blocks_0_attn_to_k.lora_up.weight"] = torch.zeros(32, 2)
+        tensors["something_else"] = torch.zeros(3)
+        tensors["lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"] = torch.zeros(32, 2)
+
+    change(path, edit)
+    found, report = read(path, shapes)
+    assert set(found) == set(expected)
+    assert (report.used, report.found, report.applied) == (1, 3, 1) and report.partial
+    assert len(report.unknown) == 4 and len(report.text_encoder) == 1
+
+
+@pytest.mark.parametrize("side", ["lora_up", "lora_down"])
+def test_a_wrong_shape_is_refused_with_layer_and_sizes(side, shapes, tmp_path):
+    """In a file where everything else fits: half of a LoRA would look like a weak one."""
+    path = tmp_path / "a.safetensors"
+    write_lora(path, "kohya_hunyuan", shapes)
+    key = f"lora_unet_double_blocks_1_img_attn_qkv.{side}.weight"
+    change(path, lambda tensors: tensors.update({key: torch.zeros(3 * 32 + 3, 2) if side == "lora_up" else torch.zeros(2, 64)}))
+    error = refused(path, shapes)
+    assert error.key == "shape" and "img_attn_qkv" in error.values["layer"]
+    assert (error.values["expected"], error.values["actual"]) == ("96x32", "99x32" if side == "lora_up" else "96x64")
+
+
+def test_factors_that_do_not_fit_each_other(shapes, tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_lora(path, "dotted", shapes, only=("proj_out",))
+    change(path, lambda tensors: tensors.update({"proj_out.lora_down.weight": torch.zeros(5, 32)}))
+    assert refused(path, shapes).key == "shape"
+
+
+def test_a_file_for_another_model_is_refused(shapes, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"lora_unet_blocks_0_self_attn_q.lora_up.weight": torch.zeros(8, 2)}, path)
+    error = refused(path, shapes)
+    assert error.key == "no_modules" and error.values["example"].startswith("lora_unet_blocks_0")
+    save_file({}, path)
+    assert refused(path, shapes).key == "no_modules"
+
+
+@pytest.mark.parametrize("end", ["dora_scale", "lora_magnitude_vector.weight", "lora_magnitude_vector.default.weight"])
+def test_dora_is_refused(end, shapes, tmp_path):
+    """Its length belongs to the sum of both; added like a LoRA it would be another file than its author's."""
+    path = tmp_path / "a.safetensors"
+    write_lora(path, "peft", shapes)
+    change(path, lambda tensors: tensors.update({f"transformer.proj_out.{end}": torch.zeros(64)}))
+    assert refused(path, shapes).key == "dora"
+
+
+def test_merging_rounds_once(shapes, tmp_path):
+    """In float32, then to the weight's dtype; 8-bit floats without a scale become 16 bits: little would be left of it."""
+    write_lora(tmp_path / "a.safetensors", "dotted", shapes, only=("proj_out",), size=0.01)
+    tensors = load_file(tmp_path / "a.safetensors")
+    (update,) = updates(analyse(read_header(tmp_path / "a.safetensors"), shapes), tensors.__getitem__)
+    weight = torch.randn(shapes["proj_out"])
+    exact = weight + 0.7 * update.delta() - 0.4 * update.delta()
+    assert torch.allclose(merged(weight, [(update, 0.7), (update, -0.4)]), exact, atol=1e-6)
+    half = merged(weight.bfloat16(), [(update, 0.5)])
+    assert torch.equal(half, (weight.bfloat16().float() + 0.5 * update.delta()).bfloat16())
+    assert torch.equal(merged(weight, [(update, 0.0)]), weight)
+    assert merged(weight.to(torch.float8_e4m3fn), [(update, 1.0)]).dtype == torch.bfloat16
+
+
+def test_names_are_read_whatever_stands_before_them(shapes, tmp_path):
+    """Prefixes pile up as files go from tool to tool."""
+    for prefix in ("model.diffusion_model.", "base_model.model.transformer.", "module.", "lora_transformer_"):
+        tensors = {f"{prefix}proj_out.lora_A.weight": torch.ones(1, 32), f"{prefix}proj_out.lora_B.weight": torch.ones(64, 1)}
+        save_file(tensors, tmp_path / "a.safetensors")
+        assert set(read(tmp_path / "a.safetensors", shapes)[0]) == {"proj_out"}
+
+
+def test_files_are_the_callers(shapes, tmp_path):
+    """Judging a file reads its header alone and leaves the file as it was."""
+    path = tmp_path / "a.safetensors"
+    write_lora(path, "peft", shapes)
+    shutil.copy(path, tmp_path / "b.safetensors")
+    analyse(read_header(path), shapes)
+    assert path.read_bytes() == (tmp_path / "b.safetensors").read_bytes()
