@@ -74,6 +74,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
         add_request_flags(command, t)
         command.add_argument("--request", metavar="FILE", help=t("cli.help.request"))
         command.add_argument("--out", metavar="DIR", type=Path, default=DEFAULT_OUTPUTS, help=t("cli.help.out"))
+        command.add_argument("--reserve-gb", type=float, default=0.5, metavar="N", help=t("cli.help.reserve_gb"))
         command.add_argument("--dry-run", action="store_true", help=t("cli.help.dry_run"))
     doctor = commands.add_parser("doctor", help=t("cli.doctor"), description=t("cli.doctor"), allow_abbrev=False)
     doctor.set_defaults(run=run_doctor)
@@ -233,7 +234,7 @@ _READ_FLAG = {
 
 
 def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:
-    engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention)
+    engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention, options.reserve_gb)
     try:
         request = read_request(options, defaults or {}, lambda key, **values: sys.stderr.write(t(key, **values) + "\n"))
         problems: tuple[Problem, ...] = engine.models.problems(request) if options.dry_run else engine.problems(request)

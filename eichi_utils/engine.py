@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Engine:
-    """models: where each model is. attention: a kernel's name, or "auto".
+    """models: where each model is. attention: a kernel's name, or "auto". reserve_gb: GiB of a card left to others.
 
     torch is imported at the first job, not when the engine is made: a page can be served before.
     """
@@ -31,12 +31,13 @@ class Engine:
     outputs: Path = DEFAULT_OUTPUTS
     device: str = "auto"
     attention: str = "auto"
+    reserve_gb: float = 0.5
 
     @cached_property
     def pool(self) -> ModelPool:
         from eichi_utils.models import ModelPool
 
-        return ModelPool(self.models.folder, device=self.device, attention=self.attention)
+        return ModelPool(self.models.folder, device=self.device, attention=self.attention, reserve_gb=self.reserve_gb)
 
     def problems(self, request: Request | None) -> tuple[Problem, ...]:
         """Everything about models, device and output folder that keeps a job from starting, before it is submitted.

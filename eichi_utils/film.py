@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Tables of one prompt are 56 MB at full size; a section needs at most two, its neighbours often the same.
 KEPT_TABLES = 4
+# Of a picture, 729, and of a prompt, at most 256.
+CONTEXT_TOKENS = 985
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def sample_film(request: Request, plan: Plan, conditions: Conditions, pool: Mode
     for number, section in enumerate(plan.sections):
         yield Stage(at=time.time(), name="sample", section=number)
         loras = section_loras(request, section)
-        with pool.transformer(plan.checkpoint, request.precision, loras, request.merge_loras) as net:
+        tokens = step_tokens(section, sampler.height, sampler.width)
+        with pool.transformer(plan.checkpoint, request.precision, loras, request.merge_loras, tokens) as net:
             for step, latents in sampler.sample(net, section, (step_cache(request), step_cache(request))):
                 yield Step(at=time.time(), section=number, step=step, preview=_preview(latents, matrix))
                 if stop.level >= StopLevel.NOW:
@@ -149,6 +152,13 @@ class SectionSampler:
         embedding = self.conditions.negative if prompt is None else self.conditions.prompts[prompt]
         image, guidance = self.conditions.image, self.request.guidance_scale
         return net.prepare_job(embedding.tokens, embedding.pooled, image, guidance, levels)
+
+
+def step_tokens(section: Section, height: int, width: int) -> int:
+    """About how many tokens a step has; height, width: of the latents."""
+    clean = sum(len(ref.at) for ref in section.clean)
+    coarse = sum(len(ref.at) / part for ref, part in ((section.clean_2x, 8), (section.clean_4x, 64)) if ref)
+    return int((len(section.frames) + clean + coarse) * (height // 2) * (width // 2)) + CONTEXT_TOKENS
 
 
 def section_loras(request: Request, section: Section) -> tuple[Lora, ...]:

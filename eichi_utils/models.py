@@ -20,9 +20,12 @@ from torch import nn
 from transformers import CLIPTextModel, LlamaModel, SiglipVisionModel
 
 from diffusers_helper import memory
+from diffusers_helper.budget import Budget
+from diffusers_helper.device import CudaDevice, Device
 from diffusers_helper.files import CheckpointError, read_json
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
 from diffusers_helper.models.transformer import PackedTransformer
+from diffusers_helper.streaming import Streamer
 from diffusers_helper.text import TextEncoders, load_tokenizer, load_tokenizer_2, without_unused_layers
 from diffusers_helper.vision import VisionEncoder, VisionPreprocessing
 from eichi_utils.adapters import bind, load_transformer, merge_key
@@ -33,8 +36,11 @@ from eichi_utils.problems import Problem, UserError
 
 # Networks and the system share the memory; above this share of it, what was used longest ago is dropped.
 HOST_SHARE = 0.6
-# Left free on a card for activations when a network moves in.
-CARD_RESERVE = 2 * 2**30
+# Of the computer's memory, what weights may lock; more starves the system.
+LOCKED_SHARE = 0.5
+# Tokens of a section in the usual size, where nobody says how many there are.
+USUAL_TOKENS = 18_500
+RESERVE_GB, MOST_RESERVED = 0.5, 80
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class _Loaded:
     spec: NetworkSpec
     value: Any
     modules: tuple[nn.Module, ...]
+    streamer: Streamer | None = None
 
     @property
     def bytes(self) -> int:
@@ -64,12 +71,19 @@ class _Loaded:
 
 class ModelPool:
     """Networks of one model at a time. models: a folder with `transformer`, `vae`, ... inside, or a hub cache folder; None is
-    this program's own cache.
+    this program's own cache. reserve_gb: GiB of the card that are left to others. card: in the place of the device's own, for tests.
 
     Raises UserError if the folder, the device or a forced attention kernel does not exist.
     """
 
-    def __init__(self, models: Path | None = None, device: str = "auto", attention: str = "auto"):
+    def __init__(
+        self,
+        models: Path | None = None,
+        device: str = "auto",
+        attention: str = "auto",
+        reserve_gb: float = RESERVE_GB,
+        card: Device | None = None,
+    ):
         self.files = ModelFiles(models)
         problems = list(self.files.folder_problems())
         try:
@@ -82,8 +96,13 @@ class ModelPool:
             self.attention: AttentionChoice = choose_attention(where.device, where.transformer, attention)
         except ValueError as error:
             problems.append(Problem("attention", "attention_unusable", {"name": attention, "reason": str(error)}))
+        if not 0 <= reserve_gb <= MOST_RESERVED:
+            problems.append(Problem("reserve_gb", "out_of_range", {"value": reserve_gb, "low": 0, "high": MOST_RESERVED}))
         if problems:
             raise UserError(problems)
+        where = self.placement.device
+        self.card: Device | None = CudaDevice(where) if card is None and where.type == "cuda" else card
+        self.budget = Budget(int(reserve_gb * 2**30))
         self.host_budget = int(HOST_SHARE * host_memory())
         self._loaded: dict[str, _Loaded] = {}
         self._checked: dict[str, tuple] = {}
@@ -91,7 +110,8 @@ class ModelPool:
     def use(self, files: ModelFiles) -> None:
         """Lend another model's networks from now on; those of the one before are dropped at once."""
         if files != self.files:
-            self._loaded.clear()
+            while self._loaded:
+                self._drop(next(iter(self._loaded)))
             self.files = files
 
     def missing(self, checkpoint_name: str) -> list[Place]:
@@ -115,9 +135,17 @@ class ModelPool:
 
     @contextmanager
     def transformer(
-        self, checkpoint_name: str, precision: str = "auto", loras: Sequence[Lora] = (), merge: bool = False
+        self,
+        checkpoint_name: str,
+        precision: str = "auto",
+        loras: Sequence[Lora] = (),
+        merge: bool = False,
+        tokens: int = USUAL_TOKENS,
     ) -> Iterator[PackedTransformer]:
-        """precision: as in a request. loras: beside the weights, where a strength changes at once, or merged into them."""
+        """precision: as in a request. loras: beside the weights, where a strength changes at once, or merged into them.
+
+        tokens: of a step, about, which says how much of a card weights may take.
+        """
         folder = self._folder(checkpoint_name)
         dtype, storage = memory.weight_format(precision, self.placement)
         merged, beside = (loras, ()) if merge else ((), loras)
@@ -128,7 +156,7 @@ class ModelPool:
         def load() -> tuple[PackedTransformer, tuple[nn.Module, ...]]:
             return self._one(lambda *place: load_transformer(*place, storage, merged, device), folder, dtype)
 
-        with self._loan(spec, load, lambda net: bind(net, beside)) as net:
+        with self._loan(spec, load, lambda net: bind(net, beside), tokens) as net:
             net.attend = self.attention.kernel
             yield net
 
@@ -156,35 +184,80 @@ class ModelPool:
         spec: NetworkSpec,
         load: Callable[[], tuple[Any, tuple[nn.Module, ...]]],
         change: Callable[[Any], None] = lambda value: None,
+        tokens: int | None = None,
     ) -> Iterator[Any]:
-        """change: what is done to the value before it is counted and moved."""
+        """change: what is done to the value before it is counted and moved. tokens: of a step, where weights are streamed."""
+        if spec.component in self._loaded and self._loaded[spec.component].spec != spec:
+            self._drop(spec.component)
         loaded = self._loaded.pop(spec.component, None)
-        if loaded is None or loaded.spec != spec:
-            del loaded
+        if loaded is None:
             value, modules = load()
             loaded = _Loaded(spec, value, modules)
         # Last in the dictionary is last used.
         self._loaded[spec.component] = loaded
+        before = getattr(loaded.value, "branches_from", None)
         change(loaded.value)
+        if loaded.streamer and loaded.value.branches_from != before:
+            loaded.streamer.close()
+            loaded.streamer = None
         self._make_host_room()
-        self._make_card_room(loaded)
-        for module in loaded.modules:
-            memory.move(module, self.placement.device)
-        yield loaded.value
+        if self.card is None:
+            yield loaded.value
+            return
+        kind = spec, tokens
+        self._make_card_room(loaded, kind)
+        if tokens is None:
+            for module in loaded.modules:
+                memory.move(module, self.card.device)
+        else:
+            self._stream(loaded, kind)
+        yield from self._measured(loaded, kind)
+
+    def _measured(self, loaded: _Loaded, kind: tuple[NetworkSpec, int | None]) -> Iterator[Any]:
+        """Yields the value, and remembers what computing with it took besides what was on the card before."""
+        self.card.reset_peak()
+        before = self.card.allocated()
+        try:
+            yield loaded.value
+        finally:
+            self.budget.measure(kind, self.card.peak() - before)
+
+    def _stream(self, loaded: _Loaded, kind: tuple[NetworkSpec, int | None]) -> None:
+        """As much of the network onto the card as fits beside its computing; the rest passes through."""
+        net: PackedTransformer = loaded.value
+        if loaded.streamer is None:
+            loaded.streamer = net.weights = Streamer(self.card, net.parts())
+            loaded.streamer.lock(int(LOCKED_SHARE * host_memory()))
+        streamer, (_, tokens) = loaded.streamer, kind
+        work = self.budget.work(kind) or self.budget.estimate(tokens, net.config.dim, loaded.spec.dtype.itemsize)
+        available = self.card.free() + streamer.card_bytes
+        streamer.fit(self.budget.for_weights(available, max(work, streamer.job_bytes)))
+
+    def _drop(self, component: str) -> _Loaded:
+        loaded = self._loaded.pop(component)
+        if loaded.streamer:
+            loaded.streamer.close()
+        return loaded
 
     def _make_host_room(self) -> None:
         total = sum(loaded.bytes for loaded in self._loaded.values())
         for component in list(self._loaded)[:-1]:
             if total <= self.host_budget:
                 return
-            total -= self._loaded.pop(component).bytes
+            total -= self._drop(component).bytes
 
-    def _make_card_room(self, wanted: _Loaded) -> None:
+    def _make_card_room(self, wanted: _Loaded, kind: tuple[NetworkSpec, int | None]) -> None:
+        """Others leave the card: all of them for what is streamed or was never measured, else as many as it needs."""
+        work = self.budget.work(kind) if kind[1] is None else None
         for loaded in self._loaded.values():
-            free = memory.free_bytes(self.placement.device)
-            if free is None or free >= wanted.bytes + CARD_RESERVE:
+            short = None if work is None else wanted.bytes + work + self.budget.reserve - self.card.free()
+            if loaded is wanted:
+                continue
+            if short is not None and short <= 0:
                 return
-            if loaded is not wanted:
+            if loaded.streamer:
+                loaded.streamer.leave(short)
+            else:
                 for module in loaded.modules:
                     memory.move(module, torch.device("cpu"))
 

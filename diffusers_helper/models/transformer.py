@@ -30,6 +30,7 @@ from diffusers_helper.models.blocks import (
 from diffusers_helper.models.linear import Linear, PatchConv
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field
 from diffusers_helper.models.step_cache import StepCache
+from diffusers_helper.streaming import InPlace, Parts, Weights
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,8 @@ class PackedTransformer(nn.Module):
         self.attend: Kernel = sdpa
         # The reference computes the last linear in float32 on 16-bit weights.
         self.float32_head = True
+        # Who brings the weights to where they are computed with; a card too small for them needs somebody.
+        self.weights: Weights = InPlace()
         # What the side branches were made from; empty without any. Whoever adds branches writes it.
         self.branches_from: tuple = ()
         self.x_embedder = LatentEmbed(config.in_channels, dim)
@@ -188,6 +191,23 @@ class PackedTransformer(nn.Module):
         named = self.named_modules()
         return {name: m for name, m in named if isinstance(m, Linear) and name.startswith(inside) and ".norm" not in name}
 
+    def parts(self) -> Parts:
+        """What streaming may move on its own: each block without its modulation, and everything that only tables are made of."""
+        blocks = {f"dual/{number}": block for number, block in enumerate(self.transformer_blocks)}
+        blocks |= {f"single/{number}": block for number, block in enumerate(self.single_transformer_blocks)}
+        step, tables = {}, {}
+        for name, block in blocks.items():
+            children = list(block.children())
+            step[name] = [child for child in children if not isinstance(child, Modulation)]
+            tables[f"{name}/tables"] = [child for child in children if isinstance(child, Modulation)]
+        job = {"time": [self.time_text_embed], "text": [self.context_embedder]}
+        if self.config.has_image_proj:
+            job["image"] = [self.image_projection]
+        always = [self.x_embedder, self.proj_out]
+        if self.config.has_clean_x_embedder:
+            always.append(self.clean_x_embedder)
+        return Parts(always=always, job={**job, **tables, "head/tables": [self.norm_out]}, step=step)
+
     @torch.inference_mode()
     def prepare_job(
         self,
@@ -210,21 +230,28 @@ class PackedTransformer(nn.Module):
         scale = torch.full((1,), guidance * 1000.0, device=self.device).to(self.dtype)
         guide = scale if self.config.guidance_embeds else None
         # One level at a time: a larger matrix product would round differently from the step that is computed on its own.
-        vectors = [self.time_text_embed(time, pooled_text, guide) for time in times]
-        context = torch.cat([self.context_embedder(text, time, self.attend) for time in times])
-        if image is not None:
-            tokens = self.image_projection(self._cast(image))
-            context = torch.cat([tokens.expand(len(times), -1, -1), context], dim=1)
+        lend = self.weights.lend
+        with self.weights.job():
+            with lend("time"):
+                vectors = [self.time_text_embed(time, pooled_text, guide) for time in times]
+            with lend("text"):
+                context = torch.cat([self.context_embedder(text, time, self.attend) for time in times])
+            if image is not None:
+                with lend("image"):
+                    tokens = self.image_projection(self._cast(image))
+                context = torch.cat([tokens.expand(len(times), -1, -1), context], dim=1)
 
-        def table(modulation: Modulation) -> Tensor:
-            return torch.cat([modulation(vector) for vector in vectors])
+            def tables(name: str, *modulations: Modulation) -> tuple[Tensor, ...]:
+                with lend(f"{name}/tables"):
+                    return tuple(torch.cat([modulation(vector) for vector in vectors]) for modulation in modulations)
 
-        return JobTables(
-            context=context,
-            dual=tuple((table(block.norm1), table(block.norm1_context)) for block in self.transformer_blocks),
-            single=tuple(table(block.norm) for block in self.single_transformer_blocks),
-            head=table(self.norm_out),
-        )
+            dual, single = enumerate(self.transformer_blocks), enumerate(self.single_transformer_blocks)
+            return JobTables(
+                context=context,
+                dual=tuple(tables(f"dual/{number}", block.norm1, block.norm1_context) for number, block in dual),
+                single=tuple(tables(f"single/{number}", block.norm)[0] for number, block in single),
+                head=tables("head", self.norm_out)[0],
+            )
 
     @torch.inference_mode()
     def prepare_section(
@@ -264,7 +291,7 @@ class PackedTransformer(nn.Module):
         hidden = torch.cat([section.clean, noisy], dim=1)
         if cache is None or cache.must_compute(self._first_modulated(hidden, index, job)):
             before = hidden
-            hidden = self._blocks(hidden, index, job, section)
+            hidden = self._blocks_again(hidden, index, job, section)
             if cache is not None:
                 cache.residual = hidden - before
         else:
@@ -279,14 +306,28 @@ class PackedTransformer(nn.Module):
         shift, scale = job.dual[0][0][index : index + 1].unsqueeze(1).chunk(6, dim=-1)[:2]
         return modulate(layer_norm(hidden), shift, scale)
 
+    def _blocks_again(self, x: Tensor, index: int, job: JobTables, section: SectionTables) -> Tensor:
+        """`_blocks`, and once more with fewer weights on the card if something else took its memory meanwhile."""
+        try:
+            return self._blocks(x, index, job, section)
+        except torch.OutOfMemoryError:
+            if not self.weights.make_room():
+                raise
+        # Outside of the handler, which holds everything that was computed.
+        return self._blocks(x, index, job, section)
+
     def _blocks(self, x: Tensor, index: int, job: JobTables, section: SectionTables) -> Tensor:
         latents, rows = x.shape[1], slice(index, index + 1)
         text = job.context[rows]
-        for block, (latent_table, text_table) in zip(self.transformer_blocks, job.dual, strict=True):
-            x, text = block(x, text, (latent_table[rows], text_table[rows]), section.rope, self.attend)
+        # Around the block, not inside: a compiled block knows nothing of it.
+        lend = self.weights.lend
+        for number, (block, tables) in enumerate(zip(self.transformer_blocks, job.dual, strict=True)):
+            with lend(f"dual/{number}"):
+                x, text = block(x, text, (tables[0][rows], tables[1][rows]), section.rope, self.attend)
         x = torch.cat([x, text], dim=1)
-        for block, table in zip(self.single_transformer_blocks, job.single, strict=True):
-            x = block(x, table[rows], latents, section.rope, self.attend)
+        for number, (block, table) in enumerate(zip(self.single_transformer_blocks, job.single, strict=True)):
+            with lend(f"single/{number}"):
+                x = block(x, table[rows], latents, section.rope, self.attend)
         return x[:, :latents]
 
     def _cast(self, x: Tensor) -> Tensor:

@@ -1,0 +1,141 @@
+"""What streaming asks of a card, in a dozen lines, so that tests put a card in its place that is late, full or broken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+# Not in torch's cudart: the return value of success.
+SUCCESS = 0
+# Unlocked memory goes through two locked buffers of this size.
+STAGE = 32 * 2**20
+
+Event = Any
+
+
+class Device(Protocol):
+    """Work is queued: what is computed on one queue, copies to the card on another, and events order the two."""
+
+    device: torch.device
+
+    def allocate(self, size: int) -> Tensor:
+        """`size` bytes on the card, for use after what is queued for computing. Raises torch.OutOfMemoryError."""
+
+    def release(self, buffer: Tensor) -> None:
+        """Take the memory back once nothing that is queued needs it; the caller drops every reference to it."""
+
+    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]], after: Event) -> Event:
+        """Queue copies (target, source) of uint8 that begin after an event; the event of their end."""
+
+    def wait(self, event: Event) -> None:
+        """What is computed from now on waits for the event; the caller does not."""
+
+    def mark(self) -> Event:
+        """The event of everything that was queued for computing so far."""
+
+    def lock(self, memory: Tensor) -> bool:
+        """Lock host memory in place, so that copies from it need not be staged; False where the system refuses."""
+
+    def unlock(self, memory: Tensor) -> None: ...
+
+    def free(self) -> int:
+        """Bytes that could be allocated."""
+
+    def peak(self) -> int:
+        """The most bytes that were allocated at a time since `reset_peak`."""
+
+    def reset_peak(self) -> None: ...
+
+    def allocated(self) -> int:
+        """Bytes allocated now."""
+
+    def tidy(self) -> None:
+        """Give unused memory back, so that other sizes can be allocated."""
+
+
+class CudaDevice:
+    """A CUDA card."""
+
+    def __init__(self, device: torch.device):
+        index = torch.cuda.current_device() if device.index is None else device.index
+        self.device = torch.device("cuda", index)
+        self._copies = torch.cuda.Stream(self.device)
+        self._stage: list[Tensor] = []
+        self._staged: list[torch.cuda.Event] = []
+
+    def allocate(self, size: int) -> Tensor:
+        with torch.inference_mode(False):
+            return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def release(self, buffer: Tensor) -> None:
+        # torch hands memory on in the order of the stream it was allocated on; copies into it may still be under way.
+        torch.cuda.current_stream(self.device).wait_stream(self._copies)
+
+    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]], after: torch.cuda.Event) -> torch.cuda.Event:
+        self._copies.wait_event(after)
+        with torch.inference_mode(False), torch.cuda.stream(self._copies):
+            for target, source in pairs:
+                if source.is_pinned():
+                    target.copy_(source, non_blocking=True)
+                else:
+                    self._copy_staged(target, source)
+            event = torch.cuda.Event()
+            event.record(self._copies)
+        return event
+
+    def wait(self, event: torch.cuda.Event) -> None:
+        torch.cuda.current_stream(self.device).wait_event(event)
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def lock(self, memory: Tensor) -> bool:
+        with torch.cuda.device(self.device):
+            if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == SUCCESS:
+                return True
+            # The refusal stays behind as the runtime's last error; the next launch reports it, and forgets it.
+            with suppress(RuntimeError):
+                torch.zeros(1, device=self.device)
+            return False
+
+    def unlock(self, memory: Tensor) -> None:
+        self._copies.synchronize()
+        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+
+    def free(self) -> int:
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def reset_peak(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def allocated(self) -> int:
+        return torch.cuda.memory_allocated(self.device)
+
+    def tidy(self) -> None:
+        torch.cuda.empty_cache()
+
+    def _copy_staged(self, target: Tensor, source: Tensor) -> None:
+        """The host copies a piece while the card fetches the one before; it waits only for buffers that are still in use."""
+        if not self._stage:
+            self._stage = [torch.empty(STAGE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+            self._staged = [torch.cuda.Event() for _ in self._stage]
+        for begin in range(0, source.numel(), STAGE):
+            # First in, first out: the buffer at the front was used longest ago.
+            buffer, event = self._stage.pop(0), self._staged.pop(0)
+            event.synchronize()
+            piece = source[begin : begin + STAGE]
+            buffer[: piece.numel()].copy_(piece)
+            target[begin : begin + STAGE].copy_(buffer[: piece.numel()], non_blocking=True)
+            event.record(self._copies)
+            self._stage.append(buffer)
+            self._staged.append(event)

@@ -1,0 +1,127 @@
+"""Host memory for weights: one buffer of the exact size, cut into slabs that begin at pages, tensors as views.
+
+One slab is what moves to the card in one copy. Page-locked memory of torch's own allocator would round every tensor up to a
+power of two, 40 GB for 26.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+# Bytes between the beginnings of tensors are a multiple of this: what kernels like to find.
+ALIGNMENT = 256
+PAGE = mmap.ALLOCATIONGRANULARITY
+
+# dtype and shape of a tensor that is to come.
+Spec = tuple[torch.dtype, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a buffer; offset in bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def view(self, buffer: Tensor) -> Tensor:
+        """The tensor in a buffer of uint8. An ordinary tensor even in inference mode: parameters will point to it."""
+        with torch.inference_mode(False):
+            return buffer[self.offset : self.offset + self.bytes].view(self.dtype).view(self.shape)
+
+
+def aligned(offset: int, step: int = ALIGNMENT) -> int:
+    """The next multiple of `step`."""
+    return -(-offset // step) * step
+
+
+def lay_out(slabs: Sequence[Mapping[str, Spec]]) -> tuple[dict[str, Place], int]:
+    """Place of every tensor, slab after slab, and the bytes of all."""
+    places, end = {}, 0
+    for slab in slabs:
+        end = aligned(end, PAGE)
+        for name, (dtype, shape) in slab.items():
+            places[name] = Place(dtype, tuple(shape), aligned(end))
+            end = places[name].offset + places[name].bytes
+    return places, end
+
+
+class Arena:
+    """Slabs in one buffer of host memory. slabs: dtype and shape by name, in the order they shall lie.
+
+    bytes: what it takes, padding included; the system gives memory only to pages that are written.
+    """
+
+    def __init__(self, slabs: Sequence[Mapping[str, Spec]]):
+        self.places, self.bytes = lay_out(slabs)
+        with torch.inference_mode(False):
+            whole = torch.empty(self.bytes + PAGE, dtype=torch.uint8)
+            skipped = -whole.data_ptr() % PAGE
+            self.buffer = whole[skipped : skipped + self.bytes]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.places
+
+    def put(self, name: str, tensor: Tensor) -> Tensor:
+        """Write a tensor into its place, from any device; returns the view of it. Raises ValueError where it does not fit."""
+        place = self.places[name]
+        if tensor.dtype != place.dtype or tuple(tensor.shape) != place.shape:
+            wanted = f"{place.dtype} {place.shape}"
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, its place is for {wanted}")
+        return self.view(name).copy_(tensor)
+
+    def view(self, name: str) -> Tensor:
+        return self.places[name].view(self.buffer)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring tensors that move in one copy. source: their bytes in host memory; offset: where they go in a slot."""
+
+    source: Tensor
+    offset: int
+
+
+def runs(tensors: Sequence[Tensor]) -> tuple[list[Run], list[Place], int]:
+    """How tensors move: the runs, the place of each tensor in a slot, and the slot's bytes.
+
+    Tensors of one slab are one run; others, such as windows into a file, are as many as there are gaps or odd beginnings.
+    """
+    found: list[Run] = []
+    places: dict[int, Place] = {}
+    end = 0
+    order = sorted(range(len(tensors)), key=lambda number: tensors[number].data_ptr())
+    for number in order:
+        tensor = tensors[number]
+        storage, start = tensor.untyped_storage(), tensor.storage_offset() * tensor.element_size()
+        size = tensor.numel() * tensor.element_size()
+        if found and found[-1].source.untyped_storage().data_ptr() == storage.data_ptr():
+            before = found[-1]
+            begin = before.source.storage_offset()
+            gap = start - begin - before.source.numel()
+            if gap < ALIGNMENT and (start - begin) % ALIGNMENT == 0:
+                length = max(before.source.numel(), start - begin + size)
+                found[-1] = Run(_bytes(storage, begin, length), before.offset)
+                places[number] = Place(tensor.dtype, tuple(tensor.shape), before.offset + start - begin)
+                end = before.offset + length
+                continue
+        offset = aligned(end)
+        found.append(Run(_bytes(storage, start, size), offset))
+        places[number] = Place(tensor.dtype, tuple(tensor.shape), offset)
+        end = offset + size
+    return found, [places[number] for number in range(len(tensors))], end
+
+
+def _bytes(storage: torch.UntypedStorage, start: int, length: int) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.empty(0, dtype=torch.uint8).set_(storage, start, (length,))

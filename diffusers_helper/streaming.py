@@ -1,0 +1,396 @@
+"""Weights on a card that cannot hold them all: some parts stay, the others pass through a ring of slots while others compute.
+
+A network names its parts and says `with weights.lend(name):` around what needs one; where nothing has to move, that does nothing.
+Weights are never written, so nothing is ever copied back: the host keeps them all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffusers_helper.device import Device, Event
+from diffusers_helper.slabs import PAGE, Arena, runs
+
+logger = logging.getLogger(__name__)
+
+# One part is computed, one is on its way; a third evens out parts of different length.
+SLOTS = 3
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a network's modules are used. always: at any time. job: once for a prompt, in this order. step: again and again, in
+    this order; what follows the last is the first."""
+
+    always: Sequence[nn.Module] = ()
+    job: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+    step: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+
+
+class Weights(Protocol):
+    """What a network asks of whoever keeps its weights."""
+
+    def lend(self, name: str) -> AbstractContextManager[None]:
+        """The part's weights are where they are computed with, inside of the block."""
+
+    def job(self) -> AbstractContextManager[None]:
+        """Around the use of `Parts.job`: what that needs on the card is given back afterwards."""
+
+    def make_room(self) -> bool:
+        """After an allocation failed: take less of the card. False if nothing can be given up."""
+
+
+class InPlace:
+    """Weights that lie where they are computed with."""
+
+    def lend(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def job(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def make_room(self) -> bool:
+        return False
+
+
+class Part:
+    """Parameters and buffers of some modules, which move together. bytes: of a slot that holds them."""
+
+    def __init__(self, name: str, modules: Iterable[nn.Module]):
+        self.name = name
+        self.tensors = tensors_of(modules)
+        self._home = [tensor.data for tensor in self.tensors]
+        self.runs, self._places, self.bytes = runs(self._home)
+
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """The tensors as they lie in a slot."""
+        return [place.view(buffer) for place in self._places]
+
+    def point(self, views: Sequence[Tensor] | None) -> None:
+        """Let the modules compute with a slot's views, or with host memory (None)."""
+        for tensor, view in zip(self.tensors, self._home if views is None else views, strict=True):
+            tensor.data = view
+
+    def pairs(self, buffer: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(target, source) of the copies that fill a slot."""
+        return [(buffer[run.offset : run.offset + run.source.numel()], run.source) for run in self.runs]
+
+
+def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Each once, whoever shares it."""
+    found = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers()) if t.numel()}
+    return list(found.values())
+
+
+def spread(parts: Sequence[Part], room: int) -> list[Part]:
+    """Parts that fit into `room` bytes, evenly spaced, so that copies of the others hide behind what computes between them."""
+    total = sum(part.bytes for part in parts)
+    if total <= room:
+        return list(parts)
+    kept, seen, chosen = 0, 0, []
+    for part in parts:
+        seen += part.bytes
+        # No rounding: kept / seen <= room / total.
+        if (kept + part.bytes) * total <= room * seen:
+            kept += part.bytes
+            chosen.append(part)
+    return chosen
+
+
+class _Slot:
+    def __init__(self, buffer: Tensor, free: Event):
+        self.buffer, self.free = buffer, free
+        self.part: Part | None = None
+        self.ready: Event = None
+        # Made once, because a step has some two thousand of them.
+        self._views: dict[str, list[Tensor]] = {}
+
+    def views(self) -> list[Tensor]:
+        if self.part.name not in self._views:
+            self._views[self.part.name] = self.part.views(self.buffer)
+        return self._views[self.part.name]
+
+
+class Ring:
+    """A few slots on the card through which parts pass in a known order, each fetched while those before it compute.
+
+    Parts may be left out or come out of order: that costs a fetch that nobody waited for, never a wrong number.
+    """
+
+    def __init__(self, device: Device, parts: Sequence[Part], slots: int, *, again: bool):
+        self._device, self._parts, self._again = device, parts, again
+        size = max((part.bytes for part in parts), default=0)
+        self._slots: list[_Slot] = []
+        try:
+            for _ in range(min(slots, len(parts))):
+                self._slots.append(_Slot(device.allocate(size), device.mark()))
+        except torch.OutOfMemoryError:
+            self.close()
+            raise
+
+    @property
+    def bytes(self) -> int:
+        return sum(slot.buffer.numel() for slot in self._slots)
+
+    @contextmanager
+    def lend(self, part: Part) -> Iterator[None]:
+        following = self._following(part)
+        slot = self._holding(part) or self._fetch(part, keep=())
+        self._device.wait(slot.ready)
+        part.point(slot.views())
+        try:
+            yield
+        finally:
+            part.point(None)
+            slot.free = self._device.mark()
+        # After this part was queued, so that staging in host memory overlaps with its computation.
+        for other in following:
+            if self._holding(other) is None:
+                self._fetch(other, keep=(part, *following))
+
+    def close(self) -> None:
+        while self._slots:
+            self._device.release(self._slots.pop().buffer)
+
+    def _following(self, part: Part) -> list[Part]:
+        at, count = self._parts.index(part), len(self._slots) - 1
+        ahead = self._parts[at + 1 : at + 1 + count]
+        if self._again:
+            ahead = [*ahead, *self._parts[: min(count - len(ahead), at)]]
+        return list(ahead)
+
+    def _holding(self, part: Part) -> _Slot | None:
+        return next((slot for slot in self._slots if slot.part is part), None)
+
+    def _fetch(self, part: Part, keep: Sequence[Part]) -> _Slot:
+        slot = next(slot for slot in self._slots if slot.part is None or slot.part not in keep)
+        # Empty until the copy is queued: what fails half-way must not be taken for the part.
+        slot.part = None
+        slot.ready = self._device.copy(part.pairs(slot.buffer), slot.free)
+        slot.part = part
+        return slot
+
+
+class Streamer:
+    """Keeps a network's weights in host memory and lends them on a card; see `Weights`.
+
+    Loose tensors of the parts that run at every step, such as a LoRA's, are gathered into slabs first.
+    """
+
+    def __init__(self, device: Device, parts: Parts, slots: int = SLOTS):
+        self._device, self._count = device, slots
+        self._arena = gather({name: tensors_of(modules) for name, modules in parts.step.items()})
+        self._always = Part("always", parts.always)
+        self._job = {name: Part(name, modules) for name, modules in parts.job.items()}
+        self._step = {name: Part(name, modules) for name, modules in parts.step.items()}
+        self._kept: dict[str, Tensor] = {}
+        self._always_buffer: Tensor | None = None
+        self._ring: Ring | None = None
+        self._job_ring: Ring | None = None
+        self._locked: list[Tensor] = []
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Parts that stay on the card, in the order they run."""
+        return tuple(name for name in self._step if name in self._kept)
+
+    @property
+    def card_bytes(self) -> int:
+        """What is on the card now."""
+        buffers = [*self._kept.values(), *([] if self._always_buffer is None else [self._always_buffer])]
+        rings = [ring for ring in (self._ring, self._job_ring) if ring]
+        return sum(buffer.numel() for buffer in buffers) + sum(ring.bytes for ring in rings)
+
+    @property
+    def step_bytes(self) -> int:
+        """On the card when every part stays."""
+        return self._always.bytes + sum(part.bytes for part in self._step.values())
+
+    @property
+    def least_bytes(self) -> int:
+        """On the card when no part stays and two slots serve the others."""
+        sizes = sorted((part.bytes for part in self._step.values()), reverse=True)
+        return self._always.bytes + 2 * (sizes[0] if len(sizes) > 2 else sum(sizes))
+
+    @property
+    def job_bytes(self) -> int:
+        """What `job` takes on the card for as long as it lasts."""
+        return min(2, len(self._job)) * max((part.bytes for part in self._job.values()), default=0)
+
+    def lock(self, most: int) -> int:
+        """Lock up to `most` bytes of the slabs in memory, as far as the system lets us; the bytes that are locked.
+
+        What cannot be locked is staged through a small locked buffer at every use.
+        """
+        done = 0
+        for part in self._step.values():
+            for run in part.runs:
+                if run.source.data_ptr() % PAGE or done + run.source.numel() > most or not self._device.lock(run.source):
+                    continue
+                self._locked.append(run.source)
+                done += run.source.numel()
+        total = sum(run.source.numel() for part in self._step.values() for run in part.runs)
+        logger.info("%.2f of %.2f GiB of weights are locked in memory, the rest is staged", done / 2**30, total / 2**30)
+        return done
+
+    def fit(self, budget: int) -> None:
+        """Take at most `budget` bytes of the card, or `least_bytes` if that is more. Parts that stay already are kept if they can.
+
+        Raises torch.OutOfMemoryError if the card has less than it said.
+        """
+        if self._always_buffer is None and self._always.bytes:
+            self._always_buffer = self._put(self._always)
+        parts = list(self._step.values())
+        room = budget - self._always.bytes
+        if sum(part.bytes for part in parts) > room:
+            largest = max(part.bytes for part in parts)
+            slots = max(2, min(self._count, room // largest))
+            room -= slots * largest
+        else:
+            slots = 0
+        kept = [part for part in parts if part.name in self._kept]
+        still = spread(kept, max(0, room))
+        dropped = [part for part in kept if part not in still]
+        self._drop(dropped)
+        added = spread([part for part in parts if part not in still], room - sum(part.bytes for part in still))
+        if added or dropped or self._ring is None:
+            self._close_ring()
+            self._keep(added)
+            # Parts that were meant to stay and did not fit come through two slots at least.
+            self._open_ring(max(2, slots))
+
+    def leave(self, wanted: int | None = None) -> None:
+        """Give back at least `wanted` bytes of the card if there are as many, or all."""
+        before = self.card_bytes
+        if wanted is not None and wanted < before - self.least_bytes:
+            self._shrink(before - wanted)
+        else:
+            self._close_ring()
+            self._drop([part for part in self._step.values() if part.name in self._kept])
+            if self._always_buffer is not None:
+                self._always.point(None)
+                self._device.release(self._always_buffer)
+                self._always_buffer = None
+        self._device.tidy()
+
+    def close(self) -> None:
+        """Leave the card and unlock the host's memory. The network is as before."""
+        self.leave()
+        while self._locked:
+            self._device.unlock(self._locked.pop())
+
+    @contextmanager
+    def lend(self, name: str) -> Iterator[None]:
+        if name in self._kept:
+            yield
+            return
+        if name in self._job:
+            with self._job_ring.lend(self._job[name]):
+                yield
+            return
+        with self._ring.lend(self._step[name]):
+            yield
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        try:
+            self._job_ring = self._open_job_ring()
+        except torch.OutOfMemoryError:
+            if not self.make_room():
+                raise
+            self._job_ring = self._open_job_ring()
+        try:
+            yield
+        finally:
+            self._job_ring.close()
+            self._job_ring = None
+
+    def make_room(self) -> bool:
+        """Half of what stays is given up."""
+        kept = sum(buffer.numel() for buffer in self._kept.values())
+        if not kept:
+            return False
+        logger.warning("memory ran out on the card: of %.2f GiB of resident weights half are streamed now", kept / 2**30)
+        self._shrink(self._always.bytes + kept // 2)
+        self._device.tidy()
+        return True
+
+    def _shrink(self, budget: int) -> None:
+        """Keep parts and slots within `budget`; nothing new is kept."""
+        parts = [part for part in self._step.values() if part.name in self._kept]
+        largest = max(part.bytes for part in self._step.values())
+        still = spread(parts, max(0, budget - self._always.bytes - 2 * largest))
+        self._close_ring()
+        self._drop([part for part in parts if part not in still])
+        self._device.tidy()
+        self._open_ring(2)
+
+    def _open_job_ring(self) -> Ring:
+        return Ring(self._device, list(self._job.values()), 2, again=False)
+
+    def _open_ring(self, slots: int) -> None:
+        while self._ring is None:
+            streamed = [part for part in self._step.values() if part.name not in self._kept]
+            try:
+                self._ring = Ring(self._device, streamed, slots, again=True)
+            except torch.OutOfMemoryError:
+                if not self._kept:
+                    raise
+                self._drop([self._step[list(self._kept)[-1]]])
+                self._device.tidy()
+
+    def _close_ring(self) -> None:
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+
+    def _keep(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            try:
+                self._kept[part.name] = self._put(part)
+            except torch.OutOfMemoryError:
+                # Less is free than was said.
+                self._device.tidy()
+                return
+
+    def _drop(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            part.point(None)
+            self._device.release(self._kept.pop(part.name))
+
+    def _put(self, part: Part) -> Tensor:
+        buffer = self._device.allocate(part.bytes)
+        try:
+            self._device.wait(self._device.copy(part.pairs(buffer), self._device.mark()))
+        except RuntimeError:
+            self._device.release(buffer)
+            raise
+        part.point(part.views(buffer))
+        return buffer
+
+
+def gather(groups: Mapping[str, Sequence[Tensor]]) -> Arena | None:
+    """Move tensors that do not lie in a slab into one, tensor by tensor; None where there are none."""
+    loose = {}
+    for name, tensors in groups.items():
+        found, _, _ = runs([tensor.data for tensor in tensors])
+        where = [tensor.data.untyped_storage().data_ptr() for tensor in tensors]
+        slabs = {run.source.untyped_storage().data_ptr() for run in found if run.source.data_ptr() % PAGE == 0}
+        # A tensor with a storage of its own may begin at a page by chance.
+        rest = [tensor for tensor, place in zip(tensors, where, strict=True) if place not in slabs or where.count(place) == 1]
+        loose[name] = {f"{name}/{number}": tensor for number, tensor in enumerate(rest)}
+    if not any(loose.values()):
+        return None
+    specs = [{key: (t.dtype, tuple(t.shape)) for key, t in group.items()} for group in loose.values() if group]
+    arena = Arena(specs)
+    for group in loose.values():
+        for key, tensor in group.items():
+            tensor.data = arena.put(key, tensor.data)
+    return arena
