@@ -1,6 +1,5 @@
 """Weights on a card that cannot hold them all: some parts stay, the others pass through a ring of slots while others compute.
 
-A network names its parts and says `with weights.lend(name):` around what needs one; where nothing has to move, that does nothing.
 Weights are never written, so nothing is ever copied back: the host keeps them all.
 """
 
@@ -8,56 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Protocol
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from diffusers_helper.device import Device, Event
+from diffusers_helper.parts import Parts
 from diffusers_helper.slabs import PAGE, Arena, runs
 
 logger = logging.getLogger(__name__)
 
 # One part is computed, one is on its way; a third evens out parts of different length.
 SLOTS = 3
-
-
-@dataclass(frozen=True)
-class Parts:
-    """How a network's modules are used. always: at any time. job: once for a prompt, in this order. step: again and again, in
-    this order; what follows the last is the first."""
-
-    always: Sequence[nn.Module] = ()
-    job: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
-    step: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
-
-
-class Weights(Protocol):
-    """What a network asks of whoever keeps its weights."""
-
-    def lend(self, name: str) -> AbstractContextManager[None]:
-        """The part's weights are where they are computed with, inside of the block."""
-
-    def job(self) -> AbstractContextManager[None]:
-        """Around the use of `Parts.job`: what that needs on the card is given back afterwards."""
-
-    def make_room(self) -> bool:
-        """After an allocation failed: take less of the card. False if nothing can be given up."""
-
-
-class InPlace:
-    """Weights that lie where they are computed with."""
-
-    def lend(self, name: str) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def job(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def make_room(self) -> bool:
-        return False
 
 
 class Part:
@@ -241,15 +203,15 @@ class Streamer:
         return done
 
     def fit(self, budget: int) -> None:
-        """Take at most `budget` bytes of the card, or `least_bytes` if that is more. Parts that stay already are kept if they can.
+        """Take at most `budget` bytes of the card, or `least_bytes` if that is more.
 
-        Raises torch.OutOfMemoryError if the card has less than it said.
+        Parts that are there already stay if they can. Raises torch.OutOfMemoryError if the card has less than it said.
         """
         if self._always_buffer is None and self._always.bytes:
             self._always_buffer = self._put(self._always)
         parts = list(self._step.values())
         room = budget - self._always.bytes
-        if sum(part.bytes for part in parts) > room:
+        if parts and sum(part.bytes for part in parts) > room:
             largest = max(part.bytes for part in parts)
             slots = max(2, min(self._count, room // largest))
             room -= slots * largest

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, LlamaModel, PreTrainedTokenizerFast
 
+from diffusers_helper.parts import Parts
+
 # The prompt format the model was trained with; the missing spaces after periods belong to it.
 TEMPLATE = (
     "<|start_header_id|>system<|end_header_id|>\n\n"
@@ -75,6 +77,18 @@ def without_unused_layers(llama: LlamaModel) -> LlamaModel:
     llama.norm = nn.Identity()
     llama.config.num_hidden_layers = kept
     return llama
+
+
+def language_layers(encoders: TextEncoders) -> dict[str, nn.Module]:
+    """The language model's layers, by names of their own, in order."""
+    return {f"layer/{number}": layer for number, layer in enumerate(encoders.llama.layers)}
+
+
+def text_parts(encoders: TextEncoders) -> Parts:
+    """Layer by layer through the card, once for a prompt; embeddings and CLIP stay there meanwhile."""
+    llama = encoders.llama
+    always = [llama.embed_tokens, llama.rotary_emb, llama.norm, encoders.clip]
+    return Parts(always=always, job={name: [layer] for name, layer in language_layers(encoders).items()})
 
 
 @torch.inference_mode()

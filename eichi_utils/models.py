@@ -25,8 +25,16 @@ from diffusers_helper.device import CudaDevice, Device
 from diffusers_helper.files import CheckpointError, read_json
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
 from diffusers_helper.models.transformer import PackedTransformer
+from diffusers_helper.parts import Parts, lent_while_called
 from diffusers_helper.streaming import Streamer
-from diffusers_helper.text import TextEncoders, load_tokenizer, load_tokenizer_2, without_unused_layers
+from diffusers_helper.text import (
+    TextEncoders,
+    language_layers,
+    load_tokenizer,
+    load_tokenizer_2,
+    text_parts,
+    without_unused_layers,
+)
 from diffusers_helper.vision import VisionEncoder, VisionPreprocessing
 from eichi_utils.adapters import bind, load_transformer, merge_key
 from eichi_utils.components import CHECKS, load_vae, pretrained
@@ -71,7 +79,9 @@ class _Loaded:
 
 class ModelPool:
     """Networks of one model at a time. models: a folder with `transformer`, `vae`, ... inside, or a hub cache folder; None is
-    this program's own cache. reserve_gb: GiB of the card that are left to others. card: in the place of the device's own, for tests.
+    this program's own cache.
+
+    reserve_gb: GiB of the card that are left to others. card: in the place of the device's own, for tests.
 
     Raises UserError if the folder, the device or a forced attention kernel does not exist.
     """
@@ -97,7 +107,7 @@ class ModelPool:
         except ValueError as error:
             problems.append(Problem("attention", "attention_unusable", {"name": attention, "reason": str(error)}))
         if not 0 <= reserve_gb <= MOST_RESERVED:
-            problems.append(Problem("reserve_gb", "out_of_range", {"value": reserve_gb, "low": 0, "high": MOST_RESERVED}))
+            problems.append(Problem("reserve_gb", "out_of_range", {"value": reserve_gb, "min": 0, "max": MOST_RESERVED}))
         if problems:
             raise UserError(problems)
         where = self.placement.device
@@ -156,7 +166,8 @@ class ModelPool:
         def load() -> tuple[PackedTransformer, tuple[nn.Module, ...]]:
             return self._one(lambda *place: load_transformer(*place, storage, merged, device), folder, dtype)
 
-        with self._loan(spec, load, lambda net: bind(net, beside), tokens) as net:
+        with self._loan(spec, load, lambda net: bind(net, beside), PackedTransformer.parts, tokens) as net:
+            net.weights = self._loaded[spec.component].streamer or net.weights
             net.attend = self.attention.kernel
             yield net
 
@@ -169,8 +180,15 @@ class ModelPool:
     @contextmanager
     def text(self) -> Iterator[TextEncoders]:
         spec = NetworkSpec("text_encoder", self._folder("text_encoder"), self.placement.encoder)
-        with self._loan(spec, self._load_text) as encoders:
-            yield encoders
+        with self._loan(spec, self._load_text, parts=text_parts) as encoders:
+            if self.card is None:
+                yield encoders
+                return
+            streamer = self._loaded[spec.component].streamer
+            with streamer.job(), lent_while_called(language_layers(encoders), streamer):
+                yield encoders
+        # 15 GB that only prompts need: the transformer takes their place.
+        self._drop(spec.component)
 
     @contextmanager
     def vision(self) -> Iterator[VisionEncoder]:
@@ -184,9 +202,11 @@ class ModelPool:
         spec: NetworkSpec,
         load: Callable[[], tuple[Any, tuple[nn.Module, ...]]],
         change: Callable[[Any], None] = lambda value: None,
-        tokens: int | None = None,
+        parts: Callable[[Any], Parts] | None = None,
+        tokens: int = 0,
     ) -> Iterator[Any]:
-        """change: what is done to the value before it is counted and moved. tokens: of a step, where weights are streamed."""
+        """change: what is done to the value before it is counted and moved. parts: how it is streamed to a card; without, it
+        moves whole. tokens: of a step, in what is streamed."""
         if spec.component in self._loaded and self._loaded[spec.component].spec != spec:
             self._drop(spec.component)
         loaded = self._loaded.pop(spec.component, None)
@@ -206,14 +226,14 @@ class ModelPool:
             return
         kind = spec, tokens
         self._make_card_room(loaded, kind)
-        if tokens is None:
+        if parts is None:
             for module in loaded.modules:
                 memory.move(module, self.card.device)
         else:
-            self._stream(loaded, kind)
+            self._stream(loaded, parts(loaded.value), kind)
         yield from self._measured(loaded, kind)
 
-    def _measured(self, loaded: _Loaded, kind: tuple[NetworkSpec, int | None]) -> Iterator[Any]:
+    def _measured(self, loaded: _Loaded, kind: tuple[NetworkSpec, int]) -> Iterator[Any]:
         """Yields the value, and remembers what computing with it took besides what was on the card before."""
         self.card.reset_peak()
         before = self.card.allocated()
@@ -222,14 +242,16 @@ class ModelPool:
         finally:
             self.budget.measure(kind, self.card.peak() - before)
 
-    def _stream(self, loaded: _Loaded, kind: tuple[NetworkSpec, int | None]) -> None:
+    def _stream(self, loaded: _Loaded, parts: Parts, kind: tuple[NetworkSpec, int]) -> None:
         """As much of the network onto the card as fits beside its computing; the rest passes through."""
-        net: PackedTransformer = loaded.value
         if loaded.streamer is None:
-            loaded.streamer = net.weights = Streamer(self.card, net.parts())
+            loaded.streamer = Streamer(self.card, parts)
             loaded.streamer.lock(int(LOCKED_SHARE * host_memory()))
-        streamer, (_, tokens) = loaded.streamer, kind
-        work = self.budget.work(kind) or self.budget.estimate(tokens, net.config.dim, loaded.spec.dtype.itemsize)
+        streamer, (spec, tokens) = loaded.streamer, kind
+        work = self.budget.work(kind)
+        if work is None:
+            width = loaded.value.config.dim if tokens else 0
+            work = self.budget.estimate(tokens, width, spec.dtype.itemsize)
         available = self.card.free() + streamer.card_bytes
         streamer.fit(self.budget.for_weights(available, max(work, streamer.job_bytes)))
 
@@ -246,9 +268,9 @@ class ModelPool:
                 return
             total -= self._drop(component).bytes
 
-    def _make_card_room(self, wanted: _Loaded, kind: tuple[NetworkSpec, int | None]) -> None:
+    def _make_card_room(self, wanted: _Loaded, kind: tuple[NetworkSpec, int]) -> None:
         """Others leave the card: all of them for what is streamed or was never measured, else as many as it needs."""
-        work = self.budget.work(kind) if kind[1] is None else None
+        work = self.budget.work(kind) if wanted.streamer is None and not kind[1] else None
         for loaded in self._loaded.values():
             short = None if work is None else wanted.bytes + work + self.budget.reserve - self.card.free()
             if loaded is wanted:

@@ -30,7 +30,7 @@ from diffusers_helper.models.blocks import (
 from diffusers_helper.models.linear import Linear, PatchConv
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field
 from diffusers_helper.models.step_cache import StepCache
-from diffusers_helper.streaming import InPlace, Parts, Weights
+from diffusers_helper.parts import InPlace, Parts, Weights
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class PackedTransformer(nn.Module):
         return {name: m for name, m in named if isinstance(m, Linear) and name.startswith(inside) and ".norm" not in name}
 
     def parts(self) -> Parts:
-        """What streaming may move on its own: each block without its modulation, and everything that only tables are made of."""
+        """What streaming may move on its own: each block without its modulation, and what only tables are made of."""
         blocks = {f"dual/{number}": block for number, block in enumerate(self.transformer_blocks)}
         blocks |= {f"single/{number}": block for number, block in enumerate(self.single_transformer_blocks)}
         step, tables = {}, {}

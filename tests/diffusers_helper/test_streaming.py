@@ -11,7 +11,8 @@ from torch import nn
 from diffusers_helper.memory import module_bytes
 from diffusers_helper.models.linear import LowRankBranch, quantise, set_strengths
 from diffusers_helper.models.step_cache import TeaCache
-from diffusers_helper.streaming import Part, Parts, Ring, Streamer, spread, tensors_of
+from diffusers_helper.parts import InPlace, Parts
+from diffusers_helper.streaming import Part, Ring, Streamer, spread, tensors_of
 from tests.diffusers_helper.inputs import LAYOUTS, inputs, section_of, velocity
 from tests.fake_device import FakeDevice
 
@@ -53,7 +54,10 @@ def eight_bits(net) -> None:
 def add_branches(net) -> None:
     generator = torch.Generator().manual_seed(1)
     for layer in net.block_linears().values():
-        up, down = torch.randn(layer.out_features, 2, generator=generator), torch.randn(2, layer.in_features, generator=generator)
+        up, down = (
+            torch.randn(layer.out_features, 2, generator=generator),
+            torch.randn(2, layer.in_features, generator=generator),
+        )
         layer.branches.append(LowRankBranch(0, 0.1 * up, 0.1 * down, 1.0))
 
 
@@ -72,10 +76,12 @@ def test_streamed_is_resident_is_plain(long_net, change, share, slots):
     for _ in range(3):
         assert torch.equal(velocity(long_net, GIVEN), plain)
     assert streamer.card_bytes <= budget
-    assert len(streamer.resident) == {0.0: 0, 1.0: 12}.get(share, len(streamer.resident)) and bool(streamer.resident) == bool(share)
+    assert len(streamer.resident) == {0.0: 0, 1.0: 12}.get(share, len(streamer.resident)) and bool(streamer.resident) == bool(
+        share
+    )
     streamer.close()
     assert device.allocated() == 0 and device.locked == {}
-    long_net.weights = type(long_net)(long_net.config).weights
+    long_net.weights = InPlace()
     assert torch.equal(velocity(long_net, GIVEN), plain)
 
 
@@ -129,9 +135,8 @@ def test_tables_are_made_part_by_part_and_leave_nothing(long_net):
     assert device.allocated() == before
     assert device.peak() == before + streamer.job_bytes
     streamer.close()
-    again = long_net
-    again.weights = type(long_net)(long_net.config).weights
-    other = again.prepare_job(GIVEN.text, GIVEN.pooled, None, 10.0, [0.9, 0.5])
+    long_net.weights = InPlace()
+    other = long_net.prepare_job(GIVEN.text, GIVEN.pooled, None, 10.0, [0.9, 0.5])
     assert torch.equal(plain.context, other.context) and torch.equal(plain.head, other.head)
     assert all(torch.equal(a, b) for pair in zip(plain.dual, other.dual, strict=True) for a, b in zip(*pair, strict=True))
 

@@ -1,0 +1,74 @@
+"""What a network says of its weights, and asks of whoever keeps them.
+
+It names its parts and says `with weights.lend(name):` around what needs one; where nothing has to move, that does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a network's modules are used. always: at any time. job: once for a prompt, in this order. step: again and again, in
+    this order; what follows the last is the first."""
+
+    always: Sequence[nn.Module] = ()
+    job: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+    step: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+
+
+class Weights(Protocol):
+    """What a network asks of whoever keeps its weights."""
+
+    def lend(self, name: str) -> AbstractContextManager[None]:
+        """The part's weights are where they are computed with, inside of the block."""
+
+    def job(self) -> AbstractContextManager[None]:
+        """Around the use of `Parts.job`: what that needs on the card is given back afterwards."""
+
+    def make_room(self) -> bool:
+        """After an allocation failed: take less of the card. False if nothing can be given up."""
+
+
+class InPlace:
+    """Weights that lie where they are computed with."""
+
+    def lend(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def job(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def make_room(self) -> bool:
+        return False
+
+
+@contextmanager
+def lent_while_called(modules: Mapping[str, nn.Module], weights: Weights) -> Iterator[None]:
+    """Lend the parts of these names whenever their modules are called, for a network of somebody else's."""
+    lent: dict[nn.Module, AbstractContextManager[None]] = {}
+    names = {module: name for name, module in modules.items()}
+
+    def before(module: nn.Module, _: object) -> None:
+        context = weights.lend(names[module])
+        context.__enter__()
+        lent[module] = context
+
+    def after(module: nn.Module, *_: object) -> None:
+        lent.pop(module).__exit__(None, None, None)
+
+    handles = []
+    for module in names:
+        handles.append(module.register_forward_pre_hook(before))
+        handles.append(module.register_forward_hook(after, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
