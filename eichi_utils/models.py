@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, LlamaModel, SiglipVisionModel
 
 from diffusers_helper import memory
 from diffusers_helper.budget import Budget
+from diffusers_helper.checkpoint import meta_transformer
 from diffusers_helper.device import CudaDevice, Device
 from diffusers_helper.files import CheckpointError, read_json
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
@@ -40,6 +41,7 @@ from eichi_utils.adapters import bind, load_transformer, merge_key
 from eichi_utils.components import CHECKS, load_vae, pretrained
 from eichi_utils.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
 from eichi_utils.loras import Lora
+from eichi_utils.preflight import host_available, needs, problems
 from eichi_utils.problems import Problem, UserError
 
 # Networks and the system share the memory; above this share of it, what was used longest ago is dropped.
@@ -95,21 +97,21 @@ class ModelPool:
         card: Device | None = None,
     ):
         self.files = ModelFiles(models)
-        problems = list(self.files.folder_problems())
+        wrong = list(self.files.folder_problems())
         try:
             self.placement = memory.placement(device)
         except ValueError as error:
-            problems.append(Problem("device", "device_unknown", {"reason": str(error)}))
+            wrong.append(Problem("device", "device_unknown", {"reason": str(error)}))
             self.placement = memory.placement("cpu")
         try:
             where = self.placement
             self.attention: AttentionChoice = choose_attention(where.device, where.transformer, attention)
         except ValueError as error:
-            problems.append(Problem("attention", "attention_unusable", {"name": attention, "reason": str(error)}))
+            wrong.append(Problem("attention", "attention_unusable", {"name": attention, "reason": str(error)}))
         if not 0 <= reserve_gb <= MOST_RESERVED:
-            problems.append(Problem("reserve_gb", "out_of_range", {"value": reserve_gb, "min": 0, "max": MOST_RESERVED}))
-        if problems:
-            raise UserError(problems)
+            wrong.append(Problem("reserve_gb", "out_of_range", {"value": reserve_gb, "min": 0, "max": MOST_RESERVED}))
+        if wrong:
+            raise UserError(wrong)
         where = self.placement.device
         self.card: Device | None = CudaDevice(where) if card is None and where.type == "cuda" else card
         self.budget = Budget(int(reserve_gb * 2**30))
@@ -134,14 +136,28 @@ class ModelPool:
 
     def check(self, checkpoint_name: str) -> None:
         """Raises UserError with everything that is missing or damaged, before anything is loaded."""
-        problems = []
+        wrong = []
         for name in (checkpoint_name, *SHARED):
             try:
                 self._check(name)
             except CheckpointError as error:
-                problems.append(checkpoint_problem(error))
-        if problems:
-            raise UserError(problems)
+                wrong.append(checkpoint_problem(error))
+        if wrong:
+            raise UserError(wrong)
+
+    def preflight(self, checkpoint_name: str, precision: str, tokens: int) -> None:
+        """Raises UserError where memory or card are too small for this checkpoint, whatever is streamed."""
+        dtype, storage = memory.weight_format(precision, self.placement)
+        net = meta_transformer(self._folder(checkpoint_name))
+        needed = needs(net, dtype, storage, on_card=self.card is not None)
+        work = self.budget.estimate(tokens, net.config.dim, dtype.itemsize)
+        held = sum(loaded.bytes for loaded in self._loaded.values())
+        card_there = None
+        if self.card is not None:
+            on_card = sum(loaded.streamer.card_bytes for loaded in self._loaded.values() if loaded.streamer)
+            card_there = self.card.free() + on_card - self.budget.reserve
+        if found := list(problems(needed, work, host_available() + held, card_there)):
+            raise UserError(found)
 
     @contextmanager
     def transformer(

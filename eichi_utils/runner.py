@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from diffusers_helper.latents import to_uint8
+from diffusers_helper.latents import SPATIAL, to_uint8
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
 from eichi_utils import adapters
 from eichi_utils.encode import Conditions, Pictures, encode_mask, encode_pictures, fit_pictures
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
-from eichi_utils.film import Decoded, sample_film
+from eichi_utils.film import Decoded, sample_film, step_tokens
 from eichi_utils.media import FilmWriter, write_png
 from eichi_utils.metadata import mp4_tags, png_info
 from eichi_utils.plan import Plan, frames_of
@@ -69,6 +69,9 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
             return
     if missing:
         pool.check(plan.checkpoint)
+
+    tokens = max(step_tokens(section, pictures.height // SPATIAL, pictures.width // SPATIAL) for section in plan.sections)
+    pool.preflight(plan.checkpoint, request.precision, tokens)
 
     conditions = None
     for event in prepare(request, plan, pictures, pool):
