@@ -194,12 +194,14 @@ class Streamer:
         done = 0
         for part in self._step.values():
             for run in part.runs:
+                # A page belongs to one lock; what is no slab shares its first with others.
                 if run.source.data_ptr() % PAGE or done + run.source.numel() > most or not self._device.lock(run.source):
                     continue
                 self._locked.append(run.source)
                 done += run.source.numel()
         total = sum(run.source.numel() for part in self._step.values() for run in part.runs)
-        logger.info("%.2f of %.2f GiB of weights are locked in memory, the rest is staged", done / 2**30, total / 2**30)
+        say = logger.warning if done < total else logger.info
+        say("%.2f of %.2f GiB of weights are locked in memory, the rest is staged", done / 2**30, total / 2**30)
         return done
 
     def fit(self, budget: int) -> None:

@@ -74,7 +74,7 @@ def sample_film(request: Request, plan: Plan, conditions: Conditions, pool: Mode
         yield Stage(at=time.time(), name="decode", section=number)
         # The neighbouring section is decoded again beside the new latents, so that the blend has two versions of it.
         stretch = history.film if number == 0 else history.edge(added + plan.section_latents)
-        with pool.vae() as vae:
+        with pool.vae(stretch.numel()) as vae:
             pixels = decode(vae, stretch)
         if plan.output == "picture":
             yield Decoded(number, latents, pixels, pixels[:, :, :0])

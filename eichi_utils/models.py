@@ -188,9 +188,11 @@ class ModelPool:
             yield net
 
     @contextmanager
-    def vae(self) -> Iterator[AutoencoderKLHunyuanVideo]:
+    def vae(self, work: int = 0) -> Iterator[AutoencoderKLHunyuanVideo]:
+        """work: how much there is to do, in any unit: room on a card is made by what the same amount was seen to take."""
         folder, dtype = self._folder("vae"), self.placement.encoder
-        with self._loan(NetworkSpec("vae", folder, dtype), lambda: self._one(load_vae, folder, dtype)) as vae:
+        spec = NetworkSpec("vae", folder, dtype)
+        with self._loan(spec, lambda: self._one(load_vae, folder, dtype), work=work) as vae:
             yield vae
 
     @contextmanager
@@ -219,10 +221,10 @@ class ModelPool:
         load: Callable[[], tuple[Any, tuple[nn.Module, ...]]],
         change: Callable[[Any], None] = lambda value: None,
         parts: Callable[[Any], Parts] | None = None,
-        tokens: int = 0,
+        work: int = 0,
     ) -> Iterator[Any]:
         """change: what is done to the value before it is counted and moved. parts: how it is streamed to a card; without, it
-        moves whole. tokens: of a step, in what is streamed."""
+        moves whole. work: how much there is to do; tokens of a step, in the transformer."""
         if spec.component in self._loaded and self._loaded[spec.component].spec != spec:
             self._drop(spec.component)
         loaded = self._loaded.pop(spec.component, None)
@@ -240,8 +242,8 @@ class ModelPool:
         if self.card is None:
             yield loaded.value
             return
-        kind = spec, tokens
-        self._make_card_room(loaded, kind)
+        kind = spec, work
+        self._make_card_room(loaded, self.budget.work(kind) if parts is None else None)
         if parts is None:
             for module in loaded.modules:
                 memory.move(module, self.card.device)
@@ -284,9 +286,8 @@ class ModelPool:
                 return
             total -= self._drop(component).bytes
 
-    def _make_card_room(self, wanted: _Loaded, kind: tuple[NetworkSpec, int]) -> None:
-        """Others leave the card: all of them for what is streamed or was never measured, else as many as it needs."""
-        work = self.budget.work(kind) if wanted.streamer is None and not kind[1] else None
+    def _make_card_room(self, wanted: _Loaded, work: int | None) -> None:
+        """Others leave the card: all of them for what is streamed or was never measured (None), else as many as it needs."""
         for loaded in self._loaded.values():
             short = None if work is None else wanted.bytes + work + self.budget.reserve - self.card.free()
             if loaded is wanted:

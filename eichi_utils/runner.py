@@ -141,7 +141,7 @@ def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -
     with pool.vision() as encoder:
         image = encode_image(encoder, pictures.start)
     yield Stage(at=time.time(), name="encode")
-    with pool.vae() as vae:
+    with pool.vae(pictures.height * pictures.width) as vae:
         latents = encode_pictures(vae, pictures)
     masks = {name: encode_mask(mask) for name, mask in pictures.masks.items()}
     yield Stage(at=time.time(), name="load")
