@@ -98,7 +98,7 @@ class TinyPool:
         yield self.net
 
     @contextmanager
-    def vae(self) -> Iterator[AutoencoderKLHunyuanVideo]:
+    def vae(self, work: int = 0) -> Iterator[AutoencoderKLHunyuanVideo]:
         yield self._vae
 
 
