@@ -105,7 +105,7 @@ def train(
     def joined() -> tuple[Tensor, Tensor]:
         """The picture's own latent in front. Its frame counts twice as much as those of the rest together."""
         z, own = passes.encode(vae, moving)[:, :, 1:], passes.encode(vae, moving[:, :, 0])
-        made = passes.decode(vae, torch.cat([own[:, :, None], passes.noisy(z, NOISE)], dim=2))
+        made = passes.decode(vae, torch.cat([own[:, :, None], passes.noisy(passes.worn(z), NOISE)], dim=2))
         value, axes = passes.loss(made, moving, z)
         alone, _ = passes.loss(made[:, :, 0], moving[:, :, 0], own)
         return value + 2 * alone + anchored(own, moving[:, :, 0]), axes

@@ -141,6 +141,16 @@ def test_the_second_stage_keeps_the_latents(tmp_path, monkeypatch):
     assert {"joined", "cut"} <= phases
 
 
+def test_worn_latents_are_softer():
+    torch.manual_seed(0)
+    z = torch.randn(8, 16, 3, 6, 8)
+    made = vae.worn(z)
+    rough = made.diff(dim=-1).abs().mean((1, 2, 3, 4)) / z.diff(dim=-1).abs().mean((1, 2, 3, 4))
+    assert made.shape == z.shape and rough.max() < 1.15 and rough.min() < 0.7
+    flat = vae.worn(torch.ones(8, 16, 3, 6, 8))
+    assert (flat > 0.849).all() and (flat < 1.151).all() and flat.std() > 0.02
+
+
 def test_streaks_go_one_way():
     pictures = bank(torch.arange(20, 28), 48)
     blurred = streaked(torch.arange(8), pictures).float()
