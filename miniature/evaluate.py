@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import sys
 import tempfile
 import time
@@ -61,12 +62,12 @@ class Figure:
     def holds(self) -> bool | None:
         if self.bound is None:
             return None
-        return self.value <= self.bound if self.at_most else self.value >= self.bound
+        return bool(self.value <= self.bound if self.at_most else self.value >= self.bound)
 
 
 def decibels(made: Tensor, true: Tensor) -> float:
     """PSNR of values in -1..1."""
-    return 10 * numpy.log10(4 / max((made.clamp(-1, 1) - true).square().mean().item(), 1e-12))
+    return 10 * math.log10(4 / max((made.clamp(-1, 1) - true).square().mean().item(), 1e-12))
 
 
 class Evaluation:
@@ -110,7 +111,7 @@ class Evaluation:
                 values.append(decibels(y, x))
                 errors += passes.opponents(y - x).square().transpose(0, 1).flatten(1).mean(1) / 16
             yield Figure("16 clips, mean dB", sum(values) / 16, 27.0)
-            axes = [10 * numpy.log10(4 / error) for error in errors.tolist()]
+            axes = [10 * math.log10(4 / error) for error in errors.tolist()]
             yield Figure("weaker colour axis against brightness, dB", min(axes[1:]) - axes[0], -3.0)
 
     def kind(self, kind: str, count: int, bound: float) -> Iterator[Figure]:
@@ -308,6 +309,11 @@ def joins(film: Tensor, sections: int) -> list[float]:
     return jumps
 
 
+def document(figures: list[Figure]) -> str:
+    """JSON: a list of figures, each with whether it holds."""
+    return json.dumps([{**vars(figure), "holds": figure.holds} for figure in figures], indent=1)
+
+
 def _one(scene: Scenes, number: int) -> Scenes:
     return Scenes(**{name: value[number : number + 1] for name, value in vars(scene).items()})
 
@@ -350,7 +356,7 @@ def main() -> None:
             bound = "" if figure.bound is None else f"({'<=' if figure.at_most else '>='} {figure.bound:g})"
             print(f"{figure.name}: {figure.value:.3f} {bound} {mark}", file=sys.stderr, flush=True)
     if options.json:
-        print(json.dumps([{**vars(figure), "holds": figure.holds} for figure in figures], indent=1))
+        print(document(figures))
 
 
 if __name__ == "__main__":

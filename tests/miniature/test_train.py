@@ -123,8 +123,9 @@ def test_a_run_goes_on_from_its_weights(tmp_path, monkeypatch):
     assert "pictures" in phases
 
 
-def test_the_second_stage_keeps_the_latents(tmp_path, monkeypatch):
-    """It follows a trained transformer, which knows the latents of the first stage."""
+@pytest.mark.parametrize("stage", ["second", "decoder"])
+def test_later_stages_keep_the_latents(tmp_path, monkeypatch, stage):
+    """They follow a trained transformer, which knows the latents of the first stage."""
     config = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
     monkeypatch.setattr(vae, "VAE_CONFIG", config)
     monkeypatch.setattr(train_vae, "BLOCK", 2)
@@ -132,9 +133,10 @@ def test_the_second_stage_keeps_the_latents(tmp_path, monkeypatch):
     weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     train_vae.train(tmp_path, Session(0.03, tmp_path, "cpu"), False, peak=1e-3, **small)
     before = load_file(weights)
-    train_vae.train(tmp_path, Session(0.05, tmp_path, "cpu"), False, peak=1e-4, second=True, **small)
+    train_vae.train(tmp_path, Session(0.05, tmp_path, "cpu"), False, peak=1e-4, stage=stage, **small)
     after = load_file(weights)
     assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith("decoder"))
+    assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith("encoder")) == (stage == "second")
     # No statistics are folded again.
     assert torch.allclose(before["quant_conv.weight"].float(), after["quant_conv.weight"].float(), atol=0.02)
     phases = {json.loads(line).get("phase") for line in (tmp_path / "log.jsonl").read_text().splitlines()}
