@@ -21,7 +21,13 @@ from diffusers_helper.models.attention import choose_attention
 from diffusers_helper.models.compiled import choose_passes
 from diffusers_helper.models.linear import quantise, set_product
 from diffusers_helper.models.narrow import choose_product
-from diffusers_helper.models.transformer import Clean, PackedTransformer, TransformerConfig
+from diffusers_helper.models.transformer import (
+    Clean,
+    JobTables,
+    PackedTransformer,
+    SectionTables,
+    TransformerConfig,
+)
 from eichi_utils.plan import CONTEXT, lay
 
 WINDOW, TEXT, IMAGE = 9, 60, 729
@@ -49,15 +55,16 @@ class Work:
         self.text, self.pooled = random(1, TEXT, config.text_embed_dim), random(1, config.pooled_projection_dim)
         self.image = random(1, IMAGE, config.image_proj_dim)
 
-    def theirs(self, net: nn.Module) -> Run:
+    def theirs(self, net: nn.Module, x: Tensor | None = None, sigma: float = SIGMA) -> Run:
+        """A pass of diffusers' class, over x where given."""
         dtype, device = self.x.dtype, self.device
 
         def times(values: object) -> Tensor:
             return torch.tensor(list(values), device=device)
 
         given = {
-            "hidden_states": self.x,
-            "timestep": torch.tensor([SIGMA * 1000], device=device).to(dtype).float(),
+            "hidden_states": self.x if x is None else x.to(dtype),
+            "timestep": torch.tensor([sigma * 1000], device=device).to(dtype).float(),
             "guidance": torch.tensor([GUIDANCE * 1000], device=device).to(dtype).float(),
             "encoder_hidden_states": self.text,
             "encoder_attention_mask": torch.ones(1, TEXT, dtype=torch.bool, device=device),
@@ -74,10 +81,22 @@ class Work:
         return lambda: net(**given, return_dict=False)[0]
 
     def own(self, net: PackedTransformer) -> Run:
-        job = net.prepare_job(self.text, self.pooled, self.image, GUIDANCE, [SIGMA])
-        parts = Clean(self.latents[2], self.clean), Clean(self.latents[2], self.two), Clean(self.latents[16], self.four)
-        section = net.prepare_section(self.times, *self.grid, *parts)
+        job, section = self.tables(net, [SIGMA])
         return lambda: net.step(self.x, 0, job, section)
+
+    def tables(self, net: PackedTransformer, sigmas: list[float]) -> tuple[JobTables, SectionTables]:
+        job = net.prepare_job(self.text, self.pooled, self.image, GUIDANCE, sigmas)
+        parts = Clean(self.latents[2], self.clean), Clean(self.latents[2], self.two), Clean(self.latents[16], self.four)
+        return job, net.prepare_section(self.times, *self.grid, *parts)
+
+
+def tokens_of(work: Work) -> int:
+    """All tokens of a step: noisy and clean patches, 2x and 4x padded to whole ones, text and picture."""
+    rows, columns = work.grid
+    patches = (
+        (WINDOW + 2) * (rows // 2) * (columns // 2) + -(-rows // 4) * -(-columns // 4) + 4 * -(-rows // 8) * -(-columns // 8)
+    )
+    return patches + TEXT + IMAGE
 
 
 def empty(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -154,15 +173,7 @@ def measure(
             took = timed(run, place, steps)
             made = run().float().cpu()
             before, exact = first.setdefault(size, (took, made))
-            cells = work.grid[0] * work.grid[1] // 4
-            tokens = (
-                (WINDOW + 2) * cells
-                + TEXT
-                + IMAGE
-                + -(-work.grid[0] // 4) * -(-work.grid[1] // 4)
-                + 4 * (-(-work.grid[0] // 8) * -(-work.grid[1] // 8))
-            )
-            floor = 1000 * operations(config, tokens) / rate
+            floor = 1000 * operations(config, tokens_of(work)) / rate
             yield Row(size, case, took, before / took, relative(made, exact), gpu_peak(place), host_peak(), floor)
         del net, run
 

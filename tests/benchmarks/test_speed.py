@@ -9,12 +9,12 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import decode, measure, step
+from benchmarks import decode, measure, section, step
 from diffusers_helper.models.transformer import TransformerConfig
 
 
 def document_of(module, arguments: list[str], monkeypatch, capsys) -> dict[str, dict]:
-    monkeypatch.setattr("sys.argv", ["benchmark", "--tiny", "--device", "cpu", "--steps", "1", "--json", *arguments])
+    monkeypatch.setattr("sys.argv", ["benchmark", "--tiny", "--device", "cpu", "--json", *arguments])
     module.main()
     return {row["case"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
 
@@ -26,7 +26,7 @@ def only(*cases: str) -> list[str]:
 def test_a_step_of_the_own_class_is_the_others(monkeypatch, capsys):
     """The same weights by name and the same inputs, or the ratio would compare two different things."""
     cases = ("diffusers", "accelerate, sequential", "own", "own, int8")
-    rows = document_of(step, ["--sizes", "64x48", *only(*cases)], monkeypatch, capsys)
+    rows = document_of(step, ["--steps", "1", "--sizes", "64x48", *only(*cases)], monkeypatch, capsys)
     assert tuple(rows) == cases
     assert rows["own"]["error"] == 0.0 == rows["accelerate, sequential"]["error"] and 0 < rows["own, int8"]["error"] < 0.1
     assert all(row["milliseconds"] > 0 and row["floor"] > 0 for row in rows.values())
@@ -34,9 +34,20 @@ def test_a_step_of_the_own_class_is_the_others(monkeypatch, capsys):
 
 def test_decoding_is_diffusers_picture(monkeypatch, capsys):
     cases = ("diffusers", "diffusers, tiles in space", "own", "own, a film's next stretch", "own, 3 GiB")
-    rows = document_of(decode, ["--sizes", "32x48", "--latents", "18", *only(*cases)], monkeypatch, capsys)
+    rows = document_of(decode, ["--steps", "1", "--sizes", "32x48", "--latents", "18", *only(*cases)], monkeypatch, capsys)
     assert tuple(rows) == cases and rows["own"]["error"] < 1e-4
     assert rows["own, a film's next stretch"]["error"] > 0.1, "nothing was taken from what was kept"
+
+
+def test_a_section_of_the_own_classes_is_the_others(monkeypatch, capsys):
+    rows = document_of(section, ["--sampling", "2", "--sizes", "64x48", *only("diffusers", "own")], monkeypatch, capsys)
+    assert tuple(rows) == ("diffusers", "own") and rows["own"]["error"] < 1e-4 and rows["own"]["floor"] > 0
+
+
+def test_the_tokens_of_a_step_are_counted_as_published():
+    """17,500 of latents at 640x608; with the text here of 60 tokens and the picture's 729."""
+    work = step.Work(step.TINY, 640, 608, torch.device("cpu"), torch.float32)
+    assert step.tokens_of(work) == 17_500 + 60 + 729
 
 
 def test_the_floor_of_a_step_is_the_published_count():
