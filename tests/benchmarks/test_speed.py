@@ -34,13 +34,13 @@ def test_a_step_of_the_own_class_is_the_others(monkeypatch, capsys):
 
 def test_decoding_is_diffusers_picture(monkeypatch, capsys):
     cases = ("diffusers", "diffusers, tiles in space", "own", "own, a film's next stretch", "own, 3 GiB")
-    rows = document_of(decode, ["--steps", "1", "--sizes", "32x48", "--latents", "18", *only(*cases)], monkeypatch, capsys)
+    rows = document_of(decode, ["--steps", "1", "--sizes", "16x32", "--latents", "14", *only(*cases)], monkeypatch, capsys)
     assert tuple(rows) == cases and rows["own"]["error"] < 1e-4
     assert rows["own, a film's next stretch"]["error"] > 0.1, "nothing was taken from what was kept"
 
 
 def test_a_section_of_the_own_classes_is_the_others(monkeypatch, capsys):
-    rows = document_of(section, ["--sampling", "2", "--sizes", "64x48", *only("diffusers", "own")], monkeypatch, capsys)
+    rows = document_of(section, ["--sampling", "2", "--sizes", "32x32", *only("diffusers", "own")], monkeypatch, capsys)
     assert tuple(rows) == ("diffusers", "own") and rows["own"]["error"] < 1e-4 and rows["own"]["floor"] > 0
 
 
