@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from transformers import CLIPTextModel, LlamaModel, SiglipVisionModel
 from diffusers_helper import memory
 from diffusers_helper.files import CheckpointError, read_json
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
+from diffusers_helper.models.compiled import Passes, choose_passes
+from diffusers_helper.models.linear import set_product
+from diffusers_helper.models.narrow import choose_product
 from diffusers_helper.models.transformer import PackedTransformer
 from diffusers_helper.text import TextEncoders, load_tokenizer, load_tokenizer_2, without_unused_layers
 from diffusers_helper.vision import VisionEncoder, VisionPreprocessing
@@ -113,6 +117,11 @@ class ModelPool:
         if problems:
             raise UserError(problems)
 
+    @cached_property
+    def passes(self) -> Passes:
+        """How blocks are run here; found out when the first transformer is lent, because that takes seconds on a card."""
+        return choose_passes(self.placement.device)
+
     @contextmanager
     def transformer(
         self, checkpoint_name: str, precision: str = "auto", loras: Sequence[Lora] = (), merge: bool = False
@@ -129,7 +138,9 @@ class ModelPool:
             return self._one(lambda *place: load_transformer(*place, storage, merged, device), folder, dtype)
 
         with self._loan(spec, load, lambda net: bind(net, beside)) as net:
-            net.attend = self.attention.kernel
+            net.attend, net.passes = self.attention.kernel, self.passes
+            if storage == "float8":
+                set_product(net, choose_product(device))
             yield net
 
     @contextmanager

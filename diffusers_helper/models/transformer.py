@@ -27,6 +27,7 @@ from diffusers_helper.models.blocks import (
     layer_norm,
     modulate,
 )
+from diffusers_helper.models.compiled import EAGER, Passes
 from diffusers_helper.models.linear import Linear, PatchConv
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field
 from diffusers_helper.models.step_cache import StepCache
@@ -155,6 +156,7 @@ class PackedTransformer(nn.Module):
         dim, heads, ratio = config.dim, config.num_attention_heads, config.mlp_ratio
         self.config = config
         self.attend: Kernel = sdpa
+        self.passes: Passes = EAGER
         # The reference computes the last linear in float32 on 16-bit weights.
         self.float32_head = True
         # What the side branches were made from; empty without any. Whoever adds branches writes it.
@@ -283,10 +285,11 @@ class PackedTransformer(nn.Module):
         latents, rows = x.shape[1], slice(index, index + 1)
         text = job.context[rows]
         for block, (latent_table, text_table) in zip(self.transformer_blocks, job.dual, strict=True):
-            x, text = block(x, text, (latent_table[rows], text_table[rows]), section.rope, self.attend)
+            tables = latent_table[rows], text_table[rows]
+            x, text = self.passes.dual(block, x, text, tables, section.rope, self.attend)
         x = torch.cat([x, text], dim=1)
         for block, table in zip(self.single_transformer_blocks, job.single, strict=True):
-            x = block(x, table[rows], latents, section.rope, self.attend)
+            x = self.passes.single(block, x, table[rows], latents, section.rope, self.attend)
         return x[:, :latents]
 
     def _cast(self, x: Tensor) -> Tensor:
