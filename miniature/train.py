@@ -24,7 +24,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder that weights are read from and written to")
     parser.add_argument("--rate", type=float, help="highest learning rate")
     parser.add_argument("--last", type=float, default=0.01, help="share of it that is left at the end")
-    parser.add_argument("--stage", help="vae: first, second or decoder; transformer: a or b, lessons of the curriculum")
+    parser.add_argument(
+        "--stage",
+        choices=("first", "second", "decoder", "a", "b"),
+        help="vae: first, second or decoder; transformer: a or b, lessons of the curriculum",
+    )
     parser.add_argument("--photos", type=Path, help="vae: folder of pictures to watch")
     parser.add_argument("--pictures-until", type=float, default=0.5, help="vae: share of the time without clips")
     parser.add_argument("--device", default="auto")

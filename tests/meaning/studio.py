@@ -114,5 +114,5 @@ class Studio:
         return str(path)
 
 
-def _grey(vae: Any, latents: Tensor) -> Tensor:
+def _grey(vae: Any, latents: Tensor, kept: Any = None) -> Tensor:
     return torch.zeros(1, 3, FRAMES_PER_LATENT * latents.shape[2] - 3, 2, 2)

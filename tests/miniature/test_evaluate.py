@@ -45,6 +45,9 @@ def test_tracking_tells_directions_apart():
     assert along(right, right, one) > 0.99
     assert along(left, right, one) < 0.2
     assert along(right[:, :, :1].expand_as(right), right, one) < 0.2
+    # A film that is grey or noise after its start was once tracked halfway.
+    for rest in (torch.zeros_like(right), torch.rand_like(right) * 2 - 1, right[:, :, :, :1, :1].expand_as(right)):
+        assert along(torch.cat([right[:, :, :1], rest[:, :, 1:]], dim=2), right, one) < 0.2
 
 
 def test_a_preview_can_be_fitted(tmp_path):
