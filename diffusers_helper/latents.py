@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diffusers_helper.memory import free_bytes
 from diffusers_helper.preview import HUNYUAN_PREVIEW, PreviewMatrix
+from diffusers_helper.vae_decode import Decoder, KeptTiles, side_for
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
@@ -27,10 +29,14 @@ def encode_picture(vae: AutoencoderKLHunyuanVideo, pixels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def decode(vae: AutoencoderKLHunyuanVideo, latents: Tensor) -> Tensor:
-    """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w) in about -1..1, float32 on the CPU; diffusers' default tiles in time."""
+def decode(vae: AutoencoderKLHunyuanVideo, latents: Tensor, kept: KeptTiles | None = None) -> Tensor:
+    """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w) in about -1..1, float32 on the CPU; diffusers' default tiles in time.
+
+    kept: what the film's stretch before left to be used again. Whole frames where the card's free memory allows.
+    """
     latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
-    return vae.decode(latents).sample.float().cpu()
+    side = side_for(vae, *latents.shape[2:], free_bytes(vae.device))
+    return torch.cat([frames.float().cpu() for frames in Decoder(vae, side).frames(latents, kept)], dim=2)
 
 
 def preview_rgb(latents: Tensor, matrix: PreviewMatrix = HUNYUAN_PREVIEW) -> Tensor:

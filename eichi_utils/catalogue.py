@@ -35,6 +35,8 @@ class Models:
 
     def default(self, checkpoint: str) -> str:
         """The model for a user who names none: the real one where it is or where a folder says so, else the miniature."""
+        if self.folder is not None and self.folder.resolve() == self.miniature.resolve():
+            return "miniature"
         if self.folder is not None or "miniature" not in self.names or not self.files("framepack").missing(checkpoint):
             return "framepack"
         return "miniature"

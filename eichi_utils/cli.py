@@ -177,10 +177,12 @@ def _with_model(document: Mapping[str, Any], models: Models, say: Callable[..., 
         return document
     kind = modes.MODES[mode]
     model = document.get("model", models.default(kind.checkpoint))
-    if "model" not in document and model == "miniature":
+    if "model" not in document and model == "miniature" and models.folder is None:
         sizes = models.sizes(model)
         gigabytes = f"{models.gigabytes(kind.checkpoint):.0f}"
         say("cli.miniature_chosen", gigabytes=gigabytes, smallest=sizes[0], largest=sizes[-1])
+    elif model == "framepack" and (gigabytes := models.gigabytes(kind.checkpoint)):
+        say("cli.framepack_missing", gigabytes=f"{gigabytes:.0f}", place=models.files("framepack").cache)
     recommended = models.recommended(model, kind) if model in models.names else {}
     return {"model": model, **recommended, **document}
 

@@ -9,6 +9,7 @@ Every entry may be missing, and others are ignored.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from eichi_utils.request import SIZES, check_fields
 from eichi_utils.reverse import ReverseRequest
 
 FILE = "eichi.json"
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Request fields that a description may recommend a value for.
 RECOMMENDED = ("size", "steps", "seconds", "step_cache")
 
@@ -95,6 +97,8 @@ def _preview(entries: dict[str, Any]) -> PreviewMatrix:
 
 def _colour(values: Any) -> tuple[float, float, float]:
     red, green, blue = (float(_typed(value, (int, float), "preview")) for value in values)
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise ValueError("preview: numbers must be finite")
     return red, green, blue
 
 
@@ -103,7 +107,9 @@ def _examples(entries: list[Any], folder: Path) -> list[Example]:
     for entry in entries:
         texts = {item.name: _typed(entry[item.name], str, "examples") for item in fields(Example)}
         picture = (folder / texts["picture"]).resolve()
-        if picture.is_file():
+        # What is served to browsers lies with the model, or in the folder of examples beside it.
+        inside = any(picture.is_relative_to(place.resolve()) for place in (folder, folder.parent / "examples"))
+        if inside and picture.suffix.lower() in PICTURE_SUFFIXES and picture.is_file():
             examples.append(Example(str(picture), texts["prompt"]))
     return examples
 

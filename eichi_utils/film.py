@@ -16,6 +16,7 @@ from diffusers_helper.models.step_cache import StepCache, TeaCache
 from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
 from diffusers_helper.preview import PreviewMatrix
 from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
+from diffusers_helper.vae_decode import KeptTiles
 from eichi_utils.encode import Conditions
 from eichi_utils.events import Event, Stage, Step, StopLevel
 from eichi_utils.history import History, Stitch
@@ -55,6 +56,7 @@ def sample_film(request: Request, plan: Plan, conditions: Conditions, pool: Mode
     sampler = SectionSampler(request, plan, conditions)
     history = sampler.history
     stitch = Stitch(plan.grows, plan.section_latents)
+    kept = KeptTiles()
     matrix = pool.files.describe().preview
     for number, section in enumerate(plan.sections):
         yield Stage(at=time.time(), name="sample", section=number)
@@ -75,7 +77,7 @@ def sample_film(request: Request, plan: Plan, conditions: Conditions, pool: Mode
         # The neighbouring section is decoded again beside the new latents, so that the blend has two versions of it.
         stretch = history.film if number == 0 else history.edge(added + plan.section_latents)
         with pool.vae(stretch.numel()) as vae:
-            pixels = decode(vae, stretch)
+            pixels = decode(vae, stretch, kept)
         if plan.output == "picture":
             yield Decoded(number, latents, pixels, pixels[:, :, :0])
         else:

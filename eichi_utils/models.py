@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from diffusers_helper.checkpoint import meta_transformer
 from diffusers_helper.device import CudaDevice, Device
 from diffusers_helper.files import CheckpointError, read_json
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
+from diffusers_helper.models.compiled import Passes, choose_passes
+from diffusers_helper.models.linear import set_product
+from diffusers_helper.models.narrow import choose_product
 from diffusers_helper.models.transformer import PackedTransformer
 from diffusers_helper.parts import Parts, lent_while_called
 from diffusers_helper.streaming import Streamer
@@ -159,6 +163,11 @@ class ModelPool:
         if found := list(problems(needed, work, host_available() + held, card_there)):
             raise UserError(found)
 
+    @cached_property
+    def passes(self) -> Passes:
+        """How blocks are run here; found out when the first transformer is lent, because that takes seconds on a card."""
+        return choose_passes(self.placement.device)
+
     @contextmanager
     def transformer(
         self,
@@ -184,7 +193,9 @@ class ModelPool:
 
         with self._loan(spec, load, lambda net: bind(net, beside), PackedTransformer.parts, tokens) as net:
             net.weights = self._loaded[spec.component].streamer or net.weights
-            net.attend = self.attention.kernel
+            net.attend, net.passes = self.attention.kernel, self.passes
+            if storage == "float8":
+                set_product(net, choose_product(device))
             yield net
 
     @contextmanager

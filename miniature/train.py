@@ -24,9 +24,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder that weights are read from and written to")
     parser.add_argument("--rate", type=float, help="highest learning rate")
     parser.add_argument("--last", type=float, default=0.01, help="share of it that is left at the end")
-    parser.add_argument("--stage", default="a", help="transformer: lesson of the curriculum")
+    parser.add_argument(
+        "--stage",
+        choices=("first", "second", "decoder", "a", "b"),
+        help="vae: first, second or decoder; transformer: a or b, lessons of the curriculum",
+    )
     parser.add_argument("--photos", type=Path, help="vae: folder of pictures to watch")
-    parser.add_argument("--second", action="store_true", help="vae: the second stage, from the weights of the first")
     parser.add_argument("--pictures-until", type=float, default=0.5, help="vae: share of the time without clips")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs, nothing compiled")
@@ -37,9 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
         from miniature import train_vae
 
         torch.backends.cudnn.benchmark = True
-        rate = options.rate or (1.5e-3 if options.second else 3e-3)
+        stage = options.stage or "first"
+        rate = options.rate or {"first": 3e-3, "second": 1.5e-3, "decoder": 4e-4}[stage]
         until = options.pictures_until
-        train_vae.train(options.weights, session, options.resume, rate, until, options.photos, options.second)
+        train_vae.train(options.weights, session, options.resume, rate, until, options.photos, stage)
     else:
         from miniature import train_transformer
 
@@ -47,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cuda.enable_flash_sdp(options.attention == "flash")
         rate = options.rate or 2e-3
-        train_transformer.train(options.weights, session, options.resume, rate, options.last, options.stage)
+        train_transformer.train(options.weights, session, options.resume, rate, options.last, options.stage or "a")
     session.close()
 
 

@@ -1,9 +1,10 @@
-"""Training of the VAE in two stages.
+"""Training of the VAE in three stages.
 
 First: pictures through the exact 2-D form, then pictures and clips in turn; then the latents' statistics are folded in.
 Second: on from there, with the latents held near those of the first stage, so that a transformer trained on them can stay.
-Clips now come as the program decodes them: with the picture's own latent in front, or cut out of a longer film. Motion
-blur, which the first stage never saw, is added.
+Clips now come as the program decodes them: with the picture's own latent in front, and worn as sampling leaves them, or cut
+out of a longer film. Motion blur, which the first stage never saw, is added.
+Decoder: the same without the encoder, whose latents stay as they are; short, and cheap enough for a processor.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ BLOCK = 32
 NOISE = 0.15
 # What a latent's distance from the first stage's costs, in their unit variance.
 ANCHOR = 0.3
-# Steps in turn: pictures alone, then with clips, then the second stage.
-PICTURES, MIXED, SECOND = ("pictures",), ("pictures", "clips", "clips"), ("pictures", "joined", "cut", "joined")
+STAGES = ("first", "second", "decoder")
+# Steps in turn: pictures alone, then with clips, then the later stages.
+PICTURES, MIXED, LATER = ("pictures",), ("pictures", "clips", "clips"), ("pictures", "joined", "cut", "joined")
 
 
 def picture_batch(seeds: Tensor, pictures: Tensor, side: int) -> Tensor:
@@ -61,7 +63,7 @@ def train(
     peak: float,
     pictures_until: float = 0.5,
     photos: Path | None = None,
-    second: bool = False,
+    stage: str = "first",
     pictures: int = 3072,
     detail: int = 256,
     batch: int = 32,
@@ -71,21 +73,26 @@ def train(
 ) -> None:
     """Write `vae/` below `folder`: config and float16 weights, statistics folded. photos: pictures to watch, by PSNR.
 
-    frames: of a clip, 4 k + 1. second: the second stage, which needs the weights of the first.
+    frames: of a clip, 4 k + 1. stage: one of STAGES; the later ones need the weights of the first.
     """
     torch.manual_seed(0)
     vae = AutoencoderKLHunyuanVideo(**passes.VAE_CONFIG)
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
-    if resume or second:
+    later = stage != "first"
+    if resume or later:
         load_into(vae, weights)
     vae.to(session.device)
+    if stage == "decoder":
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     first = copy.deepcopy(vae).to(session.dtype).requires_grad_(False)
+    encoder = first if stage == "decoder" else vae
     flat = FlatParameters(vae, session.dtype)
     optimizer = Optimizer(flat, by_muon=lambda name: "conv_out" not in name and "quant" not in name)
     stepper = Stepper(session, flat, optimizer)
     torch.manual_seed(session.rank + 1)
-    source = bank(session.seeds(int(resume or second), pictures, HELD_OUT), detail)
-    if second:
+    source = bank(session.seeds(int(resume or later) + STAGES.index(stage), pictures, HELD_OUT), detail)
+    if later:
         source[1::4] = streaked(torch.arange(len(source[1::4])).to(source.device), source[1::4])
     session.log(pictures=len(source), parameters=sum(p.numel() for p in vae.parameters()))
 
@@ -93,26 +100,28 @@ def train(
     moving = torch.zeros(clips, 3, frames, side, side, device=session.device, dtype=session.dtype)
 
     def both_ways(true: Tensor) -> tuple[Tensor, Tensor]:
-        z = passes.encode(vae, true)
+        z = passes.encode(encoder, true)
         value, axes = passes.loss(passes.decode(vae, passes.noisy(z, NOISE)), true, z)
-        return value + (anchored(z, true) if second else 0), axes
+        return value + anchored(z, true), axes
 
-    def anchored(z: Tensor, true: Tensor) -> Tensor:
+    def anchored(z: Tensor, true: Tensor) -> Tensor | float:
+        if stage != "second":
+            return 0.0
         with torch.no_grad():
             before = passes.encode(first, true)
         return ANCHOR * ((z - before).float() * vae.config.scaling_factor).square().mean()
 
     def joined() -> tuple[Tensor, Tensor]:
         """The picture's own latent in front. Its frame counts twice as much as those of the rest together."""
-        z, own = passes.encode(vae, moving)[:, :, 1:], passes.encode(vae, moving[:, :, 0])
-        made = passes.decode(vae, torch.cat([own[:, :, None], passes.noisy(z, NOISE)], dim=2))
+        z, own = passes.encode(encoder, moving)[:, :, 1:], passes.encode(encoder, moving[:, :, 0])
+        made = passes.decode(vae, torch.cat([own[:, :, None], passes.noisy(passes.worn(z), NOISE)], dim=2))
         value, axes = passes.loss(made, moving, z)
         alone, _ = passes.loss(made[:, :, 0], moving[:, :, 0], own)
         return value + 2 * alone + anchored(own, moving[:, :, 0]), axes
 
     def cut() -> tuple[Tensor, Tensor]:
         """Begun at the second latent, whose last frame is all that is made of it."""
-        z = passes.encode(vae, moving)
+        z = passes.encode(encoder, moving)
         value, axes = passes.loss(passes.decode(vae, passes.noisy(z[:, :, 1:], NOISE)), moving[:, :, 4:], z)
         return value + anchored(z, moving), axes
 
@@ -128,7 +137,7 @@ def train(
     drawn, watched = 0, 0.0
     while session.running():
         optimizer.rate.fill_(cosine(session.progress, peak))
-        order = SECOND if second else PICTURES if session.progress < pictures_until else MIXED
+        order = LATER if later else PICTURES if session.progress < pictures_until else MIXED
         name = order[session.steps % len(order)]
         if not stepper.has(name):
             stepper.add(name, kinds[name])
@@ -157,16 +166,21 @@ def train(
         if session.progress > watched + 0.1:
             watched = session.progress
             _watch(session, vae, flat, optimizer, photos)
-            _save(session, flat.state(optimizer.ema), folder)
+            _save(session, whole(vae, flat, optimizer), folder)
     net = AutoencoderKLHunyuanVideo(**passes.VAE_CONFIG)
-    net.load_state_dict({name: tensor.float().cpu() for name, tensor in flat.state(optimizer.ema).items()})
+    net.load_state_dict({name: tensor.float().cpu() for name, tensor in whole(vae, flat, optimizer).items()})
     net.to(session.device).eval()
-    if not second:
+    if not later:
         fold_statistics(session, net, source, side)
     session.log(**photo_figures(net, photos))
     _save(session, net.state_dict(), folder)
     if session.rank == 0:
         net.save_config(folder / "vae")
+
+
+def whole(vae: AutoencoderKLHunyuanVideo, flat: FlatParameters, optimizer: Optimizer) -> dict[str, Tensor]:
+    """All weights, those that are trained as their mean."""
+    return {**vae.state_dict(), **flat.state(optimizer.ema)}
 
 
 def fold_statistics(session: Session, net: AutoencoderKLHunyuanVideo, source: Tensor, side: int) -> None:

@@ -59,7 +59,8 @@ def build(
     """
     app = FastAPI(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
     models = models or Models()
-    examples = {str(Path(example.picture).parent) for name in models.names for example in models.examples(name)}
+    # The pictures themselves, never their folders: a description may come from anywhere.
+    examples = {example.picture for name in models.names for example in models.examples(name)}
     links = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
     for name, (path, _) in PAGES.items():
         _redirect(app, path, links[name])

@@ -101,7 +101,7 @@ def _try(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Kernel | 
     q, k, v = (torch.randn(1, 96, 2, HEAD_DIM, generator=generator).to(device, dtype) for _ in range(3))
     try:
         out, exact = kernel(q, k, v).float(), sdpa(q, k, v).float()
-    except _kernel_errors() as error:
+    except kernel_errors() as error:
         return None, _first_line(error)
     error = ((out - exact).norm() / exact.norm()).item()
     if not error <= TOLERANCE:
@@ -109,7 +109,7 @@ def _try(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Kernel | 
     return kernel, ""
 
 
-def _kernel_errors() -> tuple[type[Exception], ...]:
+def kernel_errors() -> tuple[type[Exception], ...]:
     """What kernels report an unsupported card, shape or build with, and triton a kernel or C file it cannot compile."""
     known = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError, ImportError, OSError)
     try:

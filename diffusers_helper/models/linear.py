@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusers_helper.models.narrow import Product
+
 # Storage by name: its dtype and the largest number it holds.
 STORAGES = {"int8": (torch.int8, 127.0), "float8": (torch.float8_e4m3fn, 448.0)}
 
@@ -87,6 +89,7 @@ class Linear(nn.Linear):
     """torch's linear layer, computed in the dtype of its input; with branches, and with a weight of 16, 32 or 8 bits.
 
     weight_scale: None, or for a weight of 8 bits the scale of every output channel, (out, 1).
+    product: how a float8 weight is multiplied without being widened (`narrow.py`), or None: it is widened.
     """
 
     weight_scale: Tensor | None
@@ -94,10 +97,14 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features)
         self.register_buffer("weight_scale", None)
+        self.product: Product | None = None
         self.branches = nn.ModuleList()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.wide_weight(x.dtype), self.bias.to(x.dtype))
+        if self.product is not None and self.weight.dtype == torch.float8_e4m3fn and self.weight_scale is not None:
+            y = self.product(x, self.weight, self.weight_scale, self.bias)
+        else:
+            y = F.linear(x, self.wide_weight(x.dtype), self.bias.to(x.dtype))
         for branch in self.branches:
             if branch.strength:
                 y = branch.add_to(y, x)
@@ -131,6 +138,13 @@ class PatchConv(nn.Conv3d):
 def layers(net: nn.Module) -> dict[str, Linear | PatchConv]:
     """Every layer that can have branches, by name."""
     return {name: module for name, module in net.named_modules() if isinstance(module, (Linear, PatchConv))}
+
+
+def set_product(net: nn.Module, product: Product | None) -> None:
+    """Let every linear layer multiply float8 weights with this."""
+    for module in net.modules():
+        if isinstance(module, Linear):
+            module.product = product
 
 
 def branches(net: nn.Module) -> Iterator[Branch]:

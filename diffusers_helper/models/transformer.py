@@ -27,6 +27,7 @@ from diffusers_helper.models.blocks import (
     layer_norm,
     modulate,
 )
+from diffusers_helper.models.compiled import EAGER, Passes
 from diffusers_helper.models.linear import Linear, PatchConv
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field
 from diffusers_helper.models.step_cache import StepCache
@@ -156,6 +157,7 @@ class PackedTransformer(nn.Module):
         dim, heads, ratio = config.dim, config.num_attention_heads, config.mlp_ratio
         self.config = config
         self.attend: Kernel = sdpa
+        self.passes: Passes = EAGER
         # The reference computes the last linear in float32 on 16-bit weights.
         self.float32_head = True
         # Who brings the weights to where they are computed with; a card too small for them needs somebody.
@@ -320,14 +322,14 @@ class PackedTransformer(nn.Module):
         latents, rows = x.shape[1], slice(index, index + 1)
         text = job.context[rows]
         # Around the block, not inside: a compiled block knows nothing of it.
-        lend = self.weights.lend
-        for number, (block, tables) in enumerate(zip(self.transformer_blocks, job.dual, strict=True)):
+        lend, passes = self.weights.lend, self.passes
+        for number, (block, (latent_table, text_table)) in enumerate(zip(self.transformer_blocks, job.dual, strict=True)):
             with lend(f"dual/{number}"):
-                x, text = block(x, text, (tables[0][rows], tables[1][rows]), section.rope, self.attend)
+                x, text = passes.dual(block, x, text, (latent_table[rows], text_table[rows]), section.rope, self.attend)
         x = torch.cat([x, text], dim=1)
         for number, (block, table) in enumerate(zip(self.single_transformer_blocks, job.single, strict=True)):
             with lend(f"single/{number}"):
-                x = block(x, table[rows], latents, section.rope, self.attend)
+                x = passes.single(block, x, table[rows], latents, section.rope, self.attend)
         return x[:, :latents]
 
     def _cast(self, x: Tensor) -> Tensor:

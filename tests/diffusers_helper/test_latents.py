@@ -51,7 +51,7 @@ def test_latents_become_four_frames_each_but_the_first(vae, frames):
 @torch.inference_mode()
 def test_decoding_undoes_the_scale(vae):
     latents = encode_picture(vae, picture())
-    assert (decode(vae, latents) - vae.decode(latents / 0.476986).sample).abs().max() <= 1e-6
+    assert (decode(vae, latents) - vae.decode(latents / 0.476986).sample).abs().max() <= 1e-4
     assert decode(vae, latents).shape == picture().shape
 
 

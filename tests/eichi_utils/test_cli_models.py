@@ -45,7 +45,7 @@ def test_a_dry_run_says_which_model(mode: str, eichi: Run, photo_flags: list) ->
     assert "42 GB" in err and "--model framepack" in err and "128 to 192" in err
     code, out, err = eichi("render", "--mode", mode, *photo_flags, "--dry-run", "--json", "--model", "framepack")
     plan = json.loads(out)
-    assert (code, err, plan["model"]) == (0, "", "framepack")
+    assert (code, plan["model"]) == (0, "framepack") and "about 42 GB will be downloaded" in err
     assert plan["checkpoint"] == modes.MODES[mode].checkpoint
 
 
@@ -85,7 +85,8 @@ def test_a_folder_that_is_named_is_used(eichi: Run, checkpoint: Path, photo_flag
     code, out, err = eichi("render", *photo_flags, "--models", checkpoint, "--dry-run")
     assert (code, err) == (0, "") and out.startswith("framepack, size 640, 25 steps")
     code, out, err = eichi("render", *photo_flags, "--models", MINIATURE, "--dry-run")
-    assert (code, err) == (0, "") and out.startswith("framepack, size 128, 15 steps")
+    # The program's own: it recorded "framepack", and repeating the film began a download of 42 GB.
+    assert (code, err) == (0, "") and out.startswith("miniature, size 128, 15 steps")
     code, _, err = eichi("render", *photo_flags, "--models", MINIATURE, "--size", 384, "--dry-run")
     assert code == 2 and "128, 160, 192" in err
 
@@ -112,3 +113,8 @@ def test_doctor_lists_the_miniature(eichi: Run) -> None:
     code, out, _ = eichi("doctor", "--device", "cpu", "--json")
     states = json.loads(out)["models"]
     assert states["miniature"] == {"complete": True, "missing": []} and not states["framepack"]["complete"]
+
+
+def test_a_download_is_announced_with_its_size(eichi: Run, photo_flags: list, tmp_path: Path) -> None:
+    _, _, err = eichi("render", *photo_flags, "--dry-run", "--models", tmp_path, "--lang", "en")
+    assert f"complete in {tmp_path}: about 42 GB" in err

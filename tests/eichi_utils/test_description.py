@@ -33,12 +33,13 @@ def test_the_hubs_models_have_none(tmp_path: Path) -> None:
 
 def test_everything_it_can_say(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (tmp_path / "examples").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "examples" / "a.png")
     rows = [[channel / 100, -0.5, 1] for channel in range(16)]
     document = {
         "name": "tiny", "sizes": [128, 192], "size": 192, "steps": 7, "seconds": 2, "step_cache": "none",
         "checkpoints": ["framepack", "framepack_f1"], "preview": {"rows": rows, "bias": [0.5, 0, 1], "explained": 0.9},
-        "examples": [{"picture": "../a.png", "prompt": "It moves."}, {"picture": "../gone.png", "prompt": "It is not there."}],
+        "examples": [{"picture": "../examples/a.png", "prompt": "It moves."}, {"picture": "../gone.png", "prompt": "Gone."}],
         "unknown": {"to": "us"},
     }  # fmt: skip
     described = read_description(write(tmp_path / "model", document))
@@ -46,7 +47,7 @@ def test_everything_it_can_say(tmp_path: Path) -> None:
     assert described.recommended == {"size": 192, "steps": 7, "seconds": 2, "step_cache": "none"}
     assert described.preview.rows[3] == (0.03, -0.5, 1.0) and described.preview.bias == (0.5, 0.0, 1.0)
     assert described.checkpoints == ("framepack", "framepack_f1")
-    assert described.examples == (Example(str(tmp_path / "a.png"), "It moves."),)
+    assert described.examples == (Example(str(tmp_path / "examples" / "a.png"), "It moves."),)
 
 
 def test_sizes_alone_recommend_the_first(tmp_path: Path) -> None:
@@ -92,3 +93,22 @@ def test_the_miniatures_own() -> None:
         assert picture_problem("image", example.picture) is None
         assert example.prompt in every_caption()
         assert Path(example.picture).stat().st_size < 30_000
+
+
+def test_examples_are_pictures_of_the_model(tmp_path):
+    """An eichi.json from anywhere once made the page's server show whole folders of the system."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    outside = tmp_path / "private.png"
+    for path in (outside, folder / "own.png", folder / "text.txt"):
+        Image.new("RGB", (16, 16)).save(path, format="PNG")
+    entries = [{"picture": name, "prompt": "x"} for name in ("../private.png", str(outside), "text.txt", "own.png")]
+    (folder / "eichi.json").write_text(json.dumps({"examples": entries}))
+    assert [Path(example.picture).name for example in read_description(folder).examples] == ["own.png"]
+
+
+def test_a_preview_has_finite_numbers(tmp_path):
+    rows = [[0.0, 0.0, 0.0]] * 15 + [[float("nan"), 0.0, 0.0]]
+    (tmp_path / "eichi.json").write_text(json.dumps({"preview": {"rows": rows, "bias": [0, 0, 0]}}))
+    with pytest.raises(UserError):
+        read_description(tmp_path)

@@ -123,8 +123,9 @@ def test_a_run_goes_on_from_its_weights(tmp_path, monkeypatch):
     assert "pictures" in phases
 
 
-def test_the_second_stage_keeps_the_latents(tmp_path, monkeypatch):
-    """It follows a trained transformer, which knows the latents of the first stage."""
+@pytest.mark.parametrize("stage", ["second", "decoder"])
+def test_later_stages_keep_the_latents(tmp_path, monkeypatch, stage):
+    """They follow a trained transformer, which knows the latents of the first stage."""
     config = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
     monkeypatch.setattr(vae, "VAE_CONFIG", config)
     monkeypatch.setattr(train_vae, "BLOCK", 2)
@@ -132,13 +133,24 @@ def test_the_second_stage_keeps_the_latents(tmp_path, monkeypatch):
     weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     train_vae.train(tmp_path, Session(0.03, tmp_path, "cpu"), False, peak=1e-3, **small)
     before = load_file(weights)
-    train_vae.train(tmp_path, Session(0.05, tmp_path, "cpu"), False, peak=1e-4, second=True, **small)
+    train_vae.train(tmp_path, Session(0.05, tmp_path, "cpu"), False, peak=1e-4, stage=stage, **small)
     after = load_file(weights)
     assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith("decoder"))
+    assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith("encoder")) == (stage == "second")
     # No statistics are folded again.
     assert torch.allclose(before["quant_conv.weight"].float(), after["quant_conv.weight"].float(), atol=0.02)
     phases = {json.loads(line).get("phase") for line in (tmp_path / "log.jsonl").read_text().splitlines()}
     assert {"joined", "cut"} <= phases
+
+
+def test_worn_latents_are_softer():
+    torch.manual_seed(0)
+    z = torch.randn(8, 16, 3, 6, 8)
+    made = vae.worn(z)
+    rough = made.diff(dim=-1).abs().mean((1, 2, 3, 4)) / z.diff(dim=-1).abs().mean((1, 2, 3, 4))
+    assert made.shape == z.shape and rough.max() < 1.15 and rough.min() < 0.7
+    flat = vae.worn(torch.ones(8, 16, 3, 6, 8))
+    assert (flat > 0.849).all() and (flat < 1.151).all() and flat.std() > 0.02
 
 
 def test_streaks_go_one_way():

@@ -1,0 +1,203 @@
+"""`python -m benchmarks.step [--sizes 640x608,512x512] [--only own] [--steps N] [--json]`: one step, beside diffusers'.
+
+Random weights in the published architecture, made on the device. diffusers' HunyuanVideoFramepackTransformer3DModel as it is is
+each size's first row; its group offload by leaves with a stream; accelerate's hooks for every leaf, without overlap, stand for
+swapping parameter by parameter. --tiny: a small architecture, for a machine without a card.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from accelerate import cpu_offload
+from diffusers import HunyuanVideoFramepackTransformer3DModel
+from torch import Tensor, nn
+
+from benchmarks.measure import Row, forget_peak, gpu_peak, host_peak, matrix_rate, randomise, relative, report, timed
+from diffusers_helper.memory import placement
+from diffusers_helper.models.attention import choose_attention
+from diffusers_helper.models.compiled import choose_passes
+from diffusers_helper.models.linear import quantise, set_product
+from diffusers_helper.models.narrow import choose_product
+from diffusers_helper.models.transformer import (
+    Clean,
+    JobTables,
+    PackedTransformer,
+    SectionTables,
+    TransformerConfig,
+)
+from eichi_utils.plan import CONTEXT, lay
+
+WINDOW, TEXT, IMAGE = 9, 60, 729
+TINY = TransformerConfig(
+    num_attention_heads=2, attention_head_dim=16, num_layers=1, num_single_layers=1, num_refiner_layers=1, text_embed_dim=32,
+    pooled_projection_dim=16, rope_axes_dim=(4, 6, 6), image_proj_dim=12,
+)  # fmt: skip
+SIGMA, GUIDANCE = 0.7, 10.0
+Run = Callable[[], Tensor]
+
+
+class Work:
+    """Random inputs of one step of the standard mode's second section at height x width pixels."""
+
+    def __init__(self, config: TransformerConfig, height: int, width: int, device: torch.device, dtype: torch.dtype):
+        generator = torch.Generator(device).manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, device=device).to(dtype)
+
+        start, _, self.times, after, self.two, self.four = lay(1, 2 * WINDOW, WINDOW, *CONTEXT)
+        self.clean = [start[0], after[0]]
+        self.device, self.grid = device, (height // 8, width // 8)
+        self.x, self.latents = random(1, 16, WINDOW, *self.grid), {n: random(1, 16, n, *self.grid) for n in (2, 16)}
+        self.text, self.pooled = random(1, TEXT, config.text_embed_dim), random(1, config.pooled_projection_dim)
+        self.image = random(1, IMAGE, config.image_proj_dim)
+
+    def theirs(self, net: nn.Module, x: Tensor | None = None, sigma: float = SIGMA) -> Run:
+        """A pass of diffusers' class, over x where given."""
+        dtype, device = self.x.dtype, self.device
+
+        def times(values: object) -> Tensor:
+            return torch.tensor(list(values), device=device)
+
+        given = {
+            "hidden_states": self.x if x is None else x.to(dtype),
+            "timestep": torch.tensor([sigma * 1000], device=device).to(dtype).float(),
+            "guidance": torch.tensor([GUIDANCE * 1000], device=device).to(dtype).float(),
+            "encoder_hidden_states": self.text,
+            "encoder_attention_mask": torch.ones(1, TEXT, dtype=torch.bool, device=device),
+            "pooled_projections": self.pooled,
+            "image_embeds": self.image,
+            "indices_latents": times(self.times),
+            "latents_clean": self.latents[2],
+            "indices_latents_clean": times(self.clean),
+            "latents_history_2x": self.latents[2],
+            "indices_latents_history_2x": times(self.two),
+            "latents_history_4x": self.latents[16],
+            "indices_latents_history_4x": times(self.four),
+        }
+        return lambda: net(**given, return_dict=False)[0]
+
+    def own(self, net: PackedTransformer) -> Run:
+        job, section = self.tables(net, [SIGMA])
+        return lambda: net.step(self.x, 0, job, section)
+
+    def tables(self, net: PackedTransformer, sigmas: list[float]) -> tuple[JobTables, SectionTables]:
+        job = net.prepare_job(self.text, self.pooled, self.image, GUIDANCE, sigmas)
+        parts = Clean(self.latents[2], self.clean), Clean(self.latents[2], self.two), Clean(self.latents[16], self.four)
+        return job, net.prepare_section(self.times, *self.grid, *parts)
+
+
+def tokens_of(work: Work) -> int:
+    """All tokens of a step: noisy and clean patches, 2x and 4x padded to whole ones, text and picture."""
+    rows, columns = work.grid
+    patches = (
+        (WINDOW + 2) * (rows // 2) * (columns // 2) + -(-rows // 4) * -(-columns // 4) + 4 * -(-rows // 8) * -(-columns // 8)
+    )
+    return patches + TEXT + IMAGE
+
+
+def empty(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Made where it will be, so that no copy lies anywhere else."""
+    with torch.device("meta"):
+        net = make().to(dtype)
+    net = net.to_empty(device=device).requires_grad_(False).eval()
+    randomise(net)
+    return net
+
+
+def theirs(config: TransformerConfig, device: torch.device, dtype: torch.dtype, offload: str) -> nn.Module:
+    fields = {name: getattr(config, name) for name in TransformerConfig.__dataclass_fields__}
+    net = empty(lambda: HunyuanVideoFramepackTransformer3DModel(**fields), device, dtype)
+    if offload == "group":
+        net.cpu().enable_group_offload(device, offload_type="leaf_level", use_stream=True)
+    elif offload == "sequential":
+        cpu_offload(net.cpu(), device)
+    return net
+
+
+def own(
+    config: TransformerConfig, device: torch.device, dtype: torch.dtype, storage: str | None, fuse: bool
+) -> PackedTransformer:
+    net = empty(lambda: PackedTransformer(config), device, dtype)
+    if storage:
+        for layer in net.block_linears().values():
+            weight, layer.weight_scale = quantise(layer.weight, storage, dtype)
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+    net.attend = choose_attention(device, dtype).kernel
+    if storage == "float8":
+        set_product(net, choose_product(device))
+    if fuse:
+        net.passes = choose_passes(device)
+    return net
+
+
+CASES: Mapping[str, tuple] = {
+    "diffusers": (theirs, ""),
+    "diffusers, leaves offloaded": (theirs, "group"),
+    "accelerate, sequential": (theirs, "sequential"),
+    "own": (own, None, False),
+    "own, compiled": (own, None, True),
+    "own, int8": (own, "int8", True),
+    "own, float8": (own, "float8", True),
+}
+
+
+def operations(config: TransformerConfig, tokens: int) -> float:
+    """24 d^2 in linears for a token and block (two operations a weight), 4 N^2 d in attention a block. In dual blocks latent
+    and text tokens have weights of their own, but each token passes one set."""
+    blocks = config.num_layers + config.num_single_layers
+    return blocks * (24 * config.dim**2 * tokens + 4 * tokens**2 * config.dim)
+
+
+@torch.inference_mode()
+def measure(
+    config: TransformerConfig, sizes: list[tuple[int, int]], cases: list[str], steps: int, device: str
+) -> Iterator[Row]:
+    """Every case is built once and sees all sizes; a case's rows come together."""
+    where = placement(device)
+    place, dtype = where.device, where.transformer
+    rate = matrix_rate(place, dtype)
+    first: dict[str, tuple[float, Tensor]] = {}
+    for case in cases:
+        forget_peak(place)
+        kind, *choice = CASES[case]
+        net = kind(config, place, dtype, *choice)
+        for width, height in sizes:
+            size = f"{width}x{height}"
+            work = Work(config, height, width, place, dtype)
+            run = work.own(net) if kind is own else work.theirs(net)
+            forget_peak(place)
+            took = timed(run, place, steps)
+            made = run().float().cpu()
+            before, exact = first.setdefault(size, (took, made))
+            floor = 1000 * operations(config, tokens_of(work)) / rate
+            yield Row(size, case, took, before / took, relative(made, exact), gpu_peak(place), host_peak(), floor)
+        del net, run
+
+
+def pair(text: str) -> tuple[int, int]:
+    """640x608: width, then height."""
+    width, height = (int(part) for part in text.split("x"))
+    return width, height
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", default="640x608,512x512,416x960")
+    parser.add_argument("--only", action="append", choices=list(CASES), help="a case; repeat it. Ratios are against the first")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    options = parser.parse_args()
+    config = TINY if options.tiny else TransformerConfig()
+    sizes = [pair(text) for text in options.sizes.split(",")]
+    rows = list(measure(config, sizes, options.only or list(CASES), options.steps, options.device))
+    print(report(rows, placement(options.device).device, options.json))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The speed benchmarks run, compare what they say, and know their floors."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import decode, measure, section, step
+from diffusers_helper.models.transformer import TransformerConfig
+
+
+def document_of(module, arguments: list[str], monkeypatch, capsys) -> dict[str, dict]:
+    monkeypatch.setattr("sys.argv", ["benchmark", "--tiny", "--device", "cpu", "--json", *arguments])
+    module.main()
+    return {row["case"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+
+
+def only(*cases: str) -> list[str]:
+    return [word for case in cases for word in ("--only", case)]
+
+
+def test_a_step_of_the_own_class_is_the_others(monkeypatch, capsys):
+    """The same weights by name and the same inputs, or the ratio would compare two different things."""
+    cases = ("diffusers", "accelerate, sequential", "own", "own, int8")
+    rows = document_of(step, ["--steps", "1", "--sizes", "64x48", *only(*cases)], monkeypatch, capsys)
+    assert tuple(rows) == cases
+    assert rows["own"]["error"] == 0.0 == rows["accelerate, sequential"]["error"] and 0 < rows["own, int8"]["error"] < 0.1
+    assert all(row["milliseconds"] > 0 and row["floor"] > 0 for row in rows.values())
+
+
+def test_decoding_is_diffusers_picture(monkeypatch, capsys):
+    cases = ("diffusers", "diffusers, tiles in space", "own", "own, a film's next stretch", "own, 3 GiB")
+    rows = document_of(decode, ["--steps", "1", "--sizes", "16x32", "--latents", "14", *only(*cases)], monkeypatch, capsys)
+    assert tuple(rows) == cases and rows["own"]["error"] < 1e-4
+    assert rows["own, a film's next stretch"]["error"] > 0.1, "nothing was taken from what was kept"
+
+
+def test_a_section_of_the_own_classes_is_the_others(monkeypatch, capsys):
+    rows = document_of(section, ["--sampling", "2", "--sizes", "32x32", *only("diffusers", "own")], monkeypatch, capsys)
+    assert tuple(rows) == ("diffusers", "own") and rows["own"]["error"] < 1e-4 and rows["own"]["floor"] > 0
+
+
+def test_the_tokens_of_a_step_are_counted_as_published():
+    """17,500 of latents at 640x608; with the text here of 60 tokens and the picture's 729."""
+    work = step.Work(step.TINY, 640, 608, torch.device("cpu"), torch.float32)
+    assert step.tokens_of(work) == 17_500 + 60 + 729
+
+
+def test_the_floor_of_a_step_is_the_published_count():
+    """495.4 TFLOP at 18,293 tokens, by a counter on the meta device."""
+    assert step.operations(TransformerConfig(), 18_293) == pytest.approx(495.4e12, rel=2e-3)
+
+
+def test_the_floor_of_decoding_is_what_diffusers_computes():
+    with torch.device("meta"):
+        vae = AutoencoderKLHunyuanVideo(**decode.TINY).requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            vae.decoder(torch.empty(1, 16, 5, 6, 4))
+    convolutions = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+    assert decode.operations(vae, 5, 6, 4) == convolutions
+
+
+def test_a_table_names_the_machine():
+    row = measure.Row("64x48", "own", 12.0, 1.5, 0.0, 3.0, 4.0, 6.0)
+    lines = measure.report([row], torch.device("cpu"), as_json=False).splitlines()
+    assert "CPU" in lines[0] and lines[-1] == "| 64x48 | own | 12 | 1.50 | 0.0e+00 | 3.0 | 4.0 | 6 |"

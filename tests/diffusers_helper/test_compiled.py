@@ -1,0 +1,68 @@
+"""Fused kernels: chosen where they work, and the same numbers."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from diffusers_helper.models import compiled
+from diffusers_helper.models.compiled import Passes, choose_passes, probe
+from tests.diffusers_helper.inputs import LAYOUTS, inputs, velocity
+
+
+def test_nothing_is_compiled_without_a_card():
+    passes = choose_passes(torch.device("cpu"))
+    assert (passes.dual, passes.single) == (compiled.dual, compiled.single) and "CUDA" in passes.reason
+
+
+def test_a_compiler_that_fails_is_a_reason_and_no_crash(monkeypatch):
+    def broken(function):
+        def run(x):
+            raise RuntimeError("Failed to find C compiler.\nMore lines")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert probe(torch.device("cpu")) == "RuntimeError: Failed to find C compiler."
+
+
+def test_a_compiler_that_computes_something_else_is_not_used(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: lambda x: function(x) + 1)
+    assert probe(torch.device("cpu")).startswith("wrong result")
+
+
+@pytest.mark.parametrize("reason", ["no triton", ""])
+def test_what_the_probe_says_decides(monkeypatch, reason):
+    monkeypatch.setattr(compiled, "obstacle", lambda device: reason)
+    passes = choose_passes(torch.device("cuda"))
+    assert passes.reason == reason and (passes.dual is compiled.dual) == bool(reason)
+
+
+def test_the_network_runs_its_blocks_through_the_passes(net):
+    calls = []
+
+    def dual(block, *rest):
+        calls.append(block)
+        return block(*rest)
+
+    def single(block, *rest):
+        calls.append(block)
+        return block(*rest)
+
+    given = inputs(LAYOUTS["forward"], 10, 6)
+    expected = velocity(net, given)
+    net.passes = Passes(dual, single, "")
+    assert torch.equal(velocity(net, given), expected)
+    assert calls == [*net.transformer_blocks, *net.single_transformer_blocks]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for inductor's CPU backend")
+def test_compiled_blocks_compute_the_same(net):
+    """Through inductor's CPU backend; two sizes, because one compilation has to serve both."""
+    layouts = [inputs(LAYOUTS["forward"], 10, 6), inputs(LAYOUTS["one picture"], 8, 6)]
+    expected = [velocity(net, given) for given in layouts]
+    net.passes = compiled.compiled()
+    for given, exact in zip(layouts, expected, strict=True):
+        assert (velocity(net, given) - exact).abs().max() <= 1e-4

@@ -1,0 +1,86 @@
+"""Products of 8-bit numbers: the error they have, and that a card without them is never asked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffusers_helper.models import narrow
+from diffusers_helper.models.linear import Linear, LowRankBranch, quantise, set_product
+from diffusers_helper.models.narrow import choose_product, emulated, narrowed, probe
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_every_token_has_a_scale_of_its_own():
+    """One token a thousand times as large as the others leaves them as exact as before."""
+    x = random(5, 64)
+    x[2] *= 1000
+    q, scale = narrowed(x)
+    assert q.dtype == torch.float8_e4m3fn and scale.shape == (5, 1) and q.float().abs().amax(1).eq(448).all()
+    error = (q.float() * scale - x).norm(dim=1) / x.norm(dim=1)
+    assert error.max() < 0.04
+
+
+def test_a_token_of_zeros_stays_zeros():
+    q, scale = narrowed(torch.zeros(2, 16))
+    assert q.float().eq(0).all() and scale.isfinite().all()
+
+
+@pytest.fixture
+def layer() -> Linear:
+    layer = Linear(128, 64).requires_grad_(False)
+    weight, layer.weight_scale = quantise(layer.weight, "float8", torch.float32)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+def test_the_error_is_that_of_8_bits(layer):
+    """Weights and inputs each to 3 bits of mantissa: about 3.7 percent of the result, not more."""
+    x = random(2, 7, 128)
+    wide = layer(x)
+    set_product(layer, emulated)
+    made = layer(x)
+    assert made.shape == wide.shape and made.dtype == wide.dtype
+    assert 1e-3 < ((made - wide).norm() / wide.norm()).item() < 0.05
+
+
+def test_branches_stay_wide(layer):
+    x = random(1, 7, 128)
+    set_product(layer, emulated)
+    before = layer(x)
+    layer.branches.append(LowRankBranch(0, random(64, 2), random(2, 128, seed=1), 0.5))
+    branch = layer.branches[0]
+    assert torch.allclose(layer(x) - before, 0.5 * F.linear(F.linear(x, branch.down), branch.up), atol=1e-3)
+
+
+def test_other_weights_are_multiplied_as_before():
+    layer = Linear(24, 40)
+    x = random(3, 24)
+    set_product(layer, emulated)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_a_machine_without_a_card_widens():
+    assert choose_product(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "works", "chosen"), [((8, 6), True, None), ((9, 0), False, None), ((9, 0), True, narrow.scaled)]
+)
+def test_capability_and_probe_decide(monkeypatch, capability, works, chosen):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(narrow, "probe", lambda device, product: works)
+    assert choose_product(torch.device("cuda")) is chosen
+
+
+def test_the_probe_finds_wrong_and_broken_products():
+    def broken(*given: object) -> torch.Tensor:
+        raise RuntimeError("no kernel image is available")
+
+    cpu = torch.device("cpu")
+    assert probe(cpu, emulated) and not probe(cpu, broken)
+    assert not probe(cpu, lambda *given: emulated(*given) * 1.05)

@@ -1,0 +1,184 @@
+"""The own pass over diffusers' VAE decoder against diffusers' own."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from diffusers_helper import vae_decode
+from diffusers_helper.vae_decode import Decoder, KeptTiles, peak_bytes, side_for
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKLHunyuanVideo:
+    """Two resnets in some stages and one in others, every kind of upsampling, norms that are not at 0 and 1."""
+    torch.manual_seed(0)
+    sizes = {"block_out_channels": (8, 16, 32, 32), "layers_per_block": 1, "norm_num_groups": 4}
+    vae = AutoencoderKLHunyuanVideo(**sizes).eval()
+    for module in vae.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            torch.nn.init.normal_(module.weight, 1.0, 0.3)
+            torch.nn.init.normal_(module.bias, 0.0, 0.3)
+    return vae.requires_grad_(False)
+
+
+@pytest.fixture
+def own(vae) -> AutoencoderKLHunyuanVideo:
+    """As diffusers makes it, whatever a test switches on."""
+    yield vae
+    vae.use_tiling, vae.use_framewise_decoding = False, True
+    vae.tile_sample_min_height = vae.tile_sample_min_width = 256
+    vae.tile_sample_stride_height = vae.tile_sample_stride_width = 192
+
+
+def noise(frames: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(1, 16, frames, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def whole(decoder: Decoder, z: torch.Tensor, kept: KeptTiles | None = None) -> torch.Tensor:
+    return torch.cat(list(decoder.frames(z, kept)), dim=2)
+
+
+@pytest.mark.parametrize("working", [2**27, 1], ids=["in one go", "frame by frame"])
+@pytest.mark.parametrize("frames", [1, 2, 4, 5, 6, 7, 8, 9, 10, 19])
+def test_the_picture_is_diffusers(own, monkeypatch, frames, working):
+    """Whatever the length, and however few frames are worked on at a time."""
+    monkeypatch.setattr(vae_decode, "WORKING_BYTES", working)
+    z = noise(frames, 3, 2)
+    assert (whole(Decoder(own), z) - own.decode(z).sample).abs().max() <= 1e-4
+
+
+def test_latents_are_left_as_they_were(own):
+    z = noise(6, 2, 3)
+    before = z.clone()
+    whole(Decoder(own), z)
+    assert torch.equal(z, before)
+
+
+def test_without_time_tiles_it_is_one_piece(own):
+    own.use_framewise_decoding = False
+    z = noise(7, 2, 3)
+    assert (whole(Decoder(own), z) - own.decode(z).sample).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize(("height", "width"), [(11, 7), (4, 13), (9, 9)])
+def test_tiles_in_space_are_diffusers_too(own, height, width):
+    """Their blends lie where diffusers' lie, at edges as well."""
+    own.enable_tiling(64, 64, None, 48, 48)
+    z = noise(6, height, width)
+    assert (whole(Decoder(own, side=8, overlap=2), z) - own.decode(z).sample).abs().max() <= 1e-4
+
+
+def test_frames_come_as_soon_as_they_are_final(own):
+    lengths = [frames.shape[2] for frames in Decoder(own).frames(noise(19, 2, 2))]
+    assert lengths == [13, 12, 12, 12, 12, 12]
+
+
+def counted(monkeypatch) -> list[int]:
+    """Latent frames of every tile that is really decoded."""
+    lengths: list[int] = []
+    tile = Decoder.tile
+    monkeypatch.setattr(Decoder, "tile", lambda self, z: lengths.append(z.shape[2]) or tile(self, z))
+    return lengths
+
+
+def test_a_tile_that_adds_no_frame_is_not_decoded(own, monkeypatch):
+    lengths = counted(monkeypatch)
+    whole(Decoder(own), noise(10, 2, 2))
+    assert lengths == [5, 5, 4]
+
+
+@pytest.mark.parametrize("grows", ["front", "back"])
+def test_what_the_stretch_before_decoded_is_not_decoded_again(own, monkeypatch, grows):
+    """Two sections of nine latents each, of which nine are new: a third of the tiles is known."""
+    film = noise(27, 2, 2)
+    first, second = (film[:, :, :18], film[:, :, 9:]) if grows == "back" else (film[:, :, 9:], film[:, :, :18])
+    kept, decoder = KeptTiles(), Decoder(own)
+    whole(decoder, first, kept)
+    lengths = counted(monkeypatch)
+    made = whole(decoder, second, kept)
+    assert sum(lengths) == 18 and len(lengths) == 4
+    assert (made - own.decode(second).sample).abs().max() <= 1e-4
+
+
+def test_other_latents_are_never_taken_for_known_ones(own):
+    kept, decoder = KeptTiles(), Decoder(own)
+    whole(decoder, noise(18, 2, 2), kept)
+    other = noise(18, 2, 2)
+    other[0, 3, 5, 1, 1] += 0.01
+    assert (whole(decoder, other, kept) - own.decode(other).sample).abs().max() <= 1e-4
+
+
+def test_only_the_last_stretch_is_kept(own):
+    kept = KeptTiles()
+    for seed in range(3):
+        whole(Decoder(own), noise(18, 2, 2, seed), kept)
+    assert len(kept.tiles) == 6
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive; on the meta device too, where nothing is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._known:
+                storage = tensor.untyped_storage()
+                self._known[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, storage._cdata)
+        return result
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._known.pop(key)
+
+
+@pytest.fixture(scope="module")
+def full() -> AutoencoderKLHunyuanVideo:
+    with torch.device("meta"):
+        return AutoencoderKLHunyuanVideo().half().requires_grad_(False)
+
+
+@pytest.mark.parametrize(("height", "width"), [(80, 76), (32, 32), (60, 104), (128, 128)])
+def test_the_estimate_covers_what_is_allocated(full, height, width):
+    """In the published size, on the device that only knows shapes."""
+    with Live() as live:
+        z = torch.empty(1, 16, 5, height, width, dtype=torch.float16, device="meta")
+        assert Decoder(full).tile(z).shape == (1, 3, 17, 8 * height, 8 * width)
+    assert 0.6 * peak_bytes(full, 5, height, width) <= live.peak <= peak_bytes(full, 5, height, width)
+
+
+def test_whole_frames_of_640x608_fit_in_six_gibibytes(full):
+    """Diffusers' default takes 21.6 there."""
+    assert side_for(full, 19, 80, 76, 6 * 2**30) is None
+
+
+def test_tiles_get_smaller_with_memory_and_never_too_small(full):
+    sides = [side_for(full, 19, 128, 128, gib * 2**30) for gib in (32, 6, 3, 1, 0)]
+    assert sides[0] is None and sides[1] > sides[2] > sides[3] > sides[4] == 16
+    assert side_for(full, 19, 128, 128, None) is None
+
+
+def test_a_single_picture_takes_less_than_a_film(full):
+    assert side_for(full, 1, 128, 128, 4 * 2**30) is None and side_for(full, 5, 128, 128, 4 * 2**30)
+
+
+@torch.inference_mode()
+def test_the_miniature_is_decoded_the_same():
+    """A trained network, in which statistics are not those of noise."""
+    folder = Path(__file__).parent.parent.parent / "miniature" / "checkpoint" / "vae"
+    trained = AutoencoderKLHunyuanVideo.from_pretrained(folder).eval()
+    z = noise(6, 6, 5)
+    assert (whole(Decoder(trained), z) - trained.decode(z).sample).abs().max() <= 1e-4

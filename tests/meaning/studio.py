@@ -1,0 +1,118 @@
+"""Films of the trained miniature, made by the program's own code from pictures whose truth is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusers_helper import latents as vae_passes
+from eichi_utils import film as program
+from eichi_utils.encode import fit_pictures, pixels_of
+from eichi_utils.film import Decoded, sample_film
+from eichi_utils.history import joined
+from eichi_utils.jobs import Stop
+from eichi_utils.models import ModelPool
+from eichi_utils.modes import MODES
+from eichi_utils.paths import MINIATURE
+from eichi_utils.plan import FRAMES_PER_LATENT, Plan
+from eichi_utils.request import Request, to_json
+from eichi_utils.runner import prepare
+from miniature.clips import HELD_OUT, SHAPE_NAMES, Scenes, render, scenes
+from miniature.pictures import bank
+
+SIDE = 128
+# Fewer steps than are recommended: enough for direction and place, in less than half of the time.
+STEPS = 6
+SECTION_SECONDS = 1.2
+# Latents of a section, and so the number of its last one; latent 0 is the start picture.
+LAST = 9
+CAPTIONS = ("to the left", "to the right", "up", "down")
+LEFT, RIGHT, UP, DOWN = range(4)
+# Says that it moves, and not where.
+NOWHERE = "The red circle moves."
+
+
+def moves(direction: int) -> str:
+    return f"The red circle moves {CAPTIONS[direction]}."
+
+
+def pans(direction: int) -> str:
+    return f"The camera pans {CAPTIONS[direction]}."
+
+
+class Studio:
+    """Makes pictures and films; the same film only once."""
+
+    def __init__(self, folder: Path):
+        self.pool = ModelPool(MINIATURE, device="cpu")
+        self.folder = folder
+        self._bank = bank(torch.arange(HELD_OUT + 500, HELD_OUT + 516), 160)
+        self._films: dict[str, Tensor] = {}
+
+    def circle(self, x: float, y: float) -> str:
+        """A red circle on a plain ground, its centre at (x, y)."""
+        scene = self._scene("move", 2000, background=0, shape=SHAPE_NAMES.index("circle"), colour=0)
+        return self._picture(dataclasses.replace(scene, place=torch.tensor([[x, y]]), size=torch.tensor([0.14])))
+
+    def landscape(self) -> str:
+        """A busy picture for a camera to pan and zoom over."""
+        return self._picture(self._scene("pan", 2001, background=6))
+
+    def request(self, mode: str, image: str, prompt: str, sections: int = 1, **fields: Any) -> Request:
+        length = {} if mode == "single" else {"seconds": sections * SECTION_SECONDS}
+        quick = {"seed": 7, "steps": STEPS, "size": SIDE, "step_cache": "none"}
+        return MODES[mode](image=image, prompt=prompt, **{**quick, **length, **fields})
+
+    def film(self, request: Request) -> Tensor:
+        """The film's latents in the order of time, (1, 16, T, h, w)."""
+        key = json.dumps(to_json(request))
+        if key not in self._films:
+            self._films[key] = self.shoot(request, request.plan())
+        return self._films[key]
+
+    def shoot(self, request: Request, plan: Plan) -> Tensor:
+        """The same after any plan, and not kept. Decoding a whole film would be most of the time, so nothing is decoded."""
+        assert request.check() == ()
+        *_, conditions = prepare(request, plan, fit_pictures(plan, request.size), self.pool)
+        start = conditions.latents["start"]
+        latents = start if plan.opening_shown else start[:, :, :0]
+        with patch.object(program, "decode", _grey):
+            for item in sample_film(request, plan, conditions, self.pool, Stop()):
+                if isinstance(item, Decoded):
+                    latents = joined(item.latents, latents, plan.grows)
+        return joined(start, latents, plan.grows) if plan.closing else latents
+
+    def look(self, film: Tensor, number: int) -> Tensor:
+        """What is to be seen at a latent, (3, H, W), as it came from the sampler: nothing is blended."""
+        with self.pool.vae() as vae:
+            return vae_passes.decode(vae, film[:, :, number : number + 1])[0, :, 0]
+
+    def pixels(self, picture: str) -> Tensor:
+        """(3, H, W) in -1..1."""
+        return pixels_of(Image.open(picture))[0, :, 0]
+
+    def reconstructed(self, picture: str) -> Tensor:
+        """What the VAE alone makes of a picture: no film can be nearer to it."""
+        with self.pool.vae() as vae:
+            return vae_passes.decode(vae, vae_passes.encode_picture(vae, self.pixels(picture)[None, :, None]))[0, :, 0]
+
+    def _scene(self, kind: str, seed: int, **indices: int) -> Scenes:
+        scene = scenes(torch.tensor([HELD_OUT + seed]), len(self._bank), {kind: 1.0})
+        return dataclasses.replace(scene, **{name: torch.tensor([value]) for name, value in indices.items()})
+
+    def _picture(self, scene: Scenes) -> str:
+        path = self.folder / f"{len(list(self.folder.iterdir()))}.png"
+        pixels = render(scene, self._bank, torch.zeros(1), SIDE, SIDE)[0, :, 0]
+        Image.fromarray((pixels * 127.5 + 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(path)
+        return str(path)
+
+
+def _grey(vae: Any, latents: Tensor, kept: Any = None) -> Tensor:
+    return torch.zeros(1, 3, FRAMES_PER_LATENT * latents.shape[2] - 3, 2, 2)

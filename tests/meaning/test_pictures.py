@@ -1,0 +1,101 @@
+"""The pictures of a request are in the film: the start first, the end last, a keyframe in its section."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusers_helper.latents import to_uint8
+from eichi_utils.media import encode_h264
+from eichi_utils.request import FilmRequest
+from eichi_utils.single import Control
+from tests.eichi_utils.helpers import carry_out, decoded
+from tests.meaning.checks import goes, nears, smooth, starts_with, stays
+from tests.meaning.measure import place
+from tests.meaning.studio import LAST, LEFT, NOWHERE, Studio, moves
+
+# Sections of each mode's film. Decoding is slow, and the join is looked at in one film; `test_sections.py` has both modes'.
+SECTIONS = {"reverse": 2, "forward": 1}
+
+
+@pytest.fixture(scope="module")
+def watched(studio: Studio, circle: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The frames of each mode's film, through the runner into an MP4 and back."""
+    frames = {}
+    for mode, sections in SECTIONS.items():
+        folder = tmp_path_factory.mktemp(mode)
+        carry_out(studio.request(mode, circle, moves(LEFT), sections), studio.pool, folder)
+        frames[mode] = read(next(folder.glob("*.mp4")))
+    return frames
+
+
+def read(path: Path) -> Tensor:
+    """(frames, 3, H, W) in -1..1 of a film's file."""
+    return torch.from_numpy(decoded(path)).float().permute(0, 3, 1, 2) / 127.5 - 1
+
+
+@pytest.mark.parametrize("mode", SECTIONS)
+def test_a_film_starts_with_its_picture(
+    studio: Studio, watched: dict[str, Tensor], circle: str, corner: str, tmp_path: Path, mode: str
+) -> None:
+    frames = watched[mode]
+    assert len(frames) == 4 * LAST * SECTIONS[mode] + 1
+    encode_h264(tmp_path / "best.mp4", to_uint8(studio.reconstructed(circle)[None, :, None]).numpy(), FilmRequest.crf)
+    starts_with(frames[0], studio.pixels(circle), read(tmp_path / "best.mp4")[0], studio.pixels(corner))
+    goes(place(frames[4 * LAST]) - place(frames[0]), LEFT)
+
+
+def test_a_film_goes_on_without_a_jump(watched: dict[str, Tensor]) -> None:
+    """From frame to frame around the join of two sections."""
+    join = watched["reverse"][4 * LAST - 6 : 4 * LAST + 8]
+    smooth([(after - before).abs().mean().item() for before, after in pairwise(join)])
+
+
+def test_an_end_picture_is_approached(studio: Studio, circle: str) -> None:
+    """The caption does not say where the circle goes; the end picture does."""
+    end = studio.circle(0.5, 0.8)
+    without = studio.film(studio.request("reverse", circle, NOWHERE))
+    made = studio.film(studio.request("reverse", circle, NOWHERE, end_image=end))
+    last = studio.look(made, LAST)
+    nears(last, studio.look(without, LAST), studio.pixels(end), 6.0)
+    assert (place(last) - torch.tensor([0.5, 0.8])).norm() < 0.1
+
+
+def test_a_loop_comes_back(studio: Studio, circle: str) -> None:
+    """The start picture as the end picture."""
+    without = studio.film(studio.request("reverse", circle, moves(LEFT)))
+    made = studio.film(studio.request("reverse", circle, moves(LEFT), end_image=circle))
+    nears(studio.look(made, LAST), studio.look(without, LAST), studio.pixels(circle), 2.0)
+
+
+class TestKeyframes:
+    """Two sections; one is tied to the keyframe with the smallest number not below its own.
+
+    The keyframe's ground is another, so that it shows wherever it acts.
+    """
+
+    def looks(self, studio: Studio, circle: str, keyframes: dict[int, str]) -> tuple:
+        """A frame from within the first half of the film (section 1) and one from within the second (section 0)."""
+        made = studio.film(studio.request("reverse", circle, moves(LEFT), sections=2, keyframes=keyframes))
+        return studio.look(made, LAST // 2), studio.look(made, LAST + LAST // 2)
+
+    def test_at_the_end_it_acts_there_alone(self, studio: Studio, circle: str, landscape: str) -> None:
+        early, late = self.looks(studio, circle, {})
+        early_now, late_now = self.looks(studio, circle, {0: landscape})
+        nears(late_now, late, studio.pixels(landscape), 3.0)
+        stays(early_now, early, studio.pixels(landscape))
+
+    def test_at_the_start_it_acts_on_both(self, studio: Studio, circle: str, landscape: str) -> None:
+        for now, before in zip(self.looks(studio, circle, {1: landscape}), self.looks(studio, circle, {}), strict=True):
+            nears(now, before, studio.pixels(landscape), 3.0)
+
+
+def test_a_single_picture_nears_its_reference(studio: Studio, circle: str, corner: str) -> None:
+    """Given as what comes one latent later, a reference decides where the circle is; the caption does not say."""
+    without = studio.film(studio.request("single", circle, NOWHERE))
+    made = studio.film(studio.request("single", circle, NOWHERE, target_index=9, controls=(Control(corner, index=10),)))
+    nears(studio.look(made, 0), studio.look(without, 0), studio.pixels(corner), 4.0)
