@@ -49,7 +49,8 @@ class StartPanel:
         changes = [component.change for component in sorted(typed, key=lambda c: c._id)]
         looked = gr.on(changes, self.look, self.form.components, self.outputs, trigger_mode="always_last", **QUIET)
         # Answers to quick changes can overtake each other, and an old one would stay; whatever came last, this one is new.
-        looked.then(self.look, self.form.components, self.outputs, **QUIET)
+        # Always last here too, or gradio skips the new look while one at older values is under way.
+        looked.then(self.look, self.form.components, self.outputs, trigger_mode="always_last", **QUIET)
         started = self.start.click(self.submit, self.form.components, self.outputs, **QUIET)
         started.then(after, seen, outputs, **QUIET)
 

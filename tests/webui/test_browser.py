@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from eichi_utils.problems import Problem
 from locales import Translator
+from webui.start_panel import StartPanel
 
 pytestmark = pytest.mark.browser
 
@@ -112,7 +115,8 @@ def test_a_double_click_on_start(serve, open_page, tower):
 
 def test_the_film_grows_without_flicker_and_the_bar_never_falls(serve, open_page, tower):
     site = serve("forward", "en")
-    site.engine.step_seconds = 0.03
+    # Slow enough for a busy browser to see the bar move several times.
+    site.engine.step_seconds = 0.12
     page = open_page(site.url)
     fill(page, tower)
     page.locator("#quick label").nth(2).click()
@@ -128,9 +132,43 @@ def test_the_film_grows_without_flicker_and_the_bar_never_falls(serve, open_page
     page.click("#start")
     until(page, "finished")
     widths, films = page.evaluate("[widths, films]")
-    assert len(set(widths)) > 2 and widths == sorted(widths) and widths[-1] == 100
+    assert len(set(widths)) > 4 and widths == sorted(widths) and widths[-1] == 100
     assert len(films) == len(set(films)) == 2
     assert page.locator("#viewer video").is_visible()
+
+
+def test_a_late_answer_to_an_old_change_does_not_stay(serve, open_page, tower, monkeypatch):
+    """The look that follows an answer was skipped while one at older values was under way: Start stayed closed."""
+    bad, good = [], []
+    waits, let_go = threading.Event(), threading.Event()
+    real = StartPanel.look
+
+    def look(panel, values):
+        answer = real(panel, values)
+        seed = values[panel.form.entries["seed"].components[0]]
+        if seed == "many":
+            bad.append(seed)
+            if len(bad) == 2:
+                waits.set()
+                assert let_go.wait(20)
+        elif seed == "42":
+            good.append(seed)
+        return answer
+
+    monkeypatch.setattr(StartPanel, "look", look)
+    page = open_page(serve("reverse", "en").url)
+    fill(page, tower)
+    page.fill("#seed textarea, #seed input", "many")
+    assert waits.wait(20)
+    page.fill("#seed textarea, #seed input", "42")
+    page.wait_for_selector("#start:enabled")
+    let_go.set()
+    deadline = time.monotonic() + 20
+    while len(good) < 2 and time.monotonic() < deadline:
+        page.wait_for_timeout(50)
+    assert len(good) >= 2
+    page.wait_for_selector("#problems li", state="detached")
+    page.wait_for_selector("#start:enabled")
 
 
 def test_problems_are_told_in_words_and_nothing_starts(serve, open_page, tower, tmp_path):
