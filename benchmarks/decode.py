@@ -7,7 +7,6 @@ compiled normalisation, and within 3 GiB. --tiny: a small architecture, for a ma
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -15,8 +14,20 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor
 
-from benchmarks.measure import GIB, Row, forget_peak, gpu_peak, host_peak, matrix_rate, relative, report, timed
-from benchmarks.step import empty, pair
+from benchmarks.measure import (
+    GIB,
+    Row,
+    forget_peak,
+    gpu_peak,
+    host_peak,
+    make_parser,
+    matrix_rate,
+    pair,
+    relative,
+    report,
+    timed,
+)
+from benchmarks.step import empty
 from diffusers_helper.memory import placement
 from diffusers_helper.vae_decode import Decoder, KeptTiles, fill, side_for
 
@@ -117,14 +128,9 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="640x608")
+    parser = make_parser("decode", __doc__, "640x608", list(CASES))
     parser.add_argument("--latents", default="10,18")
-    parser.add_argument("--only", action="append", choices=list(CASES), help="a case; repeat it. Ratios are against the first")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     options = parser.parse_args()
     sizes, lengths = [pair(text) for text in options.sizes.split(",")], [int(n) for n in options.latents.split(",")]
     fields = TINY if options.tiny else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -109,3 +110,20 @@ def report(rows: Sequence[Row], device: torch.device, as_json: bool) -> str:
         figures = f"{row.milliseconds:.0f} | {row.ratio:.2f} | {row.error:.1e} | {memory} | {row.floor:.0f}"
         lines.append(f"| {row.size} | {row.case} | {figures} |")
     return "\n".join(lines)
+
+
+def pair(text: str) -> tuple[int, int]:
+    """640x608: width, then height."""
+    width, height = (int(part) for part in text.split("x"))
+    return width, height
+
+
+def make_parser(program: str, about: str, sizes: str, cases: Sequence[str]) -> argparse.ArgumentParser:
+    """The flags that every speed benchmark has."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}", description=about.splitlines()[0])
+    parser.add_argument("--sizes", default=sizes)
+    parser.add_argument("--only", action="append", choices=cases, help="a case; repeat it. Ratios are against the first")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    return parser

@@ -14,8 +14,8 @@ from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor
 
 from benchmarks import decode
-from benchmarks.measure import Row, forget_peak, gpu_peak, host_peak, matrix_rate, relative, report, timed
-from benchmarks.step import CASES, TINY, Work, empty, operations, own, pair, tokens_of
+from benchmarks.measure import Row, forget_peak, gpu_peak, host_peak, make_parser, matrix_rate, pair, relative, report, timed
+from benchmarks.step import CASES, TINY, Work, empty, operations, own, tokens_of
 from diffusers_helper.memory import placement
 from diffusers_helper.models.transformer import TransformerConfig
 from diffusers_helper.sampling import schedule, unipc
@@ -67,13 +67,8 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.section", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="640x608")
-    parser.add_argument("--only", action="append", choices=list(CASES), help="a case; repeat it. Ratios are against the first")
+    parser = make_parser("section", __doc__, "640x608", list(CASES))
     parser.add_argument("--sampling", type=int, default=25, help="steps of a section")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     options = parser.parse_args()
     print(report(list(measure(options)), placement(options.device).device, options.json))
 

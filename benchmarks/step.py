@@ -7,7 +7,6 @@ swapping parameter by parameter. --tiny: a small architecture, for a machine wit
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -15,7 +14,19 @@ from accelerate import cpu_offload
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 from torch import Tensor, nn
 
-from benchmarks.measure import Row, forget_peak, gpu_peak, host_peak, matrix_rate, randomise, relative, report, timed
+from benchmarks.measure import (
+    Row,
+    forget_peak,
+    gpu_peak,
+    host_peak,
+    make_parser,
+    matrix_rate,
+    pair,
+    randomise,
+    relative,
+    report,
+    timed,
+)
 from diffusers_helper.memory import placement
 from diffusers_helper.models.attention import choose_attention
 from diffusers_helper.models.compiled import choose_passes
@@ -178,20 +189,9 @@ def measure(
         del net, run
 
 
-def pair(text: str) -> tuple[int, int]:
-    """640x608: width, then height."""
-    width, height = (int(part) for part in text.split("x"))
-    return width, height
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="640x608,512x512,416x960")
-    parser.add_argument("--only", action="append", choices=list(CASES), help="a case; repeat it. Ratios are against the first")
+    parser = make_parser("step", __doc__, "640x608,512x512,416x960", list(CASES))
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     options = parser.parse_args()
     config = TINY if options.tiny else TransformerConfig()
     sizes = [pair(text) for text in options.sizes.split(",")]

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diffusers_helper.memory import free_bytes
+
 # Not in torch's cudart: the return value of success.
 SUCCESS = 0
 # Unlocked memory goes through two locked buffers of this size.
@@ -109,8 +111,7 @@ class CudaDevice:
         torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
 
     def free(self) -> int:
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return free_bytes(self.device)
 
     def peak(self) -> int:
         return torch.cuda.max_memory_allocated(self.device)

@@ -6,7 +6,6 @@ that attention needs no mask and runs its fastest kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffusers_helper.models.attention import sdpa
-from diffusers_helper.models.blocks import DualBlock, SingleBlock, layer_norm, modulate
+from diffusers_helper.models.blocks import layer_norm, modulate
+from diffusers_helper.models.compiled import EAGER, Passes
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from eichi_utils.plan import CONTEXT, lay
@@ -89,28 +89,7 @@ def patched(conv: nn.Conv3d, x: Tensor) -> Tensor:
     return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
-def dual(block: DualBlock, x: Tensor, text: Tensor, first: Tensor, second: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-    return block(x, text, (first, second), rope, sdpa)
-
-
-def single(block: SingleBlock, x: Tensor, table: Tensor, latents: int, rope: Tensor) -> Tensor:
-    return block(x, table, latents, rope, sdpa)
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How the two kinds of blocks are run."""
-
-    dual: Callable[..., tuple[Tensor, Tensor]] = dual
-    single: Callable[..., Tensor] = single
-
-
-def compiled() -> Blocks:
-    """Fused kernels, twice as fast on a card. One compilation serves all sizes and caption lengths."""
-    return Blocks(torch.compile(dual, dynamic=True), torch.compile(single, dynamic=True))
-
-
-def velocity(net: PackedTransformer, inputs: Inputs, blocks: Blocks = Blocks()) -> Tensor:  # noqa: B008
+def velocity(net: PackedTransformer, inputs: Inputs, passes: Passes = EAGER) -> Tensor:
     """(B, 16, T, h, w), float32."""
     _, _, frames, height, width = inputs.noisy.shape
     times = inputs.sigma * 1000.0
@@ -123,10 +102,11 @@ def velocity(net: PackedTransformer, inputs: Inputs, blocks: Blocks = Blocks()) 
     x = torch.cat([*(patched(conv, latents) for conv, latents in parts), noisy], dim=1)
     latents = x.shape[1]
     for block in net.transformer_blocks:
-        x, text = blocks.dual(block, x, text, block.norm1(conditioning), block.norm1_context(conditioning), inputs.rope)
+        tables = block.norm1(conditioning), block.norm1_context(conditioning)
+        x, text = passes.dual(block, x, text, tables, inputs.rope, sdpa)
     x = torch.cat([x, text], dim=1)
     for block in net.single_transformer_blocks:
-        x = blocks.single(block, x, block.norm(conditioning), latents, inputs.rope)
+        x = passes.single(block, x, block.norm(conditioning), latents, inputs.rope, sdpa)
     scale, shift = net.norm_out(conditioning).unsqueeze(1).chunk(2, dim=-1)
     x = modulate(layer_norm(x[:, latents - noisy.shape[1] : latents]), shift, scale)
     patches = F.linear(x, net.proj_out.weight, net.proj_out.bias).float()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
 import sys
 import tempfile
 import time
@@ -39,6 +38,7 @@ from miniature.captions import KINDS
 from miniature.clips import HELD_OUT, SECTION, VECTORS, Scenes, render, scenes
 from miniature.pictures import bank
 from miniature.train import WEIGHTS
+from miniature.train_vae import psnr
 
 SIDE, STEPS, SECTION_SECONDS = 128, 15, 1.2
 # dB of a 16-component PCA of 8x8 patches plus 1.5.
@@ -67,7 +67,7 @@ class Figure:
 
 def decibels(made: Tensor, true: Tensor) -> float:
     """PSNR of values in -1..1."""
-    return 10 * math.log10(4 / max((made.clamp(-1, 1) - true).square().mean().item(), 1e-12))
+    return psnr((made.clamp(-1, 1) - true).square().mean().item())
 
 
 class Evaluation:
@@ -111,7 +111,7 @@ class Evaluation:
                 values.append(decibels(y, x))
                 errors += passes.opponents(y - x).square().transpose(0, 1).flatten(1).mean(1) / 16
             yield Figure("16 clips, mean dB", sum(values) / 16, 27.0)
-            axes = [10 * math.log10(4 / error) for error in errors.tolist()]
+            axes = [psnr(error) for error in errors.tolist()]
             yield Figure("weaker colour axis against brightness, dB", min(axes[1:]) - axes[0], -3.0)
 
     def kind(self, kind: str, count: int, bound: float) -> Iterator[Figure]:

@@ -60,11 +60,9 @@ THIRD = Lesson(
     single=0.08,
     shift=(1.4, 6.0),
 )
-FOURTH = Lesson(
-    {"move": 0.34, "pan": 0.24, "zoom": 0.26, "grow": 0.07, "turn": 0.05, "still": 0.04},
-    phrases=4,
-    speeds=0.15,
-    simple=0.25,
+FOURTH = replace(
+    THIRD,
+    kinds={"move": 0.34, "pan": 0.24, "zoom": 0.26, "grow": 0.07, "turn": 0.05, "still": 0.04},
     sections=4,
     single=0.1,
     shift=(1.3, 4.5),

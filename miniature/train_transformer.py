@@ -13,9 +13,10 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor
 
+from diffusers_helper.models.compiled import EAGER, Passes, compiled
 from diffusers_helper.models.transformer import PackedTransformer
 from miniature import vae as passes
-from miniature.batched import FILM_TIMES, HISTORY, LONGEST, Blocks, Inputs, compiled, rope_table, single_times, velocity
+from miniature.batched import FILM_TIMES, HISTORY, LONGEST, Inputs, rope_table, single_times, velocity
 from miniature.captions import trained_captions
 from miniature.clips import HELD_OUT
 from miniature.lessons import STAGES, Lesson, Pool
@@ -38,8 +39,8 @@ HISTORY_NOISE = 0.25
 class Course:
     """The losses of film sections and single pictures over a pool; every tensor they read stays where it is."""
 
-    def __init__(self, net: PackedTransformer, pool: Pool, lesson: Lesson, batch: int, blocks: Blocks):
-        self.net, self.pool, self.batch, self.blocks = net, pool, batch, blocks
+    def __init__(self, net: PackedTransformer, pool: Pool, lesson: Lesson, batch: int, passes: Passes):
+        self.net, self.pool, self.batch, self.passes = net, pool, batch, passes
         self.sections = lesson.sections
         device = pool.latents.device
         h, w = pool.latents.shape[-2:]
@@ -120,7 +121,7 @@ class Course:
             pooled=bank.pooled[length][row],
             image=self.pool.image[self.rows],
         )
-        return (velocity(self.net, inputs, self.blocks) - (noise - target)).square().flatten(1).mean(1)
+        return (velocity(self.net, inputs, self.passes) - (noise - target)).square().flatten(1).mean(1)
 
 
 def _taken(line: Tensor, where: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ def train(
             _save(flat.state(optimizer.ema), folder)
         flat.compute.copy_(flat.master)
 
-    blocks = compiled() if session.graphs else Blocks()
+    passes = compiled() if session.graphs else EAGER
     lessons: tuple[Lesson, ...] = ()
     pools: dict[Shape, Pool] = {}
     courses: dict[Shape, Course] = {}
@@ -188,7 +189,7 @@ def train(
                 for lesson in chosen:
                     pool = Pool(session, vae, siglip, source, captions, lesson, chunk)
                     pools[_shape(lesson)] = pool
-                    courses[_shape(lesson)] = Course(net, pool, lesson, lesson.batch(batch), blocks)
+                    courses[_shape(lesson)] = Course(net, pool, lesson, lesson.batch(batch), passes)
             lessons = chosen
             counts.clear()
             session.log(shapes=[_shape(lesson) for lesson in lessons])

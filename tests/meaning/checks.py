@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from miniature.clips import MOVE, PAN, VECTORS
-from tests.meaning.measure import decibels
+from miniature.evaluate import decibels
 from tests.meaning.studio import LAST
 
 # Loose on purpose: a direction is a question of yes or no.

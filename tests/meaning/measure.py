@@ -5,19 +5,11 @@ Frames are (3, H, W) in -1..1. Places and distances are shares of the picture's 
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 LARGEST_ZOOM, ZOOM_STEPS = 1.6, 41
-
-
-def decibels(made: Tensor, true: Tensor) -> float:
-    """PSNR of values in -1..1."""
-    error = (made.clamp(-1, 1) - true).square().mean().item()
-    return 10 * math.log10(4 / max(error, 1e-12))
 
 
 def place(frame: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 from diffusers_helper.models.linear import layers
 from diffusers_helper.text import encode_prompt
 from eichi_utils.loras import Lora
+from miniature.evaluate import decibels
 from tests.meaning.checks import goes
-from tests.meaning.measure import decibels, place
+from tests.meaning.measure import place
 from tests.meaning.studio import LAST, LEFT, RIGHT, Studio, moves
 
 RANK = 16
