@@ -48,7 +48,7 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
                 yield blocks, form, followers
                 start = StartPanel(context, form, followers)
             with gr.Column(elem_classes="eichi-result", min_width=0):
-                result = ResultPanel(context)
+                result = ResultPanel(context, form)
         result.wire(blocks)
         start.wire(result.look, result.outputs, result.seen)
         model.wire(start.look, start.outputs)
