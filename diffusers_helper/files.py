@@ -5,6 +5,7 @@ Only headers are read, so that 40 GB are judged in milliseconds, and without tor
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
+# A file's identity reads it whole up to this size; of a larger one so many pieces.
+SMALL_FILE = 32 * 2**20
+SAMPLES, SAMPLE = 16, 2**16
 
 
 class CheckpointError(Exception):
@@ -103,3 +107,25 @@ def compare(expected: Shapes, found: Tensors, folder: Path, *, strict: bool) -> 
     unknown = [name for name in found.shapes if name not in expected]
     if strict and unknown:
         raise CheckpointError("tensor_unknown", file=str(found.files[unknown[0]]), tensor=unknown[0])
+
+
+def identity(file: Path) -> str:
+    """Tells this file from any other, whatever its name and place: a hash of its content, or of a large file of size, time of
+    change, its beginning and pieces spread over it. Raises OSError."""
+    stat = file.stat()
+    total = hashlib.sha256(str(stat.st_size).encode())
+    with file.open("rb") as stream:
+        if stat.st_size <= SMALL_FILE:
+            total.update(stream.read())
+        else:
+            total.update(str(stat.st_mtime_ns).encode())
+            for number in range(SAMPLES):
+                stream.seek((stat.st_size - SAMPLE) * number // (SAMPLES - 1))
+                total.update(stream.read(SAMPLE))
+    return total.hexdigest()
+
+
+def folder_identity(folder: Path) -> str:
+    """Tells what is in a folder, by the files' names in it and their content. Raises OSError."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return hashlib.sha256("\n".join(f"{file.name} {identity(file)}" for file in files).encode()).hexdigest()

@@ -43,6 +43,7 @@ from diffusers_helper.text import (
 from diffusers_helper.vision import VisionEncoder, VisionPreprocessing
 from eichi_utils.adapters import bind, load_transformer, merge_key
 from eichi_utils.components import CHECKS, load_vae, pretrained
+from eichi_utils.disk_cache import MOST_GB, open_caches
 from eichi_utils.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
 from eichi_utils.loras import Lora
 from eichi_utils.preflight import host_available, needs, problems
@@ -88,6 +89,7 @@ class ModelPool:
     this program's own cache.
 
     reserve_gb: GiB of the card that are left to others. card: in the place of the device's own, for tests.
+    cache_gb: GB of the disk for what takes time to make again; 0 keeps nothing.
 
     Raises UserError if the folder, the device or a forced attention kernel does not exist.
     """
@@ -99,6 +101,7 @@ class ModelPool:
         attention: str = "auto",
         reserve_gb: float = RESERVE_GB,
         card: Device | None = None,
+        cache_gb: float = 0.0,
     ):
         self.files = ModelFiles(models)
         wrong = list(self.files.folder_problems())
@@ -114,8 +117,11 @@ class ModelPool:
             wrong.append(Problem("attention", "attention_unusable", {"name": attention, "reason": str(error)}))
         if not 0 <= reserve_gb <= MOST_RESERVED:
             wrong.append(Problem("reserve_gb", "out_of_range", {"value": reserve_gb, "min": 0, "max": MOST_RESERVED}))
+        if not 0 <= cache_gb <= MOST_GB:
+            wrong.append(Problem("cache_gb", "out_of_range", {"value": cache_gb, "min": 0, "max": MOST_GB}))
         if wrong:
             raise UserError(wrong)
+        self.caches = open_caches(cache_gb)
         where = self.placement.device
         self.card: Device | None = CudaDevice(where) if card is None and where.type == "cuda" else card
         self.budget = Budget(int(reserve_gb * 2**30))
