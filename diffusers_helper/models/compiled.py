@@ -11,16 +11,31 @@ from torch import Tensor
 
 from diffusers_helper.models.attention import Kernel, kernel_errors
 from diffusers_helper.models.blocks import DualBlock, SingleBlock
+from diffusers_helper.models.fused import Fused
 
 
 def dual(
-    block: DualBlock, x: Tensor, text: Tensor, tables: tuple[Tensor, Tensor], rope: Tensor, attend: Kernel
+    block: DualBlock,
+    x: Tensor,
+    text: Tensor,
+    tables: tuple[Tensor, Tensor],
+    rope: Tensor,
+    attend: Kernel,
+    fused: tuple[Fused | None, ...] = (None, None),
 ) -> tuple[Tensor, Tensor]:
-    return block(x, text, tables, rope, attend)
+    return block(x, text, tables, rope, attend, fused)
 
 
-def single(block: SingleBlock, x: Tensor, table: Tensor, latents: int, rope: Tensor, attend: Kernel) -> Tensor:
-    return block(x, table, latents, rope, attend)
+def single(
+    block: SingleBlock,
+    x: Tensor,
+    table: Tensor,
+    latents: int,
+    rope: Tensor,
+    attend: Kernel,
+    fused: tuple[Fused | None, ...] = (None,),
+) -> Tensor:
+    return block(x, table, latents, rope, attend, fused)
 
 
 @dataclass(frozen=True)
