@@ -60,11 +60,14 @@ class Device(Protocol):
 
 
 class CudaDevice:
-    """A CUDA card."""
+    """A CUDA card. limit: bytes that this process may take of it, for finding out how a smaller card would do; None is all."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, limit: int | None = None):
         index = torch.cuda.current_device() if device.index is None else device.index
-        self.device = torch.device("cuda", index)
+        self.device, self._limit = torch.device("cuda", index), limit
+        whole = torch.cuda.get_device_properties(index).total_memory
+        if limit is not None:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), self.device)
         self._copies = torch.cuda.Stream(self.device)
         self._stage: list[Tensor] = []
         self._staged: list[torch.cuda.Event] = []
@@ -111,7 +114,8 @@ class CudaDevice:
         torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
 
     def free(self) -> int:
-        return free_bytes(self.device)
+        free = free_bytes(self.device)
+        return free if self._limit is None else min(free, self._limit - self.allocated())
 
     def peak(self) -> int:
         return torch.cuda.max_memory_allocated(self.device)

@@ -73,7 +73,9 @@ def test_what_is_to_be_downloaded(checkpoint: Path, nothing_there: Path) -> None
     assert Models(checkpoint).gigabytes("framepack") == 0
 
 
-def test_the_miniature_is_offered_with_its_own_sizes_and_settings(nothing_there: Path, pictures: list[str]) -> None:
+def test_the_miniature_is_offered_with_its_own_sizes_and_settings(
+    nothing_there: Path, pictures: list[str], tmp_path: Path
+) -> None:
     """And nothing of the other's: 640 px of it are noise, and 128 px of the real one are too."""
     models = Models()
     assert models.names == ("framepack", "miniature")
@@ -86,7 +88,12 @@ def test_the_miniature_is_offered_with_its_own_sizes_and_settings(nothing_there:
     for size in SIZES:
         problems = models.problems(request("reverse", pictures[0], model="miniature", size=size))
         assert found(problems) == (set() if size <= 192 else {("size", "size_not_of_model")})
-        assert models.problems(request("reverse", pictures[0], size=size)) == ()
+        problems = models.problems(request("reverse", pictures[0], size=size))
+        assert found(problems) == (set() if size >= 384 else {("size", "size_not_of_model")})
+        # Nobody knows what a folder of one's own was made for, unless it says so.
+        assert Models(tmp_path).problems(request("reverse", pictures[0], size=size)) == ()
+    missing = Models(tmp_path / "none").problems(request("reverse", pictures[0]))
+    assert found(missing) == {("models", "models_missing")}
     # A size that no model has is the request's own problem, and said once.
     assert models.problems(request("reverse", pictures[0], model="miniature", size=641)) == ()
 

@@ -138,7 +138,8 @@ def test_a_film_from_a_film(eichi: Run, quick: list, tmp_path: Path) -> None:
     where = quick[quick.index("--models") :]
     again = last_json(eichi("render", "--request", first["files"][0], *where, "--json")[1])
     assert (decoded(again["files"][0]) == decoded(first["files"][0])).all()
-    code, out, _ = eichi("render", "--request", first["files"][0], "--seconds", 4, "--window", 9, "--dry-run", "--json")
+    longer = ["--seconds", 4, "--window", 9, "--dry-run", "--json"]
+    code, out, _ = eichi("render", "--request", first["files"][0], *longer, *where)
     assert (code, last_json(out)["frames"]) == (0, 109)
 
 
