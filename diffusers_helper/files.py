@@ -9,7 +9,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,13 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class Tensors:
-    """shapes by tensor name, and the file that holds each."""
+    """shapes by tensor name, and the file that holds each. dtypes, in the format's words, and places, (first byte, end) in the
+    file: of tensors that are read by them."""
 
     shapes: dict[str, tuple[int, ...]]
     files: dict[str, Path]
+    dtypes: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -68,17 +71,18 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 
 
 def read_headers(files: list[Path]) -> Tensors:
-    """Names and shapes of all tensors; raises CheckpointError for a file that is cut off or not safetensors."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    where: dict[str, Path] = {}
+    """Names, shapes, dtypes and places of all tensors; raises CheckpointError for a file that is cut off or not safetensors."""
+    found = Tensors({}, {})
     for file in files:
-        for name, shape in _header(file).items():
-            shapes[name] = shape
-            where[name] = file
-    return Tensors(shapes, where)
+        start, header = _header(file)
+        for name, (dtype, shape, begin, end) in header.items():
+            found.shapes[name], found.files[name], found.dtypes[name] = shape, file, dtype
+            found.places[name] = start + begin, start + end
+    return found
 
 
-def _header(file: Path) -> dict[str, tuple[int, ...]]:
+def _header(file: Path) -> tuple[int, dict[str, tuple[str, tuple[int, ...], int, int]]]:
+    """Where data begins, and (dtype, shape, first byte, end) of each tensor from there."""
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -87,13 +91,14 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
                 raise CheckpointError("file_damaged", file=str(file), expected=length + 8, actual=size)
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        kinds = {name: (str(entry["dtype"]), tuple(entry["shape"])) for name, entry in header.items()}
+        entries = {name: (*kinds[name], *map(int, entry["data_offsets"])) for name, entry in header.items()}
+        expected = 8 + length + max((end for _, _, _, end in entries.values()), default=0)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError("file_damaged", file=str(file), expected="safetensors", actual=size) from None
     if size != expected:
         raise CheckpointError("file_damaged", file=str(file), expected=expected, actual=size)
-    return shapes
+    return 8 + length, entries
 
 
 def compare(expected: Shapes, found: Tensors, folder: Path, *, strict: bool) -> None:

@@ -114,11 +114,16 @@ def _branch(update: Update, slot: int, dtype: torch.dtype) -> LowRankBranch | Kr
 
 
 def load_transformer(
-    folder: Path, dtype: torch.dtype, storage: str | None, merged_in: Sequence[Lora], device: torch.device
+    folder: Path,
+    dtype: torch.dtype,
+    storage: str | None,
+    merged_in: Sequence[Lora],
+    device: torch.device,
+    beside_card: bool,
 ) -> PackedTransformer:
     """The transformer of a folder with these files merged into it; see `checkpoint.load_transformer`."""
     change = Merging(merged_in, shapes_of(checkpoint.meta_transformer(folder))) if merged_in else None
-    return checkpoint.load_transformer(folder, dtype, storage, change, device)
+    return checkpoint.load_transformer(folder, dtype, storage, change, device, beside_card)
 
 
 class Merging:
