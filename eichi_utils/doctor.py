@@ -17,7 +17,7 @@ from eichi_utils.problems import Translate, UserError
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub",
-    "gradio", "av", "pillow", "numpy", "sageattention", "xformers", "flash_attn", "fa3_fwd",
+    "gradio", "av", "pillow", "numpy", "sageattention", "xformers", "flash-attn", "fa3-fwd",
 )  # fmt: skip
 GIB = 2**30
 
