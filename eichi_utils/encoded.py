@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from diffusers_helper.files import folder_identity
+from diffusers_helper.memory import device_name
 from diffusers_helper.text import TextEmbedding
 from eichi_utils.disk_cache import DiskCache, key_of
 
@@ -98,8 +99,7 @@ class Encoded:
 
     def _made_by(self, *components: str) -> tuple[str, ...]:
         """Everything but the input. Devices and libraries round differently, and a film must not depend on what was kept."""
-        device = self._pool.placement.device
-        place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        place = device_name(self._pool.placement.device)
         files = [folder_identity(self._pool.folder(name)) for name in components]
         libraries = (torch.__version__, transformers.__version__, diffusers.__version__)
         return (str(FORMAT), *components, *files, str(self._dtype), place, *map(str, libraries))

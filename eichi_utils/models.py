@@ -195,8 +195,8 @@ class ModelPool:
         device = self.placement.device
 
         def load() -> tuple[PackedTransformer, tuple[nn.Module, ...]]:
-            beside = self.card is not None
-            return self._one(lambda *place: load_transformer(*place, storage, merged, device, beside), folder, dtype)
+            how = storage, merged, device, self.card is not None, self.caches.weights
+            return self._one(lambda *place: load_transformer(*place, *how), folder, dtype)
 
         with self._loan(spec, load, lambda net: bind(net, beside), PackedTransformer.parts, tokens) as net:
             net.weights = self._loaded[spec.component].streamer or net.weights
