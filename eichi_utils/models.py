@@ -88,8 +88,8 @@ class ModelPool:
     """Networks of one model at a time. models: a folder with `transformer`, `vae`, ... inside, or a hub cache folder; None is
     this program's own cache.
 
-    reserve_gb: GiB of the card that are left to others. compiler: "auto", or "off" for blocks as they are written.
-    card: in the place of the device's own, for tests. cache_gb: GB of the disk for what takes time to make again; 0 keeps nothing.
+    reserve_gb: GiB of the card that are left to others. compiler: "auto", or "off" for blocks as they are written. cache_gb: GB
+    of the disk for what takes time to make again; 0 keeps nothing. card: in the place of the device's own, for tests.
 
     Raises UserError if the folder, the device or a forced attention kernel does not exist.
     """
