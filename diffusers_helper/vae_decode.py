@@ -10,6 +10,7 @@ Same time tiles and cross-fades as diffusers' default, and in a tile the same nu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,13 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusers_helper.memory import Room
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
+
+logger = logging.getLogger(__name__)
 
 # What is worked on at a time besides the layers' own tensors; convolutions are as fast at this size as at any other.
 WORKING_BYTES = 2**27
 # Working tensors that are alive together: window, its wide frame, the convolution's result and its workspace.
 WORKING_TENSORS = 5
+# Of tiles in space, in latent cells: twice the overlap.
+SMALLEST_SIDE = 16
 
 Fill = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float], None]
 
@@ -46,19 +53,24 @@ class KeptTiles:
         return next((frames for known, frames in self.tiles if known.shape == z.shape and torch.equal(known, z)), None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decoder:
     """How to decode. side: of the square tiles in space, in latent cells, or None for whole frames; diffusers' `enable_tiling`
     has 32. Tiles in space are normalised each on its own: a slightly different picture. overlap: of such tiles, in cells.
-    fill: as `fill`, or compiled."""
+    fill: as `fill`, or compiled. room: where memory runs out, a time tile is repeated in what others give up and with a smaller
+    side, which then stays."""
 
     vae: AutoencoderKLHunyuanVideo
     side: int | None = None
     overlap: int = 8
     fill: Fill = fill
+    room: Room = Room()
 
     def frames(self, z: Tensor, kept: KeptTiles | None = None) -> Iterator[Tensor]:
-        """z (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all."""
+        """z (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all.
+
+        Raises torch.OutOfMemoryError where not even the smallest tile finds room.
+        """
         vae = self.vae
         ratio = vae.temporal_compression_ratio
         length, stride = vae.tile_sample_min_num_frames // ratio, vae.tile_sample_stride_num_frames // ratio
@@ -82,10 +94,23 @@ class Decoder:
 
     def _tile(self, z: Tensor, kept: KeptTiles | None, used: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         found = kept.find(z) if kept is not None else None
-        frames = self._in_space(z) if found is None else found.to(z.device)
+        frames = self._in_room(z) if found is None else found.to(z.device)
         if kept is not None and used is not None:
             used.append((z.clone(), frames.cpu() if found is None else found))
         return frames
+
+    def _in_room(self, z: Tensor) -> Tensor:
+        while True:
+            try:
+                return self._in_space(z)
+            except torch.OutOfMemoryError as error:
+                short = error.with_traceback(None)
+            # Outside of the handler, which holds everything that was computed.
+            made, smaller = self.room.make(), smaller_side(self.side, *z.shape[-2:])
+            if smaller is None and not made:
+                raise short
+            self.side = smaller or self.side
+            logger.warning("memory ran out on the card: decoding goes on in tiles of %s latent cells", self.side or "all")
 
     def _in_space(self, z: Tensor) -> Tensor:
         height, width = z.shape[-2:]
@@ -312,10 +337,17 @@ def peak_bytes(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width:
 
 def side_for(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width: int, budget: int | None) -> int | None:
     """The side of tiles in space, in latent cells, with which decoding stays in `budget` bytes: None where whole frames do or
-    no budget is set; never less than 16, whatever the budget."""
+    no budget is set; never less than the smallest, whatever the budget."""
     length = min(latents, vae.tile_sample_min_num_frames // vae.temporal_compression_ratio + 1)
     if budget is None or peak_bytes(vae, length, height, width) <= budget:
         return None
-    sides = range(16, max(height, width), 4)
+    sides = range(SMALLEST_SIDE, max(height, width), 4)
     fitting = [side for side in sides if peak_bytes(vae, length, min(side, height), min(side, width)) <= budget]
-    return max(fitting, default=16)
+    return max(fitting, default=SMALLEST_SIDE)
+
+
+def smaller_side(side: int | None, height: int, width: int) -> int | None:
+    """The next smaller side of tiles, with about half the memory; None where there is none."""
+    now = max(height, width) if side is None else min(side, max(height, width))
+    smaller = max(SMALLEST_SIDE, now * 3 // 4 // 4 * 4)
+    return smaller if smaller < now else None

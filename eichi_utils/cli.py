@@ -40,6 +40,7 @@ SWITCH_WORDS = {"on": True, "off": False, "true": True, "false": False}
 # Flags whose name is not the field's with dashes.
 FLAG_NAMES = {"keyframes": "--keyframe", "section_prompts": "--section-prompt", "image_mask": "--mask", "loras": "--lora"}
 PAIR_KINDS = ("section_pictures", "section_texts")
+OUT_OF_MEMORY = ("out_of_memory", "out_of_card_memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -332,7 +333,7 @@ def report(view: View, t: Translator, as_json: bool) -> int:
 
 
 def _failure_code(view: View) -> int:
-    program = any(problem.key in ("unexpected", "out_of_memory", "download_failed") for problem in view.problems)
+    program = any(problem.key in ("unexpected", *OUT_OF_MEMORY, "download_failed") for problem in view.problems)
     return FAILED if program or view.sampling_since is not None else BAD_INPUT
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import decode, preview_rgb
+from diffusers_helper.latents import decode_frames, preview_rgb, rounded_on_host
 from diffusers_helper.models.linear import strengths
 from diffusers_helper.models.step_cache import StepCache, TeaCache
 from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
@@ -22,7 +22,7 @@ from eichi_utils.events import Event, Stage, Step, StopLevel
 from eichi_utils.history import History, Stitch
 from eichi_utils.loras import Lora
 from eichi_utils.media import animated_webp
-from eichi_utils.plan import Plan, Ref, Section
+from eichi_utils.plan import Plan, Ref, Section, frames_of
 from eichi_utils.request import Request
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ CONTEXT_TOKENS = 985
 
 @dataclass(frozen=True)
 class Decoded:
-    """A section in pixels: `final` frames nothing will change any more, `open` ones at the growing edge.
+    """A section in pixels: `final` frames nothing will change any more, finished, and `open` ones at the growing edge.
 
-    Both are (1, 3, frames, H, W) in about -1..1. latents: the section's own, (1, 16, T, h, w).
+    Both are (1, 3, frames, H, W), the open ones in about -1..1. latents: the section's own, (1, 16, T, h, w).
     """
 
     section: int
@@ -48,14 +48,21 @@ class Decoded:
     open: Tensor
 
 
-def sample_film(request: Request, plan: Plan, conditions: Conditions, pool: ModelPool, stop: Stop) -> Iterator[Event | Decoded]:
+def sample_film(
+    request: Request,
+    plan: Plan,
+    conditions: Conditions,
+    pool: ModelPool,
+    stop: Stop,
+    finish: Callable[[Tensor], Tensor] = rounded_on_host,
+) -> Iterator[Event | Decoded]:
     """Sample and decode section after section: Stage and Step events, and one Decoded each.
 
-    Ends early, after the step in hand, when told to stop NOW.
+    Ends early, after the step in hand, when told to stop NOW. finish: what becomes of a frame as soon as it is final.
     """
     sampler = SectionSampler(request, plan, conditions)
     history = sampler.history
-    stitch = Stitch(plan.grows, plan.section_latents)
+    stitch = Stitch(plan.grows, plan.section_latents, finish)
     kept = KeptTiles()
     matrix = pool.files.describe().preview
     for number, section in enumerate(plan.sections):
@@ -77,11 +84,14 @@ def sample_film(request: Request, plan: Plan, conditions: Conditions, pool: Mode
         # The neighbouring section is decoded again beside the new latents, so that the blend has two versions of it.
         stretch = history.film if number == 0 else history.edge(added + plan.section_latents)
         with pool.vae(stretch.numel()) as vae:
-            pixels = decode(vae, stretch, kept)
-        if plan.output == "picture":
-            yield Decoded(number, latents, pixels, pixels[:, :, :0])
-        else:
-            yield Decoded(number, latents, stitch.add(pixels), stitch.open)
+            pieces = decode_frames(vae, stretch, kept, pool.room)
+            if plan.output == "picture":
+                picture = torch.cat([finish(piece) for piece in pieces], dim=2)
+                decoded = Decoded(number, latents, picture, picture[:, :, :0])
+            else:
+                final = stitch.add(pieces, frames_of(stretch.shape[2]))
+                decoded = Decoded(number, latents, final, stitch.open)
+        yield decoded
 
 
 class SectionSampler:

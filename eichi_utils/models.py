@@ -119,6 +119,7 @@ class ModelPool:
         where = self.placement.device
         self.card: Device | None = CudaDevice(where) if card is None and where.type == "cuda" else card
         self.budget = Budget(int(reserve_gb * 2**30))
+        self.room = memory.Room(self._free, self._make_room)
         self.host_budget = int(HOST_SHARE * host_memory())
         self._loaded: dict[str, _Loaded] = {}
         self._checked: dict[str, tuple] = {}
@@ -256,8 +257,7 @@ class ModelPool:
         kind = spec, work
         self._make_card_room(loaded, self.budget.work(kind) if parts is None else None)
         if parts is None:
-            for module in loaded.modules:
-                memory.move(module, self.card.device)
+            self.room.again(lambda: [memory.move(module, self.card.device) for module in loaded.modules])
         else:
             self._stream(loaded, parts(loaded.value), kind)
         yield from self._measured(loaded, kind)
@@ -310,6 +310,19 @@ class ModelPool:
             else:
                 for module in loaded.modules:
                     memory.move(module, torch.device("cpu"))
+
+    def _free(self) -> int | None:
+        """Bytes of the card that computing may take."""
+        return None if self.card is None else self.card.free() - self.budget.reserve
+
+    def _make_room(self) -> bool:
+        """Memory ran out: everything leaves the card but what is lent. False if nothing else was there."""
+        if self.card is None:
+            return False
+        before = self.card.allocated()
+        self._make_card_room(list(self._loaded.values())[-1], None)
+        self.card.tidy()
+        return self.card.allocated() < before
 
     def _folder(self, name: str) -> Path:
         try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from diffusers_helper.latents import SPATIAL, to_uint8
+from diffusers_helper.latents import SPATIAL, images, to_uint8
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
 from eichi_utils import adapters
@@ -126,23 +127,24 @@ def _started(request: Request, plan: Plan, pictures: Pictures) -> Started:
 
 def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -> Iterator[Event | Conditions]:
     """Encode prompts and pictures; the last thing yielded is the Conditions."""
+    again = pool.room.again
     yield Stage(at=time.time(), name="text")
     with pool.text() as encoders:
         prompts = {}
         for prompt in plan.prompts:
-            prompts[prompt] = encode_prompt(encoders, prompt)
+            prompts[prompt] = again(partial(encode_prompt, encoders, prompt))
             yield Stage(at=time.time(), name="text")
-        negative = encode_prompt(encoders, request.negative_prompt) if request.cfg_scale != 1.0 else None
+        negative = again(partial(encode_prompt, encoders, request.negative_prompt)) if request.cfg_scale != 1.0 else None
     for embedding in (*prompts.values(), negative):
         if embedding is not None and embedding.read < embedding.written:
             values = {"read": embedding.read, "written": embedding.written}
             yield Notice(at=time.time(), key="prompt_cut", values=values)
     yield Stage(at=time.time(), name="vision")
     with pool.vision() as encoder:
-        image = encode_image(encoder, pictures.start)
+        image = again(lambda: encode_image(encoder, pictures.start))
     yield Stage(at=time.time(), name="encode")
     with pool.vae(pictures.height * pictures.width) as vae:
-        latents = encode_pictures(vae, pictures)
+        latents = again(lambda: encode_pictures(vae, pictures))
     masks = {name: encode_mask(mask) for name, mask in pictures.masks.items()}
     yield Stage(at=time.time(), name="load")
     yield Conditions(prompts=prompts, image=image, latents=latents, masks=masks, negative=negative)
@@ -160,12 +162,12 @@ class Film:
         """The film so far, or the picture; a complete file."""
         if self.plan.output == "picture":
             path = self.outputs.path("_oneframe.png")
-            picture = Image.fromarray(to_uint8(decoded.final)[0].numpy())
+            picture = Image.fromarray(images(decoded.final)[0].numpy())
             write_png(path, picture, png_info(self.request))
             return Saved(at=time.time(), path=str(path), kind="picture", section=decoded.section, frames=1)
         latents = self.plan.latents_after(decoded.section + 1)
         path = self.outputs.path(f"_{latents}.mp4")
-        self.writer.add(to_uint8(decoded.final).numpy())
+        self.writer.add(images(decoded.final).numpy())
         self.writer.write(path, to_uint8(decoded.open).numpy())
         if self._before:
             self._before.unlink(missing_ok=True)

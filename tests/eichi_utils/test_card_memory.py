@@ -13,11 +13,14 @@ from safetensors.torch import save_file
 from diffusers_helper.budget import Budget
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.text import encode_prompt
-from eichi_utils import film
+from diffusers_helper.vae_decode import Decoder
+from eichi_utils import film, runner
 from eichi_utils.engine import Engine
+from eichi_utils.jobs import Jobs
 from eichi_utils.models import ModelPool
+from eichi_utils.paths import Outputs
 from eichi_utils.problems import UserError
-from tests.eichi_utils.helpers import carry_out, found, last_preview, request
+from tests.eichi_utils.helpers import SHORT, carry_out, decoded, found, last_preview, request
 from tests.fake_device import FakeDevice
 
 
@@ -159,3 +162,77 @@ def test_a_reserve_no_card_has(wrong: float, checkpoint: Path) -> None:
 
 def test_the_engine_hands_the_reserve_on() -> None:
     assert Engine(device="cpu", reserve_gb=3).pool.budget.reserve == 3 * 2**30
+
+
+def failing_once(work):
+    """The card is full at the first call, half-way."""
+    failures = [torch.OutOfMemoryError("injected")]
+
+    def call(*given):
+        if failures:
+            raise failures.pop()
+        return work(*given)
+
+    return call
+
+
+@pytest.mark.parametrize("owner,name", [(runner, "encode_prompt"), (runner, "encode_image"), (runner, "encode_pictures")])
+def test_encoding_is_repeated_in_what_others_give_up(
+    owner: object, name: str, checkpoint: Path, pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Something else takes the card's memory in mid-run; the transformer of the film before leaves, the film is the same."""
+    wanted = request("single", pictures[0])
+    plain = last_preview(carry_out(wanted, pool, tmp_path / "plain"))
+    card = FakeDevice()
+    small = on_card(checkpoint, card)
+    with small.transformer("framepack", tokens=10) as net:
+        streamer = net.weights
+    left: list[int] = []
+    monkeypatch.setattr(streamer, "leave", lambda wanted=None, leave=streamer.leave: left.append(1) or leave(wanted))
+    # Nobody has to leave for those who fit.
+    monkeypatch.setattr(small.budget, "work", lambda kind: 0)
+    monkeypatch.setattr(owner, name, failing_once(getattr(owner, name)))
+    assert last_preview(carry_out(wanted, small, tmp_path / "card")) == plain
+    assert left
+
+
+def test_decoding_goes_on_in_smaller_tiles(
+    checkpoint: Path, pool: ModelPool, tmp_path: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film of as many frames, where a whole frame finds no room."""
+    wanted = request("reverse", pictures[0], **{**SHORT, "size": 160})
+    small, tile, failed = on_card(checkpoint, FakeDevice()), Decoder.tile, []
+
+    def limited(self, z):
+        if max(z.shape[-2:]) > 16:
+            failed.append(1)
+            raise torch.OutOfMemoryError("injected")
+        return tile(self, z)
+
+    monkeypatch.setattr(Decoder, "tile", limited)
+    events = carry_out(wanted, small, tmp_path)
+    assert failed == [1] and len(decoded(events[-1].files[0])) == events[-1].frames == 21
+
+
+def test_memory_that_nobody_can_give_is_said_in_a_sentence(
+    checkpoint: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And not as a traceback."""
+
+    def full(self, z):
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(Decoder, "tile", full)
+    small = on_card(checkpoint, FakeDevice())
+    jobs = Jobs(lambda wanted, job, stop: runner.run(wanted, wanted.plan(), small, Outputs(tmp_path, job), stop))
+    *_, view = jobs.follow(jobs.submit(request("reverse", pictures[0], **SHORT)).id)
+    jobs.close()
+    assert view.state == "failed" and found(view.problems) == {("", "out_of_card_memory")}
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_decoding_leaves_the_reserve_to_others(checkpoint: Path) -> None:
+    small = on_card(checkpoint, FakeDevice(capacity=3 * 2**30), reserve_gb=1)
+    assert small.room.free() == 2 * 2**30
+    assert ModelPool(checkpoint, device="cpu").room.free() is None

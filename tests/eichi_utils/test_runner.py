@@ -285,7 +285,7 @@ POINTS = [
     ("single", PackedTransformer, "prepare_job"),
     ("single", PackedTransformer, "step"),
     ("single", film, "_preview"),
-    ("single", film, "decode"),
+    ("single", film, "decode_frames"),
     ("reverse", FilmWriter, "add"),
     ("reverse", FilmWriter, "write"),
     ("reverse", media, "encode_h264"),
@@ -315,7 +315,7 @@ def test_an_exception_anywhere_ends_as_failed_and_the_next_job_runs(
     ("error", "key"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "x_6.mp4"), "disk_full"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_card_memory"),
         (MemoryError(), "out_of_memory"),
     ],
 )
