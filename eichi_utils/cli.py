@@ -246,8 +246,11 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
     if problems:
         raise UserError(problems)
     if options.dry_run:
-        sys.stdout.write(json.dumps(plan_document(request)) if options.json else "\n".join(plan_lines(request, t)))
-        sys.stdout.write("\n")
+        needs, short = engine.forecast(request)
+        for line in problem_lines(short, t):
+            sys.stderr.write(line + "\n")
+        text = json.dumps(plan_document(request, needs)) if options.json else "\n".join(plan_lines(request, needs, t))
+        sys.stdout.write(text + "\n")
         return DONE
     with _terminated_as_interrupted():
         return report(follow_job(Jobs(engine), request, t), t, options.json)

@@ -7,17 +7,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from eichi_utils import preflight
+from eichi_utils.cards import cards
 from eichi_utils.catalogue import Models
 from eichi_utils.events import Event, Stage
 from eichi_utils.jobs import Stop
 from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs, folder_problem
+from eichi_utils.pictures import fitted_size
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
+from eichi_utils.sizes import model_size
 
 if TYPE_CHECKING:
     from eichi_utils.models import ModelPool
+
+# Pixels that a latent covers in height and width.
+CELL = 8
 
 
 @dataclass
@@ -38,6 +45,36 @@ class Engine:
         from eichi_utils.models import ModelPool
 
         return ModelPool(self.models.folder, device=self.device, attention=self.attention, reserve_gb=self.reserve_gb)
+
+    def forecast(self, request: Request) -> tuple[dict[str, Any], tuple[Problem, ...]]:
+        """What a checked request needs, as `preflight.figures`, and what is too small for it; torch is not imported."""
+        plan, files = request.plan(), self.models.files(request.model)
+        height, width = fitted_size(request.image, request.size)
+        machine = self._machine()
+        size, tokens = model_size(files, plan.checkpoint), preflight.most_tokens(plan, height // CELL, width // CELL)
+        problems: tuple[Problem, ...] = ()
+        try:
+            way = preflight.choose(size, request.precision, tokens, machine)
+        except UserError as error:
+            problems = error.problems
+            narrowest = machine.narrow if machine.card is not None and request.precision == "auto" else request.precision
+            needed = preflight.needs(size, narrowest, tokens, on_card=machine.card is not None)
+            way = preflight.Way(narrowest, needed)
+        missing = files.missing(plan.checkpoint)
+        disk = preflight.output_bytes(plan, height, width, getattr(request, "crf", 0))
+        disk += preflight.download_bytes(files, missing)
+        problems += preflight.download_problems(files, missing)
+        return preflight.figures(way, machine, disk, preflight.disk_free(self.outputs)), problems
+
+    def _machine(self) -> preflight.Machine:
+        host = preflight.host_available()
+        number = int(number) if (number := self.device.rpartition(":")[2]).isdecimal() else 0
+        found = cards() if self.device.partition(":")[0] in ("auto", "cuda") else ()
+        if number >= len(found):
+            return preflight.Machine(host)
+        card = found[number]
+        free = card.free - int(self.reserve_gb * 2**30)
+        return preflight.Machine(host, free, narrow=preflight.narrow_format(card.capability))
 
     def problems(self, request: Request | None) -> tuple[Problem, ...]:
         """Everything about models, device and output folder that keeps a job from starting, before it is submitted.

@@ -23,6 +23,7 @@ from eichi_utils.history import History, Stitch
 from eichi_utils.loras import Lora
 from eichi_utils.media import animated_webp
 from eichi_utils.plan import Plan, Ref, Section, frames_of
+from eichi_utils.preflight import step_tokens
 from eichi_utils.request import Request
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 # Tables of one prompt are 56 MB at full size; a section needs at most two, its neighbours often the same.
 KEPT_TABLES = 4
-# Of a picture, 729, and of a prompt, at most 256.
-CONTEXT_TOKENS = 985
 
 
 @dataclass(frozen=True)
@@ -164,13 +163,6 @@ class SectionSampler:
         embedding = self.conditions.negative if prompt is None else self.conditions.prompts[prompt]
         image, guidance = self.conditions.image, self.request.guidance_scale
         return net.prepare_job(embedding.tokens, embedding.pooled, image, guidance, levels)
-
-
-def step_tokens(section: Section, height: int, width: int) -> int:
-    """About how many tokens a step has; height, width: of the latents."""
-    clean = sum(len(ref.at) for ref in section.clean)
-    coarse = sum(len(ref.at) / part for ref, part in ((section.clean_2x, 8), (section.clean_4x, 64)) if ref)
-    return int((len(section.frames) + clean + coarse) * (height // 2) * (width // 2)) + CONTEXT_TOKENS
 
 
 def section_loras(request: Request, section: Section) -> tuple[Lora, ...]:

@@ -22,7 +22,6 @@ from transformers import CLIPTextModel, LlamaModel, SiglipVisionModel
 
 from diffusers_helper import memory
 from diffusers_helper.budget import Budget
-from diffusers_helper.checkpoint import meta_transformer
 from diffusers_helper.device import CudaDevice, Device
 from diffusers_helper.files import CheckpointError, read_json
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
@@ -45,8 +44,9 @@ from eichi_utils.adapters import bind, load_transformer, merge_key
 from eichi_utils.components import CHECKS, load_vae, pretrained
 from eichi_utils.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
 from eichi_utils.loras import Lora
-from eichi_utils.preflight import host_available, needs, problems
+from eichi_utils.preflight import Machine, Way, choose, host_available
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.sizes import model_size
 
 # Networks and the system share the memory; above this share of it, what was used longest ago is dropped.
 HOST_SHARE = 0.6
@@ -150,19 +150,23 @@ class ModelPool:
         if wrong:
             raise UserError(wrong)
 
-    def preflight(self, checkpoint_name: str, precision: str, tokens: int) -> None:
-        """Raises UserError where memory or card are too small for this checkpoint, whatever is streamed."""
-        dtype, storage = memory.weight_format(precision, self.placement)
-        net = meta_transformer(self._folder(checkpoint_name))
-        needed = needs(net, dtype, storage, on_card=self.card is not None)
-        work = self.budget.estimate(tokens, net.config.dim, dtype.itemsize)
-        held = sum(loaded.bytes for loaded in self._loaded.values())
-        card_there = None
-        if self.card is not None:
-            on_card = sum(loaded.streamer.card_bytes for loaded in self._loaded.values() if loaded.streamer)
-            card_there = self.card.free() + on_card - self.budget.reserve
-        if found := list(problems(needed, work, host_available() + held, card_there)):
-            raise UserError(found)
+    def preflight(self, checkpoint_name: str, precision: str, tokens: int) -> Way:
+        """How this checkpoint is run here. Raises UserError where memory or card are too small, whatever is streamed."""
+        return choose(model_size(self.files, checkpoint_name), precision, tokens, self.machine())
+
+    def machine(self) -> Machine:
+        """What networks can have here, the reserve left out; what they hold already is theirs."""
+        host = host_available() + sum(loaded.bytes for loaded in self._loaded.values())
+        if self.card is None:
+            return Machine(host)
+        on_card = sum(loaded.streamer.card_bytes for loaded in self._loaded.values() if loaded.streamer)
+        wide = "bfloat16" if self.placement.transformer == torch.bfloat16 else "auto"
+        return Machine(host, self.card.free() + on_card - self.budget.reserve, wide, self.narrow)
+
+    @cached_property
+    def narrow(self) -> str:
+        """The 8-bit format for this card; found out when first asked for, by a small product."""
+        return "int8" if choose_product(self.placement.device) is None else "float8"
 
     @cached_property
     def passes(self) -> Passes:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -16,10 +17,18 @@ from diffusers_helper.vision import encode_image
 from eichi_utils import adapters
 from eichi_utils.encode import Conditions, Pictures, encode_mask, encode_pictures, fit_pictures
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
-from eichi_utils.film import Decoded, sample_film, step_tokens
+from eichi_utils.film import Decoded, sample_film
 from eichi_utils.media import FilmWriter, write_png
 from eichi_utils.metadata import mp4_tags, png_info
 from eichi_utils.plan import Plan, frames_of
+from eichi_utils.preflight import (
+    disk_free,
+    download_bytes,
+    download_problems,
+    figures,
+    most_tokens,
+    output_bytes,
+)
 from eichi_utils.problems import UserError
 from eichi_utils.request import Request
 
@@ -28,16 +37,12 @@ if TYPE_CHECKING:
     from eichi_utils.models import ModelPool
     from eichi_utils.paths import Outputs
 
-# Segments and film stand side by side, each with about a tenth of a byte for a pixel at a usual CRF and up to 1.5 at the
-# lowest; with some room the promise holds for noise too.
-BYTES_PER_PIXEL, LOSSLESS_BYTES_PER_PIXEL, LOSSLESS_CRF = 1.0, 4.0, 10
-SPARE_BYTES = 16 * 2**20
-
 
 def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Iterator[Event]:
     """Do the whole job. Ends with Finished or Stopped; whatever goes wrong is raised, a user's mistake as UserError.
 
-    The request's seed must be drawn (not -1). Files so far are complete at every event.
+    The request's seed must be drawn (not -1). Files so far are complete at every event, and carry the precision that was
+    chosen for "auto".
     """
     began = time.time()
     yield Stage(at=began, name="check")
@@ -47,9 +52,13 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     missing = pool.missing(plan.checkpoint)
     if not missing:
         pool.check(plan.checkpoint)
+    elif problems := download_problems(pool.files, missing):
+        raise UserError(problems)
     notices = [*adapters.notices(request.loras, pool.files, plan.checkpoint)]
     pictures = fit_pictures(plan, request.size)
-    outputs.prepare(needed_bytes(plan, pictures, getattr(request, "crf", 0)))
+    for_files = output_bytes(plan, pictures.height, pictures.width, getattr(request, "crf", 0))
+    outputs.prepare(for_files)
+    disk = for_files + download_bytes(pool.files, missing), disk_free(outputs.folder)
     yield _started(request, plan, pictures)
 
     files: list[str] = []
@@ -71,8 +80,11 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     if missing:
         pool.check(plan.checkpoint)
 
-    tokens = max(step_tokens(section, pictures.height // SPATIAL, pictures.width // SPATIAL) for section in plan.sections)
-    pool.preflight(plan.checkpoint, request.precision, tokens)
+    tokens = most_tokens(plan, pictures.height // SPATIAL, pictures.width // SPATIAL)
+    way = pool.preflight(plan.checkpoint, request.precision, tokens)
+    request = replace(request, precision=way.precision)
+    if way.chosen:
+        yield _choice(way.instead is not None, figures(way, pool.machine(), *disk))
 
     conditions = None
     for event in prepare(request, plan, pictures, pool):
@@ -107,12 +119,6 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         yield Finished(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began)
 
 
-def needed_bytes(plan: Plan, pictures: Pictures, crf: int) -> int:
-    """Disk space to ask for before a film is begun."""
-    per_pixel = BYTES_PER_PIXEL if crf >= LOSSLESS_CRF else LOSSLESS_BYTES_PER_PIXEL
-    return SPARE_BYTES + int(plan.frames * pictures.height * pictures.width * per_pixel)
-
-
 def _started(request: Request, plan: Plan, pictures: Pictures) -> Started:
     return Started(
         at=time.time(),
@@ -123,6 +129,12 @@ def _started(request: Request, plan: Plan, pictures: Pictures) -> Started:
         height=pictures.height,
         seed=request.seed,
     )
+
+
+def _choice(narrow: bool, values: Mapping[str, Any]) -> Notice:
+    if narrow:
+        return Notice(at=time.time(), key="precision_narrow", values=values)
+    return Notice(at=time.time(), key="precision_wide", values=values)
 
 
 def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -> Iterator[Event | Conditions]:

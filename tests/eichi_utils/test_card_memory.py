@@ -14,7 +14,7 @@ from diffusers_helper.budget import Budget
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vae_decode import Decoder
-from eichi_utils import film, runner
+from eichi_utils import preflight, runner
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import Jobs
 from eichi_utils.models import ModelPool
@@ -150,7 +150,7 @@ def test_tokens_of_a_section_in_the_usual_size(pictures: list[str]) -> None:
     """17,500 of latents at 640 x 608, and a picture and a prompt."""
     plan = request("reverse", pictures[0], seconds=5, window=9).plan()
     section = plan.sections[1]
-    assert abs(film.step_tokens(section, 80, 76) - film.CONTEXT_TOKENS - 17_500) < 100
+    assert abs(preflight.step_tokens(section, 80, 76) - preflight.CONTEXT_TOKENS - 17_500) < 100
 
 
 @pytest.mark.parametrize("wrong", [-1, 81, float("nan")])

@@ -87,7 +87,7 @@ def test_dry_run_for_reading(eichi: Run, pictures: list[str], tmp_path: Path) ->
     )  # fmt: skip
     assert code == 0
     lines = out.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4 and "GiB of RAM" in lines.pop(1)
     assert "73 frames" in lines[0]
     assert "20-28" in lines[1]
     assert "start@0" in lines[1]
