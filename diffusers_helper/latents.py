@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from diffusers_helper.memory import Room, free_bytes
+from diffusers_helper.past import SAMPLING_BYTES, Past, past_bytes
 from diffusers_helper.preview import HUNYUAN_PREVIEW, PreviewMatrix
-from diffusers_helper.vae_decode import Decoder, KeptTiles, side_for
+from diffusers_helper.vae_decode import STRETCH, Decoder, KeptTiles, peak_bytes, side_for
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
@@ -43,6 +44,24 @@ def decode_frames(
     room = room or Room(lambda: free_bytes(vae.device))
     side = side_for(vae, *latents.shape[2:], room.free())
     yield from Decoder(vae, side, room=room).frames(latents, kept)
+
+
+@torch.inference_mode()
+def decode_after(vae: AutoencoderKLHunyuanVideo, latents: Tensor, past: Past, room: Room | None = None) -> Iterator[Tensor]:
+    """A film's next latents (1, 16, T, h, w), each decoded once, as `Decoder.frames_after` and `decode_frames` say.
+
+    What is remembered stays on the card where decoding and sampling have room beside it, else in the computer's memory.
+    """
+    latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    room = room or Room(lambda: free_bytes(vae.device))
+    if past.empty and (free := room.free()) is not None:
+        size = latents.shape[3:]
+        # Until a stretch is done, there are two of everything.
+        kept = 2 * past_bytes(vae, *size)
+        if free < kept + max(SAMPLING_BYTES, peak_bytes(vae, STRETCH + 1, *size)):
+            past.leave()
+        past.side = side_for(vae, latents.shape[2], *size, free)
+    yield from Decoder(vae, past.side, room=room).frames_after(latents, past)
 
 
 def decode(vae: AutoencoderKLHunyuanVideo, latents: Tensor) -> Tensor:

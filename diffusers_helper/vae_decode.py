@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusers_helper.memory import Room
+from diffusers_helper.past import ATTENTION_LATENTS, Past
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
@@ -33,6 +34,8 @@ WORKING_BYTES = 2**27
 WORKING_TENSORS = 5
 # Of tiles in space, in latent cells: twice the overlap.
 SMALLEST_SIDE = 16
+# Latents that are decoded at a time where the past is remembered: as many frames as a time tile takes memory for.
+STRETCH = 4
 
 Fill = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float], None]
 
@@ -92,6 +95,15 @@ class Decoder:
         if kept is not None:
             kept.tiles = used
 
+    def frames_after(self, z: Tensor, past: Past) -> Iterator[Tensor]:
+        """The film's next latents (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w), in order: 4 T - 3 in all at its beginning,
+        4 T later. Raises torch.OutOfMemoryError where there is no room; the past is then that of the last piece."""
+        # The first latent is one frame: too little for statistics of its own.
+        begin, end = 0, STRETCH + past.empty
+        while begin < z.shape[2]:
+            yield self._in_room(z[:, :, begin:end], past)
+            begin, end = end, end + STRETCH
+
     def _tile(self, z: Tensor, kept: KeptTiles | None, used: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         found = kept.find(z) if kept is not None else None
         frames = self._in_room(z) if found is None else found.to(z.device)
@@ -99,23 +111,33 @@ class Decoder:
             used.append((z.clone(), frames.cpu() if found is None else found))
         return frames
 
-    def _in_room(self, z: Tensor) -> Tensor:
+    def _in_room(self, z: Tensor, past: Past | None = None) -> Tensor:
         while True:
             try:
-                return self._in_space(z)
+                frames = self._in_space(z, past)
             except torch.OutOfMemoryError as error:
                 short = error.with_traceback(None)
+            else:
+                if past is not None:
+                    past.commit()
+                return frames
             # Outside of the handler, which holds everything that was computed.
             made, smaller = self.room.make(), smaller_side(self.side, *z.shape[-2:])
+            if past is not None:
+                past.revert()
+                made = past.leave() or made
+                # What is remembered fits no other tiles.
+                smaller = smaller if past.empty else None
+                past.side = smaller or past.side
             if smaller is None and not made:
                 raise short
             self.side = smaller or self.side
             logger.warning("memory ran out on the card: decoding goes on in tiles of %s latent cells", self.side or "all")
 
-    def _in_space(self, z: Tensor) -> Tensor:
+    def _in_space(self, z: Tensor, past: Past | None = None) -> Tensor:
         height, width = z.shape[-2:]
         if self.side is None or max(height, width) <= self.side:
-            return self.tile(z)
+            return self.tile(z, past)
         ratio = self.vae.spatial_compression_ratio
         stride, fade = self.side - self.overlap, self.overlap * ratio
         rows: list[Tensor] = []
@@ -123,7 +145,9 @@ class Decoder:
         for y in range(0, height, stride):
             row: list[Tensor] = []
             for x in range(0, width, stride):
-                tile = self.tile(z[..., y : y + self.side, x : x + self.side])
+                if past is not None:
+                    past.place = y, x
+                tile = self.tile(z[..., y : y + self.side, x : x + self.side], past)
                 if above:
                     tile = faded(above[len(row)], tile, fade, 3)
                 if row:
@@ -133,29 +157,29 @@ class Decoder:
             above = row
         return torch.cat(rows, dim=-2)
 
-    def tile(self, z: Tensor) -> Tensor:
-        """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w), all in one piece."""
+    def tile(self, z: Tensor, past: Past | None = None) -> Tensor:
+        """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w), all in one piece; 4 T frames where the past has something."""
         net = self.vae.decoder
         z = self.vae.post_quant_conv(z)
         x = z.new_empty(1, net.conv_in.conv.out_channels, *z.shape[2:])
-        self._convolve(net.conv_in, z, x)
+        self._convolve(net.conv_in, z, x, past=past)
         middle, first, spare = net.mid_block, net.mid_block.resnets[0], None
-        x, spare = self._resnet(first, x, spare)
+        x, spare = self._resnet(first, x, spare, past)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
             if attention is not None:
-                attend(attention, x)
-            x, spare = self._resnet(resnet, x, spare)
+                attend(attention, x, past)
+            x, spare = self._resnet(resnet, x, spare, past)
         for block in net.up_blocks:
             for resnet in block.resnets:
-                x, spare = self._resnet(resnet, x, spare)
+                x, spare = self._resnet(resnet, x, spare, past)
             for upsampler in block.upsamplers or ():
                 spare = None
-                x = upsampled(upsampler, x)
+                x = upsampled(upsampler, x, past)
         pixels = x.new_empty(1, net.conv_out.conv.out_channels, *x.shape[2:])
-        self._convolve(net.conv_out, x, pixels, net.conv_norm_out)
+        self._convolve(net.conv_out, x, pixels, net.conv_norm_out, past=past)
         return pixels
 
-    def _resnet(self, module: nn.Module, x: Tensor, spare: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _resnet(self, module: nn.Module, x: Tensor, spare: Tensor | None, past: Past | None) -> tuple[Tensor, Tensor]:
         """The block's result, in the memory of x where that has room, and memory of its size that is free again.
 
         spare: such memory from the block before, or None.
@@ -163,12 +187,12 @@ class Decoder:
         channels = module.conv1.conv.out_channels
         if module.conv_shortcut is None:
             out, inner = x, torch.empty_like(x) if spare is None else spare
-            self._convolve(module.conv1, x, inner, module.norm1)
+            self._convolve(module.conv1, x, inner, module.norm1, past=past)
         else:
             room = x if x.shape[1] >= 2 * channels else x.new_empty(1, 2 * channels, *x.shape[2:])
             out, inner = room[:, :channels], room[:, channels : 2 * channels]
-            self._convolve(module.conv1, x, inner, module.norm1, beside=(module.conv_shortcut, out))
-        self._convolve(module.conv2, inner, out, module.norm2, add=True)
+            self._convolve(module.conv1, x, inner, module.norm1, beside=(module.conv_shortcut, out), past=past)
+        self._convolve(module.conv2, inner, out, module.norm2, add=True, past=past)
         return out, inner
 
     def _convolve(
@@ -180,12 +204,14 @@ class Decoder:
         *,
         add: bool = False,
         beside: tuple[nn.Module, Tensor] | None = None,
+        past: Past | None = None,
     ) -> None:
         """A causal convolution of x (1, C, T, H, W), normalised and through SiLU where norm is given, into out or added to it.
 
         out may share memory with x: frames are written when they are read no more. beside: a convolution of size 1 of x as it
-        is, and where its result goes.
+        is, and where its result goes. past: where the frames before x are, if there are any, and where its last ones go.
         """
+        before = past.take(module, x.device) if past is not None else None
         conv, frames = module.conv, x.shape[2]
         back, edge = conv.kernel_size[0] - 1, conv.kernel_size[2] // 2
         step = frames_at_once(x[:, :, 0])
@@ -204,7 +230,7 @@ class Decoder:
                     self.fill(place, x[:, :, begin + number], *known, norm.eps)
             repeat_edges(window[:, :, back : back + count], edge)
             if begin == 0:
-                window[:, :, :back] = window[:, :, back : back + 1]
+                window[:, :, :back] = window[:, :, back : back + 1] if before is None else before
             stretch = slice(begin, begin + count)
             if beside is not None:
                 # Before anything is written: the result's channels may be the input's.
@@ -216,6 +242,8 @@ class Decoder:
                 out[:, :, stretch] += result
             else:
                 out[:, :, stretch] = result
+        if past is not None:
+            past.put(module, window[:, :, count : count + back])
 
 
 def frames_at_once(frame: Tensor) -> int:
@@ -240,19 +268,26 @@ def statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     return mean, variance, norm.weight.float(), norm.bias.float()
 
 
-def attend(module: nn.Module, x: Tensor) -> None:
+def attend(module: nn.Module, x: Tensor, past: Past | None = None) -> None:
     """Add to x (1, C, T, H, W) its self-attention with one head; a frame looks at itself and the frames before it."""
-    frames = x.shape[2]
-    normed = F.group_norm(
-        x, module.group_norm.num_groups, module.group_norm.weight, module.group_norm.bias, module.group_norm.eps
-    )
-    tokens = normed.flatten(2).transpose(1, 2)
+    frames, cells = x.shape[2], x.shape[3] * x.shape[4]
+    tokens = normed(module.group_norm, x).flatten(2).transpose(1, 2)
     q, k, v = (linear(tokens)[:, None] for linear in (module.to_q, module.to_k, module.to_v))
-    cells = tokens.shape[1] // frames
+    known = 0
+    if past is not None:
+        before = past.take(module, x.device)
+        if before is not None:
+            known = before.shape[3]
+            k, v = (torch.cat([old, new], dim=2) for old, new in zip(before, (k, v), strict=True))
+        past.put(module, torch.stack([k[:, :, -ATTENTION_LATENTS * cells :], v[:, :, -ATTENTION_LATENTS * cells :]]))
     for t in range(frames):
-        end = (t + 1) * cells
-        out = F.scaled_dot_product_attention(q[:, :, t * cells : end], k[:, :, :end], v[:, :, :end])[:, 0]
+        begin, end = t * cells, known + (t + 1) * cells
+        out = F.scaled_dot_product_attention(q[:, :, begin : begin + cells], k[:, :, :end], v[:, :, :end])[:, 0]
         x[:, :, t] += module.to_out[0](out).transpose(1, 2).unflatten(2, x.shape[3:])
+
+
+def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 def first_taps(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,9 +301,9 @@ def second_taps(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return a + b, c
 
 
-def upsampled(module: nn.Module, x: Tensor) -> Tensor:
+def upsampled(module: nn.Module, x: Tensor, past: Past | None = None) -> Tensor:
     """(1, C, T, H, W) -> (1, C', T', 2 H, 2 W): nearest neighbours and the convolution. T' is T, or 2 T - 1: the first frame
-    stands alone in its latent, and every other becomes two."""
+    of a film stands alone in its latent, and every other becomes two; 2 T where the past has something."""
     conv = module.conv.conv
     times, *space = (int(factor) for factor in module.upsample_factor)
     if space != [2, 2]:
@@ -281,14 +316,22 @@ def upsampled(module: nn.Module, x: Tensor) -> Tensor:
     kernels = [kernel.to(conv.weight.dtype) for kernel in kernels]
     bias = conv.bias.repeat(len(in_space))
     back = kernels[0].shape[2] - 1
-    out = x.new_empty(1, conv.out_channels, times * (frames - 1) + 1, 2 * height, 2 * width)
+    before = past.take(module, x.device) if past is not None else None
+    alone = 0 if before is not None else times - 1
+
+    def at(t: int) -> Tensor:
+        return x[:, :, max(0, t)] if t >= 0 or before is None else before[:, :, t]
+
+    if past is not None:
+        past.put(module, torch.stack([at(t) for t in range(frames - back, frames)], dim=2))
+    out = x.new_empty(1, conv.out_channels, times * frames - alone, 2 * height, 2 * width)
     step = frames_at_once(out[:, :, 0])
     for begin in range(0, frames, step):
         count = min(step, frames - begin)
-        known = [max(0, t) for t in range(begin - back, begin + count)]
-        window = F.pad(x[:, :, known], (1, 1, 1, 1, 0, 0), mode="replicate")
+        window = torch.stack([at(t) for t in range(begin - back, begin + count)], dim=2)
+        window = F.pad(window, (1, 1, 1, 1, 0, 0), mode="replicate")
         for time, kernel in enumerate(kernels):
-            first = begin if times == 1 else 2 * begin - 1 + time
+            first = times * begin - alone + time
             made = F.conv3d(window, kernel, bias)
             if first < 0:
                 made, first = made[:, :, 1:], first + times

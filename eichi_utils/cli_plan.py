@@ -35,6 +35,7 @@ def plan_document(request: Request, needs: Mapping[str, Any]) -> dict[str, Any]:
         "closing": _ref_document(plan.closing),
         "pictures": dict(plan.pictures),
         "masks": dict(plan.masks),
+        "vae_cache": plan.vae_cache,
         "latents": plan.latents,
         "frames": plan.frames,
         "seconds": round(plan.frames / FPS, 3),

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import decode_frames, preview_rgb, rounded_on_host
+from diffusers_helper.latents import decode_after, decode_frames, preview_rgb, rounded_on_host
 from diffusers_helper.models.linear import strengths
 from diffusers_helper.models.step_cache import StepCache, TeaCache
 from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
+from diffusers_helper.past import Past
 from diffusers_helper.preview import PreviewMatrix
 from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
 from diffusers_helper.vae_decode import KeptTiles
@@ -62,7 +63,7 @@ def sample_film(
     sampler = SectionSampler(request, plan, conditions)
     history = sampler.history
     stitch = Stitch(plan.grows, plan.section_latents, finish)
-    kept = KeptTiles()
+    kept, past = KeptTiles(), Past()
     matrix = pool.files.describe().preview
     for number, section in enumerate(plan.sections):
         yield Stage(at=time.time(), name="sample", section=number)
@@ -81,12 +82,14 @@ def sample_film(
             added += 1
         yield Stage(at=time.time(), name="decode", section=number)
         # The neighbouring section is decoded again beside the new latents, so that the blend has two versions of it.
-        stretch = history.film if number == 0 else history.edge(added + plan.section_latents)
+        again = 0 if plan.vae_cache else plan.section_latents
+        stretch = history.film if number == 0 else history.edge(added + again)
         with pool.vae(stretch.numel()) as vae:
-            pieces = decode_frames(vae, stretch, kept, pool.room)
-            if plan.output == "picture":
-                picture = torch.cat([finish(piece) for piece in pieces], dim=2)
-                decoded = Decoded(number, latents, picture, picture[:, :, :0])
+            known = past if plan.vae_cache else kept
+            pieces = (decode_after if plan.vae_cache else decode_frames)(vae, stretch, known, pool.room)
+            if plan.output == "picture" or plan.vae_cache:
+                every = torch.cat([finish(piece) for piece in pieces], dim=2)
+                decoded = Decoded(number, latents, every, every[:, :, :0])
             else:
                 final = stitch.add(pieces, frames_of(stretch.shape[2]))
                 decoded = Decoded(number, latents, final, stitch.open)

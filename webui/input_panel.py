@@ -78,3 +78,5 @@ def advanced_panel(context: Context, form: Form) -> None:
                 form.number_or_empty("padding")
             if form.has("crf"):
                 form.slider("crf", step=1)
+        if form.has("vae_cache"):
+            form.switch("vae_cache")

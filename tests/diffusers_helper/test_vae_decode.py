@@ -85,7 +85,7 @@ def counted(monkeypatch) -> list[int]:
     """Latent frames of every tile that is really decoded."""
     lengths: list[int] = []
     tile = Decoder.tile
-    monkeypatch.setattr(Decoder, "tile", lambda self, z: lengths.append(z.shape[2]) or tile(self, z))
+    monkeypatch.setattr(Decoder, "tile", lambda self, z, *past: lengths.append(z.shape[2]) or tile(self, z, *past))
     return lengths
 
 
@@ -181,11 +181,11 @@ def out_of_memory_above(monkeypatch, cells: int) -> list[int]:
     tried: list[int] = []
     tile = Decoder.tile
 
-    def limited(self, z):
+    def limited(self, z, *past):
         tried.append(z.shape[3] * z.shape[4])
         if tried[-1] > cells:
             raise torch.OutOfMemoryError("injected")
-        return tile(self, z)
+        return tile(self, z, *past)
 
     monkeypatch.setattr(Decoder, "tile", limited)
     return tried
@@ -214,10 +214,10 @@ def test_what_others_give_up_is_tried_before_giving_up(own, monkeypatch):
     monkeypatch.undo()
     failures, tile = [torch.OutOfMemoryError("injected")], Decoder.tile
 
-    def once(self, part):
+    def once(self, part, *past):
         if failures:
             raise failures.pop()
-        return tile(self, part)
+        return tile(self, part, *past)
 
     monkeypatch.setattr(Decoder, "tile", once)
     assert torch.equal(whole(Decoder(own, room=Room(make=lambda: True)), z), wanted)

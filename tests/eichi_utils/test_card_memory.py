@@ -204,11 +204,11 @@ def test_decoding_goes_on_in_smaller_tiles(
     wanted = request("reverse", pictures[0], **{**SHORT, "size": 160})
     small, tile, failed = on_card(checkpoint, FakeDevice()), Decoder.tile, []
 
-    def limited(self, z):
+    def limited(self, z, *past):
         if max(z.shape[-2:]) > 16:
             failed.append(1)
             raise torch.OutOfMemoryError("injected")
-        return tile(self, z)
+        return tile(self, z, *past)
 
     monkeypatch.setattr(Decoder, "tile", limited)
     events = carry_out(wanted, small, tmp_path)
@@ -220,7 +220,7 @@ def test_memory_that_nobody_can_give_is_said_in_a_sentence(
 ) -> None:
     """And not as a traceback."""
 
-    def full(self, z):
+    def full(self, *_):
         raise torch.OutOfMemoryError("injected")
 
     monkeypatch.setattr(Decoder, "tile", full)
