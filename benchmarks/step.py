@@ -2,7 +2,8 @@
 
 Random weights in the published architecture, made on the device. diffusers' HunyuanVideoFramepackTransformer3DModel as it is is
 each size's first row; its group offload by leaves with a stream; accelerate's hooks for every leaf, without overlap, stand for
-swapping parameter by parameter. --tiny: a small architecture, for a machine without a card.
+swapping parameter by parameter. "streamed" may take --card-gib of the card. --tiny: a small architecture, for a machine
+without a card.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from diffusers import HunyuanVideoFramepackTransformer3DModel
 from torch import Tensor, nn
 
 from benchmarks.measure import (
+    GIB,
     Row,
     forget_peak,
     gpu_peak,
@@ -27,6 +29,8 @@ from benchmarks.measure import (
     report,
     timed,
 )
+from diffusers_helper.budget import Budget
+from diffusers_helper.device import CudaDevice, Device
 from diffusers_helper.memory import placement
 from diffusers_helper.models.attention import choose_attention
 from diffusers_helper.models.compiled import choose_passes
@@ -39,6 +43,7 @@ from diffusers_helper.models.transformer import (
     SectionTables,
     TransformerConfig,
 )
+from diffusers_helper.streaming import Streamer
 from eichi_utils.plan import CONTEXT, lay
 
 WINDOW, TEXT, IMAGE = 9, 60, 729
@@ -137,12 +142,30 @@ def own(
         for layer in net.block_linears().values():
             weight, layer.weight_scale = quantise(layer.weight, storage, dtype)
             layer.weight = nn.Parameter(weight, requires_grad=False)
+    join(net)
     net.attend = choose_attention(device, dtype).kernel
     if storage == "float8":
         set_product(net, choose_product(device))
     if fuse:
         net.passes = choose_passes(device)
     return net
+
+
+def join(net: PackedTransformer) -> None:
+    """Neighbours without a gap, as they lie in a slab."""
+    for row in net.parts().neighbours:
+        whole = torch.cat([tensor.data for tensor in row])
+        for tensor, part in zip(row, whole.split([len(tensor) for tensor in row]), strict=True):
+            tensor.data = part
+
+
+def streamed(net: PackedTransformer, card: Device, tokens: int, itemsize: int) -> Streamer:
+    """The network's weights in host memory, and as many of them on the card as fit beside the step's estimated activations."""
+    streamer = Streamer(card, net.parts())
+    streamer.lock(streamer.step_bytes)
+    streamer.fit(Budget(0).for_weights(card.free(), Budget(0).estimate(tokens, net.config.dim, itemsize)))
+    net.weights = streamer
+    return streamer
 
 
 CASES: Mapping[str, tuple] = {
@@ -153,6 +176,8 @@ CASES: Mapping[str, tuple] = {
     "own, compiled": (own, None, True),
     "own, int8": (own, "int8", True),
     "own, float8": (own, "float8", True),
+    "own, compiled, streamed": (own, None, True),
+    "own, float8, streamed": (own, "float8", True),
 }
 
 
@@ -165,9 +190,9 @@ def operations(config: TransformerConfig, tokens: int) -> float:
 
 @torch.inference_mode()
 def measure(
-    config: TransformerConfig, sizes: list[tuple[int, int]], cases: list[str], steps: int, device: str
+    config: TransformerConfig, sizes: list[tuple[int, int]], cases: list[str], steps: int, device: str, card_gib: float = 6.0
 ) -> Iterator[Row]:
-    """Every case is built once and sees all sizes; a case's rows come together."""
+    """Every case is built once and sees all sizes; a case's rows come together. card_gib: all that "streamed" may take."""
     where = placement(device)
     place, dtype = where.device, where.transformer
     rate = matrix_rate(place, dtype)
@@ -176,6 +201,13 @@ def measure(
         forget_peak(place)
         kind, *choice = CASES[case]
         net = kind(config, place, dtype, *choice)
+        streamer = None
+        if case.endswith("streamed"):
+            net.cpu()
+            forget_peak(place)
+            card = CudaDevice(place, int(card_gib * GIB))
+            biggest = max(tokens_of(Work(config, height, width, place, dtype)) for width, height in sizes)
+            streamer = streamed(net, card, biggest, dtype.itemsize)
         for width, height in sizes:
             size = f"{width}x{height}"
             work = Work(config, height, width, place, dtype)
@@ -187,16 +219,24 @@ def measure(
             floor = 1000 * operations(config, tokens_of(work)) / rate
             yield Row(size, case, took, before / took, relative(made, exact), gpu_peak(place), host_peak(), floor)
         del net, run
+        if streamer is not None:
+            streamer.close()
+            torch.cuda.set_per_process_memory_fraction(1.0, place)
 
 
 def main() -> None:
     parser = make_parser("step", __doc__, "640x608,512x512,416x960", list(CASES))
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--card-gib", type=float, default=6.0, help="all of the card that the streamed cases may take")
     options = parser.parse_args()
     config = TINY if options.tiny else TransformerConfig()
     sizes = [pair(text) for text in options.sizes.split(",")]
-    rows = list(measure(config, sizes, options.only or list(CASES), options.steps, options.device))
-    print(report(rows, placement(options.device).device, options.json))
+    place = placement(options.device).device
+    cases = options.only or [case for case in CASES if place.type == "cuda" or not case.endswith("streamed")]
+    if place.type != "cuda" and any(case.endswith("streamed") for case in cases):
+        parser.error("weights are streamed to a CUDA card, and there is none")
+    rows = list(measure(config, sizes, cases, options.steps, options.device, options.card_gib))
+    print(report(rows, place, options.json))
 
 
 if __name__ == "__main__":

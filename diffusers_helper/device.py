@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -39,6 +39,9 @@ class Device(Protocol):
     def mark(self) -> Event:
         """The event of everything that was queued for computing so far."""
 
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Queue a copy of a small tensor to the host, after what computes it; the result waits for it and returns it."""
+
     def lock(self, memory: Tensor) -> bool:
         """Lock host memory in place, so that copies from it need not be staged; False where the system refuses."""
 
@@ -60,11 +63,14 @@ class Device(Protocol):
 
 
 class CudaDevice:
-    """A CUDA card."""
+    """A CUDA card. limit: bytes that this process may take of it, for finding out how a smaller card would do; None is all."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, limit: int | None = None):
         index = torch.cuda.current_device() if device.index is None else device.index
-        self.device = torch.device("cuda", index)
+        self.device, self._limit = torch.device("cuda", index), limit
+        whole = torch.cuda.get_device_properties(index).total_memory
+        if limit is not None:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), self.device)
         self._copies = torch.cuda.Stream(self.device)
         self._stage: list[Tensor] = []
         self._staged: list[torch.cuda.Event] = []
@@ -97,6 +103,19 @@ class CudaDevice:
         event.record(torch.cuda.current_stream(self.device))
         return event
 
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        target.copy_(tensor, non_blocking=True)
+        # Blocking: the thread that waits sleeps and leaves its core to the page.
+        arrived = torch.cuda.Event(blocking=True)
+        arrived.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> Tensor:
+            arrived.synchronize()
+            return target
+
+        return wait
+
     def lock(self, memory: Tensor) -> bool:
         with torch.cuda.device(self.device):
             if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == SUCCESS:
@@ -111,7 +130,8 @@ class CudaDevice:
         torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
 
     def free(self) -> int:
-        return free_bytes(self.device)
+        free = free_bytes(self.device)
+        return free if self._limit is None else min(free, self._limit - self.allocated())
 
     def peak(self) -> int:
         return torch.cuda.max_memory_allocated(self.device)

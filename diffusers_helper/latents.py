@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusers_helper.memory import Room, free_bytes
 from diffusers_helper.past import SAMPLING_BYTES, Past, past_bytes
-from diffusers_helper.preview import HUNYUAN_PREVIEW, PreviewMatrix
+from diffusers_helper.preview import PreviewMatrix
 from diffusers_helper.vae_decode import STRETCH, Decoder, KeptTiles, peak_bytes, side_for
 
 if TYPE_CHECKING:
@@ -69,10 +69,15 @@ def decode(vae: AutoencoderKLHunyuanVideo, latents: Tensor) -> Tensor:
     return torch.cat([on_host(frames) for frames in decode_frames(vae, latents)], dim=2)
 
 
-def preview_rgb(latents: Tensor, matrix: PreviewMatrix = HUNYUAN_PREVIEW) -> Tensor:
+def preview_weights(matrix: PreviewMatrix, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The matrix as tensors: (16, 3), and the bias (1, 3, 1, 1, 1); float32."""
+    rows, bias = (torch.tensor(values, dtype=torch.float32, device=device) for values in (matrix.rows, matrix.bias))
+    return rows, bias.view(1, 3, 1, 1, 1)
+
+
+def preview_rgb(latents: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
     """(1, 16, T, h, w) -> (1, 3, T, h, w) in 0..1: one pixel for each latent cell, no network."""
-    rows = latents.new_tensor(matrix.rows)
-    bias = latents.new_tensor(matrix.bias).view(1, 3, 1, 1, 1)
+    rows, bias = weights
     return (torch.einsum("bcthw,cr->brthw", latents, rows) + bias).clamp(0.0, 1.0)
 
 

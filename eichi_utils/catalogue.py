@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eichi_utils.description import Example
-from eichi_utils.hub import ModelFiles
+from eichi_utils.hub import HUB_SIZES, ModelFiles, size_problems
 from eichi_utils.paths import MINIATURE
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
@@ -68,4 +68,6 @@ class Models:
         if request.model not in self.names:
             folder = {"folder": str(self.miniature)}
             return (Problem("model", "miniature_missing", folder),) if request.model == "miniature" else ()
+        if request.model == "framepack" and self.folder is None and (wrong := size_problems(request, HUB_SIZES)):
+            return wrong
         return self.files(request.model).problems(request)

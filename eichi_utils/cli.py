@@ -82,6 +82,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
     for command in (render, demo, doctor):
         command.add_argument("--device", default="auto", help=t("cli.help.device"))
         command.add_argument("--attention", default="auto", metavar="NAME", help=t("cli.help.attention"))
+        command.add_argument("--compile", choices=("auto", "off"), default="auto", help=t("cli.help.compile"))
     for command in (render, demo, doctor, add_lora_command(commands, t)):
         command.add_argument("--models", metavar="DIR", type=Path, help=t("cli.help.models"))
         command.add_argument("--json", action="store_true", help=t("cli.help.json"))
@@ -237,7 +238,14 @@ _READ_FLAG = {
 
 
 def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:
-    engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention, options.reserve_gb)
+    engine = Engine(
+        Models(options.models),
+        options.out.resolve(),
+        options.device,
+        options.attention,
+        options.reserve_gb,
+        options.compile,
+    )
     try:
         request = read_request(options, defaults or {}, lambda key, **values: sys.stderr.write(t(key, **values) + "\n"))
         problems: tuple[Problem, ...] = engine.models.problems(request) if options.dry_run else engine.problems(request)
@@ -304,7 +312,7 @@ def run_demo(options: argparse.Namespace, t: Translator) -> int:
 def run_doctor(options: argparse.Namespace, t: Translator) -> int:
     from eichi_utils.doctor import examine, report_lines
 
-    findings = examine(Models(options.models), options.device, options.attention)
+    findings = examine(Models(options.models), options.device, options.attention, options.compile)
     sys.stdout.write(json.dumps(findings) if options.json else "\n".join(report_lines(findings, t)))
     sys.stdout.write("\n")
     return DONE

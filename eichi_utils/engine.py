@@ -29,7 +29,8 @@ CELL = 8
 
 @dataclass
 class Engine:
-    """models: where each model is. attention: a kernel's name, or "auto". reserve_gb: GiB of a card left to others.
+    """models: where each model is. attention: a kernel's name, or "auto". reserve_gb: GiB of a card left to others. compiler:
+    "auto" or "off".
 
     torch is imported at the first job, not when the engine is made: a page can be served before.
     """
@@ -39,12 +40,19 @@ class Engine:
     device: str = "auto"
     attention: str = "auto"
     reserve_gb: float = 0.5
+    compiler: str = "auto"
 
     @cached_property
     def pool(self) -> ModelPool:
         from eichi_utils.models import ModelPool
 
-        return ModelPool(self.models.folder, device=self.device, attention=self.attention, reserve_gb=self.reserve_gb)
+        return ModelPool(
+            self.models.folder,
+            device=self.device,
+            attention=self.attention,
+            reserve_gb=self.reserve_gb,
+            compiler=self.compiler,
+        )
 
     def forecast(self, request: Request) -> tuple[dict[str, Any], tuple[Problem, ...]]:
         """What a checked request needs, as `preflight.figures`, and what is too small for it; torch is not imported."""

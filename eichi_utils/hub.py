@@ -100,13 +100,13 @@ class ModelFiles:
 
     def problems(self, request: Request) -> tuple[Problem, ...]:
         """What these models cannot do of a request, beside what is wrong with the request itself."""
+        if missing := self.folder_problems():
+            return missing
         try:
             sizes = self.describe().sizes
         except UserError as error:
             return error.problems
-        if not sizes or request.size in sizes or request.size not in SIZES:
-            return ()
-        return (Problem("size", "size_not_of_model", {"value": request.size, "sizes": ", ".join(map(str, sizes))}),)
+        return size_problems(request, sizes) if sizes else ()
 
     def missing(self, checkpoint: str) -> list[Place]:
         """What has to be downloaded before this checkpoint can run; empty when complete, or with a folder of one's own."""
@@ -170,6 +170,13 @@ class ModelFiles:
             return not (folder / "config.json").is_file()
         files = (PREPROCESSOR_FILE,) if name == "feature_extractor" else TOKENIZER_FILES
         return not any((folder / file).is_file() for file in files)
+
+
+def size_problems(request: Request, sizes: tuple[int, ...]) -> tuple[Problem, ...]:
+    """Whether a model with these sizes was not made for the request's. A size of no model is the request's own problem."""
+    if request.size in sizes or request.size not in SIZES:
+        return ()
+    return (Problem("size", "size_not_of_model", {"value": request.size, "sizes": ", ".join(map(str, sizes))}),)
 
 
 def _progress_while(wanted: Callable[[], bool]) -> type[tqdm]:

@@ -341,7 +341,8 @@ def photo(name: str) -> Path:
     return next((Path(importlib.util.find_spec("gradio").origin).parent / "media_assets" / "images").glob(f"{name}.jp*g"))
 
 
-def main() -> None:
+def main() -> int:
+    """1 if a figure misses its bound."""
     parser = argparse.ArgumentParser(prog="python -m miniature.evaluate", description=__doc__.splitlines()[0])
     default = Path(__file__).parent / "checkpoint"
     parser.add_argument("folder", type=Path, nargs="?", default=default if default.is_dir() else WEIGHTS)
@@ -365,7 +366,8 @@ def main() -> None:
             print(f"{figure.name}: {figure.value:.3f} {bound} {mark}", file=sys.stderr, flush=True)
     if options.json:
         print(document(figures))
+    return int(any(figure.holds is False for figure in figures))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from filecmp import cmp
 from html import escape
 from typing import Any
 
@@ -13,23 +14,29 @@ from eichi_utils.request import Request
 from webui.context import QUIET, Context
 from webui.form import Form, size_labels
 
-EXAMPLES_HTML = '<p class="title"></p><div class="row"></div>'
+EXAMPLES_HTML = '<p class="title"></p><div class="row"></div><button type="button" class="undo"></button>'
+# What the undo says instead of an example's number.
+UNDO = -1
 
 EXAMPLES_CSS = """
 .title { margin: 0 0 4px; font-size: 12px; color: var(--body-text-color-subdued); }
 .row { display: flex; gap: 8px; overflow-x: auto; }
-button { display: flex; flex: 1 0 88px; flex-direction: column; justify-content: flex-start; max-width: 120px;
+.undo { margin: 4px 0 0 !important; padding: 2px 0; background: none; border: none; cursor: pointer; font-size: 12px;
+  text-decoration: underline; color: var(--body-text-color); }
+.row button { display: flex; flex: 1 0 88px; flex-direction: column; justify-content: flex-start; max-width: 120px;
   margin: 0 !important; padding: 4px; border-radius: 8px; cursor: pointer; text-align: left; font-size: 12px; font-weight: 400;
   line-height: 1.35; color: var(--body-text-color); background: var(--background-fill-secondary);
   border: 1px solid var(--border-color-primary); }
-button:hover, button:focus-visible { border-color: var(--color-accent); }
+.row button:hover, .row button:focus-visible { border-color: var(--color-accent); }
 img { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: cover; border-radius: 4px; margin-bottom: 4px; }
 [hidden] { display: none !important; }
 """
 
 EXAMPLES_JS = """
 function show() {
-  const value = props.value || {}, examples = value.examples || [];
+  const value = props.value || {}, examples = value.examples || [], undo = element.querySelector('.undo');
+  undo.hidden = !value.undo;
+  undo.textContent = value.undo || '';
   element.querySelector('.title').hidden = element.querySelector('.row').hidden = !examples.length;
   element.querySelector('.title').textContent = value.title || '';
   element.querySelector('.row').replaceChildren(...examples.map((example, index) => {
@@ -40,6 +47,7 @@ function show() {
     button.addEventListener('click', () => trigger('click', { index }));
     return button; }));
 }
+element.querySelector('.undo').addEventListener('click', () => trigger('click', { index: UNDO }));
 show();
 watch('value', show);
 """
@@ -57,16 +65,19 @@ class ModelPanel:
             self._examples(model),
             html_template=EXAMPLES_HTML,
             css_template=EXAMPLES_CSS,
-            js_on_load=EXAMPLES_JS,
+            js_on_load=EXAMPLES_JS.replace("UNDO", str(UNDO)),
             elem_id="examples",
         )
         # The size that each model was last asked for, so that looking at another model loses nothing.
         self.chosen = gr.State({name: self._usual(name, "size") for name in context.models.names})
+        # Picture and prompt that an example took the place of; None when there is nothing to go back to.
+        self.replaced = gr.State(None)
+        self.asked_steps = gr.State(False)
 
     @property
     def outputs(self) -> list[Component]:
         """What `shown` may return, besides the form's fields."""
-        return [self.hint, self.examples, self.chosen]
+        return [self.hint, self.examples, self.chosen, self.asked_steps]
 
     def wire(self, look: Callable[..., Any], outputs: list[Component]) -> None:
         """look: called with the form's values after another model is chosen, to judge them by it. outputs: what it returns."""
@@ -74,12 +85,14 @@ class ModelPanel:
         # One field after the other: an event of the one would still be sent with the other's old value.
         changed = [self.hint, self.examples] + ([] if size is None else [size])
         chosen = self.radio.input(self.choose, {self.radio, self.chosen}, changed, **QUIET)
-        advised = chosen.then(self.advise, [self.radio, steps], steps, **QUIET)
+        steps.input(lambda: True, None, self.asked_steps, **QUIET)
+        advised = chosen.then(self.advise, [self.radio, steps, self.asked_steps], steps, **QUIET)
         advised.then(look, self.form.components, outputs, **QUIET)
         if size is not None:
             size.input(self.remember, [self.radio, size, self.chosen], self.chosen, **QUIET)
         filled = [self._field("image"), self._field("prompt")]
-        self.examples.click(self.take, self.radio, filled, **QUIET)
+        state = [self.examples, self.replaced]
+        self.examples.click(self.take, [self.radio, *filled, self.replaced], [*filled, *state], **QUIET)
 
     def choose(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """Another model: its sizes, the last one of them that was asked for, and its examples."""
@@ -87,18 +100,25 @@ class ModelPanel:
         updates = {self.hint: self._hint(model), self.examples: self._examples(model)}
         return updates | ({} if size is None else {size: self._sizes(model, values[self.chosen][model])})
 
-    def advise(self, model: str, steps: Any) -> Any:
-        """The model's recommended steps, unless the user had asked for others than a model recommends."""
+    def advise(self, model: str, steps: Any, asked: bool) -> Any:
+        """The model's recommended steps, unless the user had asked for a number, here or in the request that was filled in."""
         usual = [self._usual(name, "steps") for name in self.context.models.names]
-        return self._usual(model, "steps") if steps in usual else steps
+        return self._usual(model, "steps") if steps in usual and not asked else steps
 
     def remember(self, model: str, size: int, chosen: Mapping[str, int]) -> dict[str, int]:
         return {**chosen, model: size}
 
-    def take(self, model: str, event: gr.EventData) -> tuple[str, str]:
-        """Picture and prompt of the example that was clicked."""
-        example = self.context.models.examples(model)[event._data["index"]]
-        return example.picture, example.prompt
+    def take(self, model: str, image: str | None, prompt: str, replaced: tuple | None, event: gr.EventData) -> tuple:
+        """Picture and prompt of the example that was clicked, or those that examples took the place of."""
+        number = event._data["index"]
+        if number == UNDO:
+            return (*(replaced or (image, prompt)), self._examples(model), None)
+        examples = self.context.models.examples(model)
+        own_prompt = prompt.strip() and prompt not in [example.prompt for example in examples]
+        if own_prompt or (image and not any(cmp(image, example.picture, shallow=False) for example in examples)):
+            replaced = image, prompt
+        undo = self.t("page.examples.undo") if replaced else ""
+        return examples[number].picture, examples[number].prompt, {**self._examples(model), "undo": undo}, replaced
 
     def news(self, model: str) -> dict[Component, Any]:
         """What may have changed since the server started: a model has been downloaded."""
@@ -113,6 +133,7 @@ class ModelPanel:
             **self.news(request.model),
             self.examples: self._examples(request.model),
             self.chosen: {**self.chosen.value, request.model: request.size},
+            self.asked_steps: request.steps != self._usual(request.model, "steps"),
         }
         return updates | ({} if size is None else {size: self._sizes(request.model, request.size)})
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import __main__ as everything
 from benchmarks import decode, measure, section, step
+from diffusers_helper.budget import Budget
 from diffusers_helper.models.transformer import TransformerConfig
+from diffusers_helper.streaming import Streamer
+from tests.fake_device import FakeDevice
 
 
 def document_of(module, arguments: list[str], monkeypatch, capsys) -> dict[str, dict]:
@@ -30,6 +35,23 @@ def test_a_step_of_the_own_class_is_the_others(monkeypatch, capsys):
     assert tuple(rows) == cases
     assert rows["own"]["error"] == 0.0 == rows["accelerate, sequential"]["error"] and 0 < rows["own, int8"]["error"] < 0.1
     assert all(row["milliseconds"] > 0 and row["floor"] > 0 for row in rows.values())
+
+
+def test_a_streamed_step_is_a_resident_one():
+    """With a card too small for the blocks, through the benchmark's own wiring."""
+    config = replace(step.TINY, num_layers=3, num_single_layers=3)
+    cpu = torch.device("cpu")
+    work = step.Work(config, 64, 48, cpu, torch.float32)
+    net = step.own(config, cpu, torch.float32, None, False)
+    exact = work.own(net)()
+    tokens = step.tokens_of(work)
+    least = Streamer(FakeDevice(), net.parts()).least_bytes
+    estimate = Budget(0).estimate(tokens, config.dim, 4)
+    card = FakeDevice(capacity=least + estimate + 1000)
+    streamer = step.streamed(net, card, tokens, 4)
+    assert not streamer.resident and card.locked
+    assert torch.equal(work.own(net)(), exact) and card.copied > 0
+    streamer.close()
 
 
 def test_decoding_is_diffusers_picture(monkeypatch, capsys):
@@ -68,3 +90,27 @@ def test_a_table_names_the_machine():
     row = measure.Row("64x48", "own", 12.0, 1.5, 0.0, 3.0, 4.0, 6.0)
     lines = measure.report([row], torch.device("cpu"), as_json=False).splitlines()
     assert "CPU" in lines[0] and lines[-1] == "| 64x48 | own | 12 | 1.50 | 0.0e+00 | 3.0 | 4.0 | 6 |"
+
+
+def test_several_programs_in_one_go(monkeypatch, capsys):
+    """Tables come last, and one that fails does not take the others along."""
+    said = {"step": ("| own |", ""), "decode": ("half a table", "exit code 1"), "section": ('{"rows": []}', "")}
+    asked = []
+
+    def run(program, flags, minutes):
+        asked.append((program, flags))
+        return said[program]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(everything, "run", run)
+        assert everything.main(['step --only "own, compiled"', "decode", "step"]) == 1
+        out, err = capsys.readouterr()
+        assert asked[0] == ("step", ["--only", "own, compiled"]) and err == "decode: exit code 1\n"
+        assert out.count("| own |") == 2 and out.index("## step --only") < out.index("## step\n") and "half" not in out
+        assert everything.main(["section", "decode", "--json"]) == 1
+        assert asked[-1] == ("decode", ["--json"])
+        document = json.loads(capsys.readouterr().out)
+        assert document == {"results": {"section": {"rows": []}}, "failed": {"decode": "exit code 1"}}
+    assert everything.run("measure", [], 1.0) == ("", "")
+    assert everything.run("nothing", [], 1.0) == ("", "exit code 1")
+    assert everything.run("step", [], 0.0001) == ("", "took more than 0.0001 minutes")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from eichi_utils import film, modes
+from eichi_utils import modes, previews
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.events import Finished, Notice
@@ -73,7 +73,9 @@ def test_what_is_to_be_downloaded(checkpoint: Path, nothing_there: Path) -> None
     assert Models(checkpoint).gigabytes("framepack") == 0
 
 
-def test_the_miniature_is_offered_with_its_own_sizes_and_settings(nothing_there: Path, pictures: list[str]) -> None:
+def test_the_miniature_is_offered_with_its_own_sizes_and_settings(
+    nothing_there: Path, pictures: list[str], tmp_path: Path
+) -> None:
     """And nothing of the other's: 640 px of it are noise, and 128 px of the real one are too."""
     models = Models()
     assert models.names == ("framepack", "miniature")
@@ -86,7 +88,12 @@ def test_the_miniature_is_offered_with_its_own_sizes_and_settings(nothing_there:
     for size in SIZES:
         problems = models.problems(request("reverse", pictures[0], model="miniature", size=size))
         assert found(problems) == (set() if size <= 192 else {("size", "size_not_of_model")})
-        assert models.problems(request("reverse", pictures[0], size=size)) == ()
+        problems = models.problems(request("reverse", pictures[0], size=size))
+        assert found(problems) == (set() if size >= 384 else {("size", "size_not_of_model")})
+        # Nobody knows what a folder of one's own was made for, unless it says so.
+        assert Models(tmp_path).problems(request("reverse", pictures[0], size=size)) == ()
+    missing = Models(tmp_path / "none").problems(request("reverse", pictures[0]))
+    assert found(missing) == {("models", "models_missing")}
     # A size that no model has is the request's own problem, and said once.
     assert models.problems(request("reverse", pictures[0], model="miniature", size=641)) == ()
 
@@ -132,7 +139,7 @@ def test_previews_are_made_with_the_models_own_matrix(
 ) -> None:
     """HunyuanVideo's table on other latents shows wrong colours. This one has all channels in red, none in green, full blue."""
     shown = []
-    monkeypatch.setattr(film, "animated_webp", lambda frames: shown.append(frames) or b"")
+    monkeypatch.setattr(previews, "animated_webp", lambda frames: shown.append(frames) or b"")
     carry_out(request("single", pictures[0]), ModelPool(described, device="cpu"), tmp_path)
     assert shown
     for frames in shown:

@@ -73,7 +73,7 @@ def test_paths_in_a_request_file_are_relative_to_it(
 
 def test_another_mode_takes_over_what_both_have(pictures: list[str], tmp_path: Path, capsys) -> None:
     """`--request film.mp4 --mode forward` used to complain about four settings nobody had typed."""
-    (tmp_path / "request.json").write_text(json.dumps(to_json(request("reverse", pictures[0], crf=20))))
+    (tmp_path / "request.json").write_text(json.dumps(to_json(request("reverse", pictures[0], crf=20, size=640))))
     code, plan = eichi(capsys, "render", "--request", tmp_path / "request.json", "--mode", "forward", "--dry-run")
     assert code == 0 and plan["checkpoint"] == "framepack_f1"
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 
+from miniature import evaluate
 from miniature.clips import render, scenes
 from miniature.evaluate import SIDE, Figure, along, decibels, document, joins
 from miniature.export import fitted_preview
@@ -24,6 +26,16 @@ def test_figures_as_json():
     """numpy's numbers once ended an evaluation of an hour in a TypeError."""
     figures = [Figure("a", numpy.float64(2.0), 1.0), Figure("b", 3.0)]
     assert json.loads(document(figures))[0] == {"name": "a", "value": 2.0, "bound": 1.0, "at_most": False, "holds": True}
+
+
+def test_a_miss_is_an_exit_code(monkeypatch, capsys, tmp_path):
+    """An evaluation that missed its bounds ended as if all was well."""
+    for value, code in ((1.0, 1), (3.0, 0)):
+        parts = {"one": lambda value=value: [Figure("a", value, 2.0), Figure("b", 0.0)]}
+        monkeypatch.setattr(evaluate, "Evaluation", lambda *settings, parts=parts: SimpleNamespace(parts=parts))
+        monkeypatch.setattr("sys.argv", ["evaluate", str(tmp_path), "--json"])
+        assert evaluate.main() == code
+        assert [figure["holds"] for figure in json.loads(capsys.readouterr().out)] == [code == 0, None]
 
 
 def test_joins_see_a_jump():

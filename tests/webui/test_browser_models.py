@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def test_an_example_becomes_a_film(serve, open_page, models, jobs, mode: str, la
 
     page.fill("#seed textarea, #seed input", "7")
     example = models.examples("miniature")[2]
-    page.locator("#examples button", has_text=example.prompt).click()
+    page.locator("#examples .row button", has_text=example.prompt).click()
     page.wait_for_selector("#image img")
     page.wait_for_function(f"document.querySelector('#prompt textarea').value === {example.prompt!r}")
     assert page.input_value("#seed textarea, #seed input") == "7"
@@ -65,10 +66,34 @@ def test_an_example_becomes_a_film(serve, open_page, models, jobs, mode: str, la
     assert stored["prompt"] == example.prompt and job.view.notices == ()
 
 
+def test_an_example_can_be_taken_back(serve, open_page, models, tower: str, tmp_path: Path) -> None:
+    """A click on an example lost the picture and the prompt that were there."""
+    page = open_page(serve("reverse", "en", models=models).url)
+    examples = page.locator("#examples .row button")
+    prompts = [example.prompt for example in models.examples("miniature")]
+    prompt_is = "document.querySelector('#prompt textarea').value === {!r}"
+    examples.nth(0).click()
+    page.wait_for_function(prompt_is.format(prompts[0]))
+    assert page.locator("#examples .undo").is_hidden()
+    mine = shutil.copy(tower, tmp_path / "mine.jpg")
+    page.set_input_files("#image input[type=file]", mine)
+    page.fill("#prompt textarea", "My own words.")
+    own = "document.querySelector('#image img')?.src.includes('mine')"
+    page.wait_for_function(own)
+    for number in (1, 2):
+        examples.nth(number).click()
+        page.wait_for_function(prompt_is.format(prompts[number]))
+        page.wait_for_function(f"!{own}")
+    page.click("#examples .undo")
+    page.wait_for_function(prompt_is.format("My own words."))
+    page.wait_for_function(own)
+    assert page.locator("#examples .undo").is_hidden()
+
+
 def test_another_model_brings_its_sizes_and_loses_nothing(serve, open_page, models) -> None:
     """Offered sizes change with the model; what was typed stays, and so does the size each was last asked for."""
     page = open_page(serve("reverse", "en", models=models).url)
-    page.locator("#examples button").nth(0).click()
+    page.locator("#examples .row button").nth(0).click()
     page.wait_for_selector("#image img")
     page.wait_for_function("document.querySelector('#prompt textarea').value")
     page.fill("#prompt textarea", "My own words.")
@@ -81,7 +106,7 @@ def test_another_model_brings_its_sizes_and_loses_nothing(serve, open_page, mode
         assert min(page.evaluate(SIZES)) == 384 and chosen(page, "size") == "640 px"
         page.wait_for_function("document.querySelector('#summary').textContent.includes('640 × 640')")
         assert "42 GB" in page.inner_text("#model-hint")
-        assert page.locator("#examples button").count() == 0
+        assert page.locator("#examples .row button").count() == 0
         small.click()
         page.wait_for_function(f"{SIZES}.length === 3")
         assert chosen(page, "size") == "160 px"
@@ -103,7 +128,7 @@ def test_a_reload_shows_the_jobs_model(serve, open_page, models, jobs, tower: st
         page.wait_for_selector("#progress [data-state=failed]")
         page.wait_for_function(f"{SIZES}.length === 10")
     assert chosen(page, "model").startswith("FramePack") and chosen(page, "size") == "512 px"
-    assert page.locator("#examples button").count() == 0
+    assert page.locator("#examples .row button").count() == 0
 
 
 def _offline(*args: object, **settings: object) -> None:
