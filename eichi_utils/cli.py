@@ -22,7 +22,7 @@ from eichi_utils import modes
 from eichi_utils.catalogue import Models
 from eichi_utils.cli_lora import add_lora_command
 from eichi_utils.cli_plan import plan_document, plan_lines
-from eichi_utils.engine import Engine
+from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
 from eichi_utils.jobs import Jobs
 from eichi_utils.loras import from_flag, named_beside
@@ -75,7 +75,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
         add_request_flags(command, t)
         command.add_argument("--request", metavar="FILE", help=t("cli.help.request"))
         command.add_argument("--out", metavar="DIR", type=Path, default=DEFAULT_OUTPUTS, help=t("cli.help.out"))
-        command.add_argument("--reserve-gb", type=float, default=0.5, metavar="N", help=t("cli.help.reserve_gb"))
+        command.add_argument("--reserve-gb", type=float, default=RESERVE_GB, metavar="N", help=t("cli.help.reserve_gb"))
         command.add_argument("--dry-run", action="store_true", help=t("cli.help.dry_run"))
     doctor = commands.add_parser("doctor", help=t("cli.doctor"), description=t("cli.doctor"), allow_abbrev=False)
     doctor.set_defaults(run=run_doctor)

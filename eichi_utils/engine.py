@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eichi_utils import preflight
-from eichi_utils.cards import cards
+from eichi_utils.cards import Card, cards
 from eichi_utils.catalogue import Models
 from eichi_utils.events import Event, Stage
 from eichi_utils.jobs import Stop
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Pixels that a latent covers in height and width.
 CELL = 8
+# GiB of a card that are left to others.
+RESERVE_GB, MOST_RESERVED = 0.5, 80
 
 
 @dataclass
@@ -32,14 +34,15 @@ class Engine:
     """models: where each model is. attention: a kernel's name, or "auto". reserve_gb: GiB of a card left to others. compiler:
     "auto" or "off".
 
-    torch is imported at the first job, not when the engine is made: a page can be served before.
+    The reserve may change at any time, and counts from the next job on. torch is imported at the first job, not when the engine
+    is made: a page can be served before.
     """
 
     models: Models = field(default_factory=Models)
     outputs: Path = DEFAULT_OUTPUTS
     device: str = "auto"
     attention: str = "auto"
-    reserve_gb: float = 0.5
+    reserve_gb: float = RESERVE_GB
     compiler: str = "auto"
 
     @cached_property
@@ -53,6 +56,11 @@ class Engine:
             reserve_gb=self.reserve_gb,
             compiler=self.compiler,
         )
+
+    @cached_property
+    def card(self) -> Card | None:
+        """The card that networks will run on, as its driver described it when first asked; torch is not imported."""
+        return self._card()
 
     def forecast(self, request: Request) -> tuple[dict[str, Any], tuple[Problem, ...]]:
         """What a checked request needs, as `preflight.figures`, and what is too small for it; torch is not imported."""
@@ -76,13 +84,17 @@ class Engine:
 
     def _machine(self) -> preflight.Machine:
         host = preflight.host_available()
-        number = int(number) if (number := self.device.rpartition(":")[2]).isdecimal() else 0
-        found = cards() if self.device.partition(":")[0] in ("auto", "cuda") else ()
-        if number >= len(found):
+        card = self._card()
+        if card is None:
             return preflight.Machine(host)
-        card = found[number]
         free = card.free - int(self.reserve_gb * 2**30)
         return preflight.Machine(host, free, narrow=preflight.narrow_format(card.capability))
+
+    def _card(self) -> Card | None:
+        kind, _, number = self.device.partition(":")
+        found = cards() if kind in ("auto", "cuda") else ()
+        index = int(number) if number.isdecimal() else 0
+        return found[index] if index < len(found) else None
 
     def problems(self, request: Request | None) -> tuple[Problem, ...]:
         """Everything about models, device and output folder that keeps a job from starting, before it is submitted.
@@ -113,4 +125,5 @@ class Engine:
         if problems := self.models.problems(request):
             raise UserError(problems)
         self.pool.use(self.models.files(request.model))
+        self.pool.reserve(self.reserve_gb)
         yield from run(request, request.plan(), self.pool, Outputs(self.outputs, job_id), stop)

@@ -42,6 +42,7 @@ from diffusers_helper.text import (
 from diffusers_helper.vision import VisionEncoder, VisionPreprocessing
 from eichi_utils.adapters import bind, load_transformer, merge_key
 from eichi_utils.components import CHECKS, load_vae, pretrained
+from eichi_utils.engine import MOST_RESERVED, RESERVE_GB
 from eichi_utils.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
 from eichi_utils.loras import Lora
 from eichi_utils.preflight import Machine, Way, choose, host_available
@@ -54,7 +55,6 @@ HOST_SHARE = 0.6
 LOCKED_SHARE = 0.5
 # Tokens of a section in the usual size, where nobody says how many there are.
 USUAL_TOKENS = 18_500
-RESERVE_GB, MOST_RESERVED = 0.5, 80
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,10 @@ class ModelPool:
             while self._loaded:
                 self._drop(next(iter(self._loaded)))
             self.files = files
+
+    def reserve(self, gigabytes: float) -> None:
+        """GiB of the card that are left to others from the next loan on."""
+        self.budget.reserve = int(gigabytes * 2**30)
 
     def missing(self, checkpoint_name: str) -> list[Place]:
         """What has to be downloaded before this checkpoint can run."""
