@@ -24,7 +24,7 @@ from eichi_utils.cli_cache import add_cache_command
 from eichi_utils.cli_lora import add_lora_command
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.disk_cache import DEFAULT_GB
-from eichi_utils.engine import Engine
+from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
 from eichi_utils.jobs import Jobs
 from eichi_utils.loras import from_flag, named_beside
@@ -42,6 +42,7 @@ SWITCH_WORDS = {"on": True, "off": False, "true": True, "false": False}
 # Flags whose name is not the field's with dashes.
 FLAG_NAMES = {"keyframes": "--keyframe", "section_prompts": "--section-prompt", "image_mask": "--mask", "loras": "--lora"}
 PAIR_KINDS = ("section_pictures", "section_texts")
+OUT_OF_MEMORY = ("out_of_memory", "out_of_card_memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +77,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
         add_request_flags(command, t)
         command.add_argument("--request", metavar="FILE", help=t("cli.help.request"))
         command.add_argument("--out", metavar="DIR", type=Path, default=DEFAULT_OUTPUTS, help=t("cli.help.out"))
-        command.add_argument("--reserve-gb", type=float, default=0.5, metavar="N", help=t("cli.help.reserve_gb"))
+        command.add_argument("--reserve-gb", type=float, default=RESERVE_GB, metavar="N", help=t("cli.help.reserve_gb"))
         command.add_argument("--cache-gb", type=float, default=DEFAULT_GB, metavar="N", help=t("cli.help.cache_gb"))
         command.add_argument("--dry-run", action="store_true", help=t("cli.help.dry_run"))
     doctor = commands.add_parser("doctor", help=t("cli.doctor"), description=t("cli.doctor"), allow_abbrev=False)
@@ -252,8 +253,11 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
     if problems:
         raise UserError(problems)
     if options.dry_run:
-        sys.stdout.write(json.dumps(plan_document(request)) if options.json else "\n".join(plan_lines(request, t)))
-        sys.stdout.write("\n")
+        needs, short = engine.forecast(request)
+        for line in problem_lines(short, t):
+            sys.stderr.write(line + "\n")
+        text = json.dumps(plan_document(request, needs)) if options.json else "\n".join(plan_lines(request, needs, t))
+        sys.stdout.write(text + "\n")
         return DONE
     with _terminated_as_interrupted():
         return report(follow_job(Jobs(engine), request, t), t, options.json)
@@ -339,7 +343,7 @@ def report(view: View, t: Translator, as_json: bool) -> int:
 
 
 def _failure_code(view: View) -> int:
-    program = any(problem.key in ("unexpected", "out_of_memory", "download_failed") for problem in view.problems)
+    program = any(problem.key in ("unexpected", *OUT_OF_MEMORY, "download_failed") for problem in view.problems)
     return FAILED if program or view.sampling_since is not None else BAD_INPUT
 
 

@@ -267,7 +267,9 @@ def test_memory_of_the_card_is_recognised_without_importing_torch() -> None:
     """torch.OutOfMemoryError is a RuntimeError; the user must read about memory, not about a bug."""
     import torch
 
-    assert found(problems_of(torch.OutOfMemoryError("CUDA out of memory"))) == {("", "out_of_memory")}
+    assert found(problems_of(torch.OutOfMemoryError("CUDA out of memory"))) == {("", "out_of_card_memory")}
+    of_the_host = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+    assert found(problems_of(of_the_host)) == {("", "out_of_memory")}
     assert found(problems_of(PermissionError(errno.EACCES, "no"))) == {("", "unexpected")}
     assert found(problems_of(OSError(errno.EDQUOT, "quota"))) == {("", "disk_full")}
 
