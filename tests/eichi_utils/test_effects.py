@@ -16,6 +16,7 @@ from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
 from eichi_utils.request import Request
 from eichi_utils.single import Control
+from eichi_utils.view import View
 from tests.eichi_utils.helpers import THREE, carry_out, changed, request
 
 
@@ -164,3 +165,12 @@ def test_a_cache_that_lets_nothing_pass_is_no_cache(pool: ModelPool, pictures: l
     """Threshold 0 computes every step: bit for bit as without."""
     base = request("single", pictures[0], steps=6)
     assert torch.equal(latents_of(changed(base, step_cache="teacache", cache_threshold=0.0), pool), latents_of(base, pool))
+
+
+def test_the_run_says_how_many_steps_it_computed(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
+    """Event by event, and the view in all; without a cache every step."""
+    for cache, fewer in (("none", False), ("teacache", True)):
+        view = View()
+        for event in carry_out(request("single", pictures[0], steps=8, step_cache=cache), pool, tmp_path / cache):
+            view = view.after(event)
+        assert view.all_steps == 8 and (view.computed_steps < 8) == fewer and view.computed_steps >= 2
