@@ -330,6 +330,8 @@ def report(view: View, t: Translator, as_json: bool) -> int:
             "seconds": round(view.frames / FPS, 3),
             "seed": view.seed,
             "took": round(view.elapsed, 3),
+            "steps": view.all_steps,
+            "computed_steps": view.computed_steps,
             "state": view.state,
         }
         if view.problems:
@@ -337,6 +339,8 @@ def report(view: View, t: Translator, as_json: bool) -> int:
         sys.stdout.write(json.dumps(document) + "\n")
     else:
         sys.stderr.write(t(f"cli.{view.state}", frames=view.frames, seconds=f"{view.film_seconds:.2f}") + "\n")
+        if view.computed_steps < view.all_steps:
+            sys.stderr.write(t("cli.computed", computed=view.computed_steps, steps=view.all_steps) + "\n")
         for file in view.files:
             sys.stdout.write(file + "\n")
     return {"finished": DONE, "stopped": STOPPED}.get(view.state) if view.state != "failed" else _failure_code(view)
