@@ -84,6 +84,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
     for command in (render, demo, doctor):
         command.add_argument("--device", default="auto", help=t("cli.help.device"))
         command.add_argument("--attention", default="auto", metavar="NAME", help=t("cli.help.attention"))
+        command.add_argument("--compile", choices=("auto", "off"), default="auto", help=t("cli.help.compile"))
     with_models = (render, demo, doctor, add_lora_command(commands, t))
     for command in with_models:
         command.add_argument("--models", metavar="DIR", type=Path, help=t("cli.help.models"))
@@ -241,8 +242,8 @@ _READ_FLAG = {
 
 
 def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:
-    sizes = {"reserve_gb": options.reserve_gb, "cache_gb": options.cache_gb}
-    engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention, **sizes)
+    settings = {"reserve_gb": options.reserve_gb, "compiler": options.compile, "cache_gb": options.cache_gb}
+    engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention, **settings)
     try:
         request = read_request(options, defaults or {}, lambda key, **values: sys.stderr.write(t(key, **values) + "\n"))
         problems: tuple[Problem, ...] = engine.models.problems(request) if options.dry_run else engine.problems(request)
@@ -306,7 +307,7 @@ def run_demo(options: argparse.Namespace, t: Translator) -> int:
 def run_doctor(options: argparse.Namespace, t: Translator) -> int:
     from eichi_utils.doctor import examine, report_lines
 
-    findings = examine(Models(options.models), options.device, options.attention)
+    findings = examine(Models(options.models), options.device, options.attention, options.compile)
     sys.stdout.write(json.dumps(findings) if options.json else "\n".join(report_lines(findings, t)))
     sys.stdout.write("\n")
     return DONE

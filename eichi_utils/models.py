@@ -88,8 +88,8 @@ class ModelPool:
     """Networks of one model at a time. models: a folder with `transformer`, `vae`, ... inside, or a hub cache folder; None is
     this program's own cache.
 
-    reserve_gb: GiB of the card that are left to others. card: in the place of the device's own, for tests.
-    cache_gb: GB of the disk for what takes time to make again; 0 keeps nothing.
+    reserve_gb: GiB of the card that are left to others. compiler: "auto", or "off" for blocks as they are written.
+    card: in the place of the device's own, for tests. cache_gb: GB of the disk for what takes time to make again; 0 is off.
 
     Raises UserError if the folder, the device or a forced attention kernel does not exist.
     """
@@ -101,9 +101,10 @@ class ModelPool:
         attention: str = "auto",
         reserve_gb: float = RESERVE_GB,
         card: Device | None = None,
+        compiler: str = "auto",
         cache_gb: float = 0.0,
     ):
-        self.files = ModelFiles(models)
+        self.files, self._compiler = ModelFiles(models), compiler
         wrong = list(self.files.folder_problems())
         try:
             self.placement = memory.placement(device)
@@ -172,7 +173,7 @@ class ModelPool:
     @cached_property
     def passes(self) -> Passes:
         """How blocks are run here; found out when the first transformer is lent, because that takes seconds on a card."""
-        return choose_passes(self.placement.device)
+        return choose_passes(self.placement.device, self._compiler)
 
     @contextmanager
     def transformer(

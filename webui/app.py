@@ -104,8 +104,8 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     outputs = options.out.resolve()
     models = Models(options.models)
-    sizes = {"reserve_gb": options.reserve_gb, "cache_gb": options.cache_gb}
-    jobs = Jobs(Engine(models, outputs, options.device, options.attention, **sizes))
+    settings = {"reserve_gb": options.reserve_gb, "compiler": options.compile, "cache_gb": options.cache_gb}
+    jobs = Jobs(Engine(models, outputs, options.device, options.attention, **settings))
     app = build(jobs, mode, options.t, outputs, models=models, plain=options.plain, auth=options.auth)
     with listen(options.server, options.port) as listener:
         url = address(options.server, listener)
@@ -129,6 +129,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, metavar="DIR", help=words("page.flag.models"))
     parser.add_argument("--out", type=Path, metavar="DIR", default=DEFAULT_OUTPUTS, help=words("page.flag.out"))
     parser.add_argument("--attention", metavar="NAME", default="auto", help=words("page.flag.attention"))
+    parser.add_argument("--compile", choices=("auto", "off"), default="auto", help=words("page.flag.compile"))
     parser.add_argument("--device", metavar="NAME", default="auto", help=words("page.flag.device"))
     parser.add_argument("--reserve-gb", type=float, metavar="N", default=0.5, help=words("page.flag.reserve_gb"))
     parser.add_argument("--cache-gb", type=float, metavar="N", default=DEFAULT_GB, help=words("page.flag.cache_gb"))

@@ -19,8 +19,9 @@ def keep_pictures(request: Request, folder: Path) -> Request:
 def _kept(picture: Path, folder: Path) -> Path:
     if picture.parent == folder:
         return picture
-    digest = hashlib.sha256(picture.read_bytes()).hexdigest()
-    kept = folder / f"{digest[:12]}_{picture.name}"
+    digest = hashlib.sha256(picture.read_bytes()).hexdigest()[:12]
+    # A picture that was kept before may come back by way of the page.
+    kept = folder / f"{digest}_{picture.name.removeprefix(f'{digest}_')}"
     if not kept.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with written_atomically(kept) as temporary:

@@ -28,10 +28,14 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
+# Around kernels of packages: a compiler of the blocks leaves them as they are. Many of them it cannot look into.
+opaque = torch.compiler.disable
+
+
 def _load_sage() -> Kernel:
     # 1.x and 2.x share this function; 2.x chooses the kernel for the card itself.
     sageattn = importlib.import_module("sageattention").sageattn
-    return lambda q, k, v: sageattn(q, k, v, tensor_layout="NHD")
+    return opaque(lambda q, k, v: sageattn(q, k, v, tensor_layout="NHD"))
 
 
 def _load_flash3() -> Kernel:
@@ -41,15 +45,15 @@ def _load_flash3() -> Kernel:
         out = flash_attn_func(q, k, v)
         return out[0] if isinstance(out, tuple) else out
 
-    return flash3
+    return opaque(flash3)
 
 
 def _load_flash() -> Kernel:
-    return importlib.import_module("flash_attn").flash_attn_func
+    return opaque(importlib.import_module("flash_attn").flash_attn_func)
 
 
 def _load_xformers() -> Kernel:
-    return importlib.import_module("xformers.ops").memory_efficient_attention
+    return opaque(importlib.import_module("xformers.ops").memory_efficient_attention)
 
 
 # In the usual order of preference; sdpa, which always works, is the last.

@@ -55,9 +55,12 @@ def compiled() -> Passes:
     return Passes(torch.compile(dual, dynamic=True), torch.compile(single, dynamic=True), "")
 
 
-def choose_passes(device: torch.device) -> Passes:
-    """Compiled on a card for which a small function really compiles and computes right, else eager with the reason."""
-    reason = obstacle(device)
+def choose_passes(device: torch.device, wanted: str = "auto") -> Passes:
+    """Compiled on a card for which a small function really compiles and computes right, else eager with the reason.
+
+    wanted: "auto", or "off" for eager passes without a trial.
+    """
+    reason = EAGER.reason if wanted == "off" else obstacle(device)
     return Passes(dual, single, reason) if reason else compiled()
 
 

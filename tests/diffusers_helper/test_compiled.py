@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from diffusers_helper.models import compiled
+from diffusers_helper.models import attention, compiled
 from diffusers_helper.models.compiled import Passes, choose_passes, probe
 from diffusers_helper.models.linear import LowRankBranch, set_strengths
 from tests.diffusers_helper.inputs import LAYOUTS, in_slabs, inputs, velocity
@@ -39,6 +39,32 @@ def test_what_the_probe_says_decides(monkeypatch, reason):
     monkeypatch.setattr(compiled, "obstacle", lambda device: reason)
     passes = choose_passes(torch.device("cuda"))
     assert passes.reason == reason and (passes.dual is compiled.dual) == bool(reason)
+
+
+def test_off_is_off_without_a_trial(monkeypatch):
+    """Whose compiler hangs must get past it."""
+    monkeypatch.setattr(compiled, "obstacle", lambda device: pytest.fail("tried"))
+    assert choose_passes(torch.device("cuda"), "off") == compiled.EAGER
+
+
+def test_kernels_of_packages_are_left_as_they_are(net):
+    """Once before and once after the attention: a graph of two halves for each kind of block, whatever is in between."""
+    given, graphs = inputs(LAYOUTS["forward"], 10, 6), []
+
+    def count(graph, examples):
+        graphs.append(graph)
+        return graph.forward
+
+    def kernel(q, k, v):
+        assert not torch.compiler.is_compiling()
+        return attention.sdpa(q, k, v)
+
+    expected = velocity(net, given)
+    net.attend = attention.opaque(kernel)
+    net.passes = Passes(*(torch.compile(kind, dynamic=True, backend=count) for kind in (compiled.dual, compiled.single)), "")
+    for _ in range(2):
+        assert (velocity(net, given) - expected).abs().max() <= 1e-5
+    assert len(graphs) == 4
 
 
 def test_the_network_runs_its_blocks_through_the_passes(net):
