@@ -17,6 +17,8 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import check_fields
 
 LANGUAGES = ("ja", "en", "zh-tw", "ru")
+# Its word for an empty LoRA slot, in that order.
+NO_LORA = ("なし", "None", "無", "Нет")
 # Value -> its label in the order of LANGUAGES, then spellings of older versions.
 LABELS: Mapping[str, Mapping[Any, tuple[str, ...]]] = {
     "frame_save_mode": {
@@ -49,7 +51,6 @@ LABELS: Mapping[str, Mapping[Any, tuple[str, ...]]] = {
         "loop": ("ループ", "Loop", "循環", "Loop", "Цикл"),
     },
 }
-NO_LORA = ("なし", "None", "無", "Нет")
 # Lengths that its page offers.
 LENGTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 30, 40, 60, 120)
 # "6秒", "6s", "1 second", "12 сек", "10(5x2)秒", "1_5", "_KEY_VIDEO_LENGTH_6SEC"
@@ -102,8 +103,8 @@ PROGRAM = {
     "use_rope_batch": bool,
     "use_vae_cache": bool,
 }
-# Fields whose files may be missing today and back tomorrow.
-FILE_KINDS = ("picture", "section_pictures", "controls", "loras")
+# Kinds of fields that a page can show with what is wrong in them: files may be back tomorrow, a text can be made shorter.
+SHOWN_KINDS = ("picture", "text", "section_pictures", "section_texts", "controls", "loras")
 
 
 @dataclass(frozen=True)
@@ -201,14 +202,17 @@ def migrated(mode: str, old: Mapping[str, Any]) -> Migrated:
 
 
 def usable(mode: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """The fields (JSON form) that a request of the mode can have, and what is wrong with the others; files may be missing."""
+    """The fields (JSON form) that a request of the mode can have, and what is wrong with the others.
+
+    Of pictures, texts and LoRA only the type must be right: a page shows the rest beside the field.
+    """
     good: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, value in fields.items():
         try:
             request = modes.from_json({"mode": mode, name: value})
-            of_file = type(request).__dataclass_fields__[name].metadata["kind"] in FILE_KINDS
-            found: Iterable[Problem] = () if of_file else check_fields(request)
+            shown = type(request).__dataclass_fields__[name].metadata["kind"] in SHOWN_KINDS
+            found: Iterable[Problem] = () if shown else check_fields(request)
         except UserError as error:
             found = error.problems
         own = [problem for problem in found if problem.field.split("/")[0] == name]
