@@ -7,14 +7,13 @@ each label of its four languages has one value.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eichi_utils import modes
+from eichi_utils.fields import usable
 from eichi_utils.loras import Lora
-from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import check_fields
+from eichi_utils.problems import Problem
 
 LANGUAGES = ("ja", "en", "zh-tw", "ru")
 # Its word for an empty LoRA slot, in that order.
@@ -103,8 +102,6 @@ PROGRAM = {
     "use_rope_batch": bool,
     "use_vae_cache": bool,
 }
-# Kinds of fields that a page can show with what is wrong in them: files may be back tomorrow, a text can be made shorter.
-SHOWN_KINDS = ("picture", "text", "section_pictures", "section_texts", "controls", "loras")
 
 
 @dataclass(frozen=True)
@@ -199,27 +196,6 @@ def migrated(mode: str, old: Mapping[str, Any]) -> Migrated:
         fields["target_index"] = min(program["target_index"], last - 1)
     fields, wrong = usable(mode, fields)
     return Migrated(fields, program, tuple(notes + wrong))
-
-
-def usable(mode: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """The fields (JSON form) that a request of the mode can have, and what is wrong with the others.
-
-    Of pictures, texts and LoRA only the type must be right: a page shows the rest beside the field.
-    """
-    good: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for name, value in fields.items():
-        try:
-            request = modes.from_json({"mode": mode, name: value})
-            shown = type(request).__dataclass_fields__[name].metadata["kind"] in SHOWN_KINDS
-            found: Iterable[Problem] = () if shown else check_fields(request)
-        except UserError as error:
-            found = error.problems
-        own = [problem for problem in found if problem.field.split("/")[0] == name]
-        problems += own
-        if not own:
-            good[name] = value
-    return good, problems
 
 
 def _program_value(name: str, value: Any) -> Any:

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from eichi_utils import modes
-from eichi_utils.legacy import LANGUAGES, NO_LORA, label_of, length_label, loras_of, seconds_of, usable, value_of
+from eichi_utils.fields import from_the_end, usable
+from eichi_utils.legacy import LANGUAGES, NO_LORA, label_of, length_label, loras_of, seconds_of, value_of
 from eichi_utils.loras import Lora
 from eichi_utils.metadata import KEY
 from eichi_utils.plan import section_count
@@ -22,7 +23,6 @@ from eichi_utils.request import FilmRequest, to_json
 # A thousand sections with a prompt each have about 5,000 nodes.
 MAX_NODES = 20_000
 SLOTS = ("lora1", "lora2", "lora3")
-SECTION_FIELDS = ("keyframes", "section_prompts")
 # What the existing page shows where a film has no padding of its own.
 IDLE_PADDING = 1.0
 
@@ -120,22 +120,6 @@ def own_fields(document: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[P
         return "", {}, [not_understood(KEY, own)]
     fields, notes = usable(kind.mode, {str(name): value for name, value in own.items() if name != "mode"})
     return kind.mode, fields, notes
-
-
-def from_the_end(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A film's JSON document with its sections counted from the end, or such a document counted as its mode does again.
-
-    Numbers beyond the film have no other end to be counted from, and stay.
-    """
-    if document.get("mode") != "forward":
-        return dict(document)
-    last = section_count(document["seconds"], document["window"]) - 1
-    turned = {
-        name: {str(last - int(key) if int(key) <= last else key): value for key, value in document[name].items()}
-        for name in SECTION_FIELDS
-        if name in document
-    }
-    return {**document, **turned}
 
 
 def not_understood(name: str, value: Any) -> Problem:

@@ -9,7 +9,6 @@ By hand, any folder and any name that begins with `start`, `end` or three digits
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import tempfile
 import zipfile
@@ -20,13 +19,14 @@ from typing import Any, Literal
 
 from eichi_utils import modes
 from eichi_utils.archive import MAX_ENTRY_BYTES, MAX_READ, opened, unpack
+from eichi_utils.fields import for_mode, from_the_end
 from eichi_utils.kept import keep
 from eichi_utils.paths import DEFAULT_UPLOADS, written_atomically
 from eichi_utils.pictures import open_picture, picture_problem
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import FilmRequest, Request, to_json
 from eichi_utils.reverse import ReverseRequest
-from eichi_utils.sections_text import fields_of, from_the_end, old_document, own_fields, parse, text_of
+from eichi_utils.sections_text import fields_of, old_document, own_fields, parse, text_of
 
 How = Literal["replace", "merge"]
 FOLDER = "sections"
@@ -91,12 +91,13 @@ def import_sections(
             onto = onto or modes.MODES[contents.mode or ReverseRequest.mode]()
             if not isinstance(onto, FilmRequest):
                 raise UserError([Problem("mode", "sections_need_film")])
-            fields, notes = _for_mode(contents, onto)
+            length = {"seconds": onto.seconds, "window": onto.window}
+            fields, notes = for_mode(contents.mode or ReverseRequest.mode, onto.mode, {**length, **contents.fields})
             pictures = _unpacked(archive, fields, Path(folder))
         kept = _kept(pictures, uploads)
     fields = _renamed(fields, kept)
     document = _merged(to_json(onto), fields) if how == "merge" else _replaced(onto, fields)
-    return modes.from_json(document), contents.notes + notes
+    return modes.from_json(document), (*contents.notes, *notes)
 
 
 def _contents(archive: zipfile.ZipFile, path: Path) -> Contents:
@@ -156,22 +157,6 @@ def _edited(mode: str, own: Mapping[str, Any], old: Mapping[str, Any]) -> dict[s
     gone = [name for name in written if name not in old and name in CONTENTS]
     kept = {name: value for name, value in ours.items() if name not in gone and name != "mode"}
     return {**kept, **changed}
-
-
-def _for_mode(contents: Contents, onto: FilmRequest) -> tuple[dict[str, Any], tuple[Problem, ...]]:
-    """The contents as fields of the mode of `onto`, with sections as it counts them."""
-    known = {field.name for field in dataclasses.fields(onto)}
-    defaults = to_json(modes.MODES[contents.mode or ReverseRequest.mode]())
-    lost = {name for name, value in contents.fields.items() if name not in known}
-    notes = [
-        Problem(name, "key_unknown", {"name": name, "mode": onto.mode})
-        for name in sorted(lost)
-        if contents.fields[name] != defaults.get(name)
-    ]
-    fields = {name: value for name, value in contents.fields.items() if name not in lost}
-    film = {"mode": onto.mode, "seconds": onto.seconds, "window": onto.window}
-    turned = from_the_end({**film, **fields})
-    return {name: turned[name] for name in fields}, tuple(notes)
 
 
 def _unpacked(archive: zipfile.ZipFile, fields: Mapping[str, Any], folder: Path) -> dict[str, Path]:

@@ -20,7 +20,6 @@ from eichi_utils.legacy import (
     migrated,
     names_no_lora,
     seconds_of,
-    usable,
     value_of,
 )
 from tests.diffusers_helper.inputs import GOLDEN
@@ -210,12 +209,3 @@ def test_the_target_counts_where_a_reference_is_used() -> None:
     assert migrated("single", used).fields == {"rope_value": 10, "target_index": 9, "context_1x": False}
     assert migrated("single", {"use_clean_latents_post": True}).fields == {"context_1x": None}
     assert "target_index" not in migrated("single", {**used, "use_reference_image": False}).fields
-
-
-def test_files_may_be_missing() -> None:
-    """A LoRA on a drive that is not plugged in is no reason to forget it."""
-    fields = {"image": "/gone.png", "loras": [{"file": "gone.safetensors", "strength": 0.5}]}
-    assert usable("reverse", fields) == (fields, [])
-    good, problems = usable("reverse", {"loras": "all", "keyframes": {"x": "a"}, "steps": 5})
-    assert good == {"steps": 5}
-    assert found(problems) == {("loras", "wrong_type"), ("keyframes/x", "section_number")}
