@@ -35,6 +35,9 @@ COMMANDS = MappingProxyType(
     }
 )
 
+# Flags of `setup`.
+SPEED_UPS = MappingProxyType({"--speed-ups": True, "--no-speed-ups": False})
+
 HELP = """\
 usage: launch.py [command] [arguments]
 
@@ -47,7 +50,8 @@ usage: launch.py [command] [arguments]
   doctor         a report on this machine and the installation
   render         a video from the command line
   test           the test suite; arguments go to pytest
-  setup          only set up; with --test including what the tests need
+  setup          only set up; with --test including what the tests need, with --no-speed-ups
+                 from now on without optional packages for faster attention (--speed-ups: with them)
 
 The first start installs everything into .venv beside this file."""
 
@@ -77,6 +81,7 @@ class Invocation:
 
     child: tuple[str, ...]
     test: bool = False
+    optional: bool | None = None
 
 
 def version_problem(version: tuple[int, ...]) -> str | None:
@@ -92,8 +97,9 @@ def version_problem(version: tuple[int, ...]) -> str | None:
 def parse(arguments: tuple[str, ...]) -> Invocation:
     """Reads a command line with a command in it; everything after the command is the child's."""
     command, rest = arguments[0], tuple(arguments[1:])
-    if command == "setup" and rest in ((), ("--test",)):
-        return Invocation((), test=bool(rest))
+    if command == "setup" and set(rest) <= {"--test", *SPEED_UPS} and not set(rest) >= set(SPEED_UPS):
+        optional = next((SPEED_UPS[flag] for flag in rest if flag in SPEED_UPS), None)
+        return Invocation((), test="--test" in rest, optional=optional)
     if command not in COMMANDS:
         raise UsageError("unknown command: " + " ".join(arguments))
     return Invocation(COMMANDS[command] + rest, test=command == "test")
@@ -182,7 +188,7 @@ def main(arguments: list[str]) -> int:
         if chosen is None:
             return 0
         invocation = parse(chosen)
-        environment.set_up(ROOT, invocation.test)
+        environment.set_up(ROOT, invocation.test, invocation.optional)
         return start(ROOT, invocation.child) if invocation.child else 0
     except UsageError as error:
         say(str(error))

@@ -142,12 +142,21 @@ def own(
         for layer in net.block_linears().values():
             weight, layer.weight_scale = quantise(layer.weight, storage, dtype)
             layer.weight = nn.Parameter(weight, requires_grad=False)
+    join(net)
     net.attend = choose_attention(device, dtype).kernel
     if storage == "float8":
         set_product(net, choose_product(device))
     if fuse:
         net.passes = choose_passes(device)
     return net
+
+
+def join(net: PackedTransformer) -> None:
+    """Neighbours without a gap, as they lie in a slab."""
+    for row in net.parts().neighbours:
+        whole = torch.cat([tensor.data for tensor in row])
+        for tensor, part in zip(row, whole.split([len(tensor) for tensor in row]), strict=True):
+            tensor.data = part
 
 
 def streamed(net: PackedTransformer, card: Device, tokens: int, itemsize: int) -> Streamer:

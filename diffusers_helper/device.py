@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -38,6 +38,9 @@ class Device(Protocol):
 
     def mark(self) -> Event:
         """The event of everything that was queued for computing so far."""
+
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Queue a copy of a small tensor to the host, after what computes it; the result waits for it and returns it."""
 
     def lock(self, memory: Tensor) -> bool:
         """Lock host memory in place, so that copies from it need not be staged; False where the system refuses."""
@@ -99,6 +102,19 @@ class CudaDevice:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
         return event
+
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        target.copy_(tensor, non_blocking=True)
+        # Blocking: the thread that waits sleeps and leaves its core to the page.
+        arrived = torch.cuda.Event(blocking=True)
+        arrived.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> Tensor:
+            arrived.synchronize()
+            return target
+
+        return wait
 
     def lock(self, memory: Tensor) -> bool:
         with torch.cuda.device(self.device):

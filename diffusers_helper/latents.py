@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusers_helper.memory import free_bytes
-from diffusers_helper.preview import HUNYUAN_PREVIEW, PreviewMatrix
+from diffusers_helper.preview import PreviewMatrix
 from diffusers_helper.vae_decode import Decoder, KeptTiles, side_for
 
 if TYPE_CHECKING:
@@ -39,10 +39,15 @@ def decode(vae: AutoencoderKLHunyuanVideo, latents: Tensor, kept: KeptTiles | No
     return torch.cat([frames.float().cpu() for frames in Decoder(vae, side).frames(latents, kept)], dim=2)
 
 
-def preview_rgb(latents: Tensor, matrix: PreviewMatrix = HUNYUAN_PREVIEW) -> Tensor:
+def preview_weights(matrix: PreviewMatrix, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The matrix as tensors: (16, 3), and the bias (1, 3, 1, 1, 1); float32."""
+    rows, bias = (torch.tensor(values, dtype=torch.float32, device=device) for values in (matrix.rows, matrix.bias))
+    return rows, bias.view(1, 3, 1, 1, 1)
+
+
+def preview_rgb(latents: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
     """(1, 16, T, h, w) -> (1, 3, T, h, w) in 0..1: one pixel for each latent cell, no network."""
-    rows = latents.new_tensor(matrix.rows)
-    bias = latents.new_tensor(matrix.bias).view(1, 3, 1, 1, 1)
+    rows, bias = weights
     return (torch.einsum("bcthw,cr->brthw", latents, rows) + bias).clamp(0.0, 1.0)
 
 

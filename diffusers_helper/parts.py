@@ -10,17 +10,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Parts:
     """How a network's modules are used. always: at any time. job: once for a prompt, in this order. step: again and again, in
-    this order; what follows the last is the first."""
+    this order; what follows the last is the first. neighbours: tensors of one step part that shall lie without a gap."""
 
     always: Sequence[nn.Module] = ()
     job: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
     step: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+    neighbours: Sequence[Sequence[Tensor]] = ()
 
 
 class Weights(Protocol):

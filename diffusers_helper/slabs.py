@@ -16,6 +16,8 @@ from torch import Tensor
 
 # Bytes between the beginnings of tensors are a multiple of this: what kernels like to find.
 ALIGNMENT = 256
+# What they must find: tensors that follow each other without a gap stay together where each begins at a multiple of this.
+LEAST_ALIGNMENT = 16
 PAGE = mmap.ALLOCATIONGRANULARITY
 
 # dtype and shape of a tensor that is to come.
@@ -45,29 +47,62 @@ def aligned(offset: int, step: int = ALIGNMENT) -> int:
     return -(-offset // step) * step
 
 
-def lay_out(slabs: Sequence[Mapping[str, Spec]]) -> tuple[dict[str, Place], int]:
-    """Place of every tensor, slab after slab, and the bytes of all."""
+def lay_out(slabs: Sequence[Mapping[str, Spec]], neighbours: Sequence[Sequence[str]] = ()) -> tuple[dict[str, Place], int]:
+    """Place of every tensor, slab after slab, and the bytes of all.
+
+    neighbours: names, all of one slab or none of it, whose tensors follow the first of them without a gap.
+    """
+    rows = {row[0]: row for row in neighbours}
+    followers = {name for row in neighbours for name in row[1:]}
     places, end = {}, 0
     for slab in slabs:
         end = aligned(end, PAGE)
-        for name, (dtype, shape) in slab.items():
-            places[name] = Place(dtype, tuple(shape), aligned(end))
-            end = places[name].offset + places[name].bytes
+        for first in slab:
+            if first in followers:
+                continue
+            end = aligned(end)
+            for name in rows.get(first, (first,)):
+                dtype, shape = slab[name]
+                places[name] = Place(dtype, tuple(shape), end)
+                end += places[name].bytes
     return places, end
+
+
+def fused(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Neighbours (rows, ...) in one memory as one tensor, (sum of rows, ...), without a copy; None where they do not lie so."""
+    first, rows = tensors[0], sum(len(tensor) for tensor in tensors)
+    end, storage = first.data_ptr(), first.untyped_storage().data_ptr()
+    for tensor in tensors:
+        same = tensor.dtype == first.dtype and tensor.shape[1:] == first.shape[1:] and tensor.is_contiguous()
+        if not same or tensor.data_ptr() != end or tensor.untyped_storage().data_ptr() != storage:
+            return None
+        end += tensor.numel() * tensor.element_size()
+    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
+
+
+def allocate(size: int) -> Tensor:
+    """New host memory, uint8, that begins at a page."""
+    with torch.inference_mode(False):
+        whole = torch.empty(size + PAGE, dtype=torch.uint8)
+        skipped = -whole.data_ptr() % PAGE
+        return whole[skipped : skipped + size]
 
 
 class Arena:
     """Slabs in one buffer of host memory. slabs: dtype and shape by name, in the order they shall lie.
 
-    bytes: what it takes, padding included; the system gives memory only to pages that are written.
+    neighbours: as in `lay_out`. bytes: what it takes, padding included; the system gives memory only to pages that are written.
+    buffer: so many bytes, uint8, that are there already, in the place of new ones.
     """
 
-    def __init__(self, slabs: Sequence[Mapping[str, Spec]]):
-        self.places, self.bytes = lay_out(slabs)
-        with torch.inference_mode(False):
-            whole = torch.empty(self.bytes + PAGE, dtype=torch.uint8)
-            skipped = -whole.data_ptr() % PAGE
-            self.buffer = whole[skipped : skipped + self.bytes]
+    def __init__(
+        self,
+        slabs: Sequence[Mapping[str, Spec]],
+        neighbours: Sequence[Sequence[str]] = (),
+        buffer: Tensor | None = None,
+    ):
+        self.places, self.bytes = lay_out(slabs, neighbours)
+        self.buffer = allocate(self.bytes) if buffer is None else buffer
 
     def __contains__(self, name: str) -> bool:
         return name in self.places
@@ -83,6 +118,11 @@ class Arena:
     def view(self, name: str) -> Tensor:
         return self.places[name].view(self.buffer)
 
+    def bytes_of(self, name: str) -> Tensor:
+        """The same as uint8."""
+        place = self.places[name]
+        return self.buffer[place.offset : place.offset + place.bytes]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -95,7 +135,8 @@ class Run:
 def runs(tensors: Sequence[Tensor]) -> tuple[list[Run], list[Place], int]:
     """How tensors move: the runs, the place of each tensor in a slot, and the slot's bytes.
 
-    Tensors of one slab are one run; others, such as windows into a file, are as many as there are gaps or odd beginnings.
+    Tensors of one slab are one run, and neighbours stay neighbours; others, such as windows into a file, are as many as there
+    are gaps or odd beginnings.
     """
     found: list[Run] = []
     places: dict[int, Place] = {}
@@ -109,7 +150,7 @@ def runs(tensors: Sequence[Tensor]) -> tuple[list[Run], list[Place], int]:
             before = found[-1]
             begin = before.source.storage_offset()
             gap = start - begin - before.source.numel()
-            if gap < ALIGNMENT and (start - begin) % ALIGNMENT == 0:
+            if gap < ALIGNMENT and (start - begin) % (ALIGNMENT if gap else LEAST_ALIGNMENT) == 0:
                 length = max(before.source.numel(), start - begin + size)
                 found[-1] = Run(_bytes(storage, begin, length), before.offset)
                 places[number] = Place(tensor.dtype, tuple(tensor.shape), before.offset + start - begin)

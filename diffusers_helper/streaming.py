@@ -148,7 +148,7 @@ class Streamer:
 
     def __init__(self, device: Device, parts: Parts, slots: int = SLOTS):
         self._device, self._count = device, slots
-        self._arena = gather({name: tensors_of(modules) for name, modules in parts.step.items()})
+        self._arena = gather({name: tensors_of(modules) for name, modules in parts.step.items()}, parts.neighbours)
         self._always = Part("always", parts.always)
         self._job = {name: Part(name, modules) for name, modules in parts.job.items()}
         self._step = {name: Part(name, modules) for name, modules in parts.step.items()}
@@ -340,7 +340,7 @@ class Streamer:
         return buffer
 
 
-def gather(groups: Mapping[str, Sequence[Tensor]]) -> Arena | None:
+def gather(groups: Mapping[str, Sequence[Tensor]], neighbours: Sequence[Sequence[Tensor]] = ()) -> Arena | None:
     """Move tensors that do not lie in a slab into one, tensor by tensor; None where there are none."""
     loose = {}
     for name, tensors in groups.items():
@@ -353,7 +353,9 @@ def gather(groups: Mapping[str, Sequence[Tensor]]) -> Arena | None:
     if not any(loose.values()):
         return None
     specs = [{key: (t.dtype, tuple(t.shape)) for key, t in group.items()} for group in loose.values() if group]
-    arena = Arena(specs)
+    keys = {id(tensor): key for group in loose.values() for key, tensor in group.items()}
+    rows = [[keys[id(tensor)] for tensor in row] for row in neighbours if all(id(tensor) in keys for tensor in row)]
+    arena = Arena(specs, rows)
     for group in loose.values():
         for key, tensor in group.items():
             tensor.data = arena.put(key, tensor.data)

@@ -17,14 +17,14 @@ from eichi_utils.problems import Translate, UserError
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub",
-    "gradio", "av", "pillow", "numpy", "sageattention", "xformers", "flash_attn", "fa3_fwd",
+    "gradio", "av", "pillow", "numpy", "sageattention", "xformers", "flash-attn", "fa3-fwd",
 )  # fmt: skip
 GIB = 2**30
 
 
-def examine(models: Models, device: str = "auto", attention: str = "auto") -> dict[str, Any]:
+def examine(models: Models, device: str = "auto", attention: str = "auto", compiler: str = "auto") -> dict[str, Any]:
     """Findings as plain data. Raises UserError for a device, kernel or folder that is not there."""
-    pool = ModelPool(models.folder, device=device, attention=attention)
+    pool = ModelPool(models.folder, device=device, attention=attention, compiler=compiler)
     states = {name: _state(pool, name) for name in ("framepack", "framepack_f1")}
     if "miniature" in models.names:
         pool.use(models.files("miniature"))
@@ -42,6 +42,8 @@ def examine(models: Models, device: str = "auto", attention: str = "auto") -> di
         "transformer_dtype": str(pool.placement.transformer).removeprefix("torch."),
         "attention": pool.attention.name,
         "attention_rejected": dict(pool.attention.rejected),
+        "compiled": not pool.passes.reason,
+        "compiled_rejected": pool.passes.reason,
         "models": states,
     }
 
@@ -59,6 +61,8 @@ def report_lines(findings: dict[str, Any], t: Translate) -> list[str]:
         (t("doctor.attention"), findings["attention"]),
     ]
     rows += [(t("doctor.not_used", name=name), reason) for name, reason in findings["attention_rejected"].items()]
+    compiled = t("doctor.compiled") if findings["compiled"] else t("doctor.eager", reason=findings["compiled_rejected"])
+    rows.append((t("doctor.passes"), compiled))
     for name, state in findings["models"].items():
         found = t("doctor.complete") if state["complete"] else t("doctor.missing", names=", ".join(state["missing"]))
         rows.append((t("doctor.models", name=name), found))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @dataclass
 class Engine:
     """models: where each model is. attention: a kernel's name, or "auto". reserve_gb: GiB of a card left to others.
+    compiler: "auto" or "off". cache_gb: GB of the disk for what takes time to make again; 0 keeps nothing.
 
     torch is imported at the first job, not when the engine is made: a page can be served before.
     """
@@ -32,12 +33,15 @@ class Engine:
     device: str = "auto"
     attention: str = "auto"
     reserve_gb: float = 0.5
+    compiler: str = "auto"
+    cache_gb: float = 0.0
 
     @cached_property
     def pool(self) -> ModelPool:
         from eichi_utils.models import ModelPool
 
-        return ModelPool(self.models.folder, device=self.device, attention=self.attention, reserve_gb=self.reserve_gb)
+        settings = {"reserve_gb": self.reserve_gb, "compiler": self.compiler, "cache_gb": self.cache_gb}
+        return ModelPool(self.models.folder, device=self.device, attention=self.attention, **settings)
 
     def problems(self, request: Request | None) -> tuple[Problem, ...]:
         """Everything about models, device and output folder that keeps a job from starting, before it is submitted.

@@ -21,6 +21,9 @@ from eichi_utils.tool_run import say
 
 NEWEST_PYTHON = (3, 14)
 
+# Compute capability.
+HOPPER = (9, 0)
+
 OWN_VERSION = "{}.{}".format(*sys.version_info[:2])
 
 
@@ -73,6 +76,7 @@ class Stamp:
     torch_build: str
     root: str
     test: bool
+    speed_ups: bool = True
 
     def to_json(self) -> str:
         """The text kept in the stamp file."""
@@ -124,7 +128,7 @@ def assess(found: Stamp | None, python_version: str | None, wanted: Stamp) -> st
         return "broken"
     if found.torch_build == "cpu" and wanted.torch_build != "cpu":
         return "broken"
-    if found.fingerprint != wanted.fingerprint or (wanted.test and not found.test):
+    if found.fingerprint != wanted.fingerprint or (wanted.test and not found.test) or wanted.speed_ups != found.speed_ups:
         return "outdated"
     return "ready"
 
@@ -132,6 +136,12 @@ def assess(found: Stamp | None, python_version: str | None, wanted: Stamp) -> st
 def cuda_version(nvidia_smi_output: str) -> tuple[int, int] | None:
     """The newest CUDA version the driver serves, from nvidia-smi's heading."""
     match = re.search(r"CUDA(?: \w+)? Version:\s*(\d+)\.(\d+)", nvidia_smi_output)
+    return (int(match.group(1)), int(match.group(2))) if match else None
+
+
+def compute_capability(nvidia_smi_output: str) -> tuple[int, int] | None:
+    """The first card's, from `nvidia-smi --query-gpu=compute_cap --format=csv,noheader`; old drivers do not know it."""
+    match = re.match(r"\s*(\d+)\.(\d+)\s*$", nvidia_smi_output.partition("\n")[0])
     return (int(match.group(1)), int(match.group(2))) if match else None
 
 
@@ -150,13 +160,27 @@ def torch_requirement(requirements: str) -> str:
     return match.group()
 
 
-def plan_install(platform: str, build: str, requirements: str, test: bool) -> list[Step]:
+def speed_ups(platform: str, capability: tuple[int, int] | None) -> list[str]:
+    """Packages with faster attention for a card; capability: None where the driver does not say it.
+
+    On Hopper FlashAttention 3, where there is a ready-built one, and else nothing: the others are slower there than torch.
+    """
+    if capability == HOPPER and platform == "linux":
+        return ["fa3-fwd>=0.0.3,<0.1"]
+    names = [] if capability == HOPPER else ["xformers>=0.0.35,<0.1", "sageattention>=1.0.6,<3"]
+    return ["triton-windows>=3.7,<3.8", *names] if platform == "win32" else names
+
+
+def plan_install(
+    platform: str, build: str, requirements: str, test: bool, capability: tuple[int, int] | None = None, optional: bool = True
+) -> list[Step]:
     """The pip runs that fill an environment.
 
     The package index's own torch is the CUDA 13 build on Linux and the CPU build on Windows, so the other
     builds come from torch's own index, first, and requirements.txt then finds its pin already met. The
-    CPU build for Linux only saves a large download, so it may fail. The speed-ups come without their
-    dependencies, so that they cannot replace torch, and ready-built, so that no compiler is needed.
+    CPU build for Linux only saves a large download, so it may fail. The speed-ups (`optional`) come
+    without their dependencies, so that they cannot replace torch, and ready-built, so that no compiler
+    is needed.
     """
     torch = torch_requirement(requirements)
     from_torch = ("--index-url", TORCH_INDEX + build)
@@ -174,12 +198,9 @@ def plan_install(platform: str, build: str, requirements: str, test: bool) -> li
     steps.append(Step(f"{count} packages (about 1 GB on the first start)", ("-r", "requirements.txt")))
     if test:
         steps.append(Step("the test tools", ("-e", ".[test]")))
-    if build != "cpu":
-        speed_ups = ["xformers>=0.0.35,<0.1", "sageattention>=1.0.6,<3"]
-        if platform == "win32":
-            speed_ups.insert(0, "triton-windows>=3.7,<3.8")
-        for name in speed_ups:
-            title = re.split("[<>=]", name)[0] + " (optional, faster attention)"
+    if build != "cpu" and optional:
+        for name in speed_ups(platform, capability):
+            title = re.split("[<>=]", name)[0] + " (optional, faster; `setup --no-speed-ups` leaves it out)"
             arguments = ("--no-deps", "--only-binary", ":all:", name)
             steps.append(Step(title, arguments, "the program works without"))
     return steps
@@ -223,16 +244,26 @@ def probe_python(interpreter: Path) -> str | None:
 
 def detect_cuda() -> tuple[int, int] | None:
     """The CUDA version of this machine's NVIDIA driver, or None without a working one."""
+    return cuda_version(ask_driver())
+
+
+def detect_capability() -> tuple[int, int] | None:
+    """The compute capability of this machine's first NVIDIA card, or None."""
+    return compute_capability(ask_driver("--query-gpu=compute_cap", "--format=csv,noheader"))
+
+
+def ask_driver(*arguments: str) -> str:
+    """What nvidia-smi prints; nothing where it is not there or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return None
+        return ""
     try:
         result = subprocess.run(
-            [program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, timeout=60
+            [program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, timeout=60
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return cuda_version(result.stdout.decode(errors="replace")) if result.returncode == 0 else None
+        return ""
+    return result.stdout.decode(errors="replace") if result.returncode == 0 else ""
 
 
 def remove_environment(root: Path) -> None:
@@ -244,23 +275,28 @@ def remove_environment(root: Path) -> None:
         shutil.rmtree(str(path))
 
 
-def wanted_stamp(root: Path, build: str, test: bool, python_version: str) -> Stamp:
+def wanted_stamp(root: Path, build: str, test: bool, python_version: str, optional: bool = True) -> Stamp:
     """The stamp of an environment that fits the files here."""
     requirements = (root / "requirements.txt").read_bytes()
     project = (root / "pyproject.toml").read_bytes()
-    return Stamp(fingerprint(requirements, project, python_version), build, str(root), test)
+    return Stamp(fingerprint(requirements, project, python_version), build, str(root), test, optional)
 
 
-def current_state(root: Path, test: bool) -> tuple[str, Stamp]:
-    """The environment's state and the stamp it should have; test tools once asked for stay wanted."""
+def current_state(root: Path, test: bool, optional: bool | None = None) -> tuple[str, Stamp]:
+    """The environment's state and the stamp it should have; test tools once asked for stay wanted.
+
+    optional: with the speed-ups or without; None: as it was decided last, and at first with.
+    """
     found = read_stamp(root)
     version = probe_python(venv_python(root)) if found else None
     cuda = detect_cuda() if found is None or found.torch_build == "cpu" else None
     build = torch_build(sys.platform, cuda) if found is None or cuda else found.torch_build
     test = test or (found is not None and found.test)
-    wanted = wanted_stamp(root, build, test, version or OWN_VERSION)
+    if optional is None:
+        optional = found is None or found.speed_ups
+    wanted = wanted_stamp(root, build, test, version or OWN_VERSION, optional)
     state = assess(found, version, wanted)
-    return state, wanted_stamp(root, build, test, OWN_VERSION) if state == "broken" else wanted
+    return state, wanted_stamp(root, build, test, OWN_VERSION, optional) if state == "broken" else wanted
 
 
 def run_step(command: list[str], root: Path, log_path: Path, title: str) -> None:
@@ -278,7 +314,8 @@ def install(root: Path, state: str, wanted: Stamp, log_path: Path) -> None:
     """
     log_path.write_text("", encoding="utf-8")
     requirements = (root / "requirements.txt").read_text(encoding="utf-8")
-    steps = plan_install(sys.platform, wanted.torch_build, requirements, wanted.test)
+    capability = detect_capability() if wanted.torch_build != "cpu" else None
+    steps = plan_install(sys.platform, wanted.torch_build, requirements, wanted.test, capability, wanted.speed_ups)
     making = state == "broken"
     total = len(steps) + making
     before = None if making else read_stamp(root)
@@ -312,13 +349,13 @@ def install(root: Path, state: str, wanted: Stamp, log_path: Path) -> None:
     say("Everything is installed.")
 
 
-def set_up(root: Path, test: bool) -> None:
+def set_up(root: Path, test: bool, optional: bool | None = None) -> None:
     """Makes sure that the environment is complete; does nothing when it is."""
-    if current_state(root, test)[0] == "ready":
+    if current_state(root, test, optional)[0] == "ready":
         return
     logs = root / "webui" / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with tool_run.setup_lock(logs / "install.lock"):
-        state, wanted = current_state(root, test)
+        state, wanted = current_state(root, test, optional)
         if state != "ready":
             install(root, state, wanted, logs / "install.log")

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import decode, preview_rgb
+from diffusers_helper.latents import decode
 from diffusers_helper.models.linear import strengths
 from diffusers_helper.models.step_cache import StepCache, TeaCache
 from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
-from diffusers_helper.preview import PreviewMatrix
 from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
 from diffusers_helper.vae_decode import KeptTiles
 from eichi_utils.encode import Conditions
 from eichi_utils.events import Event, Stage, Step, StopLevel
 from eichi_utils.history import History, Stitch
 from eichi_utils.loras import Lora
-from eichi_utils.media import animated_webp
 from eichi_utils.plan import Plan, Ref, Section
+from eichi_utils.previews import watched
 from eichi_utils.request import Request
 
 if TYPE_CHECKING:
@@ -63,11 +62,12 @@ def sample_film(request: Request, plan: Plan, conditions: Conditions, pool: Mode
         loras = section_loras(request, section)
         tokens = step_tokens(section, sampler.height, sampler.width)
         with pool.transformer(plan.checkpoint, request.precision, loras, request.merge_loras, tokens) as net:
-            for step, latents in sampler.sample(net, section, (step_cache(request), step_cache(request))):
-                yield Step(at=time.time(), section=number, step=step, preview=_preview(latents, matrix))
+            steps = sampler.sample(net, section, (step_cache(request), step_cache(request)))
+            for done in watched(steps, matrix, net.device, pool.card):
+                yield Step(at=time.time(), section=number, step=done.step, preview=done.preview)
                 if stop.level >= StopLevel.NOW:
                     return
-        latents = latents.cpu()
+        latents = done.latents.cpu()
         history.grow(latents)
         added = latents.shape[2]
         if plan.closing and number == len(plan.sections) - 1:
@@ -175,8 +175,3 @@ def step_cache(request: Request) -> StepCache | None:
     if request.step_cache == "none":
         return None
     return TeaCache(request.cache_threshold, request.steps)
-
-
-def _preview(latents: Tensor, matrix: PreviewMatrix) -> bytes:
-    rgb = (preview_rgb(latents, matrix)[0] * 255.0).round().to(torch.uint8)
-    return animated_webp(rgb.permute(1, 2, 3, 0).cpu().numpy())

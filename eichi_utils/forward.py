@@ -35,7 +35,7 @@ class ForwardRequest(FilmRequest):
                     clean=(Ref("start", start), Ref("history", at_1x)),
                     clean_2x=Ref("history", at_2x, skip=1),
                     clean_4x=Ref("history", at_4x, skip=3),
-                    prompt=self.section_prompts.get(number, "").strip() or self.prompt,
+                    prompt=self.section_prompt(number),
                     strength=100.0 / self.influence if held else 1.0,
                     initial="start",
                 )

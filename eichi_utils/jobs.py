@@ -84,13 +84,13 @@ class Jobs:
             return tuple(self._jobs.values())
 
     def current(self) -> Job | None:
-        """The running job, else the next waiting one, else the newest that ended, else None."""
+        """The running job, else the next waiting one, else the one that ended last, else None."""
         jobs = self.all()
         for wanted in ("running", "waiting"):
             for job in jobs:
                 if job.view.state == wanted:
                     return job
-        return jobs[-1] if jobs else None
+        return max(reversed(jobs), key=lambda job: job.view.now) if jobs else None
 
     def stop(self, level: StopLevel) -> None:
         """Stop the running job, or the next one if none has begun. JOB lets it finish and drops the jobs that wait."""
@@ -102,6 +102,27 @@ class Jobs:
                     self._publish(job.id, replace(job.view, stopping=self._stops[job.id].level))
                 elif job.view.state == "waiting" and (level == StopLevel.JOB or job == current):
                     self._publish(job.id, job.view.after(Stopped(at=time.time(), level=level)))
+
+    def remove(self, job_id: str) -> None:
+        """Drop a waiting job; one that runs or has ended is left as it is."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job and job.view.state == "waiting":
+                self._publish(job_id, job.view.after(Stopped(at=time.time(), level=StopLevel.JOB)))
+
+    def move(self, job_id: str, places: int) -> None:
+        """Let a waiting job come earlier (negative) or later among those that wait, as far as there are places."""
+        with self._changed:
+            waiting = [job.id for job in self._jobs.values() if job.view.state == "waiting"]
+            if job_id not in waiting:
+                return
+            to = min(max(waiting.index(job_id) + places, 0), len(waiting) - 1)
+            waiting.remove(job_id)
+            waiting.insert(to, job_id)
+            following = iter(waiting)
+            order = [next(following) if job.view.state == "waiting" else job.id for job in self._jobs.values()]
+            self._jobs = {name: self._jobs[name] for name in order}
+            self._changed.notify_all()
 
     def follow(self, job_id: str) -> Iterator[View]:
         """The job's views as they change, ending with the one that has ended. Views in between may be passed over."""

@@ -21,7 +21,8 @@ def keep(picture: Path, folder: Path, name: str = "") -> Path:
     if present:
         return present[0]
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / f"{digest}_{name or picture.name}"
+    # A copy's copy is not named by its content twice.
+    kept = folder / f"{digest}_{(name or picture.name).removeprefix(f'{digest}_')}"
     with written_atomically(kept) as temporary:
         shutil.copyfile(picture, temporary)
     return kept

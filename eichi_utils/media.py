@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections import deque
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -42,6 +43,18 @@ def animated_webp(frames: numpy.ndarray) -> bytes:
         method=0,
     )
     return stream.getvalue()
+
+
+def last_frame(path: Path) -> Image.Image:
+    """The last frame of a film. Raises OSError or av.FFmpegError if there is none to be read."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        # To the last frame that needs none before it.
+        container.seek(stream.duration or 0, stream=stream)
+        frames = deque(container.decode(stream), maxlen=1)
+        if not frames:
+            raise OSError(f"{path} has no frames")
+        return frames[0].to_image()
 
 
 class FilmWriter:

@@ -32,6 +32,8 @@ PRECISIONS = ("auto", "bfloat16", "int8", "float8")
 # The published models (FramePack, and its F1 in the forward mode), or the small one that comes with the program.
 MODELS = ("framepack", "miniature")
 SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
+# After these, in any script, the next sentence begins without a comma.
+SENTENCE_ENDS = ".,;:!?\u3001\u3002\uff0c\uff0e\uff01\uff1f"
 
 
 def setting(default: Any, kind: str, **limits: Any) -> Any:
@@ -91,12 +93,29 @@ class Request(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class FilmRequest(Request):
-    """What both film modes ask for. `window` is the latents a section counts for: 9 (1 s) or 4.5 (0.5 s)."""
+    """What both film modes ask for. `window` is the latents a section counts for: 9 (1 s) or 4.5 (0.5 s).
+
+    section_prompt_mode: whether a section's own prompt takes the common one's place or comes after it.
+    """
 
     seconds: float = setting(1.0, "number", min=0.1, max=120.0)
     window: float = setting(9.0, "choice", choices=(9.0, 4.5))
     section_prompts: dict[int, str] = setting({}, "section_texts")
+    section_prompt_mode: str = setting("replace", "choice", choices=("replace", "extend"))
     crf: int = setting(16, "integer", min=0, max=51)
+
+    def idle(self) -> tuple[str, ...]:
+        own = any(text.strip() for text in self.section_prompts.values())
+        return super().idle() + (("section_prompt_mode",) if self.section_prompt_mode == "extend" and not own else ())
+
+    def section_prompt(self, number: int) -> str:
+        """What a section is told."""
+        own, common = self.section_prompts.get(number, "").strip(), self.prompt.strip()
+        if not own or not common:
+            return own or self.prompt
+        if self.section_prompt_mode == "replace":
+            return own
+        return f"{common}{' ' if common[-1] in SENTENCE_ENDS else ', '}{own}"
 
     def check(self) -> tuple[Problem, ...]:
         problems = check_fields(self)

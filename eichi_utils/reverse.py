@@ -11,23 +11,34 @@ from eichi_utils.request import FilmRequest, setting
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseRequest(FilmRequest):
-    """keyframes: section number -> picture. padding: None for the usual ladder, or one value for all sections."""
+    """keyframes: section number -> picture. padding: None for the usual ladder, or one value for all sections.
+
+    loop: the film ends as it starts; the start picture takes the place of `end_image`.
+    """
 
     mode: ClassVar[str] = "reverse"
 
     end_image: str = setting("", "picture", optional=True)
+    loop: bool = setting(False, "switch")
     end_strength: float = setting(1.0, "number", min=0.01, max=1.0)
     keyframes: dict[int, str] = setting({}, "section_pictures")
     padding: float | None = setting(None, "number", min=0.0, max=3.0, optional=True)
 
     def idle(self) -> tuple[str, ...]:
         idle = super().idle()
-        if not self.end_image and self.end_strength != 1.0:
+        if self.loop and self.end_image:
+            idle += ("end_image",)
+        if not self.final_frame and self.end_strength != 1.0:
             idle += ("end_strength",)
         # The last section always touches the start picture, and one section is the last.
         if self.padding is not None and section_count(self.seconds, self.window) == 1:
             idle += ("padding",)
         return idle
+
+    @property
+    def final_frame(self) -> str:
+        """The picture the film is drawn to, or ""."""
+        return self.image if self.loop else self.end_image
 
     def plan(self) -> Plan:
         count = section_count(self.seconds, self.window)
@@ -41,16 +52,16 @@ class ReverseRequest(FilmRequest):
                     clean=(Ref(anchor(number, self.keyframes), before), Ref("history", after)),
                     clean_2x=Ref("history", two, skip=1),
                     clean_4x=Ref("history", four, skip=3),
-                    prompt=self.section_prompts.get(number, "").strip() or self.prompt,
+                    prompt=self.section_prompt(number),
                 )
             )
-        end = {"end": self.end_image} if self.end_image else {}
+        end = {"end": self.final_frame} if self.final_frame else {}
         keyframes = {f"section/{number}": path for number, path in sorted(self.keyframes.items())}
         return Plan(
             checkpoint=self.checkpoint,
             grows="front",
             sections=tuple(sections),
-            opening=Ref("end", range(1), scale=self.end_strength) if self.end_image else None,
+            opening=Ref("end", range(1), scale=self.end_strength) if self.final_frame else None,
             closing=Ref("start", range(1)),
             pictures={"start": self.image, **end, **keyframes},
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +24,8 @@ class FakeDevice:
     """Copies happen when somebody waits for their event, not before; a copy into memory that is still read makes garbage.
 
     capacity: bytes. fail_copy, fail_allocation: numbers, from 1, of the operations that raise. lockable: bytes of host memory
-    that may be locked. work: bytes that computing takes besides the weights.
+    that may be locked. work: bytes that computing takes besides the weights. waits: how many tensors had been sent to the host
+    whenever one was waited for.
     """
 
     def __init__(self, capacity: int = 2**40, lockable: int = 2**40, work: int = 0):
@@ -33,7 +34,8 @@ class FakeDevice:
         self.buffers: dict[int, int] = {}
         self.readers: dict[int, int] = {}
         self.locked: dict[int, int] = {}
-        self.copied = self.most = self.copies = self.allocations = self.marks = self.stolen = 0
+        self.waits: list[int] = []
+        self.fetched = self.copied = self.most = self.copies = self.allocations = self.marks = self.stolen = 0
         self.fail_copy: set[int] = set()
         self.fail_allocation: set[int] = set()
 
@@ -79,6 +81,16 @@ class FakeDevice:
     def mark(self) -> FakeEvent:
         self.marks += 1
         return FakeEvent(self.marks)
+
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        self.fetched += 1
+        target = torch.full_like(tensor, GARBAGE)
+
+        def wait() -> Tensor:
+            self.waits.append(self.fetched)
+            return target.copy_(tensor)
+
+        return wait
 
     def lock(self, memory: Tensor) -> bool:
         if sum(self.locked.values()) + memory.numel() > self.lockable:

@@ -18,7 +18,7 @@ class FakeMachine:
         self.commands = []
         self.failures = {}
         self.interrupt_at = None
-        self.cuda = None
+        self.cuda = self.capability = None
 
     def run_logged(self, command, root, log_path, title):
         self.commands.append(command)
@@ -54,5 +54,6 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(tool_run, "run_logged", fake.run_logged)
     monkeypatch.setattr(environment, "probe_python", fake.probe_python)
     monkeypatch.setattr(environment, "detect_cuda", lambda: fake.cuda)
+    monkeypatch.setattr(environment, "detect_capability", lambda: fake.capability)
     monkeypatch.setattr(sys, "platform", "linux")
     return fake

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
 from eichi_utils.catalogue import Models
+from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import Jobs
 from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS
@@ -103,7 +104,8 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     outputs = options.out.resolve()
     models = Models(options.models)
-    jobs = Jobs(Engine(models, outputs, options.device, options.attention, options.reserve_gb))
+    settings = {"reserve_gb": options.reserve_gb, "compiler": options.compile, "cache_gb": options.cache_gb}
+    jobs = Jobs(Engine(models, outputs, options.device, options.attention, **settings))
     app = build(jobs, mode, options.t, outputs, models=models, plain=options.plain, auth=options.auth)
     with listen(options.server, options.port) as listener:
         url = address(options.server, listener)
@@ -127,8 +129,10 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, metavar="DIR", help=words("page.flag.models"))
     parser.add_argument("--out", type=Path, metavar="DIR", default=DEFAULT_OUTPUTS, help=words("page.flag.out"))
     parser.add_argument("--attention", metavar="NAME", default="auto", help=words("page.flag.attention"))
+    parser.add_argument("--compile", choices=("auto", "off"), default="auto", help=words("page.flag.compile"))
     parser.add_argument("--device", metavar="NAME", default="auto", help=words("page.flag.device"))
     parser.add_argument("--reserve-gb", type=float, metavar="N", default=0.5, help=words("page.flag.reserve_gb"))
+    parser.add_argument("--cache-gb", type=float, metavar="N", default=DEFAULT_GB, help=words("page.flag.cache_gb"))
     parser.add_argument("--plain", action="store_true", help=words("page.flag.plain"))
     parser.add_argument("--auth", metavar="USER:PASSWORD", help=words("page.flag.auth"))
     options = parser.parse_args(argv)

@@ -24,10 +24,11 @@ from webui.input_panel import (
     prompt_panel,
     size_panel,
 )
+from webui.timeline_panel import TimelinePanel
 
 
 def page(context: Context) -> gr.Blocks:
-    with framed(context) as (blocks, form):
+    with framed(context) as (blocks, form, followers):
         with gr.Row():
             form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
             if not context.plain:
@@ -37,6 +38,8 @@ def page(context: Context) -> gr.Blocks:
         length_panel(form)
         if not context.plain:
             size_panel(form)
+            panel = TimelinePanel(context, form)
+            followers[panel.strip] = panel.look
         form.number_or_empty("seed", empty=-1, elem_id="seed")
         advanced_panel(context, form)
     return blocks

@@ -24,11 +24,12 @@ from webui.input_panel import (
     prompt_panel,
     size_panel,
 )
+from webui.timeline_panel import TimelinePanel
 
 
 def page(context: Context) -> gr.Blocks:
     t = context.t
-    with framed(context) as (blocks, form):
+    with framed(context) as (blocks, form, followers):
         with gr.Row():
             form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
             if not context.plain:
@@ -40,6 +41,8 @@ def page(context: Context) -> gr.Blocks:
         length_panel(form, (*QUICK_SECONDS, 60, 120))
         if not context.plain:
             size_panel(form)
+            panel = TimelinePanel(context, form)
+            followers[panel.strip] = panel.look
         form.number_or_empty("seed", empty=-1, elem_id="seed")
         advanced_panel(context, form)
     return blocks

@@ -155,7 +155,7 @@ class Form:
         try:
             request = modes.from_json(document)
         except UserError as error:
-            unreadable = {problem.field for problem in error.problems}
+            unreadable = {problem.field.split("/")[0] for problem in error.problems}
             rest = modes.from_json({name: value for name, value in document.items() if name not in unreadable})
             return None, (*error.problems, *(p for p in rest.check() if p.field not in unreadable))
         return request, request.check() + self.models.problems(request)

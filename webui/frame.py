@@ -16,7 +16,7 @@ from webui.context import QUIET, Context
 from webui.form import Form
 from webui.model_panel import ModelPanel
 from webui.result_panel import ResultPanel
-from webui.start_panel import StartPanel
+from webui.start_panel import Follower, StartPanel
 
 STYLE = Path(__file__).with_name("style.css")
 # The system's own fonts: nothing to fetch, and every script of the four languages.
@@ -32,8 +32,12 @@ FONT = (
 
 
 @contextmanager
-def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form]]:
-    """A page with header, columns, result and Start; its block puts the inputs into the left column."""
+def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, Follower]]]:
+    """A page with header, columns, result and Start; its block puts the inputs into the left column.
+
+    It may add followers (`StartPanel`) for what it shows of the request.
+    """
+    followers: dict[Component, Follower] = {}
     form = Form(MODES[context.mode], context.t, context.models)
     title = f"{context.t(f'page.mode.{context.mode}')} - FramePack-eichi"
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as blocks:
@@ -41,10 +45,10 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form]]:
         with gr.Row(elem_classes="eichi-page"):
             with gr.Column(elem_classes="eichi-form", min_width=0):
                 model = ModelPanel(context, form)
-                yield blocks, form
-                start = StartPanel(context, form)
+                yield blocks, form, followers
+                start = StartPanel(context, form, followers)
             with gr.Column(elem_classes="eichi-result", min_width=0):
-                result = ResultPanel(context)
+                result = ResultPanel(context, form)
         result.wire(blocks)
         start.wire(result.look, result.outputs, result.seen)
         model.wire(start.look, start.outputs)

@@ -16,9 +16,11 @@ PICTURE_HEIGHT = 280
 def final_frame_panel(form: Form) -> None:
     """The film's last picture; how strongly it holds is asked once there is one."""
     picture = form.picture("end_image", height=PICTURE_HEIGHT, elem_id="end_image")
+    loop = form.switch("loop", elem_id="loop")
     with gr.Group(visible=False) as group:
         form.slider("end_strength", step=0.01, elem_id="end_strength")
-    picture.change(lambda path: gr.update(visible=bool(path)), picture, group, **QUIET)
+    seen = [picture, loop]
+    gr.on([picture.change, loop.change], lambda path, loop: gr.update(visible=bool(path or loop)), seen, group, **QUIET)
 
 
 def prompt_panel(form: Form) -> None:

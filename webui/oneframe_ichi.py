@@ -22,7 +22,7 @@ from webui.reference_panel import place_panel, reference_panel
 
 def page(context: Context) -> gr.Blocks:
     t = context.t
-    with framed(context) as (blocks, form):
+    with framed(context) as (blocks, form, _):
         form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
         if not context.plain:
             with gr.Accordion(t("page.image_more"), open=False), gr.Row():

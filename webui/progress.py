@@ -14,7 +14,6 @@ HTML = """
 <div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100"><div class="done"></div></div>
 <div class="lines"><span class="percent"></span><span class="where"></span><span class="time"></span></div>
 <p class="mode"></p>
-<p class="queue"></p>
 <ul class="notices"></ul>
 <ul class="problems"></ul>
 """
@@ -30,7 +29,7 @@ font-size: 14px;
 .time { color: var(--body-text-color-subdued); }
 p, ul { margin: 8px 0 0; padding: 0; }
 p:empty, ul:empty, .percent:empty, [hidden] { display: none; }
-.mode, .queue { color: var(--body-text-color-subdued); }
+.mode { color: var(--body-text-color-subdued); }
 li { list-style: none; padding: 8px; border-radius: 4px; margin-top: 8px; overflow-wrap: anywhere; }
 .notices li { background: var(--background-fill-secondary); }
 .problems li { color: var(--error-text-color); background: var(--error-background-fill); }
@@ -52,7 +51,7 @@ function show() {
   find('.bar').setAttribute('aria-valuenow', Math.round(100 * top));
   find('.bar').hidden = !value.bar;
   find('.percent').textContent = value.bar ? Math.floor(100 * top) + ' %' : '';
-  for (const name of ['where', 'time', 'mode', 'queue']) find('.' + name).textContent = value[name] || '';
+  for (const name of ['where', 'time', 'mode']) find('.' + name).textContent = value[name] || '';
   list('.notices', value.notices);
   list('.problems', value.problems);
   element.dataset.state = value.state || '';
@@ -62,7 +61,7 @@ watch('value', show);
 """
 
 
-def progress_of(t: Translator, job: Job, page_mode: str, waiting: int, now: float) -> dict[str, Any]:
+def progress_of(t: Translator, job: Job, page_mode: str, now: float) -> dict[str, Any]:
     """What the element shows, in words. now: the present, so that the clock goes on between two events."""
     view = job.view
     mode = job.request.mode
@@ -74,7 +73,6 @@ def progress_of(t: Translator, job: Job, page_mode: str, waiting: int, now: floa
         "where": where(t, view),
         "time": times(t, view, now),
         "mode": "" if mode == page_mode else t("page.progress.mode", mode=t(f"page.mode.{mode}")),
-        "queue": t("page.progress.waiting", jobs=waiting) if waiting else "",
         "notices": [words.notice_sentence(t, notice) for notice in view.notices],
         "problems": [words.problem_sentence(t, problem) for problem in view.problems],
     }

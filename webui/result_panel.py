@@ -17,11 +17,19 @@ from gradio.components import Component
 
 from eichi_utils.events import StopLevel
 from eichi_utils.jobs import Job
+from eichi_utils.media import last_frame
+from eichi_utils.paths import written_atomically
+from eichi_utils.view import View
 from webui.context import QUIET, Context
+from webui.form import Form
 from webui.progress import CSS as PROGRESS_CSS
 from webui.progress import HTML as PROGRESS_HTML
 from webui.progress import JS as PROGRESS_JS
 from webui.progress import progress_of
+from webui.queue import ACTIONS, queue_of
+from webui.queue import CSS as QUEUE_CSS
+from webui.queue import HTML as QUEUE_HTML
+from webui.queue import JS as QUEUE_JS
 from webui.viewer import CSS as VIEWER_CSS
 from webui.viewer import HTML as VIEWER_HTML
 from webui.viewer import JS as VIEWER_JS
@@ -29,6 +37,10 @@ from webui.viewer import JS as VIEWER_JS
 # Seconds between two looks at the jobs while one runs, and while none does.
 BUSY, IDLE = 0.5, 2.0
 EARLIER = 6
+
+
+# Fields of the form that a result can become.
+USES = ("image", "end_image")
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Seen:
     version: int = -1
     preview: int = 0
     film: str = ""
-    waiting: int = 0
+    waiting: tuple[str, ...] = ()
     stopping: StopLevel = StopLevel.NONE
     jobs: int = -1
 
@@ -48,8 +60,9 @@ class Seen:
 class ResultPanel:
     """Viewer, progress and stop buttons; `look` brings a tab up to date."""
 
-    def __init__(self, context: Context):
+    def __init__(self, context: Context, form: Form):
         self.context, self.t = context, context.t
+        self.uses = {name: form.entries[name].components[0] for name in USES if name in form.entries}
         t = context.t
         labels = {name: t(f"page.viewer.{name}") for name in ("empty", "preview", "so_far", "download", "earlier")}
         self.viewer = gr.HTML(
@@ -75,12 +88,19 @@ class ResultPanel:
                 level: gr.Button(t(f"page.stop.{name}"), size="sm", interactive=False, elem_id=f"stop-{name}", min_width=90)
                 for level, name in levels.items()
             }
+        self.queue = gr.HTML(
+            {},
+            html_template=QUEUE_HTML,
+            css_template=QUEUE_CSS,
+            js_on_load=QUEUE_JS,
+            elem_id="queue",
+        )
         self.seen = gr.State(Seen())
         self.timer = gr.Timer(IDLE)
 
     @property
     def outputs(self) -> list[Component]:
-        return [self.viewer, self.progress, *self.stops.values(), self.seen, self.timer]
+        return [self.viewer, self.progress, self.queue, *self.stops.values(), self.seen, self.timer]
 
     def wire(self, page: gr.Blocks) -> None:
         page.load(partial(self.look, Seen()), None, self.outputs, **QUIET)
@@ -88,6 +108,34 @@ class ResultPanel:
         for level, button in self.stops.items():
             stopped = button.click(partial(self.context.jobs.stop, level), None, None, **QUIET)
             stopped.then(self.look, self.seen, self.outputs, **QUIET)
+
+        self.viewer.click(self.use, None, list(self.uses.values()), **QUIET)
+        asked = self.queue.click(self.arrange, None, None, **QUIET)
+        asked.then(self.look, self.seen, self.outputs, **QUIET)
+
+    def use(self, event: gr.EventData) -> dict[Component, Any]:
+        """The result, or its last frame, as a picture of the form."""
+        job = self.context.jobs.current()
+        component = self.uses.get(event._data["field"])
+        if job is None or component is None or not job.view.ended or not (job.view.picture or job.view.film):
+            return {}
+        made = kept = Path(job.view.picture or job.view.film)
+        if not made.is_file():
+            return {}
+        if not job.view.picture:
+            kept = self.context.uploads / f"{made.stem}_last.png"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with written_atomically(kept) as temporary:
+                last_frame(made).save(temporary, "PNG")
+        return {component: str(kept)}
+
+    def arrange(self, event: gr.EventData) -> None:
+        """Remove a waiting job, or let it come earlier or later."""
+        job, places = event._data["job"], ACTIONS[event._data["action"]]
+        if places is None:
+            self.context.jobs.remove(job)
+        else:
+            self.context.jobs.move(job, places)
 
     def look(self, seen: Seen) -> dict[Component, Any]:
         """Everything that changed since `seen`, and the new `seen`."""
@@ -98,8 +146,10 @@ class ResultPanel:
         if job is None:
             return updates
         view = job.view
-        if now.version != seen.version or now.job != seen.job or now.waiting != seen.waiting or view.state == "running":
-            updates[self.progress] = progress_of(self.t, job, self.context.mode, now.waiting, time.time())
+        if now.waiting != seen.waiting:
+            updates[self.queue] = queue_of(self.t, jobs)
+        if now.version != seen.version or now.job != seen.job or view.state == "running":
+            updates[self.progress] = progress_of(self.t, job, self.context.mode, time.time())
         if (now.job, now.state, now.preview, now.film, now.jobs) != (
             seen.job,
             seen.state,
@@ -130,6 +180,7 @@ class ResultPanel:
             "picture": self._file(view.picture)["url"] if view.picture else "",
             "result": self._file(result) if result and view.ended else None,
             "facts": self._facts(job) if result and view.ended else "",
+            "uses": {field: self.t(f"page.viewer.{_use(view)}_as_{field}") for field in self.uses},
             "earlier": [
                 self._file(other.view.picture or other.view.film)
                 for other in reversed(jobs)
@@ -154,9 +205,13 @@ class ResultPanel:
         return " · ".join(parts)
 
 
+def _use(view: View) -> str:
+    return "picture" if view.picture else "last_frame"
+
+
 def seen_of(job: Job | None, jobs: tuple[Job, ...]) -> Seen:
     """What a tab that is shown this has seen."""
-    waiting = sum(other.view.state == "waiting" for other in jobs)
+    waiting = tuple(other.id for other in jobs if other.view.state == "waiting")
     if job is None:
         return Seen(jobs=len(jobs))
     view = job.view

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from eichi_utils.problems import Problem
 from eichi_utils.request import Request
 from webui import words
 from webui.context import QUIET, Context
@@ -20,11 +21,17 @@ from webui.uploads import keep_pictures
 # Two clicks on Start within this time mean one film.
 DOUBLE_CLICK_SECONDS = 1.5
 
+Follower = Callable[[Request | None, tuple[Problem, ...]], dict[Component, Any]]
+
 
 class StartPanel:
-    """Start is open to click only while the request has no problem, and checks again when clicked."""
+    """Start is open to click only while the request has no problem, and checks again when clicked.
 
-    def __init__(self, context: Context, form: Form):
+    followers: components of other panels that show the request, and what makes their values of it and its problems.
+    """
+
+    def __init__(self, context: Context, form: Form, followers: Mapping[Component, Follower]):
+        self.followers = followers
         self.context, self.form, self.t = context, form, context.t
         with gr.Column(elem_classes="eichi-start", min_width=0):
             self.problems = gr.HTML(elem_id="problems")
@@ -39,7 +46,7 @@ class StartPanel:
     @property
     def outputs(self) -> list[Component]:
         """What `look` returns."""
-        return [self.summary, self.problems, self.start]
+        return [self.summary, self.problems, self.start, *self.followers]
 
     def wire(self, after: Any, outputs: Any, seen: Component) -> None:
         """after: called with `seen` once a job is submitted, to show it at once. outputs: what it returns."""
@@ -57,7 +64,10 @@ class StartPanel:
     def look(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """What the form's values would make, and what is wrong with them."""
         request, problems = self.form.read(values)
-        return {
+        news = {
+            component: value for follow in self.followers.values() for component, value in follow(request, problems).items()
+        }
+        return news | {
             self.summary: self._summary(request, problems),
             self.problems: words.problem_list(self.t, problems),
             self.start: gr.update(interactive=not problems),

@@ -12,7 +12,8 @@ HTML = """
   </figure>
   <figure class="live"><img class="preview" alt=""><figcaption></figcaption></figure>
 </div>
-<div class="result"><a class="download" download></a><span class="facts"></span></div>
+<div class="result"><a class="download" download></a><button type="button" class="use" data-field="image"></button
+  ><button type="button" class="use" data-field="end_image"></button><span class="facts"></span></div>
 <details class="earlier"><summary></summary><ul></ul></details>
 """
 
@@ -31,6 +32,8 @@ figcaption { margin-top: 4px; font-size: 12px; text-align: center; color: var(--
   font-size: 14px; }
 .download { padding: 8px 16px; border-radius: 6px; text-decoration: none; color: #fff !important;
   background: var(--button-primary-background-fill); }
+.use { margin: 0 !important; padding: 8px 12px; border-radius: 6px; cursor: pointer; color: var(--body-text-color);
+  background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .facts { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .earlier { margin-top: 8px; font-size: 14px; }
 .earlier ul { margin: 4px 0 0; padding: 0 0 0 16px; }
@@ -69,6 +72,10 @@ function show() {
     find('.download').download = result.name;
     find('.download').textContent = labels.download;
     find('.facts').textContent = value.facts;
+    for (const button of element.querySelectorAll('.use')) {
+      button.hidden = !(button.dataset.field in value.uses);
+      button.textContent = value.uses[button.dataset.field] || '';
+    }
   }
   const earlier = value.earlier || [];
   find('.earlier').hidden = !earlier.length;
@@ -79,6 +86,8 @@ function show() {
     item.append(link); return item; }));
   element.dataset.filled = live || film || picture ? 'yes' : 'no';
 }
+for (const button of element.querySelectorAll('.use'))
+  button.addEventListener('click', () => trigger('click', { field: button.dataset.field }));
 show();
 watch('value', show);
 """

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusers_helper.models.attention import Kernel
+from diffusers_helper.models.fused import Fused, fuse, project
 from diffusers_helper.models.linear import Linear
 from diffusers_helper.models.rope import rotate
 
@@ -121,13 +122,18 @@ class Attention(nn.Module):
         """(batch, tokens, dim) -> (batch, tokens, heads, head_dim)."""
         return x.unflatten(-1, (self.heads, -1))
 
-    def latent_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (self.split(linear(x)) for linear in (self.to_q, self.to_k, self.to_v))
-        return self.norm_q(q), self.norm_k(k), v
+    def latent_layers(self) -> tuple[Linear, ...]:
+        return self.to_q, self.to_k, self.to_v
 
-    def text_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (self.split(linear(x)) for linear in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
-        return self.norm_added_q(q), self.norm_added_k(k), v
+    def text_layers(self) -> tuple[Linear, ...]:
+        return self.add_q_proj, self.add_k_proj, self.add_v_proj
+
+    def latent_qkv(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Projections of latent tokens, by heads and normalised."""
+        return self.norm_q(self.split(q)), self.norm_k(self.split(k)), self.split(v)
+
+    def text_qkv(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.norm_added_q(self.split(q)), self.norm_added_k(self.split(k)), self.split(v)
 
 
 class Modulation(nn.Module):
@@ -158,7 +164,7 @@ class RefinerBlock(nn.Module):
         attn = self.attn
         gate_msa, gate_mlp = self.norm_out(conditioning).unsqueeze(1).chunk(2, dim=-1)
         y = self.norm1(x)
-        out = attend(*(attn.split(linear(y)) for linear in (attn.to_q, attn.to_k, attn.to_v)))
+        out = attend(*(attn.split(linear(y)) for linear in attn.latent_layers()))
         x = x + attn.to_out[0](out.flatten(2)) * gate_msa
         return x + self.ff(self.norm2(x)) * gate_mlp
 
@@ -197,18 +203,35 @@ class DualBlock(nn.Module):
         self.attn = Attention(dim, heads, text=True)
         self.ff, self.ff_context = FeedForward(dim, ratio), FeedForward(dim, ratio)
 
+    def together(self) -> tuple[tuple[Linear, ...], ...]:
+        """The layers that see the same input, in the order of `fused`."""
+        return self.attn.latent_layers(), self.attn.text_layers()
+
+    def fused(self) -> tuple[Fused | None, ...]:
+        """Views over the weights where they lie now."""
+        return tuple(fuse(layers) for layers in self.together())
+
     def forward(
-        self, x: Tensor, text: Tensor, tables: tuple[Tensor, Tensor], rope: Tensor, attend: Kernel
+        self,
+        x: Tensor,
+        text: Tensor,
+        tables: tuple[Tensor, Tensor],
+        rope: Tensor,
+        attend: Kernel,
+        fused: tuple[Fused | None, ...] = (None, None),
     ) -> tuple[Tensor, Tensor]:
         """x (1, latent tokens, dim), text (1, text tokens, dim), tables: this step's rows, each (1, 6 dim)."""
         attn, count = self.attn, x.shape[1]
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = tables[0].unsqueeze(1).chunk(6, dim=-1)
         t_shift, t_scale, t_gate, t_shift_mlp, t_scale_mlp, t_gate_mlp = tables[1].unsqueeze(1).chunk(6, dim=-1)
 
-        q, k, v = attn.latent_qkv(modulate(layer_norm(x), shift, scale))
+        q, k, v = attn.latent_qkv(*project(modulate(layer_norm(x), shift, scale), attn.latent_layers(), fused[0]))
         latent_qkv = rotate(q, rope), rotate(k, rope), v
-        text_qkv = attn.text_qkv(modulate(layer_norm(text), t_shift, t_scale))
-        out = attend(*(torch.cat(pair, dim=1) for pair in zip(latent_qkv, text_qkv, strict=True))).flatten(2)
+        text_qkv = attn.text_qkv(*project(modulate(layer_norm(text), t_shift, t_scale), attn.text_layers(), fused[1]))
+        q, k, v = (torch.cat(pair, dim=1) for pair in zip(latent_qkv, text_qkv, strict=True))
+        # What they were joined from is not kept through the attention.
+        del latent_qkv, text_qkv
+        out = attend(q, k, v).flatten(2)
 
         x = x + attn.to_out[0](out[:, :count]) * gate
         text = text + attn.to_add_out(out[:, count:]) * t_gate
@@ -228,12 +251,31 @@ class SingleBlock(nn.Module):
         self.proj_mlp = Linear(dim, hidden)
         self.proj_out = Linear(dim + hidden, dim)
 
-    def forward(self, x: Tensor, table: Tensor, latents: int, rope: Tensor, attend: Kernel) -> Tensor:
+    def together(self) -> tuple[tuple[Linear, ...], ...]:
+        """The layers that see the same input, in the order of `fused`."""
+        return ((*self.attn.latent_layers(), self.proj_mlp),)
+
+    def fused(self) -> tuple[Fused | None, ...]:
+        """Views over the weights where they lie now."""
+        return tuple(fuse(layers) for layers in self.together())
+
+    def forward(
+        self,
+        x: Tensor,
+        table: Tensor,
+        latents: int,
+        rope: Tensor,
+        attend: Kernel,
+        fused: tuple[Fused | None, ...] = (None,),
+    ) -> Tensor:
         """x (1, tokens, dim), the first `latents` of which turn with the rope; table: this step's row, (1, 3 dim)."""
         shift, scale, gate = table.unsqueeze(1).chunk(3, dim=-1)
-        y = modulate(layer_norm(x), shift, scale)
-        mlp = F.gelu(self.proj_mlp(y), approximate="tanh")
-        q, k, v = self.attn.latent_qkv(y)
+        *qkv, mlp = project(modulate(layer_norm(x), shift, scale), self.together()[0], fused[0])
+        mlp = F.gelu(mlp, approximate="tanh")
+        q, k, v = self.attn.latent_qkv(*qkv)
         q, k = (torch.cat([rotate(z[:, :latents], rope), z[:, latents:]], dim=1) for z in (q, k))
+        # A slice would keep the whole product through the attention, seven times its size.
+        v = v.contiguous()
+        del qkv
         out = attend(q, k, v).flatten(2)
         return x + self.proj_out(torch.cat([out, mlp], dim=-1)) * gate

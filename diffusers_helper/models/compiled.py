@@ -11,16 +11,31 @@ from torch import Tensor
 
 from diffusers_helper.models.attention import Kernel, kernel_errors
 from diffusers_helper.models.blocks import DualBlock, SingleBlock
+from diffusers_helper.models.fused import Fused
 
 
 def dual(
-    block: DualBlock, x: Tensor, text: Tensor, tables: tuple[Tensor, Tensor], rope: Tensor, attend: Kernel
+    block: DualBlock,
+    x: Tensor,
+    text: Tensor,
+    tables: tuple[Tensor, Tensor],
+    rope: Tensor,
+    attend: Kernel,
+    fused: tuple[Fused | None, ...] = (None, None),
 ) -> tuple[Tensor, Tensor]:
-    return block(x, text, tables, rope, attend)
+    return block(x, text, tables, rope, attend, fused)
 
 
-def single(block: SingleBlock, x: Tensor, table: Tensor, latents: int, rope: Tensor, attend: Kernel) -> Tensor:
-    return block(x, table, latents, rope, attend)
+def single(
+    block: SingleBlock,
+    x: Tensor,
+    table: Tensor,
+    latents: int,
+    rope: Tensor,
+    attend: Kernel,
+    fused: tuple[Fused | None, ...] = (None,),
+) -> Tensor:
+    return block(x, table, latents, rope, attend, fused)
 
 
 @dataclass(frozen=True)
@@ -40,9 +55,12 @@ def compiled() -> Passes:
     return Passes(torch.compile(dual, dynamic=True), torch.compile(single, dynamic=True), "")
 
 
-def choose_passes(device: torch.device) -> Passes:
-    """Compiled on a card for which a small function really compiles and computes right, else eager with the reason."""
-    reason = obstacle(device)
+def choose_passes(device: torch.device, wanted: str = "auto") -> Passes:
+    """Compiled on a card for which a small function really compiles and computes right, else eager with the reason.
+
+    wanted: "auto", or "off" for eager passes without a trial.
+    """
+    reason = EAGER.reason if wanted == "off" else obstacle(device)
     return Passes(dual, single, reason) if reason else compiled()
 
 

@@ -101,10 +101,10 @@ class Linear(nn.Linear):
         self.branches = nn.ModuleList()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.product is not None and self.weight.dtype == torch.float8_e4m3fn and self.weight_scale is not None:
-            y = self.product(x, self.weight, self.weight_scale, self.bias)
-        else:
-            y = F.linear(x, self.wide_weight(x.dtype), self.bias.to(x.dtype))
+        return self.with_branches(multiply(x, self.weight, self.bias, self.weight_scale, self.product), x)
+
+    def with_branches(self, y: Tensor, x: Tensor) -> Tensor:
+        """y (..., out), which the weights made of x (..., in), and in place what the branches add to it."""
         for branch in self.branches:
             if branch.strength:
                 y = branch.add_to(y, x)
@@ -112,12 +112,23 @@ class Linear(nn.Linear):
 
     def wide_weight(self, dtype: torch.dtype) -> Tensor:
         """The weight as it is multiplied with; itself where it is kept in that dtype."""
-        if self.weight_scale is None:
-            return self.weight.to(dtype)
-        if self.weight.dtype == torch.int8:
-            # One pass over the weight: integers are widened to the scale's dtype as they are multiplied.
-            return (self.weight * self.weight_scale).to(dtype)
-        return self.weight.to(dtype) * self.weight_scale.to(dtype)
+        return widened(self.weight, self.weight_scale, dtype)
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, product: Product | None) -> Tensor:
+    """x (..., in) times a weight (out, in) of any storage, plus the bias (out,); scale and product as in `Linear`."""
+    if product is not None and weight.dtype == torch.float8_e4m3fn and scale is not None:
+        return product(x, weight, scale, bias)
+    return F.linear(x, widened(weight, scale, x.dtype), bias.to(x.dtype))
+
+
+def widened(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if scale is None:
+        return weight.to(dtype)
+    if weight.dtype == torch.int8:
+        # One pass over the weight: integers are widened to the scale's dtype as they are multiplied.
+        return (weight * scale).to(dtype)
+    return weight.to(dtype) * scale.to(dtype)
 
 
 class PatchConv(nn.Conv3d):

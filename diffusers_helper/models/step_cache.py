@@ -23,6 +23,8 @@ class StepCache(Protocol):
 class TeaCache:
     """Accumulates the estimated change of the output and computes when it reaches `threshold`; first and last steps always.
 
+    Between those the host has to read one number a step, and waits for the card until it is there.
+
     steps: steps of the section. computed: numbers of the steps that were computed, for the report.
     """
 

@@ -28,6 +28,7 @@ from diffusers_helper.models.blocks import (
     modulate,
 )
 from diffusers_helper.models.compiled import EAGER, Passes
+from diffusers_helper.models.fused import neighbours, present
 from diffusers_helper.models.linear import Linear, PatchConv
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field
 from diffusers_helper.models.step_cache import StepCache
@@ -193,6 +194,13 @@ class PackedTransformer(nn.Module):
         named = self.named_modules()
         return {name: m for name, m in named if isinstance(m, Linear) and name.startswith(inside) and ".norm" not in name}
 
+    def neighbours(self) -> list[tuple[str, ...]]:
+        """Names of tensors that a slab holds without a gap, so that a block multiplies once with all of them."""
+        names = {module: name for name, module in self.named_modules()}
+        blocks = (*self.transformer_blocks, *self.single_transformer_blocks)
+        together = [[names[layer] for layer in layers] for block in blocks for layers in block.together()]
+        return [row for layers in together for row in neighbours(layers)]
+
     def parts(self) -> Parts:
         """What streaming may move on its own: each block without its modulation, and what only tables are made of."""
         blocks = {f"dual/{number}": block for number, block in enumerate(self.transformer_blocks)}
@@ -208,7 +216,8 @@ class PackedTransformer(nn.Module):
         always = [self.x_embedder, self.proj_out]
         if self.config.has_clean_x_embedder:
             always.append(self.clean_x_embedder)
-        return Parts(always=always, job={**job, **tables, "head/tables": [self.norm_out]}, step=step)
+        rows = present(self.neighbours(), {**dict(self.named_parameters()), **dict(self.named_buffers())})
+        return Parts(always=always, job={**job, **tables, "head/tables": [self.norm_out]}, step=step, neighbours=rows)
 
     @torch.inference_mode()
     def prepare_job(
@@ -321,15 +330,16 @@ class PackedTransformer(nn.Module):
     def _blocks(self, x: Tensor, index: int, job: JobTables, section: SectionTables) -> Tensor:
         latents, rows = x.shape[1], slice(index, index + 1)
         text = job.context[rows]
-        # Around the block, not inside: a compiled block knows nothing of it.
+        # Around the block, not inside: a compiled block knows nothing of who brings its weights, nor of where they lie.
         lend, passes = self.weights.lend, self.passes
         for number, (block, (latent_table, text_table)) in enumerate(zip(self.transformer_blocks, job.dual, strict=True)):
             with lend(f"dual/{number}"):
-                x, text = passes.dual(block, x, text, (latent_table[rows], text_table[rows]), section.rope, self.attend)
+                table = latent_table[rows], text_table[rows]
+                x, text = passes.dual(block, x, text, table, section.rope, self.attend, block.fused())
         x = torch.cat([x, text], dim=1)
         for number, (block, table) in enumerate(zip(self.single_transformer_blocks, job.single, strict=True)):
             with lend(f"single/{number}"):
-                x = passes.single(block, x, table[rows], latents, section.rope, self.attend)
+                x = passes.single(block, x, table[rows], latents, section.rope, self.attend, block.fused())
         return x[:, :latents]
 
     def _cast(self, x: Tensor) -> Tensor:

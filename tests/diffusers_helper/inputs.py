@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusers_helper.models.transformer import Clean, PackedTransformer
+from diffusers_helper.streaming import gather, tensors_of
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -103,6 +104,13 @@ def section_of(net: PackedTransformer, given: Inputs):
         clean(given.clean_2x, layout.clean_2x),
         clean(given.clean_4x, layout.clean_4x),
     )
+
+
+def in_slabs(net: PackedTransformer) -> None:
+    """Move the blocks' weights into slabs, as for a card, so that layers of one input are one product."""
+    parts = net.parts()
+    gather({name: tensors_of(modules) for name, modules in parts.step.items()}, parts.neighbours)
+    assert all(view for block in (*net.transformer_blocks, *net.single_transformer_blocks) for view in block.fused())
 
 
 def velocity(net: PackedTransformer, given: Inputs, sigma: float = 0.7, guidance: float = 10.0) -> Tensor:

@@ -66,6 +66,9 @@ class Card(str):
 class TorchWithCard:
     """torch as the attention module sees it: every device is such a card."""
 
+    def __init__(self, capability: tuple[int, int] = (8, 9)):
+        self.cuda = types.SimpleNamespace(get_device_capability=lambda device: capability)
+
     @staticmethod
     def device(name):
         return Card("cpu")
@@ -126,6 +129,27 @@ def test_the_first_kernel_that_works_is_taken(card, monkeypatch):
     choice = choose(monkeypatch, sage=None, flash3=works, flash=raising(AssertionError("must not be called")))
     assert choice.name == "flash3" and choice.kernel is works
     assert choice.rejected == {"sage": "ModuleNotFoundError: No module named 'sage'"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "there", "chosen"),
+    [
+        ((8, 0), ("sage", "flash3", "flash", "xformers"), "sage"),
+        ((8, 9), ("sage", "flash3"), "sage"),
+        ((8, 6), ("flash3", "flash"), "flash3"),
+        ((12, 0), ("sage", "flash3"), "sage"),
+        ((9, 0), ("sage", "flash3", "flash", "xformers"), "flash3"),
+        ((9, 0), ("sage", "flash", "xformers"), "sdpa"),
+        ((9, 0), (), "sdpa"),
+    ],
+)
+def test_the_order_is_the_cards(monkeypatch, capability, there, chosen):
+    """On Hopper FlashAttention 3 comes first, and then what torch itself has; elsewhere SageAttention."""
+    monkeypatch.setattr(attention, "torch", TorchWithCard(capability))
+    kernels = {name: works if name in there else None for name in OTHERS}
+    assert choose(monkeypatch, **kernels).name == chosen
+    # A kernel that is asked for by name is taken all the same.
+    assert all(choose(monkeypatch, name, **kernels).name == name for name in there)
 
 
 def test_eight_bits_inside_are_near_enough(card, monkeypatch):

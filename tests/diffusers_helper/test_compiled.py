@@ -7,9 +7,10 @@ import shutil
 import pytest
 import torch
 
-from diffusers_helper.models import compiled
+from diffusers_helper.models import attention, compiled
 from diffusers_helper.models.compiled import Passes, choose_passes, probe
-from tests.diffusers_helper.inputs import LAYOUTS, inputs, velocity
+from diffusers_helper.models.linear import LowRankBranch, set_strengths
+from tests.diffusers_helper.inputs import LAYOUTS, in_slabs, inputs, velocity
 
 
 def test_nothing_is_compiled_without_a_card():
@@ -40,6 +41,32 @@ def test_what_the_probe_says_decides(monkeypatch, reason):
     assert passes.reason == reason and (passes.dual is compiled.dual) == bool(reason)
 
 
+def test_off_is_off_without_a_trial(monkeypatch):
+    """Whose compiler hangs must get past it."""
+    monkeypatch.setattr(compiled, "obstacle", lambda device: pytest.fail("tried"))
+    assert choose_passes(torch.device("cuda"), "off") == compiled.EAGER
+
+
+def test_kernels_of_packages_are_left_as_they_are(net):
+    """Once before and once after the attention: a graph of two halves for each kind of block, whatever is in between."""
+    given, graphs = inputs(LAYOUTS["forward"], 10, 6), []
+
+    def count(graph, examples):
+        graphs.append(graph)
+        return graph.forward
+
+    def kernel(q, k, v):
+        assert not torch.compiler.is_compiling()
+        return attention.sdpa(q, k, v)
+
+    expected = velocity(net, given)
+    net.attend = attention.opaque(kernel)
+    net.passes = Passes(*(torch.compile(kind, dynamic=True, backend=count) for kind in (compiled.dual, compiled.single)), "")
+    for _ in range(2):
+        assert (velocity(net, given) - expected).abs().max() <= 1e-5
+    assert len(graphs) == 4
+
+
 def test_the_network_runs_its_blocks_through_the_passes(net):
     calls = []
 
@@ -59,10 +86,19 @@ def test_the_network_runs_its_blocks_through_the_passes(net):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for inductor's CPU backend")
-def test_compiled_blocks_compute_the_same(net):
-    """Through inductor's CPU backend; two sizes, because one compilation has to serve both."""
+@pytest.mark.parametrize("slabs", [False, True])
+def test_compiled_blocks_compute_the_same(net, slabs):
+    """Through inductor's CPU backend; two sizes and two strengths, because one compilation has to serve all."""
     layouts = [inputs(LAYOUTS["forward"], 10, 6), inputs(LAYOUTS["one picture"], 8, 6)]
-    expected = [velocity(net, given) for given in layouts]
-    net.passes = compiled.compiled()
-    for given, exact in zip(layouts, expected, strict=True):
-        assert (velocity(net, given) - exact).abs().max() <= 1e-4
+    if slabs:
+        for layer in net.block_linears().values():
+            layer.branches.append(LowRankBranch(0, torch.randn(layer.out_features, 2), torch.randn(2, layer.in_features), 0.1))
+        in_slabs(net)
+    passes = compiled.compiled()
+    for strength in (1.0, 0.4):
+        set_strengths(net, [strength])
+        for given in layouts:
+            net.passes = compiled.EAGER
+            exact = velocity(net, given)
+            net.passes = passes
+            assert (velocity(net, given) - exact).abs().max() <= 1e-4

@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
-from diffusers_helper.latents import HUNYUAN_PREVIEW, crossfade, decode, encode_picture, preview_rgb, to_uint8
+from diffusers_helper.latents import crossfade, decode, encode_picture, preview_rgb, preview_weights, to_uint8
+from diffusers_helper.preview import HUNYUAN_PREVIEW
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_decoding_undoes_the_scale(vae):
 def test_preview_is_the_linear_map_of_each_cell():
     """Spec/core 2; out-of-range colours are clamped, not wrapped."""
     latents = torch.randn(1, 16, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 4
-    rgb = preview_rgb(latents)
+    rgb = preview_rgb(latents, preview_weights(HUNYUAN_PREVIEW, latents.device))
     assert rgb.shape == (1, 3, 3, 4, 5) and rgb.min() == 0.0 and rgb.max() == 1.0
     for r in range(3):
         value = sum(latents[0, c, 2, 3, 1] * HUNYUAN_PREVIEW.rows[c][r] for c in range(16)) + HUNYUAN_PREVIEW.bias[r]

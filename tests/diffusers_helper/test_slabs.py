@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.slabs import ALIGNMENT, PAGE, Arena, lay_out, runs
+from diffusers_helper.slabs import ALIGNMENT, PAGE, Arena, fused, lay_out, runs
 
 SLABS = [
     {"a": (torch.int8, (3, 5)), "b": (torch.bfloat16, (3, 1)), "c": (torch.float32, ())},
@@ -46,6 +46,43 @@ def test_the_full_model_takes_its_own_size():
     exact = sum(2 * torch.Size(shape).numel() for slab in slabs for _, shape in slab.values())
     _, size = lay_out(slabs)
     assert round(exact / 1e9, 1) == 18.1 and exact < size < 1.001 * exact
+
+
+def test_neighbours_lie_without_a_gap_wherever_they_are_named():
+    """And their slab's other tensors begin where they like."""
+    slab = {"a": (torch.int8, (5, 4)), "x": (torch.float32, (3,)), "b": (torch.int8, (2, 4)), "c": (torch.int8, (1, 4))}
+    places, size = lay_out([{"first": (torch.int8, (1,))}, slab], [("a", "b", "c"), ("scale of a", "scale of b")])
+    assert [places[name].offset - PAGE for name in "abcx"] == [0, 20, 28, ALIGNMENT] and size == PAGE + ALIGNMENT + 12
+
+
+def test_neighbours_are_neighbours_in_a_slot():
+    """Also where they are shorter than an alignment, which other tensors of a run never are."""
+    arena = Arena([{"a": (torch.float32, (3, 4)), "x": (torch.int8, (1,)), "b": (torch.float32, (5, 4))}], [("a", "b")])
+    tensors = [arena.put(name, torch.full(shape, value)) for name, shape, value in (("b", (5, 4), 2.0), ("a", (3, 4), 1.0))]
+    found, places, size = runs(tensors)
+    slot = torch.zeros(size, dtype=torch.uint8).copy_(found[0].source)
+    moved = [place.view(slot) for place in places]
+    assert len(found) == 1
+    for b, a in (tensors, moved):
+        whole = fused([a, b])
+        assert whole.data_ptr() == a.data_ptr() and whole.shape == (8, 4)
+        assert whole[:, 0].tolist() == [1.0] * 3 + [2.0] * 5
+        assert fused([b, a]) is None
+    assert fused([tensors[1], moved[0]]) is None
+
+
+def test_what_only_looks_like_neighbours_is_not_fused():
+    memory = torch.zeros(64, dtype=torch.uint8)
+    first = memory[:16].view(torch.float32).view(2, 2)
+    fitting = memory[16:32].view(torch.float32).view(2, 2)
+    assert fused([first, fitting]) is not None
+    assert fused([first, memory[20:36].view(torch.float32).view(2, 2)]) is None
+    assert fused([first, memory[16:32].view(torch.int32).view(2, 2)]) is None
+    assert fused([first, memory[16:32].view(torch.float32).view(1, 4)]) is None
+    assert fused([first, fitting.t()]) is None
+    assert fused([first, first]) is None
+    # Without memory every tensor is at 0.
+    assert fused([first.to("meta"), fitting.to("meta")]) is None
 
 
 def test_a_slab_is_one_run():

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusers_helper.budget import Budget
+from diffusers_helper.models import compiled
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.text import encode_prompt
 from eichi_utils import film
@@ -157,5 +158,8 @@ def test_a_reserve_no_card_has(wrong: float, checkpoint: Path) -> None:
     assert found(error.value.problems) == {("reserve_gb", "out_of_range")}
 
 
-def test_the_engine_hands_the_reserve_on() -> None:
+def test_the_engine_hands_on_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Engine(device="cpu", reserve_gb=3).pool.budget.reserve == 3 * 2**30
+    monkeypatch.setattr(compiled, "obstacle", lambda device: "")
+    assert Engine(device="cpu").pool.passes.reason == ""
+    assert Engine(device="cpu", compiler="off").pool.passes == compiled.EAGER

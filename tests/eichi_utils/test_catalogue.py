@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from eichi_utils import film, modes
+from eichi_utils import modes, previews
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.events import Finished, Notice
@@ -139,7 +139,7 @@ def test_previews_are_made_with_the_models_own_matrix(
 ) -> None:
     """HunyuanVideo's table on other latents shows wrong colours. This one has all channels in red, none in green, full blue."""
     shown = []
-    monkeypatch.setattr(film, "animated_webp", lambda frames: shown.append(frames) or b"")
+    monkeypatch.setattr(previews, "animated_webp", lambda frames: shown.append(frames) or b"")
     carry_out(request("single", pictures[0]), ModelPool(described, device="cpu"), tmp_path)
     assert shown
     for frames in shown:

@@ -348,10 +348,14 @@ def test_doctor(eichi: Run, checkpoint: Path, tmp_path: Path) -> None:
     assert code == 0
     assert set(found) == {
         "system", "python", "packages", "memory_gib", "disk_free_gib", "cards", "device", "transformer_dtype", "attention",
-        "attention_rejected", "models",
+        "attention_rejected", "compiled", "compiled_rejected", "models",
     }  # fmt: skip
     assert (found["device"], found["transformer_dtype"]) == ("cpu", "float32")
     assert found["packages"]["torch"]
+    assert found["compiled"] is False and "CUDA" in found["compiled_rejected"]
+    code, out, _ = eichi("doctor", "--models", checkpoint, "--device", "cpu", "--compile", "off", "--json")
+    assert last_json(out)["compiled_rejected"] == "not asked for"
+    assert eichi("doctor", "--compile", "maybe")[0] == 2
     names = ("framepack", "framepack_f1", "miniature")
     assert found["models"] == {name: {"complete": True, "missing": []} for name in names}
     broken = tmp_path / "broken"

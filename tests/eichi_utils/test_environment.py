@@ -1,5 +1,6 @@
 """Making and updating .venv: the state it is in, what is installed, and recovery from failures."""
 
+import re
 import sys
 
 import pytest
@@ -39,6 +40,8 @@ def test_fingerprint_follows_each_input():
         (None, "3.11", stamp(), "broken"),
         (stamp(), None, stamp(), "broken"),
         (stamp(), "3.11", stamp(root="/moved"), "broken"),
+        (stamp(), "3.11", stamp(speed_ups=False), "outdated"),
+        (stamp(speed_ups=False), "3.11", stamp(), "outdated"),
         (stamp(), "3.11", stamp(torch_build="cu130"), "broken"),
         (stamp(torch_build="cu126"), "3.11", stamp(torch_build="cu130"), "ready"),
     ],
@@ -212,6 +215,41 @@ def test_speed_ups_fail_softly(machine, capsys):
     assert environment.stamp_path(machine.root).is_file()
 
 
+def named(machine):
+    """The packages that pip was asked for since the last call, without versions."""
+    names = [command[-1] for command in machine.commands if "pip" in command]
+    machine.commands.clear()
+    return [re.split("[<>=]", name)[0] for name in names]
+
+
+def test_what_is_optional_fits_the_card_and_can_be_left_out(machine, capsys):
+    """Refused once, it stays away at every later update until it is asked for again."""
+    machine.cuda, machine.capability = (13, 0), (9, 0)
+    launch.main(["setup"])
+    assert named(machine)[-1] == "fa3-fwd"
+    assert "--no-speed-ups" in capsys.readouterr().err
+    launch.main(["setup", "--no-speed-ups"])
+    assert "fa3-fwd" not in named(machine)
+    launch.main(["setup"])
+    assert machine.made() == (False, 0)
+    (machine.root / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    launch.main(["setup"])
+    assert named(machine) and "fa3-fwd" not in named(machine)
+    launch.main(["setup", "--speed-ups", "--test"])
+    assert "fa3-fwd" in named(machine)
+
+
+def test_both_at_once_are_refused(machine, capsys):
+    assert launch.main(["setup", "--speed-ups", "--no-speed-ups"]) == 2
+    assert machine.made() == (False, 0)
+
+
+def test_a_stamp_from_before_counts_as_with_speed_ups():
+    """An update of the program alone must not reinstall anything."""
+    text = stamp().to_json().replace(',\n "speed_ups": true', "")
+    assert "speed_ups" not in text and environment.Stamp.from_json(text) == stamp()
+
+
 def test_progress_is_numbered_and_leaves_stdout_alone(machine, capsys):
     """The stages count to their announced end, on stderr: stdout belongs to the child."""
     launch.main(["setup"])
@@ -258,6 +296,34 @@ def test_plan_with_a_card(platform, build, torch):
     names = [step.title.split()[0] for step in steps[2:]]
     assert names == ["triton-windows"] * (platform == "win32") + ["xformers", "sageattention"]
     assert all(step.without and "--no-deps" in step.arguments for step in steps[2:])
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "names"),
+    [
+        ("linux", (9, 0), ["fa3-fwd"]),
+        ("linux", (8, 0), ["xformers", "sageattention"]),
+        ("linux", (8, 9), ["xformers", "sageattention"]),
+        ("linux", (12, 0), ["xformers", "sageattention"]),
+        ("linux", None, ["xformers", "sageattention"]),
+        ("win32", (9, 0), ["triton-windows"]),
+        ("win32", (8, 6), ["triton-windows", "xformers", "sageattention"]),
+    ],
+)
+def test_speed_ups_fit_the_card(platform, capability, names):
+    """FlashAttention 3 runs on Hopper alone; what is slower than torch itself is not installed."""
+    found = [re.split("[<>=]", name)[0] for name in environment.speed_ups(platform, capability)]
+    assert found == names
+    plan = environment.plan_install(platform, "cu130", REQUIREMENTS, False, capability, optional=False)
+    assert not any(step.without for step in plan)
+
+
+def test_compute_capability_is_read_from_nvidia_smi():
+    """The first card's; a driver that does not know the question answers with a sentence."""
+    assert environment.compute_capability("9.0\n8.6\n") == (9, 0)
+    assert environment.compute_capability("12.0") == (12, 0)
+    for text in ("", "[N/A]\n", 'Field "compute_cap" is not a valid field to query.\n', "9.0 GB"):
+        assert environment.compute_capability(text) is None
 
 
 def test_plan_with_the_test_tools():

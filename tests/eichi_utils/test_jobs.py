@@ -307,6 +307,37 @@ def test_the_current_job(held: Fake, jobs: Jobs) -> None:
     assert jobs.current().id == second.id
 
 
+def test_waiting_jobs_move_and_go(held: Fake, jobs: Jobs) -> None:
+    """Only those that wait; the running one keeps its place, and what was removed does not hide what was made."""
+    running, *waiting = [jobs.submit(some(name)) for name in "rabcd"]
+    assert held.at_step.acquire(timeout=WAIT)
+    a, b, c, d = (job.id for job in waiting)
+
+    def order() -> list[str]:
+        return [job.id for job in jobs.all() if job.view.state == "waiting"]
+
+    for job, places, expected in (
+        (c, -1, [a, c, b, d]),
+        (a, 1, [c, a, b, d]),
+        (d, -9, [d, c, a, b]),
+        (d, -1, [d, c, a, b]),
+        (c, 9, [d, a, b, c]),
+        (running.id, 1, [d, a, b, c]),
+        ("no such", 1, [d, a, b, c]),
+    ):
+        jobs.move(job, places)
+        assert order() == expected
+    assert jobs.all()[0].id == running.id
+    for job in (c, running.id, "no such"):
+        jobs.remove(job)
+    assert order() == [d, a, b] and jobs.get(c).view.state == "stopped" and jobs.get(running.id).view.state == "running"
+    jobs.remove(a)
+    jobs.remove(b)
+    held.go.release(10_000)
+    ending(jobs, jobs.get(d))
+    assert jobs.current().id == d
+
+
 def test_closing_ends_everything_once(held: Fake) -> None:
     """The server's end: what runs stops at its step, what waits is dropped, the worker is gone."""
     jobs = Jobs(held)

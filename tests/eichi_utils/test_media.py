@@ -237,3 +237,14 @@ def test_the_same_frames_are_the_same_file(tmp_path: Path) -> None:
         # Memory that the encoder gets back is not empty.
         encode_h264(tmp_path / "other.mp4", moving(20, 90 + number), 18)
     assert len(set(films)) == 1
+
+
+def test_the_last_frame_of_a_film(tmp_path: Path) -> None:
+    """Also where the last frame that needs none before it lies far ahead of it, and of a film joined of segments."""
+    parts = [moving(40), moving(300, 40)]
+    for number, part in enumerate(parts):
+        encode_h264(tmp_path / f"{number}.mp4", part, 10)
+    join_segments([tmp_path / "0.mp4", tmp_path / "1.mp4"], tmp_path / "film.mp4", {})
+    for name in ("0", "1", "film"):
+        film = tmp_path / f"{name}.mp4"
+        assert numpy.abs(numpy.asarray(media.last_frame(film)).astype(int) - decoded(film)[-1]).max() <= 2

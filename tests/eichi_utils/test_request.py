@@ -51,11 +51,12 @@ def other_values(mode: str, pictures: list[str]) -> dict:
         "loras": (Lora(LORA, -1.5), Lora(LORA, 2.0)),
         "merge_loras": True,
     }
-    film = {"seconds": 4.0, "window": 4.5, "section_prompts": {0: "zero", 2: "two"}, "crf": 30}
+    film = {"seconds": 4.0, "window": 4.5, "section_prompts": {0: "zero", 2: "two"}, "crf": 30, "section_prompt_mode": "extend"}
     own = {
         "reverse": {
             "end_image": pictures[1],
             "end_strength": 0.5,
+            "loop": True,
             "keyframes": {1: pictures[2], 3: pictures[3]},
             "padding": 1.5,
         },

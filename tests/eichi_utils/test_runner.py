@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffusers_helper.latents import to_uint8
 from diffusers_helper.models.transformer import PackedTransformer
-from eichi_utils import film, media, modes, runner
+from eichi_utils import film, media, modes, previews, runner
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.events import (
@@ -279,12 +279,13 @@ POINTS = [
     ("single", ModelPool, "missing"),
     ("single", runner, "encode_prompt"),
     ("single", runner, "encode_image"),
-    ("single", runner, "encode_pictures"),
+    ("single", runner, "encode_picture"),
     ("single", runner, "write_png"),
     ("single", film, "TeaCache"),
     ("single", PackedTransformer, "prepare_job"),
     ("single", PackedTransformer, "step"),
-    ("single", film, "_preview"),
+    ("single", film, "watched"),
+    ("single", previews, "animated_webp"),
     ("single", film, "decode"),
     ("reverse", FilmWriter, "add"),
     ("reverse", FilmWriter, "write"),

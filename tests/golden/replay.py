@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusers_helper.buckets import cover_crop
-from diffusers_helper.latents import crossfade, preview_rgb
+from diffusers_helper.latents import crossfade, preview_rgb, preview_weights
 from diffusers_helper.models.step_cache import TeaCache
 from diffusers_helper.models.transformer import Clean, PackedTransformer, TransformerConfig
+from diffusers_helper.preview import HUNYUAN_PREVIEW
 from diffusers_helper.sampling import schedule, shift_mu, unipc
 from diffusers_helper.text import TextEmbedding
 from eichi_utils.encode import Conditions
@@ -74,6 +75,7 @@ class TinyPool:
     def __init__(self, folder: Path):
         self.folder = folder
         self.files = ModelFiles()
+        self.card = None
 
     @cached_property
     def net(self) -> PackedTransformer:
@@ -274,7 +276,8 @@ def replay_teacache(path: Path, pool: TinyPool) -> Iterator[Check]:
 
 def replay_preview(path: Path, pool: TinyPool) -> Iterator[Check]:
     tensors, _ = load(path)
-    yield Check("rgb", error_of(preview_rgb(tensors["latents"]), tensors["rgb"]), LATENTS)
+    weights = preview_weights(HUNYUAN_PREVIEW, torch.device("cpu"))
+    yield Check("rgb", error_of(preview_rgb(tensors["latents"], weights), tensors["rgb"]), LATENTS)
 
 
 def replay_crossfade(path: Path, pool: TinyPool) -> Iterator[Check]:

@@ -11,6 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tests.diffusers_helper.inputs import in_slabs
 from tests.golden.__main__ import main
 from tests.golden.replay import REPLAYS, TinyPool, replay_lora
 from tests.golden.replay_loras import EXPECTED
@@ -37,6 +38,16 @@ def test_the_original_made_the_same(pool, name):
     assert checks
     failed = [f"{check.name}: {check.error:.2e} > {check.tolerance:g}" for check in checks if not check.passed]
     assert not failed, "; ".join(failed)
+
+
+@pytest.mark.parametrize("name", fnmatch.filter(VECTORS, "transformer_*") + ["film_reverse_3.safetensors"])
+def test_fused_products_make_the_same(name):
+    """Weights in slabs, where q, k and v are one product."""
+    pool = TinyPool(FOLDER)
+    in_slabs(pool.net)
+    replay = next(replay for pattern, replay in REPLAYS.items() if fnmatch.fnmatch(name, pattern))
+    checks = list(replay(FOLDER / name, pool))
+    assert checks and all(check.passed for check in checks), checks
 
 
 def test_every_kind_of_vector_is_there():

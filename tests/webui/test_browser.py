@@ -86,7 +86,7 @@ def test_stops_queue_and_a_second_tab(serve, open_page, tower):
     page.wait_for_selector("#stop-now:enabled")
     fill(page, tower, "She bows.")
     page.click("#start")
-    page.wait_for_function("document.querySelector('#progress .queue').textContent === 'Jobs waiting: 1'")
+    page.wait_for_function("document.querySelector('#queue .title').textContent === 'Jobs waiting: 1'")
     other = open_page(site.url, "/f1/")
     until(other, "running")
     assert "Standard" in other.inner_text("#progress .mode")
@@ -94,7 +94,7 @@ def test_stops_queue_and_a_second_tab(serve, open_page, tower):
     # One step up at a time: a stop that is asked for can be made more urgent, not taken back.
     other.click("#stop-film")
     page.wait_for_selector("#stop-film:disabled")
-    page.wait_for_function("!document.querySelector('#progress .queue').textContent")
+    page.wait_for_function("document.querySelector('#queue .title').hidden")
     page.click("#stop-now")
     page.wait_for_selector("#stop-now:disabled")
     site.engine.hold.set()
@@ -215,3 +215,40 @@ def test_one_frame_with_references(serve, open_page, tower):
     assert page.get_attribute("#viewer .download", "download").endswith(".png")
     (request,) = site.engine.seen
     assert [control.index for control in request.controls] == [10, 10] and request.target_index == 6
+
+
+@pytest.mark.parametrize("language,width", [("en", 1280), ("ja", 390)])
+def test_waiting_jobs_and_going_on_from_a_film(serve, open_page, tower, language, width):
+    t = Translator(language)
+    site = serve("reverse", language)
+    page = open_page(site.url, "/", width, 900)
+    fill(page, tower)
+    site.engine.hold.clear()
+    page.click("#start")
+    page.wait_for_selector("#stop-now:enabled")
+    names = "[...document.querySelectorAll('#queue .name')].map(name => name.innerText).join()"
+    for prompt in ("one", "two", "three"):
+        page.fill("#prompt textarea", prompt)
+        page.wait_for_selector("#start:enabled")
+        page.click("#start")
+        page.wait_for_function(f"{names}.endsWith('{prompt}')")
+    assert "1.2" in page.inner_text("#queue .facts >> nth=0")
+    assert page.locator("#queue .up").first.is_disabled() and page.locator("#queue .down").last.is_disabled()
+    page.locator("#queue .up").nth(2).click()
+    page.wait_for_function(f"{names} === 'one,three,two'")
+    page.locator("#queue .remove").nth(0).click()
+    page.wait_for_function(f"{names} === 'three,two'")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    site.engine.hold.set()
+    until(page, "finished")
+    page.wait_for_function("document.querySelector('#queue .title').hidden")
+    page.wait_for_function("document.querySelector('#viewer .facts').innerText")
+    assert [job.request.prompt for job in site.jobs.all() if job.view.state == "finished"] == [PROMPT, "three", "two"]
+
+    # The film's last frame becomes the next film's start, or its end.
+    button = page.locator("#viewer .use[data-field=end_image]")
+    assert button.inner_text() == t("page.viewer.last_frame_as_end_image")
+    for field in ("end_image", "image"):
+        page.locator(f"#viewer .use[data-field={field}]").click()
+        page.wait_for_function(f"document.querySelector('#{field} img')?.src.includes('_last.png')")
+        page.wait_for_function(f"document.querySelector('#{field} img').naturalWidth === 96")

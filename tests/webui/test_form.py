@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import gradio as gr
@@ -12,6 +13,7 @@ import pytest
 from eichi_utils.catalogue import Models
 from eichi_utils.modes import MODES
 from eichi_utils.problems import Problem
+from eichi_utils.request import to_json
 from eichi_utils.single import Control
 from locales import LANGUAGES, Translator, table
 from webui import endframe_ichi, endframe_ichi_f1, frame, oneframe_ichi, start_panel, words
@@ -24,11 +26,6 @@ from webui.uploads import keep_pictures
 PAGES = {"reverse": endframe_ichi.page, "forward": endframe_ichi_f1.page, "single": oneframe_ichi.page}
 # Fields of the request that no page shows yet.
 NOT_YET = {"shift", "precision", "loras", "merge_loras"}
-NOT_ON_A_PAGE = {
-    "reverse": {"section_prompts", "keyframes"} | NOT_YET,
-    "forward": {"section_prompts"} | NOT_YET,
-    "single": NOT_YET,
-}
 PLAIN = {"model", "image", "prompt", "seed", "seconds", "steps", "guidance_scale", "step_cache"}
 # Unlike every default.
 OTHER = {
@@ -46,6 +43,9 @@ OTHER = {
     "seconds": 12.5,
     "window": 4.5,
     "crf": 30,
+    "section_prompts": {0: "she bows", 11: 'She turns: "oh"!'},
+    "section_prompt_mode": "extend",
+    "loop": True,
     "end_strength": 0.5,
     "padding": 1.5,
     "influence": 101.5,
@@ -111,13 +111,13 @@ def page(jobs, tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_field_is_on_the_page(page, mode):
     fields = {field.name for field in dataclasses.fields(MODES[mode])}
-    assert set(page(mode).form.entries) == fields - NOT_ON_A_PAGE[mode]
+    assert set(page(mode).form.entries) == fields - NOT_YET
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_shown_input_belongs_to_a_field(page, mode):
     built = page(mode)
-    aids = {"quick"}
+    aids = {"quick", "section-number", "section-picture", "section-prompt", "copy-overwrite"}
     inputs = (gr.Textbox, gr.Number, gr.Slider, gr.Radio, gr.Dropdown, gr.Checkbox, gr.Image)
     shown = {block for block in built.blocks.blocks.values() if isinstance(block, inputs)}
     assert {block for block in shown - built.form.components if block.elem_id not in aids} == set()
@@ -131,16 +131,21 @@ def test_a_new_page_asks_for_the_defaults(page, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_round_trip_of_every_field(page, mode, tower):
+def test_round_trip_of_every_field(page, mode, tower, tmp_path):
     form = page(mode).form
     own = {name: value for name, value in OTHER.items() if name in form.entries}
     pictures = {name: tower for name in form.entries if form.limits(name)["kind"] == "picture"}
     controls = (Control(tower, 3, tower), Control(tower, 16)) if mode == "single" else None
     own |= pictures | ({"controls": controls} if controls else {})
+    if mode == "reverse":
+        (tmp_path / "uploads").mkdir()
+        kept = str(shutil.copy(tower, tmp_path / "uploads" / "kept.jpg"))
+        own |= {"keyframes": {2: kept}}
     assert set(own) == set(form.entries), "a field without a value to try"
     request = MODES[mode](**own)
     assert all(getattr(request, name) != form.default(name) for name in own)
-    assert form.read(form.write(request)) == (request, ())
+    again, problems = form.read(form.write(request))
+    assert to_json(again) == to_json(request) and problems == ()
 
 
 def test_round_trip_of_automatic_choices(page):
@@ -229,6 +234,10 @@ def test_uploads_are_kept(page, jobs, tower):
     assert kept.read_bytes() == Path(tower).read_bytes()
     again = keep_pictures(job.request, built.context.uploads)
     assert again == job.request and list(built.context.uploads.iterdir()) == [kept]
+    # Shown on a page it is copied to gradio's folder, and comes back from there under its longer name.
+    shown = Path(shutil.copy(kept, built.context.outputs))
+    back = keep_pictures(dataclasses.replace(job.request, image=str(shown)), built.context.uploads)
+    assert back == job.request and list(built.context.uploads.iterdir()) == [kept]
 
 
 def test_a_page_names_pictures_without_their_folder(tmp_path):

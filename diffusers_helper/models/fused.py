@@ -1,0 +1,60 @@
+"""Several linear layers of one input as one product, over weights that lie one after the other.
+
+Layers keep their names, weights and branches: only where the weights lie is different, and nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from diffusers_helper import slabs
+from diffusers_helper.models.linear import Linear, multiply
+
+KINDS = ("weight", "bias", "weight_scale")
+
+
+class Fused(NamedTuple):
+    """Views over the weights of several layers: weight (sum of out, in), bias (sum of out,), scale (sum of out, 1) or None."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+
+
+def neighbours(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Names of the tensors that must follow each other, for layers of these names to be fused."""
+    return (tuple(f"{name}.{kind}" for name in names) for kind in KINDS)
+
+
+def present(rows: Sequence[Sequence[str]], tensors: Mapping[str, Tensor]) -> list[list[Tensor]]:
+    """The tensors of the rows that are there whole: weights of 16 bits have no scales."""
+    return [[tensors[name] for name in row] for row in rows if all(name in tensors for name in row)]
+
+
+def fuse(layers: Sequence[Linear]) -> Fused | None:
+    """One view over all of them; None where their weights do not follow each other."""
+    scales = [layer.weight_scale for layer in layers]
+    wide = all(scale is None for scale in scales)
+    if not wide and any(scale is None for scale in scales):
+        return None
+    found = [slabs.fused([layer.weight for layer in layers]), slabs.fused([layer.bias for layer in layers])]
+    found += [] if wide else [slabs.fused(scales)]
+    if any(view is None for view in found):
+        return None
+    # Parameters, whose sizes a compiler takes as fixed: numbers that vary cost it speed.
+    weight, bias, *scale = (nn.Parameter(view, requires_grad=False) for view in found)
+    return Fused(weight, bias, scale[0] if scale else None)
+
+
+def project(x: Tensor, layers: Sequence[Linear], fused: Fused | None) -> list[Tensor]:
+    """What each layer makes of x (..., in): slices of one product where there is a view, else products of their own."""
+    if fused is None:
+        return [layer(x) for layer in layers]
+    whole, start, made = multiply(x, *fused, layers[0].product), 0, []
+    for layer in layers:
+        made.append(layer.with_branches(whole.narrow(-1, start, layer.out_features), x))
+        start += layer.out_features
+    return made

@@ -1,0 +1,223 @@
+"""Layers of one input as one product over neighbouring weights: the same numbers, whoever brings the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from diffusers_helper.models import compiled
+from diffusers_helper.models.compiled import Passes
+from diffusers_helper.models.fused import fuse, project
+from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, quantise, set_product, set_strengths
+from diffusers_helper.models.narrow import emulated
+from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
+from diffusers_helper.slabs import lay_out
+from diffusers_helper.streaming import Streamer
+from tests.diffusers_helper.inputs import LAYOUTS, in_slabs, inputs, velocity
+from tests.fake_device import FakeDevice
+
+GIVEN = inputs(LAYOUTS["forward"], 10, 6)
+
+
+@pytest.fixture(autouse=True)
+def grad_is_off():
+    with torch.no_grad():
+        yield
+
+
+def blocks(net: PackedTransformer) -> list[nn.Module]:
+    return [*net.transformer_blocks, *net.single_transformer_blocks]
+
+
+def narrow(net: PackedTransformer, storage: str) -> None:
+    for layer in net.block_linears().values():
+        weight, layer.weight_scale = quantise(layer.weight, storage, net.dtype)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def add_branches(net: PackedTransformer) -> None:
+    """Of all layers but one in three, so that slices with and without a branch are side by side; of both kinds."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> torch.Tensor:
+        return 0.3 * torch.randn(*shape, generator=generator).to(net.dtype)
+
+    for number, layer in enumerate(net.block_linears().values()):
+        out, size = layer.weight.shape
+        if number % 3:
+            layer.branches.append(LowRankBranch(0, random(out, 2), random(2, size), 1.0))
+        if number % 3 == 2:
+            layer.branches.append(KroneckerBranch(1, random(out // 4, size // 8), random(8, 8), 0.5, (out, 2 * out)))
+
+
+CHANGES = {
+    "plain": lambda net: None,
+    "branches": add_branches,
+    "int8": lambda net: narrow(net, "int8"),
+    "float8, widened": lambda net: narrow(net, "float8"),
+    "float8, branches": lambda net: (narrow(net, "float8"), set_product(net, emulated), add_branches(net)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("change", CHANGES)
+def test_fused_is_separate(net, change, dtype):
+    """The order of additions may differ, nothing else does."""
+    net = net.to(dtype)
+    CHANGES[change](net)
+    for strengths in ([1.0, 1.0], [0.5, 0.0]):
+        set_strengths(net, strengths)
+        assert not any(view for block in blocks(net) for view in block.fused())
+        separate = velocity(net, GIVEN)
+        names = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        in_slabs(net)
+        assert (velocity(net, GIVEN) - separate).abs().max() <= (1e-6 if dtype == torch.float32 else 2e-2)
+        assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in names.items())
+        apart(net)
+
+
+def apart(net: PackedTransformer) -> None:
+    """Every tensor in memory of its own again."""
+    for tensor in (*net.parameters(), *net.buffers()):
+        tensor.data = tensor.data.clone()
+
+
+def test_a_wrong_slice_shows(net, monkeypatch):
+    """What the test above rests upon."""
+    separate = velocity(net, GIVEN)
+    in_slabs(net)
+    attention = type(net.transformer_blocks[0].attn)
+    monkeypatch.setattr(attention, "latent_layers", lambda self: (self.to_q, self.to_v, self.to_k))
+    assert velocity(net, GIVEN).sub(separate).abs().max() > 1e-3
+
+
+def test_a_block_multiplies_once_with_what_lies_together(net):
+    """8 products for 12 layers of a dual block, 2 for 5 of a single one."""
+    narrow(net, "float8")
+    seen = []
+
+    def counted(*given):
+        seen.append(tuple(given[1].shape))
+        return emulated(*given)
+
+    set_product(net, counted)
+    velocity(net, GIVEN)
+    duals, singles, dim = len(net.transformer_blocks), len(net.single_transformer_blocks), net.config.dim
+    assert len(seen) == 12 * duals + 5 * singles
+    seen.clear()
+    in_slabs(net)
+    velocity(net, GIVEN)
+    assert len(seen) == 8 * duals + 2 * singles
+    assert seen.count((3 * dim, dim)) == 2 * duals and seen.count((7 * dim, dim)) == singles
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_are_fused_wherever_they_are_lent(net, change, share):
+    """In slots and resident, bit for bit as in the slabs; and no byte of a card holds a copy."""
+    CHANGES[change](net)
+    in_slabs(net)
+    expected = velocity(net, GIVEN)
+    device = FakeDevice()
+    streamer = Streamer(device, net.parts())
+    streamer.fit(streamer.least_bytes + int(share * (streamer.step_bytes - streamer.least_bytes)))
+    net.weights, lent = streamer, []
+
+    def dual(block, *rest):
+        lent.extend(rest[-1])
+        return block(*rest)
+
+    net.passes = Passes(dual, dual, "")
+    for _ in range(2):
+        assert torch.equal(velocity(net, GIVEN), expected)
+        assert device.allocated() == streamer.card_bytes
+    assert len(lent) == 2 * (2 * len(net.transformer_blocks) + len(net.single_transformer_blocks))
+    buffers = [(start, start + size) for start, size in device.buffers.items()]
+    for view in lent:
+        start = view.weight.data_ptr()
+        assert any(first <= start and start + view.weight.numel() * view.weight.element_size() <= end for first, end in buffers)
+        assert (view.scale is None) == (change in ("plain", "branches"))
+
+
+def test_loose_layers_and_layers_of_two_kinds_stay_separate(net):
+    """A hidden copy would double the memory; a scale that is not there would be a wrong number."""
+    layers = net.transformer_blocks[0].together()[0]
+    x = torch.randn(1, 5, net.config.dim)
+    separate = [layer(x) for layer in layers]
+    assert fuse(layers) is None
+    in_slabs(net)
+    whole = fuse(layers)
+    assert whole.weight.data_ptr() == layers[0].weight.data_ptr()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(project(x, layers, whole), separate, strict=True))
+    _, layers[1].weight_scale = quantise(layers[1].weight, "int8", torch.float32)
+    assert fuse(layers) is None
+
+
+@pytest.mark.parametrize("storage", [None, "int8"])
+def test_the_full_model_has_its_neighbours_by_name(storage):
+    """What a loader lays its slabs out by: in one slab each, and without a byte more than the tensors take."""
+    with torch.device("meta"):
+        net = PackedTransformer(TransformerConfig())
+    rows = net.neighbours()
+    assert len(rows) == 3 * (2 * 20 + 40)
+    assert rows[0] == tuple(f"transformer_blocks.0.attn.to_{x}.weight" for x in "qkv")
+    last = "single_transformer_blocks.39."
+    assert rows[-1] == (*(f"{last}attn.to_{x}.weight_scale" for x in "qkv"), f"{last}proj_mlp.weight_scale")
+    slab = {}
+    for name, layer in net.block_linears().items():
+        if name.startswith("transformer_blocks.0."):
+            dtype = torch.int8 if storage else torch.bfloat16
+            slab |= {f"{name}.weight": (dtype, tuple(layer.weight.shape)), f"{name}.bias": (torch.bfloat16, (len(layer.bias),))}
+            if storage:
+                slab[f"{name}.weight_scale"] = torch.bfloat16, (len(layer.bias), 1)
+    places, _ = lay_out([slab], rows)
+    assert set(places) == set(slab)
+    for row in rows:
+        if row[0] in slab:
+            for before, after in zip(row, row[1:], strict=False):
+                assert places[after].offset == places[before].offset + places[before].bytes
+
+
+class Counted:
+    """A compiler that only counts what it is given: one graph for all blocks of a kind."""
+
+    def __init__(self):
+        self.graphs = []
+
+    def __call__(self, graph, examples):
+        self.graphs.append(graph)
+        return graph.forward
+
+
+def test_one_graph_serves_all_blocks_slots_and_strengths(net):
+    """A graph for each block would take minutes at the first step, and after eight torch gives up without a word."""
+    torch.compiler.reset()
+    counted = Counted()
+    config = {**vars(net.config), "num_layers": 5, "num_single_layers": 7}
+    torch.manual_seed(0)
+    net = PackedTransformer(TransformerConfig(**config)).eval().requires_grad_(False)
+    add_branches_alike(net)
+    device = FakeDevice()
+    streamer = Streamer(device, net.parts())
+    streamer.fit((streamer.least_bytes + streamer.step_bytes) // 2)
+    net.weights = streamer
+    passes = Passes(*(torch.compile(kind, dynamic=True, backend=counted) for kind in (compiled.dual, compiled.single)), "")
+    for strength in (1.0, 0.5, -0.7):
+        set_strengths(net, [strength])
+        for given in (GIVEN, inputs(LAYOUTS["one picture"], 8, 6)):
+            net.passes = compiled.EAGER
+            expected = velocity(net, given)
+            net.passes = passes
+            for _ in range(2):
+                assert (velocity(net, given) - expected).abs().max() <= 1e-5
+    assert 0 < len(streamer.resident) < 12
+    assert len(counted.graphs) == 2
+
+
+def add_branches_alike(net: PackedTransformer) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for layer in net.block_linears().values():
+        out, size = layer.weight.shape
+        factors = (0.3 * torch.randn(*shape, generator=generator) for shape in ((out, 2), (2, size)))
+        layer.branches.append(LowRankBranch(0, *factors, 1.0))

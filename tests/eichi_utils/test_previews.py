@@ -1,0 +1,268 @@
+"""Previews that nobody waits for, and steps in which the host never waits for a card.
+
+The card without a memory is torch's meta device: whatever a step wants to know from it raises, as `item`, `cpu`, a condition
+or an index by a mask, and what it sends there is noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffusers_helper.models.attention import sdpa
+from diffusers_helper.models.linear import LowRankBranch, quantise
+from diffusers_helper.models.narrow import scaled
+from diffusers_helper.models.step_cache import TeaCache
+from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
+from diffusers_helper.preview import HUNYUAN_PREVIEW
+from diffusers_helper.text import TextEmbedding
+from eichi_utils import film
+from eichi_utils.encode import Conditions
+from eichi_utils.events import Step
+from eichi_utils.film import sample_film
+from eichi_utils.hub import ModelFiles
+from eichi_utils.jobs import Stop
+from eichi_utils.models import ModelPool
+from eichi_utils.previews import watched
+from tests.eichi_utils.helpers import carry_out, request
+from tests.fake_device import FakeDevice
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+STEPS = 4
+
+
+def steps_seen(card: FakeDevice | None) -> tuple[list, list]:
+    """What `watched` makes of five steps, and how many steps had been asked for when each came out."""
+    asked = []
+
+    def steps():
+        for step in range(5):
+            asked.append(step)
+            yield step, torch.full((1, 16, 2, 4, 6), -0.1 * step - 0.1)
+
+    found = [(item, len(asked)) for item in watched(steps(), HUNYUAN_PREVIEW, CPU, card)]
+    return [item for item, _ in found], [count for _, count in found]
+
+
+def test_a_card_has_its_next_step_before_anybody_waits_for_this_one():
+    """The same pictures of the same steps; with a card the copy is waited for when the next step is queued."""
+    plain, at_once = steps_seen(None)
+    card = FakeDevice()
+    late, ahead = steps_seen(card)
+    assert at_once == [1, 2, 3, 4, 5] and ahead == [2, 3, 4, 5, 5]
+    assert card.waits == [2, 3, 4, 5, 5]
+    for a, b in zip(late, plain, strict=True):
+        assert (a.step, a.preview) == (b.step, b.preview) and torch.equal(a.latents, b.latents)
+    assert [done.step for done in plain] == list(range(5)) and len({done.preview for done in plain}) == 5
+
+
+def test_a_film_on_a_card_has_every_steps_own_preview(
+    checkpoint: Path, pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None
+) -> None:
+    wanted = request("reverse", pictures[0], seconds=1, window=4.5, steps=3)
+    runs = []
+    for name, where in (("plain", pool), ("card", ModelPool(checkpoint, device="cpu", card=FakeDevice(), reserve_gb=0.0))):
+        events = [event for event in carry_out(wanted, where, tmp_path / name) if isinstance(event, Step)]
+        runs.append([(event.section, event.step, event.preview) for event in events])
+    assert runs[0] == runs[1] and [(section, step) for section, step, _ in runs[0]] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+    ]
+
+
+class MetaCard(FakeDevice):
+    """A card that takes everything in and gives nothing out."""
+
+    def fetch(self, tensor):
+        assert tensor.is_meta and tensor.dtype == torch.uint8
+        return lambda: torch.zeros(tensor.shape, dtype=torch.uint8)
+
+
+class MetaPool:
+    """Lends one network on the meta device."""
+
+    def __init__(self, net: PackedTransformer):
+        self.net, self.card, self.files = net, MetaCard(), ModelFiles()
+
+    @contextmanager
+    def transformer(self, *given: object) -> Iterator[PackedTransformer]:
+        yield self.net
+
+
+class Sent(TorchDispatchMode):
+    """Notes what is sent from the host to the card: unless it is locked in memory, torch waits for the card to have it."""
+
+    def __init__(self, found: list[str]):
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        moved = isinstance(made, torch.Tensor) and made.is_meta and tensors and not any(tensor.is_meta for tensor in tensors)
+        if moved or (function.name().startswith("aten::copy_") and len({tensor.device for tensor in tensors}) > 1):
+            self.found.append(str(function))
+        return made
+
+
+class Made(TorchFunctionMode):
+    """Notes tensors made of Python's numbers, which is sending without an operator."""
+
+    def __init__(self, found: list[str]):
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.tensor, torch.as_tensor, torch.from_numpy, torch.Tensor.new_tensor):
+            self.found.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def net() -> PackedTransformer:
+    config = TransformerConfig(
+        num_attention_heads=2, attention_head_dim=16, num_layers=2, num_single_layers=2, num_refiner_layers=1,
+        text_embed_dim=32, pooled_projection_dim=16, rope_axes_dim=(4, 6, 6), image_proj_dim=12,
+    )  # fmt: skip
+    return PackedTransformer(config).eval().requires_grad_(False)
+
+
+def sent_between_steps(net: PackedTransformer, **fields: object) -> list[str]:
+    """Everything that goes to the card from the first pass of a section to its last step's event."""
+    negative = TextEmbedding(torch.randn(1, 3, 32), torch.randn(1, 16), 3, 3)
+    prompt = TextEmbedding(torch.randn(1, 5, 32), torch.randn(1, 16), 5, 5)
+    made = request("forward", "start", seconds=0.5, window=4.5, steps=STEPS, **fields)
+    conditions = Conditions(
+        prompts={made.prompt: prompt},
+        image=torch.randn(1, 7, 12),
+        latents={"start": torch.randn(1, 16, 1, 6, 8)},
+        negative=negative if made.cfg_scale != 1.0 else None,
+    )
+    found: list[str] = []
+    before: list[int] = []
+    step = net.step
+
+    def counted(*given):
+        before.append(len(found))
+        return step(*given)
+
+    net.step = counted
+    with Sent(found), Made(found):
+        for event in sample_film(made, made.plan(), conditions, MetaPool(net.to(META)), Stop()):
+            if isinstance(event, Step) and event.step == STEPS - 1:
+                break
+    assert before[0], "the noise of the section is sent before its first step"
+    assert len(before) == STEPS * (2 if conditions.negative else 1)
+    return found[before[0] :]
+
+
+def narrow(net: PackedTransformer, storage: str) -> None:
+    for layer in net.block_linears().values():
+        weight, layer.weight_scale = quantise(layer.weight, storage, torch.float32)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def with_branches(net: PackedTransformer) -> None:
+    for layer in net.block_linears().values():
+        layer.branches.append(LowRankBranch(0, torch.zeros(layer.out_features, 2), torch.zeros(2, layer.in_features), 0.5))
+
+
+@pytest.mark.parametrize("fields", [{}, {"cfg_scale": 2.0, "guidance_rescale": 0.5}], ids=["distilled", "real guidance"])
+@pytest.mark.parametrize(
+    "change", [lambda net: None, lambda net: narrow(net, "int8"), lambda net: narrow(net, "float8"), with_branches],
+    ids=["plain", "int8", "float8", "branches"],
+)  # fmt: skip
+def test_without_a_step_cache_the_host_never_waits_in_a_step(net, change, fields):
+    """Neither for a number nor to be rid of one; sampler, guidance and preview included."""
+    change(net)
+    assert sent_between_steps(net, **fields) == []
+
+
+def test_the_narrow_product_does_not_wait():
+    """Of the 8-bit units, which are not here, all but the product itself."""
+    x, weight = torch.empty(1, 32, 64, device=META), torch.empty(64, 64, device=META).to(torch.float8_e4m3fn)
+    found: list[str] = []
+    with Sent(found), Made(found):
+        made = scaled(x, weight, torch.ones(64, 1, device=META), torch.ones(64, device=META))
+    assert made.shape == x.shape and found == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.sum()),
+        lambda x: x.cpu(),
+        lambda x: x[x > 0],
+        lambda x: x.tolist(),
+        lambda x: x.numpy(),
+    ],
+)
+def test_a_step_that_asks_the_card_shows(net, monkeypatch, spoil):
+    def attend(q, k, v):
+        spoil(q)
+        return sdpa(q, k, v)
+
+    net.attend = attend
+    # prepare_job attends to the prompt too, before the steps.
+    monkeypatch.setattr(film.SectionSampler, "_make_tables", without_attention(net))
+    with pytest.raises((RuntimeError, NotImplementedError, TypeError), match="(?i)meta"):
+        sent_between_steps(net)
+
+
+def without_attention(net: PackedTransformer):
+    make = film.SectionSampler._make_tables
+
+    def tables(self, *given):
+        net.attend, kept = sdpa, net.attend
+        try:
+            return make(self, *given)
+        finally:
+            net.attend = kept
+
+    return tables
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda x: x + torch.ones(1).to(x.device), lambda x: x.new_tensor([1.0]), lambda x: torch.tensor(2, device=x.device)],
+)
+def test_a_step_that_sends_shows(net, spoil):
+    def attend(q, k, v):
+        spoil(q)
+        return sdpa(q, k, v)
+
+    net.attend = attend
+    assert len(sent_between_steps(net)) == 4 * STEPS
+
+
+class Asked(TorchDispatchMode):
+    """Counts single numbers that are read."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.name() in ("aten::item", "aten::is_nonzero", "aten::_local_scalar_dense")
+        return function(*args, **(kwargs or {}))
+
+
+def test_teacache_asks_for_one_number_a_step(net):
+    """It has to: what is skipped depends on it. Not at the first and the last step, which are computed anyway."""
+    with pytest.raises(RuntimeError, match="item"):
+        sent_between_steps(net, step_cache="teacache")
+    cache = TeaCache(0.15, STEPS)
+    with Asked() as asked:
+        for step in range(STEPS):
+            cache.must_compute(torch.full((1, 5, 32), 1.0 + step))
+    assert asked.count == STEPS - 2

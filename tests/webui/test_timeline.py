@@ -1,0 +1,162 @@
+"""The strip of sections: order, times, what a section inherits; and the cell that is edited."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eichi_utils.modes import MODES
+from locales import Translator
+from tests.webui.test_form import page as page
+from webui import timeline
+
+EN = Translator("en")
+CELLS = "[...document.querySelectorAll('#timeline button')].map(cell => parseInt(cell.dataset.section))"
+
+
+def cells(mode: str, **fields) -> list[dict]:
+    return timeline.strip(MODES[mode](**fields), EN, lambda path: f"at/{path}")["cells"]
+
+
+def test_sections_are_shown_as_they_are_played():
+    """Numbers are those of files: the standard mode's section 0 is the end."""
+    reverse, forward = cells("reverse", seconds=5), cells("forward", seconds=5)
+    assert [cell["number"] for cell in reverse] == [3, 2, 1, 0]
+    assert [cell["number"] for cell in forward] == [0, 1, 2, 3]
+    assert [cell["begin"] for cell in reverse] == ["0.0 s", "1.2 s", "2.4 s", "3.6 s"]
+    assert [cell["begin"] for cell in cells("forward", seconds=2, window=4.5)] == ["0.0 s", "0.7 s", "1.3 s"]
+    assert all("picture" not in cell for cell in forward)
+
+
+def test_a_section_shows_what_it_inherits():
+    shown = cells(
+        "reverse", seconds=5, image="start.png", keyframes={2: "two.png", 0: "zero.png"}, section_prompts={1: " bows "}
+    )
+    by = {cell["number"]: cell for cell in shown}
+    assert (by[3]["picture"], by[3]["note"], by[3]["inherited"]) == ("at/start.png", "start picture", True)
+    assert (by[2]["picture"], by[2]["note"], by[2]["inherited"]) == ("at/two.png", "", False)
+    assert (by[1]["picture"], by[1]["note"], by[1]["inherited"]) == ("at/two.png", "as section 2", True)
+    assert by[0]["picture"] == "at/zero.png"
+    assert (by[1]["prompt"], by[1]["own"]) == ("bows", True) and (by[0]["prompt"], by[0]["own"]) == ("common prompt", False)
+    assert [by[number]["tone"] for number in range(4)] == ["even", "odd", "", ""]
+
+
+def test_what_a_shorter_film_has_no_section_for_stays_in_reach():
+    shown = cells("reverse", seconds=1, keyframes={3: "a.png"}, section_prompts={5: "x"})
+    assert [(cell["number"], cell["gone"]) for cell in shown] == [(5, True), (3, True), (0, False)]
+    assert shown[0]["begin"] == "not in this film"
+
+
+@pytest.mark.parametrize(
+    ("common", "mode", "result"),
+    [
+        ("A girl.", "replace", "She bows."),
+        ("A girl.", "extend", "A girl. She bows."),
+        ("A girl", "extend", "A girl, She bows."),
+        ("少女が踊る。", "extend", "少女が踊る。 She bows."),
+        (" ", "extend", "She bows."),
+    ],
+)
+def test_how_a_sections_prompt_meets_the_common_one(common: str, mode: str, result: str):
+    for kind in ("reverse", "forward"):
+        request = MODES[kind](seconds=3, prompt=common, section_prompts={1: "She bows. "}, section_prompt_mode=mode)
+        assert [section.prompt for section in request.plan().sections] == [common, result]
+
+
+def test_a_loop_ends_with_its_start_and_keeps_the_final_frame(tower: str):
+    """The existing program's loop mode cleared the pictures that were there."""
+    request = MODES["reverse"](image="start.png", end_image="end.png", loop=True, end_strength=0.5)
+    plan = request.plan()
+    assert plan.opening.source == "end" and plan.opening.scale == 0.5 and plan.pictures["end"] == "start.png"
+    assert request.idle() == ("end_image",) and request.end_image == "end.png"
+    assert MODES["reverse"](image="start.png", end_strength=0.5).idle() == ("end_strength",)
+
+
+def test_a_browser_cannot_name_any_file(page, tower: str, tmp_path: Path):
+    """Keyframes come as text, and a film's request is served to browsers, its pictures too."""
+    built = page("reverse")
+    (box,) = built.form.entries["keyframes"].components
+    outside = tmp_path.parent / "secret.jpg"
+    shutil.copy(tower, outside)
+    values = built.values(image=tower, prompt="x", seconds=3)
+    for path in (str(outside), f"{tmp_path}/uploads/../../secret.jpg", "", 7, None, {}):
+        request, problems = built.form.read(values | {box: json.dumps({"1": path})})
+        assert request is None or request.keyframes[1] != str(outside)
+        assert {problem.field for problem in problems} == {"keyframes/1"}, path
+        built.start.submit(values | {box: json.dumps({"1": path})})
+    for text in ("[1]", "{", '"x"', '{"-1": "a"}', '{"x": "a"}'):
+        _, problems = built.form.read(values | {box: text})
+        assert problems, text
+    assert built.context.jobs.all() == ()
+    # What the program itself puts into the form is published first.
+    request, problems = built.form.read(values | built.form.write(MODES["reverse"](keyframes={1: str(outside)}, seconds=3)))
+    assert [p.field for p in problems] == ["image", "prompt"] and Path(
+        request.keyframes[1]
+    ).read_bytes() == outside.read_bytes()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("language,width,height", [("en", 1280, 900), ("ja", 390, 844)])
+def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, language, width, height):
+    """Set on two sections, carried into the film's metadata, there again after a reload."""
+    site = serve("reverse", language)
+    colours = {1: "red", 2: "blue"}
+    for section, colour in colours.items():
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{section}.png")
+    page = open_page(site.url, "/", width, height)
+    page.set_input_files("#image input[type=file]", tower)
+    page.fill("#prompt textarea", "She dances.")
+    page.locator("#quick label").nth(3).click()
+    page.wait_for_function(f"{CELLS}.join() === '2,1,0'")
+
+    def choose(section: int) -> None:
+        page.locator(f"#timeline [data-section='{section}']").click()
+        page.wait_for_function(f"document.querySelector('#section-number textarea')?.value === '{section}'")
+
+    for section in colours:
+        choose(section)
+        page.fill("#section-prompt textarea", f"She turns {section}.")
+        page.set_input_files("#section-picture input[type=file]", str(tmp_path / f"{section}.png"))
+        page.wait_for_selector(f"#timeline [data-section='{section}'] .picture:not(.inherited) img")
+        page.wait_for_function(
+            f"document.querySelector(\"#timeline [data-section='{section}']\").innerText.includes('{section}.')"
+        )
+    choose(1)
+    assert page.input_value("#section-prompt textarea") == "She turns 1."
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.wait_for_function("document.querySelector('#timeline [data-section=\"0\"] img')?.naturalWidth > 0")
+    page.wait_for_selector("#start:enabled")
+    page.click("#start")
+    page.wait_for_selector("#progress [data-state=finished]")
+    (job,) = site.jobs.all()
+    assert job.request.section_prompts == {1: "She turns 1.", 2: "She turns 2."}
+    assert {key: Image.open(path).getpixel((0, 0)) for key, path in job.request.keyframes.items()} == {
+        1: (255, 0, 0),
+        2: (0, 0, 255),
+    }
+
+    page.reload()
+    page.wait_for_selector("#timeline [data-section='1'] .picture:not(.inherited) img")
+    choose(2)
+    assert page.input_value("#section-prompt textarea") == "She turns 2."
+    page.wait_for_selector("#section-picture img")
+
+    # Copied to where nothing is; then the source is taken away, and the copies stay.
+    page.locator("#quick label").nth(5).click()
+    page.wait_for_function(f"{CELLS}.length === 7")
+    page.click("#copy-keyframes")
+    page.wait_for_function("document.querySelectorAll('#timeline .picture:not(.inherited) img').length === 4")
+    choose(1)
+    page.locator("#section-picture").get_by_label("Remove Image").click()
+    page.wait_for_function("document.querySelectorAll('#timeline .picture:not(.inherited) img').length === 3")
+    kept = json.loads(page.input_value("#keyframes-json textarea"))
+    assert sorted(kept) == ["2", "3", "5"]
+    # A shorter film has no such sections; they are told, and stay in reach.
+    page.locator("#quick label").nth(0).click()
+    page.wait_for_selector("#timeline .gone")
+    page.wait_for_selector("#problems .wrong")
+    assert page.is_disabled("#start")

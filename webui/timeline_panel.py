@@ -1,0 +1,160 @@
+"""Pictures and prompts of single sections: the strip, and the cell that is open for editing.
+
+The values lie as JSON in two hidden boxes in the browser, so that one cell's components serve a hundred sections and nothing is
+lost while the server is busy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+from gradio.processing_utils import save_file_to_cache
+
+from eichi_utils.problems import Problem
+from eichi_utils.request import FilmRequest, Request
+from webui import fields, timeline
+from webui.context import QUIET, Context
+from webui.form import Form
+
+PICTURE_HEIGHT = 200
+# In the browser: (a cell's value, its section, all sections' values) -> all sections' values.
+PUT = """(value, section, all) => {
+  if (section === '') return all;
+  const values = JSON.parse(all || '{}'), kept = VALUE;
+  if (kept) values[section] = kept; else delete values[section];
+  return JSON.stringify(values); }"""
+PUT_PICTURE, PUT_PROMPT = PUT.replace("VALUE", "value?.path"), PUT.replace("VALUE", "(value?.trim() ? value : '')")
+# (keyframes, strip, overwrite): keyframe 0 into even sections, 1 into odd ones.
+COPY = """(all, strip, overwrite) => {
+  const values = JSON.parse(all || '{}');
+  for (let k = 2; k < strip.count; k++) if (values[k % 2] && (overwrite || !values[k])) values[k] = values[k % 2];
+  return JSON.stringify(values); }"""
+
+
+IN_BROWSER = MappingProxyType({"fn": None, "api_visibility": "private"})
+
+
+class TimelinePanel:
+    """`pictures`: whether sections have keyframes in this mode."""
+
+    def __init__(self, context: Context, form: Form):
+        self.context, self.form, self.t = context, form, context.t
+        t, self.pictures = context.t, form.has("keyframes")
+        gr.HTML(f'<p class="eichi-hint">{t("page.timeline.hint" if self.pictures else "page.timeline.hint_prompts")}</p>')
+        request = form.kind(**form.defaults)
+        self.strip = gr.HTML(
+            timeline.strip(request, t, self._url),
+            html_template=timeline.HTML,
+            css_template=timeline.CSS,
+            js_on_load=timeline.JS,
+            elem_id="timeline",
+        )
+        # Never seen; a label would be for nobody.
+        hidden = {"visible": "hidden", "show_label": False}
+        self.prompts = gr.Textbox("{}", elem_id="section-prompts-json", **hidden)
+        self.section = gr.Textbox("", elem_id="section-number", **hidden)
+        with gr.Column(visible=False, elem_id="section-editor", elem_classes="eichi-editor") as self.editor:
+            self.title = gr.HTML(elem_id="section-title")
+            with gr.Row(equal_height=False):
+                if self.pictures:
+                    self.keyframes = gr.Textbox("{}", elem_id="keyframes-json", **hidden)
+                    self.picture = fields.picture(
+                        label=t("page.field.keyframes"),
+                        placeholder=t("page.picture.placeholder"),
+                        height=PICTURE_HEIGHT,
+                        elem_id="section-picture",
+                    )
+                self.prompt = gr.Textbox(
+                    label=t("page.field.section_prompts"),
+                    placeholder=t("page.timeline.common"),
+                    lines=4,
+                    max_lines=10,
+                    elem_id="section-prompt",
+                )
+            words = {"replace": t("page.section_prompt_mode.replace"), "extend": t("page.section_prompt_mode.extend")}
+            form.choice("section_prompt_mode", words, elem_id="section_prompt_mode", elem_classes="eichi-chips")
+            if self.pictures:
+                with gr.Row():
+                    self.copy = gr.Button(t("page.timeline.copy"), size="sm", elem_id="copy-keyframes")
+                    self.overwrite = gr.Checkbox(False, label=t("page.timeline.overwrite"), elem_id="copy-overwrite")
+        form.add("section_prompts", self.prompts, read=_read, write=lambda value: (json.dumps(_keyed(value)),))
+        self._wire()
+        if self.pictures:
+            form.add("keyframes", self.keyframes, read=self._read_pictures, write=self._write_pictures)
+            self._wire_pictures()
+
+    def _wire(self) -> None:
+        # No section is open until the clicked one's prompt is in its box, or that would go to the section that was open before.
+        self.strip.click(outputs=self.section, js="() => ''", **IN_BROWSER)
+        data = {self.prompts, *([self.keyframes] if self.pictures else [])}
+        opened = [self.editor, self.title, *([self.picture] if self.pictures else []), self.prompt, self.section]
+        self.strip.click(self.open, data, opened, **QUIET)
+        self.prompt.change(inputs=[self.prompt, self.section, self.prompts], outputs=self.prompts, js=PUT_PROMPT, **IN_BROWSER)
+
+    def _wire_pictures(self) -> None:
+        picture = [self.picture, self.section, self.keyframes]
+        self.picture.change(inputs=picture, outputs=self.keyframes, js=PUT_PICTURE, **IN_BROWSER)
+        seen = [self.keyframes, self.strip, self.overwrite]
+        copied = self.copy.click(inputs=seen, outputs=self.keyframes, js=COPY, **IN_BROWSER)
+        copied.then(self._picture_of, [self.section, self.keyframes], self.picture, **QUIET)
+
+    def open(self, values: Mapping[Component, str], event: gr.EventData) -> dict[Component, Any]:
+        """The clicked section in the editor."""
+        section = str(event._data["section"])
+        prompts = _read(values[self.prompts])
+        updates = {
+            self.editor: gr.update(visible=True),
+            self.title: f'<p class="eichi-hint">{self.t("page.timeline.section", section=section)}</p>',
+            self.prompt: prompts.get(section, "") if isinstance(prompts, dict) else "",
+            self.section: section,
+        }
+        return updates | ({self.picture: self._picture_of(section, values[self.keyframes])} if self.pictures else {})
+
+    def look(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
+        """The strip of a request whose length can be understood."""
+        if not isinstance(request, FilmRequest) or {problem.field for problem in problems} & {"seconds", "window"}:
+            return {}
+        return {self.strip: timeline.strip(request, self.t, self._url)}
+
+    def _picture_of(self, section: str, keyframes: str) -> str | None:
+        pictures = self._read_pictures(keyframes)
+        return (pictures.get(section) or None) if isinstance(pictures, dict) else None
+
+    def _read_pictures(self, text: str) -> Any:
+        """Of the paths that a browser names, only those that the page itself has given out are opened."""
+        pictures = _read(text)
+        if not isinstance(pictures, dict):
+            return pictures
+        return {key: path if self._is_ours(path) else Path(str(path)).name for key, path in pictures.items()}
+
+    def _write_pictures(self, keyframes: Mapping[int, str]) -> tuple[str]:
+        return (json.dumps(_keyed({number: self._published(path) for number, path in keyframes.items()})),)
+
+    def _is_ours(self, path: Any) -> bool:
+        folders = (self.picture.GRADIO_CACHE, self.context.uploads, self.context.outputs)
+        return isinstance(path, str) and any(Path(path).resolve().is_relative_to(Path(f).resolve()) for f in folders)
+
+    def _published(self, path: str) -> str:
+        """A copy that browsers may see; the path itself where there is no file, which the checks will say."""
+        return save_file_to_cache(path, self.picture.GRADIO_CACHE) if Path(path).is_file() and not self._is_ours(path) else path
+
+    def _url(self, path: str) -> str:
+        return self.context.url(path) if path and self._is_ours(path) else ""
+
+
+def _read(text: str) -> Any:
+    """A dictionary; anything else that a browser may send is left to the request's own reading, which refuses it."""
+    try:
+        return json.loads(text or "{}")
+    except ValueError:
+        return text
+
+
+def _keyed(values: Mapping[int, str]) -> dict[str, str]:
+    return {str(number): value for number, value in sorted(values.items())}
