@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from diffusers_helper.files import CheckpointError, compare, read_headers, read_json, weight_files
-from diffusers_helper.models.linear import quantise
+from diffusers_helper.models.linear import STORAGES, quantise
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
+from diffusers_helper.reading import Reader
+from diffusers_helper.slabs import Arena, Place, Spec, lay_out
+from diffusers_helper.streaming import tensors_of
 
+STEM = "diffusion_pytorch_model"
 CPU = torch.device("cpu")
 
 
@@ -49,36 +53,96 @@ def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 def check_transformer(folder: Path) -> int:
     """Names and shapes must be exactly the model's. Returns the bytes of the files."""
     net = meta_transformer(folder)
-    files = weight_files(folder, "diffusion_pytorch_model")
+    files = weight_files(folder, STEM)
     compare(shapes_of(net), read_headers(files), folder, strict=True)
     return sum(file.stat().st_size for file in files)
+
+
+class Change(Protocol):
+    """What becomes of weights while they are loaded, such as a LoRA that is merged in."""
+
+    def changes(self, name: str) -> bool: ...
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor of this name as it shall be, in its dtype and shape."""
+
+
+class SlabStore(Protocol):
+    """Keeps what loading made, so that it need not be made again."""
+
+    def load(self, places: Mapping[str, Place], size: int) -> Tensor | None:
+        """The buffer of so many bytes that was saved, if it has these places."""
+
+    def save(self, arena: Arena) -> None: ...
 
 
 def load_transformer(
     folder: Path,
     dtype: torch.dtype,
     storage: str | None = None,
-    change: Callable[[str, Tensor], Tensor] | None = None,
+    change: Change | None = None,
     device: torch.device = CPU,
+    beside_card: bool = False,
+    store: SlabStore | None = None,
 ) -> PackedTransformer:
-    """Strict, tensor by tensor from memory-mapped files; on the CPU.
+    """Strict, tensor by tensor, each into its place in a slab; on the CPU. The host holds the slabs and one tensor besides.
 
-    storage: "int8" or "float8" keeps the weights of the blocks' linear layers in 8 bits. change(name, tensor): what becomes of
-    a tensor, in `dtype`, before that. device: where that is worked out, so that memory holds one wide tensor at a time.
+    storage: "int8" or "float8" keeps the weights of the blocks' linear layers in 8 bits. change: is asked in `dtype`, before
+    that. device: where both are worked out. store: where finished slabs come from, and go to.
+
+    Every part of a step is one slab. beside_card: the rest is copied from, not computed with here; what is in the files as it
+    shall be stays there. Elsewhere it lies in slabs too, because kernels round differently over memory that begins anywhere.
     """
     net = meta_transformer(folder).requires_grad_(False)
+    found = read_headers(weight_files(folder, STEM))
+    compare(shapes_of(net), found, folder, strict=True)
     narrow = {f"{name}.weight": layer for name, layer in net.block_linears().items()} if storage else {}
-    tensors = {}
-    for file in weight_files(folder, "diffusion_pytorch_model"):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():
-                tensor = opened.get_tensor(name).to(dtype)
+    with Reader(found) as reader:
+        same = {name for name, (kept, _) in reader.specs.items() if kept == dtype and not (change and change.changes(name))}
+        slabs = lay_slabs(net, dtype, storage, same if beside_card else ())
+        in_slabs = {name for slab in slabs for name in slab}
+        layout = slabs, [row for row in net.neighbours() if in_slabs.issuperset(row)]
+        buffer = store.load(*lay_out(*layout)) if store else None
+        arena = Arena(*layout, buffer)
+        if buffer is None:
+            for name in filter(in_slabs.__contains__, reader.names()):
+                if name in same and name not in narrow:
+                    reader.into(name, arena.bytes_of(name))
+                    continue
+                tensor = reader.tensor(name).to(dtype)
                 if change is not None:
                     tensor = change(name, tensor.to(device))
                 if name in narrow:
                     tensor, scale = quantise(tensor.to(device), storage, dtype)
-                    narrow[name].weight_scale = scale.to(CPU)
-                tensors[name] = tensor.to(CPU)
-    scales = {f"{name}_scale": layer.weight_scale for name, layer in narrow.items() if layer.weight_scale is not None}
-    net.load_state_dict({**tensors, **scales}, strict=True, assign=True)
+                    arena.put(f"{name}_scale", scale)
+                arena.put(name, tensor)
+            if store is not None:
+                store.save(arena)
+        tensors = {name: arena.view(name) if name in arena else reader.window(name) for name in reader.specs}
+    for name, layer in narrow.items():
+        layer.weight_scale = tensors[f"{name}_scale"] = arena.view(f"{name}_scale")
+    net.load_state_dict(tensors, strict=True, assign=True)
     return net.eval()
+
+
+def lay_slabs(
+    net: PackedTransformer, dtype: torch.dtype, storage: str | None, in_files: Container[str]
+) -> list[dict[str, Spec]]:
+    """What lies in host memory, part by part; the scales of a weight of 8 bits are called as it is, with `_scale` behind.
+
+    in_files: names of tensors that may stay there; those of a step lie in slabs nevertheless.
+    """
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    narrow = {f"{name}.weight" for name in net.block_linears()} if storage else set()
+    parts = net.parts()
+    slabs: list[dict[str, Spec]] = []
+    for modules in (*parts.step.values(), parts.always, *parts.job.values()):
+        slab: dict[str, Spec] = {}
+        for tensor in tensors_of(modules):
+            name, shape = names[id(tensor)], tuple(tensor.shape)
+            if name in narrow:
+                slab |= {name: (STORAGES[storage][0], shape), f"{name}_scale": (dtype, (shape[0], 1))}
+            elif len(slabs) < len(parts.step) or name not in in_files:
+                slab[name] = dtype, shape
+        slabs.append(slab)
+    return slabs

@@ -5,14 +5,18 @@ Only headers are read, so that 40 GB are judged in milliseconds, and without tor
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
+# A file's identity reads it whole up to this size; of a larger one so many pieces.
+SMALL_FILE = 32 * 2**20
+SAMPLES, SAMPLE = 16, 2**16
 
 
 class CheckpointError(Exception):
@@ -28,10 +32,13 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class Tensors:
-    """shapes by tensor name, and the file that holds each."""
+    """shapes by tensor name, and the file that holds each. dtypes, in the format's words, and places, (first byte, end) in the
+    file: of tensors that are read by them."""
 
     shapes: dict[str, tuple[int, ...]]
     files: dict[str, Path]
+    dtypes: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -64,17 +71,18 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 
 
 def read_headers(files: list[Path]) -> Tensors:
-    """Names and shapes of all tensors; raises CheckpointError for a file that is cut off or not safetensors."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    where: dict[str, Path] = {}
+    """Names, shapes, dtypes and places of all tensors; raises CheckpointError for a file that is cut off or not safetensors."""
+    found = Tensors({}, {})
     for file in files:
-        for name, shape in _header(file).items():
-            shapes[name] = shape
-            where[name] = file
-    return Tensors(shapes, where)
+        start, header = _header(file)
+        for name, (dtype, shape, begin, end) in header.items():
+            found.shapes[name], found.files[name], found.dtypes[name] = shape, file, dtype
+            found.places[name] = start + begin, start + end
+    return found
 
 
-def _header(file: Path) -> dict[str, tuple[int, ...]]:
+def _header(file: Path) -> tuple[int, dict[str, tuple[str, tuple[int, ...], int, int]]]:
+    """Where data begins, and (dtype, shape, first byte, end) of each tensor from there."""
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -83,13 +91,14 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
                 raise CheckpointError("file_damaged", file=str(file), expected=length + 8, actual=size)
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        kinds = {name: (str(entry["dtype"]), tuple(entry["shape"])) for name, entry in header.items()}
+        entries = {name: (*kinds[name], *map(int, entry["data_offsets"])) for name, entry in header.items()}
+        expected = 8 + length + max((end for _, _, _, end in entries.values()), default=0)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError("file_damaged", file=str(file), expected="safetensors", actual=size) from None
     if size != expected:
         raise CheckpointError("file_damaged", file=str(file), expected=expected, actual=size)
-    return shapes
+    return 8 + length, entries
 
 
 def compare(expected: Shapes, found: Tensors, folder: Path, *, strict: bool) -> None:
@@ -103,3 +112,25 @@ def compare(expected: Shapes, found: Tensors, folder: Path, *, strict: bool) -> 
     unknown = [name for name in found.shapes if name not in expected]
     if strict and unknown:
         raise CheckpointError("tensor_unknown", file=str(found.files[unknown[0]]), tensor=unknown[0])
+
+
+def identity(file: Path) -> str:
+    """Tells this file from any other, whatever its name and place: a hash of its content, or of a large file of size, time of
+    change, its beginning and pieces spread over it. Raises OSError."""
+    stat = file.stat()
+    total = hashlib.sha256(str(stat.st_size).encode())
+    with file.open("rb") as stream:
+        if stat.st_size <= SMALL_FILE:
+            total.update(stream.read())
+        else:
+            total.update(str(stat.st_mtime_ns).encode())
+            for number in range(SAMPLES):
+                stream.seek((stat.st_size - SAMPLE) * number // (SAMPLES - 1))
+                total.update(stream.read(SAMPLE))
+    return total.hexdigest()
+
+
+def folder_identity(folder: Path) -> str:
+    """Tells what is in a folder, by the files' names in it and their content. Raises OSError."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return hashlib.sha256("\n".join(f"{file.name} {identity(file)}" for file in files).encode()).hexdigest()

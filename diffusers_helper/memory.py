@@ -68,6 +68,11 @@ def weight_format(precision: str, where: Placement) -> tuple[torch.dtype, str | 
     return where.transformer, None if precision == "auto" else precision
 
 
+def device_name(device: torch.device) -> str:
+    """What rounds in its own way: a card by its model, or the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def module_bytes(module: nn.Module) -> int:
     """Bytes of all parameters and buffers."""
     return sum(t.numel() * t.element_size() for t in _tensors(module))

@@ -80,18 +80,29 @@ def fused(tensors: Sequence[Tensor]) -> Tensor | None:
     return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
 
 
+def allocate(size: int) -> Tensor:
+    """New host memory, uint8, that begins at a page."""
+    with torch.inference_mode(False):
+        whole = torch.empty(size + PAGE, dtype=torch.uint8)
+        skipped = -whole.data_ptr() % PAGE
+        return whole[skipped : skipped + size]
+
+
 class Arena:
     """Slabs in one buffer of host memory. slabs: dtype and shape by name, in the order they shall lie.
 
     neighbours: as in `lay_out`. bytes: what it takes, padding included; the system gives memory only to pages that are written.
+    buffer: so many bytes, uint8, that are there already, in the place of new ones.
     """
 
-    def __init__(self, slabs: Sequence[Mapping[str, Spec]], neighbours: Sequence[Sequence[str]] = ()):
+    def __init__(
+        self,
+        slabs: Sequence[Mapping[str, Spec]],
+        neighbours: Sequence[Sequence[str]] = (),
+        buffer: Tensor | None = None,
+    ):
         self.places, self.bytes = lay_out(slabs, neighbours)
-        with torch.inference_mode(False):
-            whole = torch.empty(self.bytes + PAGE, dtype=torch.uint8)
-            skipped = -whole.data_ptr() % PAGE
-            self.buffer = whole[skipped : skipped + self.bytes]
+        self.buffer = allocate(self.bytes) if buffer is None else buffer
 
     def __contains__(self, name: str) -> bool:
         return name in self.places
@@ -106,6 +117,11 @@ class Arena:
 
     def view(self, name: str) -> Tensor:
         return self.places[name].view(self.buffer)
+
+    def bytes_of(self, name: str) -> Tensor:
+        """The same as uint8."""
+        place = self.places[name]
+        return self.buffer[place.offset : place.offset + place.bytes]
 
 
 @dataclass(frozen=True)

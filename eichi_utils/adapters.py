@@ -15,8 +15,10 @@ from diffusers_helper import checkpoint
 from diffusers_helper.files import CheckpointError
 from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, layers, remove_branches, set_strengths
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
+from eichi_utils.disk_cache import DiskCache
 from eichi_utils.events import Notice
 from eichi_utils.hub import ModelFiles
+from eichi_utils.kept_weights import kept_weights
 from eichi_utils.loras import Lora, layouts, lora_problem
 from eichi_utils.problems import UserError
 from lora_utils.factors import Kronecker, Update, merged, updates
@@ -114,11 +116,21 @@ def _branch(update: Update, slot: int, dtype: torch.dtype) -> LowRankBranch | Kr
 
 
 def load_transformer(
-    folder: Path, dtype: torch.dtype, storage: str | None, merged_in: Sequence[Lora], device: torch.device
+    folder: Path,
+    dtype: torch.dtype,
+    storage: str | None,
+    merged_in: Sequence[Lora],
+    device: torch.device,
+    beside_card: bool,
+    cache: DiskCache,
 ) -> PackedTransformer:
-    """The transformer of a folder with these files merged into it; see `checkpoint.load_transformer`."""
+    """The transformer of a folder with these files merged into it; see `checkpoint.load_transformer`.
+
+    cache: where weights of 8 bits are kept.
+    """
     change = Merging(merged_in, shapes_of(checkpoint.meta_transformer(folder))) if merged_in else None
-    return checkpoint.load_transformer(folder, dtype, storage, change, device)
+    kept = kept_weights(cache, folder, dtype, storage, merged_in, device, beside_card)
+    return checkpoint.load_transformer(folder, dtype, storage, change, device, beside_card, kept)
 
 
 class Merging:

@@ -1,4 +1,4 @@
-"""`eichi render`, `eichi demo`, `eichi doctor`, `eichi lora`. Results go to stdout, progress and problems to stderr.
+"""`eichi render`, `eichi demo`, `eichi doctor`, `eichi lora`, `eichi cache`. Results go to stdout, the rest to stderr.
 
 Exit codes: 0 done, 1 failed, 2 bad input (nothing was started), 130 stopped (files so far are kept).
 """
@@ -20,8 +20,10 @@ from typing import Any
 
 from eichi_utils import modes
 from eichi_utils.catalogue import Models
+from eichi_utils.cli_cache import add_cache_command
 from eichi_utils.cli_lora import add_lora_command
 from eichi_utils.cli_plan import plan_document, plan_lines
+from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
 from eichi_utils.jobs import Jobs
@@ -66,7 +68,7 @@ def _language(arguments: Sequence[str]) -> str:
 
 def make_parser(t: Translator) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eichi", description=t("cli.about"))
-    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora")
+    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora|cache")
     render = commands.add_parser("render", help=t("cli.render"), description=t("cli.render"), allow_abbrev=False)
     render.set_defaults(run=run_render)
     demo = commands.add_parser("demo", help=t("cli.demo"), description=t("cli.demo"), allow_abbrev=False)
@@ -76,6 +78,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
         command.add_argument("--request", metavar="FILE", help=t("cli.help.request"))
         command.add_argument("--out", metavar="DIR", type=Path, default=DEFAULT_OUTPUTS, help=t("cli.help.out"))
         command.add_argument("--reserve-gb", type=float, default=RESERVE_GB, metavar="N", help=t("cli.help.reserve_gb"))
+        command.add_argument("--cache-gb", type=float, default=DEFAULT_GB, metavar="N", help=t("cli.help.cache_gb"))
         command.add_argument("--dry-run", action="store_true", help=t("cli.help.dry_run"))
     doctor = commands.add_parser("doctor", help=t("cli.doctor"), description=t("cli.doctor"), allow_abbrev=False)
     doctor.set_defaults(run=run_doctor)
@@ -83,8 +86,10 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
         command.add_argument("--device", default="auto", help=t("cli.help.device"))
         command.add_argument("--attention", default="auto", metavar="NAME", help=t("cli.help.attention"))
         command.add_argument("--compile", choices=("auto", "off"), default="auto", help=t("cli.help.compile"))
-    for command in (render, demo, doctor, add_lora_command(commands, t)):
+    with_models = (render, demo, doctor, add_lora_command(commands, t))
+    for command in with_models:
         command.add_argument("--models", metavar="DIR", type=Path, help=t("cli.help.models"))
+    for command in (*with_models, add_cache_command(commands, t)):
         command.add_argument("--json", action="store_true", help=t("cli.help.json"))
         command.add_argument("--lang", choices=LANGUAGES, help=t("cli.help.lang"))
     return parser
@@ -238,14 +243,8 @@ _READ_FLAG = {
 
 
 def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:
-    engine = Engine(
-        Models(options.models),
-        options.out.resolve(),
-        options.device,
-        options.attention,
-        options.reserve_gb,
-        options.compile,
-    )
+    settings = {"reserve_gb": options.reserve_gb, "compiler": options.compile, "cache_gb": options.cache_gb}
+    engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention, **settings)
     try:
         request = read_request(options, defaults or {}, lambda key, **values: sys.stderr.write(t(key, **values) + "\n"))
         problems: tuple[Problem, ...] = engine.models.problems(request) if options.dry_run else engine.problems(request)

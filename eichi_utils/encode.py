@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_helper.buckets import bucket, cover_crop
-from diffusers_helper.latents import SPATIAL, encode_picture
+from diffusers_helper.latents import SPATIAL
 from diffusers_helper.text import TextEmbedding
 from eichi_utils.pictures import open_mask, open_picture
 from eichi_utils.plan import Plan
@@ -69,7 +69,3 @@ def encode_mask(mask: Image.Image) -> Tensor:
     """Grey, H x W -> (1, 1, 1, H/8, W/8) in 0..1: the mean of each latent cell."""
     cells = mask.resize((mask.width // SPATIAL, mask.height // SPATIAL), Image.Resampling.BOX)
     return torch.from_numpy(numpy.array(cells)).float()[None, None, None] / 255.0
-
-
-def encode_pictures(vae: torch.nn.Module, pictures: Pictures) -> dict[str, Tensor]:
-    return {name: encode_picture(vae, pixels_of(picture)) for name, picture in pictures.by_name.items()}

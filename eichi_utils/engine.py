@@ -31,8 +31,8 @@ RESERVE_GB, MOST_RESERVED = 0.5, 80
 
 @dataclass
 class Engine:
-    """models: where each model is. attention: a kernel's name, or "auto". reserve_gb: GiB of a card left to others. compiler:
-    "auto" or "off".
+    """models: where each model is. attention: a kernel's name, or "auto". reserve_gb: GiB of a card left to others.
+    compiler: "auto" or "off". cache_gb: GB of the disk for what takes time to make again; 0 keeps nothing.
 
     The reserve may change at any time, and counts from the next job on. torch is imported at the first job, not when the engine
     is made: a page can be served before.
@@ -44,18 +44,14 @@ class Engine:
     attention: str = "auto"
     reserve_gb: float = RESERVE_GB
     compiler: str = "auto"
+    cache_gb: float = 0.0
 
     @cached_property
     def pool(self) -> ModelPool:
         from eichi_utils.models import ModelPool
 
-        return ModelPool(
-            self.models.folder,
-            device=self.device,
-            attention=self.attention,
-            reserve_gb=self.reserve_gb,
-            compiler=self.compiler,
-        )
+        settings = {"reserve_gb": self.reserve_gb, "compiler": self.compiler, "cache_gb": self.cache_gb}
+        return ModelPool(self.models.folder, device=self.device, attention=self.attention, **settings)
 
     @cached_property
     def card(self) -> Card | None:

@@ -42,6 +42,7 @@ from diffusers_helper.text import (
 from diffusers_helper.vision import VisionEncoder, VisionPreprocessing
 from eichi_utils.adapters import bind, load_transformer, merge_key
 from eichi_utils.components import CHECKS, load_vae, pretrained
+from eichi_utils.disk_cache import MOST_GB, open_caches
 from eichi_utils.engine import MOST_RESERVED, RESERVE_GB
 from eichi_utils.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
 from eichi_utils.loras import Lora
@@ -87,8 +88,8 @@ class ModelPool:
     """Networks of one model at a time. models: a folder with `transformer`, `vae`, ... inside, or a hub cache folder; None is
     this program's own cache.
 
-    reserve_gb: GiB of the card that are left to others. compiler: "auto", or "off" for blocks as they are written.
-    card: in the place of the device's own, for tests.
+    reserve_gb: GiB of the card that are left to others. compiler: "auto", or "off" for blocks as they are written. cache_gb: GB
+    of the disk for what takes time to make again; 0 keeps nothing. card: in the place of the device's own, for tests.
 
     Raises UserError if the folder, the device or a forced attention kernel does not exist.
     """
@@ -101,6 +102,7 @@ class ModelPool:
         reserve_gb: float = RESERVE_GB,
         card: Device | None = None,
         compiler: str = "auto",
+        cache_gb: float = 0.0,
     ):
         self.files, self._compiler = ModelFiles(models), compiler
         wrong = list(self.files.folder_problems())
@@ -116,8 +118,11 @@ class ModelPool:
             wrong.append(Problem("attention", "attention_unusable", {"name": attention, "reason": str(error)}))
         if not 0 <= reserve_gb <= MOST_RESERVED:
             wrong.append(Problem("reserve_gb", "out_of_range", {"value": reserve_gb, "min": 0, "max": MOST_RESERVED}))
+        if not 0 <= cache_gb <= MOST_GB:
+            wrong.append(Problem("cache_gb", "out_of_range", {"value": cache_gb, "min": 0, "max": MOST_GB}))
         if wrong:
             raise UserError(wrong)
+        self.caches = open_caches(cache_gb)
         where = self.placement.device
         self.card: Device | None = CudaDevice(where) if card is None and where.type == "cuda" else card
         self.budget = Budget(int(reserve_gb * 2**30))
@@ -200,7 +205,8 @@ class ModelPool:
         device = self.placement.device
 
         def load() -> tuple[PackedTransformer, tuple[nn.Module, ...]]:
-            return self._one(lambda *place: load_transformer(*place, storage, merged, device), folder, dtype)
+            how = storage, merged, device, self.card is not None, self.caches.weights
+            return self._one(lambda *place: load_transformer(*place, *how), folder, dtype)
 
         with self._loan(spec, load, lambda net: bind(net, beside), PackedTransformer.parts, tokens) as net:
             net.weights = self._loaded[spec.component].streamer or net.weights

@@ -24,6 +24,8 @@ DEFAULT_MODELS = WEBUI / "hf_download" / "hub"
 DEFAULT_UPLOADS = WEBUI / "inputs" / "uploads"
 # The user's LoRA files, where the existing program looks for them.
 LORAS = WEBUI / "lora"
+# What can be made again and takes time; see disk_cache.py.
+CACHE = WEBUI / "cache"
 MINIATURE = ROOT / "miniature" / "checkpoint"
 
 # What a system reports when nothing more fits, or no more is allowed.

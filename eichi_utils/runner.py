@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from diffusers_helper.latents import SPATIAL, images, to_uint8
+from diffusers_helper.latents import SPATIAL, encode_picture, images, to_uint8
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
 from eichi_utils import adapters
-from eichi_utils.encode import Conditions, Pictures, encode_mask, encode_pictures, fit_pictures
+from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of
+from eichi_utils.encoded import Encoded
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.media import FilmWriter, write_png
@@ -138,27 +139,36 @@ def _choice(narrow: bool, values: Mapping[str, Any]) -> Notice:
 
 
 def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -> Iterator[Event | Conditions]:
-    """Encode prompts and pictures; the last thing yielded is the Conditions."""
-    again = pool.room.again
+    """Encode prompts and pictures, as far as nobody did before; the last thing yielded is the Conditions."""
+    kept, again = Encoded(pool), pool.room.again
     yield Stage(at=time.time(), name="text")
-    with pool.text() as encoders:
-        prompts = {}
-        for prompt in plan.prompts:
-            prompts[prompt] = again(partial(encode_prompt, encoders, prompt))
-            yield Stage(at=time.time(), name="text")
-        negative = again(partial(encode_prompt, encoders, request.negative_prompt)) if request.cfg_scale != 1.0 else None
-    for embedding in (*prompts.values(), negative):
-        if embedding is not None and embedding.read < embedding.written:
+    texts = list(dict.fromkeys((*plan.prompts, *([request.negative_prompt] if request.cfg_scale != 1.0 else ()))))
+    found = {text: kept.prompt(text) for text in texts}
+    if missing := [text for text in texts if found[text] is None]:
+        with pool.text() as encoders:
+            for text in missing:
+                found[text] = kept.keep_prompt(text, again(partial(encode_prompt, encoders, text)))
+                yield Stage(at=time.time(), name="text")
+    for embedding in found.values():
+        if embedding.read < embedding.written:
             values = {"read": embedding.read, "written": embedding.written}
             yield Notice(at=time.time(), key="prompt_cut", values=values)
     yield Stage(at=time.time(), name="vision")
-    with pool.vision() as encoder:
-        image = again(lambda: encode_image(encoder, pictures.start))
+    image = kept.image(pictures.start)
+    if image is None:
+        with pool.vision() as encoder:
+            image = kept.keep_image(pictures.start, again(lambda: encode_image(encoder, pictures.start)))
     yield Stage(at=time.time(), name="encode")
-    with pool.vae(pictures.height * pictures.width) as vae:
-        latents = again(lambda: encode_pictures(vae, pictures))
+    latents = {name: kept.latents(picture) for name, picture in pictures.by_name.items()}
+    if missing := [name for name, encoded in latents.items() if encoded is None]:
+        with pool.vae(pictures.height * pictures.width) as vae:
+            for name in missing:
+                picture = pictures.by_name[name]
+                latents[name] = kept.keep_latents(picture, again(partial(encode_picture, vae, pixels_of(picture))))
     masks = {name: encode_mask(mask) for name, mask in pictures.masks.items()}
     yield Stage(at=time.time(), name="load")
+    prompts = {prompt: found[prompt] for prompt in plan.prompts}
+    negative = found[request.negative_prompt] if request.cfg_scale != 1.0 else None
     yield Conditions(prompts=prompts, image=image, latents=latents, masks=masks, negative=negative)
 
 

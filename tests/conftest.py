@@ -18,6 +18,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("models") / "checkpoint")
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test neither reads nor fills the program's own caches."""
+    monkeypatch.setattr("eichi_utils.paths.CACHE", tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def photo() -> Path:
     """A real photo, 377 x 600, that comes with gradio."""

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
 from eichi_utils.catalogue import Models
+from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.jobs import Jobs
 from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS
@@ -105,7 +106,8 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     outputs = options.out.resolve()
     models = Models(options.models)
-    engine = Engine(models, outputs, options.device, options.attention, options.reserve_gb, options.compile)
+    settings = {"reserve_gb": options.reserve_gb, "compiler": options.compile, "cache_gb": options.cache_gb}
+    engine = Engine(models, outputs, options.device, options.attention, **settings)
     jobs = Jobs(engine)
     app = build(jobs, mode, options.t, outputs, models=models, plain=options.plain, auth=options.auth, engine=engine)
     with listen(options.server, options.port) as listener:
@@ -133,6 +135,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--compile", choices=("auto", "off"), default="auto", help=words("page.flag.compile"))
     parser.add_argument("--device", metavar="NAME", default="auto", help=words("page.flag.device"))
     parser.add_argument("--reserve-gb", type=float, metavar="N", default=RESERVE_GB, help=words("page.flag.reserve_gb"))
+    parser.add_argument("--cache-gb", type=float, metavar="N", default=DEFAULT_GB, help=words("page.flag.cache_gb"))
     parser.add_argument("--plain", action="store_true", help=words("page.flag.plain"))
     parser.add_argument("--auth", metavar="USER:PASSWORD", help=words("page.flag.auth"))
     options = parser.parse_args(argv)

@@ -15,6 +15,7 @@ from diffusers_helper.checkpoint import load_transformer
 from diffusers_helper.memory import module_bytes
 from diffusers_helper.models.linear import LowRankBranch, layers
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
+from diffusers_helper.reading import Reader
 from tests.diffusers_helper.inputs import LAYOUTS, inputs, velocity
 
 STORAGES = ("int8", "float8")
@@ -70,30 +71,23 @@ def test_the_velocity_is_nearly_the_same_and_int8_is_nearer(folder, storage):
     assert 1e-4 < max(errors) < {"int8": 0.005, "float8": 0.02}[storage]
 
 
+class Changing:
+    """Changes every tensor with a function of name and tensor."""
+
+    def __init__(self, function):
+        self._function = function
+
+    def changes(self, name):
+        return True
+
+    def __call__(self, name, tensor):
+        return self._function(name, tensor)
+
+
 def test_one_wide_tensor_at_a_time(folder, monkeypatch):
     """Each is put in 8 bits before the next one is read, so that loading takes little more than the network itself."""
-    order, quantise = [], checkpoint.quantise
-
-    class Watched:
-        def __init__(self, opened):
-            self._opened = opened
-
-        def __enter__(self):
-            self._tensors = self._opened.__enter__()
-            return self
-
-        def __exit__(self, *error):
-            return self._opened.__exit__(*error)
-
-        def keys(self):
-            return self._tensors.keys()
-
-        def get_tensor(self, name):
-            order.append(name)
-            return self._tensors.get_tensor(name)
-
-    open_file = checkpoint.safe_open
-    monkeypatch.setattr(checkpoint, "safe_open", lambda *given, **named: Watched(open_file(*given, **named)))
+    order, quantise, read = [], checkpoint.quantise, Reader.tensor
+    monkeypatch.setattr(Reader, "tensor", lambda self, name: order.append(name) or read(self, name))
     monkeypatch.setattr(checkpoint, "quantise", lambda *given: order.append("8 bits") or quantise(*given))
     net = load_transformer(folder, torch.bfloat16, "int8")
     for name in net.block_linears():
@@ -103,7 +97,7 @@ def test_one_wide_tensor_at_a_time(folder, monkeypatch):
 
 def test_a_change_comes_before_rounding(folder):
     """What is merged into the weights is in the 8 bits too, and only there."""
-    doubled = load_transformer(folder, torch.float32, "int8", lambda name, tensor: 2 * tensor)
+    doubled = load_transformer(folder, torch.float32, "int8", Changing(lambda name, tensor: 2 * tensor))
     plain = load_transformer(folder, torch.float32, "int8")
     for name, layer in plain.block_linears().items():
         other = doubled.block_linears()[name]
@@ -141,7 +135,7 @@ def test_beside_8_bits_is_nearer_than_merged_into_them(folder, storage):
             up, down = factors[layer]
             return (tensor.float() + up @ down).to(tensor.dtype)
 
-        merged = load_transformer(folder, torch.bfloat16, storage, merge)
+        merged = load_transformer(folder, torch.bfloat16, storage, Changing(merge))
         wanted = velocity(exact, given)
         near, far = apart(velocity(beside, given), wanted), apart(velocity(merged, given), wanted)
         assert near < 0.95 * far

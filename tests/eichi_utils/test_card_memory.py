@@ -180,7 +180,7 @@ def failing_once(work):
     return call
 
 
-@pytest.mark.parametrize("owner,name", [(runner, "encode_prompt"), (runner, "encode_image"), (runner, "encode_pictures")])
+@pytest.mark.parametrize("owner,name", [(runner, "encode_prompt"), (runner, "encode_image"), (runner, "encode_picture")])
 def test_encoding_is_repeated_in_what_others_give_up(
     owner: object, name: str, checkpoint: Path, pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None,
     monkeypatch: pytest.MonkeyPatch,

@@ -279,7 +279,7 @@ POINTS = [
     ("single", ModelPool, "missing"),
     ("single", runner, "encode_prompt"),
     ("single", runner, "encode_image"),
-    ("single", runner, "encode_pictures"),
+    ("single", runner, "encode_picture"),
     ("single", runner, "write_png"),
     ("single", film, "TeaCache"),
     ("single", PackedTransformer, "prepare_job"),

@@ -1,0 +1,85 @@
+"""Tensors of safetensors files, one after the other, into memory of the caller's.
+
+They are read, not mapped: pages that are seen through a mapping count as this process's memory while the mapping lives, so that
+copying out of it would take the weights twice. Only what shall stay in the files is a window into a mapping.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from diffusers_helper.files import CheckpointError, Tensors
+from diffusers_helper.slabs import Spec
+
+DTYPES = MappingProxyType(
+    {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    }
+)  # fmt: skip
+
+
+class Reader:
+    """A context: files are open inside of it. Raises CheckpointError for a tensor of a dtype or length it cannot have."""
+
+    def __init__(self, found: Tensors):
+        self._found = found
+        self._files: dict[Path, object] = {}
+        self._mapped: dict[Path, object] = {}
+        self._open = ExitStack()
+        self.specs: dict[str, Spec] = {}
+        for name, shape in found.shapes.items():
+            dtype = DTYPES.get(found.dtypes[name])
+            begin, end = found.places[name]
+            if dtype is None or end - begin != prod(shape) * dtype.itemsize:
+                expected = f"{name}: {found.dtypes[name]} {shape}"
+                raise CheckpointError("file_damaged", file=str(found.files[name]), expected=expected, actual=end - begin)
+            self.specs[name] = dtype, shape
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def names(self) -> list[str]:
+        """In the order they lie on the disk."""
+        return sorted(self.specs, key=lambda name: (str(self._found.files[name]), self._found.places[name]))
+
+    def into(self, name: str, memory: Tensor) -> None:
+        """The tensor's bytes into as many of the caller's, uint8. Raises CheckpointError if the file ends before them."""
+        file = self._found.files[name]
+        if file not in self._files:
+            # Unbuffered: what is read goes where it shall lie.
+            self._files[file] = self._open.enter_context(file.open("rb", buffering=0))
+        begin, end = self._found.places[name]
+        stream, rest = self._files[file], memoryview(memory.numpy())
+        stream.seek(begin)
+        # A system reads at most 2 GiB at a time.
+        while rest.nbytes:
+            count = stream.readinto(rest)
+            if not count:
+                raise CheckpointError("file_damaged", file=str(file), expected=end, actual=file.stat().st_size)
+            rest = rest[count:]
+
+    def tensor(self, name: str) -> Tensor:
+        """In memory of its own."""
+        dtype, shape = self.specs[name]
+        memory = torch.empty(prod(shape) * dtype.itemsize, dtype=torch.uint8)
+        self.into(name, memory)
+        return memory.view(dtype).view(shape)
+
+    def window(self, name: str) -> Tensor:
+        """In the file: memory is taken when it is used, and given up again when the system wants it."""
+        file = self._found.files[name]
+        if file not in self._mapped:
+            self._mapped[file] = self._open.enter_context(safe_open(file, framework="pt"))
+        return self._mapped[file].get_tensor(name)

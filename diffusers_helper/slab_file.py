@@ -1,0 +1,106 @@
+"""Slabs in a file, as they lie in memory, so that they need not be made again.
+
+The file is a safetensors file of one tensor of bytes, with the places of the tensors in it and a checksum in its metadata; data
+begins at a page, so that it can be mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from diffusers_helper.slabs import Arena, Place, aligned, allocate
+
+FORMAT = "1"
+# Of mappings on any system.
+GRANULARITY = 2**16
+PIECE = 2**20
+
+
+class SlabFileError(Exception):
+    """The file is cut off, damaged, or of other slabs; the message says which."""
+
+
+def write(path: Path, arena: Arena) -> None:
+    """Raises OSError. Takes no memory."""
+    data = {"dtype": "U8", "shape": [arena.bytes], "data_offsets": [0, arena.bytes]}
+    metadata = {"format": FORMAT, "places": _described(arena.places), "checksum": checksum(arena.buffer)}
+    text = json.dumps({"__metadata__": metadata, "slabs": data}).encode()
+    text += b" " * (aligned(8 + len(text), GRANULARITY) - 8 - len(text))
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.write(arena.buffer.numpy().data)
+
+
+def read(path: Path, places: Mapping[str, Place], size: int) -> Tensor:
+    """The buffer of slabs with these places, `size` bytes of uint8, in memory of this process.
+
+    For weights that a card copies from: memory that belongs to a file may be refused when it shall be locked, and what is not
+    locked is staged at every step. Raises SlabFileError and OSError.
+    """
+    with path.open("rb", buffering=0) as stream:
+        start, expected = _begin(stream, places, size)
+        buffer = allocate(size)
+        stream.seek(start)
+        rest = memoryview(buffer.numpy())
+        while rest.nbytes:
+            count = stream.readinto(rest)
+            if not count:
+                raise SlabFileError(f"ends {rest.nbytes} bytes too early")
+            rest = rest[count:]
+    return _checked(buffer, expected)
+
+
+def mapped(path: Path, places: Mapping[str, Place], size: int) -> Tensor:
+    """The same without taking memory: the system gives up pages of it when it must. Nothing written to it reaches the file.
+
+    For weights that are computed with where they lie. Raises SlabFileError and OSError.
+    """
+    with path.open("rb", buffering=0) as stream:
+        start, expected = _begin(stream, places, size)
+        mapping = mmap.mmap(stream.fileno(), start + size, access=mmap.ACCESS_COPY)
+    with torch.inference_mode(False):
+        return _checked(torch.frombuffer(mapping, dtype=torch.uint8, offset=start, count=size), expected)
+
+
+def checksum(buffer: Tensor) -> str:
+    """Of bytes, at the speed of memory: a hash of the sums of its megabytes, which zeros, cuts and flipped bits change."""
+    total = hashlib.sha256()
+    for piece in buffer.split(PIECE):
+        whole = len(piece) // 8 * 8
+        total.update(struct.pack("<qq", piece[:whole].view(torch.int64).sum().item(), piece[whole:].sum().item()))
+    return total.hexdigest()
+
+
+def _checked(buffer: Tensor, expected: str) -> Tensor:
+    if checksum(buffer) != expected:
+        raise SlabFileError("wrong checksum")
+    return buffer
+
+
+def _begin(stream: BinaryIO, places: Mapping[str, Place], size: int) -> tuple[int, str]:
+    """Where data begins, and its checksum."""
+    there = stream.seek(0, 2)
+    stream.seek(0)
+    try:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if there != 8 + length + size:
+            raise SlabFileError(f"{there} bytes instead of {8 + length + size}")
+        metadata = json.loads(stream.read(length))["__metadata__"]
+        if metadata["format"] != FORMAT or metadata["places"] != _described(places):
+            raise SlabFileError("of other slabs")
+        return 8 + length, metadata["checksum"]
+    except (struct.error, ValueError, LookupError, TypeError) as error:
+        raise SlabFileError(f"damaged header: {error}") from None
+
+
+def _described(places: Mapping[str, Place]) -> str:
+    return json.dumps({name: [str(place.dtype), list(place.shape), place.offset] for name, place in places.items()})

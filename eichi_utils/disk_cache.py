@@ -1,0 +1,145 @@
+"""Files that can be made again, kept by key in folders of limited size; what was used longest ago goes first.
+
+A key is a hash of everything a file's content depends on, so nothing in it ever becomes wrong. Nothing here fails a job: a full
+disk or a folder that may not be written means that a file is made again next time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eichi_utils import paths
+
+logger = logging.getLogger(__name__)
+
+GB = 10**9
+DEFAULT_GB, MOST_GB = 24.0, 10_000
+# How the user's limit is divided. Weights of 8 bits are 9 GB for each transformer, a prompt or picture some megabytes.
+SHARES = {"prompts": 0.05, "pictures": 0.05, "weights": 0.9}
+SUFFIX, UNFINISHED = ".safetensors", ".part"
+# Left free on the disk for films.
+SPARE_BYTES = 2 * GB
+# A file that nobody has written to for so long is left from a process that was ended.
+ABANDONED_SECONDS = 3600
+
+
+def key_of(*parts: Any) -> str:
+    """A key of JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class DiskCache:
+    """Files in one folder. limit: bytes of all together; 0 keeps nothing and finds nothing."""
+
+    folder: Path
+    limit: int
+
+    def find(self, key: str) -> Path | None:
+        """The key's file, which counts as used now, or None."""
+        if not self.limit:
+            return None
+        path = self._path(key)
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            # Somebody else's, but readable.
+            return path if path.is_file() else None
+        return path
+
+    def add(self, key: str, size: int, write: Callable[[Path], Any]) -> bool:
+        """Let `write(path)` make the key's file of about `size` bytes, whole or not at all; whether it is there now.
+
+        Several processes may add the same key at once: each writes a file of its own, and the last one stays.
+        """
+        if not self.limit:
+            return False
+        if size > self.limit:
+            logger.warning("not kept: %.1f GB is more than this cache may hold, %.1f GB", size / GB, self.limit / GB)
+            return False
+        temporary = self.folder / f"{key}.{secrets.token_hex(4)}{UNFINISHED}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(size)
+            if (free := shutil.disk_usage(self.folder).free) < size + SPARE_BYTES:
+                logger.warning("not kept: %.1f GB for the next start, but %.1f GB of the disk are free", size / GB, free / GB)
+                return False
+            write(temporary)
+            os.replace(temporary, self._path(key))
+            return True
+        except OSError as error:
+            logger.warning("not kept in %s: %s", self.folder, error)
+            return False
+        finally:
+            _remove(temporary)
+
+    def discard(self, key: str, reason: object) -> None:
+        """The key's file is damaged; it will be made again."""
+        logger.warning("damaged, and made again: %s: %s", self._path(key), reason)
+        _remove(self._path(key))
+
+    def usage(self) -> tuple[int, int]:
+        """Files and their bytes, unfinished ones included in the bytes."""
+        files = self._files()
+        return sum(path.suffix == SUFFIX for _, _, path in files), sum(size for _, size, _ in files)
+
+    def empty(self) -> None:
+        """Delete everything; what another process has open stays until it is closed."""
+        for _, _, path in self._files():
+            _remove(path)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{SUFFIX}"
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """(last use, bytes, path), what was used longest ago first."""
+        found = []
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.suffix in (SUFFIX, UNFINISHED):
+                # Another process may have deleted it just now.
+                with suppress(FileNotFoundError):
+                    stat = path.stat()
+                    found.append((stat.st_mtime, stat.st_size, path))
+        return sorted(found)
+
+    def _make_room(self, size: int) -> None:
+        files = self._files()
+        total = sum(there for _, there, _ in files) + size
+        for used, there, path in files:
+            finished = path.suffix == SUFFIX
+            if (finished and total > self.limit) or (not finished and used < time.time() - ABANDONED_SECONDS):
+                _remove(path)
+                total -= there
+
+
+def _remove(path: Path) -> None:
+    # A file that is open cannot be deleted on Windows; it goes another time.
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Caches:
+    """prompts, pictures: what encoders made of them. weights: of a transformer, as they lie in memory in 8 bits."""
+
+    prompts: DiskCache
+    pictures: DiskCache
+    weights: DiskCache
+
+
+def open_caches(gigabytes: float) -> Caches:
+    """This program's own, which together may hold so much; 0 is off."""
+    return Caches(**{kind: DiskCache(paths.CACHE / kind, int(share * gigabytes * GB)) for kind, share in SHARES.items()})

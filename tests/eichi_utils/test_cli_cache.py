@@ -1,0 +1,86 @@
+"""`eichi cache`: what is there, deleting all or one kind, and the flag that limits it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from eichi_utils import cli, paths
+from eichi_utils.disk_cache import open_caches
+from locales import LANGUAGES, Translator
+from tests.eichi_utils.helpers import names_in
+from webui.app import read_flags
+
+
+def cache(capsys: pytest.CaptureFixture, *words: str, language: str = "en") -> tuple[int, str]:
+    code = cli.main(["cache", *words, "--lang", language])
+    return code, capsys.readouterr().out
+
+
+@pytest.fixture
+def filled() -> None:
+    caches = open_caches(1)
+    for name, count, size in (("prompts", 2, 500_000), ("pictures", 1, 100_000), ("weights", 1, 3_000_000)):
+        for number in range(count):
+            getattr(caches, name).add(str(number), size, lambda path, size=size: path.write_bytes(bytes(size)))
+
+
+def test_what_is_there(filled: None, capsys: pytest.CaptureFixture) -> None:
+    code, out = cache(capsys)
+    assert code == 0
+    assert out.splitlines() == [
+        str(paths.CACHE),
+        "encoded prompts: 2 files, 1.0 MB",
+        "encoded pictures: 1 files, 0.1 MB",
+        "8-bit weights: 1 files, 3.0 MB",
+    ]
+    document = json.loads(cache(capsys, "--json")[1])
+    assert document == {
+        "folder": str(paths.CACHE),
+        "deleted_bytes": 0,
+        "prompts": {"files": 2, "bytes": 1_000_000},
+        "pictures": {"files": 1, "bytes": 100_000},
+        "weights": {"files": 1, "bytes": 3_000_000},
+    }
+
+
+def test_deleting(filled: None, capsys: pytest.CaptureFixture) -> None:
+    document = json.loads(cache(capsys, "--delete", "weights", "--json")[1])
+    assert document["deleted_bytes"] == 3_000_000
+    assert [document[kind]["files"] for kind in ("prompts", "pictures", "weights")] == [2, 1, 0]
+    code, out = cache(capsys, "--delete")
+    assert code == 0 and out.splitlines()[-1] == "Deleted: 1.1 MB"
+    assert names_in(paths.CACHE) == {"prompts", "pictures", "weights"}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_in_every_language(language: str, capsys: pytest.CaptureFixture) -> None:
+    """Also where there is no folder yet."""
+    code, out = cache(capsys, "--delete", language=language)
+    assert code == 0 and Translator(language)("cli.cache.deleted", megabytes="0.0") in out
+
+
+def test_a_kind_that_does_not_exist(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as left:
+        cache(capsys, "--delete", "films")
+    assert left.value.code == 2
+
+
+def test_rendering_keeps_what_it_encoded(checkpoint, pictures, tmp_path, capsys: pytest.CaptureFixture) -> None:
+    """By default; 0 keeps nothing, and a wrong size is bad input."""
+    flags = [
+        "render", "--mode", "single", "--image", pictures[0], "--prompt", "a cat", "--size", "128", "--steps", "1",
+        "--models", str(checkpoint), "--device", "cpu", "--out", str(tmp_path / "out"), "--lang", "en",
+    ]  # fmt: skip
+    assert cli.main([*flags, "--cache-gb", "0"]) == 0 and names_in(paths.CACHE) == set()
+    assert cli.main([*flags, "--cache-gb", "-1"]) == 2
+    assert "cache_gb" in capsys.readouterr().err
+    assert cli.main(flags) == 0
+    capsys.readouterr()
+    document = json.loads(cache(capsys, "--json")[1])
+    assert [document[kind]["files"] for kind in ("prompts", "pictures", "weights")] == [1, 2, 0]
+
+
+def test_the_page_has_the_flag() -> None:
+    assert read_flags([]).cache_gb == 24 and read_flags(["--cache-gb", "3"]).cache_gb == 3

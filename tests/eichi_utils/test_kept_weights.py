@@ -1,0 +1,229 @@
+"""Weights of 8 bits on disk: the second start reads them, whatever happened to the file meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffusers_helper import checkpoint as loading
+from diffusers_helper import slab_file
+from eichi_utils import paths
+from eichi_utils.adapters import shapes_in
+from eichi_utils.hub import ModelFiles
+from eichi_utils.loras import Lora
+from eichi_utils.models import ModelPool
+from tests.eichi_utils.helpers import carry_out, last_preview, names_in, request
+from tests.fake_device import FakeDevice
+from tests.lora_files import write_lora
+
+CARDS = [None, FakeDevice]
+
+
+@pytest.fixture
+def quantised(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Grows by one for each weight that is quantised."""
+    calls, quantise = [], loading.quantise
+    monkeypatch.setattr(loading, "quantise", lambda *given: calls.append(1) or quantise(*given))
+    return calls
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "models"))
+
+
+def pool_of(folder: Path, gigabytes: float = 1.0, card: FakeDevice | None = None) -> ModelPool:
+    return ModelPool(folder, device="cpu", cache_gb=gigabytes, card=card, reserve_gb=0)
+
+
+def weights(pool: ModelPool, precision: str = "int8", loras: tuple[Lora, ...] = ()) -> dict[str, bytes]:
+    """The bytes of everything that a fresh loan has in its state dict."""
+    with pool.transformer("framepack", precision, loras, merge=bool(loras), tokens=10) as net:
+        streamer = pool._loaded["transformer"].streamer
+        if streamer:
+            streamer.leave()
+        return {name: tensor.flatten().view(torch.uint8).numpy().tobytes() for name, tensor in net.state_dict().items()}
+
+
+def files() -> set[str]:
+    return names_in(paths.CACHE / "weights")
+
+
+@pytest.mark.parametrize("precision", ["int8", "float8"])
+@pytest.mark.parametrize("card", CARDS)
+def test_the_second_start_quantises_nothing(card, precision: str, checkpoint: Path, quantised: list) -> None:
+    plain = weights(pool_of(checkpoint, 0, card and card()), precision)
+    assert quantised and files() == set()
+    quantised.clear()
+    assert weights(pool_of(checkpoint, 1, card and card()), precision) == plain
+    assert quantised and len(files()) == 1
+    quantised.clear()
+    assert weights(pool_of(checkpoint, 1, card and card()), precision) == plain
+    assert not quantised
+
+
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+def test_wider_weights_are_not_kept(precision: str, checkpoint: Path) -> None:
+    """They are in the model's own files."""
+    weights(pool_of(checkpoint), precision)
+    assert files() == set()
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_the_film_is_the_same(card, checkpoint: Path, pictures: list[str], tmp_path: Path, cheap_decode, quantised) -> None:
+    it = request("forward", pictures[0], seconds=0.5, window=4.5, precision="int8")
+    previews, counts = set(), []
+    for gigabytes in (0, 1, 1):
+        quantised.clear()
+        previews.add(last_preview(carry_out(it, pool_of(checkpoint, gigabytes, card and card()), tmp_path / str(len(counts)))))
+        counts.append(len(quantised))
+    assert len(previews) == 1
+    assert counts[0] == counts[1] > counts[2] == 0
+
+
+def test_beside_a_card_they_can_be_locked(checkpoint: Path) -> None:
+    """The memory is the process's own, and lies part by part at whole pages."""
+    for _ in range(2):
+        card = FakeDevice()
+        pool = pool_of(checkpoint, 1, card)
+        with pool.transformer("framepack", "int8", tokens=10):
+            streamer = pool._loaded["transformer"].streamer
+            assert streamer._arena is None
+            assert sum(card.locked.values()) == sum(run.source.numel() for part in streamer._step.values() for run in part.runs)
+
+
+def test_every_way_of_making_them_has_its_own(checkpoint: Path, copy: Path, tmp_path: Path, quantised: list) -> None:
+    """Format, LoRA by content and strength, other weights in the same place; and the same ones in another place."""
+    for number in range(2):
+        shapes = shapes_in(ModelFiles(checkpoint), "framepack")
+        write_lora(tmp_path / f"{number}.safetensors", "kohya_hunyuan", shapes, size=0.02 * (number + 1))
+
+    def lora(number: int, strength: float = 0.8) -> tuple[Lora, ...]:
+        return (Lora(str(tmp_path / f"{number}.safetensors"), strength),)
+
+    seen, ways = set(), [("int8", ()), ("float8", ()), ("int8", lora(0)), ("int8", lora(0, 0.5)), ("int8", lora(1))]
+    for number, (precision, loras) in enumerate(ways, 1):
+        quantised.clear()
+        made = weights(pool_of(copy), precision, loras)
+        assert quantised and len(files()) == number
+        seen.add(made["single_transformer_blocks.0.attn.to_q.weight"])
+    assert len(seen) == len(ways)
+    quantised.clear()
+    for precision, loras in ways:
+        weights(pool_of(copy), precision, loras)
+    assert not quantised and len(files()) == len(ways)
+    # A LoRA under another name is the same LoRA, one of the same name with other weights is another.
+    shutil.copy2(tmp_path / "0.safetensors", tmp_path / "7.safetensors")
+    weights(pool_of(copy), "int8", lora(7))
+    assert not quantised
+    shutil.copy(tmp_path / "1.safetensors", tmp_path / "7.safetensors")
+    weights(pool_of(copy), "int8", lora(7))
+    assert not quantised and len(files()) == len(ways)
+    moved = Path(shutil.move(copy, tmp_path / "elsewhere"))
+    weights(pool_of(moved))
+    assert not quantised
+    file = moved / "transformer" / "diffusion_pytorch_model.safetensors"
+    stat = file.stat()
+    save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert weights(pool_of(moved))["proj_out.weight"] != weights(pool_of(checkpoint))["proj_out.weight"]
+    assert quantised
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])
+@pytest.mark.parametrize("card", CARDS)
+def test_damaged_files_are_made_again(card, damage: str, checkpoint: Path, quantised: list) -> None:
+    """The numbers are right, and the next start has a whole file."""
+    plain = weights(pool_of(checkpoint, 1, card and card()))
+    (name,) = files()
+    file = paths.CACHE / "weights" / name
+    data = bytearray(file.read_bytes())
+    data[-1000] ^= 1
+    file.write_bytes({"cut": data[: len(data) // 2], "flipped": data, "empty": b"", "other": b"<html>" * 9}[damage])
+    quantised.clear()
+    assert weights(pool_of(checkpoint, 1, card and card())) == plain and quantised
+    quantised.clear()
+    assert weights(pool_of(checkpoint, 1, card and card())) == plain and not quantised
+
+
+@contextmanager
+def a_disk_with(room: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Writing a slab's file ends after so many bytes."""
+
+    def write(path: Path, arena) -> None:
+        whole(path, arena)
+        with path.open("r+b") as stream:
+            stream.truncate(room)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = slab_file.write
+    with monkeypatch.context() as patch:
+        patch.setattr(slab_file, "write", write)
+        yield
+
+
+@pytest.mark.parametrize("room", [0, 70_000])
+def test_a_disk_that_fills_up(room: int, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, quantised: list, caplog) -> None:
+    """The film is made all the same, and half a file is not left."""
+    plain = weights(pool_of(checkpoint, 0))
+    with a_disk_with(room, monkeypatch):
+        assert weights(pool_of(checkpoint)) == plain
+    assert files() == set() and "No space left" in caplog.text
+    assert weights(pool_of(checkpoint)) == plain and len(files()) == 1
+
+
+def test_too_little_room_is_said_and_nothing_is_written(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 2 * 10**9}))
+    monkeypatch.setattr(slab_file, "write", lambda *given: pytest.fail("written"))
+    weights(pool_of(checkpoint))
+    assert files() == set() and "not kept" in caplog.text
+
+
+def test_an_error_while_quantising_keeps_nothing(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a network must not be found by the next start."""
+    quantise, calls = loading.quantise, []
+
+    def fail(*given):
+        calls.append(1)
+        if len(calls) == 7:
+            raise RuntimeError("injected")
+        return quantise(*given)
+
+    monkeypatch.setattr(loading, "quantise", fail)
+    with pytest.raises(RuntimeError, match="injected"):
+        weights(pool_of(checkpoint))
+    assert files() == set()
+
+
+def load_in_another_process(folder: Path, cache: Path, barrier, queue) -> None:
+    torch.set_num_threads(1)
+    paths.CACHE = cache
+    pool = pool_of(folder)
+    barrier.wait()
+    queue.put(weights(pool)["single_transformer_blocks.0.attn.to_q.weight"])
+
+
+@pytest.mark.slow
+def test_two_processes_at_once(checkpoint: Path, quantised: list) -> None:
+    """Both load, and one whole file stays."""
+    context = multiprocessing.get_context("spawn")
+    barrier, queue = context.Barrier(2), context.Queue()
+    given = checkpoint, paths.CACHE, barrier, queue
+    both = [context.Process(target=load_in_another_process, args=given) for _ in range(2)]
+    for process in both:
+        process.start()
+    made = [queue.get(timeout=120) for _ in both]
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0] and len(files()) == 1
+    assert weights(pool_of(checkpoint))["single_transformer_blocks.0.attn.to_q.weight"] == made[0] == made[1]
+    assert not quantised
