@@ -1,4 +1,6 @@
-"""`eichi render`, `eichi demo`, `eichi doctor`, `eichi lora`, `eichi cache`. Results go to stdout, the rest to stderr.
+"""`eichi render`, `eichi demo`, `eichi doctor`, `eichi lora`, `eichi cache`, `eichi sections`.
+
+Results go to stdout, the rest to stderr.
 
 Exit codes: 0 done, 1 failed, 2 bad input (nothing was started), 130 stopped (files so far are kept).
 """
@@ -23,17 +25,18 @@ from eichi_utils.catalogue import Models
 from eichi_utils.cli_cache import add_cache_command
 from eichi_utils.cli_lora import add_lora_command
 from eichi_utils.cli_plan import plan_document, plan_lines
+from eichi_utils.cli_sections import add_sections_commands
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
 from eichi_utils.jobs import Jobs
-from eichi_utils.loras import from_flag, named_beside
-from eichi_utils.metadata import read_document
+from eichi_utils.loras import from_flag
+from eichi_utils.metadata import read_placed_document
 from eichi_utils.paths import DEFAULT_OUTPUTS
 from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
-from eichi_utils.request import Request, map_pictures
+from eichi_utils.request import Request
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator, preferred_language
 
@@ -68,7 +71,7 @@ def _language(arguments: Sequence[str]) -> str:
 
 def make_parser(t: Translator) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eichi", description=t("cli.about"))
-    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora|cache")
+    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora|cache|sections")
     render = commands.add_parser("render", help=t("cli.render"), description=t("cli.render"), allow_abbrev=False)
     render.set_defaults(run=run_render)
     demo = commands.add_parser("demo", help=t("cli.demo"), description=t("cli.demo"), allow_abbrev=False)
@@ -89,7 +92,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
     with_models = (render, demo, doctor, add_lora_command(commands, t))
     for command in with_models:
         command.add_argument("--models", metavar="DIR", type=Path, help=t("cli.help.models"))
-    for command in (*with_models, add_cache_command(commands, t)):
+    for command in (*with_models, add_cache_command(commands, t), *add_sections_commands(commands, t)):
         command.add_argument("--json", action="store_true", help=t("cli.help.json"))
         command.add_argument("--lang", choices=LANGUAGES, help=t("cli.help.lang"))
     return parser
@@ -198,10 +201,7 @@ def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
     """What the flags are laid over. With `--mode`, a file of another mode gives only the fields both modes have."""
     document: Any = {"mode": "reverse", **defaults}
     if options.request is not None:
-        document = read_document(options.request)
-        if isinstance(document, Mapping):
-            folder = Path(options.request).resolve().parent
-            document = named_beside(map_pictures(document, lambda path: os.path.abspath(folder / path)), folder)
+        document = read_placed_document(options.request)
     if not isinstance(document, Mapping):
         return document
     wanted = options.mode or document.get("mode")
@@ -330,6 +330,8 @@ def report(view: View, t: Translator, as_json: bool) -> int:
             "seconds": round(view.frames / FPS, 3),
             "seed": view.seed,
             "took": round(view.elapsed, 3),
+            "steps": view.all_steps,
+            "computed_steps": view.computed_steps,
             "state": view.state,
         }
         if view.problems:
@@ -337,6 +339,8 @@ def report(view: View, t: Translator, as_json: bool) -> int:
         sys.stdout.write(json.dumps(document) + "\n")
     else:
         sys.stderr.write(t(f"cli.{view.state}", frames=view.frames, seconds=f"{view.film_seconds:.2f}") + "\n")
+        if view.computed_steps < view.all_steps:
+            sys.stderr.write(t("cli.computed", computed=view.computed_steps, steps=view.all_steps) + "\n")
         for file in view.files:
             sys.stdout.write(file + "\n")
     return {"finished": DONE, "stopped": STOPPED}.get(view.state) if view.state != "failed" else _failure_code(view)

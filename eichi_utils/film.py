@@ -69,9 +69,10 @@ def sample_film(
         loras = section_loras(request, section)
         tokens = step_tokens(section, sampler.height, sampler.width)
         with pool.transformer(plan.checkpoint, request.precision, loras, request.merge_loras, tokens) as net:
-            steps = sampler.sample(net, section, (step_cache(request), step_cache(request)))
-            for done in watched(steps, matrix, net.device, pool.card):
-                yield Step(at=time.time(), section=number, step=done.step, preview=done.preview)
+            caches = step_cache(request), step_cache(request)
+            for done in watched(sampler.sample(net, section, caches), matrix, net.device, pool.card):
+                computed = caches[0] is None or done.step in caches[0].computed
+                yield Step(at=time.time(), section=number, step=done.step, preview=done.preview, computed=computed)
                 if stop.level >= StopLevel.NOW:
                     return
         latents = done.latents.cpu()

@@ -157,7 +157,7 @@ def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -
     image = kept.image(pictures.start)
     if image is None:
         with pool.vision() as encoder:
-            image = kept.keep_image(pictures.start, again(lambda: encode_image(encoder, pictures.start)))
+            image = kept.keep_image(pictures.start, again(partial(encode_image, encoder, pictures.start)))
     yield Stage(at=time.time(), name="encode")
     latents = {name: kept.latents(picture) for name, picture in pictures.by_name.items()}
     if missing := [name for name, encoded in latents.items() if encoded is None]:

@@ -117,7 +117,7 @@ def test_render_as_json_and_again_from_its_files(eichi: Run, quick: list, tmp_pa
     assert {"files", "frames", "seconds", "seed", "took"} <= set(first)
     assert (first["frames"], first["seconds"], first["state"]) == (1, 0.033, "finished")
     assert first["seed"] >= 0
-    assert first["took"] > 0
+    assert first["took"] > 0 and first["steps"] == first["computed_steps"] > 0
     document = read_document(first["files"][0])
     assert document["seed"] == first["seed"]
 

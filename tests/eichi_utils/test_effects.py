@@ -18,6 +18,7 @@ from eichi_utils.models import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.request import Request
 from eichi_utils.single import Control
+from eichi_utils.view import View
 from tests.eichi_utils.helpers import THREE, carry_out, changed, decoded, request
 
 
@@ -198,3 +199,12 @@ def test_only_a_film_made_in_order_has_a_vae_cache(mode: str, pictures: list[str
     with pytest.raises(UserError) as error:
         modes.from_json({"mode": mode, "image": pictures[0], "prompt": "x", "vae_cache": True})
     assert ("vae_cache", "key_unknown") in {(problem.field, problem.key) for problem in error.value.problems}
+
+
+def test_the_run_says_how_many_steps_it_computed(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
+    """Event by event, and the view in all; without a cache every step."""
+    for cache, fewer in (("none", False), ("teacache", True)):
+        view = View()
+        for event in carry_out(request("single", pictures[0], steps=8, step_cache=cache), pool, tmp_path / cache):
+            view = view.after(event)
+        assert view.all_steps == 8 and (view.computed_steps < 8) == fewer and view.computed_steps >= 2
