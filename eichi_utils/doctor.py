@@ -14,6 +14,8 @@ from diffusers_helper.device import Device
 from diffusers_helper.slabs import Arena
 from eichi_utils.cards import cards
 from eichi_utils.catalogue import Models
+from eichi_utils.cli_cache import MB, NAMES
+from eichi_utils.disk_cache import open_caches
 from eichi_utils.models import USUAL_TOKENS, ModelPool, host_memory
 from eichi_utils.paths import WEBUI
 from eichi_utils.preflight import EIGHT_BITS, FLOAT8_CAPABILITY, Machine, choose, gib, host_available, needs
@@ -59,6 +61,7 @@ def examine(
         "attention_rejected": dict(pool.attention.rejected),
         "compiled": not pool.passes.reason,
         "compiled_rejected": pool.passes.reason,
+        "cached_bytes": {kind: getattr(open_caches(0), kind).usage()[1] for kind in NAMES},
         "models": states,
     }
 
@@ -87,6 +90,9 @@ def report_lines(findings: dict[str, Any], t: Translate) -> list[str]:
     for name, state in findings["models"].items():
         found = t("doctor.complete") if state["complete"] else t("doctor.missing", names=", ".join(state["missing"]))
         rows.append((t("doctor.models", name=name), found))
+    rows += [
+        (t("doctor.cached", name=t(NAMES[kind])), f"{size / MB:.1f} MB") for kind, size in findings["cached_bytes"].items()
+    ]
     rows += list(findings["packages"].items())
     return [f"{label}: {value}" for label, value in rows]
 

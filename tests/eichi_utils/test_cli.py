@@ -349,7 +349,7 @@ def test_doctor(eichi: Run, checkpoint: Path, tmp_path: Path) -> None:
     assert set(found) == {
         "system", "python", "packages", "memory_gib", "memory_free_gib", "disk_free_gib", "cards", "cuda", "cudnn", "device",
         "transformer_dtype", "precision", "precision_rejected", "locks_memory", "attention", "attention_rejected", "compiled",
-        "compiled_rejected", "models",
+        "compiled_rejected", "cached_bytes", "models",
     }  # fmt: skip
     assert (found["device"], found["transformer_dtype"]) == ("cpu", "float32")
     assert (found["precision"], found["locks_memory"]) == ("float32", None)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from eichi_utils import doctor, models
+from eichi_utils import doctor, models, paths
 from eichi_utils.cards import Card
 from eichi_utils.catalogue import Models
+from eichi_utils.disk_cache import open_caches
 from eichi_utils.doctor import examine, report_lines
 from eichi_utils.models import ModelPool
 from eichi_utils.preflight import Machine
@@ -95,6 +96,16 @@ def test_without_the_drivers_program_torch_is_asked(examined: Callable[..., dict
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (3 * GIB, 4 * GIB))
     (card,) = examined(Machine(64 * GIB, 20 * GIB))["cards"]
     assert (card["name"], card["driver"], card["capability"], card["memory_free_gib"]) == ("A card", None, "9.0", 3.0)
+
+
+def test_what_is_kept_on_the_disk_is_counted(
+    examined: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    open_caches(1).prompts.add("key", 2_500_000, lambda path: path.write_bytes(bytes(2_500_000)))
+    found = examined(Machine(64 * GIB, 20 * GIB))
+    assert found["cached_bytes"] == {"prompts": 2_500_000, "pictures": 0, "weights": 0}
+    assert any(line.endswith(": 2.5 MB") for line in report_lines(found, Translator("en")))
 
 
 def test_without_a_card_nothing_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
