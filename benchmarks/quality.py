@@ -1,6 +1,7 @@
-"""`python -m benchmarks.quality [FOLDER] [--json] [--count N] [--device cpu]`: what 8-bit weights and the step cache cost.
+"""`python -m benchmarks.quality [FOLDER] [--json] [--count N] [--steps N] [--caches]`: what 8-bit weights and step caches cost.
 
 The same films with each setting, against full precision with every step computed, through the program's own section loop.
+--caches: the step caches at several thresholds instead, for comparing them where they compute equally many steps.
 """
 
 from __future__ import annotations
@@ -46,6 +47,15 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "teacache": {**PLAIN, "step_cache": "teacache"},
     "int8, teacache": {"precision": "int8", "step_cache": "teacache"},
 }
+THRESHOLDS = {"teacache": (0.1, 0.15, 0.2), "first_block": (0.08, 0.1, 0.14)}
+CACHES: Mapping[str, Mapping[str, Any]] = {
+    "full precision": PLAIN,
+    **{
+        f"{cache}, {threshold:g}": {**PLAIN, "step_cache": cache, "cache_threshold": threshold}
+        for cache, thresholds in THRESHOLDS.items()
+        for threshold in thresholds
+    },
+}
 MODES: tuple[type[Request], ...] = (ReverseRequest, ForwardRequest)
 # Of the kinds that the miniature was taught.
 KINDS = {"move": 2.0, "pan": 1.0, "zoom": 1.0}
@@ -75,7 +85,7 @@ class Film:
     seconds: float
 
 
-def prepared(pool: ModelPool, count: int, folder: Path) -> Iterator[tuple[Request, Plan, Conditions]]:
+def prepared(pool: ModelPool, count: int, folder: Path, steps: int) -> Iterator[tuple[Request, Plan, Conditions]]:
     """`count` held-out scenes in both film modes, encoded."""
     pictures = bank(torch.arange(HELD_OUT + 9000, HELD_OUT + 9032), 256)
     scene = scenes(torch.arange(HELD_OUT + 3000, HELD_OUT + 3000 + count), len(pictures), KINDS)
@@ -85,7 +95,7 @@ def prepared(pool: ModelPool, count: int, folder: Path) -> Iterator[tuple[Reques
         Image.fromarray(to_uint8(starts[number : number + 1])[0].numpy()).save(path)
         for kind in MODES:
             request = kind(
-                image=str(path), prompt=caption, seconds=SECTION_SECONDS, seed=number, steps=STEPS, size=SIDE, **PLAIN
+                image=str(path), prompt=caption, seconds=SECTION_SECONDS, seed=number, steps=steps, size=SIDE, **PLAIN
             )
             plan = request.plan()
             *_, conditions = prepare(request, plan, fit_pictures(plan, SIDE), pool)
@@ -93,10 +103,10 @@ def prepared(pool: ModelPool, count: int, folder: Path) -> Iterator[tuple[Reques
 
 
 def film(request: Request, plan: Plan, conditions: Conditions, pool: ModelPool) -> Film:
-    """One section. A step counts as computed if the first block ran."""
+    """One section. A step counts as computed if the last block ran."""
     calls: list[int] = []
     with pool.transformer(plan.checkpoint, request.precision) as net:
-        hook = net.transformer_blocks[0].register_forward_hook(lambda *_: calls.append(1))
+        hook = net.single_transformer_blocks[-1].register_forward_hook(lambda *_: calls.append(1))
     began = time.perf_counter()
     items = sample_film(request, plan, conditions, pool, Stop(), on_host)
     (made,) = (item for item in items if isinstance(item, Decoded))
@@ -105,11 +115,11 @@ def film(request: Request, plan: Plan, conditions: Conditions, pool: ModelPool) 
     return Film(made.latents, torch.cat([made.final, made.open], dim=2).float().cpu(), len(calls), took)
 
 
-def measure(pool: ModelPool, count: int) -> Iterator[Row]:
+def measure(pool: ModelPool, count: int, cases: Mapping[str, Mapping[str, Any]], steps: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        jobs = list(prepared(pool, count, Path(folder)))
+        jobs = list(prepared(pool, count, Path(folder), steps))
     exact: list[Film] = []
-    for case, fields in CASES.items():
+    for case, fields in cases.items():
         made = [film(replace(request, **fields), plan, conditions, pool) for request, plan, conditions in jobs]
         exact = exact or made
         pairs = list(zip(made, exact, strict=True))
@@ -122,7 +132,7 @@ def measure(pool: ModelPool, count: int) -> Iterator[Row]:
             case=case,
             films=len(made),
             computed_steps=mean([one.computed for one in made]),
-            steps=STEPS,
+            steps=steps,
             error=mean(errors),
             worst_error=max(errors),
             decibels=mean(levels),
@@ -168,13 +178,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent.parent / "miniature" / "checkpoint")
     parser.add_argument("--count", type=int, default=8, help="scenes; each is filmed in both modes")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a section")
+    parser.add_argument("--caches", action="store_true", help="compare the step caches")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     options = parser.parse_args()
     pool = ModelPool(options.folder, device=options.device)
     transformer = pool.files.folder("framepack")
     weights = fingerprint(transformer)
-    rows = list(measure(pool, options.count))
+    rows = list(measure(pool, options.count, CACHES if options.caches else CASES, options.steps))
     if fingerprint(transformer) != weights:
         parser.error("the checkpoint was replaced during the run; its rows are of different networks and prove nothing")
     where = {**machine(pool.placement.device), "weights": weights}

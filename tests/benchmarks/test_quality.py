@@ -37,6 +37,18 @@ def test_figures(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         assert row["worst_error"] >= row["error"] and row["worst_decibels"] <= row["decibels"] and row["seconds"] > 0
 
 
+def test_step_caches_side_by_side(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Of both kinds; what runs in a step that was left out is not counted as a computed step."""
+    caches = {name: {**quality.PLAIN, "step_cache": name, "cache_threshold": 1.0} for name in ("teacache", "first_block")}
+    monkeypatch.setattr(quality, "CACHES", {"full precision": quality.PLAIN, **caches})
+    monkeypatch.setattr("sys.argv", ["quality", str(checkpoint), "--count", "1", "--caches", "--steps", "6", "--json"])
+    quality.main()
+    found = {row["case"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert set(found) == {"full precision", *caches} and all(row["steps"] == 6 for row in found.values())
+    assert found.pop("full precision")["computed_steps"] == 6
+    assert all(2 <= row["computed_steps"] < 6 and row["error"] > 0 for row in found.values())
+
+
 def test_a_checkpoint_that_is_replaced_meanwhile(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
