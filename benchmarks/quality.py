@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_helper.files import weight_files
-from diffusers_helper.latents import to_uint8
+from diffusers_helper.latents import on_host, to_uint8
 from diffusers_helper.memory import module_bytes
 from eichi_utils.encode import Conditions, fit_pictures
 from eichi_utils.film import Decoded, sample_film
@@ -98,7 +98,8 @@ def film(request: Request, plan: Plan, conditions: Conditions, pool: ModelPool) 
     with pool.transformer(plan.checkpoint, request.precision) as net:
         hook = net.transformer_blocks[0].register_forward_hook(lambda *_: calls.append(1))
     began = time.perf_counter()
-    (made,) = (item for item in sample_film(request, plan, conditions, pool, Stop()) if isinstance(item, Decoded))
+    items = sample_film(request, plan, conditions, pool, Stop(), on_host)
+    (made,) = (item for item in items if isinstance(item, Decoded))
     took = time.perf_counter() - began
     hook.remove()
     return Film(made.latents, torch.cat([made.final, made.open], dim=2).float().cpu(), len(calls), took)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from diffusers_helper.memory import free_bytes
+from diffusers_helper.memory import Room, free_bytes
+from diffusers_helper.past import SAMPLING_BYTES, Past, past_bytes
 from diffusers_helper.preview import PreviewMatrix
-from diffusers_helper.vae_decode import Decoder, KeptTiles, side_for
+from diffusers_helper.vae_decode import STRETCH, Decoder, KeptTiles, peak_bytes, side_for
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
@@ -29,14 +31,42 @@ def encode_picture(vae: AutoencoderKLHunyuanVideo, pixels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def decode(vae: AutoencoderKLHunyuanVideo, latents: Tensor, kept: KeptTiles | None = None) -> Tensor:
-    """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w) in about -1..1, float32 on the CPU; diffusers' default tiles in time.
+def decode_frames(
+    vae: AutoencoderKLHunyuanVideo, latents: Tensor, kept: KeptTiles | None = None, room: Room | None = None
+) -> Iterator[Tensor]:
+    """(1, 16, T, h, w) -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all; as the VAE makes
+    them, on its device and in its dtype. diffusers' default tiles in time.
 
-    kept: what the film's stretch before left to be used again. Whole frames where the card's free memory allows.
+    kept: what the film's stretch before left to be used again. room: by default the card's free memory. Whole frames where it
+    allows. Raises torch.OutOfMemoryError where not even the smallest tiles find room.
     """
     latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
-    side = side_for(vae, *latents.shape[2:], free_bytes(vae.device))
-    return torch.cat([frames.float().cpu() for frames in Decoder(vae, side).frames(latents, kept)], dim=2)
+    room = room or Room(lambda: free_bytes(vae.device))
+    side = side_for(vae, *latents.shape[2:], room.free())
+    yield from Decoder(vae, side, room=room).frames(latents, kept)
+
+
+@torch.inference_mode()
+def decode_after(vae: AutoencoderKLHunyuanVideo, latents: Tensor, past: Past, room: Room | None = None) -> Iterator[Tensor]:
+    """A film's next latents (1, 16, T, h, w), each decoded once, as `Decoder.frames_after` and `decode_frames` say.
+
+    What is remembered stays on the card where decoding and sampling have room beside it, else in the computer's memory.
+    """
+    latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    room = room or Room(lambda: free_bytes(vae.device))
+    if past.empty and (free := room.free()) is not None:
+        size = latents.shape[3:]
+        # Until a stretch is done, there are two of everything.
+        kept = 2 * past_bytes(vae, *size)
+        if free < kept + max(SAMPLING_BYTES, peak_bytes(vae, STRETCH + 1, *size)):
+            past.leave()
+        past.side = side_for(vae, latents.shape[2], *size, free)
+    yield from Decoder(vae, past.side, room=room).frames_after(latents, past)
+
+
+def decode(vae: AutoencoderKLHunyuanVideo, latents: Tensor) -> Tensor:
+    """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w) in about -1..1, float32 on the CPU."""
+    return torch.cat([on_host(frames) for frames in decode_frames(vae, latents)], dim=2)
 
 
 def preview_weights(matrix: PreviewMatrix, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -51,17 +81,35 @@ def preview_rgb(latents: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
     return (torch.einsum("bcthw,cr->brthw", latents, rows) + bias).clamp(0.0, 1.0)
 
 
-def crossfade(first: Tensor, second: Tensor, overlap: int) -> Tensor:
-    """Join two clips, (1, 3, frames, H, W): the last `overlap` frames of one fade linearly into the first of the other."""
-    if overlap <= 0:
-        return torch.cat([first, second], dim=2)
-    if overlap > min(first.shape[2], second.shape[2]):
-        raise ValueError(f"overlap of {overlap} frames, but the clips have {first.shape[2]} and {second.shape[2]}")
-    weights = torch.linspace(1, 0, overlap, dtype=first.dtype, device=first.device).view(1, 1, -1, 1, 1)
-    blend = weights * first[:, :, -overlap:] + (1 - weights) * second[:, :, :overlap]
-    return torch.cat([first[:, :, :-overlap], blend, second[:, :, overlap:]], dim=2)
+def blend(first: Tensor, second: Tensor, at: int, overlap: int) -> Tensor:
+    """Frames `at` and following of a linear fade from one clip to another over `overlap` frames, float32.
+
+    first, second: these frames of each clip, (1, 3, n, H, W).
+    """
+    weights = torch.linspace(1, 0, overlap)[at : at + first.shape[2]].to(first.device).view(1, 1, -1, 1, 1)
+    return weights * first.float() + (1 - weights) * second.float()
+
+
+def on_host(pixels: Tensor) -> Tensor:
+    """float32 on the CPU."""
+    return pixels.float().cpu()
+
+
+def rounded(pixels: Tensor) -> Tensor:
+    """Colours in -1..1 to levels, uint8, where they are."""
+    return (pixels.float().clamp(-1.0, 1.0) * 127.5 + 127.5).round().to(torch.uint8)
+
+
+def rounded_on_host(pixels: Tensor) -> Tensor:
+    """Rounded before they cross to the CPU: a quarter of the bytes of float32."""
+    return rounded(pixels).cpu()
+
+
+def images(levels: Tensor) -> Tensor:
+    """(1, 3, frames, H, W) -> (frames, H, W, 3)."""
+    return levels[0].permute(1, 2, 3, 0).contiguous()
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
     """(1, 3, frames, H, W) in -1..1 -> (frames, H, W, 3) uint8."""
-    return (pixels[0].clamp(-1.0, 1.0) * 127.5 + 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()
+    return images(rounded(pixels))

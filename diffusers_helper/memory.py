@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,25 @@ def placement(device: str = "auto") -> Placement:
     if chosen.type != "cpu":
         raise ValueError(f"device {device!r} is neither a CUDA card nor the CPU")
     return Placement(chosen, torch.float32, torch.float32)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory of a card for what is being computed. free: bytes it may take, None where there is no card. make: let everything
+    else leave the card; False where nothing did."""
+
+    free: Callable[[], int | None] = lambda: None
+    make: Callable[[], bool] = lambda: False
+
+    def again(self, work: Callable[[], T]) -> T:
+        """work(), and once more after making room if memory runs out. Raises torch.OutOfMemoryError if that does not help."""
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            pass
+        # Outside of the handler, which holds everything that was computed.
+        self.make()
+        return work()
 
 
 def weight_format(precision: str, where: Placement) -> tuple[torch.dtype, str | None]:

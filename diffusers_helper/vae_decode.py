@@ -10,6 +10,7 @@ Same time tiles and cross-fades as diffusers' default, and in a tile the same nu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,13 +20,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusers_helper.memory import Room
+from diffusers_helper.past import ATTENTION_LATENTS, Past
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
+
+logger = logging.getLogger(__name__)
 
 # What is worked on at a time besides the layers' own tensors; convolutions are as fast at this size as at any other.
 WORKING_BYTES = 2**27
 # Working tensors that are alive together: window, its wide frame, the convolution's result and its workspace.
 WORKING_TENSORS = 5
+# Of tiles in space, in latent cells: twice the overlap.
+SMALLEST_SIDE = 16
+# Latents that are decoded at a time where the past is remembered: as many frames as a time tile takes memory for.
+STRETCH = 4
 
 Fill = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float], None]
 
@@ -46,19 +56,24 @@ class KeptTiles:
         return next((frames for known, frames in self.tiles if known.shape == z.shape and torch.equal(known, z)), None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decoder:
     """How to decode. side: of the square tiles in space, in latent cells, or None for whole frames; diffusers' `enable_tiling`
     has 32. Tiles in space are normalised each on its own: a slightly different picture. overlap: of such tiles, in cells.
-    fill: as `fill`, or compiled."""
+    fill: as `fill`, or compiled. room: where memory runs out, a time tile is repeated in what others give up and with a smaller
+    side, which then stays."""
 
     vae: AutoencoderKLHunyuanVideo
     side: int | None = None
     overlap: int = 8
     fill: Fill = fill
+    room: Room = Room()
 
     def frames(self, z: Tensor, kept: KeptTiles | None = None) -> Iterator[Tensor]:
-        """z (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all."""
+        """z (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all.
+
+        Raises torch.OutOfMemoryError where not even the smallest tile finds room.
+        """
         vae = self.vae
         ratio = vae.temporal_compression_ratio
         length, stride = vae.tile_sample_min_num_frames // ratio, vae.tile_sample_stride_num_frames // ratio
@@ -80,17 +95,49 @@ class Decoder:
         if kept is not None:
             kept.tiles = used
 
+    def frames_after(self, z: Tensor, past: Past) -> Iterator[Tensor]:
+        """The film's next latents (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w), in order: 4 T - 3 in all at its beginning,
+        4 T later. Raises torch.OutOfMemoryError where there is no room; the past is then that of the last piece."""
+        # The first latent is one frame: too little for statistics of its own.
+        begin, end = 0, STRETCH + past.empty
+        while begin < z.shape[2]:
+            yield self._in_room(z[:, :, begin:end], past)
+            begin, end = end, end + STRETCH
+
     def _tile(self, z: Tensor, kept: KeptTiles | None, used: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         found = kept.find(z) if kept is not None else None
-        frames = self._in_space(z) if found is None else found.to(z.device)
+        frames = self._in_room(z) if found is None else found.to(z.device)
         if kept is not None and used is not None:
             used.append((z.clone(), frames.cpu() if found is None else found))
         return frames
 
-    def _in_space(self, z: Tensor) -> Tensor:
+    def _in_room(self, z: Tensor, past: Past | None = None) -> Tensor:
+        while True:
+            try:
+                frames = self._in_space(z, past)
+            except torch.OutOfMemoryError as error:
+                short = error.with_traceback(None)
+            else:
+                if past is not None:
+                    past.commit()
+                return frames
+            # Outside of the handler, which holds everything that was computed.
+            made, smaller = self.room.make(), smaller_side(self.side, *z.shape[-2:])
+            if past is not None:
+                past.revert()
+                made = past.leave() or made
+                # What is remembered fits no other tiles.
+                smaller = smaller if past.empty else None
+                past.side = smaller or past.side
+            if smaller is None and not made:
+                raise short
+            self.side = smaller or self.side
+            logger.warning("memory ran out on the card: decoding goes on in tiles of %s latent cells", self.side or "all")
+
+    def _in_space(self, z: Tensor, past: Past | None = None) -> Tensor:
         height, width = z.shape[-2:]
         if self.side is None or max(height, width) <= self.side:
-            return self.tile(z)
+            return self.tile(z, past)
         ratio = self.vae.spatial_compression_ratio
         stride, fade = self.side - self.overlap, self.overlap * ratio
         rows: list[Tensor] = []
@@ -98,7 +145,9 @@ class Decoder:
         for y in range(0, height, stride):
             row: list[Tensor] = []
             for x in range(0, width, stride):
-                tile = self.tile(z[..., y : y + self.side, x : x + self.side])
+                if past is not None:
+                    past.place = y, x
+                tile = self.tile(z[..., y : y + self.side, x : x + self.side], past)
                 if above:
                     tile = faded(above[len(row)], tile, fade, 3)
                 if row:
@@ -108,29 +157,29 @@ class Decoder:
             above = row
         return torch.cat(rows, dim=-2)
 
-    def tile(self, z: Tensor) -> Tensor:
-        """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w), all in one piece."""
+    def tile(self, z: Tensor, past: Past | None = None) -> Tensor:
+        """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w), all in one piece; 4 T frames where the past has something."""
         net = self.vae.decoder
         z = self.vae.post_quant_conv(z)
         x = z.new_empty(1, net.conv_in.conv.out_channels, *z.shape[2:])
-        self._convolve(net.conv_in, z, x)
+        self._convolve(net.conv_in, z, x, past=past)
         middle, first, spare = net.mid_block, net.mid_block.resnets[0], None
-        x, spare = self._resnet(first, x, spare)
+        x, spare = self._resnet(first, x, spare, past)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
             if attention is not None:
-                attend(attention, x)
-            x, spare = self._resnet(resnet, x, spare)
+                attend(attention, x, past)
+            x, spare = self._resnet(resnet, x, spare, past)
         for block in net.up_blocks:
             for resnet in block.resnets:
-                x, spare = self._resnet(resnet, x, spare)
+                x, spare = self._resnet(resnet, x, spare, past)
             for upsampler in block.upsamplers or ():
                 spare = None
-                x = upsampled(upsampler, x)
+                x = upsampled(upsampler, x, past)
         pixels = x.new_empty(1, net.conv_out.conv.out_channels, *x.shape[2:])
-        self._convolve(net.conv_out, x, pixels, net.conv_norm_out)
+        self._convolve(net.conv_out, x, pixels, net.conv_norm_out, past=past)
         return pixels
 
-    def _resnet(self, module: nn.Module, x: Tensor, spare: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _resnet(self, module: nn.Module, x: Tensor, spare: Tensor | None, past: Past | None) -> tuple[Tensor, Tensor]:
         """The block's result, in the memory of x where that has room, and memory of its size that is free again.
 
         spare: such memory from the block before, or None.
@@ -138,12 +187,12 @@ class Decoder:
         channels = module.conv1.conv.out_channels
         if module.conv_shortcut is None:
             out, inner = x, torch.empty_like(x) if spare is None else spare
-            self._convolve(module.conv1, x, inner, module.norm1)
+            self._convolve(module.conv1, x, inner, module.norm1, past=past)
         else:
             room = x if x.shape[1] >= 2 * channels else x.new_empty(1, 2 * channels, *x.shape[2:])
             out, inner = room[:, :channels], room[:, channels : 2 * channels]
-            self._convolve(module.conv1, x, inner, module.norm1, beside=(module.conv_shortcut, out))
-        self._convolve(module.conv2, inner, out, module.norm2, add=True)
+            self._convolve(module.conv1, x, inner, module.norm1, beside=(module.conv_shortcut, out), past=past)
+        self._convolve(module.conv2, inner, out, module.norm2, add=True, past=past)
         return out, inner
 
     def _convolve(
@@ -155,12 +204,14 @@ class Decoder:
         *,
         add: bool = False,
         beside: tuple[nn.Module, Tensor] | None = None,
+        past: Past | None = None,
     ) -> None:
         """A causal convolution of x (1, C, T, H, W), normalised and through SiLU where norm is given, into out or added to it.
 
         out may share memory with x: frames are written when they are read no more. beside: a convolution of size 1 of x as it
-        is, and where its result goes.
+        is, and where its result goes. past: where the frames before x are, if there are any, and where its last ones go.
         """
+        before = past.take(module, x.device) if past is not None else None
         conv, frames = module.conv, x.shape[2]
         back, edge = conv.kernel_size[0] - 1, conv.kernel_size[2] // 2
         step = frames_at_once(x[:, :, 0])
@@ -179,7 +230,7 @@ class Decoder:
                     self.fill(place, x[:, :, begin + number], *known, norm.eps)
             repeat_edges(window[:, :, back : back + count], edge)
             if begin == 0:
-                window[:, :, :back] = window[:, :, back : back + 1]
+                window[:, :, :back] = window[:, :, back : back + 1] if before is None else before
             stretch = slice(begin, begin + count)
             if beside is not None:
                 # Before anything is written: the result's channels may be the input's.
@@ -191,6 +242,8 @@ class Decoder:
                 out[:, :, stretch] += result
             else:
                 out[:, :, stretch] = result
+        if past is not None:
+            past.put(module, window[:, :, count : count + back])
 
 
 def frames_at_once(frame: Tensor) -> int:
@@ -215,19 +268,26 @@ def statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     return mean, variance, norm.weight.float(), norm.bias.float()
 
 
-def attend(module: nn.Module, x: Tensor) -> None:
+def attend(module: nn.Module, x: Tensor, past: Past | None = None) -> None:
     """Add to x (1, C, T, H, W) its self-attention with one head; a frame looks at itself and the frames before it."""
-    frames = x.shape[2]
-    normed = F.group_norm(
-        x, module.group_norm.num_groups, module.group_norm.weight, module.group_norm.bias, module.group_norm.eps
-    )
-    tokens = normed.flatten(2).transpose(1, 2)
+    frames, cells = x.shape[2], x.shape[3] * x.shape[4]
+    tokens = normed(module.group_norm, x).flatten(2).transpose(1, 2)
     q, k, v = (linear(tokens)[:, None] for linear in (module.to_q, module.to_k, module.to_v))
-    cells = tokens.shape[1] // frames
+    known = 0
+    if past is not None:
+        before = past.take(module, x.device)
+        if before is not None:
+            known = before.shape[3]
+            k, v = (torch.cat([old, new], dim=2) for old, new in zip(before, (k, v), strict=True))
+        past.put(module, torch.stack([k[:, :, -ATTENTION_LATENTS * cells :], v[:, :, -ATTENTION_LATENTS * cells :]]))
     for t in range(frames):
-        end = (t + 1) * cells
-        out = F.scaled_dot_product_attention(q[:, :, t * cells : end], k[:, :, :end], v[:, :, :end])[:, 0]
+        begin, end = t * cells, known + (t + 1) * cells
+        out = F.scaled_dot_product_attention(q[:, :, begin : begin + cells], k[:, :, :end], v[:, :, :end])[:, 0]
         x[:, :, t] += module.to_out[0](out).transpose(1, 2).unflatten(2, x.shape[3:])
+
+
+def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 def first_taps(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,9 +301,9 @@ def second_taps(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return a + b, c
 
 
-def upsampled(module: nn.Module, x: Tensor) -> Tensor:
+def upsampled(module: nn.Module, x: Tensor, past: Past | None = None) -> Tensor:
     """(1, C, T, H, W) -> (1, C', T', 2 H, 2 W): nearest neighbours and the convolution. T' is T, or 2 T - 1: the first frame
-    stands alone in its latent, and every other becomes two."""
+    of a film stands alone in its latent, and every other becomes two; 2 T where the past has something."""
     conv = module.conv.conv
     times, *space = (int(factor) for factor in module.upsample_factor)
     if space != [2, 2]:
@@ -256,14 +316,22 @@ def upsampled(module: nn.Module, x: Tensor) -> Tensor:
     kernels = [kernel.to(conv.weight.dtype) for kernel in kernels]
     bias = conv.bias.repeat(len(in_space))
     back = kernels[0].shape[2] - 1
-    out = x.new_empty(1, conv.out_channels, times * (frames - 1) + 1, 2 * height, 2 * width)
+    before = past.take(module, x.device) if past is not None else None
+    alone = 0 if before is not None else times - 1
+
+    def at(t: int) -> Tensor:
+        return x[:, :, max(0, t)] if t >= 0 or before is None else before[:, :, t]
+
+    if past is not None:
+        past.put(module, torch.stack([at(t) for t in range(frames - back, frames)], dim=2))
+    out = x.new_empty(1, conv.out_channels, times * frames - alone, 2 * height, 2 * width)
     step = frames_at_once(out[:, :, 0])
     for begin in range(0, frames, step):
         count = min(step, frames - begin)
-        known = [max(0, t) for t in range(begin - back, begin + count)]
-        window = F.pad(x[:, :, known], (1, 1, 1, 1, 0, 0), mode="replicate")
+        window = torch.stack([at(t) for t in range(begin - back, begin + count)], dim=2)
+        window = F.pad(window, (1, 1, 1, 1, 0, 0), mode="replicate")
         for time, kernel in enumerate(kernels):
-            first = begin if times == 1 else 2 * begin - 1 + time
+            first = times * begin - alone + time
             made = F.conv3d(window, kernel, bias)
             if first < 0:
                 made, first = made[:, :, 1:], first + times
@@ -312,10 +380,17 @@ def peak_bytes(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width:
 
 def side_for(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width: int, budget: int | None) -> int | None:
     """The side of tiles in space, in latent cells, with which decoding stays in `budget` bytes: None where whole frames do or
-    no budget is set; never less than 16, whatever the budget."""
+    no budget is set; never less than the smallest, whatever the budget."""
     length = min(latents, vae.tile_sample_min_num_frames // vae.temporal_compression_ratio + 1)
     if budget is None or peak_bytes(vae, length, height, width) <= budget:
         return None
-    sides = range(16, max(height, width), 4)
+    sides = range(SMALLEST_SIDE, max(height, width), 4)
     fitting = [side for side in sides if peak_bytes(vae, length, min(side, height), min(side, width)) <= budget]
-    return max(fitting, default=16)
+    return max(fitting, default=SMALLEST_SIDE)
+
+
+def smaller_side(side: int | None, height: int, width: int) -> int | None:
+    """The next smaller side of tiles, with about half the memory; None where there is none."""
+    now = max(height, width) if side is None else min(side, max(height, width))
+    smaller = max(SMALLEST_SIDE, now * 3 // 4 // 4 * 4)
+    return smaller if smaller < now else None

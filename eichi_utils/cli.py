@@ -1,4 +1,6 @@
-"""`eichi render`, `eichi demo`, `eichi doctor`, `eichi lora`, `eichi cache`. Results go to stdout, the rest to stderr.
+"""`eichi render`, `eichi demo`, `eichi doctor`, `eichi lora`, `eichi cache`, `eichi sections`.
+
+Results go to stdout, the rest to stderr.
 
 Exit codes: 0 done, 1 failed, 2 bad input (nothing was started), 130 stopped (files so far are kept).
 """
@@ -23,17 +25,18 @@ from eichi_utils.catalogue import Models
 from eichi_utils.cli_cache import add_cache_command
 from eichi_utils.cli_lora import add_lora_command
 from eichi_utils.cli_plan import plan_document, plan_lines
+from eichi_utils.cli_sections import add_sections_commands
 from eichi_utils.disk_cache import DEFAULT_GB
-from eichi_utils.engine import Engine
+from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
 from eichi_utils.jobs import Jobs
-from eichi_utils.loras import from_flag, named_beside
-from eichi_utils.metadata import read_document
+from eichi_utils.loras import from_flag
+from eichi_utils.metadata import read_placed_document
 from eichi_utils.paths import DEFAULT_OUTPUTS
 from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
-from eichi_utils.request import Request, map_pictures
+from eichi_utils.request import Request
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator, preferred_language
 
@@ -42,6 +45,7 @@ SWITCH_WORDS = {"on": True, "off": False, "true": True, "false": False}
 # Flags whose name is not the field's with dashes.
 FLAG_NAMES = {"keyframes": "--keyframe", "section_prompts": "--section-prompt", "image_mask": "--mask", "loras": "--lora"}
 PAIR_KINDS = ("section_pictures", "section_texts")
+OUT_OF_MEMORY = ("out_of_memory", "out_of_card_memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +71,7 @@ def _language(arguments: Sequence[str]) -> str:
 
 def make_parser(t: Translator) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eichi", description=t("cli.about"))
-    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora|cache")
+    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora|cache|sections")
     render = commands.add_parser("render", help=t("cli.render"), description=t("cli.render"), allow_abbrev=False)
     render.set_defaults(run=run_render)
     demo = commands.add_parser("demo", help=t("cli.demo"), description=t("cli.demo"), allow_abbrev=False)
@@ -76,7 +80,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
         add_request_flags(command, t)
         command.add_argument("--request", metavar="FILE", help=t("cli.help.request"))
         command.add_argument("--out", metavar="DIR", type=Path, default=DEFAULT_OUTPUTS, help=t("cli.help.out"))
-        command.add_argument("--reserve-gb", type=float, default=0.5, metavar="N", help=t("cli.help.reserve_gb"))
+        command.add_argument("--reserve-gb", type=float, default=RESERVE_GB, metavar="N", help=t("cli.help.reserve_gb"))
         command.add_argument("--cache-gb", type=float, default=DEFAULT_GB, metavar="N", help=t("cli.help.cache_gb"))
         command.add_argument("--dry-run", action="store_true", help=t("cli.help.dry_run"))
     doctor = commands.add_parser("doctor", help=t("cli.doctor"), description=t("cli.doctor"), allow_abbrev=False)
@@ -88,7 +92,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
     with_models = (render, demo, doctor, add_lora_command(commands, t))
     for command in with_models:
         command.add_argument("--models", metavar="DIR", type=Path, help=t("cli.help.models"))
-    for command in (*with_models, add_cache_command(commands, t)):
+    for command in (*with_models, add_cache_command(commands, t), *add_sections_commands(commands, t)):
         command.add_argument("--json", action="store_true", help=t("cli.help.json"))
         command.add_argument("--lang", choices=LANGUAGES, help=t("cli.help.lang"))
     return parser
@@ -197,10 +201,7 @@ def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
     """What the flags are laid over. With `--mode`, a file of another mode gives only the fields both modes have."""
     document: Any = {"mode": "reverse", **defaults}
     if options.request is not None:
-        document = read_document(options.request)
-        if isinstance(document, Mapping):
-            folder = Path(options.request).resolve().parent
-            document = named_beside(map_pictures(document, lambda path: os.path.abspath(folder / path)), folder)
+        document = read_placed_document(options.request)
     if not isinstance(document, Mapping):
         return document
     wanted = options.mode or document.get("mode")
@@ -252,8 +253,11 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
     if problems:
         raise UserError(problems)
     if options.dry_run:
-        sys.stdout.write(json.dumps(plan_document(request)) if options.json else "\n".join(plan_lines(request, t)))
-        sys.stdout.write("\n")
+        needs, short = engine.forecast(request)
+        for line in problem_lines(short, t):
+            sys.stderr.write(line + "\n")
+        text = json.dumps(plan_document(request, needs)) if options.json else "\n".join(plan_lines(request, needs, t))
+        sys.stdout.write(text + "\n")
         return DONE
     with _terminated_as_interrupted():
         return report(follow_job(Jobs(engine), request, t), t, options.json)
@@ -326,6 +330,8 @@ def report(view: View, t: Translator, as_json: bool) -> int:
             "seconds": round(view.frames / FPS, 3),
             "seed": view.seed,
             "took": round(view.elapsed, 3),
+            "steps": view.all_steps,
+            "computed_steps": view.computed_steps,
             "state": view.state,
         }
         if view.problems:
@@ -333,13 +339,15 @@ def report(view: View, t: Translator, as_json: bool) -> int:
         sys.stdout.write(json.dumps(document) + "\n")
     else:
         sys.stderr.write(t(f"cli.{view.state}", frames=view.frames, seconds=f"{view.film_seconds:.2f}") + "\n")
+        if view.computed_steps < view.all_steps:
+            sys.stderr.write(t("cli.computed", computed=view.computed_steps, steps=view.all_steps) + "\n")
         for file in view.files:
             sys.stdout.write(file + "\n")
     return {"finished": DONE, "stopped": STOPPED}.get(view.state) if view.state != "failed" else _failure_code(view)
 
 
 def _failure_code(view: View) -> int:
-    program = any(problem.key in ("unexpected", "out_of_memory", "download_failed") for problem in view.problems)
+    program = any(problem.key in ("unexpected", *OUT_OF_MEMORY, "download_failed") for problem in view.problems)
     return FAILED if program or view.sampling_since is not None else BAD_INPUT
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from eichi_utils.plan import FPS, Ref
@@ -9,10 +10,11 @@ from eichi_utils.problems import Translate
 from eichi_utils.request import Request
 
 
-def plan_document(request: Request) -> dict[str, Any]:
-    """The plan's integers and names, and the model that would carry it out."""
+def plan_document(request: Request, needs: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan's integers and names, the model that would carry it out, and what that needs; needs: `Engine.forecast`."""
     plan = request.plan()
     return {
+        "needs": dict(needs),
         "model": request.model,
         "checkpoint": plan.checkpoint,
         "grows": plan.grows,
@@ -33,18 +35,20 @@ def plan_document(request: Request) -> dict[str, Any]:
         "closing": _ref_document(plan.closing),
         "pictures": dict(plan.pictures),
         "masks": dict(plan.masks),
+        "vae_cache": plan.vae_cache,
         "latents": plan.latents,
         "frames": plan.frames,
         "seconds": round(plan.frames / FPS, 3),
     }
 
 
-def plan_lines(request: Request, t: Translate) -> list[str]:
-    """A line of totals and one for each section in the order of sampling."""
+def plan_lines(request: Request, needs: Mapping[str, Any], t: Translate) -> list[str]:
+    """A line of totals, one of what it needs, and one for each section in the order of sampling."""
     plan = request.plan()
     seconds = f"{plan.frames / FPS:.2f}"
     totals = {"sections": len(plan.sections), "frames": plan.frames, "seconds": seconds}
     lines = [t("cli.plan.total", model=request.model, size=request.size, steps=request.steps, **totals)]
+    lines.append(t("cli.plan.needs_card" if needs["card"] else "cli.plan.needs", **needs))
     for number, section in enumerate(plan.sections):
         refs = " ".join(_ref_text(ref) for ref in (*section.clean, section.clean_2x, section.clean_4x) if ref)
         positions = f"{section.frames[0]}-{section.frames[-1]}"

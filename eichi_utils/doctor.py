@@ -10,21 +10,33 @@ from typing import Any
 
 import torch
 
+from diffusers_helper.device import Device
+from diffusers_helper.slabs import Arena
+from eichi_utils.cards import cards
 from eichi_utils.catalogue import Models
-from eichi_utils.models import ModelPool, host_memory
+from eichi_utils.cli_cache import MB, NAMES
+from eichi_utils.disk_cache import open_caches
+from eichi_utils.models import USUAL_TOKENS, ModelPool, host_memory
 from eichi_utils.paths import WEBUI
+from eichi_utils.preflight import EIGHT_BITS, FLOAT8_CAPABILITY, Machine, choose, gib, host_available, needs
 from eichi_utils.problems import Translate, UserError
+from eichi_utils.sizes import ModelSize, model_size
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub",
     "gradio", "av", "pillow", "numpy", "sageattention", "xformers", "flash-attn", "fa3-fwd",
 )  # fmt: skip
 GIB = 2**30
+# Of memory that is locked and unlocked again, to see whether the system lets us.
+PROBE_BYTES = 4 * 2**20
 
 
-def examine(models: Models, device: str = "auto", attention: str = "auto", compiler: str = "auto") -> dict[str, Any]:
-    """Findings as plain data. Raises UserError for a device, kernel or folder that is not there."""
-    pool = ModelPool(models.folder, device=device, attention=attention, compiler=compiler)
+def examine(
+    models: Models, device: str = "auto", attention: str = "auto", compiler: str = "auto", card: Device | None = None
+) -> dict[str, Any]:
+    """Findings as plain data. Raises UserError for a device, kernel or folder that is not there. card: as in `ModelPool`."""
+    pool = ModelPool(models.folder, device=device, attention=attention, compiler=compiler, card=card)
+    precision = _precision(pool)
     states = {name: _state(pool, name) for name in ("framepack", "framepack_f1")}
     if "miniature" in models.names:
         pool.use(models.files("miniature"))
@@ -36,36 +48,51 @@ def examine(models: Models, device: str = "auto", attention: str = "auto", compi
         "python": sys.version.split()[0],
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "memory_gib": round(host_memory() / GIB, 1),
+        "memory_free_gib": round(host_available() / GIB, 1),
         "disk_free_gib": round(shutil.disk_usage(WEBUI).free / GIB, 1),
-        "cards": [_card(index) for index in range(torch.cuda.device_count())],
+        "cards": _cards(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
         "device": str(pool.placement.device),
         "transformer_dtype": str(pool.placement.transformer).removeprefix("torch."),
+        **precision,
+        "locks_memory": _locks_memory(pool.card),
         "attention": pool.attention.name,
         "attention_rejected": dict(pool.attention.rejected),
         "compiled": not pool.passes.reason,
         "compiled_rejected": pool.passes.reason,
+        "cached_bytes": {kind: getattr(open_caches(0), kind).usage()[1] for kind in NAMES},
         "models": states,
     }
 
 
 def report_lines(findings: dict[str, Any], t: Translate) -> list[str]:
     """The findings for reading."""
-    cards = [f"{card['name']}, {card['memory_gib']} GiB, {card['capability']}" for card in findings["cards"]]
+    cards = [t("doctor.card", **card) for card in findings["cards"]]
+    locking = {True: t("doctor.yes"), False: t("doctor.no_locking"), None: t("doctor.no_card")}[findings["locks_memory"]]
     rows = [
         (t("doctor.system"), findings["system"]),
         ("Python", findings["python"]),
-        (t("doctor.memory"), f"{findings['memory_gib']} GiB"),
+        (t("doctor.memory"), t("doctor.free_of", free=findings["memory_free_gib"], total=findings["memory_gib"])),
         (t("doctor.disk"), f"{findings['disk_free_gib']} GiB"),
         (t("doctor.cards"), "; ".join(cards) or t("doctor.none")),
         (t("doctor.device"), f"{findings['device']} ({findings['transformer_dtype']})"),
-        (t("doctor.attention"), findings["attention"]),
+        ("CUDA", f"{findings['cuda'] or t('doctor.none')}, cuDNN {findings['cudnn'] or t('doctor.none')}"),
+        (t("doctor.locking"), locking),
+        (t("doctor.precision"), findings["precision"] or t("doctor.nothing_fits")),
     ]
+    for name, reason in findings["precision_rejected"].items():
+        rows.append((t("doctor.not_used", name=name), t(f"doctor.why.{reason['key']}", **reason["values"])))
+    rows.append((t("doctor.attention"), findings["attention"]))
     rows += [(t("doctor.not_used", name=name), reason) for name, reason in findings["attention_rejected"].items()]
     compiled = t("doctor.compiled") if findings["compiled"] else t("doctor.eager", reason=findings["compiled_rejected"])
     rows.append((t("doctor.passes"), compiled))
     for name, state in findings["models"].items():
         found = t("doctor.complete") if state["complete"] else t("doctor.missing", names=", ".join(state["missing"]))
         rows.append((t("doctor.models", name=name), found))
+    rows += [
+        (t("doctor.cached", name=t(NAMES[kind])), f"{size / MB:.1f} MB") for kind, size in findings["cached_bytes"].items()
+    ]
     rows += list(findings["packages"].items())
     return [f"{label}: {value}" for label, value in rows]
 
@@ -77,13 +104,64 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _card(index: int) -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(index)
-    return {
-        "name": properties.name,
-        "memory_gib": round(properties.total_memory / GIB, 1),
-        "capability": f"{properties.major}.{properties.minor}",
-    }
+def _cards() -> list[dict[str, Any]]:
+    """As the driver describes them, or as torch does where it does not."""
+    described = [(card.name, card.driver, card.capability, card.total, card.free) for card in cards()]
+    if not described:
+        for index in range(torch.cuda.device_count()):
+            card, (free, total) = torch.cuda.get_device_properties(index), torch.cuda.mem_get_info(index)
+            described.append((card.name, None, (card.major, card.minor), total, free))
+    return [
+        {
+            "name": name,
+            "driver": driver,
+            "capability": "{}.{}".format(*capability),
+            "memory_gib": round(total / GIB, 1),
+            "memory_free_gib": round(free / GIB, 1),
+        }
+        for name, driver, capability, total, free in described
+    ]
+
+
+def _precision(pool: ModelPool) -> dict[str, Any]:
+    """What "auto" means here for a section of the usual size, None where nothing fits, and why not the others."""
+    size, machine = model_size(pool.files, "framepack"), pool.machine()
+    try:
+        chosen = choose(size, "auto", USUAL_TOKENS, machine).precision
+    except UserError:
+        chosen = None
+    names = ("bfloat16", *EIGHT_BITS)
+    rejected = {name: _why_not(name, chosen, size, machine) for name in names if name != chosen}
+    if chosen == "auto":
+        chosen = str(pool.placement.transformer).removeprefix("torch.")
+    return {"precision": chosen, "precision_rejected": rejected}
+
+
+def _why_not(name: str, chosen: str | None, size: ModelSize, machine: Machine) -> dict[str, Any]:
+    """key: of a sentence below `doctor.why.`, and its values."""
+    if machine.card is None:
+        return {"key": "only_asked_for", "values": {}}
+    if name in EIGHT_BITS and name != machine.narrow:
+        if name == "float8":
+            return {"key": "no_units", "values": {"capability": "{}.{}".format(*FLOAT8_CAPABILITY)}}
+        return {"key": "other_format", "values": {"other": machine.narrow}}
+    needed = needs(size, name, USUAL_TOKENS, on_card=True)
+    if name in EIGHT_BITS and chosen is not None:
+        return {"key": "not_needed", "values": {}}
+    figures = {"memory": gib(needed.host), "card": gib(needed.card)}
+    there = {"memory_free": gib(machine.host), "card_free": gib(max(0, machine.card))}
+    return {"key": "too_large", "values": figures | there}
+
+
+def _locks_memory(card: Device | None) -> bool | None:
+    """Whether the system lets us lock memory for fast copies; None without a card."""
+    if card is None:
+        return None
+    memory = Arena([{"probe": (torch.uint8, (PROBE_BYTES,))}]).buffer
+    if not card.lock(memory):
+        return False
+    card.unlock(memory)
+    return True
 
 
 def _state(pool: ModelPool, checkpoint: str) -> dict[str, Any]:

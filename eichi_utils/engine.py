@@ -7,32 +7,42 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from eichi_utils import preflight
+from eichi_utils.cards import Card, cards
 from eichi_utils.catalogue import Models
 from eichi_utils.events import Event, Stage
 from eichi_utils.jobs import Stop
 from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs, folder_problem
+from eichi_utils.pictures import fitted_size
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
+from eichi_utils.sizes import model_size
 
 if TYPE_CHECKING:
     from eichi_utils.models import ModelPool
 
+# Pixels that a latent covers in height and width.
+CELL = 8
+# GiB of a card that are left to others.
+RESERVE_GB, MOST_RESERVED = 0.5, 80
+
 
 @dataclass
 class Engine:
-    """models: where each model is. attention: a kernel's name, or "auto". reserve_gb: GiB of a card left to others. compiler:
-    "auto" or "off". cache_gb: GB of the disk for what takes time to make again; 0 keeps nothing.
+    """models: where each model is. attention: a kernel's name, or "auto". reserve_gb: GiB of a card left to others.
+    compiler: "auto" or "off". cache_gb: GB of the disk for what takes time to make again; 0 keeps nothing.
 
-    torch is imported at the first job, not when the engine is made: a page can be served before.
+    The reserve may change at any time, and counts from the next job on. torch is imported at the first job, not when the engine
+    is made: a page can be served before.
     """
 
     models: Models = field(default_factory=Models)
     outputs: Path = DEFAULT_OUTPUTS
     device: str = "auto"
     attention: str = "auto"
-    reserve_gb: float = 0.5
+    reserve_gb: float = RESERVE_GB
     compiler: str = "auto"
     cache_gb: float = 0.0
 
@@ -42,6 +52,45 @@ class Engine:
 
         settings = {"reserve_gb": self.reserve_gb, "compiler": self.compiler, "cache_gb": self.cache_gb}
         return ModelPool(self.models.folder, device=self.device, attention=self.attention, **settings)
+
+    @cached_property
+    def card(self) -> Card | None:
+        """The card that networks will run on, as its driver described it when first asked; torch is not imported."""
+        return self._card()
+
+    def forecast(self, request: Request) -> tuple[dict[str, Any], tuple[Problem, ...]]:
+        """What a checked request needs, as `preflight.figures`, and what is too small for it; torch is not imported."""
+        plan, files = request.plan(), self.models.files(request.model)
+        height, width = fitted_size(request.image, request.size)
+        machine = self._machine()
+        size, tokens = model_size(files, plan.checkpoint), preflight.most_tokens(plan, height // CELL, width // CELL)
+        problems: tuple[Problem, ...] = ()
+        try:
+            way = preflight.choose(size, request.precision, tokens, machine)
+        except UserError as error:
+            problems = error.problems
+            narrowest = machine.narrow if machine.card is not None and request.precision == "auto" else request.precision
+            needed = preflight.needs(size, narrowest, tokens, on_card=machine.card is not None)
+            way = preflight.Way(narrowest, needed)
+        missing = files.missing(plan.checkpoint)
+        disk = preflight.output_bytes(plan, height, width, getattr(request, "crf", 0))
+        disk += preflight.download_bytes(files, missing)
+        problems += preflight.download_problems(files, missing)
+        return preflight.figures(way, machine, disk, preflight.disk_free(self.outputs)), problems
+
+    def _machine(self) -> preflight.Machine:
+        host = preflight.host_available()
+        card = self._card()
+        if card is None:
+            return preflight.Machine(host)
+        free = card.free - int(self.reserve_gb * 2**30)
+        return preflight.Machine(host, free, narrow=preflight.narrow_format(card.capability))
+
+    def _card(self) -> Card | None:
+        kind, _, number = self.device.partition(":")
+        found = cards() if kind in ("auto", "cuda") else ()
+        index = int(number) if number.isdecimal() else 0
+        return found[index] if index < len(found) else None
 
     def problems(self, request: Request | None) -> tuple[Problem, ...]:
         """Everything about models, device and output folder that keeps a job from starting, before it is submitted.
@@ -72,4 +121,5 @@ class Engine:
         if problems := self.models.problems(request):
             raise UserError(problems)
         self.pool.use(self.models.files(request.model))
+        self.pool.reserve(self.reserve_gb)
         yield from run(request, request.plan(), self.pool, Outputs(self.outputs, job_id), stop)

@@ -57,11 +57,13 @@ class Notice(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Event):
-    """A denoising step is done. section, step: from 0. preview: an animated WebP of the latents, or None."""
+    """A denoising step is done. section, step: from 0. preview: an animated WebP of the latents, or None. computed: False where
+    the step cache took the place of the network."""
 
     section: int
     step: int
     preview: bytes | None = None
+    computed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

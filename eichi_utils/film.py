@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import decode
+from diffusers_helper.latents import decode_after, decode_frames, rounded_on_host
 from diffusers_helper.models.linear import strengths
 from diffusers_helper.models.step_cache import StepCache, TeaCache
 from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
+from diffusers_helper.past import Past
 from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
 from diffusers_helper.vae_decode import KeptTiles
 from eichi_utils.encode import Conditions
 from eichi_utils.events import Event, Stage, Step, StopLevel
 from eichi_utils.history import History, Stitch
 from eichi_utils.loras import Lora
-from eichi_utils.plan import Plan, Ref, Section
+from eichi_utils.plan import Plan, Ref, Section, frames_of
+from eichi_utils.preflight import step_tokens
 from eichi_utils.previews import watched
 from eichi_utils.request import Request
 
@@ -30,15 +32,13 @@ if TYPE_CHECKING:
 
 # Tables of one prompt are 56 MB at full size; a section needs at most two, its neighbours often the same.
 KEPT_TABLES = 4
-# Of a picture, 729, and of a prompt, at most 256.
-CONTEXT_TOKENS = 985
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A section in pixels: `final` frames nothing will change any more, `open` ones at the growing edge.
+    """A section in pixels: `final` frames nothing will change any more, finished, and `open` ones at the growing edge.
 
-    Both are (1, 3, frames, H, W) in about -1..1. latents: the section's own, (1, 16, T, h, w).
+    Both are (1, 3, frames, H, W), the open ones in about -1..1. latents: the section's own, (1, 16, T, h, w).
     """
 
     section: int
@@ -47,24 +47,32 @@ class Decoded:
     open: Tensor
 
 
-def sample_film(request: Request, plan: Plan, conditions: Conditions, pool: ModelPool, stop: Stop) -> Iterator[Event | Decoded]:
+def sample_film(
+    request: Request,
+    plan: Plan,
+    conditions: Conditions,
+    pool: ModelPool,
+    stop: Stop,
+    finish: Callable[[Tensor], Tensor] = rounded_on_host,
+) -> Iterator[Event | Decoded]:
     """Sample and decode section after section: Stage and Step events, and one Decoded each.
 
-    Ends early, after the step in hand, when told to stop NOW.
+    Ends early, after the step in hand, when told to stop NOW. finish: what becomes of a frame as soon as it is final.
     """
     sampler = SectionSampler(request, plan, conditions)
     history = sampler.history
-    stitch = Stitch(plan.grows, plan.section_latents)
-    kept = KeptTiles()
+    stitch = Stitch(plan.grows, plan.section_latents, finish)
+    kept, past = KeptTiles(), Past()
     matrix = pool.files.describe().preview
     for number, section in enumerate(plan.sections):
         yield Stage(at=time.time(), name="sample", section=number)
         loras = section_loras(request, section)
         tokens = step_tokens(section, sampler.height, sampler.width)
         with pool.transformer(plan.checkpoint, request.precision, loras, request.merge_loras, tokens) as net:
-            steps = sampler.sample(net, section, (step_cache(request), step_cache(request)))
-            for done in watched(steps, matrix, net.device, pool.card):
-                yield Step(at=time.time(), section=number, step=done.step, preview=done.preview)
+            caches = step_cache(request), step_cache(request)
+            for done in watched(sampler.sample(net, section, caches), matrix, net.device, pool.card):
+                computed = caches[0] is None or done.step in caches[0].computed
+                yield Step(at=time.time(), section=number, step=done.step, preview=done.preview, computed=computed)
                 if stop.level >= StopLevel.NOW:
                     return
         latents = done.latents.cpu()
@@ -75,13 +83,18 @@ def sample_film(request: Request, plan: Plan, conditions: Conditions, pool: Mode
             added += 1
         yield Stage(at=time.time(), name="decode", section=number)
         # The neighbouring section is decoded again beside the new latents, so that the blend has two versions of it.
-        stretch = history.film if number == 0 else history.edge(added + plan.section_latents)
+        again = 0 if plan.vae_cache else plan.section_latents
+        stretch = history.film if number == 0 else history.edge(added + again)
         with pool.vae(stretch.numel()) as vae:
-            pixels = decode(vae, stretch, kept)
-        if plan.output == "picture":
-            yield Decoded(number, latents, pixels, pixels[:, :, :0])
-        else:
-            yield Decoded(number, latents, stitch.add(pixels), stitch.open)
+            known = past if plan.vae_cache else kept
+            pieces = (decode_after if plan.vae_cache else decode_frames)(vae, stretch, known, pool.room)
+            if plan.output == "picture" or plan.vae_cache:
+                every = torch.cat([finish(piece) for piece in pieces], dim=2)
+                decoded = Decoded(number, latents, every, every[:, :, :0])
+            else:
+                final = stitch.add(pieces, frames_of(stretch.shape[2]))
+                decoded = Decoded(number, latents, final, stitch.open)
+        yield decoded
 
 
 class SectionSampler:
@@ -154,13 +167,6 @@ class SectionSampler:
         embedding = self.conditions.negative if prompt is None else self.conditions.prompts[prompt]
         image, guidance = self.conditions.image, self.request.guidance_scale
         return net.prepare_job(embedding.tokens, embedding.pooled, image, guidance, levels)
-
-
-def step_tokens(section: Section, height: int, width: int) -> int:
-    """About how many tokens a step has; height, width: of the latents."""
-    clean = sum(len(ref.at) for ref in section.clean)
-    coarse = sum(len(ref.at) / part for ref, part in ((section.clean_2x, 8), (section.clean_4x, 64)) if ref)
-    return int((len(section.frames) + clean + coarse) * (height // 2) * (width // 2)) + CONTEXT_TOKENS
 
 
 def section_loras(request: Request, section: Section) -> tuple[Lora, ...]:

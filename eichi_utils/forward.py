@@ -11,13 +11,17 @@ from eichi_utils.request import FilmRequest, setting
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardRequest(FilmRequest):
-    """influence: how strongly the start picture holds, in percent; more is more static. Acts on the first section or all."""
+    """influence: how strongly the start picture holds, in percent; more is more static. Acts on the first section or all.
+
+    vae_cache: decode each latent once and remember what the next ones need, instead of blending sections decoded twice.
+    """
 
     mode: ClassVar[str] = "forward"
     checkpoint: ClassVar[Literal["framepack", "framepack_f1"]] = "framepack_f1"
 
     influence: float = setting(100.0, "number", min=100.0, max=102.0)
     influence_sections: str = setting("first", "choice", choices=("first", "all"))
+    vae_cache: bool = setting(False, "switch")
 
     def idle(self) -> tuple[str, ...]:
         without = self.influence == 100.0 or section_count(self.seconds, self.window) == 1
@@ -47,4 +51,5 @@ class ForwardRequest(FilmRequest):
             opening=Ref("start", range(1)),
             opening_shown=True,
             pictures={"start": self.image},
+            vae_cache=self.vae_cache,
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import crossfade
+from diffusers_helper.latents import blend, rounded_on_host
 from diffusers_helper.preview import CHANNELS
 from eichi_utils.plan import CONTEXT, FRAMES_PER_LATENT, Ref
 
@@ -64,27 +65,40 @@ class Stitch:
     """Blends each newly decoded stretch into the film, and says which frames no later section can change.
 
     Every stretch begins or ends with `overlap` frames that the film has already; only the frames within `overlap` of the
-    growing edge stay open, so only those are kept.
+    growing edge stay open, so only those are kept, as they were decoded. finish: what becomes of a final frame at once, where
+    it was decoded.
     """
 
-    def __init__(self, grows: Side, section_latents: int):
-        self.grows = grows
+    def __init__(self, grows: Side, section_latents: int, finish: Callable[[Tensor], Tensor] = rounded_on_host):
+        self.grows, self.finish = grows, finish
         self.overlap = FRAMES_PER_LATENT * section_latents - 3
         self.open: Tensor | None = None
 
-    def add(self, pixels: Tensor) -> Tensor:
-        """(1, 3, frames, H, W) of a decoded stretch -> the frames that became final, possibly none."""
-        if self.open is not None and self.grows == "front":
-            pixels = crossfade(pixels, self.open, self.overlap)
-        elif self.open is not None:
-            pixels = crossfade(self.open, pixels, self.overlap)
-        count = pixels.shape[2]
-        if self.grows == "front":
-            # Copies, so that the large tensor is not kept alive by a slice.
-            self.open, final = pixels[:, :, : self.overlap].clone(), pixels[:, :, self.overlap :]
-        else:
-            final, self.open = (
-                pixels[:, :, : count - self.overlap],
-                pixels[:, :, count - self.overlap :].clone(),
-            )
-        return final
+    def add(self, pieces: Iterable[Tensor], count: int) -> Tensor:
+        """Pieces (1, 3, n, H, W) of a decoded stretch of `count` frames, in order -> the finished frames, possibly none."""
+        # Where the film's open frames and the new open ones begin in the stretch.
+        old, new = (count - self.overlap, 0) if self.grows == "front" else (0, count - self.overlap)
+        final, edge = [], []
+        for at, frames in cut(pieces, (old, old + self.overlap, new, new + self.overlap)):
+            if self.open is not None and old <= at < old + self.overlap:
+                known = self.open[:, :, at - old : at - old + frames.shape[2]].to(frames.device)
+                first, second = (frames, known) if self.grows == "front" else (known, frames)
+                frames = blend(first, second, at - old, self.overlap)
+            if new <= at < new + self.overlap:
+                edge.append(frames.cpu())
+            else:
+                final.append(self.finish(frames))
+        self.open = torch.cat(edge, dim=2)
+        # Of the right kind even where there is none.
+        return torch.cat(final, dim=2) if final else self.finish(self.open[:, :, :0])
+
+
+def cut(pieces: Iterable[Tensor], places: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
+    """The pieces cut along time wherever a place lies inside of one; with the number of each one's first frame."""
+    begin, places = 0, sorted(places)
+    for piece in pieces:
+        end = begin + piece.shape[2]
+        inside = sorted({begin, end, *(place for place in places if begin < place < end)})
+        for at, to in pairwise(inside):
+            yield at, piece[:, :, at - begin : to - begin]
+        begin = end

@@ -177,7 +177,8 @@ class Jobs:
                     raise RuntimeError("the run ended without saying how")
             # Nothing may end the worker but close(): not even an exit or a panic inside a library.
             except BaseException as error:
-                if not isinstance(error, UserError):
+                problems = problems_of(error)
+                if any(problem.key == "unexpected" for problem in problems):
                     logger.exception("job %s failed", job.id)
                 if not ended:
                     view = self.get(job.id).view
@@ -185,7 +186,7 @@ class Jobs:
                         job.id,
                         Failed(
                             at=time.time(),
-                            problems=problems_of(error),
+                            problems=problems,
                             files=view.files,
                             frames=view.frames,
                             took=time.time() - view.started,
@@ -204,7 +205,9 @@ def problems_of(error: BaseException) -> tuple[Problem, ...]:
         return error.problems
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return (Problem("", "disk_full"),)
-    # torch's class is known by name here, so that this module does not import torch.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return (Problem("", "out_of_memory"),)
+    # torch's class is known by name here, so that this module does not import torch.
+    if type(error).__name__ == "OutOfMemoryError":
+        return (Problem("", "out_of_card_memory"),)
     return (Problem("", "unexpected", {"kind": type(error).__name__, "reason": str(error)[:500]}),)

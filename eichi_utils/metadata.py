@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import av
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from eichi_utils.loras import named_beside
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import Request, to_json
+from eichi_utils.request import Request, map_pictures, to_json
 
 # The name of the text chunk (PNG) and of the tag (MP4) that holds the request as JSON.
 KEY = "eichi"
@@ -53,6 +56,15 @@ def read_document(path: str | Path) -> Any:
         return json.loads(text, parse_constant=float)
     except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError, av.FFmpegError) as error:
         raise UserError([Problem("request", "request_damaged", {**values, "reason": str(error)[:200]})]) from None
+
+
+def read_placed_document(path: str | Path) -> Any:
+    """The same with absolute paths: those in a file are relative to it, and LoRA that lie beside it are meant."""
+    document = read_document(path)
+    if not isinstance(document, Mapping):
+        return document
+    folder = Path(path).resolve().parent
+    return named_beside(map_pictures(document, lambda picture: os.path.abspath(folder / picture)), folder)
 
 
 def _read_json(path: Path) -> str:

@@ -22,7 +22,6 @@ from transformers import CLIPTextModel, LlamaModel, SiglipVisionModel
 
 from diffusers_helper import memory
 from diffusers_helper.budget import Budget
-from diffusers_helper.checkpoint import meta_transformer
 from diffusers_helper.device import CudaDevice, Device
 from diffusers_helper.files import CheckpointError, read_json
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
@@ -44,10 +43,12 @@ from diffusers_helper.vision import VisionEncoder, VisionPreprocessing
 from eichi_utils.adapters import bind, load_transformer, merge_key
 from eichi_utils.components import CHECKS, load_vae, pretrained
 from eichi_utils.disk_cache import MOST_GB, open_caches
+from eichi_utils.engine import MOST_RESERVED, RESERVE_GB
 from eichi_utils.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
 from eichi_utils.loras import Lora
-from eichi_utils.preflight import host_available, needs, problems
+from eichi_utils.preflight import Machine, Way, choose, host_available
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.sizes import model_size
 
 # Networks and the system share the memory; above this share of it, what was used longest ago is dropped.
 HOST_SHARE = 0.6
@@ -55,7 +56,6 @@ HOST_SHARE = 0.6
 LOCKED_SHARE = 0.5
 # Tokens of a section in the usual size, where nobody says how many there are.
 USUAL_TOKENS = 18_500
-RESERVE_GB, MOST_RESERVED = 0.5, 80
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class ModelPool:
     """Networks of one model at a time. models: a folder with `transformer`, `vae`, ... inside, or a hub cache folder; None is
     this program's own cache.
 
-    reserve_gb: GiB of the card that are left to others. compiler: "auto", or "off" for blocks as they are written.
-    card: in the place of the device's own, for tests. cache_gb: GB of the disk for what takes time to make again; 0 is off.
+    reserve_gb: GiB of the card that are left to others. compiler: "auto", or "off" for blocks as they are written. cache_gb: GB
+    of the disk for what takes time to make again; 0 keeps nothing. card: in the place of the device's own, for tests.
 
     Raises UserError if the folder, the device or a forced attention kernel does not exist.
     """
@@ -126,6 +126,7 @@ class ModelPool:
         where = self.placement.device
         self.card: Device | None = CudaDevice(where) if card is None and where.type == "cuda" else card
         self.budget = Budget(int(reserve_gb * 2**30))
+        self.room = memory.Room(self._free, self._make_room)
         self.host_budget = int(HOST_SHARE * host_memory())
         self._loaded: dict[str, _Loaded] = {}
         self._checked: dict[str, tuple] = {}
@@ -136,6 +137,10 @@ class ModelPool:
             while self._loaded:
                 self._drop(next(iter(self._loaded)))
             self.files = files
+
+    def reserve(self, gigabytes: float) -> None:
+        """GiB of the card that are left to others from the next loan on."""
+        self.budget.reserve = int(gigabytes * 2**30)
 
     def missing(self, checkpoint_name: str) -> list[Place]:
         """What has to be downloaded before this checkpoint can run."""
@@ -156,19 +161,23 @@ class ModelPool:
         if wrong:
             raise UserError(wrong)
 
-    def preflight(self, checkpoint_name: str, precision: str, tokens: int) -> None:
-        """Raises UserError where memory or card are too small for this checkpoint, whatever is streamed."""
-        dtype, storage = memory.weight_format(precision, self.placement)
-        net = meta_transformer(self._folder(checkpoint_name))
-        needed = needs(net, dtype, storage, on_card=self.card is not None)
-        work = self.budget.estimate(tokens, net.config.dim, dtype.itemsize)
-        held = sum(loaded.bytes for loaded in self._loaded.values())
-        card_there = None
-        if self.card is not None:
-            on_card = sum(loaded.streamer.card_bytes for loaded in self._loaded.values() if loaded.streamer)
-            card_there = self.card.free() + on_card - self.budget.reserve
-        if found := list(problems(needed, work, host_available() + held, card_there)):
-            raise UserError(found)
+    def preflight(self, checkpoint_name: str, precision: str, tokens: int) -> Way:
+        """How this checkpoint is run here. Raises UserError where memory or card are too small, whatever is streamed."""
+        return choose(model_size(self.files, checkpoint_name), precision, tokens, self.machine())
+
+    def machine(self) -> Machine:
+        """What networks can have here, the reserve left out; what they hold already is theirs."""
+        host = host_available() + sum(loaded.bytes for loaded in self._loaded.values())
+        if self.card is None:
+            return Machine(host)
+        on_card = sum(loaded.streamer.card_bytes for loaded in self._loaded.values() if loaded.streamer)
+        wide = "bfloat16" if self.placement.transformer == torch.bfloat16 else "auto"
+        return Machine(host, self.card.free() + on_card - self.budget.reserve, wide, self.narrow)
+
+    @cached_property
+    def narrow(self) -> str:
+        """The 8-bit format for this card; found out when first asked for, by a small product."""
+        return "int8" if choose_product(self.placement.device) is None else "float8"
 
     @cached_property
     def passes(self) -> Passes:
@@ -264,8 +273,7 @@ class ModelPool:
         kind = spec, work
         self._make_card_room(loaded, self.budget.work(kind) if parts is None else None)
         if parts is None:
-            for module in loaded.modules:
-                memory.move(module, self.card.device)
+            self.room.again(lambda: [memory.move(module, self.card.device) for module in loaded.modules])
         else:
             self._stream(loaded, parts(loaded.value), kind)
         yield from self._measured(loaded, kind)
@@ -318,6 +326,19 @@ class ModelPool:
             else:
                 for module in loaded.modules:
                     memory.move(module, torch.device("cpu"))
+
+    def _free(self) -> int | None:
+        """Bytes of the card that computing may take."""
+        return None if self.card is None else self.card.free() - self.budget.reserve
+
+    def _make_room(self) -> bool:
+        """Memory ran out: everything leaves the card but what is lent. False if nothing else was there."""
+        if self.card is None:
+            return False
+        before = self.card.allocated()
+        self._make_card_room(list(self._loaded.values())[-1], None)
+        self.card.tidy()
+        return self.card.allocated() < before
 
     def _folder(self, name: str) -> Path:
         try:

@@ -24,6 +24,9 @@ DEFAULT_MODELS = WEBUI / "hf_download" / "hub"
 DEFAULT_UPLOADS = WEBUI / "inputs" / "uploads"
 # The user's LoRA files, where the existing program looks for them.
 LORAS = WEBUI / "lora"
+# Where the existing program keeps what its users saved.
+SETTINGS = WEBUI / "settings"
+PRESETS = WEBUI / "presets"
 # What can be made again and takes time; see disk_cache.py.
 CACHE = WEBUI / "cache"
 MINIATURE = ROOT / "miniature" / "checkpoint"

@@ -61,6 +61,7 @@ class Plan:
     grows: the side at which new latents join the film.
     opening: latent at the history's growing edge before the first section; part of the film if `opening_shown`.
     closing: latent put at the growing edge after the last section.
+    vae_cache: each latent is decoded once, after those before it; only for a film that grows at the back.
     pictures, masks: name -> path of the file.
     """
 
@@ -73,6 +74,7 @@ class Plan:
     closing: Ref | None = None
     pictures: Mapping[str, str] = field(default_factory=dict)
     masks: Mapping[str, str] = field(default_factory=dict)
+    vae_cache: bool = False
 
     @property
     def section_latents(self) -> int:

@@ -1,49 +1,180 @@
-"""Can this machine do it at all? Said before anything is loaded, with figures, instead of a process that the system ends."""
+"""Can this machine do it at all, and how? Said before anything is loaded, with figures, instead of a process that the system
+ends. Without torch, so that a plan can be printed with the same figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
-import torch
 
-from diffusers_helper.models.transformer import PackedTransformer
-from diffusers_helper.streaming import tensors_of
-from eichi_utils.problems import Problem
+from diffusers_helper.budget import Budget
+from eichi_utils.hub import ModelFiles, Place
+from eichi_utils.plan import Plan, Section
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.sizes import ModelSize, TransformerSize
 
 CGROUP = Path("/sys/fs/cgroup")
+# Of a picture, 729, and of a prompt, at most 256.
+CONTEXT_TOKENS = 985
+# Bytes of a number: on a card everything is computed in 16 bits, on a CPU in 32 unless told otherwise.
+CARD_BYTES, HOST_BYTES = 2, 4
+EIGHT_BITS = ("int8", "float8")
+# Compute capability of the first cards that multiply 8-bit floating-point numbers.
+FLOAT8_CAPABILITY = (8, 9)
+# Segments and film stand side by side, each with about a tenth of a byte for a pixel at a usual CRF and up to 1.5 at the
+# lowest; with some room the promise holds for noise too.
+BYTES_PER_PIXEL, LOSSLESS_BYTES_PER_PIXEL, LOSSLESS_CRF = 1.0, 4.0, 10
+SPARE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Needs:
-    """The least that sampling takes: bytes of the computer's memory, and of the card's besides computing; 0 without a card."""
+    """Bytes of the computer's memory, and of the card's, computing included; 0 without a card."""
 
     host: int
     card: int
 
 
-def needs(net: PackedTransformer, dtype: torch.dtype, storage: str | None, *, on_card: bool) -> Needs:
-    """Of a transformer, which may be without memory. What only tables are made of stays in the files, beside a card."""
-    narrow = {id(layer.weight) for layer in net.block_linears().values()} if storage else set()
+@dataclass(frozen=True)
+class Machine:
+    """What can be had: bytes of memory and of the card, None without one. wide, narrow: the precisions that "auto" means."""
 
-    def size(modules) -> int:
-        return sum(t.numel() * (1 if id(t) in narrow else dtype.itemsize) for t in tensors_of(modules))
+    host: int
+    card: int | None = None
+    wide: str = "bfloat16"
+    narrow: str = "int8"
 
-    parts = net.parts()
+
+@dataclass(frozen=True)
+class Way:
+    """How a film is made: its precision, and what that needs. instead: what 16 bits would have needed, where they do not fit.
+
+    chosen: whether there was a choice.
+    """
+
+    precision: str
+    needs: Needs
+    instead: Needs | None = None
+    chosen: bool = False
+
+
+def needs(size: ModelSize, precision: str, tokens: int, *, on_card: bool) -> Needs:
+    """The most that one of the stages takes; they follow each other, and what was lent can be dropped. precision: of the
+    transformer, as in a request. tokens: of a step."""
+    every = stages(size, precision, tokens, on_card=on_card).values()
+    return Needs(max(stage.host for stage in every), max(stage.card for stage in every))
+
+
+def stages(size: ModelSize, precision: str, tokens: int, *, on_card: bool) -> dict[str, Needs]:
+    own = CARD_BYTES if on_card else HOST_BYTES
+    found = {"sample": transformer_needs(size.transformer, precision, tokens, on_card=on_card)}
+    for name, part in (("text", size.text), ("vision", size.vision), ("vae", size.vae)):
+        found[name] = Needs(part.whole * own, (part.card + part.work) * own if on_card else 0)
+    return found
+
+
+def transformer_needs(size: TransformerSize, precision: str, tokens: int, *, on_card: bool) -> Needs:
+    """The least that sampling takes. What only tables are made of stays in the files, beside a card."""
+    wide = CARD_BYTES if on_card or precision == "bfloat16" else HOST_BYTES
+    narrow = 1 if precision in EIGHT_BITS else wide
     if not on_card:
-        return Needs(size([net]), 0)
-    step, job = ([size(modules) for modules in group.values()] for group in (parts.step, parts.job))
-    return Needs(sum(step), size(parts.always) + 2 * max(*step, *job))
+        return Needs((size.whole - size.linear) * wide + size.linear * narrow, 0)
+    largest = max(size.block_linear * narrow + size.block_rest * wide, size.job * wide)
+    work = Budget(0).estimate(tokens, size.width, wide)
+    return Needs(size.linear * narrow + size.rest * wide, size.always * wide + 2 * largest + work)
 
 
-def problems(needed: Needs, work: int, host_there: int, card_there: int | None) -> Iterator[Problem]:
-    """What is too small. work: bytes that computing takes on the card. *_there: bytes that could be had."""
-    if needed.host > host_there:
-        yield Problem("", "too_little_memory", {"needed": _gib(needed.host), "free": _gib(host_there)})
-    if card_there is not None and needed.card + work > card_there:
-        yield Problem("", "too_little_card_memory", {"needed": _gib(needed.card + work), "free": _gib(card_there)})
+def choose(size: ModelSize, precision: str, tokens: int, machine: Machine) -> Way:
+    """With "auto" on a card 16 bits where they fit, else 8; otherwise what was asked for. Without a card "auto" stays as it is.
+
+    Raises UserError where nothing fits.
+    """
+    on_card = machine.card is not None
+    free = on_card and precision == "auto"
+    names = (machine.wide, machine.narrow) if free else (precision,)
+    ways = [Way(name, needs(size, name, tokens, on_card=on_card)) for name in names]
+    for way in ways:
+        if not any(too_little(way, machine)):
+            return Way(way.precision, way.needs, ways[0].needs if way is not ways[0] else None, free)
+    raise UserError(too_little(ways[-1], machine))
+
+
+def too_little(way: Way, machine: Machine) -> Iterator[Problem]:
+    """What is too small for it."""
+    if way.needs.host > machine.host:
+        values = {"needed": gib(way.needs.host), "free": gib(machine.host)}
+        narrow = way.precision in EIGHT_BITS
+        yield Problem("", "too_little_memory_narrow", values) if narrow else Problem("", "too_little_memory", values)
+    if machine.card is not None and way.needs.card > machine.card:
+        yield Problem("", "too_little_card_memory", {"needed": gib(way.needs.card), "free": gib(machine.card)})
+
+
+def figures(way: Way, machine: Machine, disk: int, disk_free: int) -> dict[str, Any]:
+    """What a way needs and what there is, in GiB, for sentences; those of a card are "" without one."""
+    card = way.needs.card if machine.card is not None else None
+    instead = way.instead or Needs(0, 0)
+    return {
+        "precision": way.precision,
+        "memory": gib(way.needs.host),
+        "memory_free": gib(machine.host),
+        "card": gib(card) if card is not None else "",
+        "card_free": gib(machine.card) if card is not None else "",
+        "disk": gib(disk),
+        "disk_free": gib(disk_free),
+        "wide_memory": gib(instead.host),
+        "wide_card": gib(instead.card),
+    }
+
+
+def step_tokens(section: Section, height: int, width: int) -> int:
+    """About how many tokens a step has; height, width: of the latents."""
+    clean = sum(len(ref.at) for ref in section.clean)
+    coarse = sum(len(ref.at) / part for ref, part in ((section.clean_2x, 8), (section.clean_4x, 64)) if ref)
+    return int((len(section.frames) + clean + coarse) * (height // 2) * (width // 2)) + CONTEXT_TOKENS
+
+
+def most_tokens(plan: Plan, height: int, width: int) -> int:
+    """Of a step of the plan's largest section; height, width: of the latents."""
+    return max(step_tokens(section, height, width) for section in plan.sections)
+
+
+def output_bytes(plan: Plan, height: int, width: int, crf: int) -> int:
+    """Disk space to ask for before a film of so many pixels is begun."""
+    per_pixel = BYTES_PER_PIXEL if crf >= LOSSLESS_CRF else LOSSLESS_BYTES_PER_PIXEL
+    return SPARE_BYTES + int(plan.frames * height * width * per_pixel)
+
+
+def download_bytes(files: ModelFiles, missing: Sequence[Place]) -> int:
+    """What is still to be downloaded, about; what an interrupted download left counts."""
+    folders = {files.cache / f"models--{place.repository.replace('/', '--')}" / "blobs" for place in missing}
+    there = sum(file.stat().st_size for folder in folders if folder.is_dir() for file in folder.iterdir())
+    return max(0, int(sum(place.gigabytes for place in missing) * 1e9) - there)
+
+
+def download_problems(files: ModelFiles, missing: Sequence[Place]) -> tuple[Problem, ...]:
+    """Whether the disk has room for what is missing."""
+    needed, free = download_bytes(files, missing), disk_free(files.cache)
+    if needed <= free:
+        return ()
+    values = {"folder": str(files.cache), "needed": gib(needed), "free": gib(free)}
+    return (Problem("models", "too_little_disk", values),)
+
+
+def disk_free(folder: Path) -> int:
+    """Bytes; a folder that does not exist yet is judged by the nearest one above it that does."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def narrow_format(capability: tuple[int, int]) -> str:
+    """The 8-bit format for a card: multiplied as it is where there are units for it, else the more exact one."""
+    return "float8" if capability >= FLOAT8_CAPABILITY else "int8"
 
 
 def host_available(cgroup: Path = CGROUP) -> int:
@@ -58,5 +189,6 @@ def host_available(cgroup: Path = CGROUP) -> int:
         return there
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f}"
+def gib(size: int) -> str:
+    """For reading; a little is not nothing."""
+    return f"{max(size / 2**30, 0.1 if size else 0.0):.1f}"

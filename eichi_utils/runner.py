@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from diffusers_helper.latents import SPATIAL, encode_picture, to_uint8
+from diffusers_helper.latents import SPATIAL, encode_picture, images, to_uint8
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
 from eichi_utils import adapters
 from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of
 from eichi_utils.encoded import Encoded
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
-from eichi_utils.film import Decoded, sample_film, step_tokens
+from eichi_utils.film import Decoded, sample_film
 from eichi_utils.media import FilmWriter, write_png
 from eichi_utils.metadata import mp4_tags, png_info
 from eichi_utils.plan import Plan, frames_of
+from eichi_utils.preflight import (
+    disk_free,
+    download_bytes,
+    download_problems,
+    figures,
+    most_tokens,
+    output_bytes,
+)
 from eichi_utils.problems import UserError
 from eichi_utils.request import Request
 
@@ -28,16 +38,12 @@ if TYPE_CHECKING:
     from eichi_utils.models import ModelPool
     from eichi_utils.paths import Outputs
 
-# Segments and film stand side by side, each with about a tenth of a byte for a pixel at a usual CRF and up to 1.5 at the
-# lowest; with some room the promise holds for noise too.
-BYTES_PER_PIXEL, LOSSLESS_BYTES_PER_PIXEL, LOSSLESS_CRF = 1.0, 4.0, 10
-SPARE_BYTES = 16 * 2**20
-
 
 def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Iterator[Event]:
     """Do the whole job. Ends with Finished or Stopped; whatever goes wrong is raised, a user's mistake as UserError.
 
-    The request's seed must be drawn (not -1). Files so far are complete at every event.
+    The request's seed must be drawn (not -1). Files so far are complete at every event, and carry the precision that was
+    chosen for "auto".
     """
     began = time.time()
     yield Stage(at=began, name="check")
@@ -47,9 +53,13 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     missing = pool.missing(plan.checkpoint)
     if not missing:
         pool.check(plan.checkpoint)
+    elif problems := download_problems(pool.files, missing):
+        raise UserError(problems)
     notices = [*adapters.notices(request.loras, pool.files, plan.checkpoint)]
     pictures = fit_pictures(plan, request.size)
-    outputs.prepare(needed_bytes(plan, pictures, getattr(request, "crf", 0)))
+    for_files = output_bytes(plan, pictures.height, pictures.width, getattr(request, "crf", 0))
+    outputs.prepare(for_files)
+    disk = for_files + download_bytes(pool.files, missing), disk_free(outputs.folder)
     yield _started(request, plan, pictures)
 
     files: list[str] = []
@@ -71,8 +81,11 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     if missing:
         pool.check(plan.checkpoint)
 
-    tokens = max(step_tokens(section, pictures.height // SPATIAL, pictures.width // SPATIAL) for section in plan.sections)
-    pool.preflight(plan.checkpoint, request.precision, tokens)
+    tokens = most_tokens(plan, pictures.height // SPATIAL, pictures.width // SPATIAL)
+    way = pool.preflight(plan.checkpoint, request.precision, tokens)
+    request = replace(request, precision=way.precision)
+    if way.chosen:
+        yield _choice(way.instead is not None, figures(way, pool.machine(), *disk))
 
     conditions = None
     for event in prepare(request, plan, pictures, pool):
@@ -107,12 +120,6 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         yield Finished(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began)
 
 
-def needed_bytes(plan: Plan, pictures: Pictures, crf: int) -> int:
-    """Disk space to ask for before a film is begun."""
-    per_pixel = BYTES_PER_PIXEL if crf >= LOSSLESS_CRF else LOSSLESS_BYTES_PER_PIXEL
-    return SPARE_BYTES + int(plan.frames * pictures.height * pictures.width * per_pixel)
-
-
 def _started(request: Request, plan: Plan, pictures: Pictures) -> Started:
     return Started(
         at=time.time(),
@@ -125,16 +132,22 @@ def _started(request: Request, plan: Plan, pictures: Pictures) -> Started:
     )
 
 
+def _choice(narrow: bool, values: Mapping[str, Any]) -> Notice:
+    if narrow:
+        return Notice(at=time.time(), key="precision_narrow", values=values)
+    return Notice(at=time.time(), key="precision_wide", values=values)
+
+
 def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -> Iterator[Event | Conditions]:
     """Encode prompts and pictures, as far as nobody did before; the last thing yielded is the Conditions."""
-    kept = Encoded(pool)
+    kept, again = Encoded(pool), pool.room.again
     yield Stage(at=time.time(), name="text")
     texts = list(dict.fromkeys((*plan.prompts, *([request.negative_prompt] if request.cfg_scale != 1.0 else ()))))
     found = {text: kept.prompt(text) for text in texts}
     if missing := [text for text in texts if found[text] is None]:
         with pool.text() as encoders:
             for text in missing:
-                found[text] = kept.keep_prompt(text, encode_prompt(encoders, text))
+                found[text] = kept.keep_prompt(text, again(partial(encode_prompt, encoders, text)))
                 yield Stage(at=time.time(), name="text")
     for embedding in found.values():
         if embedding.read < embedding.written:
@@ -144,14 +157,14 @@ def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -
     image = kept.image(pictures.start)
     if image is None:
         with pool.vision() as encoder:
-            image = kept.keep_image(pictures.start, encode_image(encoder, pictures.start))
+            image = kept.keep_image(pictures.start, again(partial(encode_image, encoder, pictures.start)))
     yield Stage(at=time.time(), name="encode")
     latents = {name: kept.latents(picture) for name, picture in pictures.by_name.items()}
     if missing := [name for name, encoded in latents.items() if encoded is None]:
         with pool.vae(pictures.height * pictures.width) as vae:
             for name in missing:
                 picture = pictures.by_name[name]
-                latents[name] = kept.keep_latents(picture, encode_picture(vae, pixels_of(picture)))
+                latents[name] = kept.keep_latents(picture, again(partial(encode_picture, vae, pixels_of(picture))))
     masks = {name: encode_mask(mask) for name, mask in pictures.masks.items()}
     yield Stage(at=time.time(), name="load")
     prompts = {prompt: found[prompt] for prompt in plan.prompts}
@@ -171,12 +184,12 @@ class Film:
         """The film so far, or the picture; a complete file."""
         if self.plan.output == "picture":
             path = self.outputs.path("_oneframe.png")
-            picture = Image.fromarray(to_uint8(decoded.final)[0].numpy())
+            picture = Image.fromarray(images(decoded.final)[0].numpy())
             write_png(path, picture, png_info(self.request))
             return Saved(at=time.time(), path=str(path), kind="picture", section=decoded.section, frames=1)
         latents = self.plan.latents_after(decoded.section + 1)
         path = self.outputs.path(f"_{latents}.mp4")
-        self.writer.add(to_uint8(decoded.final).numpy())
+        self.writer.add(images(decoded.final).numpy())
         self.writer.write(path, to_uint8(decoded.open).numpy())
         if self._before:
             self._before.unlink(missing_ok=True)

@@ -32,7 +32,8 @@ SAMPLING = 0.85
 class View:
     """state: "waiting", "running", "finished", "stopped" or "failed". fraction: 0 to 1 of the whole job, never falling.
 
-    section, step: finished ones of the current section count; times are seconds since the epoch.
+    section, step: finished ones of the current section count; times are seconds since the epoch. all_steps, computed_steps: of
+    the whole job so far, and those of them that the step cache did not leave out.
     """
 
     state: Literal["waiting", "running", "finished", "stopped", "failed"] = "waiting"
@@ -41,6 +42,8 @@ class View:
     section: int = 0
     steps: int = 0
     step: int = 0
+    all_steps: int = 0
+    computed_steps: int = 0
     fraction: float = 0.0
     frames: int = 0
     width: int = 0
@@ -105,8 +108,14 @@ class View:
             case Stage():
                 view = view._at_stage(event)
             case Step():
-                preview = event.preview or self.preview
-                view = replace(view, section=event.section, step=event.step + 1, preview=preview)
+                view = replace(
+                    view,
+                    section=event.section,
+                    step=event.step + 1,
+                    all_steps=self.all_steps + 1,
+                    computed_steps=self.computed_steps + event.computed,
+                    preview=event.preview or self.preview,
+                )
             case Saved():
                 view = view._with_file(event)
             case Notice():

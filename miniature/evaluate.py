@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_helper.buckets import cover_crop
-from diffusers_helper.latents import decode, encode_picture
+from diffusers_helper.latents import decode, encode_picture, on_host
 from eichi_utils.encode import Conditions, fit_pictures, pixels_of
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.forward import ForwardRequest
@@ -265,7 +265,7 @@ class Evaluation:
             plan = request.plan()
             *_, conditions = prepare(request, plan, fit_pictures(plan, size), self.pool)
             final = None
-            for item in sample_film(request, plan, conditions, self.pool, Stop()):
+            for item in sample_film(request, plan, conditions, self.pool, Stop(), on_host):
                 if isinstance(item, Decoded):
                     latents = item.latents
                     final = item.final if final is None else joined(item.final, final, plan.grows)

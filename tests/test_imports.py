@@ -38,7 +38,8 @@ EXCEPTIONS = {"eichi_utils/demo.py": {"miniature.random_checkpoint"}}
 # The upper half of eichi_utils: plans, requests, jobs. It starts in an instant and runs where torch is not installed.
 WITHOUT_TORCH = (
     "request", "plan", "reverse", "forward", "single", "modes", "events", "view", "jobs", "metadata", "pictures", "paths",
-    "engine", "cli", "catalogue", "hub", "description",
+    "engine", "cli", "catalogue", "hub", "description", "preflight", "sizes", "cards", "legacy", "archive",
+    "fields", "kept", "png_text", "sections_text", "sections_zip", "settings", "presets",
 )  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
 

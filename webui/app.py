@@ -21,7 +21,7 @@ from fastapi.responses import RedirectResponse
 
 from eichi_utils.catalogue import Models
 from eichi_utils.disk_cache import DEFAULT_GB
-from eichi_utils.engine import Engine
+from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.jobs import Jobs
 from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS
 from locales import LANGUAGES, Translator, preferred_language
@@ -52,11 +52,12 @@ def build(
     uploads: Path = DEFAULT_UPLOADS,
     plain: bool = False,
     auth: tuple[str, str] | None = None,
+    engine: Engine | None = None,
 ) -> FastAPI:
     """The three pages in one application: `mode`'s at "/", the others at their own paths.
 
     models: those to choose from, by default what this machine has. auth: (user, password) that every page asks for; who has
-    logged in at one is known to the others.
+    logged in at one is known to the others. engine: what the jobs run with, where pages may change it.
     """
     app = FastAPI(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
     models = models or Models()
@@ -79,6 +80,7 @@ def build(
             links=links,
             plain=plain,
             models=models,
+            engine=engine,
         )
         gr.mount_gradio_app(
             app,
@@ -105,8 +107,9 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     outputs = options.out.resolve()
     models = Models(options.models)
     settings = {"reserve_gb": options.reserve_gb, "compiler": options.compile, "cache_gb": options.cache_gb}
-    jobs = Jobs(Engine(models, outputs, options.device, options.attention, **settings))
-    app = build(jobs, mode, options.t, outputs, models=models, plain=options.plain, auth=options.auth)
+    engine = Engine(models, outputs, options.device, options.attention, **settings)
+    jobs = Jobs(engine)
+    app = build(jobs, mode, options.t, outputs, models=models, plain=options.plain, auth=options.auth, engine=engine)
     with listen(options.server, options.port) as listener:
         url = address(options.server, listener)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
@@ -131,7 +134,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--attention", metavar="NAME", default="auto", help=words("page.flag.attention"))
     parser.add_argument("--compile", choices=("auto", "off"), default="auto", help=words("page.flag.compile"))
     parser.add_argument("--device", metavar="NAME", default="auto", help=words("page.flag.device"))
-    parser.add_argument("--reserve-gb", type=float, metavar="N", default=0.5, help=words("page.flag.reserve_gb"))
+    parser.add_argument("--reserve-gb", type=float, metavar="N", default=RESERVE_GB, help=words("page.flag.reserve_gb"))
     parser.add_argument("--cache-gb", type=float, metavar="N", default=DEFAULT_GB, help=words("page.flag.cache_gb"))
     parser.add_argument("--plain", action="store_true", help=words("page.flag.plain"))
     parser.add_argument("--auth", metavar="USER:PASSWORD", help=words("page.flag.auth"))

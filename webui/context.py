@@ -9,6 +9,7 @@ from types import MappingProxyType
 from urllib.parse import quote
 
 from eichi_utils.catalogue import Models
+from eichi_utils.engine import Engine
 from eichi_utils.jobs import Job, Jobs
 from eichi_utils.paths import DEFAULT_UPLOADS
 from locales import Translator
@@ -22,7 +23,8 @@ class Context:
     """mode: the page's own. root: the path it is mounted at, "" for "/". links: mode -> address of its page.
 
     outputs, uploads: where results go, and where pictures that came through a page are kept.
-    models: those to choose from. plain: only what the original FramePack page had.
+    models: those to choose from. engine: whose reserve of the card the page changes; None where it changes none.
+    plain: only what the original FramePack page had.
     """
 
     jobs: Jobs
@@ -34,6 +36,7 @@ class Context:
     links: Mapping[str, str] = field(default_factory=dict)
     plain: bool = False
     models: Models = field(default_factory=Models)
+    engine: Engine | None = None
 
     def url(self, path: str) -> str:
         """The address below which gradio serves a file, if it is of the output folder or an example."""

@@ -6,6 +6,7 @@ import gradio as gr
 
 from webui.context import QUIET, Context
 from webui.form import Form, size_labels
+from webui.memory_panel import reserve_panel
 
 QUICK_SECONDS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 30, 40)
 # Only the length that the slider shows is a field; the quick lengths set it and follow it, in the browser.
@@ -80,3 +81,6 @@ def advanced_panel(context: Context, form: Form) -> None:
                 form.number_or_empty("padding")
             if form.has("crf"):
                 form.slider("crf", step=1)
+        if form.has("vae_cache"):
+            form.switch("vae_cache")
+        reserve_panel(context)

@@ -200,6 +200,8 @@ class ResultPanel:
         parts = [f"{view.width} × {view.height} px"] if view.width else []
         if view.film and view.frames:
             parts.append(self.t("page.facts.film", frames=view.frames, seconds=f"{view.film_seconds:.2f}"))
+        if view.computed_steps < view.all_steps:
+            parts.append(self.t("page.facts.computed", computed=view.computed_steps, steps=view.all_steps))
         seed = view.seed if view.seed != -1 else job.request.seed
         parts.append(self.t("page.facts.seed", seed=seed))
         return " · ".join(parts)

@@ -32,7 +32,8 @@ figcaption { margin-top: 4px; font-size: 12px; text-align: center; color: var(--
   font-size: 14px; }
 .download { padding: 8px 16px; border-radius: 6px; text-decoration: none; color: #fff !important;
   background: var(--button-primary-background-fill); }
-.use { margin: 0 !important; padding: 8px 12px; border-radius: 6px; cursor: pointer; color: var(--body-text-color);
+.use { margin: 0 !important; padding: 8px 12px; border-radius: 6px; cursor: pointer; font-size: 13px; font-weight: 400;
+  color: var(--body-text-color);
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .facts { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .earlier { margin-top: 8px; font-size: 14px; }

@@ -12,9 +12,11 @@ COEFFICIENTS = (733.226126, -401.131952, 67.5869174, -3.149878, 0.0961237896)
 
 
 class StepCache(Protocol):
-    """Given to `PackedTransformer.step`. `residual` is what the blocks added at the last computed step."""
+    """Given to `PackedTransformer.step`. residual: what the blocks added at the last computed step. computed: the numbers of
+    all such steps."""
 
     residual: Tensor | None
+    computed: list[int]
 
     def must_compute(self, modulated: Tensor) -> bool:
         """Called once per step with the first block's modulated input, (1, tokens, width)."""

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLHunyuanVideo
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as everything
-from benchmarks import decode, measure, section, step
+from benchmarks import decode, film, measure, section, step
 from diffusers_helper.budget import Budget
 from diffusers_helper.models.transformer import TransformerConfig
 from diffusers_helper.streaming import Streamer
@@ -114,3 +114,27 @@ def test_several_programs_in_one_go(monkeypatch, capsys):
     assert everything.run("measure", [], 1.0) == ("", "")
     assert everything.run("nothing", [], 1.0) == ("", "exit code 1")
     assert everything.run("step", [], 0.0001) == ("", "took more than 0.0001 minutes")
+
+
+def test_a_film_from_loading_to_its_last_frame(tmp_path, capsys):
+    """Every stage is timed, and the two peaks of memory are of this process."""
+    model = film.write_model(tmp_path / "model", True, torch.device("cpu"))
+    flags = ["--model", str(model), "--device", "cpu", "--size", "128", "--steps", "2", "--seconds", "0.5"]
+    film.main([*flags, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["frames"] == 37 and result["size"] == "128x128" and result["step_ms"] > 0
+    parts = result["seconds"]
+    assert {"check", "text", "vision", "encode", "sample", "decode", "save", "first step of section 1"} <= set(parts)
+    assert 0 < result["anonymous_gib"] <= result["host_gib"]
+    film.main(flags)
+    assert "| sample, s |" in capsys.readouterr().out
+
+
+def test_the_published_encoders_have_their_published_sizes():
+    """Or the film's memory would be another program's."""
+    with torch.device("meta"):
+        sizes = {name: sum(p.numel() for p in make().parameters()) for name, make in film.ENCODERS.items()}
+    assert sizes["text_encoder"] == pytest.approx(7.5e9, rel=0.01)
+    assert sizes["text_encoder_2"] == pytest.approx(123e6, rel=0.01)
+    assert sizes["image_encoder"] == pytest.approx(428e6, rel=0.01)
+    assert sizes["vae"] == pytest.approx(246e6, rel=0.01)

@@ -8,7 +8,16 @@ import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
-from diffusers_helper.latents import crossfade, decode, encode_picture, preview_rgb, preview_weights, to_uint8
+from diffusers_helper.latents import (
+    blend,
+    decode,
+    decode_frames,
+    encode_picture,
+    preview_rgb,
+    preview_weights,
+    to_uint8,
+)
+from diffusers_helper.memory import Room
 from diffusers_helper.preview import HUNYUAN_PREVIEW
 
 
@@ -70,33 +79,30 @@ def clip(frames: int, value: float) -> torch.Tensor:
     return torch.full((1, 3, frames, 2, 2), value)
 
 
-def test_crossfade_goes_evenly_from_one_clip_to_the_other():
+def test_a_blend_goes_evenly_from_one_clip_to_the_other():
     """Weights from 1 to 0, both ends included; a jump at a section's border is what the blend is there to hide."""
-    joined = crossfade(clip(8, 1.0), clip(7, 0.0), 5)
-    assert joined.shape[2] == 8 + 7 - 5
-    expected = [1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0]
-    assert joined[0, 0, :, 0, 0].tolist() == pytest.approx(expected)
+    assert blend(clip(5, 1.0), clip(5, 0.0), 0, 5)[0, 0, :, 0, 0].tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert blend(clip(2, 1.0), clip(2, 0.0), 2, 5)[0, 0, :, 0, 0].tolist() == [0.5, 0.25]
 
 
-def test_crossfade_of_equal_frames_changes_nothing():
-    first = torch.randn(1, 3, 9, 2, 2, generator=torch.Generator().manual_seed(0))
-    assert (crossfade(first, first[:, :, -6:], 6) - first).abs().max() <= 1e-6
+def test_a_blend_of_equal_frames_changes_nothing():
+    first = torch.randn(1, 3, 6, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert (blend(first, first, 0, 6) - first).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize("overlap", [0, -1])
-def test_without_overlap_clips_are_put_end_to_end(overlap):
-    assert torch.equal(crossfade(clip(2, 1.0), clip(3, 0.0), overlap), torch.cat([clip(2, 1.0), clip(3, 0.0)], dim=2))
+def test_a_blend_of_half_precision_is_computed_in_full():
+    first, second = clip(9, 0.3).half(), clip(9, 0.7).half()
+    assert torch.equal(blend(first, second, 0, 9), blend(first.float(), second.float(), 0, 9))
 
 
-@pytest.mark.parametrize(("first", "second"), [(4, 9), (9, 4)])
-def test_an_overlap_longer_than_a_clip_is_an_error(first, second):
-    """The original's assertion named neither number."""
-    with pytest.raises(ValueError, match=f"overlap of 5 frames, but the clips have {first} and {second}"):
-        crossfade(clip(first, 1.0), clip(second, 0.0), 5)
-
-
-def test_an_overlap_may_be_the_whole_clip():
-    assert crossfade(clip(5, 1.0), clip(5, 0.0), 5)[0, 0, :, 0, 0].tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+def test_decoding_stays_in_what_is_free(vae, monkeypatch):
+    """Frames of a size for which nothing is free come in tiles: another picture than whole frames, but of the same size."""
+    latents = torch.randn(1, 16, 2, 20, 24, generator=torch.Generator().manual_seed(0))
+    whole = decode(vae, latents)
+    (tiled,) = decode_frames(vae, latents, room=Room(lambda: 0))
+    assert tiled.shape == whole.shape and 1e-3 < (tiled - whole).abs().max()
+    (unlimited,) = decode_frames(vae, latents, room=Room())
+    assert torch.equal(unlimited, whole)
 
 
 def test_pixels_are_rounded_and_clamped():

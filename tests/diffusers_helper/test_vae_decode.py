@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diffusers_helper import vae_decode
-from diffusers_helper.vae_decode import Decoder, KeptTiles, peak_bytes, side_for
+from diffusers_helper.memory import Room
+from diffusers_helper.vae_decode import Decoder, KeptTiles, peak_bytes, side_for, smaller_side
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def counted(monkeypatch) -> list[int]:
     """Latent frames of every tile that is really decoded."""
     lengths: list[int] = []
     tile = Decoder.tile
-    monkeypatch.setattr(Decoder, "tile", lambda self, z: lengths.append(z.shape[2]) or tile(self, z))
+    monkeypatch.setattr(Decoder, "tile", lambda self, z, *past: lengths.append(z.shape[2]) or tile(self, z, *past))
     return lengths
 
 
@@ -173,6 +174,61 @@ def test_tiles_get_smaller_with_memory_and_never_too_small(full):
 
 def test_a_single_picture_takes_less_than_a_film(full):
     assert side_for(full, 1, 128, 128, 4 * 2**30) is None and side_for(full, 5, 128, 128, 4 * 2**30)
+
+
+def out_of_memory_above(monkeypatch, cells: int) -> list[int]:
+    """Tiles of more cells do not fit; the cells of every tile that was tried."""
+    tried: list[int] = []
+    tile = Decoder.tile
+
+    def limited(self, z, *past):
+        tried.append(z.shape[3] * z.shape[4])
+        if tried[-1] > cells:
+            raise torch.OutOfMemoryError("injected")
+        return tile(self, z, *past)
+
+    monkeypatch.setattr(Decoder, "tile", limited)
+    return tried
+
+
+def test_where_memory_runs_out_tiles_get_smaller_and_nothing_is_lost(own, monkeypatch):
+    """First others give up theirs; a tile's side then stays, and time tiles that were done are not done again."""
+    z = noise(7, 20, 24)
+    wanted = whole(Decoder(own, side=16), z)
+    tried, asked = out_of_memory_above(monkeypatch, 16 * 16), []
+    decoder = Decoder(own, room=Room(make=lambda: asked.append(1) or False))
+    assert torch.equal(whole(decoder, z), wanted)
+    assert decoder.side == 16 and len(asked) == 1
+    assert tried[0] == 20 * 24 and max(tried[1:]) == 16 * 16
+
+
+def test_what_others_give_up_is_tried_before_giving_up(own, monkeypatch):
+    """Also where no tile could be smaller."""
+    z, giving = noise(2, 4, 4), [False, True]
+    wanted = whole(Decoder(own), z)
+    room = Room(make=giving.pop)
+    out_of_memory_above(monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError, match="injected"):
+        whole(Decoder(own, room=room), z)
+    assert giving == []
+    monkeypatch.undo()
+    failures, tile = [torch.OutOfMemoryError("injected")], Decoder.tile
+
+    def once(self, part, *past):
+        if failures:
+            raise failures.pop()
+        return tile(self, part, *past)
+
+    monkeypatch.setattr(Decoder, "tile", once)
+    assert torch.equal(whole(Decoder(own, room=Room(make=lambda: True)), z), wanted)
+
+
+def test_sides_get_smaller_to_the_smallest():
+    sides, side = [], None
+    while side := smaller_side(side, 80, 76):
+        sides.append(side)
+    assert sides == [60, 44, 32, 24, 16]
+    assert smaller_side(None, 16, 8) is None and smaller_side(40, 18, 8) == 16
 
 
 @torch.inference_mode()

@@ -14,11 +14,14 @@ from diffusers_helper.budget import Budget
 from diffusers_helper.models import compiled
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.text import encode_prompt
-from eichi_utils import film
+from diffusers_helper.vae_decode import Decoder
+from eichi_utils import preflight, runner
 from eichi_utils.engine import Engine
+from eichi_utils.jobs import Jobs
 from eichi_utils.models import ModelPool
+from eichi_utils.paths import Outputs
 from eichi_utils.problems import UserError
-from tests.eichi_utils.helpers import carry_out, found, last_preview, request
+from tests.eichi_utils.helpers import SHORT, carry_out, decoded, found, last_preview, request
 from tests.fake_device import FakeDevice
 
 
@@ -148,7 +151,7 @@ def test_tokens_of_a_section_in_the_usual_size(pictures: list[str]) -> None:
     """17,500 of latents at 640 x 608, and a picture and a prompt."""
     plan = request("reverse", pictures[0], seconds=5, window=9).plan()
     section = plan.sections[1]
-    assert abs(film.step_tokens(section, 80, 76) - film.CONTEXT_TOKENS - 17_500) < 100
+    assert abs(preflight.step_tokens(section, 80, 76) - preflight.CONTEXT_TOKENS - 17_500) < 100
 
 
 @pytest.mark.parametrize("wrong", [-1, 81, float("nan")])
@@ -163,3 +166,77 @@ def test_the_engine_hands_on_what_it_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(compiled, "obstacle", lambda device: "")
     assert Engine(device="cpu").pool.passes.reason == ""
     assert Engine(device="cpu", compiler="off").pool.passes == compiled.EAGER
+
+
+def failing_once(work):
+    """The card is full at the first call, half-way."""
+    failures = [torch.OutOfMemoryError("injected")]
+
+    def call(*given):
+        if failures:
+            raise failures.pop()
+        return work(*given)
+
+    return call
+
+
+@pytest.mark.parametrize("owner,name", [(runner, "encode_prompt"), (runner, "encode_image"), (runner, "encode_picture")])
+def test_encoding_is_repeated_in_what_others_give_up(
+    owner: object, name: str, checkpoint: Path, pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Something else takes the card's memory in mid-run; the transformer of the film before leaves, the film is the same."""
+    wanted = request("single", pictures[0])
+    plain = last_preview(carry_out(wanted, pool, tmp_path / "plain"))
+    card = FakeDevice()
+    small = on_card(checkpoint, card)
+    with small.transformer("framepack", tokens=10) as net:
+        streamer = net.weights
+    left: list[int] = []
+    monkeypatch.setattr(streamer, "leave", lambda wanted=None, leave=streamer.leave: left.append(1) or leave(wanted))
+    # Nobody has to leave for those who fit.
+    monkeypatch.setattr(small.budget, "work", lambda kind: 0)
+    monkeypatch.setattr(owner, name, failing_once(getattr(owner, name)))
+    assert last_preview(carry_out(wanted, small, tmp_path / "card")) == plain
+    assert left
+
+
+def test_decoding_goes_on_in_smaller_tiles(
+    checkpoint: Path, pool: ModelPool, tmp_path: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film of as many frames, where a whole frame finds no room."""
+    wanted = request("reverse", pictures[0], **{**SHORT, "size": 160})
+    small, tile, failed = on_card(checkpoint, FakeDevice()), Decoder.tile, []
+
+    def limited(self, z, *past):
+        if max(z.shape[-2:]) > 16:
+            failed.append(1)
+            raise torch.OutOfMemoryError("injected")
+        return tile(self, z, *past)
+
+    monkeypatch.setattr(Decoder, "tile", limited)
+    events = carry_out(wanted, small, tmp_path)
+    assert failed == [1] and len(decoded(events[-1].files[0])) == events[-1].frames == 21
+
+
+def test_memory_that_nobody_can_give_is_said_in_a_sentence(
+    checkpoint: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And not as a traceback."""
+
+    def full(self, *_):
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(Decoder, "tile", full)
+    small = on_card(checkpoint, FakeDevice())
+    jobs = Jobs(lambda wanted, job, stop: runner.run(wanted, wanted.plan(), small, Outputs(tmp_path, job), stop))
+    *_, view = jobs.follow(jobs.submit(request("reverse", pictures[0], **SHORT)).id)
+    jobs.close()
+    assert view.state == "failed" and found(view.problems) == {("", "out_of_card_memory")}
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_decoding_leaves_the_reserve_to_others(checkpoint: Path) -> None:
+    small = on_card(checkpoint, FakeDevice(capacity=3 * 2**30), reserve_gb=1)
+    assert small.room.free() == 2 * 2**30
+    assert ModelPool(checkpoint, device="cpu").room.free() is None

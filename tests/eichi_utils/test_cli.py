@@ -87,7 +87,7 @@ def test_dry_run_for_reading(eichi: Run, pictures: list[str], tmp_path: Path) ->
     )  # fmt: skip
     assert code == 0
     lines = out.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4 and "GiB of RAM" in lines.pop(1)
     assert "73 frames" in lines[0]
     assert "20-28" in lines[1]
     assert "start@0" in lines[1]
@@ -117,7 +117,7 @@ def test_render_as_json_and_again_from_its_files(eichi: Run, quick: list, tmp_pa
     assert {"files", "frames", "seconds", "seed", "took"} <= set(first)
     assert (first["frames"], first["seconds"], first["state"]) == (1, 0.033, "finished")
     assert first["seed"] >= 0
-    assert first["took"] > 0
+    assert first["took"] > 0 and first["steps"] == first["computed_steps"] > 0
     document = read_document(first["files"][0])
     assert document["seed"] == first["seed"]
 
@@ -347,10 +347,12 @@ def test_doctor(eichi: Run, checkpoint: Path, tmp_path: Path) -> None:
     found = last_json(out)
     assert code == 0
     assert set(found) == {
-        "system", "python", "packages", "memory_gib", "disk_free_gib", "cards", "device", "transformer_dtype", "attention",
-        "attention_rejected", "compiled", "compiled_rejected", "models",
+        "system", "python", "packages", "memory_gib", "memory_free_gib", "disk_free_gib", "cards", "cuda", "cudnn", "device",
+        "transformer_dtype", "precision", "precision_rejected", "locks_memory", "attention", "attention_rejected", "compiled",
+        "compiled_rejected", "cached_bytes", "models",
     }  # fmt: skip
     assert (found["device"], found["transformer_dtype"]) == ("cpu", "float32")
+    assert (found["precision"], found["locks_memory"]) == ("float32", None)
     assert found["packages"]["torch"]
     assert found["compiled"] is False and "CUDA" in found["compiled_rejected"]
     code, out, _ = eichi("doctor", "--models", checkpoint, "--device", "cpu", "--compile", "off", "--json")

@@ -9,14 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from eichi_utils import runner
+from diffusers_helper.latents import rounded
+from eichi_utils import modes, runner
 from eichi_utils.events import Notice
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
+from eichi_utils.problems import UserError
 from eichi_utils.request import Request
 from eichi_utils.single import Control
-from tests.eichi_utils.helpers import THREE, carry_out, changed, request
+from eichi_utils.view import View
+from tests.eichi_utils.helpers import THREE, carry_out, changed, decoded, request
 
 
 def conditions_of(it: Request, pool: ModelPool) -> tuple:
@@ -170,3 +173,38 @@ def test_a_cache_that_lets_nothing_pass_is_no_cache(pool: ModelPool, pictures: l
     """Threshold 0 computes every step: bit for bit as without."""
     base = request("single", pictures[0], steps=6)
     assert torch.equal(latents_of(changed(base, step_cache="teacache", cache_threshold=0.0), pool), latents_of(base, pool))
+
+
+def test_the_vae_cache_changes_the_frames_and_nothing_else(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
+    """The same latents, as many frames, another picture: each part is decoded once, and nothing is blended."""
+    base = request("forward", pictures[0], **THREE)
+    films = {}
+    for cache in (False, True):
+        it = changed(base, vae_cache=cache)
+        plan, conditions = conditions_of(it, pool)
+        parts = [part for part in sample_film(it, plan, conditions, pool, Stop()) if isinstance(part, Decoded)]
+        assert [part.open.shape[2] > 0 for part in parts] == [not cache] * 3
+        frames = torch.cat([*(part.final for part in parts), rounded(parts[-1].open)], dim=2)
+        films[cache] = torch.cat([part.latents for part in parts], dim=2), frames
+    assert torch.equal(films[False][0], films[True][0])
+    assert films[False][1].shape == films[True][1].shape and films[True][1].shape[2] == plan.frames
+    assert (films[False][1].float() - films[True][1].float()).abs().mean() > 0.5
+    events = carry_out(changed(base, vae_cache=True), pool, tmp_path)
+    assert len(decoded(events[-1].files[0])) == plan.frames
+
+
+@pytest.mark.parametrize("mode", ["reverse", "single"])
+def test_only_a_film_made_in_order_has_a_vae_cache(mode: str, pictures: list[str]) -> None:
+    """In the other modes what a frame looks back at does not exist yet."""
+    with pytest.raises(UserError) as error:
+        modes.from_json({"mode": mode, "image": pictures[0], "prompt": "x", "vae_cache": True})
+    assert ("vae_cache", "key_unknown") in {(problem.field, problem.key) for problem in error.value.problems}
+
+
+def test_the_run_says_how_many_steps_it_computed(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
+    """Event by event, and the view in all; without a cache every step."""
+    for cache, fewer in (("none", False), ("teacache", True)):
+        view = View()
+        for event in carry_out(request("single", pictures[0], steps=8, step_cache=cache), pool, tmp_path / cache):
+            view = view.after(event)
+        assert view.all_steps == 8 and (view.computed_steps < 8) == fewer and view.computed_steps >= 2

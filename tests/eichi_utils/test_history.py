@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import crossfade
+from diffusers_helper.latents import on_host, rounded
 from eichi_utils.history import History, Stitch, joined
 from eichi_utils.plan import Ref, frames_of
 
@@ -93,20 +93,32 @@ def stretches(side: str, latents: int, sections: int) -> list[Tensor]:
     return [torch.rand(1, 3, frames_of(length), 2, 2) for length in lengths]
 
 
+def crossfade(first: Tensor, second: Tensor, overlap: int) -> Tensor:
+    """The reference's: whole clips in float32."""
+    weights = torch.linspace(1, 0, overlap).view(1, 1, -1, 1, 1)
+    faded = weights * first[:, :, -overlap:] + (1 - weights) * second[:, :, :overlap]
+    return torch.cat([first[:, :, :-overlap], faded, second[:, :, overlap:]], dim=2)
+
+
+def pieces(pixels: Tensor, length: int) -> list[Tensor]:
+    return list(pixels.split(length, dim=2))
+
+
+@pytest.mark.parametrize("length", [1, 12, 100])
 @pytest.mark.parametrize("sections", [1, 2, 3, 4])
 @pytest.mark.parametrize("latents", [9, 5])
 @pytest.mark.parametrize("side", ["front", "back"])
-def test_stitching_equals_fading_whole_films(side: str, latents: int, sections: int) -> None:
+def test_stitching_equals_fading_whole_films(side: str, latents: int, sections: int, length: int) -> None:
     """The reference blends each stretch into the whole film; here final frames are never touched again. After every
-    section the film is the same, frame by frame."""
+    section the film is the same, frame by frame, in whatever pieces the stretch comes."""
     overlap = frames_of(latents)
-    stitch, final, slow = Stitch(side, latents), [], None
+    stitch, final, slow = Stitch(side, latents, on_host), [], None
     for pixels in stretches(side, latents, sections):
         if slow is None:
             slow = pixels
         else:
             slow = crossfade(pixels, slow, overlap) if side == "front" else crossfade(slow, pixels, overlap)
-        piece = stitch.add(pixels.clone())
+        piece = stitch.add(pieces(pixels, length), pixels.shape[2])
         final = [piece, *final] if side == "front" else [*final, piece]
         assert stitch.open.shape[2] == overlap
         parts = [stitch.open, *final] if side == "front" else [*final, stitch.open]
@@ -120,10 +132,23 @@ def test_stitched_films_are_mirror_images(latents: int) -> None:
     films = {}
     forward = stretches("back", latents, 3)
     for side in ("back", "front"):
-        stitch, film = Stitch(side, latents), []
+        stitch, film = Stitch(side, latents, on_host), []
         for pixels in forward:
-            piece = stitch.add(pixels if side == "back" else pixels.flip(2))
+            piece = stitch.add([pixels if side == "back" else pixels.flip(2)], pixels.shape[2])
             film = [*film, piece] if side == "back" else [piece, *film]
         film = [*film, stitch.open] if side == "back" else [stitch.open, *film]
         films[side] = torch.cat(film, dim=2)
     torch.testing.assert_close(films["front"].flip(2), films["back"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["front", "back"])
+def test_final_frames_are_levels_and_the_same_as_rounding_the_whole_film(side: str) -> None:
+    """Only what may still be blended waits in the numbers it was decoded in."""
+    exact, stitch = Stitch(side, 5, on_host), Stitch(side, 5)
+    for pixels in stretches(side, 5, 3):
+        half = (2.2 * pixels - 1.1).half()
+        wanted = exact.add(pieces(half, 12), half.shape[2])
+        final = stitch.add(pieces(half, 12), half.shape[2])
+        assert final.dtype == torch.uint8 and torch.equal(final, rounded(wanted))
+        assert stitch.open.dtype == torch.float16 and torch.equal(stitch.open.float(), exact.open.float())
+        assert stitch.open.untyped_storage().nbytes() == stitch.open.numel() * 2

@@ -267,7 +267,9 @@ def test_memory_of_the_card_is_recognised_without_importing_torch() -> None:
     """torch.OutOfMemoryError is a RuntimeError; the user must read about memory, not about a bug."""
     import torch
 
-    assert found(problems_of(torch.OutOfMemoryError("CUDA out of memory"))) == {("", "out_of_memory")}
+    assert found(problems_of(torch.OutOfMemoryError("CUDA out of memory"))) == {("", "out_of_card_memory")}
+    of_the_host = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+    assert found(problems_of(of_the_host)) == {("", "out_of_memory")}
     assert found(problems_of(PermissionError(errno.EACCES, "no"))) == {("", "unexpected")}
     assert found(problems_of(OSError(errno.EDQUOT, "quota"))) == {("", "disk_full")}
 
@@ -365,7 +367,7 @@ EVENTS = [
     Saved(at=6, path="a.png", kind="start"),
     Stage(at=10, name="sample", section=0),
     Step(at=11, section=0, step=0, preview=b"1"),
-    Step(at=12, section=0, step=1),
+    Step(at=12, section=0, step=1, computed=False),
     Stage(at=13, name="decode", section=0),
     Stage(at=14, name="save", section=0),
     Saved(at=15, path="9.mp4", kind="so_far", section=0, frames=33),
@@ -398,6 +400,7 @@ def test_the_view_folds_all_events() -> None:
     end = folded[-1]
     assert (end.state, end.files, end.film, end.frames, end.seed) == ("finished", ("19.mp4", "a.png"), "19.mp4", 73, 9)
     assert (end.sections, end.steps, end.width, end.height) == (2, 2, 64, 48)
+    assert (end.all_steps, end.computed_steps) == (4, 3)
     assert end.film_seconds == 73 / 30
     assert end.elapsed == 20
     assert (end.preview, end.seconds_left) == (None, None)

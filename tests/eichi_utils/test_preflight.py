@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from diffusers import AutoencoderKLHunyuanVideo
 
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.streaming import Streamer
-from eichi_utils import models
+from diffusers_helper.parts import Parts
+from diffusers_helper.streaming import Streamer, tensors_of
+from diffusers_helper.vae_decode import peak_bytes
+from eichi_utils import engine, models, preflight
+from eichi_utils.cards import Card, read, visible
+from eichi_utils.catalogue import Models
+from eichi_utils.engine import Engine
+from eichi_utils.events import Notice
+from eichi_utils.hub import PLACES, ModelFiles
+from eichi_utils.metadata import read_document
 from eichi_utils.models import ModelPool
-from eichi_utils.preflight import host_available, needs, problems
+from eichi_utils.preflight import Machine, choose, download_problems, host_available, needs, transformer_needs
 from eichi_utils.problems import UserError
-from tests.eichi_utils.helpers import carry_out, found, request, say_everything
+from eichi_utils.sizes import PUBLISHED, TransformerSize, model_size, transformer_size, vae_size
+from tests.eichi_utils.helpers import carry_out, changed, found, request, say_everything
 from tests.fake_device import FakeDevice
 
 GIB = 2**30
+# Of a section of 640 x 608.
+TOKENS = 18_300
+
+
+def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 @pytest.fixture(scope="module")
@@ -26,28 +44,140 @@ def full() -> PackedTransformer:
         return PackedTransformer(TransformerConfig())
 
 
-def test_what_the_published_model_needs(full: PackedTransformer) -> None:
-    """18.1 GB in 16 bits, 9.1 in 8; of the card about a gigabyte; on a CPU 51 GB in 32 bits."""
-    wide, narrow = (needs(full, torch.bfloat16, storage, on_card=True) for storage in (None, "int8"))
+def test_the_published_sizes_are_those_of_the_architecture(full: PackedTransformer) -> None:
+    """What is said before a download is what is said after it."""
+    assert transformer_size(shapes_of(full)) == PUBLISHED.transformer
+    with torch.device("meta"):
+        vae = AutoencoderKLHunyuanVideo().half()
+    assert vae_size(shapes_of(vae)) == PUBLISHED.vae
+    assert peak_bytes(vae, 6, 16, 16) <= 2 * PUBLISHED.vae.work < 1.3 * peak_bytes(vae, 6, 16, 16)
+    for name, size in (("text_encoder", PUBLISHED.text), ("image_encoder", PUBLISHED.vision)):
+        assert abs(2 * size.whole / 1e9 - PLACES[name].gigabytes) < 0.3
+
+
+def test_sizes_come_from_the_files_headers(checkpoint: Path) -> None:
+    """Of every component, and the transformer's as its own division into parts says."""
+    size = model_size(ModelFiles(checkpoint), "framepack")
+    pool = ModelPool(checkpoint, device="cpu")
+    with pool.transformer("framepack") as net:
+        parts, linears = net.parts(), {id(layer.weight) for layer in net.block_linears().values()}
+
+    def numbers(modules: object, which: object = lambda tensor: True) -> int:
+        return sum(t.numel() for t in tensors_of(modules) if which(t))
+
+    blocks = [numbers(modules) for modules in parts.step.values()]
+    linear = sum(numbers(modules, lambda t: id(t) in linears) for modules in parts.step.values())
+    assert (size.transformer.whole, size.transformer.linear) == (numbers([net]), linear)
+    assert size.transformer.linear + size.transformer.rest == sum(blocks)
+    assert size.transformer.block_linear + size.transformer.block_rest == max(blocks)
+    assert size.transformer.job == max(numbers(modules) for modules in parts.job.values())
+    assert size.transformer.always == numbers(parts.always) and size.transformer.width == net.config.dim
+    with pool.vision() as encoder:
+        assert abs(size.vision.whole - numbers([encoder.model])) <= 0.05 * size.vision.whole
+    with pool.text() as encoders:
+        assert size.text.card <= size.text.whole and size.text.whole >= numbers([encoders.llama, encoders.clip])
+
+
+def test_what_is_not_there_is_judged_as_published(tmp_path: Path) -> None:
+    assert model_size(ModelFiles(tmp_path), "framepack") is PUBLISHED
+
+
+def test_what_the_published_model_needs() -> None:
+    """18.1 GB for sampling in 16 bits, 9.1 in 8; of the card about a gigabyte; on a CPU 51 GB in 32 bits."""
+    size = PUBLISHED.transformer
+    wide, narrow = (transformer_needs(size, name, 0, on_card=True) for name in ("bfloat16", "int8"))
     assert round(wide.host / 1e9, 1) == 18.1 and round(narrow.host / 1e9, 1) == 9.1
-    assert 0.9 * GIB < narrow.card <= wide.card < 1.4 * GIB
-    assert needs(full, torch.float32, None, on_card=False).card == 0
-    assert round(needs(full, torch.float32, None, on_card=False).host / 1e9) == 51
+    assert 0.6 * GIB < narrow.card <= wide.card < 1.4 * GIB
+    assert transformer_needs(size, "auto", TOKENS, on_card=False).card == 0
+    assert round(transformer_needs(size, "auto", 0, on_card=False).host / 1e9) == 51
+    assert transformer_needs(size, "bfloat16", 0, on_card=False).host == 2 * size.whole
 
 
-def test_six_gigabytes_are_enough_for_the_card(full: PackedTransformer) -> None:
-    needed, work = needs(full, torch.bfloat16, None, on_card=True), int(2.5 * GIB)
-    assert list(problems(needed, work, 20 * GIB, 6 * GIB)) == []
-    found_problems = say_everything(problems(needed, work, 16 * GIB, 3 * GIB))
-    assert [problem.key for problem in found_problems] == ["too_little_memory", "too_little_card_memory"]
-    assert found_problems[0].values == {"needed": "16.9", "free": "16.0"}
+def test_the_largest_stage_counts() -> None:
+    """In 8 bits the prompt's encoder is the largest: 15.3 GB; never the sum."""
+    assert round(needs(PUBLISHED, "int8", TOKENS, on_card=True).host / 1e9, 1) == 15.3
+    assert round(needs(PUBLISHED, "bfloat16", TOKENS, on_card=True).host / 1e9, 1) == 18.1
+    small = TransformerSize(10, 4, 2, 4, 2, 4, 0, 1)
+    stages = preflight.stages(dataclasses.replace(PUBLISHED, transformer=small), "auto", 1, on_card=True)
+    assert max(stages, key=lambda name: stages[name].card) == "text"
+    assert stages["vae"].card > 2 * PUBLISHED.vae.whole and stages["vision"].host == 2 * PUBLISHED.vision.whole
+
+
+@pytest.mark.parametrize(
+    ("host", "card", "precision", "chosen"),
+    [(20, 6, "auto", "bfloat16"), (16, 6, "auto", "float8"), (16, 6, "int8", "int8"), (20, 6, "int8", "int8")],
+)
+def test_sixteen_bits_where_they_fit_else_eight(host: int, card: int, precision: str, chosen: str) -> None:
+    """What was asked for by name is never changed."""
+    way = choose(PUBLISHED, precision, TOKENS, Machine(host * GIB, card * GIB, narrow="float8"))
+    assert way.precision == chosen and way.chosen is (precision == "auto")
+    assert (way.instead is not None) == (precision == "auto" and chosen == "float8")
+    assert way.needs.host <= host * GIB and way.needs.card <= card * GIB
+
+
+@pytest.mark.parametrize(
+    ("host", "card", "precision", "keys"),
+    [
+        (16, 6, "bfloat16", ["too_little_memory"]),
+        (12, 6, "auto", ["too_little_memory_narrow"]),
+        (20, 3, "auto", ["too_little_card_memory"]),
+        (12, 3, "int8", ["too_little_memory_narrow", "too_little_card_memory"]),
+        (32, None, "auto", ["too_little_memory"]),
+    ],
+)
+def test_what_fits_no_way_is_refused_with_figures(host: int, card: int | None, precision: str, keys: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        choose(PUBLISHED, precision, TOKENS, Machine(host * GIB, None if card is None else card * GIB))
+    problems = say_everything(error.value.problems)
+    assert [problem.key for problem in problems] == keys
+    if precision == "bfloat16":
+        assert problems[0].values == {"needed": "16.9", "free": "16.0"}
+
+
+def test_without_a_card_auto_stays_what_it_is() -> None:
+    way = choose(PUBLISHED, "auto", TOKENS, Machine(64 * GIB))
+    assert (way.precision, way.chosen, way.needs.card) == ("auto", False, 0)
 
 
 def test_the_figures_are_those_of_streaming(checkpoint: Path) -> None:
+    """Of the slots and parts that a card really holds."""
     with ModelPool(checkpoint, device="cpu").transformer("framepack") as net:
-        needed = needs(net, torch.float32, None, on_card=True)
-        streamer = Streamer(FakeDevice(), net.parts())
-        assert needed.card <= max(streamer.least_bytes, streamer.job_bytes + streamer.least_bytes)
+        streamer = Streamer(FakeDevice(), Parts(net.parts().always, net.parts().job, net.parts().step))
+    size = model_size(ModelFiles(checkpoint), "framepack").transformer
+    estimate = transformer_needs(size, "auto", 0, on_card=True).card
+    # The checkpoint is loaded in 32 bits here, the estimate is for the 16 of a card.
+    assert 2 * estimate <= streamer.least_bytes + streamer.job_bytes
+
+
+@pytest.mark.parametrize("room", ["enough", "tight"])
+def test_the_choice_is_said_and_goes_into_the_film(
+    room: str, checkpoint: Path, pictures: list[str], tmp_path: Path, cheap_decode: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the file makes the same film again, wherever it is read."""
+    pool = ModelPool(checkpoint, device="cpu", card=FakeDevice(), reserve_gb=0)
+    pool.placement = dataclasses.replace(pool.placement, transformer=torch.bfloat16)
+    if room == "tight":
+        narrow = preflight.choose
+
+        def choose_tight(size, precision, tokens, machine):
+            wide = needs(size, "bfloat16", tokens, on_card=True).card
+            return narrow(size, precision, tokens, dataclasses.replace(machine, card=wide - 1))
+
+        # Of this model the encoders are the largest; only the transformer's precision matters here.
+        monkeypatch.setattr(
+            preflight,
+            "stages",
+            lambda size, p, n, on_card: {"sample": transformer_needs(size.transformer, p, n, on_card=on_card)},
+        )
+        monkeypatch.setattr(models, "choose", choose_tight)
+    events = carry_out(request("single", pictures[0]), pool, tmp_path)
+    chosen = "bfloat16" if room == "enough" else "int8"
+    (notice,) = [event for event in events if isinstance(event, Notice)]
+    assert notice.key == ("precision_wide" if room == "enough" else "precision_narrow")
+    assert notice.values["precision"] == chosen and float(notice.values["disk_free"]) > 0
+    assert {read_document(file)["precision"] for file in events[-1].files} == {chosen}
+    with pool.transformer("framepack", chosen) as net:
+        assert net.dtype == torch.bfloat16
 
 
 def test_a_card_too_small_ends_a_run_before_it_works(checkpoint: Path, pictures: list[str], tmp_path: Path) -> None:
@@ -68,6 +198,9 @@ def test_too_little_memory(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found(error.value.problems) == {("", "too_little_memory")}
     with pool.transformer("framepack"):
         pass
+    monkeypatch.setattr(
+        preflight, "stages", lambda size, p, n, on_card: {"sample": transformer_needs(size.transformer, p, n, on_card=on_card)}
+    )
     pool.preflight("framepack", "auto", 100)
 
 
@@ -82,3 +215,55 @@ def test_a_container_may_have_less(limit: str, expected: int | None, tmp_path: P
     else:
         assert host_available(tmp_path) == expected
     assert host_available(tmp_path / "none") > 0
+
+
+def test_downloads_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an interrupted download left is not needed a second time."""
+    files = ModelFiles(tmp_path / "hub")
+    monkeypatch.setattr(preflight, "disk_free", lambda folder: 41 * 10**9)
+    missing = files.missing("framepack")
+    assert found(download_problems(files, missing)) == {("models", "too_little_disk")}
+    blobs = tmp_path / "hub" / "models--lllyasviel--FramePackI2V_HY" / "blobs"
+    blobs.mkdir(parents=True)
+    with (blobs / "part.incomplete").open("wb") as file:
+        file.truncate(2 * 10**9)
+    assert download_problems(files, missing) == () and download_problems(files, []) == ()
+
+
+def test_cards_as_the_driver_describes_them() -> None:
+    lines = [
+        "NVIDIA GeForce RTX 4090, 580.95, 8.9, 24564, 23000",
+        "Old, 390.1, [N/A], 2000, 100",
+        "Tesla T4, 580.95, 7.5, 15360, 15000",
+    ]
+    found_cards = read("\n".join(lines) + "\n")
+    assert [(card.name, card.capability, card.total // 2**20) for card in found_cards] == [
+        ("NVIDIA GeForce RTX 4090", (8, 9), 24564),
+        ("Tesla T4", (7, 5), 15360),
+    ]
+    assert [preflight.narrow_format(card.capability) for card in found_cards] == ["float8", "int8"]
+    names = {
+        wanted: [card.name[:5] for card in visible(found_cards, wanted)]
+        for wanted in (None, "", "1", "1,0", "-1", "0,7,1", "GPU-8")
+    }
+    assert names == {
+        None: ["NVIDI", "Tesla"], "": [], "1": ["Tesla"], "1,0": ["Tesla", "NVIDI"], "-1": [], "0,7,1": ["NVIDI"],
+        "GPU-8": ["NVIDI", "Tesla"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("device", "expected"), [("auto", "float8"), ("cuda:1", "int8"), ("cpu", "auto")])
+def test_a_dry_run_counts_as_the_run_would(
+    device: str, expected: str, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the driver's figures, less the reserve, and without torch; what does not fit is named and the figures stay."""
+    two = (Card("a", "1", (8, 9), 24 * GIB, 20 * GIB), Card("b", "1", (7, 5), 24 * GIB, 4 * GIB))
+    monkeypatch.setattr(engine, "cards", lambda: two)
+    monkeypatch.setattr(preflight, "host_available", lambda: 16 * GIB)
+    wanted = Engine(Models(tmp_path), tmp_path, device, reserve_gb=3)
+    needed, problems = wanted.forecast(changed(request("reverse", pictures[0], size=640), seconds=1))
+    assert needed["precision"] == expected
+    assert needed["card_free"] == {"auto": "17.0", "cuda:1": "1.0", "cpu": ""}[device]
+    keys = {"auto": set(), "cuda:1": {"too_little_card_memory"}, "cpu": {"too_little_memory"}}[device]
+    assert {problem.key for problem in say_everything(problems)} - {"too_little_disk"} == keys
+    assert json.dumps(needed)

@@ -60,7 +60,7 @@ def other_values(mode: str, pictures: list[str]) -> dict:
             "keyframes": {1: pictures[2], 3: pictures[3]},
             "padding": 1.5,
         },
-        "forward": {"influence": 101.5, "influence_sections": "all"},
+        "forward": {"influence": 101.5, "influence_sections": "all", "vae_cache": True},
         "single": {
             "image_index": 1,
             "image_mask": pictures[1],

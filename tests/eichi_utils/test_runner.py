@@ -286,7 +286,7 @@ POINTS = [
     ("single", PackedTransformer, "step"),
     ("single", film, "watched"),
     ("single", previews, "animated_webp"),
-    ("single", film, "decode"),
+    ("single", film, "decode_frames"),
     ("reverse", FilmWriter, "add"),
     ("reverse", FilmWriter, "write"),
     ("reverse", media, "encode_h264"),
@@ -316,7 +316,7 @@ def test_an_exception_anywhere_ends_as_failed_and_the_next_job_runs(
     ("error", "key"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "x_6.mp4"), "disk_full"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_card_memory"),
         (MemoryError(), "out_of_memory"),
     ],
 )

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusers_helper.buckets import cover_crop
-from diffusers_helper.latents import crossfade, preview_rgb, preview_weights
+from diffusers_helper.latents import blend, on_host, preview_rgb, preview_weights
+from diffusers_helper.memory import Room
 from diffusers_helper.models.step_cache import TeaCache
 from diffusers_helper.models.transformer import Clean, PackedTransformer, TransformerConfig
 from diffusers_helper.preview import HUNYUAN_PREVIEW
@@ -75,6 +76,7 @@ class TinyPool:
     def __init__(self, folder: Path):
         self.folder = folder
         self.files = ModelFiles()
+        self.room = Room()
         self.card = None
 
     @cached_property
@@ -193,7 +195,7 @@ def replay_film(path: Path, pool: TinyPool) -> Iterator[Check]:
     plan = request.plan()
     parts = []
     pixels = None
-    for item in sample_film(request, plan, film_conditions(params, tensors), pool, Stop()):
+    for item in sample_film(request, plan, film_conditions(params, tensors), pool, Stop(), on_host):
         if isinstance(item, Decoded):
             parts.append(item.latents)
             final = item.final if pixels is None else joined(item.final, pixels, plan.grows)
@@ -283,7 +285,10 @@ def replay_preview(path: Path, pool: TinyPool) -> Iterator[Check]:
 def replay_crossfade(path: Path, pool: TinyPool) -> Iterator[Check]:
     tensors, _ = load(path)
     for name in sorted(name for name in tensors if name.startswith("overlap_")):
-        ours = crossfade(tensors["a"], tensors["b"], int(name.removeprefix("overlap_")))
+        overlap = int(name.removeprefix("overlap_"))
+        second, rest = tensors["b"], tensors["a"].shape[2] - overlap
+        first, edge = tensors["a"].split([rest, overlap], dim=2)
+        ours = torch.cat([first, blend(edge, second[:, :, :overlap], 0, overlap), second[:, :, overlap:]], dim=2)
         yield Check(name, error_of(ours, tensors[name]), PIXELS)
 
 

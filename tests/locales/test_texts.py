@@ -114,6 +114,7 @@ def expansions() -> dict[str, set[str]]:
     fields = set(request_fields())
     return {
         "stage.{}": set(STAGES),
+        "doctor.why.{}": {"only_asked_for", "no_units", "other_format", "not_needed", "too_large"},
         "cli.{}": set(ENDED),
         "cli.help.{}": fields,
         "cli.help.reference_{}": {"index", "mask"},

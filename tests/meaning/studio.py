@@ -83,7 +83,7 @@ class Studio:
         *_, conditions = prepare(request, plan, fit_pictures(plan, request.size), self.pool)
         start = conditions.latents["start"]
         latents = start if plan.opening_shown else start[:, :, :0]
-        with patch.object(program, "decode", _grey):
+        with patch.object(program, "decode_frames", _grey):
             for item in sample_film(request, plan, conditions, self.pool, Stop()):
                 if isinstance(item, Decoded):
                     latents = joined(item.latents, latents, plan.grows)
@@ -114,5 +114,5 @@ class Studio:
         return str(path)
 
 
-def _grey(vae: Any, latents: Tensor, kept: Any = None) -> Tensor:
-    return torch.zeros(1, 3, FRAMES_PER_LATENT * latents.shape[2] - 3, 2, 2)
+def _grey(vae: Any, latents: Tensor, *_: Any) -> list[Tensor]:
+    return [torch.zeros(1, 3, FRAMES_PER_LATENT * latents.shape[2] - 3, 2, 2)]

@@ -50,6 +50,7 @@ OTHER = {
     "padding": 1.5,
     "influence": 101.5,
     "influence_sections": "all",
+    "vae_cache": True,
     "image_index": 2,
     "target_index": 6,
     "rope_value": 12,

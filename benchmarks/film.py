@@ -1,0 +1,211 @@
+"""`python -m benchmarks.film [--size 640] [--precision auto] [--card-gib 8] [--seconds 2.4] [--steps 25]`: a whole film.
+
+Random weights of the published size (43 GB) are written to the disk, and the program makes a film of them from its loading to
+the last frame, with --card-gib of the card. Seconds of each part, and the peaks of both memories: the computer's once with
+the files' pages, which the system takes back when it needs them, and once without. --tiny: a small checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from PIL import Image
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel, SiglipVisionConfig, SiglipVisionModel
+
+from benchmarks.load import write_checkpoint
+from benchmarks.measure import GIB, gpu_peak, host_peak
+from benchmarks.quality import machine
+from benchmarks.step import empty
+from diffusers_helper.device import CudaDevice
+from diffusers_helper.memory import placement
+from diffusers_helper.models.transformer import TransformerConfig
+from eichi_utils import modes, runner
+from eichi_utils.events import Event, Finished, Stage, Step
+from eichi_utils.jobs import Stop
+from eichi_utils.models import ModelPool
+from eichi_utils.paths import Outputs
+from miniature.random_checkpoint import build
+
+# Sizes of the published encoders: Llama 3 8B, CLIP ViT-L/14, SigLIP so400m/14 at 384.
+ENCODERS: dict[str, Callable[[], nn.Module]] = {
+    "text_encoder": lambda: LlamaModel(
+        LlamaConfig(
+            vocab_size=128320, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+            num_key_value_heads=8, max_position_embeddings=8192, rope_theta=500000.0,
+        )
+    ),
+    "text_encoder_2": lambda: CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+            projection_dim=768,
+        )
+    ),
+    "image_encoder": lambda: SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=384,
+            patch_size=14,
+        )
+    ),
+    "vae": lambda: AutoencoderKLHunyuanVideo(),
+}  # fmt: skip
+SEED, PERIOD = 7, 0.02
+
+
+@dataclass(frozen=True)
+class Result:
+    """seconds: of each stage, by name, a film's sections together. step_ms: median of sampling, steps of a section together.
+
+    gpu_gib: allocated at most. host_gib: resident at most; anonymous_gib: without pages of files.
+    """
+
+    size: str
+    precision: str
+    frames: int
+    seconds: dict[str, float]
+    step_ms: float
+    gpu_gib: float
+    host_gib: float
+    anonymous_gib: float
+
+
+def write_model(folder: Path, tiny: bool, device: torch.device) -> Path:
+    """All components with random weights; tokenizers know few words, which changes no size of a computation."""
+    build(folder)
+    if tiny:
+        return folder
+    shutil.rmtree(folder / "transformer")
+    write_checkpoint(folder / "transformer", TransformerConfig(), device)
+    for name, make in ENCODERS.items():
+        shutil.rmtree(folder / name)
+        empty(make, device, torch.float16).save_pretrained(folder / name)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    extractor = folder / "feature_extractor" / "preprocessor_config.json"
+    document = json.loads(extractor.read_text())
+    extractor.write_text(json.dumps({**document, "size": {"height": 384, "width": 384}}))
+    return folder
+
+
+@contextmanager
+def anonymous_peak() -> Iterator[list[float]]:
+    """The list's only number: GiB of this process that are no file's, at most, looked at every 20 ms."""
+    peak, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(PERIOD):
+            with open("/proc/self/status", encoding="ascii") as lines:
+                size = sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) / 2**20
+            peak[0] = max(peak[0], size)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if Path("/proc/self/status").exists():
+        thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join()
+
+
+def stages(events: Iterator[Event], section_steps: int) -> tuple[dict[str, float], float, int]:
+    """Seconds by stage, median milliseconds of a step, frames."""
+    seconds: dict[str, float] = defaultdict(float)
+    name, since, sampled, frames = "load", time.time(), [], 0
+    for event in events:
+        if isinstance(event, Stage):
+            if name == "sample":
+                sampled.append(1000 * (event.at - since) / section_steps)
+            seconds[name] += event.at - since
+            name, since = event.name, event.at
+        elif isinstance(event, Finished):
+            seconds[name] += event.at - since
+            frames = event.frames
+        elif isinstance(event, Step) and event.step == 0:
+            # The first step waits for the weights.
+            seconds[f"first step of section {event.section + 1}"] = event.at - since
+    return dict(seconds), statistics.median(sampled), frames
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Result:
+    where = placement(options.device)
+    card = CudaDevice(where.device, int(options.card_gib * GIB)) if where.device.type == "cuda" else None
+    picture = folder / "start.png"
+    Image.radial_gradient("L").convert("RGB").resize((options.size, options.size)).save(picture)
+    request = modes.from_json(
+        {
+            "mode": "reverse", "image": str(picture), "prompt": "The girl dances gracefully.", "seed": SEED,
+            "steps": options.steps, "size": options.size, "seconds": options.seconds, "precision": options.precision,
+            "step_cache": "none",
+        }
+    )  # fmt: skip
+    pool = ModelPool(options.model, device=options.device, card=card, reserve_gb=0.0)
+    with tempfile.TemporaryDirectory(dir=folder) as outputs, anonymous_peak() as anonymous:
+        events = runner.run(request, request.plan(), pool, Outputs(Path(outputs), "film"), Stop())
+        seconds, step_ms, frames = stages(events, options.steps)
+    sizes = runner.fit_pictures(request.plan(), request.size)
+    size = f"{sizes.width}x{sizes.height}"
+    return Result(size, options.precision, frames, seconds, step_ms, gpu_peak(where.device), host_peak(), anonymous[0])
+
+
+def table(result: Result, where: dict[str, object]) -> str:
+    lines = [
+        f"{where['device']}, torch {where['torch']}: {result.size}, {result.precision}, {result.frames} frames\n",
+        "| | |",
+        "|---|---|",
+        *(f"| {name}, s | {seconds:.1f} |" for name, seconds in result.seconds.items()),
+        f"| a step, ms | {result.step_ms:.0f} |",
+        f"| card, GiB | {result.gpu_gib:.2f} |",
+        f"| computer, GiB | {result.host_gib:.1f} |",
+        f"| computer without files' pages, GiB | {result.anonymous_gib:.1f} |",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.film", description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=640, help="size family of the film")
+    parser.add_argument("--precision", default="auto", help="as a request's")
+    parser.add_argument("--card-gib", type=float, default=8.0, help="all of the card that the film may take")
+    parser.add_argument("--seconds", type=float, default=2.4, help="of the film; 2.4 are two sections")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--model", type=Path, help="a folder with all components; default: random weights, written first")
+    parser.add_argument("--folder", type=Path, help="an existing folder on the disk to write to; default: a temporary one")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    device = placement(options.device).device
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        if options.model is None:
+            # Written by a process of its own: this one's peak is the film's.
+            command = [sys.executable, "-c", "import sys; from benchmarks.film import write; write(*sys.argv[1:])"]
+            subprocess.run([*command, f"{folder}/model", "tiny" if options.tiny else "full", str(device)], check=True)
+            options.model = Path(folder) / "model"
+        result, where = measure(options, Path(folder)), machine(device)
+    print(json.dumps({"machine": where, **asdict(result)}, indent=1) if options.json else table(result, where))
+
+
+def write(folder: str, size: str, device: str) -> None:
+    """What `main` lets another process do."""
+    write_model(Path(folder), size == "tiny", torch.device(device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""`eichi sections export REQUEST OUT.zip` and `eichi sections import FILE.zip`: a film's pictures and prompts as one file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from eichi_utils import modes
+from eichi_utils.metadata import read_placed_document
+from eichi_utils.paths import DEFAULT_UPLOADS
+from eichi_utils.request import Request, to_json
+from eichi_utils.sections_zip import export_sections, import_sections
+from locales import Translator
+
+
+def add_sections_commands(commands: Any, t: Translator) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """`export` and `import` below `sections`; neither needs a model."""
+    sections = commands.add_parser("sections", help=t("cli.sections"), description=t("cli.sections"), allow_abbrev=False)
+    kinds = sections.add_subparsers(required=True, metavar="export|import")
+    out = kinds.add_parser("export", help=t("cli.sections.export"), description=t("cli.sections.export"), allow_abbrev=False)
+    out.set_defaults(run=run_export)
+    out.add_argument("request", metavar="REQUEST", help=t("cli.help.request"))
+    out.add_argument("zip", metavar="OUT.zip", type=Path, help=t("cli.sections.out"))
+    into = kinds.add_parser("import", help=t("cli.sections.import"), description=t("cli.sections.import"), allow_abbrev=False)
+    into.set_defaults(run=run_import)
+    into.add_argument("zip", metavar="FILE.zip", type=Path, help=t("cli.sections.file"))
+    onto = into.add_mutually_exclusive_group()
+    onto.add_argument("--replace", metavar="REQUEST", help=t("cli.sections.replace"))
+    onto.add_argument("--merge", metavar="REQUEST", help=t("cli.sections.merge"))
+    into.add_argument("--uploads", metavar="DIR", type=Path, default=DEFAULT_UPLOADS, help=t("cli.sections.uploads"))
+    return out, into
+
+
+def run_export(options: argparse.Namespace, t: Translator) -> int:
+    path = options.zip.resolve()
+    # Its words are those of the existing program's page in the language that this one speaks.
+    export_sections(_request(options.request), path, t.language)
+    sys.stdout.write((json.dumps({"files": [str(path)]}) if options.json else str(path)) + "\n")
+    return 0
+
+
+def run_import(options: argparse.Namespace, t: Translator) -> int:
+    """Prints the request, as `eichi render --request` reads it; what was not understood goes to stderr."""
+    onto = options.merge or options.replace
+    how = "merge" if options.merge else "replace"
+    request, notes = import_sections(options.zip, _request(onto) if onto else None, how, options.uploads.resolve())
+    said = [{"field": note.field, "key": note.key, "text": t(f"problem.{note.key}", **note.values)} for note in notes]
+    if options.json:
+        sys.stdout.write(json.dumps({"request": to_json(request), "notes": said}) + "\n")
+        return 0
+    for note in said:
+        sys.stderr.write(f"{note['field']}: {note['text']}\n")
+    sys.stdout.write(json.dumps(to_json(request), ensure_ascii=False, indent=2) + "\n")
+    return 0
+
+
+def _request(path: str) -> Request:
+    return modes.from_json(read_placed_document(path))

@@ -1,0 +1,69 @@
+"""Fields of a request that come from elsewhere (a file, another mode): which of them a request of a mode can have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from eichi_utils import modes
+from eichi_utils.plan import section_count
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import check_fields, to_json
+
+SECTION_FIELDS = ("keyframes", "section_prompts")
+# Kinds of fields that a page can show with what is wrong in them: files may be back tomorrow, a text can be made shorter.
+SHOWN_KINDS = ("picture", "text", "section_pictures", "section_texts", "controls", "loras")
+
+
+def usable(mode: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """The fields (JSON form) that a request of the mode can have, and what is wrong with the others.
+
+    Of pictures, texts and LoRA only the type must be right: a page shows the rest beside the field.
+    """
+    good: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, value in fields.items():
+        try:
+            request = modes.from_json({"mode": mode, name: value})
+            shown = type(request).__dataclass_fields__[name].metadata["kind"] in SHOWN_KINDS
+            found: Iterable[Problem] = () if shown else check_fields(request)
+        except UserError as error:
+            found = error.problems
+        own = [problem for problem in found if problem.field.split("/")[0] == name]
+        problems += own
+        if not own:
+            good[name] = value
+    return good, problems
+
+
+def from_the_end(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A film's JSON document with its sections counted from the end, or such a document counted as its mode does again.
+
+    Numbers beyond the film have no other end to be counted from, and stay.
+    """
+    if document.get("mode") != "forward":
+        return dict(document)
+    last = section_count(document["seconds"], document["window"]) - 1
+    turned = {
+        name: {str(last - int(key) if int(key) <= last else key): value for key, value in document[name].items()}
+        for name in SECTION_FIELDS
+        if name in document
+    }
+    return {**document, **turned}
+
+
+def for_mode(source: str, target: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Fields of a film of one mode, with sections counted from its end, as another mode has and counts them.
+
+    `fields` name seconds and window. The notes are what had a value of its own and has no place now.
+    """
+    known = {field.name for field in dataclasses.fields(modes.MODES[target])}
+    defaults = to_json(modes.MODES[source]())
+    notes = [
+        Problem(name, "key_unknown", {"name": name, "mode": target})
+        for name in sorted(fields.keys() - known)
+        if fields[name] != defaults.get(name)
+    ]
+    turned = from_the_end({**fields, "mode": target})
+    return {name: turned[name] for name in fields if name in known}, notes

@@ -1,0 +1,237 @@
+"""What the existing program wrote in the words of its page's language, and its settings as fields of ours.
+
+It stores labels where we store values ("全フレーム画像保存" for "all"), so its files mean something in one language only. Here
+each label of its four languages has one value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eichi_utils.fields import usable
+from eichi_utils.loras import Lora
+from eichi_utils.problems import Problem
+
+LANGUAGES = ("ja", "en", "zh-tw", "ru")
+# Its word for an empty LoRA slot, in that order.
+NO_LORA = ("なし", "None", "無", "Нет")
+# Value -> its label in the order of LANGUAGES, then spellings of older versions.
+LABELS: Mapping[str, Mapping[Any, tuple[str, ...]]] = {
+    "frame_save_mode": {
+        "none": ("保存しない", "Do not save", "不保存", "Не сохранять"),
+        "all": ("全フレーム画像保存", "Save all frame images", "保存所有幀圖像", "Сохранить все изображения кадров"),
+        "last": (
+            "最終セクションのみ全フレーム画像保存",
+            "Save all frame images for final section only",
+            "僅保存最終區域的所有幀圖像",
+            "Сохранить все изображения кадров только для последней секции",
+        ),
+    },
+    "lora_mode": {
+        "directory": ("ディレクトリから選択", "Select from directory", "從目錄選擇", "Папка /lora", "directory_selection"),
+        "upload": ("ファイルアップロード", "File upload", "檔案上傳", "Загрузка файла", "file_upload"),
+    },
+    "frame_size": {
+        9.0: ("1秒 (33フレーム)", "1 second (33 frames)", "1秒 (33幀)", "1 секунда (33 кадра)", "_KEY_FRAME_SIZE_1SEC"),
+        4.5: (
+            "0.5秒 (17フレーム)",
+            "0.5 seconds (17 frames)",
+            "0.5秒 (17幀)",
+            "0,5 секунды (17 кадров)",
+            "0.5 секунды (17 кадров)",
+            "_KEY_FRAME_SIZE_05SEC",
+        ),
+    },
+    "mode": {
+        "normal": ("通常", "Normal", "常規", "Normal", "Нормальный"),
+        "loop": ("ループ", "Loop", "循環", "Loop", "Цикл"),
+    },
+}
+# Lengths that its page offers.
+LENGTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 30, 40, 60, 120)
+# "6秒", "6s", "1 second", "12 сек", "10(5x2)秒", "1_5", "_KEY_VIDEO_LENGTH_6SEC"
+LENGTH = re.compile(
+    r"(?:_KEY_VIDEO_LENGTH_)?(?P<number>\d+(?:[.,_]\d+)?)\s*(?:\([^)]*\))?\s*"
+    r"(?:秒|s|sec|secs|seconds?|с|сек|секунд[аы]?)?",
+    re.IGNORECASE,
+)
+SETTINGS_BLOCKS = {"reverse": "app_settings_eichi", "forward": "app_settings_f1", "single": "app_settings_oichi"}
+# Its names for what a request holds as it is.
+FIELDS = {
+    "prompt": "prompt",
+    "resolution": "size",
+    "mp4_crf": "crf",
+    "steps": "steps",
+    "cfg": "cfg_scale",
+    "gs": "guidance_scale",
+    "rs": "guidance_rescale",
+    "end_frame_strength": "end_strength",
+    "latent_window_size": "rope_value",
+    "use_clean_latents_2x": "context_2x",
+    "use_clean_latents_4x": "context_4x",
+}
+LORA_KEYS = ("lora1", "lora2", "lora3")
+# What belongs to the program or a page and not to a request, with the type of its values.
+PROGRAM = {
+    "add_timestamp_to_config": bool,
+    "alarm_on_completion": bool,
+    "batch_count": int,
+    "frame_save_mode": str,
+    "gpu_memory_preservation": float,
+    "history_index": int,
+    "keep_section_videos": bool,
+    "log_enabled": bool,
+    "log_folder": str,
+    "lora_cache": bool,
+    "lora_mode": str,
+    "output_folder": str,
+    "reference_long_edge": bool,
+    "reuse_optimized_dict": bool,
+    "save_before_input_images": bool,
+    "save_input_images": bool,
+    "save_section_frames": bool,
+    "save_settings_on_start": bool,
+    "save_tensor_data": bool,
+    "target_index": int,
+    "use_prompt_cache": bool,
+    "use_queue": bool,
+    "use_reference_image": bool,
+    "use_rope_batch": bool,
+    "use_vae_cache": bool,
+}
+
+
+@dataclass(frozen=True)
+class Migrated:
+    """fields: of a request, in its JSON form. program: settings that no request has, under their old names, language-free.
+
+    notes: what was not understood. It stays in the file that it came from.
+    """
+
+    fields: Mapping[str, Any]
+    program: Mapping[str, Any]
+    notes: tuple[Problem, ...]
+
+
+def value_of(group: str, label: Any) -> Any:
+    """The value of a label in any language, or of the value itself. Raises ValueError for other words."""
+    text = str(label).strip()
+    for value, labels in LABELS[group].items():
+        if text in (str(value), *labels):
+            return value
+    raise ValueError(text)
+
+
+def names_no_lora(name: Any) -> bool:
+    """Whether a slot's text stands for no LoRA, in any language or as what files made of it."""
+    return str(name or "").strip() in ("", "0", "False", "none_option", *NO_LORA)
+
+
+def label_of(group: str, value: Any, language: str) -> str:
+    """What the existing program writes for a value where its page has this language."""
+    return LABELS[group][value][LANGUAGES.index(language)]
+
+
+def seconds_of(label: Any) -> float:
+    """Seconds of a video length such as "6秒", "1 second" or "1_5". Raises ValueError for other words."""
+    found = LENGTH.fullmatch(str(label).strip())
+    if not found or isinstance(label, bool):
+        raise ValueError(label)
+    return float(re.sub("[,_]", ".", found["number"]))
+
+
+def length_label(seconds: float, language: str) -> str:
+    """The nearest of the lengths that the existing page offers, as it writes them."""
+    nearest = min(LENGTHS, key=lambda length: abs(length - seconds))
+    if language in ("ja", "zh-tw"):
+        return f"{nearest}秒"
+    return {"en": "1 second", "ru": "1 sec"}[language] if nearest == 1 else f"{nearest}s"
+
+
+def loras_of(names: Sequence[Any], scales: Any) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """LoRA in slots with strengths as in "0.8,0.5,0.8", each with that of its own slot; and what is not understood."""
+    strengths, notes = [], []
+    for part in re.split("[,，、]", str(scales or "")):
+        try:
+            strengths.append(float(part) if part.strip() else Lora.strength)
+        except ValueError:
+            strengths.append(Lora.strength)
+            notes.append(_not_understood("scales", part))
+    found = []
+    for number, name in enumerate(names):
+        if not names_no_lora(name):
+            strength = strengths[number] if number < len(strengths) else Lora.strength
+            found.append({"file": str(name).strip(), "strength": strength})
+    return found, notes
+
+
+def migrated(mode: str, old: Mapping[str, Any]) -> Migrated:
+    """The settings block or favourite of the existing program for one of our modes."""
+    fields: dict[str, Any] = {}
+    program: dict[str, Any] = {}
+    notes: list[Problem] = []
+    for name, value in old.items():
+        if name in ("name", "timestamp", "scales", "lora_scales", "use_lora", *LORA_KEYS):
+            continue
+        try:
+            if name in FIELDS:
+                fields[FIELDS[name]] = value
+            elif name in PROGRAM:
+                program[name] = _program_value(name, value)
+            elif name in _READERS:
+                fields |= _READERS[name](value, old)
+            elif name != "latent_index" or value:
+                notes.append(Problem(str(name), "legacy_unknown", {"name": str(name)[:80]}))
+        except (TypeError, ValueError):
+            notes.append(_not_understood(str(name), value))
+    if old.get("use_lora", True) is not False and any(key in old for key in LORA_KEYS):
+        fields["loras"], bad = loras_of([old.get(key) for key in LORA_KEYS], old.get("lora_scales", old.get("scales")))
+        notes += bad
+    if program.get("use_reference_image") and "target_index" in program:
+        # It never takes the target beyond its last index before the empty context.
+        last = old["latent_window_size"] if isinstance(old.get("latent_window_size"), int) else 9
+        fields["target_index"] = min(program["target_index"], last - 1)
+    fields, wrong = usable(mode, fields)
+    return Migrated(fields, program, tuple(notes + wrong))
+
+
+def _program_value(name: str, value: Any) -> Any:
+    if name in LABELS:
+        return value_of(name, value)
+    wanted = PROGRAM[name]
+    if isinstance(value, bool) != (wanted is bool) or not isinstance(value, (int, float) if wanted is float else wanted):
+        raise TypeError(value)
+    return value
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(value)
+    return value
+
+
+# Old key -> function of its value and the whole block that returns request fields.
+_READERS = {
+    "use_teacache": lambda value, old: {"step_cache": "teacache" if _switch(value) else "none"},
+    "fp8_optimization": lambda value, old: {"precision": "auto" if _switch(value) else "bfloat16"},
+    "use_all_padding": lambda value, old: {"padding": old.get("all_padding_value", 1.0) if _switch(value) else None},
+    "all_padding_value": lambda value, old: {},
+    "image_strength": lambda value, old: {"influence": round(100 * _number(value), 3)},
+    # Switched on, the empty frame is there where no reference stands in its place, which is our automatic choice.
+    "use_clean_latents_post": lambda value, old: {"context_1x": None if _switch(value) else False},
+    "seed": lambda value, old: {"seed": -1 if old.get("use_random_seed", False) is True else value},
+    "use_random_seed": lambda value, old: {"seed": -1} if _switch(value) else {},
+}
+
+
+def _not_understood(name: str, value: Any) -> Problem:
+    return Problem(name, "legacy_value", {"name": name, "value": str(value)[:80]})

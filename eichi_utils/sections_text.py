@@ -1,0 +1,199 @@
+"""The text inside a section ZIP: a film's request as the existing program writes it, and read back.
+
+Sections are numbered from the film's end there, whatever the mode. Beside the old keys, whose values are words of a page's
+language, our own key holds the whole request; where somebody changed an old value by hand, the hand wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from eichi_utils import modes
+from eichi_utils.fields import from_the_end, usable
+from eichi_utils.legacy import LANGUAGES, NO_LORA, label_of, length_label, loras_of, seconds_of, value_of
+from eichi_utils.loras import Lora
+from eichi_utils.metadata import KEY
+from eichi_utils.plan import section_count
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import FilmRequest, to_json
+
+# A thousand sections with a prompt each have about 5,000 nodes.
+MAX_NODES = 20_000
+SLOTS = ("lora1", "lora2", "lora3")
+# What the existing page shows where a film has no padding of its own.
+IDLE_PADDING = 1.0
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only, and no more than was written: with aliases, a few lines are a document of any size."""
+
+    nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.nodes += 1
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*) are not read")
+        if self.nodes > MAX_NODES:
+            raise yaml.YAMLError(f"more than {MAX_NODES} values")
+        return super().compose_node(parent, index)
+
+
+def parse(data: bytes, file: str) -> Mapping[str, Any]:
+    """The document in `sections.yaml`. Raises UserError if it is no plain YAML mapping."""
+    try:
+        document = yaml.load(data, _Loader)
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": reason})]) from None
+    if not isinstance(document, Mapping):
+        raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": str(document)[:80]})])
+    return document
+
+
+def text_of(request: FilmRequest, names: Mapping[str, Any], language: str) -> str:
+    """The YAML for a request whose pictures are called as in `names` (field -> name, or section -> name for keyframes).
+
+    language: of the page of the existing program that shall read it.
+    """
+    own = {**to_json(request), **names}
+    document = {**old_document(request, language), KEY: own}
+    return yaml.safe_dump(document, allow_unicode=True, sort_keys=True, default_flow_style=False)
+
+
+def old_document(request: FilmRequest, language: str) -> dict[str, Any]:
+    """What the existing program knows of a film, with its keys and in its words."""
+    document = to_json(request)
+    count = section_count(request.seconds, request.window)
+    prompts = from_the_end(document)["section_prompts"]
+    numbers = sorted({*range(count), *map(int, prompts)})
+    old: dict[str, Any] = {
+        "SEED": request.seed,
+        "section_info": [{"section": number, "prompt": prompts.get(str(number), "")} for number in numbers],
+        "video_settings": {
+            "expected_sections": count,
+            "frame_size": label_of("frame_size", request.window, language),
+            "padding_mode": document.get("padding") is not None,
+            "padding_value": IDLE_PADDING if document.get("padding") is None else document["padding"],
+            "resolution": request.size,
+            "video_length": length_label(request.seconds, language),
+        },
+    }
+    if request.prompt:
+        old["default_prompt"] = request.prompt
+    if request.loras:
+        slots = dict(zip(SLOTS, request.loras, strict=False))
+        none = NO_LORA[LANGUAGES.index(language)]
+        old["lora_settings"] = {
+            "mode": label_of("lora_mode", "directory", language),
+            "scales": ",".join(f"{slots[slot].strength if slot in slots else Lora.strength:g}" for slot in SLOTS),
+            "selections": {slot: slots[slot].file if slot in slots else none for slot in SLOTS},
+            "use_lora": True,
+        }
+    return old
+
+
+def fields_of(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Request fields that the old keys say, and what is not understood. Sections are counted from the film's end."""
+    fields: dict[str, Any] = {}
+    notes: list[Problem] = []
+    for name, value in document.items():
+        if name in _READERS and value is not None:
+            found, bad = _READERS[name](value)
+            fields |= found
+            notes += bad
+        elif name not in _READERS and name != KEY:
+            notes.append(Problem("sections", "legacy_unknown", {"name": str(name)[:80]}))
+    return fields, notes
+
+
+def own_fields(document: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[Problem]]:
+    """(mode, fields, notes) of our own key; mode is "" where there is none that could be used."""
+    own = document.get(KEY)
+    if own is None:
+        return "", {}, []
+    mode = own.get("mode") if isinstance(own, Mapping) else None
+    kind = modes.MODES.get(mode) if isinstance(mode, str) else None
+    if kind is None or not issubclass(kind, FilmRequest):
+        return "", {}, [not_understood(KEY, own)]
+    fields, notes = usable(kind.mode, {str(name): value for name, value in own.items() if name != "mode"})
+    return kind.mode, fields, notes
+
+
+def not_understood(name: str, value: Any) -> Problem:
+    return Problem("sections", "legacy_value", {"name": name, "value": str(value)[:80]})
+
+
+def _prompts(value: Any) -> tuple[dict[str, Any], list[Problem]]:
+    prompts: dict[str, str] = {}
+    notes = []
+    entries = value if isinstance(value, list) else [value]
+    for entry in entries:
+        number, prompt = (entry.get("section"), entry.get("prompt")) if isinstance(entry, Mapping) else (None, None)
+        if isinstance(number, bool) or not str(number).isdecimal() or not isinstance(prompt, str | None):
+            notes.append(not_understood("section_info", entry))
+        elif prompt and prompt.strip():
+            prompts[str(int(number))] = prompt
+    return {"section_prompts": prompts}, notes
+
+
+def _prompt(value: Any) -> tuple[dict[str, Any], list[Problem]]:
+    return ({"prompt": value}, []) if isinstance(value, str) else ({}, [not_understood("default_prompt", value)])
+
+
+def _seed(value: Any) -> tuple[dict[str, Any], list[Problem]]:
+    return usable("reverse", {"seed": int(value) if isinstance(value, str) and value.isdecimal() else value})
+
+
+def _loras(value: Any) -> tuple[dict[str, Any], list[Problem]]:
+    if not isinstance(value, Mapping):
+        return {}, [not_understood("lora_settings", value)]
+    if value.get("use_lora", True) is False:
+        return {"loras": []}, []
+    notes = [not_understood(f"lora_settings: {name}", value[name]) for name in value.keys() - _LORA_KEYS]
+    selections = value.get("selections") or {}
+    if not isinstance(selections, Mapping):
+        return {}, [*notes, not_understood("selections", selections)]
+    notes += [not_understood(f"selections: {name}", selections[name]) for name in selections.keys() - set(SLOTS)]
+    loras, bad = loras_of([selections.get(slot) for slot in SLOTS], value.get("scales"))
+    if not loras:
+        # Files that were uploaded to the existing page leave no names.
+        notes.append(not_understood("lora_settings: mode", value.get("mode")))
+    return {"loras": loras}, notes + bad
+
+
+def _video(value: Any) -> tuple[dict[str, Any], list[Problem]]:
+    if not isinstance(value, Mapping):
+        return {}, [not_understood("video_settings", value)]
+    fields: dict[str, Any] = {}
+    notes = []
+    for name, entry in value.items():
+        try:
+            if name in _VIDEO:
+                fields[_VIDEO[name][0]] = _VIDEO[name][1](entry)
+            elif name == "padding_mode" and isinstance(entry, bool):
+                fields["padding"] = value.get("padding_value", IDLE_PADDING) if entry else None
+            # How many sections there are follows from the length and the section's size.
+            elif name not in ("padding_value", "expected_sections"):
+                notes.append(not_understood(f"video_settings: {name}", entry))
+        except ValueError:
+            notes.append(not_understood(name, entry))
+    fields, bad = usable("reverse", fields)
+    return fields, notes + bad
+
+
+_LORA_KEYS = {"mode", "scales", "selections", "use_lora"}
+_VIDEO = {
+    "video_length": ("seconds", seconds_of),
+    "frame_size": ("window", lambda label: value_of("frame_size", label)),
+    "resolution": ("size", lambda size: size),
+}
+_READERS = {
+    "SEED": _seed,
+    "default_prompt": _prompt,
+    "lora_settings": _loras,
+    "section_info": _prompts,
+    "video_settings": _video,
+}

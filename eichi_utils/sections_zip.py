@@ -1,0 +1,264 @@
+"""A film's pictures, prompts and settings in one ZIP, as the existing program exports and imports them.
+
+    sections/sections.yaml                 prompts, seed, LoRA, length; and under our own key the whole request
+    sections/start.png  sections/end.png   start picture and final frame
+    sections/000.png ... sections/NNN.png  keyframes by section; 0 is the end of the film
+
+By hand, any folder and any name that begins with `start`, `end` or three digits will do.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from eichi_utils import modes
+from eichi_utils.archive import MAX_ENTRY_BYTES, MAX_READ, opened, unpack
+from eichi_utils.fields import for_mode, from_the_end
+from eichi_utils.kept import keep
+from eichi_utils.paths import DEFAULT_UPLOADS, written_atomically
+from eichi_utils.pictures import open_picture, picture_problem
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import FilmRequest, Request, to_json
+from eichi_utils.reverse import ReverseRequest
+from eichi_utils.sections_text import fields_of, old_document, own_fields, parse, text_of
+
+How = Literal["replace", "merge"]
+FOLDER = "sections"
+TEXT = f"{FOLDER}/sections.yaml"
+# Suffixes that the existing program takes for a picture.
+SUFFIXES = (".png", ".jpeg", ".jpg", ".webp")
+# Picture field -> its file's name without suffix.
+STEMS = {"image": "start", "end_image": "end"}
+# What a ZIP holds, so that where it lacks one of these it says that there is none.
+CONTENTS = ("image", "end_image", "keyframes", "section_prompts", "prompt", "loras")
+# Files that systems add to archives by themselves.
+CLUTTER = re.compile(r"__MACOSX/|(.*/)?(\.[^/]*|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a ZIP says. mode: of the film that was exported, or "" where the existing program or a hand made the file.
+
+    fields: of a request in JSON form, pictures as names of entries, sections counted from the film's end.
+    notes: what was not understood or has no place.
+    """
+
+    mode: str
+    fields: Mapping[str, Any]
+    notes: tuple[Problem, ...]
+
+
+def export_sections(request: Request, path: Path, language: str = "en") -> None:
+    """Write a film's ZIP. language: of the page of the existing program that shall read it.
+
+    The film need not be complete, but pictures that it names must be readable. Raises UserError; then nothing is written.
+    """
+    if not isinstance(request, FilmRequest):
+        raise UserError([Problem("mode", "sections_need_film")])
+    pictures = dict(_pictures(request))
+    problems = [problem for place, file in pictures.items() if (problem := _picture_problem(place, file))]
+    if problems:
+        raise UserError(problems)
+    names = {place: _entry_name(place, file) for place, file in pictures.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_atomically(path) as temporary, zipfile.ZipFile(temporary, "w", strict_timestamps=False) as archive:
+            archive.writestr(TEXT, text_of(request, _nested(names), language))
+            for place, name in names.items():
+                _write_picture(archive, pictures[place], name)
+    except OSError as error:
+        values = {"folder": str(path.parent), "reason": error.strerror or str(error)}
+        raise UserError([Problem("out", "folder_not_writable", values)]) from None
+
+
+def import_sections(
+    path: Path, onto: Request | None = None, how: How = "replace", uploads: Path = DEFAULT_UPLOADS
+) -> tuple[Request, tuple[Problem, ...]]:
+    """The request that a ZIP makes of `onto` (of a new one of the ZIP's mode if None), and what had no place in it.
+
+    how: "replace" takes pictures, prompts and LoRA from the ZIP even where it has none; "merge" adds the ZIP's to those of
+    `onto` and wins where both have one. Pictures are copied to `uploads`; raises UserError before anything is copied.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with opened(path) as archive:
+            contents = _contents(archive, path)
+            onto = onto or modes.MODES[contents.mode or ReverseRequest.mode]()
+            if not isinstance(onto, FilmRequest):
+                raise UserError([Problem("mode", "sections_need_film")])
+            length = {"seconds": onto.seconds, "window": onto.window}
+            fields, notes = for_mode(contents.mode or ReverseRequest.mode, onto.mode, {**length, **contents.fields})
+            pictures = _unpacked(archive, fields, Path(folder))
+        kept = _kept(pictures, uploads)
+    fields = _renamed(fields, kept)
+    document = _merged(to_json(onto), fields) if how == "merge" else _replaced(onto, fields)
+    return modes.from_json(document), (*contents.notes, *notes)
+
+
+def _contents(archive: zipfile.ZipFile, path: Path) -> Contents:
+    entries = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+    names = {name: name.replace("\\", "/") for name in entries}
+    useful = sorted(name for name in entries if not CLUTTER.match(names[name]))
+    texts = [name for name in useful if PurePosixPath(names[name]).name.lower().endswith(("sections.yaml", "sections.yml"))]
+    if not texts:
+        raise UserError([Problem("sections", "zip_without_sections", {"file": str(path)})])
+    # The exact name before "mysections.yaml", the outer folder before the inner.
+    text = min(texts, key=lambda name: (len(PurePosixPath(names[name]).stem), names[name].count("/"), name))
+    if (size := archive.getinfo(text).file_size) > MAX_READ:
+        sizes = {"size": size // 2**20, "limit": MAX_READ // 2**20}
+        raise UserError([Problem("sections", "zip_entry_size", {"file": str(path), "name": text, **sizes})])
+    document = parse(archive.read(text), text)
+    fields, notes = fields_of(document)
+    found, unused = _found_pictures({name: names[name] for name in useful if name != text})
+    mode, own, bad = own_fields(document)
+    if mode:
+        fields = _edited(mode, own, {**fields, **found})
+    else:
+        fields = {**fields, **found}
+    if unused:
+        notes.append(Problem("sections", "zip_unused", {"names": ", ".join(unused)[:200]}))
+    return Contents(mode, fields, tuple(notes + bad))
+
+
+def _found_pictures(names: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Pictures by field, as entries; and the entries that are none. names: entry -> its path with slashes."""
+    found: dict[str, Any] = {}
+    keyframes: dict[str, str] = {}
+    unused = []
+    for entry, name in names.items():
+        base = PurePosixPath(name).name.lower()
+        field = next((field for field, stem in STEMS.items() if base.startswith(stem)), "")
+        # Of several for one place, the last name in the order of the alphabet counts.
+        if not base.endswith(SUFFIXES):
+            unused.append(entry)
+        elif base[:3].isascii() and base[:3].isdecimal() and len(base) > 3:
+            unused += [keyframes[number]] if (number := str(int(base[:3]))) in keyframes else []
+            keyframes[number] = entry
+        elif field:
+            unused += [found[field]] if field in found else []
+            found[field] = entry
+        else:
+            unused.append(entry)
+    return found | ({"keyframes": keyframes} if keyframes else {}), unused
+
+
+def _edited(mode: str, own: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """Our own fields, but the old value where it is not the one that was written beside them."""
+    document = {**to_json(modes.MODES[mode]()), **own, "mode": mode}
+    written, _ = fields_of(old_document(modes.from_json(document), "en"))
+    ours = from_the_end(document)
+    written |= {name: ours[name] for name in (*STEMS, "keyframes") if ours.get(name)}
+    changed = {name: value for name, value in old.items() if written.get(name, ...) != value}
+    gone = [name for name in written if name not in old and name in CONTENTS]
+    kept = {name: value for name, value in ours.items() if name not in gone and name != "mode"}
+    return {**kept, **changed}
+
+
+def _unpacked(archive: zipfile.ZipFile, fields: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Entry -> unpacked picture, each of which can be read. Raises UserError with all that cannot."""
+    entries, problems = {}, []
+    for place, entry in _named(fields):
+        if entry in entries:
+            continue
+        entries[entry] = folder / f"{len(entries)}{PurePosixPath(entry).suffix.lower()}"
+        unpack(archive, entry, entries[entry])
+        problem = picture_problem(place, entries[entry])
+        if problem:
+            problems.append(replace(problem, values={**problem.values, "file": entry}))
+    if problems:
+        raise UserError(problems)
+    return entries
+
+
+def _kept(pictures: Mapping[str, Path], uploads: Path) -> dict[str, str]:
+    """Entry -> path of its copy in the uploads folder; all of them or none."""
+    before = set(uploads.iterdir()) if uploads.is_dir() else set()
+    kept: dict[str, str] = {}
+    try:
+        for entry, picture in pictures.items():
+            kept[entry] = str(keep(picture, uploads, _file_name(entry)))
+    except OSError as error:
+        for path in {Path(path) for path in kept.values()} - before:
+            path.unlink()
+        values = {"folder": str(uploads), "reason": error.strerror or str(error)}
+        raise UserError([Problem("sections", "folder_not_writable", values)]) from None
+    return kept
+
+
+def _replaced(onto: FilmRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
+    empty = to_json(type(onto)())
+    return {**to_json(onto), **{name: empty[name] for name in CONTENTS if name in empty}, **fields}
+
+
+def _merged(document: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(document)
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            merged[name] = {**document[name], **value}
+        elif name == "loras":
+            files = {lora["file"] for lora in value}
+            merged[name] = [lora for lora in document[name] if lora["file"] not in files] + list(value)
+        # A ZIP that has no picture, text or seed of its own takes nobody's away.
+        elif value not in ("", -1):
+            merged[name] = value
+    return merged
+
+
+def _pictures(request: FilmRequest) -> Iterator[tuple[str, str]]:
+    """(place, file) of every picture of a request, places such as "image" and "keyframes/3"; sections from the film's end."""
+    yield from _named(from_the_end(to_json(request)))
+
+
+def _named(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in STEMS:
+        if fields.get(name):
+            yield name, fields[name]
+    for number, name in fields.get("keyframes", {}).items():
+        yield f"keyframes/{number}", name
+
+
+def _renamed(fields: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    pictures = {name: names[fields[name]] for name in STEMS if fields.get(name)}
+    keyframes = {number: names[entry] for number, entry in fields.get("keyframes", {}).items()}
+    return {**fields, **pictures, **({"keyframes": keyframes} if "keyframes" in fields else {})}
+
+
+def _nested(names: Mapping[str, str]) -> dict[str, Any]:
+    keyframes = {place.partition("/")[2]: name for place, name in names.items() if "/" in place}
+    own = {place: name for place, name in names.items() if "/" not in place}
+    return own | ({"keyframes": keyframes} if keyframes else {})
+
+
+def _picture_problem(place: str, file: str) -> Problem | None:
+    problem = picture_problem(place, file)
+    if problem is None and (size := Path(file).stat().st_size) > MAX_ENTRY_BYTES:
+        sizes = {"size": size // 2**20, "limit": MAX_ENTRY_BYTES // 2**20}
+        return Problem(place, "zip_entry_size", {"file": file, "name": Path(file).name, **sizes})
+    return problem
+
+
+def _entry_name(place: str, file: str) -> str:
+    suffix = Path(file).suffix.lower()
+    number = place.partition("/")[2]
+    stem = f"{int(number):03d}" if number else STEMS[place]
+    return f"{FOLDER}/{stem}{suffix if suffix in SUFFIXES else '.png'}"
+
+
+def _write_picture(archive: zipfile.ZipFile, file: str, name: str) -> None:
+    if Path(file).suffix.lower() in SUFFIXES:
+        archive.write(file, name)
+    else:
+        # Kinds of pictures that the existing program does not find in a ZIP.
+        with archive.open(name, "w") as target:
+            open_picture(file).save(target, "PNG")
+
+
+def _file_name(entry: str) -> str:
+    """An entry's own name, harmless on every system."""
+    base = PurePosixPath(entry.replace("\\", "/")).name
+    return re.sub(r'[<>:"|?*\x00-\x1f]', "_", base)[-80:].rstrip(". ")

@@ -1,0 +1,198 @@
+"""Settings in JSON files that outlive crashes, other programs and newer versions; and the program's own on top of it.
+
+A file is written beside itself and renamed, under a lock, from what it holds at that moment: nobody's keys are lost. One that
+cannot be understood is set aside and reported, never overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from eichi_utils.fields import usable
+from eichi_utils.legacy import SETTINGS_BLOCKS, migrated
+from eichi_utils.metadata import KEY
+from eichi_utils.paths import SETTINGS, written_atomically
+from eichi_utils.pictures import is_unicode
+from eichi_utils.problems import Problem, UserError
+
+FIELD = "settings"
+# A file is held for milliseconds; who waits this long has met a process that hangs.
+WAIT_SECONDS = 10.0
+# The existing program's one block before it had one for each page.
+OLDEST_BLOCK = "app_settings"
+PROGRAM = "program"
+# Values of the whole existing program, outside of its blocks.
+SHARED = ("output_folder", "input_folder", "reference_folder")
+LOG_KEYS = {"log_enabled": bool, "log_folder": str}
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JsonFile:
+    """An object in a file. lists: keys that are lists where they are there at all."""
+
+    path: Path
+    lists: tuple[str, ...] = ()
+    wait: float = WAIT_SECONDS
+
+    def read(self) -> tuple[Document, tuple[Problem, ...]]:
+        """What is in the file, {} where there is none; and a note if a damaged one was set aside."""
+        if not self.path.exists():
+            return {}, ()
+        # A folder that nobody may write to needs no lock.
+        with self._locked() if os.access(self.path.parent, os.W_OK) else nullcontext():
+            return self._load()
+
+    def update(self, change: Callable[[Document], None]) -> tuple[Problem, ...]:
+        """Change the newest content in place; nothing is written if `change` raises or changes nothing. The notes of `read`."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError([self._not_written(error)]) from None
+        with self._locked():
+            document, notes = self._load()
+            before = _text(document)
+            change(document)
+            if _text(document) != before:
+                self._write(_text(document))
+        return notes
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=self.wait)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise UserError([Problem(FIELD, "settings_locked", {"file": str(self.path)})]) from None
+        except OSError as error:
+            raise UserError([self._not_written(error)]) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _load(self) -> tuple[Document, tuple[Problem, ...]]:
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return {}, ()
+        except OSError as error:
+            raise UserError([self._unreadable(error)]) from None
+        if not data.strip():
+            return {}, ()
+        try:
+            document = json.loads(data.decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            return {}, (self._set_aside(),)
+        whole = isinstance(document, dict) and all(isinstance(document.get(name, []), list) for name in self.lists)
+        return (document, ()) if whole else ({}, (self._set_aside(),))
+
+    def _set_aside(self) -> Problem:
+        stamp = time.strftime("%Y%m%d_%H%M%S")
+        number, target = 1, self.path.with_name(f"{self.path.name}.damaged-{stamp}")
+        while target.exists():
+            number, target = number + 1, self.path.with_name(f"{self.path.name}.damaged-{stamp}-{number}")
+        try:
+            self.path.rename(target)
+        except OSError as error:
+            raise UserError([self._unreadable(error)]) from None
+        return Problem(FIELD, "settings_damaged", {"file": str(self.path), "kept": target.name})
+
+    def _write(self, text: str) -> None:
+        try:
+            # Where a link leads, not the link, gets the new content.
+            with written_atomically(self.path.resolve()) as temporary, temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                # A rename can reach the disk before the content does.
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError([self._not_written(error)]) from None
+
+    def _unreadable(self, error: OSError) -> Problem:
+        values = {"file": str(self.path), "reason": error.strerror or str(error)}
+        return Problem(FIELD, "settings_unreadable", values)
+
+    def _not_written(self, error: OSError) -> Problem:
+        return Problem(FIELD, "settings_not_written", {"file": str(self.path), "reason": error.strerror or str(error)})
+
+
+class AppSettings:
+    """What the user saved as settings: a block of request fields for each mode, and values of the whole program.
+
+    They lie under our own key in the existing program's file, whose blocks are read as long as ours are not there, and left
+    as they are.
+    """
+
+    def __init__(self, file: JsonFile | None = None):
+        self.file = file or JsonFile(SETTINGS / "app_settings.json")
+
+    def fields(self, mode: str) -> tuple[dict[str, Any], tuple[Problem, ...]]:
+        """Saved request fields of a mode in JSON form, and what was not understood."""
+        document, notes = self.file.read()
+        own = _block(_block(document, KEY), mode)
+        if own or mode in _block(document, KEY):
+            fields, bad = usable(mode, own)
+            return fields, (*notes, *bad)
+        found = migrated(mode, _old_block(document, mode))
+        return dict(found.fields), (*notes, *found.notes)
+
+    def save_fields(self, mode: str, fields: Mapping[str, Any]) -> tuple[Problem, ...]:
+        """Save request fields (JSON form) of a mode; others that were saved stay."""
+        return self._save(mode, fields)
+
+    def reset_fields(self, mode: str) -> tuple[Problem, ...]:
+        """From now on a mode has no saved fields, not even the existing program's."""
+        return self.file.update(lambda document: _own(document).update({mode: {}}))
+
+    def program(self, mode: str) -> dict[str, Any]:
+        """Values of the program for a mode's page, language-free, by the existing program's names."""
+        document, _ = self.file.read()
+        logs = _block(document, "log_settings")
+        shared = {name: document[name] for name in SHARED if isinstance(document.get(name), str) and document[name].strip()}
+        shared |= {name: logs[name] for name, kind in LOG_KEYS.items() if isinstance(logs.get(name), kind)}
+        return {**migrated(mode, _old_block(document, mode)).program, **shared, **_block(_block(document, KEY), PROGRAM)}
+
+    def save_program(self, values: Mapping[str, Any]) -> tuple[Problem, ...]:
+        """Save values of the program; others stay."""
+        return self._save(PROGRAM, values)
+
+    def _save(self, name: str, values: Mapping[str, Any]) -> tuple[Problem, ...]:
+        def change(document: Document) -> None:
+            own = _own(document)
+            own[name] = {**_block(own, name), **values}
+
+        return self.file.update(change)
+
+
+def _own(document: Document) -> Document:
+    own = document.setdefault(KEY, {})
+    if not isinstance(own, dict):
+        own = document[KEY] = {}
+    return own
+
+
+def _block(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    block = document.get(name)
+    return block if isinstance(block, dict) else {}
+
+
+def _old_block(document: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
+    name = SETTINGS_BLOCKS[mode]
+    return _block(document, OLDEST_BLOCK if mode == "reverse" and name not in document else name)
+
+
+def _text(document: Document) -> str:
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    # Half a surrogate pair has no UTF-8; escaped, it stays what it was.
+    return text if is_unicode(text) else json.dumps(document, indent=2)

@@ -1,0 +1,137 @@
+"""How large a model is, from its files' headers: in numbers, not bytes, because precision is chosen later. Without torch."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from diffusers_helper.files import CheckpointError, Shapes, read_headers, weight_files
+from eichi_utils.hub import STEMS, ModelFiles
+
+BLOCK = re.compile(r"(single_)?transformer_blocks\.\d+\.")
+# Of a block, what only tables are made of before the first step.
+TABLES = ("norm1.linear.", "norm1_context.linear.", "norm.linear.")
+# Others of that kind, each a part that comes to the card on its own.
+JOB = ("time_text_embed.", "context_embedder.", "image_projection.", "norm_out.")
+LAYER = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.\d+\.")
+# Spatial side and frames of the smallest tile that is decoded, and tensors of its widest layer that are alive together.
+TILE, TILE_FRAMES, TILE_TENSORS = 128, 21, 6
+
+
+@dataclass(frozen=True)
+class TransformerSize:
+    """Numbers. whole: everything. linear: matrices of blocks, which 8 bits are for; rest: what else runs at every step of
+    them. block_linear, block_rest: the same of the largest block. job: the largest part that only tables are made of.
+    always: what stays on a card. width: of a token."""
+
+    whole: int
+    linear: int
+    rest: int
+    block_linear: int
+    block_rest: int
+    job: int
+    always: int
+    width: int
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """Numbers. whole: of all weights. card: what a card holds of them at a time. work: what computing takes besides."""
+
+    whole: int
+    card: int
+    work: int = 0
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    transformer: TransformerSize
+    text: EncoderSize
+    vision: EncoderSize
+    vae: EncoderSize
+
+
+# The hub's models, before they are downloaded.
+PUBLISHED = ModelSize(
+    TransformerSize(
+        whole=12_874_314_816, linear=9_059_696_640, rest=2_109_440, block_linear=226_492_416, block_rest=55_808,
+        job=309_175_296, always=14_757_952, width=3072,
+    ),
+    EncoderSize(whole=7_628_000_000, card=1_085_000_000),
+    EncoderSize(whole=428_000_000, card=428_000_000),
+    EncoderSize(whole=246_478_803, card=246_478_803, work=TILE_TENSORS * 256 * TILE_FRAMES * TILE**2),
+)  # fmt: skip
+
+
+def model_size(files: ModelFiles, checkpoint: str) -> ModelSize:
+    """Of the files that are there; of the hub's models where one is missing."""
+    try:
+        found = {name: _shapes(files, name) for name in (checkpoint, "text_encoder", "text_encoder_2", "image_encoder", "vae")}
+        vision = _numbers(found["image_encoder"])
+        return ModelSize(
+            transformer_size(found[checkpoint]),
+            text_size(found["text_encoder"], found["text_encoder_2"]),
+            EncoderSize(vision, vision),
+            vae_size(found["vae"]),
+        )
+    # What is missing or another model's is said elsewhere.
+    except (CheckpointError, LookupError, ValueError):
+        return PUBLISHED
+
+
+def transformer_size(shapes: Shapes) -> TransformerSize:
+    linear, rest, job = Counter(), Counter(), Counter()
+    always = 0
+    for name, shape in shapes.items():
+        block = BLOCK.match(name)
+        inside = name[block.end() :] if block else name
+        if block and inside.startswith(TABLES):
+            job[block.group()] += prod(shape)
+        elif block:
+            # Matrices are linear layers' weights.
+            (linear if len(shape) == 2 else rest)[block.group()] += prod(shape)
+        elif inside.startswith(JOB):
+            job[inside.split(".")[0]] += prod(shape)
+        else:
+            always += prod(shape)
+    largest = max(linear, key=lambda name: linear[name])
+    return TransformerSize(
+        whole=_numbers(shapes),
+        linear=linear.total(),
+        rest=rest.total(),
+        block_linear=linear[largest],
+        block_rest=rest[largest],
+        job=max(job.values()),
+        always=always,
+        width=shapes["x_embedder.proj.weight"][0],
+    )
+
+
+def text_size(language: Shapes, clip: Shapes) -> EncoderSize:
+    """The language model passes through a card layer by layer, two at a time; the rest stays there meanwhile."""
+    layers = Counter()
+    for name, shape in language.items():
+        if layer := LAYER.match(name):
+            layers[layer.group()] += prod(shape)
+    whole = _numbers(language) + _numbers(clip)
+    return EncoderSize(whole, whole - layers.total() + 2 * max(layers.values(), default=0))
+
+
+def vae_size(shapes: Shapes) -> EncoderSize:
+    """work: of decoding in the smallest tiles, about."""
+    whole = _numbers(shapes)
+    blocks = (shape for name, shape in shapes.items() if name.startswith("decoder.up_blocks.") and len(shape) == 5)
+    # The last block works at the picture's own size, and has the narrowest layers.
+    narrowest = min((shape[0] for shape in blocks), default=0)
+    return EncoderSize(whole, whole, TILE_TENSORS * 2 * narrowest * TILE_FRAMES * TILE**2)
+
+
+def _shapes(files: ModelFiles, name: str) -> Mapping[str, tuple[int, ...]]:
+    return read_headers(weight_files(files.folder(name), STEMS[name])).shapes
+
+
+def _numbers(shapes: Shapes) -> int:
+    return sum(prod(shape) for shape in shapes.values())

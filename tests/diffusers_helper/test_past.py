@@ -1,0 +1,161 @@
+"""Decoding a film in order, each latent once, against decoding all of it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLHunyuanVideo
+from PIL import Image
+
+from diffusers_helper import past as module
+from diffusers_helper import vae_decode
+from diffusers_helper.latents import decode_after, decode_frames
+from diffusers_helper.memory import Room
+from diffusers_helper.past import Past, past_bytes
+from diffusers_helper.vae_decode import STRETCH, Decoder
+from eichi_utils.encode import pixels_of
+
+MINIATURE = Path(__file__).parent.parent.parent / "miniature" / "checkpoint" / "vae"
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKLHunyuanVideo:
+    torch.manual_seed(0)
+    sizes = {"block_out_channels": (8, 16, 32, 32), "layers_per_block": 1, "norm_num_groups": 4}
+    return AutoencoderKLHunyuanVideo(**sizes).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def exact(vae, monkeypatch) -> Decoder:
+    """In float64, with norms over the channels of each place and time: causal as everything else is."""
+
+    def fill(place, frame, mean, variance, weight, bias, eps):
+        place.copy_(F.silu((frame - frame.mean(1, keepdim=True)) / (frame.var(1, keepdim=True) + eps).sqrt()))
+
+    def normed(norm, x):
+        return (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + norm.eps).sqrt()
+
+    monkeypatch.setattr(vae_decode, "normed", normed)
+    yield Decoder(vae.double(), fill=fill)
+    vae.float()
+
+
+def noise(frames: int, height: int = 3, width: int = 2) -> torch.Tensor:
+    return torch.randn(1, 16, frames, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def in_order(decoder: Decoder, z: torch.Tensor, lengths: list[int], past: Past | None = None) -> torch.Tensor:
+    past = past or Past()
+    past.side = decoder.side
+    parts = z.split(lengths, dim=2)
+    return torch.cat([frames for part in parts for frames in decoder.frames_after(part, past)], dim=2)
+
+
+@pytest.mark.parametrize("working", [2**27, 1], ids=["in one go", "frame by frame"])
+@pytest.mark.parametrize("lengths", [[10], [10, 9], [6, 5, 5], [1, 1, 1, 2], [2, 7, 1]], ids=str)
+def test_in_order_it_is_the_whole_film(exact, monkeypatch, lengths, working):
+    """4 T - 3 frames, whatever the sections' lengths; only norms that look at several frames make a difference."""
+    monkeypatch.setattr(vae_decode, "WORKING_BYTES", working)
+    z = noise(sum(lengths))
+    whole = exact.tile(z)
+    made = in_order(exact, z, lengths)
+    assert made.shape == whole.shape and made.shape[2] == 4 * sum(lengths) - 3
+    assert (made - whole).abs().max() <= 1e-10
+
+
+def test_with_the_real_norms_it_is_another_picture(vae):
+    z = noise(10).float()
+    assert (in_order(Decoder(vae), z, [10]) - Decoder(vae).tile(z)).abs().max() > 1e-3
+
+
+def test_tiles_in_space_remember_each_their_own(exact):
+    exact.side, exact.overlap = 8, 2
+    z = noise(7, 11, 9)
+    assert (in_order(exact, z, [4, 3]) - exact._in_space(z)).abs().max() <= 1e-10
+
+
+def test_each_latent_is_decoded_once_and_a_few_at_a_time(vae, monkeypatch):
+    lengths, tile = [], Decoder.tile
+    monkeypatch.setattr(Decoder, "tile", lambda self, z, past: lengths.append(z.shape[2]) or tile(self, z, past))
+    in_order(Decoder(vae), noise(28).float(), [10, 9, 9])
+    assert sum(lengths) == 28 and max(lengths) == STRETCH + 1 and lengths[0] > 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 2), (5, 8)])
+def test_what_is_remembered_is_counted(vae, monkeypatch, height, width):
+    """To the byte, and no more of attention than was agreed on, however long the film."""
+    monkeypatch.setattr(module, "ATTENTION_LATENTS", 6)
+    monkeypatch.setattr(vae_decode, "ATTENTION_LATENTS", 6)
+    past = Past()
+    assert past.empty and past.bytes == 0
+    for part in noise(17, height, width).float().split([7, 5, 5], dim=2):
+        list(Decoder(vae).frames_after(part, past))
+        assert past.bytes == past_bytes(vae, height, width)
+    held = sum(tensor.untyped_storage().nbytes() for tensor in past._known.values())
+    assert held == past.bytes and past.leave() and not past.leave()
+
+
+def test_at_the_published_size_it_is_three_gibibytes():
+    """At 640 x 608."""
+    with torch.device("meta"):
+        full = AutoencoderKLHunyuanVideo().half()
+    assert 2.5 * 2**30 < past_bytes(full, 80, 76) < 3.6 * 2**30
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_a_stretch_that_fails_is_repeated_from_the_same_past(vae, monkeypatch, at):
+    """Half of its layers had left something already; what is remembered leaves the card first."""
+    z, calls, convolve = noise(14).float(), [], Decoder._convolve
+    wanted = in_order(Decoder(vae), z, [5, 4, 5])
+
+    def failing(self, conv, *given, **named):
+        calls.append(conv)
+        if calls.count(conv) == at and conv is vae.decoder.conv_out and not failed:
+            failed.append(1)
+            raise torch.OutOfMemoryError("injected")
+        return convolve(self, conv, *given, **named)
+
+    failed: list[int] = []
+    monkeypatch.setattr(Decoder, "_convolve", failing)
+    past = Past()
+    if at > 4:
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoder, "_convolve", lambda *_, **__: exec("raise torch.OutOfMemoryError('full')"))
+            with pytest.raises(torch.OutOfMemoryError, match="full"):
+                in_order(Decoder(vae), z, [5, 4, 5], past)
+        assert past.empty and past.bytes == 0
+        return
+    assert torch.equal(in_order(Decoder(vae), z, [5, 4, 5], past), wanted)
+    assert failed and past.home == torch.device("cpu")
+
+
+def test_where_nothing_is_free_tiles_are_small_and_the_past_lies_in_the_computers_memory(vae):
+    """And stay so for the whole film."""
+    z, past = noise(9, 20, 18).float(), Past()
+    first = list(decode_after(vae, z[:, :, :5], past, Room(lambda: 0)))
+    assert past.side == 16 and past.home == torch.device("cpu")
+    second = list(decode_after(vae, z[:, :, 5:], past, Room(lambda: 2**40)))
+    assert past.side == 16 and sum(frames.shape[2] for frames in first + second) == 33
+    roomy = Past()
+    list(decode_after(vae, z[:, :, :5], roomy, Room(lambda: 2**40)))
+    assert roomy.side is None and roomy.home is None
+
+
+@torch.inference_mode()
+def test_the_miniature_is_decoded_much_the_same(photo):
+    """A trained network and a photo that moves by: 29 dB beside the usual decoding at 128 pixels, where random weights differ
+    by a fifth."""
+    trained = AutoencoderKLHunyuanVideo.from_pretrained(MINIATURE).eval()
+    with Image.open(photo) as picture:
+        pixels = pixels_of(picture.convert("RGB").resize((96, 96)))
+    clip = torch.cat([pixels[..., 8:72, at : at + 64] for at in range(21)], dim=2)
+    z = trained.encode(clip).latent_dist.mode() * trained.config.scaling_factor
+    usual = torch.cat(list(decode_frames(trained, z)), dim=2)
+    past = Past()
+    made = torch.cat([*decode_after(trained, z[:, :, :3], past), *decode_after(trained, z[:, :, 3:], past)], dim=2)
+    assert made.shape == clip.shape
+    decibels = 10 * torch.log10(4 / (made - usual).pow(2).mean()).item()
+    assert 20 < decibels < 60

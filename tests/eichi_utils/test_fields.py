@@ -1,0 +1,41 @@
+"""Fields from elsewhere: which of them a request of a mode can have."""
+
+from __future__ import annotations
+
+from eichi_utils.fields import for_mode, from_the_end, usable
+from tests.eichi_utils.helpers import found
+
+
+def test_files_may_be_missing() -> None:
+    """A LoRA on a drive that is not plugged in is no reason to forget it."""
+    fields = {"image": "/gone.png", "loras": [{"file": "gone.safetensors", "strength": 0.5}]}
+    assert usable("reverse", fields) == (fields, [])
+    good, problems = usable("reverse", {"loras": "all", "keyframes": {"x": "a"}, "steps": 5})
+    assert good == {"steps": 5}
+    assert found(problems) == {("loras", "wrong_type"), ("keyframes/x", "section_number")}
+
+
+def test_what_a_page_can_show_is_kept() -> None:
+    """A prompt that is too long can be made shorter there; the slider for steps cannot stand at 0."""
+    fields = {"prompt": "x" * 6000, "section_prompts": {"7": "y" * 6000}}
+    assert usable("forward", {**fields, "steps": 0})[0] == fields
+
+
+def test_sections_are_counted_from_the_end() -> None:
+    """Only the F1 mode counts from the start. Twice is once forth and once back; beyond the film nothing moves."""
+    film = {"seconds": 5, "window": 9.0, "section_prompts": {"0": "a", "3": "d", "4": "beyond"}}
+    assert from_the_end({"mode": "reverse", **film}) == {"mode": "reverse", **film}
+    turned = from_the_end({"mode": "forward", **film})
+    assert turned["section_prompts"] == {"3": "a", "0": "d", "4": "beyond"}
+    assert from_the_end(turned) == {"mode": "forward", **film}
+
+
+def test_from_one_mode_to_another() -> None:
+    """What the other mode does not have is named only where somebody had set it."""
+    film = {"seconds": 5, "window": 9.0, "section_prompts": {"0": "end"}, "padding": None, "end_strength": 0.5}
+    fields, notes = for_mode("reverse", "forward", film)
+    assert fields == {"seconds": 5, "window": 9.0, "section_prompts": {"3": "end"}}
+    assert found(notes) == {("end_strength", "key_unknown")}
+    assert for_mode("reverse", "reverse", film) == (film, [])
+    fields, notes = for_mode("reverse", "single", film)
+    assert fields == {} and ("section_prompts", "key_unknown") in found(notes)

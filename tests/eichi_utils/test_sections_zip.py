@@ -1,0 +1,569 @@
+"""Section ZIPs: those of the existing program, our own round trip, and archives that mean harm."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import stat
+import struct
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from eichi_utils import archive, kept, modes
+from eichi_utils.kept import keep
+from eichi_utils.legacy import LANGUAGES
+from eichi_utils.loras import Lora
+from eichi_utils.problems import UserError
+from eichi_utils.request import FilmRequest, Request
+from eichi_utils.sections_text import MAX_NODES
+from eichi_utils.sections_zip import STEMS, TEXT, export_sections, import_sections
+from tests.diffusers_helper.inputs import GOLDEN
+from tests.eichi_utils.helpers import changed, found, names_in, picture, request
+from tests.eichi_utils.test_request import other_values
+
+COMPAT = GOLDEN / "compat"
+FILMS = ("reverse", "forward")
+MINIMAL = "section_info: []\n"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Everything that is unpacked on the way lies below the test's folder too."""
+    (tmp_path / "passing").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "passing"))
+    return tmp_path
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> Path:
+    return tmp_path / "uploads"
+
+
+def packed(path: Path, files: dict[str, str | bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as written:
+        for name, data in files.items():
+            written.writestr(name, data)
+    return path
+
+
+def edited(source: Path, target: Path, edit: Callable[[dict], Any], leave_out: tuple[str, ...] = ()) -> Path:
+    """A copy of a ZIP whose YAML somebody changed."""
+    with zipfile.ZipFile(source) as old:
+        files = {name: old.read(name) for name in old.namelist() if name not in leave_out}
+    document = yaml.safe_load(files[TEXT])
+    edit(document)
+    files[TEXT] = yaml.safe_dump(document, allow_unicode=True).encode()
+    return packed(target, files)
+
+
+def png(size: tuple[int, int] = (16, 16), colour: str = "red") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def text_in(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as opened:
+        return yaml.safe_load(opened.read(TEXT))
+
+
+def same(made: Request, original: Request) -> bool:
+    """Equal in every field; pictures by what is in them."""
+
+    def plain(request: Request) -> dict[str, Any]:
+        values = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+        for name in STEMS:
+            if values.get(name):
+                values[name] = Path(values[name]).read_bytes()
+        return values | {"keyframes": {key: Path(file).read_bytes() for key, file in values.get("keyframes", {}).items()}}
+
+    return type(made) is type(original) and plain(made) == plain(original)
+
+
+@pytest.mark.parametrize(
+    ("language", "window"), [("en", 9.0), ("ja", 9.0), ("ru", 4.5), ("zh-tw", 4.5)], ids=lambda value: str(value)
+)
+def test_the_existing_programs_files(language: str, window: float, uploads: Path) -> None:
+    """In each of its languages; strengths by slot, "none" in every word."""
+    made, notes = import_sections(COMPAT / f"sections_{language}.zip", uploads=uploads)
+    assert notes == ()
+    assert (made.mode, made.prompt, made.seed, made.seconds) == ("reverse", "A girl dances.", 7, 2.0)
+    assert (made.window, made.padding, made.size) == (window, 1.5, 512)
+    assert made.section_prompts == {0: "she bows", 1: "彼女は回る"}
+    assert made.loras == (Lora("a.safetensors", 0.8),)
+    with zipfile.ZipFile(COMPAT / f"sections_{language}.zip") as opened:
+        assert Path(made.image).read_bytes() == opened.read("sections/start.png")
+        assert Path(made.end_image).read_bytes() == opened.read("sections/end.png")
+        assert {key: Path(file).read_bytes() for key, file in made.keyframes.items()} == {
+            number: opened.read(f"sections/00{number}.png") for number in (0, 1)
+        }
+    assert {Path(file).parent for file in (made.image, made.end_image, *made.keyframes.values())} == {uploads}
+
+
+def test_a_file_made_by_hand(uploads: Path) -> None:
+    """At the top, without a seed, a length or a common prompt, and a PNG that is called .jpeg."""
+    onto = request("reverse", "", seconds=4, seed=5, steps=9)
+    made, notes = import_sections(COMPAT / "sections_minimal.zip", onto, uploads=uploads)
+    assert notes == ()
+    assert made.section_prompts == {0: "Character reaches out", 1: "Character turns toward us"}
+    assert list(made.keyframes) == [1] and Path(made.image).is_file() and not made.end_image
+    assert (made.seconds, made.seed, made.steps) == (4, 5, 9)
+    assert made.prompt == ""
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_export_is_what_the_existing_program_wrote(language: str, uploads: Path, tmp_path: Path) -> None:
+    """Same entries, same keys, same words of its page's language, beside our own key."""
+    golden = COMPAT / f"sections_{language}.zip"
+    made, _ = import_sections(golden, uploads=uploads)
+    export_sections(made, tmp_path / "a.zip", language)
+    with zipfile.ZipFile(tmp_path / "a.zip") as ours, zipfile.ZipFile(golden) as theirs:
+        assert set(ours.namelist()) == set(theirs.namelist())
+        assert {entry.compress_type for entry in ours.infolist()} == {zipfile.ZIP_STORED}
+        assert all(ours.read(name) == theirs.read(name) for name in theirs.namelist() if name.endswith("png"))
+    written, expected = text_in(tmp_path / "a.zip"), text_in(golden)
+    assert written.pop("eichi")["mode"] == "reverse"
+    # A slot without a LoRA has no strength here.
+    assert expected["lora_settings"]["scales"] == "0.8,0.5,0.8"
+    expected["lora_settings"]["scales"] = "0.8,0.8,0.8"
+    if made.window == 4.5:
+        # Its page divides by another number than its worker; here all count 3 sections of 0.6 s for 2 s.
+        expected["video_settings"]["expected_sections"] = 3
+        expected["section_info"].append({"section": 2, "prompt": ""})
+    assert written == expected
+
+
+@pytest.mark.parametrize("mode", FILMS)
+def test_every_field_comes_back(mode: str, pictures: list[str], uploads: Path, tmp_path: Path) -> None:
+    """Each alone and all at once, whatever was on the page before; a new field that is not carried fails here."""
+    values = other_values(mode, pictures)
+    kind = modes.MODES[mode]
+    assert {field.name for field in dataclasses.fields(kind)} == set(values)
+    assert {field.name for field in dataclasses.fields(kind) if field.metadata["kind"] == "picture"} <= set(STEMS)
+    originals = [kind(), kind(**values), *(kind(**{name: value}) for name, value in values.items())]
+    for original in originals:
+        export_sections(original, tmp_path / "a.zip")
+        for onto in (None, kind(), kind(**values)):
+            made, notes = import_sections(tmp_path / "a.zip", onto, uploads=uploads)
+            assert notes == ()
+            assert same(made, original), original
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_texts_of_any_kind_come_back(language: str, uploads: Path, tmp_path: Path) -> None:
+    """What YAML could take for something else, and what its lines could lose."""
+    texts = [
+        "123",
+        "yes",
+        "null",
+        "{brace}",
+        "- a\n\n  b\r\nc ",
+        " lead",
+        "'\"\\",
+        "é 猫 🐈 \u2028 \x85 \t",
+        "#x: y",
+        "!!python/x",
+    ]
+    prompts = dict(enumerate(texts * 2))
+    original = request("reverse", "", prompt=" {a}: 'b'\n", negative_prompt="~", section_prompts=prompts, seconds=40)
+    export_sections(original, tmp_path / "a.zip", language)
+    assert import_sections(tmp_path / "a.zip", uploads=uploads)[0] == original
+    document = text_in(tmp_path / "a.zip")
+    assert {entry["section"]: entry["prompt"] for entry in document["section_info"] if entry["prompt"]} == prompts
+
+
+def test_the_nearest_length_is_written_for_the_existing_program(tmp_path: Path, uploads: Path) -> None:
+    """Its list has 2 and 3 seconds, and no more than three LoRA; ours come back exactly."""
+    original = request("reverse", "", seconds=2.6, loras=tuple(Lora(f"{name}.safetensors", 0.123456789) for name in "abcd"))
+    export_sections(original, tmp_path / "a.zip", "ja")
+    document = text_in(tmp_path / "a.zip")
+    assert document["video_settings"]["video_length"] == "3秒"
+    assert document["lora_settings"]["selections"] == {
+        "lora1": "a.safetensors",
+        "lora2": "b.safetensors",
+        "lora3": "c.safetensors",
+    }
+    assert import_sections(tmp_path / "a.zip", uploads=uploads)[0] == original
+
+
+def test_what_was_changed_by_hand_wins(pictures: list[str], tmp_path: Path, uploads: Path) -> None:
+    """The old keys are the ones that people know how to edit; what they left alone stays exact."""
+    original = modes.MODES["reverse"](**other_values("reverse", pictures))
+    export_sections(original, tmp_path / "a.zip")
+
+    def edit(document: dict) -> None:
+        document["SEED"] = 99
+        document["section_info"][2]["prompt"] = "by hand"
+        document["video_settings"]["video_length"] = "3s"
+        del document["default_prompt"], document["lora_settings"]
+
+    edited(tmp_path / "a.zip", tmp_path / "b.zip", edit, leave_out=("sections/end.png", "sections/003.png"))
+    made, notes = import_sections(tmp_path / "b.zip", uploads=uploads)
+    assert notes == ()
+    wanted = changed(
+        original,
+        seed=99,
+        section_prompts={**original.section_prompts, 2: "by hand"},
+        seconds=3.0,
+        prompt="",
+        loras=(),
+        end_image="",
+        keyframes={1: original.keyframes[1]},
+    )
+    assert same(made, wanted)
+
+
+def test_a_folder_packed_again_by_hand(pictures: list[str], tmp_path: Path, uploads: Path) -> None:
+    """Another folder's name, and what systems put beside; pictures are found where they are now."""
+    original = request("reverse", pictures[0], end_image=pictures[1], keyframes={2: pictures[2]}, seconds=5)
+    export_sections(original, tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as old:
+        files = {f"My Film/{name}": old.read(name) for name in old.namelist()}
+    clutter = {"__MACOSX/._sections.yaml": "x", "My Film/.DS_Store": "x", "My Film/Thumbs.db": "x"}
+    made, notes = import_sections(packed(tmp_path / "b.zip", {**clutter, **files}), uploads=uploads)
+    assert notes == ()
+    assert same(made, original)
+
+
+def test_names_of_entries(tmp_path: Path, uploads: Path) -> None:
+    """Digits, `start` and `end` begin a name; "weekend.png" is no final frame, and the last of two counts."""
+    colours = {"000_a.png": "red", "000_b.PNG": "green", "Start.png": "blue", "sub/END_1.webp": "black", "weekend.png": "white"}
+    files = {name: png(colour=colour) for name, colour in colours.items()}
+    files |= {"MySections.YML": MINIMAL, "film.txt": "x", "00.png": png(), "².png": png()}
+    made, notes = import_sections(packed(tmp_path / "a.zip", files), uploads=uploads)
+    assert Image.open(made.keyframes[0]).getpixel((0, 0)) == (0, 128, 0)
+    assert Image.open(made.image).getpixel((0, 0)) == (0, 0, 255)
+    assert Image.open(made.end_image).getpixel((0, 0)) == (0, 0, 0)
+    assert list(made.keyframes) == [0]
+    assert found(notes) == {("sections", "zip_unused")}
+    assert set(notes[0].values["names"].split(", ")) == {"000_a.png", "weekend.png", "film.txt", "00.png", "².png"}
+
+
+def test_replace_and_merge(pictures: list[str], tmp_path: Path, uploads: Path) -> None:
+    """Replacing empties what the ZIP has not; merging adds, and the ZIP wins where both have something."""
+    files = {
+        "sections.yaml": "section_info: [{section: 1, prompt: new}, {section: 2, prompt: ''}]\n"
+        "SEED: -1\n"
+        "lora_settings: {use_lora: true, mode: x, selections: {lora1: a, lora2: b}, scales: '0.1,0.2'}\n",
+        "001.png": png(),
+    }
+    path = packed(tmp_path / "a.zip", files)
+    onto = request(
+        "reverse",
+        pictures[0],
+        end_image=pictures[1],
+        keyframes={0: pictures[2], 1: pictures[3]},
+        section_prompts={1: "old", 2: "two"},
+        loras=(Lora("b", 1.0), Lora("c", 0.5)),
+        seconds=4,
+        padding=2.0,
+    )
+    merged, notes = import_sections(path, onto, "merge", uploads)
+    assert notes == ()
+    assert merged == changed(
+        onto,
+        keyframes={0: pictures[2], 1: merged.keyframes[1]},
+        section_prompts={1: "new", 2: "two"},
+        loras=(Lora("c", 0.5), Lora("a", 0.1), Lora("b", 0.2)),
+    )
+    assert merged.keyframes[1] != onto.keyframes[1]
+    replaced, _ = import_sections(path, onto, "replace", uploads)
+    assert replaced == changed(
+        onto,
+        image="",
+        end_image="",
+        prompt="",
+        seed=-1,
+        keyframes={1: merged.keyframes[1]},
+        section_prompts={1: "new"},
+        loras=(Lora("a", 0.1), Lora("b", 0.2)),
+    )
+
+
+def test_sections_stay_at_their_time_in_the_other_mode(pictures: list[str], tmp_path: Path, uploads: Path) -> None:
+    """ZIPs count from the film's end, the F1 mode from its start; what it has no field for is named."""
+    forward = request("forward", pictures[0], section_prompts={0: "first", 3: "last"}, seconds=5, influence=101)
+    assert len(forward.plan().sections) == 4
+    export_sections(forward, tmp_path / "a.zip")
+    prompts = {entry["section"]: entry["prompt"] for entry in text_in(tmp_path / "a.zip")["section_info"]}
+    assert prompts == {0: "last", 1: "", 2: "", 3: "first"}
+    made, notes = import_sections(tmp_path / "a.zip", request("reverse", ""), uploads=uploads)
+    assert made.section_prompts == {0: "last", 3: "first"}
+    assert found(notes) == {("influence", "key_unknown")}
+    made, notes = import_sections(COMPAT / "sections_en.zip", request("forward", ""), uploads=uploads)
+    assert made.section_prompts == {1: "she bows", 0: "彼女は回る"}
+    assert found(notes) == {(name, "key_unknown") for name in ("end_image", "keyframes", "padding")}
+
+
+@pytest.mark.parametrize("mode", FILMS)
+def test_prompts_beyond_the_film_stay(mode: str, tmp_path: Path, uploads: Path) -> None:
+    """Somebody made the film shorter for a trial; what was written for its rest is not lost."""
+    original = request(mode, "", section_prompts={1: "b", 4: "e", 5: "f"}, seconds=3.0)
+    assert len(original.plan().sections) == 2
+    export_sections(original, tmp_path / "a.zip")
+    assert import_sections(tmp_path / "a.zip", uploads=uploads)[0] == original
+
+
+def test_what_is_not_understood_is_named(tmp_path: Path, uploads: Path) -> None:
+    """Each with its own note, and the rest is read."""
+    text = """
+SEED: many
+default_prompt: [a]
+future: 1
+section_info: [{section: -1, prompt: a}, {section: 0, prompt: 5}, text, {section: '1', prompt: good}]
+lora_settings: {use_lora: true, mode: File upload, scales: 'a,b', block: x, selections: {lora4: d}}
+video_settings: {video_length: long, frame_size: 2 seconds, padding_mode: 1, resolution: 1000, future: 2}
+eichi: {mode: single}
+"""
+    made, notes = import_sections(packed(tmp_path / "a.zip", {"sections.yaml": text}), uploads=uploads)
+    assert made == modes.MODES["reverse"](section_prompts={1: "good"})
+    assert len(notes) == 17
+    named = {note.values.get("name", note.field) for note in notes if found([note])}
+    assert named == {
+        "seed", "default_prompt", "future", "section_info", "lora_settings: block", "selections: lora4", "scales",
+        "lora_settings: mode", "video_length", "frame_size", "video_settings: padding_mode", "size", "video_settings: future",
+        "eichi",
+    }  # fmt: skip
+
+
+def test_our_own_key_is_not_trusted(tmp_path: Path, uploads: Path) -> None:
+    """Values of the wrong kind, fields of another version, and pictures that are no entries."""
+    own = "mode: reverse, steps: 0, size: x, tomorrow: 1, image: /etc/passwd, keyframes: {'0': ../a.png}"
+    text = f"default_prompt: kept\neichi: {{{own}}}"
+    made, notes = import_sections(packed(tmp_path / "a.zip", {"sections.yaml": text}), uploads=uploads)
+    assert made == modes.MODES["reverse"](prompt="kept")
+    assert found(notes) == {("steps", "out_of_range"), ("size", "wrong_type"), ("tomorrow", "key_unknown")}
+
+
+def test_no_lora_and_a_lora_switched_off(tmp_path: Path, uploads: Path) -> None:
+    text = "lora_settings: {use_lora: false, selections: {lora1: a}}\nsection_info:\n"
+    made, notes = import_sections(
+        packed(tmp_path / "a.zip", {"sections.yaml": text}), request("reverse", "", loras=(Lora("b"),)), uploads=uploads
+    )
+    assert (made.loras, notes) == ((), ())
+
+
+def refused(path: Path, key: str, place: Path, **settings: Any) -> None:
+    """The import fails with one problem and leaves nothing behind."""
+    before = names_in(place)
+    with pytest.raises(UserError) as error:
+        import_sections(path, uploads=place / "uploads", **settings)
+    assert {name for _, name in found(error.value.problems)} == {key}
+    assert names_in(place) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../evil.png", "a/../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\evil.png", "c:evil.png", "\\\\host\\a.png"],
+)
+def test_names_outside_the_folder(name: str, place: Path) -> None:
+    refused(packed(place / "a.zip", {"sections.yaml": MINIMAL, "start.png": png(), name: png()}), "zip_name", place)
+
+
+def test_links_and_devices(place: Path) -> None:
+    for number, kind in enumerate((stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR)):
+        path = place / f"{number}.zip"
+        with zipfile.ZipFile(path, "w") as written:
+            written.writestr("sections.yaml", MINIMAL)
+            entry = zipfile.ZipInfo("start.png")
+            entry.create_system, entry.external_attr = 3, (kind | 0o777) << 16
+            written.writestr(entry, "/etc/passwd")
+        refused(path, "zip_link", place)
+
+
+def test_ten_thousand_entries(place: Path) -> None:
+    files = {"sections.yaml": MINIMAL, **{f"{number:05d}.png": b"" for number in range(10_000)}}
+    refused(packed(place / "a.zip", files), "zip_entries", place)
+
+
+def test_a_directory_of_any_size_is_read_only_so_far(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty million entries would fill the memory before they are counted."""
+    monkeypatch.setattr(archive, "MAX_READ", 2**16)
+    files = {"sections.yaml": MINIMAL, **{f"{number:05d}.png": b"" for number in range(10_000)}}
+    refused(packed(place / "a.zip", files), "zip_damaged", place)
+
+
+def test_a_bomb_is_refused_by_its_directory(place: Path) -> None:
+    """300 MB of zeros in 300 kB; and many of them below the limit of one."""
+    with zipfile.ZipFile(place / "a.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as written:
+        written.writestr("sections.yaml", MINIMAL)
+        with written.open("start.png", "w", force_zip64=True) as file:
+            for _ in range(300):
+                file.write(bytes(2**20))
+    assert (place / "a.zip").stat().st_size < 3 * 2**20
+    refused(place / "a.zip", "zip_entry_size", place)
+
+
+def resized(path: Path, name: str, size: int) -> Path:
+    """The directory says another size for an entry."""
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\x01\x02", 0, data.rindex(name.encode()))
+    struct.pack_into("<I", data, at + 24, size)
+    path.write_bytes(data)
+    return path
+
+
+def test_many_bombs_below_the_limit_of_one(place: Path) -> None:
+    names = [f"{number:03d}.png" for number in range(20)]
+    path = packed(place / "a.zip", {"sections.yaml": MINIMAL, **{name: b"x" for name in names}})
+    for name in names:
+        resized(path, name, 199 * 2**20)
+    refused(path, "zip_total_size", place)
+
+
+def test_an_entry_larger_than_it_says(place: Path) -> None:
+    """No more than promised is unpacked, and then its checksum is wrong."""
+    with zipfile.ZipFile(place / "a.zip", "w", zipfile.ZIP_DEFLATED) as written:
+        written.writestr("sections.yaml", MINIMAL)
+        written.writestr("start.png", png() + bytes(50 * 2**20))
+    refused(resized(place / "a.zip", "start.png", 1000), "zip_damaged", place)
+
+
+def test_a_picture_over_200_megabytes(place: Path) -> None:
+    path = packed(place / "a.zip", {"sections.yaml": MINIMAL, "start.png": png()})
+    refused(resized(path, "start.png", 201 * 2**20), "zip_entry_size", place)
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        (b"", "picture_empty"),
+        (b"text", "picture_unknown_format"),
+        (png()[:50], "picture_damaged"),
+        (png((8, 8)), "picture_too_small"),
+    ],
+    ids=["empty", "text", "cut", "small"],
+)
+def test_damaged_pictures(data: bytes, key: str, place: Path) -> None:
+    """Named as the ZIP names them; the good ones beside are not taken either."""
+    path = packed(place / "a.zip", {"sections.yaml": MINIMAL, "start.png": png(), "in/001_x.png": data})
+    refused(path, key, place)
+    with pytest.raises(UserError) as error:
+        import_sections(path, uploads=place / "uploads")
+    (problem,) = error.value.problems
+    assert problem.field == "keyframes/1" and problem.values["file"] == "in/001_x.png"
+
+
+ALIASES = "a: &a [x, x]\nb: &b [*a, *a]\nsection_info: [*b, *b]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['true']",
+        "section_info: !!python/name:os.system",
+        "section_info: !local x",
+        ALIASES,
+        "a: [" * 3000,
+        "a: 'open",
+        "- a list",
+        "text",
+        "",
+        "a: 2001-99-99",
+        "{[a]: b}",
+        "a: \x00",
+        "\ufffe",
+        "x: [" + "1," * (MAX_NODES + 1) + "]",
+        "a: {<<: 5}",
+        "# " + "x" * 5_000_000,
+    ],
+    ids=lambda text: text[:12],
+)
+def test_yaml_that_is_no_plain_mapping(text: str, place: Path) -> None:
+    """Tags that would run something, aliases that grow without end, and whatever else is not a plain document."""
+    key = "zip_entry_size" if len(text) > 4_000_000 else "sections_damaged"
+    refused(packed(place / "a.zip", {"sections/sections.yaml": text, "start.png": png()}), key, place)
+
+
+def test_what_is_no_zip(place: Path) -> None:
+    (place / "a.zip").write_bytes(b"PK\x03\x04 but no more")
+    (place / "b.zip").write_bytes(b"")
+    whole = packed(place / "c.zip", {"sections.yaml": MINIMAL, "start.png": png()}).read_bytes()
+    (place / "d.zip").write_bytes(whole[:-30])
+    (place / "e.zip").write_bytes(whole.replace(b"section_info", b"section_InfO"))
+    for name in ("a.zip", "b.zip", "d.zip", "e.zip", "passing"):
+        refused(place / name, "zip_damaged", place)
+    refused(place / "gone.zip", "zip_missing", place)
+    refused(packed(place / "f.zip", {"start.png": png()}), "zip_without_sections", place)
+
+
+def test_a_protected_zip(place: Path) -> None:
+    path = packed(place / "a.zip", {"sections.yaml": MINIMAL, "start.png": png()})
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\x01\x02")
+    data[at + 8] |= 1
+    path.write_bytes(data)
+    refused(path, "zip_encrypted", place)
+
+
+def test_a_single_picture_has_no_sections(place: Path, pictures: list[str]) -> None:
+    single = request("single", pictures[0])
+    refused(COMPAT / "sections_en.zip", "sections_need_film", place, onto=single)
+    with pytest.raises(UserError) as error:
+        export_sections(single, place / "a.zip")
+    assert found(error.value.problems) == {("mode", "sections_need_film")}
+    assert not (place / "a.zip").exists()
+
+
+def test_an_uploads_folder_that_cannot_be_written(place: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[str]) -> None:
+    """Half way through: what was already copied goes again, what lay there stays."""
+    keep(Path(pictures[0]), place / "uploads")
+    copies = []
+
+    def full(source: Path, target: Path) -> None:
+        copies.append(target)
+        if len(copies) == 3:
+            raise OSError(28, "No space left on device")
+        target.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(kept.shutil, "copyfile", full)
+    refused(COMPAT / "sections_en.zip", "folder_not_writable", place)
+    assert len(copies) == 3
+
+
+def test_an_export_names_all_pictures_that_cannot_be_read(place: Path, pictures: list[str]) -> None:
+    """And leaves an older file of that name as it was."""
+    (place / "a.zip").write_bytes(b"old")
+    (place / "bad.png").write_bytes(b"x")
+    made = request("reverse", place / "gone.png", keyframes={2: str(place / "bad.png")}, end_image=pictures[0])
+    with pytest.raises(UserError) as error:
+        export_sections(made, place / "a.zip")
+    assert found(error.value.problems) == {("image", "picture_missing"), ("keyframes/2", "picture_unknown_format")}
+    assert (place / "a.zip").read_bytes() == b"old"
+    with pytest.raises(UserError) as error:
+        export_sections(request("reverse", ""), place / "bad.png" / "b.zip")
+    assert found(error.value.problems) == {("out", "folder_not_writable")}
+
+
+def test_pictures_that_the_existing_program_does_not_find_become_png(place: Path, uploads: Path) -> None:
+    export_sections(
+        request("reverse", picture(place / "a.bmp", seed=2), keyframes={0: picture(place / "b.JPG")}), place / "a.zip"
+    )
+    with zipfile.ZipFile(place / "a.zip") as opened:
+        assert set(opened.namelist()) == {TEXT, "sections/start.png", "sections/000.jpg"}
+    made, _ = import_sections(place / "a.zip", uploads=uploads)
+    with Image.open(made.image) as png_file, Image.open(place / "a.bmp") as original:
+        assert png_file.format == "PNG" and png_file.tobytes() == original.tobytes()
+
+
+def test_equal_pictures_are_kept_once(place: Path, uploads: Path) -> None:
+    """An export from the uploads folder comes back as the very same request, and importing twice adds nothing."""
+    picture(place / "cat.png")
+    kept = str(keep(place / "cat.png", uploads))
+    original = request("reverse", kept, end_image=kept, seconds=5, keyframes={0: kept})
+    export_sections(original, place / "a.zip")
+    for _ in range(2):
+        assert import_sections(place / "a.zip", uploads=uploads)[0] == original
+    assert len(names_in(uploads)) == 1
+
+
+def test_films_are_all_that_have_sections() -> None:
+    """A fourth mode with sections must be walked above too."""
+    assert {mode for mode, kind in modes.MODES.items() if issubclass(kind, FilmRequest)} == set(FILMS)
