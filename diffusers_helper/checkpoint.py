@@ -117,7 +117,8 @@ def load_transformer(
                 if name in narrow:
                     _put_quantised(arena, name, tensor, storage, dtype, device)
                 else:
-                    arena.put(name, tensor.to(dtype))
+                    # Converts as it copies.
+                    arena.view(name).copy_(tensor)
             if store is not None:
                 store.save(arena)
         tensors = {name: arena.view(name) if name in arena else reader.window(name) for name in reader.specs}
