@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusers_helper.latents import decode_after, decode_frames, rounded_on_host
 from diffusers_helper.models.linear import strengths
-from diffusers_helper.models.step_cache import StepCache, TeaCache
+from diffusers_helper.models.step_cache import FirstBlockCache, StepCache, TeaCache
 from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
 from diffusers_helper.past import Past
 from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
@@ -180,4 +180,5 @@ def step_cache(request: Request) -> StepCache | None:
     """A fresh cache, or None where the request wants every step computed."""
     if request.step_cache == "none":
         return None
-    return TeaCache(request.cache_threshold, request.steps)
+    kind = {"teacache": TeaCache, "first_block": FirstBlockCache}[request.step_cache]
+    return kind(request.cache_threshold, request.steps)

@@ -84,7 +84,7 @@ class Request(ABC):
     cfg_scale: float = setting(1.0, "number", min=1.0, max=32.0)
     guidance_rescale: float = setting(0.0, "number", min=0.0, max=1.0)
     shift: float | None = setting(None, "number", min=1.0, max=20.0, optional=True)
-    step_cache: str = setting("teacache", "choice", choices=("none", "teacache"))
+    step_cache: str = setting("teacache", "choice", choices=("none", "teacache", "first_block"))
     cache_threshold: float = setting(0.15, "number", min=0.0, max=1.0)
     precision: str = setting("auto", "choice", choices=PRECISIONS)
     loras: tuple[Lora, ...] = setting((), "loras")

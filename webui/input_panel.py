@@ -65,7 +65,7 @@ def advanced_panel(context: Context, form: Form) -> None:
         with gr.Row():
             form.slider("steps", step=1)
             form.slider("guidance_scale", step=0.1)
-        caches = {"none": t("page.step_cache.none"), "teacache": t("page.step_cache.teacache")}
+        caches = {name: t(f"page.step_cache.{name}") for name in form.choices("step_cache")}
         if context.plain:
             form.choice("step_cache", caches)
             return

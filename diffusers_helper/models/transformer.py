@@ -8,9 +8,9 @@ Names and shapes of parameters are the hub's, so that its shards load strictly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ from diffusers_helper.models.linear import Linear, PatchConv
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field
 from diffusers_helper.models.step_cache import StepCache
 from diffusers_helper.parts import InPlace, Parts, Weights
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -300,47 +302,64 @@ class PackedTransformer(nn.Module):
         _, _, frames, height, width = x.shape
         noisy = self.x_embedder(self._cast(x))
         hidden = torch.cat([section.clean, noisy], dim=1)
-        if cache is None or cache.must_compute(self._first_modulated(hidden, index, job)):
-            before = hidden
-            hidden = self._blocks_again(hidden, index, job, section)
-            if cache is not None:
-                cache.residual = hidden - before
-        else:
-            hidden = hidden + cache.residual
+        hidden = self._through_blocks(hidden, index, job, section, cache)
         scale, shift = job.head[index : index + 1].unsqueeze(1).chunk(2, dim=-1)
         hidden = modulate(layer_norm(hidden[:, -noisy.shape[1] :]), shift, scale)
         patches = self.proj_out(hidden.float() if self.float32_head else hidden).float()
         sizes = {"t": frames, "h": height // 2, "w": width // 2, "ph": 2, "pw": 2}
         return rearrange(patches, "b (t h w) (c ph pw) -> b c t (h ph) (w pw)", **sizes)
 
+    def _through_blocks(self, x: Tensor, index: int, job: JobTables, section: SectionTables, cache: StepCache | None) -> Tensor:
+        """What the blocks make of x, or where the cache says so what they made of it at the last computed step."""
+        text = job.context[index : index + 1]
+        if cache is None:
+            return self._again(lambda: self._blocks(x, text, 0, index, job, section))
+        if cache.after_first_block:
+            first, text = self._again(lambda: self._dual(x, text, range(1), index, job, section))
+            seen, begin = first - x, 1
+        else:
+            first, seen, begin = x, self._first_modulated(x, index, job), 0
+        if not cache.must_compute(seen):
+            return first + cache.residual
+        made = self._again(lambda: self._blocks(first, text, begin, index, job, section))
+        cache.residual = made - first
+        return made
+
     def _first_modulated(self, hidden: Tensor, index: int, job: JobTables) -> Tensor:
         shift, scale = job.dual[0][0][index : index + 1].unsqueeze(1).chunk(6, dim=-1)[:2]
         return modulate(layer_norm(hidden), shift, scale)
 
-    def _blocks_again(self, x: Tensor, index: int, job: JobTables, section: SectionTables) -> Tensor:
-        """`_blocks`, and once more with fewer weights on the card if something else took its memory meanwhile."""
+    def _again(self, run: Callable[[], T]) -> T:
+        """What `run` makes; once more with fewer weights on the card if something else took its memory meanwhile."""
         try:
-            return self._blocks(x, index, job, section)
+            return run()
         except torch.OutOfMemoryError:
             if not self.weights.make_room():
                 raise
         # Outside of the handler, which holds everything that was computed.
-        return self._blocks(x, index, job, section)
+        return run()
 
-    def _blocks(self, x: Tensor, index: int, job: JobTables, section: SectionTables) -> Tensor:
+    def _blocks(self, x: Tensor, text: Tensor, begin: int, index: int, job: JobTables, section: SectionTables) -> Tensor:
+        """All blocks from the dual block `begin` on."""
         latents, rows = x.shape[1], slice(index, index + 1)
-        text = job.context[rows]
-        # Around the block, not inside: a compiled block knows nothing of who brings its weights, nor of where they lie.
-        lend, passes = self.weights.lend, self.passes
-        for number, (block, (latent_table, text_table)) in enumerate(zip(self.transformer_blocks, job.dual, strict=True)):
-            with lend(f"dual/{number}"):
-                table = latent_table[rows], text_table[rows]
-                x, text = passes.dual(block, x, text, table, section.rope, self.attend, block.fused())
+        x, text = self._dual(x, text, range(begin, len(self.transformer_blocks)), index, job, section)
         x = torch.cat([x, text], dim=1)
         for number, (block, table) in enumerate(zip(self.single_transformer_blocks, job.single, strict=True)):
-            with lend(f"single/{number}"):
-                x = passes.single(block, x, table[rows], latents, section.rope, self.attend, block.fused())
+            with self.weights.lend(f"single/{number}"):
+                x = self.passes.single(block, x, table[rows], latents, section.rope, self.attend, block.fused())
         return x[:, :latents]
+
+    def _dual(
+        self, x: Tensor, text: Tensor, numbers: range, index: int, job: JobTables, section: SectionTables
+    ) -> tuple[Tensor, Tensor]:
+        rows = slice(index, index + 1)
+        for number in numbers:
+            block, (latent_table, text_table) = self.transformer_blocks[number], job.dual[number]
+            # Around the block, not inside: a compiled block knows nothing of who brings its weights, nor of where they lie.
+            with self.weights.lend(f"dual/{number}"):
+                table = latent_table[rows], text_table[rows]
+                x, text = self.passes.dual(block, x, text, table, section.rope, self.attend, block.fused())
+        return x, text
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_helper.models.step_cache import TeaCache, polynomial
+from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache, polynomial
 from tests.diffusers_helper.inputs import LAYOUTS, inputs, section_of
 
 STEPS = 25
@@ -50,10 +50,11 @@ def test_never_more_than_two_skips_in_a_row_at_the_usual_threshold(change):
         assert longest_skip(steps) == 2
 
 
+@pytest.mark.parametrize("kind", [TeaCache, FirstBlockCache])
 @pytest.mark.parametrize("steps", [1, 2, 3, 25])
-def test_first_and_last_steps_are_always_computed(steps):
+def test_first_and_last_steps_are_always_computed(kind, steps):
     """The last step makes the result; the first has nothing to go by. Also where they are the same."""
-    assert computed(TeaCache(1e9, steps), growing(0.0, steps)) == sorted({0, steps - 1})
+    assert computed(kind(1e9, steps), growing(0.0, steps)) == sorted({0, steps - 1})
 
 
 def test_the_estimate_adds_up_from_every_step_not_from_the_last_computed():
@@ -81,39 +82,78 @@ def test_caches_of_two_guidance_branches_do_not_influence_each_other():
     assert alone[0] != alone[1]
 
 
+def test_the_first_block_is_compared_with_the_last_computed_step():
+    """Changes too small each for itself add up: against step 0 they are 4, 8 and 12 percent."""
+    inputs_ = [torch.full((1, 2, 2), value) for value in (1.0, 1.04, 1.08, 1.12, 1.16, 1.2, 1.24)]
+    cache = FirstBlockCache(0.1, 9)
+    assert computed(cache, inputs_) == cache.computed == [0, 3, 6]
+
+
+@torch.inference_mode()
+def test_the_first_block_is_heard_in_a_skipped_step(net):
+    """What it adds is its own step's, not that of the last computed one: another input, another output."""
+    given = inputs(LAYOUTS["forward"], 10, 6)
+    job = net.prepare_job(given.text, given.pooled, given.image, 10.0, [0.9, 0.5])
+    section, cache = section_of(net, given), Script([True, False], after_first_block=True)
+    net.step(given.x, 0, job, section, cache)
+    hidden = torch.cat([section.clean, net.x_embedder(given.x)], dim=1)
+    wanted = []
+    net.transformer_blocks[0].register_forward_hook(lambda block, given, made: wanted.append(made[0]))
+    before = cache.residual.clone()
+    seen = []
+    skipped = net._through_blocks(hidden, 1, job, section, Seeing([False], cache.residual, seen))
+    assert torch.equal(skipped, wanted[0] + before) and torch.equal(seen[0], wanted[0] - hidden)
+
+
 class Script:
     """A step cache that computes what it is told to."""
 
-    def __init__(self, answers):
+    def __init__(self, answers, after_first_block=False):
         self.answers = iter(answers)
+        self.after_first_block = after_first_block
         self.residual = None
 
     def must_compute(self, modulated):
         return next(self.answers)
 
 
-def test_a_skipped_step_runs_no_block_and_adds_what_they_added_before(net):
-    """With the same input and tables the replayed change is the computed one, and it takes none of the time."""
+class Seeing(Script):
+    """Notes what it is shown, after the first block."""
+
+    def __init__(self, answers, residual, seen):
+        super().__init__(answers, after_first_block=True)
+        self.residual, self.seen = residual, seen
+
+    def must_compute(self, seen):
+        self.seen.append(seen)
+        return super().must_compute(seen)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_skipped_step_runs_no_block_and_adds_what_they_added_before(net, after):
+    """With the same input and tables the replayed change is the computed one, and it takes none of the time; or the first
+    block's, whose own change is added as it is."""
     given = inputs(LAYOUTS["forward"], 10, 6)
     job = net.prepare_job(given.text, given.pooled, given.image, 10.0, [0.9, 0.9, 0.5])
     section = section_of(net, given)
     calls = []
     for block in (*net.transformer_blocks, *net.single_transformer_blocks):
         block.register_forward_hook(lambda *_: calls.append(1))
-    cache = Script([True, False, False])
+    cache = Script([True, False, False], after)
     first, skipped = (net.step(given.x, i, job, section, cache) for i in (0, 1))
-    assert len(calls) == len(net.transformer_blocks) + len(net.single_transformer_blocks)
+    assert len(calls) == len(net.transformer_blocks) + len(net.single_transformer_blocks) + after
     assert (skipped - first).abs().max() <= 1e-6
     # The head still belongs to its own step.
     assert (net.step(given.x, 2, job, section, cache) - first).abs().max() > 1e-4
 
 
-def test_a_cache_that_computes_everything_changes_nothing(net):
+@pytest.mark.parametrize("kind", [TeaCache, FirstBlockCache])
+def test_a_cache_that_computes_everything_changes_nothing(net, kind):
     """Threshold 0 is exactly no cache."""
     given = inputs(LAYOUTS["one picture"], 10, 6)
     sigmas = [0.9, 0.6, 0.3]
     job = net.prepare_job(given.text, given.pooled, given.image, 10.0, sigmas)
-    section, cache = section_of(net, given), TeaCache(0.0, 3)
+    section, cache = section_of(net, given), kind(0.0, 3)
     for i in range(3):
         assert torch.equal(net.step(given.x, i, job, section, cache), net.step(given.x, i, job, section))
     assert cache.computed == [0, 1, 2]

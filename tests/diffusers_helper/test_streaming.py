@@ -10,7 +10,7 @@ from torch import nn
 
 from diffusers_helper.memory import module_bytes
 from diffusers_helper.models.linear import LowRankBranch, quantise, set_strengths
-from diffusers_helper.models.step_cache import TeaCache
+from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
 from diffusers_helper.parts import InPlace, Parts
 from diffusers_helper.streaming import Part, Ring, Streamer, spread, tensors_of
 from tests.diffusers_helper.inputs import LAYOUTS, inputs, section_of, velocity
@@ -141,11 +141,12 @@ def test_tables_are_made_part_by_part_and_leave_nothing(long_net):
     assert all(torch.equal(a, b) for pair in zip(plain.dual, other.dual, strict=True) for a, b in zip(*pair, strict=True))
 
 
-def test_skipped_steps_do_not_disturb_the_ring(long_net):
+@pytest.mark.parametrize(("kind", "threshold"), [(TeaCache, 0.3), (FirstBlockCache, 0.9)])
+def test_skipped_steps_do_not_disturb_the_ring(long_net, kind, threshold):
     job_arguments = GIVEN.text, GIVEN.pooled, GIVEN.image, 10.0, [0.9, 0.88, 0.86, 0.5, 0.3, 0.1]
 
     def run():
-        cache = TeaCache(0.3, 6)
+        cache = kind(threshold, 6)
         job, section, x = long_net.prepare_job(*job_arguments), section_of(long_net, GIVEN), GIVEN.x
         outputs = []
         for index in range(6):
@@ -239,15 +240,16 @@ def out_of_memory_once(net, block: int, error: type[Exception] = torch.OutOfMemo
     return failed
 
 
+@pytest.mark.parametrize("kind", [TeaCache, FirstBlockCache])
 @pytest.mark.parametrize("block", range(7))
-def test_memory_that_is_taken_in_mid_run(long_net, block):
+def test_memory_that_is_taken_in_mid_run(long_net, block, kind):
     """Half of the resident blocks leave, the step is repeated once, and its numbers and the step cache's are the same."""
     sigmas = [0.9, 0.88, 0.5, 0.1]
     section = section_of(long_net, GIVEN)
     job = long_net.prepare_job(GIVEN.text, GIVEN.pooled, GIVEN.image, 10.0, sigmas)
 
     def run():
-        cache = TeaCache(0.3, 4)
+        cache = kind(0.3, 4)
         return [long_net.step(GIVEN.x, index, job, section, cache) for index in range(4)], cache.computed
 
     plain = run()

@@ -58,6 +58,8 @@ CHANGES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("single", {"cfg_scale": 3.0}, {"negative_prompt": "blurry hands"}),
     ("single", {"cfg_scale": 3.0}, {"guidance_rescale": 0.7}),
     ("single", {"steps": 8}, {"step_cache": "teacache", "cache_threshold": 1.0}),
+    ("single", {"steps": 8}, {"step_cache": "first_block", "cache_threshold": 1.0}),
+    ("single", {"steps": 8, "cache_threshold": 1.0, "step_cache": "teacache"}, {"step_cache": "first_block"}),
     ("reverse", THREE, {"window": 9.0}),
     ("reverse", THREE, {"seconds": 1}),
     ("reverse", THREE, {"end_image": 1}),
@@ -172,7 +174,8 @@ def test_settings_that_cannot_act(pictures: list[str], mode: str, fields: dict, 
 def test_a_cache_that_lets_nothing_pass_is_no_cache(pool: ModelPool, pictures: list[str]) -> None:
     """Threshold 0 computes every step: bit for bit as without."""
     base = request("single", pictures[0], steps=6)
-    assert torch.equal(latents_of(changed(base, step_cache="teacache", cache_threshold=0.0), pool), latents_of(base, pool))
+    for cache in ("teacache", "first_block"):
+        assert torch.equal(latents_of(changed(base, step_cache=cache, cache_threshold=0.0), pool), latents_of(base, pool))
 
 
 def test_the_vae_cache_changes_the_frames_and_nothing_else(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
@@ -203,8 +206,9 @@ def test_only_a_film_made_in_order_has_a_vae_cache(mode: str, pictures: list[str
 
 def test_the_run_says_how_many_steps_it_computed(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
     """Event by event, and the view in all; without a cache every step."""
-    for cache, fewer in (("none", False), ("teacache", True)):
+    for cache, fewer in (("none", False), ("teacache", True), ("first_block", True)):
         view = View()
-        for event in carry_out(request("single", pictures[0], steps=8, step_cache=cache), pool, tmp_path / cache):
+        wanted = request("single", pictures[0], steps=8, step_cache=cache, cache_threshold=0.5)
+        for event in carry_out(wanted, pool, tmp_path / cache):
             view = view.after(event)
         assert view.all_steps == 8 and (view.computed_steps < 8) == fewer and view.computed_steps >= 2
