@@ -19,6 +19,8 @@ from diffusers_helper.slabs import Arena, Place, Spec, lay_out
 from diffusers_helper.streaming import tensors_of
 
 STEM = "diffusion_pytorch_model"
+# Numbers of a weight, where the host does it.
+QUANTISED_AT_ONCE = 2**20
 CPU = torch.device("cpu")
 
 
@@ -105,17 +107,18 @@ def load_transformer(
         buffer = store.load(*lay_out(*layout)) if store else None
         arena = Arena(*layout, buffer)
         if buffer is None:
-            for name in filter(in_slabs.__contains__, reader.names()):
+            for name in (name for name in reader.names() if name in arena):
                 if name in same and name not in narrow:
                     reader.into(name, arena.bytes_of(name))
                     continue
-                tensor = reader.tensor(name).to(dtype)
-                if change is not None:
-                    tensor = change(name, tensor.to(device))
+                tensor = reader.tensor(name)
+                if change and change.changes(name):
+                    tensor = change(name, tensor.to(dtype).to(device))
                 if name in narrow:
-                    tensor, scale = quantise(tensor.to(device), storage, dtype)
-                    arena.put(f"{name}_scale", scale)
-                arena.put(name, tensor)
+                    _put_quantised(arena, name, tensor, storage, dtype, device)
+                else:
+                    # Converts as it copies.
+                    arena.view(name).copy_(tensor)
             if store is not None:
                 store.save(arena)
         tensors = {name: arena.view(name) if name in arena else reader.window(name) for name in reader.specs}
@@ -123,6 +126,16 @@ def load_transformer(
         layer.weight_scale = tensors[f"{name}_scale"] = arena.view(f"{name}_scale")
     net.load_state_dict(tensors, strict=True, assign=True)
     return net.eval()
+
+
+def _put_quantised(arena: Arena, name: str, tensor: Tensor, storage: str, dtype: torch.dtype, device: torch.device) -> None:
+    """By rows, which know nothing of each other: in the host's memory quantising takes several times the size of its input."""
+    rows = max(1, QUANTISED_AT_ONCE // tensor.shape[1]) if device.type == "cpu" else len(tensor)
+    weights, scales = arena.view(name).split(rows), arena.view(f"{name}_scale").split(rows)
+    for part, weight, scale in zip(tensor.split(rows), weights, scales, strict=True):
+        made = quantise(part.to(dtype).to(device), storage, dtype)
+        weight.copy_(made[0])
+        scale.copy_(made[1])
 
 
 def lay_slabs(

@@ -34,6 +34,7 @@ class Reader:
         self._found = found
         self._files: dict[Path, object] = {}
         self._mapped: dict[Path, object] = {}
+        self._shared: Tensor | None = None
         self._open = ExitStack()
         self.specs: dict[str, Spec] = {}
         for name, shape in found.shapes.items():
@@ -71,9 +72,11 @@ class Reader:
             rest = rest[count:]
 
     def tensor(self, name: str) -> Tensor:
-        """In memory of its own."""
+        """In memory that the next one will lie in: new memory for each would stay with the process in pieces of all sizes."""
         dtype, shape = self.specs[name]
-        memory = torch.empty(prod(shape) * dtype.itemsize, dtype=torch.uint8)
+        if self._shared is None:
+            self._shared = torch.empty(max(end - begin for begin, end in self._found.places.values()), dtype=torch.uint8)
+        memory = self._shared[: prod(shape) * dtype.itemsize]
         self.into(name, memory)
         return memory.view(dtype).view(shape)
 

@@ -109,7 +109,7 @@ def test_the_peak_is_the_slabs_and_one_tensor(dtype: str, storage: str, small: P
     # In 32 bits the tables' weights are not as they are in the files, and lie in memory too.
     rest = 4 * (parameters - linears) if dtype == "float32" else 0
     # The largest tensor is 12 MB in the file; quantising it takes it several times in 32 bits.
-    assert peak < slabs + rest + 100 * MIB, f"{(peak - slabs - rest) / MIB:.0f} MiB more than what stays"
+    assert peak < slabs + rest + 64 * MIB, f"{(peak - slabs - rest) / MIB:.0f} MiB more than what stays"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -222,3 +222,13 @@ def test_reading_goes_through_the_disk_once_in_order(small: Path) -> None:
     with Reader(found) as reader:
         places = [(str(found.files[name]), found.places[name]) for name in reader.names()]
     assert places == sorted(places) and len(places) == len(found.shapes)
+
+
+@pytest.mark.parametrize("at_once", [1, 1000, 2**40])
+def test_rows_are_quantised_as_the_whole(at_once: int, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many at a time, a last part that is smaller included."""
+    net = load_transformer(small, torch.bfloat16, "int8")
+    monkeypatch.setattr("diffusers_helper.checkpoint.QUANTISED_AT_ONCE", at_once)
+    other = load_transformer(small, torch.bfloat16, "int8")
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, net.state_dict()[name]), name
