@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffusers_helper.models.attention import sdpa
 from diffusers_helper.models.linear import LowRankBranch, quantise
 from diffusers_helper.models.narrow import scaled
-from diffusers_helper.models.step_cache import TeaCache
+from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.preview import HUNYUAN_PREVIEW
 from diffusers_helper.text import TextEmbedding
@@ -257,11 +257,12 @@ class Asked(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_teacache_asks_for_one_number_a_step(net):
+@pytest.mark.parametrize(("name", "kind"), [("teacache", TeaCache), ("first_block", FirstBlockCache)])
+def test_a_step_cache_asks_for_one_number_a_step(net, name, kind):
     """It has to: what is skipped depends on it. Not at the first and the last step, which are computed anyway."""
     with pytest.raises(RuntimeError, match="item"):
-        sent_between_steps(net, step_cache="teacache")
-    cache = TeaCache(0.15, STEPS)
+        sent_between_steps(net, step_cache=name)
+    cache = kind(0.15, STEPS)
     with Asked() as asked:
         for step in range(STEPS):
             cache.must_compute(torch.full((1, 5, 32), 1.0 + step))
