@@ -62,7 +62,7 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
             patch_size=14,
         )
     ),
-    "vae": lambda: AutoencoderKLHunyuanVideo(),
+    "vae": AutoencoderKLHunyuanVideo,
 }  # fmt: skip
 SEED, PERIOD = 7, 0.02
 

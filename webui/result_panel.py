@@ -37,8 +37,6 @@ from webui.viewer import JS as VIEWER_JS
 # Seconds between two looks at the jobs while one runs, and while none does.
 BUSY, IDLE = 0.5, 2.0
 EARLIER = 6
-
-
 # Fields of the form that a result can become.
 USES = ("image", "end_image")
 
@@ -108,7 +106,6 @@ class ResultPanel:
         for level, button in self.stops.items():
             stopped = button.click(partial(self.context.jobs.stop, level), None, None, **QUIET)
             stopped.then(self.look, self.seen, self.outputs, **QUIET)
-
         self.viewer.click(self.use, None, list(self.uses.values()), **QUIET)
         asked = self.queue.click(self.arrange, None, None, **QUIET)
         asked.then(self.look, self.seen, self.outputs, **QUIET)

@@ -78,23 +78,17 @@ watch('value', show);
 
 def strip(request: FilmRequest, t: Translator, url: Callable[[str], str]) -> dict[str, Any]:
     """What the element shows of a request whose length is possible. url: a picture's path -> its address, "" if it has none."""
-    count = len(request.plan().sections)
+    plan = request.plan()
+    count = len(plan.sections)
     order = range(count) if request.mode == "forward" else range(count - 1, -1, -1)
     keyframes = getattr(request, "keyframes", None)
-    begins = {
-        number: t("page.timeline.begin", seconds=f"{begin:.1f}") for number, begin in zip(order, _begins(request), strict=True)
-    }
+    # The film's first frame comes before its first section.
+    seconds = (plan.frames - 1) / count / FPS
+    begins = {number: t("page.timeline.begin", seconds=f"{place * seconds:.1f}") for place, number in enumerate(order)}
     # What was given to sections that a shorter film does not have stays in reach.
     gone = sorted((set(request.section_prompts) | set(keyframes or ())) - set(order), reverse=request.mode != "forward")
     cells = [_cell(request, number, begins.get(number), t, url) for number in (*gone, *order)]
     return {"label": t("page.timeline"), "count": count, "cells": cells}
-
-
-def _begins(request: FilmRequest) -> list[float]:
-    """Seconds at which the sections begin, in the order they are played; the film's first frame comes before the first."""
-    plan = request.plan()
-    count = len(plan.sections)
-    return [(plan.frames - 1) * number / count / FPS for number in range(count)]
 
 
 def _cell(request: FilmRequest, number: int, begin: str | None, t: Translator, url: Callable[[str], str]) -> dict[str, Any]:

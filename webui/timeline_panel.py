@@ -35,8 +35,6 @@ COPY = """(all, strip, overwrite) => {
   const values = JSON.parse(all || '{}');
   for (let k = 2; k < strip.count; k++) if (values[k % 2] && (overwrite || !values[k])) values[k] = values[k % 2];
   return JSON.stringify(values); }"""
-
-
 IN_BROWSER = MappingProxyType({"fn": None, "api_visibility": "private"})
 
 

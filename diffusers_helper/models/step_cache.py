@@ -24,65 +24,68 @@ class StepCache(Protocol):
         width)."""
 
 
-class TeaCache:
-    """Accumulates the estimated change of the output and computes when it reaches `threshold`; first and last steps always.
+class _ByChange:
+    """Computes the first and last steps always, and between them where `_changed` says so.
 
     Between those the host has to read one number a step, and waits for the card until it is there.
 
     steps: steps of the section. computed: numbers of the steps that were computed, for the report.
     """
 
+    def __init__(self, threshold: float, steps: int):
+        self.threshold = threshold
+        self.steps = steps
+        self.computed: list[int] = []
+        self.residual: Tensor | None = None
+        self._step = 0
+        self._previous: Tensor | None = None
+
+    def must_compute(self, seen: Tensor) -> bool:
+        compute = self._step in (0, self.steps - 1) or self._changed(seen)
+        if compute:
+            self.computed.append(self._step)
+        self._remember(seen, compute)
+        self._step += 1
+        return compute
+
+    def _changed(self, seen: Tensor) -> bool:
+        raise NotImplementedError
+
+    def _remember(self, seen: Tensor, computed: bool) -> None:
+        raise NotImplementedError
+
+
+class TeaCache(_ByChange):
+    """Accumulates the estimated change of the output and computes when it reaches `threshold`."""
+
     after_first_block = False
 
     def __init__(self, threshold: float, steps: int):
-        self.threshold = threshold
-        self.steps = steps
-        self.computed: list[int] = []
-        self.residual: Tensor | None = None
-        self._step = 0
+        super().__init__(threshold, steps)
         self._change = 0.0
-        self._previous: Tensor | None = None
 
-    def must_compute(self, seen: Tensor) -> bool:
-        if self._step in (0, self.steps - 1):
-            compute, self._change = True, 0.0
-        else:
-            self._change += polynomial(relative_change(seen, self._previous).item())
-            compute = self._change >= self.threshold
-            if compute:
-                self._change = 0.0
+    def _changed(self, seen: Tensor) -> bool:
+        self._change += polynomial(relative_change(seen, self._previous).item())
+        return self._change >= self.threshold
+
+    def _remember(self, seen: Tensor, computed: bool) -> None:
         self._previous = seen
-        if compute:
-            self.computed.append(self._step)
-        self._step += 1
-        return compute
+        if computed:
+            self._change = 0.0
 
 
-class FirstBlockCache:
-    """Runs the first block at every step, and the others when what it adds has changed by `threshold` since they last ran;
-    first and last steps always. The first-block cache of ParaAttention (github.com/chengzeyi/ParaAttention).
-
-    Like TeaCache it has the host read one number a step. steps, computed: as there.
-    """
+class FirstBlockCache(_ByChange):
+    """Runs the first block at every step, and the others when what it adds has changed by `threshold` since they last ran.
+    The first-block cache of ParaAttention (github.com/chengzeyi/ParaAttention)."""
 
     after_first_block = True
 
-    def __init__(self, threshold: float, steps: int):
-        self.threshold = threshold
-        self.steps = steps
-        self.computed: list[int] = []
-        self.residual: Tensor | None = None
-        self._step = 0
-        self._previous: Tensor | None = None
+    def _changed(self, seen: Tensor) -> bool:
+        return relative_change(seen, self._previous).item() >= self.threshold
 
-    def must_compute(self, seen: Tensor) -> bool:
-        ends = self._step in (0, self.steps - 1)
-        compute = ends or relative_change(seen, self._previous).item() >= self.threshold
-        if compute:
-            self.computed.append(self._step)
+    def _remember(self, seen: Tensor, computed: bool) -> None:
+        if computed:
             self._previous = seen
-        self._step += 1
-        return compute
 
 
 def relative_change(now: Tensor, before: Tensor) -> Tensor:
