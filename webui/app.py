@@ -23,11 +23,12 @@ from eichi_utils.catalogue import Models
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.jobs import Jobs
-from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS
+from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS, PRESETS, SETTINGS
 from locales import LANGUAGES, Translator, preferred_language
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context
 from webui.frame import STYLE, theme
+from webui.pulse import ADDRESS, route
 
 PAGES = MappingProxyType(
     {
@@ -53,11 +54,14 @@ def build(
     plain: bool = False,
     auth: tuple[str, str] | None = None,
     engine: Engine | None = None,
+    settings: Path = SETTINGS,
+    presets: Path = PRESETS,
 ) -> FastAPI:
     """The three pages in one application: `mode`'s at "/", the others at their own paths.
 
     models: those to choose from, by default what this machine has. auth: (user, password) that every page asks for; who has
     logged in at one is known to the others. engine: what the jobs run with, where pages may change it.
+    settings, presets: folders of what users saved.
     """
     app = FastAPI(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
     models = models or Models()
@@ -66,6 +70,7 @@ def build(
     links = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
     for name, (path, _) in PAGES.items():
         _redirect(app, path, links[name])
+    app.add_api_route(ADDRESS, route(jobs))
     # What is mounted at "/" takes every address that is not taken before.
     for name in sorted(PAGES, key=lambda name: name == mode):
         path, page = PAGES[name]
@@ -81,6 +86,8 @@ def build(
             plain=plain,
             models=models,
             engine=engine,
+            settings=settings,
+            presets=presets,
         )
         gr.mount_gradio_app(
             app,

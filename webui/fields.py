@@ -7,9 +7,12 @@ from typing import Any
 
 import gradio as gr
 from gradio.components.image import ImageData
+from gradio.data_classes import FileData
 from gradio.processing_utils import save_file_to_cache
 
 from webui.quick_start import without_stubs
+
+UPLOAD_HEIGHT = 88
 
 # Otherwise gradio would write a file beside this one. `is_template` says: in the browser, the class derived from.
 with without_stubs():
@@ -52,10 +55,31 @@ with without_stubs():
                 return None
             return ImageData(path=save_file_to_cache(value, self.GRADIO_CACHE), orig_name=Path(value).name)
 
+    class File(gr.File):
+        """A place for one file of any kind, as its path; what it is, its reader says."""
+
+        is_template = True
+
+        def preprocess(self, payload: FileData | None) -> str | None:
+            return payload.path if payload else None
+
+    class Names(gr.Dropdown):
+        """Names to choose from, or a new one; the list of a tab may be older than the server's."""
+
+        is_template = True
+
+        def preprocess(self, payload: Any) -> str:
+            return str(payload or "")
+
 
 def picture(**settings: Any) -> Picture:
     """A place for a picture: upload, drop or paste."""
     return Picture(type="filepath", image_mode=None, sources=["upload", "clipboard"], buttons=["fullscreen"], **settings)
+
+
+def upload(label: str, elem_id: str) -> File:
+    """A low place to drop one file."""
+    return File(label=label, height=UPLOAD_HEIGHT, elem_id=elem_id, elem_classes="eichi-drop", min_width=220)
 
 
 def _rounded(value: Any) -> Any:

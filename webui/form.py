@@ -38,6 +38,10 @@ class Form:
         self.models = models
         self.defaults = models.recommended(models.default(kind.checkpoint), kind)
         self.entries: dict[str, Entry] = {}
+        # Updates that close what shows a part of a field, such as one section, when the field is filled from elsewhere.
+        self.closed: dict[Component, Any] = {}
+        # Called with a `Filling` once the page has all its fields.
+        self.wirings: list[Callable[[Any], None]] = []
         self._fields = {field.name: field for field in dataclasses.fields(kind)}
 
     def has(self, name: str) -> bool:
@@ -68,6 +72,9 @@ class Form:
         if name not in self._fields:
             raise KeyError(f"{self.kind.__name__} has no field {name}")
         self.entries[name] = Entry(components, read, write)
+        # What is wrong with a field is said where the field is (start_panel.py).
+        for component in components:
+            component.elem_classes = [*component.elem_classes, f"eichi-field-{name}"]
         return components[0]
 
     def text(self, name: str, **settings: Any) -> Component:

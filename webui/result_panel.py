@@ -26,6 +26,7 @@ from webui.progress import CSS as PROGRESS_CSS
 from webui.progress import HTML as PROGRESS_HTML
 from webui.progress import JS as PROGRESS_JS
 from webui.progress import progress_of
+from webui.pulse import pulse
 from webui.queue import ACTIONS, queue_of
 from webui.queue import CSS as QUEUE_CSS
 from webui.queue import HTML as QUEUE_HTML
@@ -34,8 +35,6 @@ from webui.viewer import CSS as VIEWER_CSS
 from webui.viewer import HTML as VIEWER_HTML
 from webui.viewer import JS as VIEWER_JS
 
-# Seconds between two looks at the jobs while one runs, and while none does.
-BUSY, IDLE = 0.5, 2.0
 EARLIER = 6
 # Fields of the form that a result can become.
 USES = ("image", "end_image")
@@ -94,15 +93,15 @@ class ResultPanel:
             elem_id="queue",
         )
         self.seen = gr.State(Seen())
-        self.timer = gr.Timer(IDLE)
+        self.pulse = pulse()
 
     @property
     def outputs(self) -> list[Component]:
-        return [self.viewer, self.progress, self.queue, *self.stops.values(), self.seen, self.timer]
+        return [self.viewer, self.progress, self.queue, *self.stops.values(), self.seen]
 
     def wire(self, page: gr.Blocks) -> None:
         page.load(partial(self.look, Seen()), None, self.outputs, **QUIET)
-        self.timer.tick(self.look, self.seen, self.outputs, **QUIET)
+        self.pulse.click(self.look, self.seen, self.outputs, **QUIET)
         for level, button in self.stops.items():
             stopped = button.click(partial(self.context.jobs.stop, level), None, None, **QUIET)
             stopped.then(self.look, self.seen, self.outputs, **QUIET)
@@ -142,10 +141,9 @@ class ResultPanel:
         updates: dict[Component, Any] = {self.seen: now}
         if job is None:
             return updates
-        view = job.view
         if now.waiting != seen.waiting:
             updates[self.queue] = queue_of(self.t, jobs)
-        if now.version != seen.version or now.job != seen.job or view.state == "running":
+        if (now.version, now.job) != (seen.version, seen.job):
             updates[self.progress] = progress_of(self.t, job, self.context.mode, time.time())
         if (now.job, now.state, now.preview, now.film, now.jobs) != (
             seen.job,
@@ -159,8 +157,6 @@ class ResultPanel:
             for level, button in self.stops.items():
                 running = now.state == "running"
                 updates[button] = gr.update(interactive=running and level > now.stopping)
-        if now.state != seen.state:
-            updates[self.timer] = gr.Timer(BUSY if now.state in ("running", "waiting") else IDLE)
         return updates
 
     def _viewer(self, job: Job, jobs: tuple[Job, ...]) -> dict[str, Any]:

@@ -21,6 +21,26 @@ from webui.uploads import keep_pictures
 # Two clicks on Start within this time mean one film.
 DOUBLE_CLICK_SECONDS = 1.5
 
+# Each sentence of the list also stands at its field's component (the stylesheet shows it). The parts of a list of references
+# lie one after the other; what is wrong with a section is said at the strip.
+BESIDE_FIELDS = """
+const parts = ['image', 'index', 'mask'];
+function place(name, number, part) {
+  if (name === 'keyframes' || name === 'section_prompts') return document.getElementById('timeline');
+  const places = document.querySelectorAll('.eichi-field-' + name);
+  return places[name === 'controls' ? parts.length * (number || 0) + Math.max(0, parts.indexOf(part)) : 0] || places[0];
+}
+function mark() {
+  for (const node of document.querySelectorAll('[data-problem]')) delete node.dataset.problem;
+  for (const item of element.querySelectorAll('li.wrong[data-field]')) {
+    const node = place(...item.dataset.field.split('/'));
+    if (node) node.dataset.problem = [node.dataset.problem, item.dataset.sentence].filter(Boolean).join('\\n');
+  }
+}
+new MutationObserver(mark).observe(element, { childList: true, subtree: true });
+mark();
+"""
+
 Follower = Callable[[Request | None, tuple[Problem, ...]], dict[Component, Any]]
 
 
@@ -34,7 +54,7 @@ class StartPanel:
         self.followers = followers
         self.context, self.form, self.t = context, form, context.t
         with gr.Column(elem_classes="eichi-start", min_width=0):
-            self.problems = gr.HTML(elem_id="problems")
+            self.problems = gr.HTML(elem_id="problems", js_on_load=BESIDE_FIELDS)
             self.summary = gr.HTML(elem_id="summary")
             self.start = gr.Button(self.t("page.start"), variant="primary", elem_id="start")
         request = form.kind(**form.defaults)

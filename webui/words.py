@@ -16,7 +16,7 @@ from locales import Translator, table
 
 # A field that is merely still empty is no mistake yet, and is not shown as one.
 NOT_YET = ("picture_needed", "prompt_empty")
-PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls")
+PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls", "sections", "request")
 
 
 def field_label(t: Translator, field: str) -> str:
@@ -37,10 +37,9 @@ def field_label(t: Translator, field: str) -> str:
 def problem_sentence(t: Translator, problem: Problem) -> str:
     # The sentences about empty fields name the field themselves.
     label = "" if problem.key in NOT_YET else field_label(t, problem.field)
-    values = dict(problem.values)
-    if problem.field.split("/")[0] in PICTURES:
-        # On a page a picture is known by its name; where the server keeps it tells nobody anything.
-        values |= {"file": Path(values["file"]).name} if "file" in values else {}
+    values = _shown_values(problem)
+    if problem.key == "not_on_page":
+        values["name"] = field_label(t, values["name"]) or values["name"]
     sentence = _say(t, f"problem.{problem.key}", values)
     return t("page.problem.with_field", field=label, sentence=sentence) if label else sentence
 
@@ -60,7 +59,9 @@ def problem_list(t: Translator, problems: tuple[Problem, ...]) -> str:
     items = ""
     for problem in ordered:
         look = "todo" if problem.key in NOT_YET else "wrong"
-        items += f'<li class="{look}">{escape(problem_sentence(t, problem))}</li>'
+        sentence = escape(_say(t, f"problem.{problem.key}", _shown_values(problem)))
+        place = f'data-field="{escape(problem.field)}" data-sentence="{sentence}"'
+        items += f'<li class="{look}" {place}>{escape(problem_sentence(t, problem))}</li>'
     return f'<ul class="eichi-problems" role="status">{items}</ul>'
 
 
@@ -81,6 +82,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _shown_values(problem: Problem) -> dict[str, Any]:
+    values = dict(problem.values)
+    if problem.field.split("/")[0] in PICTURES and "file" in values:
+        # On a page a picture is known by its name; where the server keeps it tells nobody anything.
+        values["file"] = Path(values["file"]).name
+    return values
 
 
 def _size(request: Request) -> str:

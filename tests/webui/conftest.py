@@ -141,7 +141,8 @@ def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> It
 
     def start(mode: str = "reverse", language: str = "en", **settings) -> Site:
         uploads = engine.outputs.parent / "uploads"
-        settings = {"models": Models(engine.outputs.parent), **settings}
+        folders = {name: engine.outputs.parent / name for name in ("settings", "presets")}
+        settings = {"models": Models(engine.outputs.parent), **folders, **settings}
         app = build(jobs, mode, Translator(language), engine.outputs, uploads=uploads, **settings)
         listener = listen("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))

@@ -103,6 +103,8 @@ def page(jobs, tmp_path, monkeypatch):
             links=links,
             plain=plain,
             models=models or Models(tmp_path),
+            settings=tmp_path / "settings",
+            presets=tmp_path / "presets",
         )
         return Built(PAGES[mode](context), made["form"], made["start"], context)
 
@@ -119,6 +121,7 @@ def test_every_field_is_on_the_page(page, mode):
 def test_every_shown_input_belongs_to_a_field(page, mode):
     built = page(mode)
     aids = {"quick", "section-number", "section-picture", "section-prompt", "copy-overwrite"}
+    aids |= {"zip-how", "prompts-name", "favourites-name", "settings-on-start"}
     inputs = (gr.Textbox, gr.Number, gr.Slider, gr.Radio, gr.Dropdown, gr.Checkbox, gr.Image)
     shown = {block for block in built.blocks.blocks.values() if isinstance(block, inputs)}
     assert {block for block in shown - built.form.components if block.elem_id not in aids} == set()
