@@ -143,9 +143,11 @@ def _comment(data: Any) -> str:
     """
     if not isinstance(data, bytes):
         return ""
-    codings = {b"UNICODE": "utf-16-le" if data[9:10] == b"\0" else "utf-16-be", b"ASCII": "ascii"}
-    coding = codings.get(data[:8].rstrip(b"\0"))
-    return data[8:].decode(coding, "replace").strip("\0") if coding else ""
+    kind, text = data[:8].rstrip(b"\0"), data[8:]
+    # Either order of bytes is in use; in both, the high byte of "Seed" or a line's end is 0.
+    unicode = "utf-16-le" if text[1::2].count(0) > text[::2].count(0) else "utf-16-be"
+    coding = {b"UNICODE": unicode, b"ASCII": "ascii"}.get(kind)
+    return text.decode(coding, "replace").strip("\0") if coding else ""
 
 
 def _text(chunk: str | None) -> str | None:

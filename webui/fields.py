@@ -12,7 +12,7 @@ from gradio.processing_utils import save_file_to_cache
 
 from webui.quick_start import without_stubs
 
-UPLOAD_HEIGHT = 88
+UPLOAD_HEIGHT = 64
 
 # Otherwise gradio would write a file beside this one. `is_template` says: in the browser, the class derived from.
 with without_stubs():

@@ -14,8 +14,9 @@ from eichi_utils.request import Request, to_json
 from webui.form import Form
 from webui.model_panel import ModelPanel
 
-# With another model, size or number of steps comes what the model panel shows of it.
+# With another model, size or number of steps comes what the model panel shows of it: the list of models and of sizes too.
 WITH_MODEL = ("model", "size", "steps")
+LISTS = ("model", "size")
 # What components held, by their number on the page.
 Held = dict[int, Any]
 
@@ -47,7 +48,7 @@ class Filling:
         before, entries = self.standing(values), self.form.entries
         changed = [name for name in entries if getattr(request, name) != getattr(before, name)]
         if any(name in WITH_MODEL for name in changed):
-            changed += [name for name in WITH_MODEL if name in entries and name not in changed]
+            changed += [name for name in LISTS if name in entries and name not in changed]
         updates: dict[Component, Any] = {}
         for name in changed:
             updates |= zip(entries[name].components, entries[name].write(getattr(request, name)), strict=True)
@@ -60,9 +61,12 @@ class Filling:
         """Updates that show again what was there before `put`."""
         updates = {component: held[component._id] for component in self.form.components if component._id in held}
         shown = {name: updates.get(self.form.entries[name].components[0]) for name in WITH_MODEL if name in self.form.entries}
-        if any(value is not None for value in shown.values()):
-            known = {name: value for name, value in shown.items() if value is not None}
-            updates |= self.model.shown(self.form.kind(**{**self.form.defaults, **known}))
+        known = {name: value for name, value in shown.items() if value is not None}
+        if known:
+            models = self.model.shown(self.form.kind(**{**self.form.defaults, **known}))
+            if "steps" not in known:
+                del models[self.model.asked_steps]
+            updates |= models
         return updates | (self.form.closed if updates else {})
 
     def _homeless(self, request: Request, before: Request) -> list[Problem]:

@@ -93,6 +93,8 @@ def page(jobs, tmp_path, monkeypatch):
 
         monkeypatch.setattr(frame, "Form", Noted)
         monkeypatch.setattr(frame, "StartPanel", NotedStart)
+        # Half the time of a page is gradio's routes, made anew for each; nobody asks these pages anything.
+        monkeypatch.setattr(gr.routes.App, "create_app", lambda *args, **settings: None)
         links = {name: f"/{name}" for name in MODES}
         context = Context(
             jobs,
