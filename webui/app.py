@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 
 from eichi_utils.catalogue import Models
@@ -28,7 +28,7 @@ from locales import LANGUAGES, Translator, preferred_language
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context
 from webui.frame import STYLE, theme
-from webui.pulse import ADDRESS, route
+from webui.pulse import add_routes
 
 PAGES = MappingProxyType(
     {
@@ -70,7 +70,7 @@ def build(
     links = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
     for name, (path, _) in PAGES.items():
         _redirect(app, path, links[name])
-    app.add_api_route(ADDRESS, route(jobs))
+    add_routes(app, jobs, t, lambda request: auth is None or _has_logged_in(app, request))
     # What is mounted at "/" takes every address that is not taken before.
     for name in sorted(PAGES, key=lambda name: name == mode):
         path, page = PAGES[name]
@@ -223,8 +223,19 @@ def _redirect(app: FastAPI, path: str, target: str) -> None:
         app.add_api_route(f"{path}/", go)
 
 
+def _gradio_apps(app: FastAPI) -> list[gr.routes.App]:
+    return [route.app for route in app.routes if isinstance(getattr(route, "app", None), gr.routes.App)]
+
+
+def _has_logged_in(app: FastAPI, request: Request) -> bool:
+    """Whether a request carries the cookie that one of the pages has given for name and password."""
+    first = _gradio_apps(app)[0]
+    names = (f"access-token-{first.cookie_id}", f"access-token-unsecure-{first.cookie_id}")
+    return any(request.cookies.get(name) in first.tokens for name in names)
+
+
 def _share_login(app: FastAPI) -> None:
     # Each gradio application keeps its own cookie name and table of tokens; one login is enough for a user.
-    first, *others = [route.app for route in app.routes if isinstance(getattr(route, "app", None), gr.routes.App)]
+    first, *others = _gradio_apps(app)
     for other in others:
         other.cookie_id, other.tokens = first.cookie_id, first.tokens

@@ -43,7 +43,7 @@ class MetadataPanel:
         """What there is to take from a file."""
         emptied = {} if self.picture else {self.upload: None}
         if not path:
-            return {}
+            return self.outcome.same()
         try:
             text = read_text(path)
         except UserError as error:

@@ -125,7 +125,7 @@ class NamedPanel:
     def undo(self, held: Held | None) -> dict[Component, Any]:
         """As it was before."""
         if held is None:
-            return {}
+            return self.outcome.same()
         if not held.name:
             return self.back(held.form) | self.outcome.nothing()
         try:

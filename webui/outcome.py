@@ -79,6 +79,10 @@ class Outcome:
         lines = [["wrong", words.problem_sentence(self.t, problem)] for problem in problems]
         return {self.box: {"lines": lines}, self.about: None}
 
+    def same(self) -> dict[Component, Any]:
+        """All outputs stay as they are; gradio takes an empty dictionary for a value."""
+        return {self.box: gr.skip()}
+
     def nothing(self) -> dict[Component, Any]:
         """Nothing is to be said."""
         return {self.box: {}, self.about: None}

@@ -40,7 +40,7 @@ JS = """
 const find = name => element.querySelector(name);
 const list = (name, lines) => find(name).replaceChildren(...(lines || []).map(line => {
   const item = document.createElement('li'); item.textContent = line; return item; }));
-let job = '', top = 0, since = 0;
+let job = '', top = 0, since = 0, value = {};
 const two = number => String(number).padStart(2, '0');
 function duration(seconds) {
   const all = Math.max(0, Math.floor(seconds)), hours = Math.floor(all / 3600), minutes = Math.floor(all / 60) % 60;
@@ -48,13 +48,13 @@ function duration(seconds) {
 }
 // Between two looks the clock goes on by itself.
 function tick() {
-  const { text = '', elapsed = 0, left = 0, runs } = (props.value || {}).time || {};
+  const { text = '', elapsed = 0, left = 0, runs } = value.time || {};
   const more = runs ? (performance.now() - since) / 1000 : 0;
   const shown = text.replace('{elapsed}', duration(elapsed + more)).replace('{left}', duration(left - more));
   if (find('.time').textContent !== shown) find('.time').textContent = shown;
 }
-function show() {
-  const value = props.value || {};
+function show(news) {
+  value = news;
   since = performance.now();
   const done = find('.done');
   if (value.job !== job) { job = value.job; top = 0; done.style.transition = 'none'; }
@@ -70,8 +70,7 @@ function show() {
   list('.problems', value.problems);
   element.dataset.state = value.state || '';
 }
-show();
-watch('value', show);
+document.addEventListener('eichi-news', event => show(event.detail.progress));
 setInterval(tick, 250);
 """
 

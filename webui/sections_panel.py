@@ -72,7 +72,7 @@ class SectionsPanel:
         """A ZIP into the form. The place for the next is empty again; that it is emptied means nothing."""
         path = values[self.upload]
         if not path:
-            return {}
+            return self.outcome.same()
         try:
             standing = self.filling.standing(values)
             request, notes = import_sections(Path(path), standing, values[self.how], self.context.uploads)

@@ -117,7 +117,7 @@ class SettingsPanel:
     def undo(self, about: Mapping[str, Any] | None) -> dict[Component, Any]:
         """What was saved before, and what the form held."""
         if about is None:
-            return {}
+            return self.outcome.same()
         try:
             self.settings.reset_fields(self.mode)
             self.settings.save_fields(self.mode, about["saved"])
@@ -136,9 +136,9 @@ class SettingsPanel:
     def started(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """A film was asked for."""
         if not values[self.on_start]:
-            return {}
+            return self.outcome.same()
         request, problems = self.form.read(values)
-        return {} if request is None or problems else self.keep(values)
+        return self.outcome.same() if request is None or problems else self.keep(values)
 
     def _wanted(self, values: Mapping[Component, Any]) -> dict[str, Any]:
         request, problems = self.form.read(values)

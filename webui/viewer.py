@@ -43,6 +43,7 @@ figcaption { margin-top: 4px; font-size: 12px; text-align: center; color: var(--
 
 JS = """
 const find = name => element.querySelector(name);
+let live = '';
 const source = (node, address) => {
   if ((node.getAttribute('src') || '') === address) return;
   if (address) { node.setAttribute('src', address); return; }
@@ -52,7 +53,7 @@ const source = (node, address) => {
 function show() {
   const value = props.value || {};
   const labels = value.labels || {};
-  const live = value.preview || '', picture = value.picture || '', film = picture ? '' : value.film || '';
+  const picture = value.picture || '', film = picture ? '' : value.film || '';
   source(find('video'), film);
   source(find('.picture'), picture);
   source(find('.preview'), live);
@@ -91,4 +92,6 @@ for (const button of element.querySelectorAll('.use'))
   button.addEventListener('click', () => trigger('click', { field: button.dataset.field }));
 show();
 watch('value', show);
+document.addEventListener('eichi-news', event => {
+  if (event.detail.preview !== live) { live = event.detail.preview; show(); } });
 """

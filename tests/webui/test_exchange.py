@@ -91,7 +91,7 @@ def test_a_form_with_a_mistake_is_undone_to_the_mistake(whole: Page):
 def test_clearing_the_place_for_a_zip_changes_nothing(whole: Page):
     """The existing page wiped pictures, prompts and LoRA."""
     page = whole()
-    assert page.zip.take(page.holds | {page.zip.upload: None, page.zip.how: "replace"}) == {}
+    assert page.zip.take(page.holds | {page.zip.upload: None, page.zip.how: "replace"}) == page.zip.outcome.same()
 
 
 @pytest.mark.parametrize(
