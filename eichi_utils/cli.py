@@ -36,15 +36,17 @@ from eichi_utils.paths import DEFAULT_OUTPUTS
 from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
-from eichi_utils.request import Request
+from eichi_utils.request import SECTION_KINDS, Request
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator, preferred_language
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 SWITCH_WORDS = {"on": True, "off": False, "true": True, "false": False}
 # Flags whose name is not the field's with dashes.
-FLAG_NAMES = {"keyframes": "--keyframe", "section_prompts": "--section-prompt", "image_mask": "--mask", "loras": "--lora"}
-PAIR_KINDS = ("section_pictures", "section_texts")
+FLAG_NAMES = {
+    "keyframes": "--keyframe", "section_prompts": "--section-prompt", "section_lora_scales": "--section-lora-scale",
+    "image_mask": "--mask", "loras": "--lora",
+}  # fmt: skip
 OUT_OF_MEMORY = ("out_of_memory", "out_of_card_memory")
 
 
@@ -116,7 +118,7 @@ def add_request_flags(parser: argparse.ArgumentParser, t: Translator) -> None:
                 parser.add_argument(flag, dest=name, action=_Reference, part=part, metavar=value, help=text)
         elif kind == "loras":
             parser.add_argument(flag, dest=name, action="append", metavar="FILE[=STRENGTH]", help=text)
-        elif kind in PAIR_KINDS:
+        elif kind in SECTION_KINDS:
             parser.add_argument(flag, dest=name, action="append", metavar="K=VALUE", help=text)
         else:
             parser.add_argument(flag, dest=name, metavar=_metavar(field.metadata), help=text)
@@ -164,8 +166,8 @@ def read_request(
         given = getattr(options, name)
         if given is None:
             continue
-        if field.metadata["kind"] in PAIR_KINDS:
-            given, bad = _pairs(name, given, pictures=field.metadata["kind"] == "section_pictures")
+        if field.metadata["kind"] in SECTION_KINDS:
+            given, bad = _pairs(name, given, _READ_PAIR[field.metadata["kind"]])
             problems += bad
         elif field.metadata["kind"] != "controls":
             given = _READ_FLAG.get(field.metadata["kind"], str)(given)
@@ -212,14 +214,14 @@ def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
     return {**document, "mode": wanted}
 
 
-def _pairs(name: str, given: Sequence[str], *, pictures: bool) -> tuple[dict[str, str], list[Problem]]:
+def _pairs(name: str, given: Sequence[str], read: Callable[[str], Any]) -> tuple[dict[str, Any], list[Problem]]:
     pairs, problems = {}, []
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key.strip().isdecimal():
             problems.append(Problem(name, "pair_expected", {"value": text[:80]}))
         else:
-            pairs[key.strip()] = os.path.abspath(value) if pictures else value
+            pairs[key.strip()] = read(value)
     return pairs, problems
 
 
@@ -232,6 +234,7 @@ def _number(text: str) -> int | float | str:
     return text
 
 
+_READ_PAIR = {"section_pictures": os.path.abspath, "section_texts": str, "section_numbers": _number}
 _READ_FLAG = {
     "picture": lambda text: os.path.abspath(text) if text else "",
     "integer": _number,

@@ -28,6 +28,7 @@ def plan_document(request: Request, needs: Mapping[str, Any]) -> dict[str, Any]:
                 "clean_4x": _ref_document(section.clean_4x),
                 "prompt": section.prompt,
                 "strength": section.strength,
+                "lora_strengths": section.lora_strengths,
             }
             for number, section in enumerate(plan.sections)
         ],

@@ -14,6 +14,7 @@ from eichi_utils.cards import Card, cards
 from eichi_utils.catalogue import Models
 from eichi_utils.events import Event, Stage
 from eichi_utils.jobs import Stop
+from eichi_utils.lora_fit import size_with
 from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs, folder_problem
 from eichi_utils.pictures import fitted_size
 from eichi_utils.problems import Problem, UserError
@@ -63,7 +64,8 @@ class Engine:
         plan, files = request.plan(), self.models.files(request.model)
         height, width = fitted_size(request.image, request.size)
         machine = self._machine()
-        size, tokens = model_size(files, plan.checkpoint), preflight.most_tokens(plan, height // CELL, width // CELL)
+        size = size_with(model_size(files, plan.checkpoint), request.loras, request.merge_loras, files, plan.checkpoint)
+        tokens = preflight.most_tokens(plan, height // CELL, width // CELL)
         problems: tuple[Problem, ...] = ()
         try:
             way = preflight.choose(size, request.precision, tokens, machine)
@@ -105,10 +107,6 @@ class Engine:
                 pool.use(self.models.files(request.model))
                 if not pool.missing(request.checkpoint):
                     pool.check(request.checkpoint)
-                if request.loras:
-                    from eichi_utils.adapters import reports
-
-                    reports(request.loras, pool.files, request.checkpoint)
         except UserError as error:
             problems += error.problems
         return tuple(problems)

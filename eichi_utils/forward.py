@@ -40,6 +40,7 @@ class ForwardRequest(FilmRequest):
                     clean_2x=Ref("history", at_2x, skip=1),
                     clean_4x=Ref("history", at_4x, skip=3),
                     prompt=self.section_prompt(number),
+                    lora_strengths=self.lora_strengths(number),
                     strength=100.0 / self.influence if held else 1.0,
                     initial="start",
                 )

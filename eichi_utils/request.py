@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from eichi_utils.loras import Lora, check_loras, read_loras
+from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora, check_loras, check_scales, read_loras, scaled
 from eichi_utils.pictures import is_unicode, picture_problem
 from eichi_utils.plan import Plan, section_count
 from eichi_utils.problems import Problem, UserError
@@ -32,14 +32,17 @@ PRECISIONS = ("auto", "bfloat16", "int8", "float8")
 # The published models (FramePack, and its F1 in the forward mode), or the small one that comes with the program.
 MODELS = ("framepack", "miniature")
 SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
+# Kinds of fields with a value for each of some sections.
+SECTION_KINDS = ("section_pictures", "section_texts", "section_numbers")
 # After these, in any script, the next sentence begins without a comma.
 SENTENCE_ENDS = ".,;:!?\u3001\u3002\uff0c\uff0e\uff01\uff1f"
 
 
 def setting(default: Any, kind: str, **limits: Any) -> Any:
-    """A request field. kind: picture, text, integer, number, choice, switch, section_pictures, section_texts, controls, loras.
+    """A request field. kind: picture, text, integer, number, choice, switch, section_pictures, section_texts,
+    section_numbers, controls, loras.
 
-    limits: `min` and `max` for numbers, `choices` for a choice, `optional=True` where None is a value.
+    limits: `min` and `max` for numbers, `choices` for a choice, `max` for how many LoRA, `optional=True` where None is a value.
     """
     metadata = {"kind": kind, **limits}
     if isinstance(default, dict):
@@ -87,7 +90,7 @@ class Request(ABC):
     step_cache: str = setting("teacache", "choice", choices=("none", "teacache", "first_block"))
     cache_threshold: float = setting(0.15, "number", min=0.0, max=1.0)
     precision: str = setting("auto", "choice", choices=PRECISIONS)
-    loras: tuple[Lora, ...] = setting((), "loras")
+    loras: tuple[Lora, ...] = setting((), "loras", max=MOST_LORAS)
     merge_loras: bool = setting(False, "switch")
 
 
@@ -96,17 +99,27 @@ class FilmRequest(Request):
     """What both film modes ask for. `window` is the latents a section counts for: 9 (1 s) or 4.5 (0.5 s).
 
     section_prompt_mode: whether a section's own prompt takes the common one's place or comes after it.
+    section_lora_scales: section number -> what the strength of every LoRA is multiplied by there; 1 where nothing is said.
     """
 
     seconds: float = setting(1.0, "number", min=0.1, max=120.0)
     window: float = setting(9.0, "choice", choices=(9.0, 4.5))
     section_prompts: dict[int, str] = setting({}, "section_texts")
     section_prompt_mode: str = setting("replace", "choice", choices=("replace", "extend"))
+    section_lora_scales: dict[int, float] = setting({}, "section_numbers", min=0.0, max=STRONGEST)
     crf: int = setting(16, "integer", min=0, max=51)
 
     def idle(self) -> tuple[str, ...]:
-        own = any(text.strip() for text in self.section_prompts.values())
-        return super().idle() + (("section_prompt_mode",) if self.section_prompt_mode == "extend" and not own else ())
+        idle = super().idle()
+        if self.section_prompt_mode == "extend" and not any(text.strip() for text in self.section_prompts.values()):
+            idle += ("section_prompt_mode",)
+        if not self.loras and any(scale != 1.0 for scale in self.section_lora_scales.values()):
+            idle += ("section_lora_scales",)
+        return idle
+
+    def lora_strengths(self, number: int) -> tuple[float, ...] | None:
+        """Of the LoRA in a section, or None where they are as strong as everywhere."""
+        return scaled(self.loras, self.section_lora_scales.get(number, 1.0))
 
     def section_prompt(self, number: int) -> str:
         """What a section is told."""
@@ -124,8 +137,10 @@ class FilmRequest(Request):
         sections = section_count(self.seconds, self.window)
         problems += check_prompts(self, sections)
         for field in dataclasses.fields(self):
-            if field.metadata["kind"] in ("section_pictures", "section_texts"):
+            if field.metadata["kind"] in SECTION_KINDS:
                 problems += check_sections(field.name, getattr(self, field.name), sections)
+        if not any(problem.field.startswith(("loras", "section_lora_scales")) for problem in problems):
+            problems += check_scales(self.loras, self.section_lora_scales)
         return tuple(problems)
 
 
@@ -173,7 +188,7 @@ def to_json(request: Request) -> dict[str, Any]:
     document: dict[str, Any] = {"mode": request.mode}
     for field in dataclasses.fields(request):
         value = getattr(request, field.name)
-        if field.metadata["kind"] in ("section_pictures", "section_texts"):
+        if field.metadata["kind"] in SECTION_KINDS:
             value = {str(key): text for key, text in sorted(value.items())}
         elif field.metadata["kind"] in ("controls", "loras"):
             value = [dataclasses.asdict(item) for item in value]
@@ -278,7 +293,8 @@ def _read_sections(value: Any, limits: Mapping[str, Any]) -> dict[int, str]:
     problems = [Problem(str(key), "section_number", {"value": key}) for key in value if not str(key).isdecimal()]
     if problems:
         raise UserError(problems)
-    return {int(key): _read_text(text, limits) for key, text in value.items()}
+    read = _read_number if limits["kind"] == "section_numbers" else _read_text
+    return {int(key): read(part, limits) for key, part in value.items()}
 
 
 def _read_controls(value: Any, limits: Mapping[str, Any]) -> tuple:
@@ -305,6 +321,7 @@ _READERS = {
     "switch": _read_switch,
     "section_pictures": _read_sections,
     "section_texts": _read_sections,
+    "section_numbers": _read_sections,
     "controls": _read_controls,
     "loras": read_loras,
 }
@@ -367,6 +384,11 @@ def _check_section_texts(name: str, value: Mapping[int, str], limits: Mapping[st
     return [problem for problem in problems if problem]
 
 
+def _check_section_numbers(name: str, value: Mapping[int, float], limits: Mapping[str, Any]) -> list[Problem]:
+    problems = (_check_number(f"{name}/{key}", number, limits) for key, number in value.items())
+    return [problem for problem in problems if problem]
+
+
 def _check_controls(name: str, value: tuple, limits: Mapping[str, Any]) -> list[Problem]:
     return [problem for number, control in enumerate(value) for problem in control.check(f"{name}/{number}")]
 
@@ -380,6 +402,7 @@ _CHECKS = {
     "switch": _check_switch,
     "section_pictures": _check_section_pictures,
     "section_texts": _check_section_texts,
+    "section_numbers": _check_section_numbers,
     "controls": _check_controls,
     "loras": check_loras,
 }

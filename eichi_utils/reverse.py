@@ -53,6 +53,7 @@ class ReverseRequest(FilmRequest):
                     clean_2x=Ref("history", two, skip=1),
                     clean_4x=Ref("history", four, skip=3),
                     prompt=self.section_prompt(number),
+                    lora_strengths=self.lora_strengths(number),
                 )
             )
         end = {"end": self.final_frame} if self.final_frame else {}

@@ -14,11 +14,11 @@ from PIL import Image
 from diffusers_helper.latents import SPATIAL, encode_picture, images, to_uint8
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
-from eichi_utils import adapters
 from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of
 from eichi_utils.encoded import Encoded
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
 from eichi_utils.film import Decoded, sample_film
+from eichi_utils.lora_fit import notices as lora_notices
 from eichi_utils.media import FilmWriter, write_png
 from eichi_utils.metadata import mp4_tags, png_info
 from eichi_utils.plan import Plan, frames_of
@@ -55,7 +55,7 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         pool.check(plan.checkpoint)
     elif problems := download_problems(pool.files, missing):
         raise UserError(problems)
-    notices = [*adapters.notices(request.loras, pool.files, plan.checkpoint)]
+    notices = [*lora_notices(request.loras, pool.files, plan.checkpoint)]
     pictures = fit_pictures(plan, request.size)
     for_files = output_bytes(plan, pictures.height, pictures.width, getattr(request, "crf", 0))
     outputs.prepare(for_files)
@@ -82,7 +82,7 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         pool.check(plan.checkpoint)
 
     tokens = most_tokens(plan, pictures.height // SPATIAL, pictures.width // SPATIAL)
-    way = pool.preflight(plan.checkpoint, request.precision, tokens)
+    way = pool.preflight(plan.checkpoint, request.precision, tokens, request.loras, request.merge_loras)
     request = replace(request, precision=way.precision)
     if way.chosen:
         yield _choice(way.instead is not None, figures(way, pool.machine(), *disk))

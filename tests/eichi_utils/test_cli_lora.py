@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_helper.checkpoint import check_transformer, load_transformer
 from eichi_utils import bake, cli
-from eichi_utils.adapters import shapes_in
 from eichi_utils.hub import ModelFiles
+from eichi_utils.lora_fit import shapes_in
 from eichi_utils.models import ModelPool
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.lora_files import write_lora

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from diffusers_helper import checkpoint as loading
 from diffusers_helper import slab_file
 from eichi_utils import paths
-from eichi_utils.adapters import shapes_in
 from eichi_utils.hub import ModelFiles
+from eichi_utils.lora_fit import shapes_in
 from eichi_utils.loras import Lora
 from eichi_utils.models import ModelPool
 from tests.eichi_utils.helpers import carry_out, last_preview, names_in, request

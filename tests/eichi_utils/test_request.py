@@ -25,7 +25,8 @@ from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import changed, found, request, say_everything
 
 KINDS = {
-    "picture", "text", "integer", "number", "choice", "switch", "section_pictures", "section_texts", "controls", "loras",
+    "picture", "text", "integer", "number", "choice", "switch", "section_pictures", "section_texts", "section_numbers",
+    "controls", "loras",
 }  # fmt: skip
 MODES = list(modes.MODES)
 LORA = str(GOLDEN / "lora" / "kohya_framepack_names.safetensors")
@@ -52,6 +53,7 @@ def other_values(mode: str, pictures: list[str]) -> dict:
         "merge_loras": True,
     }
     film = {"seconds": 4.0, "window": 4.5, "section_prompts": {0: "zero", 2: "two"}, "crf": 30, "section_prompt_mode": "extend"}
+    film["section_lora_scales"] = {0: 0.5, 3: 1.0}
     own = {
         "reverse": {
             "end_image": pictures[1],
