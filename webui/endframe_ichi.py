@@ -24,6 +24,7 @@ from webui.input_panel import (
     prompt_panel,
     size_panel,
 )
+from webui.lora_panel import LoraPanel
 from webui.timeline_panel import TimelinePanel
 
 
@@ -40,6 +41,7 @@ def page(context: Context) -> gr.Blocks:
             size_panel(form)
             panel = TimelinePanel(context, form)
             followers[panel.strip] = panel.look
+            LoraPanel(context, form, blocks, panel.scale)
         form.number_or_empty("seed", empty=-1, elem_id="seed")
         advanced_panel(context, form)
     return blocks

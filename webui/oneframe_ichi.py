@@ -17,6 +17,7 @@ import gradio as gr
 from webui.context import Context
 from webui.frame import framed
 from webui.input_panel import PICTURE_HEIGHT, advanced_panel, prompt_panel, size_panel
+from webui.lora_panel import LoraPanel
 from webui.reference_panel import place_panel, reference_panel
 
 
@@ -34,6 +35,7 @@ def page(context: Context) -> gr.Blocks:
         if not context.plain:
             place_panel(form)
             size_panel(form)
+            LoraPanel(context, form, blocks)
         form.number_or_empty("seed", empty=-1, elem_id="seed")
         advanced_panel(context, form)
     return blocks

@@ -16,7 +16,7 @@ from locales import Translator, table
 
 # A field that is merely still empty is no mistake yet, and is not shown as one.
 NOT_YET = ("picture_needed", "prompt_empty")
-PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls")
+FILES = ("image", "end_image", "keyframes", "image_mask", "controls", "loras")
 
 
 def field_label(t: Translator, field: str) -> str:
@@ -26,20 +26,25 @@ def field_label(t: Translator, field: str) -> str:
         return ""
     parts = [t(f"page.field.{name}")]
     for part in rest:
+        # Their sentences name the file, and slots may be empty.
+        if name == "loras" and part.isdecimal():
+            continue
         if part.isdecimal():
             # Sections are counted from 0 everywhere, references from 1.
             parts.append(str(int(part) + (name == "controls")))
         elif name == "controls":
             parts.append(t(f"page.control.{part}"))
+        elif part == "strength":
+            parts.append(t("page.lora.strength"))
     return " ".join(parts)
 
 
 def problem_sentence(t: Translator, problem: Problem) -> str:
     # The sentences about empty fields name the field themselves.
-    label = "" if problem.key in NOT_YET else field_label(t, problem.field)
+    label = "" if problem.key in (*NOT_YET, "lora_set_empty") else field_label(t, problem.field)
     values = dict(problem.values)
-    if problem.field.split("/")[0] in PICTURES:
-        # On a page a picture is known by its name; where the server keeps it tells nobody anything.
+    if problem.field.split("/")[0] in FILES:
+        # On a page a file is known by its name; where the server keeps it tells nobody anything.
         values |= {"file": Path(values["file"]).name} if "file" in values else {}
     sentence = _say(t, f"problem.{problem.key}", values)
     return t("page.problem.with_field", field=label, sentence=sentence) if label else sentence
