@@ -39,7 +39,7 @@ ADD = f"all => {{ {SLOTS} if (slots.length < {MOST_LORAS}) slots.push({EMPTY}); 
 
 @dataclass(frozen=True)
 class Slot:
-    group: gr.Group
+    group: gr.Column
     file: gr.Dropdown
     strength: fields.Slider
     remove: gr.Button
@@ -86,7 +86,7 @@ class LoraPanel:
 
     def _slot(self, number: int) -> Slot:
         t = self.t
-        with gr.Group(visible=number < SHOWN, elem_id=f"lora-{number}", elem_classes="eichi-lora") as group:
+        with gr.Column(visible=number < SHOWN, elem_id=f"lora-{number}", elem_classes="eichi-lora") as group:
             with gr.Row(equal_height=False):
                 file = gr.Dropdown(
                     self._choices(),
@@ -107,7 +107,9 @@ class LoraPanel:
                     scale=2,
                     elem_id=f"lora-strength-{number}",
                 )
-                remove = gr.Button("\u00d7", size="sm", min_width=32, scale=0, elem_id=f"lora-remove-{number}")
+                remove = gr.Button(
+                    "\u00d7", size="sm", min_width=32, scale=0, elem_id=f"lora-remove-{number}", elem_classes="eichi-remove"
+                )
             card = gr.HTML(elem_id=f"lora-card-{number}")
         return Slot(group, file, strength, remove, card)
 
@@ -148,18 +150,18 @@ class LoraPanel:
         on = bool(values[self.switch])
         slots = self._slots(values[self.box])
         files = [slot["file"] for slot in slots]
-        updates: dict[Component, Any] = {}
+        model = values[self.form.entries["model"].components[0]]
+        now = [on, files, model]
+        updates: dict[Component, Any] = {self.seen: now}
         for slot, wanted in zip(self.slots, slots, strict=False):
             if (values[slot.file] or "") != wanted["file"]:
                 updates[slot.file] = wanted["file"]
             if values[slot.strength] != wanted["strength"]:
                 updates[slot.strength] = wanted["strength"]
-        model = values[self.form.entries["model"].components[0]]
-        now = [on, files, model]
         if now != values[self.seen]:
             chosen = sum(map(bool, files)) if on else 0
             label = self.t("page.lora.count", count=chosen) if chosen else self.t("page.lora")
-            updates |= {self.seen: now, self.accordion: gr.update(label=label), self.column: gr.update(visible=on)}
+            updates |= {self.accordion: gr.update(label=label), self.column: gr.update(visible=on)}
             updates[self.add] = gr.update(interactive=len(slots) < MOST_LORAS)
             for number, slot in enumerate(self.slots):
                 updates[slot.group] = gr.update(visible=number < len(slots))
