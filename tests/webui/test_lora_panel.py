@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from eichi_utils import models as loading
 from eichi_utils.catalogue import Models
@@ -16,9 +18,11 @@ from eichi_utils.engine import Engine
 from eichi_utils.jobs import Jobs
 from eichi_utils.loras import Lora
 from eichi_utils.metadata import read_document
-from locales import Translator
+from eichi_utils.modes import MODES
+from locales import LANGUAGES, Translator
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.webui.test_form import page as page
+from webui import lora_panel
 
 MINI, INK, STYLE = "small/mini.safetensors", "ink.v1.safetensors", "Style.SAFETENSORS"
 
@@ -58,6 +62,70 @@ def worker(tmp_path: Path) -> Iterator[Jobs]:
     jobs = Jobs(Engine(Models(), tmp_path / "outputs", "cpu"))
     yield jobs
     jobs.close(60)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_off_means_off_and_on_is_what_the_slots_say(page, mode, lora_folder):
+    """In the existing program a LoRA that was chosen acts although the box is not ticked."""
+    form = page(mode).form
+    switch, box = form.entries["loras"].components
+    chosen = json.dumps([{"file": "", "strength": 2}, {"file": INK, "strength": 0.5}, {"file": STYLE, "strength": -1}])
+    values = {component: component.value for component in form.components}
+    assert form.document(values | {switch: False, box: chosen})["loras"] == []
+    request, _ = form.read(values | {switch: True, box: chosen})
+    assert request.loras == (Lora(INK, 0.5), Lora(STYLE, -1.0))
+
+
+def test_a_file_that_does_not_fit_keeps_start_closed(page, lora_folder, tower):
+    """Whoever chooses a LoRA of another model is told before Start, with the file's name and not its place on the server."""
+    built = page("forward")
+    for file, key in ((MINI, "shape"), ("gone.safetensors", "missing")):
+        values = built.values(image=tower, prompt="x", loras=(Lora(INK), Lora(file)))
+        _, problems = built.form.read(values)
+        assert [(problem.field, problem.key) for problem in problems] == [("loras/1/file", f"lora_{key}")]
+        shown = built.start.look(values)
+        assert shown[built.start.start]["interactive"] is False
+        text = shown[built.start.problems]
+        assert Path(file).name in text and str(lora_folder) not in text
+    # The same file is right for the model that it was made for.
+    fitting = built.values(image=tower, prompt="x", loras=(Lora(MINI),), model="miniature", size=128)
+    assert built.form.read(fitting)[1] == ()
+
+
+def test_a_browser_cannot_name_any_file(page, lora_folder, tower):
+    """Of a file elsewhere not even that it is there; those of films that were made here are known."""
+    built = page("single")
+    outside = str(GOLDEN / "lora" / "bad_unknown_modules.safetensors")
+    switch, box = built.form.entries["loras"].components
+    values = built.values(image=tower, prompt="x") | {switch: True}
+    for file in (outside, "../" + outside, f"x/../../{outside}"):
+        request, problems = built.form.read(values | {box: json.dumps([{"file": file}])})
+        assert request.loras[0].file == Path(outside).name and [p.key for p in problems] == ["lora_missing"]
+    for text in ("{", "5", "[5]", '[{"file": 5}]', '[{"file": "a", "strength": "x"}]', '[{"file": "a", "weight": 1}]'):
+        assert built.form.read(values | {box: text})[1], text
+    built.context.jobs.submit(MODES["single"](image=tower, prompt="x", loras=(Lora(outside),)))
+    request, problems = built.form.read(values | {box: json.dumps([{"file": outside}])})
+    assert request.loras[0].file == outside and [p.key for p in problems] == ["lora_no_modules"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_card_says_what_a_file_does(page, lora_folder, monkeypatch, language):
+    """Format, rank, layers; what is left out; why it cannot be used; and nothing of it is HTML of the file's."""
+    made = []
+    monkeypatch.setattr(lora_panel.LoraPanel, "_wire", lambda panel, *given: made.append(panel))
+    page("single", language)
+    (panel,) = made
+    t = Translator(language)
+    report = t("page.lora.report", format="kohya, FramePack names", ranks="1", applied=1, layers=553)
+    assert report in panel._card(INK, "framepack") and "class" in panel._card(INK, "framepack")
+    extra = {"lora_unet_no_such.lora_up.weight": torch.zeros(2, 2), "lora_te_x.lora_up.weight": torch.zeros(2, 2)}
+    save_file({**load_file(lora_folder / INK), **extra}, lora_folder / "part.safetensors")
+    (lora_folder / "part.txt").write_text("<b>ink</b>")
+    card = panel._card("part.safetensors", "framepack")
+    assert card.count('class="notice"') == 2 and "lora_unet_no_such" in card and "&lt;b&gt;ink" in card
+    for file in (MINI, "gone.safetensors", "../../x"):
+        assert 'class="wrong"' in panel._card(file, "framepack")
+    assert panel._card("", "framepack") == ""
 
 
 @pytest.mark.browser
