@@ -69,6 +69,8 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         return Stopped(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began, level=stop.level)
 
     yield from notices
+    if request.merge_loras and len({section.lora_strengths for section in plan.sections}) > 1:
+        yield Notice(at=time.time(), key="lora_merged_again")
     for name in request.idle():
         yield Notice(at=time.time(), key="no_effect", values={"name": name})
     if pool.files.shares_transformer(plan.checkpoint):

@@ -93,7 +93,7 @@ class LoraPanel:
                     value="",
                     allow_custom_value=True,
                     label=t("page.lora.slot", number=number + 1),
-                    min_width=160,
+                    min_width=220,
                     scale=3,
                     elem_id=f"lora-file-{number}",
                 )

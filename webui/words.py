@@ -40,8 +40,9 @@ def field_label(t: Translator, field: str) -> str:
 
 
 def problem_sentence(t: Translator, problem: Problem) -> str:
-    # The sentences about empty fields name the field themselves.
-    label = "" if problem.key in (*NOT_YET, "lora_set_empty") else field_label(t, problem.field)
+    # The sentences about empty fields name the field themselves, and those about LoRA the file.
+    named = problem.key in NOT_YET or problem.key.startswith("lora_")
+    label = "" if named else field_label(t, problem.field)
     values = dict(problem.values)
     if problem.field.split("/")[0] in FILES:
         # On a page a file is known by its name; where the server keeps it tells nobody anything.

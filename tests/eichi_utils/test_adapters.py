@@ -210,6 +210,16 @@ def test_a_section_may_have_its_lora_stronger_weaker_or_off(
     assert len(loads) == 1
 
 
+def test_merging_anew_for_every_section_is_said(
+    files: dict, pool: ModelPool, pictures: list, tmp_path: Path, cheap_decode
+) -> None:
+    """It is asked for, and takes the loading's time each time; beside the weights it would take none."""
+    it = request("reverse", pictures[0], loras=(Lora(files["peft"]),), merge_loras=True, **{**THREE, "seconds": 1.2})
+    for scales, keys in (({}, []), ({1: 0.5}, ["lora_merged_again"])):
+        events = carry_out(changed(it, section_lora_scales=scales), pool, tmp_path, str(len(keys)))
+        assert [event.key for event in events if isinstance(event, Notice)] == keys
+
+
 @pytest.mark.parametrize("kind", ["shape", "no_modules", "dora"])
 def test_a_file_that_does_not_fit_fails_the_job_before_it_starts(
     kind: str, files: dict, pool: ModelPool, pictures: list, tmp_path: Path, loads: list

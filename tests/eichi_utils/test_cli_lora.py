@@ -64,6 +64,18 @@ def test_a_report_as_json(lora: Run, file: Path) -> None:
     assert bad["problem"] == "lora_no_modules" and bad["text"]
 
 
+def test_a_sections_scale_has_a_flag(file: Path, checkpoint: Path, pictures: list, capsys: pytest.CaptureFixture) -> None:
+    """`--section-lora-scale K=N`: the plan's strengths, for every LoRA; and what is no number is said."""
+    words = ["render", "--mode", "forward", "--image", pictures[0], "--prompt", "x", "--seconds", "3", "--lang", "en", "--json"]
+    words += ["--models", str(checkpoint), "--lora", f"{file}=0.5", "--lora", f"{file}=-1", "--dry-run"]
+    assert cli.main([*words, "--section-lora-scale", "1=0.5", "--section-lora-scale", "0=0"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [section["lora_strengths"] for section in plan["sections"]] == [[0.0, -0.0], [0.25, -0.5]]
+    for wrong in ("1=strong", "half", "7=1", "0=3"):
+        assert cli.main([*words, "--section-lora-scale", wrong]) == 2
+        assert "section_lora_scales" in capsys.readouterr().err
+
+
 def test_reports_are_for_the_model_that_is_asked_for(file: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     """Without any model on this computer it is the published one."""
     assert cli.main(["lora", str(file), "--models", str(tmp_path), "--lang", "en"]) == 2
