@@ -32,7 +32,11 @@ IN_BROWSER = MappingProxyType({"fn": None, "api_visibility": "private"})
 EMPTY = f'{{file: "", strength: {Lora.strength}}}'
 # In the browser: all slots, with at least so many.
 SLOTS = f"const slots = JSON.parse(all || '[]'); while (slots.length < COUNT) slots.push({EMPTY});"
-PUT = f"(value, all) => {{ {SLOTS} slots[NUMBER].PART = value ?? INSTEAD; return JSON.stringify(slots); }}"
+PUT_FILE = f"(file, all) => {{ {SLOTS} slots[NUMBER].file = file ?? ''; return JSON.stringify(slots); }}"
+# A slider also changes when the server moves another file's strength into its slot; that is in the box already.
+PUT_STRENGTH = f"""(strength, file, all) => {{ {SLOTS}
+  if (slots[NUMBER].file === (file ?? '')) slots[NUMBER].strength = strength ?? null;
+  return JSON.stringify(slots); }}"""
 REMOVE = f"all => {{ {SLOTS} slots.splice(NUMBER, 1); return JSON.stringify(slots); }}"
 ADD = f"all => {{ {SLOTS} if (slots.length < {MOST_LORAS}) slots.push({EMPTY}); return JSON.stringify(slots); }}"
 
@@ -116,11 +120,13 @@ class LoraPanel:
     def _wire(self, page: gr.Blocks, scale: Component | None) -> None:
         for number, slot in enumerate(self.slots):
             count = str(max(SHOWN, number + 1))
-            for component, part, instead in ((slot.file, "file", "''"), (slot.strength, "strength", "null")):
-                put = PUT.replace("COUNT", count).replace("NUMBER", str(number)).replace("PART", part)
-                put = put.replace("INSTEAD", instead)
-                component.input(inputs=[component, self.box], outputs=self.box, js=put, **IN_BROWSER)
-            remove = REMOVE.replace("COUNT", count).replace("NUMBER", str(number))
+            put_file, put_strength, remove = (
+                js.replace("COUNT", count).replace("NUMBER", str(number)) for js in (PUT_FILE, PUT_STRENGTH, REMOVE)
+            )
+            slot.file.input(inputs=[slot.file, self.box], outputs=self.box, js=put_file, **IN_BROWSER)
+            strength = [slot.strength, slot.file, self.box]
+            # Its reset button, and its box when it is left, move it without an input.
+            slot.strength.change(inputs=strength, outputs=self.box, js=put_strength, **IN_BROWSER)
             slot.remove.click(inputs=self.box, outputs=self.box, js=remove, **IN_BROWSER)
         self.add.click(inputs=self.box, outputs=self.box, js=ADD.replace("COUNT", str(SHOWN)), **IN_BROWSER)
         model = self.form.entries["model"].components[0]

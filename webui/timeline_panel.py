@@ -104,13 +104,13 @@ class TimelinePanel:
             self._wire_pictures()
 
     def _wire(self) -> None:
-        # No section is open until the clicked one's prompt is in its box, or that would go to the section that was open before.
+        # No section is open until the clicked one's values are in their boxes, or they would go to the section open before.
         self.strip.click(outputs=self.section, js="() => ''", **IN_BROWSER)
         data = {self.prompts, self.scales, *([self.keyframes] if self.pictures else [])}
         opened = [self.editor, self.title, *([self.picture] if self.pictures else []), self.prompt, self.scale, self.section]
         self.strip.click(self.open, data, opened, **QUIET)
         self.prompt.change(inputs=[self.prompt, self.section, self.prompts], outputs=self.prompts, js=PUT_PROMPT, **IN_BROWSER)
-        self.scale.input(inputs=[self.scale, self.section, self.scales], outputs=self.scales, js=PUT_SCALE, **IN_BROWSER)
+        self.scale.change(inputs=[self.scale, self.section, self.scales], outputs=self.scales, js=PUT_SCALE, **IN_BROWSER)
 
     def _wire_pictures(self) -> None:
         picture = [self.picture, self.section, self.keyframes]

@@ -166,6 +166,12 @@ class TestWithTheRealWorker:
             pictures.append(Path(jobs.all()[-1].view.picture))
             return read_document(pictures[-1])["loras"]
 
+        # What a slider shows is what counts, also after its reset button, and where its box holds too much.
+        tab.locator("#lora-strength-0 button").click()
+        box_is(tab, (MINI, 0.8), ("", 0.8), ("", 0.8))
+        strength(tab, 0, "7")
+        box_is(tab, (MINI, 2), ("", 0.8), ("", 0.8))
+        strength(tab, 0, "1.5")
         tab.evaluate("window.untouched = true")
         assert made() == [{"file": MINI, "strength": 1.5}]
         strength(tab, 0, "-0.5")
@@ -195,7 +201,7 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     tab.click("#lora-preset-load")
     # A strength belongs to its own file, and what is not there is said beside its slot.
     tab.wait_for_selector("#lora-card-1 .wrong")
-    assert slots(tab) == [(INK, 0.5), ("gone.safetensors", 1.25)]
+    assert slots(tab)[:2] == [(INK, 0.5), ("gone.safetensors", 1.25)]
     assert "gone.safetensors" in tab.inner_text("#lora-card-1") and str(lora_folder) not in tab.inner_text("#lora-card-1")
     tab.wait_for_selector("#problems .wrong")
     assert tab.is_disabled("#start")
@@ -238,6 +244,14 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     tab.wait_for_selector("#timeline [data-section='1'] .lora")
     tab.click("#loras button")
     box_is(tab, *chosen)
+    # A section that is opened while LoRA are off keeps its scale.
+    tab.uncheck("#lora-switch input")
+    tab.locator("#timeline [data-section='1']").click()
+    tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
+    tab.check("#lora-switch input")
+    tab.wait_for_selector("#section-lora-scale")
+    assert tab.input_value("#section-lora-scale input[type=number]") == "0.5"
+    assert json.loads(tab.input_value("#section-lora-scales-json textarea")) == {"1": 0.5}
 
     # A slot that is removed takes its strength along; an upload fills the first free one.
     tab.click("#lora-remove-0")
