@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 from diffusers_helper.files import CheckpointError, read_headers, weight_files
 from eichi_utils.events import Notice
@@ -52,6 +54,10 @@ REST = {
 }
 
 
+# What can be wrong with a whole file for one model; see `analyse`.
+MISFITS = ("lora_no_modules", "lora_shape", "lora_dora")
+
+
 @dataclass(frozen=True)
 class Fit:
     """One file: what of it is used, or why it cannot be."""
@@ -89,19 +95,30 @@ def shapes_in(files: ModelFiles, checkpoint_name: str) -> Mapping[str, tuple[int
 def fit(lora: Lora, shapes: Shapes, field: str = "loras/0") -> Fit:
     """field: of the file's slot, for the problem."""
     try:
-        return Fit(report=analyse(read_header(lora.path), shapes, str(lora.path)).report)
+        state = lora.path.stat()
+    except (OSError, ValueError):
+        return Fit(problem=lora_problem(field, LoraError("missing", file=str(lora.path))))
+    found = _fit(lora.path, state.st_mtime_ns, state.st_size, tuple(shapes.items()))
+    return found if found.problem is None else Fit(problem=replace(found.problem, field=f"{field}/file"))
+
+
+@lru_cache(maxsize=64)
+def _fit(path: Path, mtime_ns: int, size: int, layers: tuple[tuple[str, tuple[int, ...]], ...]) -> Fit:
+    """Kept by file state: a page asks again at every key the user presses, and a large file takes 30 ms."""
+    try:
+        return Fit(report=analyse(read_header(path), dict(layers), str(path)).report)
     except LoraError as error:
-        return Fit(problem=lora_problem(field, error))
+        return Fit(problem=lora_problem("", error))
 
 
 def fit_problems(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> tuple[Problem, ...]:
     """Of readable files, why they cannot be used with this model; what is wrong with a file by itself says `Lora.check`."""
-    readable = [(number, lora) for number, lora in enumerate(loras) if not lora.check("")]
-    if not readable:
+    known = [(number, lora) for number, lora in enumerate(loras) if isinstance(lora.file, str)]
+    if not known:
         return ()
     shapes = shapes_in(files, checkpoint_name)
-    fits = (fit(lora, shapes, f"loras/{number}") for number, lora in readable)
-    return tuple(found.problem for found in fits if found.problem)
+    problems = [fit(lora, shapes, f"loras/{number}").problem for number, lora in known]
+    return tuple(problem for problem in problems if problem and problem.key in MISFITS)
 
 
 def reports(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> list[Report]:

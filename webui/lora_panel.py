@@ -259,8 +259,8 @@ class LoraPanel:
     def _choices(self) -> list[tuple[str, str]]:
         return [(self.t("page.lora.none"), ""), *((name, name) for name in found())]
 
-    def _preset_names(self) -> list[str]:
-        return list(self.presets.read()[0])
+    def _preset_names(self) -> list[tuple[str, str]]:
+        return [(name, name) for name in self.presets.read()[0]]
 
     def _card(self, file: Any, model: str) -> str:
         """What a slot's file is: its picture, the words that trigger it, how much of it fits, or why it cannot be used."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -108,14 +108,57 @@ def test_a_browser_cannot_name_any_file(page, lora_folder, tower):
     assert request.loras[0].file == outside and [p.key for p in problems] == ["lora_no_modules"]
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_a_card_says_what_a_file_does(page, lora_folder, monkeypatch, language):
-    """Format, rank, layers; what is left out; why it cannot be used; and nothing of it is HTML of the file's."""
+@pytest.fixture
+def panel(page, lora_folder, monkeypatch) -> Callable[..., lora_panel.LoraPanel]:
+    """The page's panel: `panel("reverse", "en")`."""
     made = []
-    monkeypatch.setattr(lora_panel.LoraPanel, "_wire", lambda panel, *given: made.append(panel))
-    page("single", language)
-    (panel,) = made
-    t = Translator(language)
+    wire = lora_panel.LoraPanel._wire
+    monkeypatch.setattr(lora_panel.LoraPanel, "_wire", lambda self, *given: made.append(self) or wire(self, *given))
+
+    def build(mode: str = "reverse", language: str = "en") -> lora_panel.LoraPanel:
+        page(mode, language)
+        return made[-1]
+
+    return build
+
+
+def test_sets_by_name(panel, tmp_path):
+    """As many as one likes, of as many slots; a set of the existing program can be read and not be deleted here."""
+    (tmp_path / "presets").mkdir()
+    old = {"name": "Setting 1", "lora1": "None", "lora2": INK, "lora3": "Нет", "scales": "0.8,0.25,1"}
+    (tmp_path / "presets" / "lora_presets.json").write_text(json.dumps({"presets": [old]}))
+    built = panel()
+    assert [value for _, value in built.preset.choices] == ["Setting 1"]
+    taken = built.take("Setting 1")
+    assert taken[built.switch] is True and json.loads(taken[built.box]) == [{"file": INK, "strength": 0.25}]
+    chosen = [{"file": INK, "strength": 0.5}, {"file": "", "strength": 2}, {"file": STYLE, "strength": -2}]
+    kept = built.keep(" mine ", json.dumps(chosen))
+    assert kept[built.preset]["value"] == "mine" and "Saved: mine" in kept[built.said]
+    assert [value for _, value in kept[built.preset]["choices"]] == ["Setting 1", "mine"]
+    assert json.loads(built.take("mine")[built.box]) == [chosen[0], chosen[2]]
+    assert "Deleted: mine" in built.forget("mine")[built.said]
+    for said in (built.take("mine"), built.forget("mine"), built.forget("Setting 1"), built.keep("", json.dumps(chosen))):
+        assert set(said) == {built.said} and 'class="wrong"' in said[built.said]
+    assert "no LoRA to save" in built.keep("empty", "[]")[built.said]
+
+
+def test_uploads_go_into_free_slots(panel, lora_folder, tmp_path):
+    """Those that cannot be used are named; the others are taken, also beyond the slots that are shown."""
+    built = panel("single")
+    uploads = []
+    for name in ("a.safetensors", "b.safetensors", "c.pt"):
+        uploads.append(str(shutil.copy(lora_folder / INK, tmp_path / name)))
+    filled = [{"file": INK, "strength": 0.5}, {"file": "", "strength": -1}, {"file": STYLE, "strength": 1}]
+    got = built.receive(uploads, json.dumps(filled))
+    slots = [(slot["file"], slot["strength"]) for slot in json.loads(got[built.box])]
+    assert slots == [(INK, 0.5), ("uploads/a.safetensors", -1), (STYLE, 1), ("uploads/b.safetensors", 0.8)]
+    assert "c.pt" in got[built.said] and ("uploads/a.safetensors",) * 2 in got[built.slots[11].file]["choices"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_card_says_what_a_file_does(panel, lora_folder, language):
+    """Format, rank, layers; what is left out; why it cannot be used; and nothing of it is HTML of the file's."""
+    panel, t = panel("single", language), Translator(language)
     report = t("page.lora.report", format="kohya, FramePack names", ranks="1", applied=1, layers=553)
     assert report in panel._card(INK, "framepack") and "class" in panel._card(INK, "framepack")
     extra = {"lora_unet_no_such.lora_up.weight": torch.zeros(2, 2), "lora_te_x.lora_up.weight": torch.zeros(2, 2)}
@@ -219,12 +262,6 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     tab.wait_for_function("document.querySelectorAll('.eichi-lora-card').length === 4")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     tab.wait_for_selector("#start:enabled")
-
-    tab.fill("#lora-preset input", "四つ")
-    tab.click("#lora-preset-save")
-    tab.wait_for_function("text => document.querySelector('#lora-said').innerText.includes(text)", arg="四つ")
-    (own,) = json.loads((tmp_path / "presets" / "loras.json").read_text(encoding="utf-8"))["loras"]
-    assert [tuple(lora.values()) for lora in own["value"]] == list(chosen)
 
     # A section may have its LoRA weaker; the whole choice is the film's, and there again after a reload.
     tab.locator("#quick label").nth(1).click()
