@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,9 +69,10 @@ class Result:
 
 
 def write(folder: str, size: str, rank: str, device: str) -> None:
-    """A transformer and a LoRA on all of its blocks' linears, in PEFT's names; in a process of its own, for its peak."""
+    """A transformer, unless the folder has one, and a LoRA on all of its blocks' linears, in PEFT's names; in a process of its own, for its peak."""
     config, place = TINY if size == "tiny" else TransformerConfig(), torch.device(device)
-    write_checkpoint(Path(folder) / "transformer", config, place)
+    if not (Path(folder) / "transformer").exists():
+        write_checkpoint(Path(folder) / "transformer", config, place)
     with torch.device("meta"):
         linears = PackedTransformer(config).block_linears()
     shapes = {}
@@ -154,16 +156,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--card-gib", type=float, default=0.0, help="all of the card that may be taken; 0: what there is")
-    parser.add_argument("--folder", type=Path, help="an existing folder on the disk to write to; default: a temporary one")
+    parser.add_argument("--folder", type=Path, help="a folder on the disk, for several runs; default: a temporary one")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     device = placement(options.device).device
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    with nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", "import sys; from benchmarks.lora import write; write(*sys.argv[1:])"]
         size = "tiny" if options.tiny else "full"
-        subprocess.run([*command, folder, size, str(options.rank), str(device)], check=True)
+        subprocess.run([*command, str(folder), size, str(options.rank), str(device)], check=True)
         result, where = measure(options, Path(folder)), machine(device)
     print(json.dumps({"machine": where, **asdict(result)}, indent=1) if options.json else table(result, where))
 

@@ -76,6 +76,17 @@ def test_a_sections_scale_has_a_flag(file: Path, checkpoint: Path, pictures: lis
         assert "section_lora_scales" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_render_with_a_lora_of_another_model_does_not_begin(
+    dry: bool, checkpoint: Path, pictures: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Said with the file's name, by a dry run too; nothing is loaded and nothing written."""
+    bad, out = GOLDEN / "lora" / "bad_unknown_modules.safetensors", tmp_path / "out"
+    words = ["render", "--image", pictures[0], "--prompt", "x", "--models", str(checkpoint), "--out", str(out), "--lang", "en"]
+    assert cli.main([*words, "--device", "cpu", "--lora", str(bad), *["--dry-run"] * dry]) == 2
+    assert str(bad) in capsys.readouterr().err and not out.exists()
+
+
 def test_reports_are_for_the_model_that_is_asked_for(file: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     """Without any model on this computer it is the published one."""
     assert cli.main(["lora", str(file), "--models", str(tmp_path), "--lang", "en"]) == 2

@@ -264,8 +264,9 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     tab.wait_for_selector("#start:enabled")
 
     # A section may have its LoRA weaker; the whole choice is the film's, and there again after a reload.
-    tab.locator("#quick label").nth(1).click()
-    tab.locator("#timeline [data-section='1']").click()
+    press = "element => element.click()"
+    tab.locator("#quick label").nth(1).evaluate(press)
+    tab.locator("#timeline [data-section='1']").evaluate(press)
     tab.wait_for_selector("#section-lora-scale")
     tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
     tab.fill("#section-lora-scale input[type=number]", "0.5")
@@ -283,7 +284,7 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     box_is(tab, *chosen)
     # A section that is opened while LoRA are off keeps its scale.
     tab.uncheck("#lora-switch input")
-    tab.locator("#timeline [data-section='1']").click()
+    tab.locator("#timeline [data-section='1']").evaluate(press)
     tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
     tab.check("#lora-switch input")
     tab.wait_for_selector("#section-lora-scale")
