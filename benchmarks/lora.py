@@ -3,7 +3,8 @@
 Random weights of the published transformer and a LoRA on all linears of its blocks are written to the disk. The program's own
 pool loads the one, and steps are timed; then it gets the other beside the weights, and the same steps are timed again, and once
 more after another strength. All in one process, so that times compare, with what the computer's memory held at most before the
-LoRA was applied and after. --card-gib: all of the card that may be taken. --tiny: a small architecture.
+LoRA was applied and after. --card-gib: all of the card that may be taken. --folder: where to write; the transformer stays there
+for the next run. --tiny: a small architecture.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ class Result:
 
 
 def write(folder: str, size: str, rank: str, device: str) -> None:
-    """A transformer, unless the folder has one, and a LoRA on all of its blocks' linears, in PEFT's names; in a process of its own, for its peak."""
+    """A transformer, unless the folder has one, and a LoRA on all of its blocks' linears, in PEFT's names.
+
+    In a process of its own, whose peak is not the other's.
+    """
     config, place = TINY if size == "tiny" else TransformerConfig(), torch.device(device)
     if not (Path(folder) / "transformer").exists():
         write_checkpoint(Path(folder) / "transformer", config, place)
@@ -162,6 +166,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     device = placement(options.device).device
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", "import sys; from benchmarks.lora import write; write(*sys.argv[1:])"]
         size = "tiny" if options.tiny else "full"
