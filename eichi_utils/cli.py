@@ -125,7 +125,7 @@ def add_request_flags(parser: argparse.ArgumentParser, t: Translator) -> None:
 def _metavar(limits: Mapping[str, Any]) -> str:
     if limits["kind"] == "choice":
         return "|".join(f"{choice:g}" if isinstance(choice, float) else str(choice) for choice in limits["choices"])
-    return {"picture": "FILE", "text": "TEXT", "switch": "on|off"}.get(limits["kind"], "N")
+    return {"picture": "FILE", "latents": "FILE", "text": "TEXT", "switch": "on|off"}.get(limits["kind"], "N")
 
 
 class _Reference(argparse.Action):
@@ -234,6 +234,7 @@ def _number(text: str) -> int | float | str:
 
 _READ_FLAG = {
     "picture": lambda text: os.path.abspath(text) if text else "",
+    "latents": lambda text: os.path.abspath(text) if text else "",
     "integer": _number,
     "number": _number,
     "choice": _number,

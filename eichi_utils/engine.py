@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eichi_utils import preflight
+from eichi_utils.append import written_frames
 from eichi_utils.cards import Card, cards
 from eichi_utils.catalogue import Models
 from eichi_utils.events import Event, Stage
@@ -73,7 +74,7 @@ class Engine:
             needed = preflight.needs(size, narrowest, tokens, on_card=machine.card is not None)
             way = preflight.Way(narrowest, needed)
         missing = files.missing(plan.checkpoint)
-        disk = preflight.output_bytes(plan, height, width, getattr(request, "crf", 0))
+        disk = preflight.output_bytes(written_frames(plan), height, width, getattr(request, "crf", 0))
         disk += preflight.download_bytes(files, missing)
         problems += preflight.download_problems(files, missing)
         return preflight.figures(way, machine, disk, preflight.disk_free(self.outputs)), problems

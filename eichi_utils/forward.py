@@ -52,4 +52,6 @@ class ForwardRequest(FilmRequest):
             opening_shown=True,
             pictures={"start": self.image},
             vae_cache=self.vae_cache,
+            # This model looks back only, so it cannot lead to what comes: latents in between lie in a straight line.
+            append=self.append,
         )

@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from eichi_utils.append import append_of, append_problems, check_latents, idle_details
 from eichi_utils.loras import Lora, check_loras, read_loras
 from eichi_utils.pictures import is_unicode, picture_problem
-from eichi_utils.plan import Plan, section_count
+from eichi_utils.plan import MOST_BETWEEN, Append, Plan, section_count
 from eichi_utils.problems import Problem, UserError
 
 # Seeds travel through JSON and JavaScript, whose numbers are exact up to 2**53.
@@ -27,6 +28,10 @@ DRAWN_SEED_LIMIT = 2**32
 MAX_PROMPT_CHARACTERS = 5000
 # Fields of any mode that hold one picture each; `keyframes` and `controls` hold several.
 PICTURE_FIELDS = ("image", "end_image", "image_mask")
+# Those that name any other file.
+FILE_FIELDS = ("append_latents",)
+# Of one end of a film; the longest has 1001.
+MOST_TRIMMED = 1000
 # How the transformer's weights are kept: as the device likes them, in 16 bits, or in 8 bits with a scale for every channel.
 PRECISIONS = ("auto", "bfloat16", "int8", "float8")
 # The published models (FramePack, and its F1 in the forward mode), or the small one that comes with the program.
@@ -37,7 +42,8 @@ SENTENCE_ENDS = ".,;:!?\u3001\u3002\uff0c\uff0e\uff01\uff1f"
 
 
 def setting(default: Any, kind: str, **limits: Any) -> Any:
-    """A request field. kind: picture, text, integer, number, choice, switch, section_pictures, section_texts, controls, loras.
+    """A request field. kind: picture, text, integer, number, choice, switch, section_pictures, section_texts, controls, loras,
+    latents.
 
     limits: `min` and `max` for numbers, `choices` for a choice, `optional=True` where None is a value.
     """
@@ -96,6 +102,8 @@ class FilmRequest(Request):
     """What both film modes ask for. `window` is the latents a section counts for: 9 (1 s) or 4.5 (0.5 s).
 
     section_prompt_mode: whether a section's own prompt takes the common one's place or comes after it.
+    append_latents: a file of latents that comes after the film. append_trim_start, append_trim_end: latents left out at its
+    ends, film_trim_end: at the film's end. join_latents: latents in between that lead from one to the other.
     """
 
     seconds: float = setting(1.0, "number", min=0.1, max=120.0)
@@ -103,10 +111,21 @@ class FilmRequest(Request):
     section_prompts: dict[int, str] = setting({}, "section_texts")
     section_prompt_mode: str = setting("replace", "choice", choices=("replace", "extend"))
     crf: int = setting(16, "integer", min=0, max=51)
+    append_latents: str = setting("", "latents", optional=True)
+    append_trim_start: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
+    append_trim_end: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
+    film_trim_end: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
+    join_latents: int = setting(0, "integer", min=0, max=MOST_BETWEEN)
 
     def idle(self) -> tuple[str, ...]:
         own = any(text.strip() for text in self.section_prompts.values())
-        return super().idle() + (("section_prompt_mode",) if self.section_prompt_mode == "extend" and not own else ())
+        idle = ("section_prompt_mode",) if self.section_prompt_mode == "extend" and not own else ()
+        return super().idle() + idle + idle_details(self)
+
+    @property
+    def append(self) -> Append | None:
+        """What comes after the film."""
+        return append_of(self)
 
     def section_prompt(self, number: int) -> str:
         """What a section is told."""
@@ -119,7 +138,9 @@ class FilmRequest(Request):
 
     def check(self) -> tuple[Problem, ...]:
         problems = check_fields(self)
-        if {problem.field for problem in problems} & {"seconds", "window"}:
+        wrong = frozenset(problem.field.split("/")[0] for problem in problems)
+        problems += append_problems(self, wrong)
+        if wrong & {"seconds", "window"}:
             return tuple(problems + check_prompts(self))
         sections = section_count(self.seconds, self.window)
         problems += check_prompts(self, sections)
@@ -182,9 +203,9 @@ def to_json(request: Request) -> dict[str, Any]:
 
 
 def map_pictures(document: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """A request's JSON document with every path of a picture or mask changed; what is no path is left to the reading."""
+    """A request's JSON document with every path of a picture, mask or file changed; what is no path is left to the reading."""
     changed = dict(document)
-    for name in PICTURE_FIELDS:
+    for name in (*PICTURE_FIELDS, *FILE_FIELDS):
         value = changed.get(name)
         if isinstance(value, str) and value:
             changed[name] = change(value)
@@ -226,7 +247,7 @@ def from_json(document: Any, kinds: Mapping[str, type[Request]]) -> Request:
             continue
         limits = fields[key].metadata
         if value is None and limits.get("optional"):
-            values[key] = "" if limits["kind"] == "picture" else None
+            values[key] = "" if limits["kind"] in ("picture", "latents") else None
             continue
         try:
             values[key] = _READERS[limits["kind"]](value, limits)
@@ -307,6 +328,7 @@ _READERS = {
     "section_texts": _read_sections,
     "controls": _read_controls,
     "loras": read_loras,
+    "latents": _read_text,
 }
 
 
@@ -382,4 +404,5 @@ _CHECKS = {
     "section_texts": _check_section_texts,
     "controls": _check_controls,
     "loras": check_loras,
+    "latents": check_latents,
 }

@@ -15,10 +15,13 @@ from diffusers_helper.latents import SPATIAL, encode_picture, images, to_uint8
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
 from eichi_utils import adapters
+from eichi_utils.append import whole_frames, written_frames
 from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of
 from eichi_utils.encoded import Encoded
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
-from eichi_utils.film import Decoded, sample_film
+from eichi_utils.film import Decoded, Joined, Stretch, sample_film
+from eichi_utils.joined import JoinedFilm
+from eichi_utils.latent_files import read_latents, trim
 from eichi_utils.media import FilmWriter, write_png
 from eichi_utils.metadata import mp4_tags, png_info
 from eichi_utils.plan import Plan, frames_of
@@ -57,10 +60,11 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         raise UserError(problems)
     notices = [*adapters.notices(request.loras, pool.files, plan.checkpoint)]
     pictures = fit_pictures(plan, request.size)
-    for_files = output_bytes(plan, pictures.height, pictures.width, getattr(request, "crf", 0))
+    total = result_frames(plan)
+    for_files = output_bytes(written_frames(plan), pictures.height, pictures.width, getattr(request, "crf", 0))
     outputs.prepare(for_files)
     disk = for_files + download_bytes(pool.files, missing), disk_free(outputs.folder)
-    yield _started(request, plan, pictures)
+    yield _started(request, plan, pictures, total)
 
     files: list[str] = []
     frames = 0
@@ -101,8 +105,8 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     files.append(str(start))
     yield Saved(at=time.time(), path=str(start), kind="start")
 
-    film = Film(request, plan, outputs)
-    with film.writer:
+    film, joined = Film(request, plan, outputs), JoinedFilm(request, outputs)
+    with film.writer, joined.stream:
         for event in sample_film(request, plan, conditions, pool, stop):
             if isinstance(event, Decoded):
                 yield Stage(at=time.time(), name="save", section=event.section)
@@ -110,22 +114,36 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
                 files[:-1] = [saved.path]
                 frames = saved.frames
                 yield saved
+            elif isinstance(event, Stretch):
+                joined.add(event)
+            elif isinstance(event, Joined):
+                yield Stage(at=time.time(), name="save", section=len(plan.sections))
+                for saved in joined.save(event):
+                    files.insert(0, saved.path)
+                    frames = saved.frames or frames
+                    yield saved
             else:
                 yield event
             if stop.level >= StopLevel.NOW or (isinstance(event, Decoded) and stop.level >= StopLevel.SECTION):
                 break
-    if frames < (plan.frames if plan.output == "film" else 1):
+    if frames < total:
         yield stopped()
     else:
         yield Finished(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began)
 
 
-def _started(request: Request, plan: Plan, pictures: Pictures) -> Started:
+def result_frames(plan: Plan) -> int:
+    """Frames of what the job is for: the film with what is appended to it, or one picture."""
+    return whole_frames(plan) if plan.output == "film" else 1
+
+
+def _started(request: Request, plan: Plan, pictures: Pictures, frames: int) -> Started:
     return Started(
         at=time.time(),
-        sections=len(plan.sections),
+        # Joining is counted as one more, whether something is sampled between or not.
+        sections=len(plan.sections) + bool(plan.append),
         steps=request.steps,
-        frames=plan.frames if plan.output == "film" else 1,
+        frames=frames,
         width=pictures.width,
         height=pictures.height,
         seed=request.seed,
@@ -165,11 +183,15 @@ def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -
             for name in missing:
                 picture = pictures.by_name[name]
                 latents[name] = kept.keep_latents(picture, again(partial(encode_picture, vae, pixels_of(picture))))
+    append = None
+    if plan.append:
+        info, appended = read_latents(plan.append.file)
+        append = trim(info, appended, plan.append.skip_start, plan.append.skip_end)
     masks = {name: encode_mask(mask) for name, mask in pictures.masks.items()}
     yield Stage(at=time.time(), name="load")
     prompts = {prompt: found[prompt] for prompt in plan.prompts}
     negative = found[request.negative_prompt] if request.cfg_scale != 1.0 else None
-    yield Conditions(prompts=prompts, image=image, latents=latents, masks=masks, negative=negative)
+    yield Conditions(prompts=prompts, image=image, latents=latents, masks=masks, negative=negative, append=append)
 
 
 class Film:

@@ -1,0 +1,41 @@
+"""The film with what is appended to it, as files: its frames as they are decoded, and its latents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from diffusers_helper.latents import images
+from eichi_utils.events import Saved
+from eichi_utils.film import Joined, Stretch
+from eichi_utils.latent_files import write_piece
+from eichi_utils.media import FilmStream
+from eichi_utils.metadata import mp4_tags
+from eichi_utils.plan import frames_of
+from eichi_utils.request import Request
+
+if TYPE_CHECKING:
+    from eichi_utils.paths import Outputs
+
+
+class JoinedFilm:
+    """Nothing is written where nothing is appended."""
+
+    def __init__(self, request: Request, outputs: Outputs):
+        self.request, self.outputs = request, outputs
+        self.stream = FilmStream(outputs.folder, getattr(request, "crf", 0), mp4_tags(request))
+
+    def add(self, stretch: Stretch) -> None:
+        self.stream.add(images(stretch.final).numpy())
+
+    def save(self, joined: Joined) -> Iterator[Saved]:
+        """Both names are the existing program's."""
+        if getattr(self.request, "save_latents", False):
+            path = self.outputs.path("_combined_tensors.safetensors")
+            write_piece(path, joined.piece, self.request)
+            yield Saved(at=time.time(), path=str(path), kind="latents")
+        path = self.outputs.path("_combined.mp4")
+        self.stream.write(path)
+        frames = frames_of(joined.piece.latents.shape[2])
+        yield Saved(at=time.time(), path=str(path), kind="joined", frames=frames)

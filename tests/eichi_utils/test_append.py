@@ -1,0 +1,224 @@
+"""A film and an earlier film's latents become one: what is checked, what is sampled between, and that no seam shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from diffusers_helper.latents import rounded
+from eichi_utils import modes, runner
+from eichi_utils.append import whole_frames, whole_latents
+from eichi_utils.events import Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
+from eichi_utils.film import Joined, Stretch, sample_film
+from eichi_utils.jobs import Stop
+from eichi_utils.latent_files import interpolate, read_latents
+from eichi_utils.metadata import read_document
+from eichi_utils.models import ModelPool
+from eichi_utils.paths import Outputs
+from eichi_utils.plan import film_latents, frames_of
+from eichi_utils.request import Request, to_json
+from eichi_utils.view import View
+from tests.eichi_utils.helpers import SHORT, carry_out, changed, decoded, latent_file, names_in, request
+
+FILMS = ("reverse", "forward")
+
+
+@pytest.fixture(scope="module")
+def appended(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Six latents of the size that the test pictures' films have."""
+    return latent_file(tmp_path_factory.mktemp("latents") / "earlier.safetensors", 6)
+
+
+def joined_latents(it: Request, pool: ModelPool) -> Joined:
+    """Of a checked request."""
+    assert it.check() == ()
+    plan = it.plan()
+    *_, conditions = runner.prepare(it, plan, runner.fit_pictures(plan, it.size), pool)
+    *_, last = sample_film(it, plan, conditions, pool, Stop())
+    return last
+
+
+@pytest.mark.parametrize("mode", FILMS)
+def test_the_film_then_the_file(mode: str, pool: ModelPool, pictures: list[str], appended: str, cheap_decode: None) -> None:
+    """The film's own latents, those in between, the file's; what is left out is left out where it is said."""
+    base = request(mode, pictures[0], append_latents=appended, **SHORT)
+    alone, file = joined_latents(base, pool).piece.latents[:, :, :6], read_latents(appended)[1]
+    for start, end, trim, between in ((0, 0, 0, 0), (2, 1, 0, 0), (0, 0, 2, 0), (1, 0, 1, 3)):
+        it = changed(base, append_trim_start=start, append_trim_end=end, film_trim_end=trim, join_latents=between)
+        whole = joined_latents(it, pool).piece.latents
+        kept = 6 - trim
+        assert whole.shape[2] == whole_latents(it.plan()) == kept + between + 6 - start - end
+        assert torch.equal(whole[:, :, :kept], alone[:, :, :kept])
+        assert torch.equal(whole[:, :, kept + between :], file[:, :, start : 6 - end])
+
+
+def test_what_lies_between_is_sampled_towards_what_comes(
+    pool: ModelPool, pictures: list[str], appended: str, tmp_path: Path, cheap_decode: None
+) -> None:
+    """Standard mode: it depends on the prompt, on the film before and on the file behind, and is no mixture of both."""
+    base = request("reverse", pictures[0], append_latents=appended, join_latents=4, **SHORT)
+    other = latent_file(tmp_path / "other.safetensors", 6, seed=1)
+
+    def between(it: Request) -> torch.Tensor:
+        return joined_latents(it, pool).piece.latents[:, :, 6:10]
+
+    whole = joined_latents(base, pool).piece.latents
+    line = interpolate(whole[:, :, 5:6], whole[:, :, 10:11], 4)
+    assert (between(base) - line).abs().max() > 0.1
+    assert torch.equal(between(base), whole[:, :, 6:10])
+    for change in ({"prompt": "a dog sleeps"}, {"image": pictures[1]}, {"append_latents": other}, {"append_trim_start": 1}):
+        assert (between(changed(base, **change)) - whole[:, :, 6:10]).abs().max() > 1e-5, change
+
+
+def test_the_forward_mode_goes_in_a_straight_line(
+    pool: ModelPool, pictures: list[str], appended: str, cheap_decode: None
+) -> None:
+    """Its model cannot look ahead; the plan says so by having nothing to sample."""
+    it = request("forward", pictures[0], append_latents=appended, join_latents=3, **SHORT)
+    whole = joined_latents(it, pool).piece.latents
+    assert it.plan().samplings == it.plan().sections
+    assert torch.equal(whole[:, :, 6:9], interpolate(whole[:, :, 5:6], whole[:, :, 9:10], 3))
+    steps = (whole[:, :, 6:10] - whole[:, :, 5:9]).flatten(3).norm(dim=3)[0, 0]
+    torch.testing.assert_close(steps, steps[:1].expand(4), atol=1e-4, rtol=1e-4)
+
+
+def test_the_bridge_has_the_prompt_that_there_is(pictures: list[str], appended: str) -> None:
+    """The common one; of a film whose sections all have their own, that of its end."""
+    fields = {"append_latents": appended, "join_latents": 9, **SHORT}
+    own = request("reverse", pictures[0], section_prompts={0: "she bows"}, **fields)
+    assert own.plan().append.bridge.prompt == "a cat runs"
+    without = changed(own, prompt="")
+    assert without.plan().append.bridge.prompt == "she bows" and without.check() == ()
+    assert own.plan().prompts == ("she bows", "a cat runs")
+    plan = own.plan()
+    assert len(plan.append.bridge.frames) == 9 and plan.samplings == (*plan.sections, plan.append.bridge)
+
+
+@pytest.mark.parametrize("mode", FILMS)
+@pytest.mark.parametrize(("seconds", "window"), [(0.5, 4.5), (1, 9), (3, 9), (5, 4.5), (120, 9)])
+def test_how_long_the_whole_is(mode: str, seconds: float, window: float, pictures: list[str], appended: str) -> None:
+    """4 T - 3 frames of all latents together; the check reckons a film's latents as the plan does."""
+    it = request(mode, pictures[0], seconds=seconds, window=window)
+    assert film_latents(seconds, window) == it.plan().latents == whole_latents(it.plan())
+    it = changed(it, append_latents=appended, join_latents=5, append_trim_end=1, film_trim_end=2)
+    assert whole_latents(it.plan()) == film_latents(seconds, window) - 2 + 5 + 5
+    assert whole_frames(it.plan()) == 4 * whole_latents(it.plan()) - 3 == frames_of(whole_latents(it.plan()))
+
+
+@pytest.fixture(scope="module")
+def run(pool: ModelPool, pictures: list[str], appended: str, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """One run of the standard mode with four latents in between: request, folder, events."""
+    folder = tmp_path_factory.mktemp("joined")
+    it = request("reverse", pictures[0], append_latents=appended, join_latents=4, film_trim_end=1, crf=0, **SHORT)
+    return it, folder, carry_out(it, pool, folder, "j")
+
+
+def test_both_films_are_kept(run: tuple) -> None:
+    """The result first, then the new film alone (the existing program deletes it), then its start picture."""
+    it, folder, events = run
+    assert [Path(file).name for file in events[-1].files] == ["j_combined.mp4", "j_6.mp4", "j.png"]
+    assert names_in(folder) == {"j_combined.mp4", "j_6.mp4", "j.png"}
+    whole, alone = (decoded(file) for file in events[-1].files[:2])
+    assert len(whole) == events[-1].frames == 4 * (6 - 1 + 4 + 6) - 3 and len(alone) == 21
+    # Up to the place of the join both show the same; the new film's last latent was left out.
+    assert numpy.abs(whole[:16].astype(int) - alone[:16]).mean() < 3
+
+
+def test_a_joined_film_says_what_it_was_made_of(run: tuple) -> None:
+    """Its request names the file and all that was done with it, and makes the same film again."""
+    it, _, events = run
+    assert all(read_document(file) == to_json(it) for file in events[-1].files)
+    assert modes.from_json(read_document(events[-1].files[0])) == it
+
+
+def test_the_events_of_a_join(run: tuple) -> None:
+    """It counts as one more section, with steps of its own; the bar never goes back and ends full."""
+    it, _, events = run
+    (started,) = [event for event in events if isinstance(event, Started)]
+    assert (started.sections, started.frames) == (2, events[-1].frames)
+    assert [(event.section, event.step) for event in events if isinstance(event, Step)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    stages = [(event.name, event.section) for event in events if isinstance(event, Stage) and event.section is not None]
+    assert stages == [(name, section) for section in (0, 1) for name in ("sample", "decode", "save")]
+    assert [event.kind for event in events if isinstance(event, Saved)] == ["start", "film", "joined"]
+    view, fractions = View(), []
+    for event in events:
+        view = view.after(event)
+        fractions.append(view.fraction)
+    assert fractions == sorted(fractions) and view.fraction == 1.0
+    assert view.film.endswith("j_combined.mp4") and view.files == events[-1].files and view.frames == events[-1].frames
+
+
+def test_no_seam_shows(pool: ModelPool, pictures: list[str], appended: str) -> None:
+    """The joined film's frames are those that diffusers' own decoder makes of all its latents at once; the existing program
+    decoded five latents at a time, each alone, which lost three frames of twenty and jumped."""
+    it = request("reverse", pictures[0], append_latents=appended, join_latents=4, **SHORT)
+    plan = it.plan()
+    *_, conditions = runner.prepare(it, plan, runner.fit_pictures(plan, it.size), pool)
+    events = list(sample_film(it, plan, conditions, pool, Stop()))
+    whole = events[-1].piece.latents
+    frames = torch.cat([event.final for event in events if isinstance(event, Stretch)], dim=2)
+    with pool.vae() as vae, torch.inference_mode():
+        expected = rounded(vae.decode(whole / vae.config.scaling_factor).sample)
+    assert frames.shape == expected.shape and frames.shape[2] == 4 * whole.shape[2] - 3
+    assert (frames.int() - expected.int()).abs().max() <= 1
+
+
+def test_a_joined_film_keeps_its_latents_where_that_is_wanted(
+    pool: ModelPool, pictures: list[str], appended: str, tmp_path: Path, cheap_decode: None
+) -> None:
+    """Each latent once (the existing program wrote the file's twice), and where each is from."""
+    it = request(
+        "forward", pictures[0], append_latents=appended, join_latents=2, append_trim_start=1, save_latents=True, **SHORT
+    )
+    events = carry_out(it, pool, tmp_path, "j")
+    assert {"j_combined_tensors.safetensors", "j.safetensors"} <= names_in(tmp_path)
+    info, latents = read_latents(tmp_path / "j_combined_tensors.safetensors")
+    assert info.latents == 6 + 2 + 5 and info.frames == events[-1].frames and info.request == to_json(it)
+    own, file = info.parts
+    assert (own["latents"], own["trim_end"]) == (6, 0)
+    assert (file["file"], file["latents"], file["between"]) == ("earlier.safetensors", 5, 2)
+    assert torch.equal(latents[:, :, :6], read_latents(tmp_path / "j.safetensors")[1])
+    assert torch.equal(latents[:, :, 8:], read_latents(appended)[1][:, :, 1:])
+
+
+def stopped_at(it: Request, pool: ModelPool, folder: Path, level: StopLevel, when: Any) -> list[Event]:
+    stop, events = Stop(), []
+    for event in runner.run(it, it.plan(), pool, Outputs(folder, "j"), stop):
+        events.append(event)
+        if when(event):
+            stop.request(level)
+    return events
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        lambda event: isinstance(event, Step) and event.section == 1,
+        lambda event: isinstance(event, Stage) and (event.name, event.section) == ("decode", 1),
+        lambda event: isinstance(event, Saved) and event.kind == "film",
+    ],
+    ids=("sampling", "decoding", "before"),
+)
+def test_stopped_while_joining_the_new_film_is_there(
+    when: Any, pool: ModelPool, pictures: list[str], appended: str, tmp_path: Path, cheap_decode: None
+) -> None:
+    """Nothing half is left in the folder, and the end says that something is missing."""
+    it = request("reverse", pictures[0], append_latents=appended, join_latents=2, **SHORT)
+    events = stopped_at(it, pool, tmp_path, StopLevel.NOW, when)
+    assert isinstance(events[-1], Stopped) and events[-1].frames == 21
+    assert names_in(tmp_path) == {Path(file).name for file in events[-1].files} == {"j_6.mp4", "j.png"}
+
+
+def test_stopped_after_the_section_nothing_is_appended(
+    pool: ModelPool, pictures: list[str], appended: str, tmp_path: Path, cheap_decode: None
+) -> None:
+    """Unless the join itself is what was being sampled: then it is finished."""
+    it = request("reverse", pictures[0], append_latents=appended, join_latents=2, **SHORT)
+    events = stopped_at(it, pool, tmp_path / "a", StopLevel.SECTION, lambda event: isinstance(event, Step))
+    assert isinstance(events[-1], Stopped) and names_in(tmp_path / "a") == {"j_6.mp4", "j.png"}
+    late = stopped_at(it, pool, tmp_path / "b", StopLevel.SECTION, lambda event: isinstance(event, Step) and event.section == 1)
+    assert isinstance(late[-1], Finished) and names_in(tmp_path / "b") == {"j_combined.mp4", "j_6.mp4", "j.png"}
