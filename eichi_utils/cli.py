@@ -1,4 +1,4 @@
-"""`eichi render`, `eichi demo`, `eichi doctor`, `eichi lora`, `eichi cache`, `eichi sections`.
+"""`eichi render`, `eichi demo`, `eichi doctor`, `eichi lora`, `eichi cache`, `eichi sections`, `eichi tensors`.
 
 Results go to stdout, the rest to stderr.
 
@@ -26,6 +26,7 @@ from eichi_utils.cli_cache import add_cache_command
 from eichi_utils.cli_lora import add_lora_command
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.cli_sections import add_sections_commands
+from eichi_utils.cli_tensors import add_tensors_commands
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
@@ -71,7 +72,7 @@ def _language(arguments: Sequence[str]) -> str:
 
 def make_parser(t: Translator) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eichi", description=t("cli.about"))
-    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora|cache|sections")
+    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora|cache|sections|tensors")
     render = commands.add_parser("render", help=t("cli.render"), description=t("cli.render"), allow_abbrev=False)
     render.set_defaults(run=run_render)
     demo = commands.add_parser("demo", help=t("cli.demo"), description=t("cli.demo"), allow_abbrev=False)
@@ -92,7 +93,8 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
     with_models = (render, demo, doctor, add_lora_command(commands, t))
     for command in with_models:
         command.add_argument("--models", metavar="DIR", type=Path, help=t("cli.help.models"))
-    for command in (*with_models, add_cache_command(commands, t), *add_sections_commands(commands, t)):
+    others = add_cache_command(commands, t), *add_sections_commands(commands, t), *add_tensors_commands(commands, t)
+    for command in (*with_models, *others):
         command.add_argument("--json", action="store_true", help=t("cli.help.json"))
         command.add_argument("--lang", choices=LANGUAGES, help=t("cli.help.lang"))
     return parser

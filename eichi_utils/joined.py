@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusers_helper.latents import images
+from torch import Tensor
+
+from diffusers_helper.latents import decode_frames, images, rounded_on_host
 from eichi_utils.events import Saved
 from eichi_utils.film import Joined, Stretch
 from eichi_utils.latent_files import write_piece
@@ -16,6 +19,7 @@ from eichi_utils.plan import frames_of
 from eichi_utils.request import Request
 
 if TYPE_CHECKING:
+    from eichi_utils.models import ModelPool
     from eichi_utils.paths import Outputs
 
 
@@ -39,3 +43,17 @@ class JoinedFilm:
         self.stream.write(path)
         frames = frames_of(joined.piece.latents.shape[2])
         yield Saved(at=time.time(), path=str(path), kind="joined", frames=frames)
+
+
+def decode_film(pool: ModelPool, latents: Tensor, path: Path, crf: int, tags: Mapping[str, str]) -> Iterator[int]:
+    """Decode latents (1, 16, T, h, w) in one go and write the film: yields how many of the 4 T - 3 frames are done.
+
+    The file stands when the last number was taken, and does not appear otherwise.
+    """
+    frames = 0
+    with FilmStream(path.parent, crf, tags) as film, pool.vae(latents.numel()) as vae:
+        for piece in decode_frames(vae, latents, None, pool.room):
+            film.add(images(rounded_on_host(piece)).numpy())
+            frames += piece.shape[2]
+            yield frames
+        film.write(path)
