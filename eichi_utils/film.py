@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import decode_after, decode_frames, rounded_on_host
+from diffusers_helper.latents import SPATIAL, decode_after, decode_frames, rounded_on_host
 from diffusers_helper.models.linear import strengths
 from diffusers_helper.models.step_cache import FirstBlockCache, StepCache, TeaCache
 from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
@@ -38,13 +38,15 @@ KEPT_TABLES = 4
 class Decoded:
     """A section in pixels: `final` frames nothing will change any more, finished, and `open` ones at the growing edge.
 
-    Both are (1, 3, frames, H, W), the open ones in about -1..1. latents: the section's own, (1, 16, T, h, w).
+    Both are (1, 3, frames, H, W), the open ones in about -1..1. latents: the section's own, (1, 16, T, h, w). film: those of
+    the film so far, in the order of playing.
     """
 
     section: int
     latents: Tensor
     final: Tensor
     open: Tensor
+    film: Tensor
 
 
 def sample_film(
@@ -64,6 +66,7 @@ def sample_film(
     stitch = Stitch(plan.grows, plan.section_latents, finish)
     kept, past = KeptTiles(), Past()
     matrix = pool.files.describe().preview
+    side = None if request.vae_tile is None else request.vae_tile // SPATIAL
     for number, section in enumerate(plan.sections):
         yield Stage(at=time.time(), name="sample", section=number)
         loras = section_loras(request, section)
@@ -87,13 +90,13 @@ def sample_film(
         stretch = history.film if number == 0 else history.edge(added + again)
         with pool.vae(stretch.numel()) as vae:
             known = past if plan.vae_cache else kept
-            pieces = (decode_after if plan.vae_cache else decode_frames)(vae, stretch, known, pool.room)
+            pieces = (decode_after if plan.vae_cache else decode_frames)(vae, stretch, known, pool.room, side)
             if plan.output == "picture" or plan.vae_cache:
                 every = torch.cat([finish(piece) for piece in pieces], dim=2)
-                decoded = Decoded(number, latents, every, every[:, :, :0])
+                decoded = Decoded(number, latents, every, every[:, :, :0], history.film)
             else:
                 final = stitch.add(pieces, frames_of(stretch.shape[2]))
-                decoded = Decoded(number, latents, final, stitch.open)
+                decoded = Decoded(number, latents, final, stitch.open, history.film)
         yield decoded
 
 

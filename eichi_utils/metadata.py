@@ -25,13 +25,14 @@ def document_of(request: Request) -> str:
     return json.dumps(to_json(request), ensure_ascii=False, allow_nan=False)
 
 
-def png_info(request: Request, section: int | None = None) -> PngInfo:
-    """Text chunks of a PNG: the request, and the `parameters` text of the existing program."""
+def png_info(request: Request, section: int | None = None, frame: int | None = None) -> PngInfo:
+    """Text chunks of a PNG: the request, and the `parameters` text of the existing program. frame: its place in the film."""
     lines = [request.prompt, f"Seed: {request.seed}"]
     if section is not None:
         own = getattr(request, "section_prompts", {}).get(section, "")
         lines += [f"Section Prompt: {own}"] if own else []
         lines += [f"Section Number: {section}"]
+    lines += [f"Frame Number: {frame}"] if frame is not None else []
     info = PngInfo()
     for name, text in (("parameters", "\n".join(lines).strip()), (KEY, document_of(request))):
         info.add_text(name, text) if text.isascii() else info.add_itxt(name, text)

@@ -144,8 +144,11 @@ def most_tokens(plan: Plan, height: int, width: int) -> int:
 
 def output_bytes(plan: Plan, height: int, width: int, crf: int) -> int:
     """Disk space to ask for before a film of so many pixels is begun."""
-    per_pixel = BYTES_PER_PIXEL if crf >= LOSSLESS_CRF else LOSSLESS_BYTES_PER_PIXEL
-    return SPARE_BYTES + int(plan.frames * height * width * per_pixel)
+    return SPARE_BYTES + int(plan.frames * height * width * film_bytes_per_pixel(crf))
+
+
+def film_bytes_per_pixel(crf: int) -> float:
+    return BYTES_PER_PIXEL if crf >= LOSSLESS_CRF else LOSSLESS_BYTES_PER_PIXEL
 
 
 def download_bytes(files: ModelFiles, missing: Sequence[Place]) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from eichi_utils.folders import check_folder
 from eichi_utils.loras import Lora, check_loras, read_loras
 from eichi_utils.pictures import is_unicode, picture_problem
 from eichi_utils.plan import Plan, section_count
@@ -31,13 +32,16 @@ PICTURE_FIELDS = ("image", "end_image", "image_mask")
 PRECISIONS = ("auto", "bfloat16", "int8", "float8")
 # The published models (FramePack, and its F1 in the forward mode), or the small one that comes with the program.
 MODELS = ("framepack", "miniature")
+# Films that one Start may ask for.
+MAX_BATCH = 100
 SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
 # After these, in any script, the next sentence begins without a comma.
 SENTENCE_ENDS = ".,;:!?\u3001\u3002\uff0c\uff0e\uff01\uff1f"
 
 
 def setting(default: Any, kind: str, **limits: Any) -> Any:
-    """A request field. kind: picture, text, integer, number, choice, switch, section_pictures, section_texts, controls, loras.
+    """A request field. kind: picture, text, folder, integer, number, choice, switch, section_pictures, section_texts, controls,
+    loras.
 
     limits: `min` and `max` for numbers, `choices` for a choice, `optional=True` where None is a value.
     """
@@ -49,7 +53,11 @@ def setting(default: Any, kind: str, **limits: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Request(ABC):
-    """What every mode asks for. checkpoint: the transformer that the mode needs."""
+    """What every mode asks for. checkpoint: the transformer that the mode needs.
+
+    vae_tile: pixels of the side of the squares that frames are decoded in; None takes whole frames where memory allows.
+    batch: how many jobs, each with the next seed. output_folder: below the program's, or a path; "" is the program's own.
+    """
 
     mode: ClassVar[str]
     checkpoint: ClassVar[Literal["framepack", "framepack_f1"]] = "framepack"
@@ -89,6 +97,9 @@ class Request(ABC):
     precision: str = setting("auto", "choice", choices=PRECISIONS)
     loras: tuple[Lora, ...] = setting((), "loras")
     merge_loras: bool = setting(False, "switch")
+    vae_tile: int | None = setting(None, "integer", min=128, max=2048, optional=True)
+    batch: int = setting(1, "integer", min=1, max=MAX_BATCH)
+    output_folder: str = setting("", "folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +107,8 @@ class FilmRequest(Request):
     """What both film modes ask for. `window` is the latents a section counts for: 9 (1 s) or 4.5 (0.5 s).
 
     section_prompt_mode: whether a section's own prompt takes the common one's place or comes after it.
+    keep_section_videos: the shorter films stay beside the whole one. section_stills: each section's last frame as a PNG.
+    save_frames: frames of all sections as PNGs, or of the one made last. save_latents: the film's latents as a file.
     """
 
     seconds: float = setting(1.0, "number", min=0.1, max=120.0)
@@ -103,6 +116,10 @@ class FilmRequest(Request):
     section_prompts: dict[int, str] = setting({}, "section_texts")
     section_prompt_mode: str = setting("replace", "choice", choices=("replace", "extend"))
     crf: int = setting(16, "integer", min=0, max=51)
+    keep_section_videos: bool = setting(False, "switch")
+    section_stills: bool = setting(False, "switch")
+    save_frames: str = setting("none", "choice", choices=("none", "all", "last"))
+    save_latents: bool = setting(False, "switch")
 
     def idle(self) -> tuple[str, ...]:
         own = any(text.strip() for text in self.section_prompts.values())
@@ -166,6 +183,13 @@ def with_seed(request: Request) -> Request:
     if request.seed != -1:
         return request
     return dataclasses.replace(request, seed=random.SystemRandom().randrange(DRAWN_SEED_LIMIT))
+
+
+def spread(request: Request) -> tuple[Request, ...]:
+    """One request for each film of the batch, with a drawn seed and those that follow it."""
+    first = with_seed(request)
+    seeds = ((first.seed + number) % (MAX_SEED + 1) for number in range(request.batch))
+    return tuple(dataclasses.replace(first, seed=seed, batch=1) for seed in seeds)
 
 
 def to_json(request: Request) -> dict[str, Any]:
@@ -299,6 +323,7 @@ def _read_controls(value: Any, limits: Mapping[str, Any]) -> tuple:
 _READERS = {
     "picture": _read_text,
     "text": _read_text,
+    "folder": _read_text,
     "integer": _read_integer,
     "number": _read_number,
     "choice": _read_choice,
@@ -333,6 +358,10 @@ def _check_text(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | N
     if len(value) > MAX_PROMPT_CHARACTERS:
         return Problem(name, "text_too_long", {"characters": len(value), "limit": MAX_PROMPT_CHARACTERS})
     return None if is_unicode(value) else Problem(name, "text_not_unicode")
+
+
+def _check_folder(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
+    return _check_text(name, value, limits) or check_folder(name, value)
 
 
 def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
@@ -374,6 +403,7 @@ def _check_controls(name: str, value: tuple, limits: Mapping[str, Any]) -> list[
 _CHECKS = {
     "picture": _check_picture,
     "text": _check_text,
+    "folder": _check_folder,
     "integer": _check_number,
     "number": _check_number,
     "choice": _check_choice,

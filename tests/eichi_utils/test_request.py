@@ -25,7 +25,8 @@ from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import changed, found, request, say_everything
 
 KINDS = {
-    "picture", "text", "integer", "number", "choice", "switch", "section_pictures", "section_texts", "controls", "loras",
+    "picture", "text", "folder", "integer", "number", "choice", "switch", "section_pictures", "section_texts", "controls",
+    "loras",
 }  # fmt: skip
 MODES = list(modes.MODES)
 LORA = str(GOLDEN / "lora" / "kohya_framepack_names.safetensors")
@@ -50,8 +51,12 @@ def other_values(mode: str, pictures: list[str]) -> dict:
         "precision": "int8",
         "loras": (Lora(LORA, -1.5), Lora(LORA, 2.0)),
         "merge_loras": True,
+        "vae_tile": 256,
+        "batch": 3,
+        "output_folder": "cats",
     }
     film = {"seconds": 4.0, "window": 4.5, "section_prompts": {0: "zero", 2: "two"}, "crf": 30, "section_prompt_mode": "extend"}
+    film |= {"keep_section_videos": True, "section_stills": True, "save_frames": "last", "save_latents": True}
     own = {
         "reverse": {
             "end_image": pictures[1],
