@@ -38,6 +38,7 @@ from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
 from eichi_utils.request import Request
+from eichi_utils.timings import Timings
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator, preferred_language
 
@@ -127,7 +128,8 @@ def add_request_flags(parser: argparse.ArgumentParser, t: Translator) -> None:
 def _metavar(limits: Mapping[str, Any]) -> str:
     if limits["kind"] == "choice":
         return "|".join(f"{choice:g}" if isinstance(choice, float) else str(choice) for choice in limits["choices"])
-    return {"picture": "FILE", "latents": "FILE", "text": "TEXT", "switch": "on|off"}.get(limits["kind"], "N")
+    names = {"picture": "FILE", "latents": "FILE", "text": "TEXT", "folder": "DIR", "switch": "on|off"}
+    return names.get(limits["kind"], "N")
 
 
 class _Reference(argparse.Action):
@@ -247,6 +249,7 @@ _READ_FLAG = {
 
 def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:
     settings = {"reserve_gb": options.reserve_gb, "compiler": options.compile, "cache_gb": options.cache_gb}
+    settings["timings"] = Timings()
     engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention, **settings)
     try:
         request = read_request(options, defaults or {}, lambda key, **values: sys.stderr.write(t(key, **values) + "\n"))
@@ -263,29 +266,39 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
         sys.stdout.write(text + "\n")
         return DONE
     with _terminated_as_interrupted():
-        return report(follow_job(Jobs(engine), request, t), t, options.json)
+        codes = [report(view, t, options.json) for view in follow_jobs(Jobs(engine), request, t)]
+        # One film that failed makes the whole a failure.
+        return next((code for code in codes if code != DONE), DONE)
 
 
-def follow_job(jobs: Jobs, request: Request, t: Translator) -> View:
-    """Show a job's progress to its end. The first Ctrl-C stops it at the next step, a second one leaves at once."""
-    job = jobs.submit(request)
-    progress = Progress(sys.stderr, t)
-    view, stopping = job.view, False
-    follow = jobs.follow(job.id)
-    while not view.ended:
-        try:
-            view = next(follow)
-            progress.show(view)
-        except KeyboardInterrupt:
-            if stopping:
-                raise
-            stopping = True
-            jobs.stop(StopLevel.NOW)
-            progress.say(t("cli.stopping"))
-            follow = jobs.follow(job.id)
-    progress.close()
+def follow_jobs(jobs: Jobs, request: Request, t: Translator) -> list[View]:
+    """Show the progress of the batch's jobs. The first Ctrl-C stops at the next step, a second one leaves at once."""
+    first = jobs.submit(request)
+    films = [job for job in jobs.all() if job.batch == first.batch]
+    views, stopping = [], False
+    for job in films:
+        progress = Progress(sys.stderr, t)
+        if len(films) > 1:
+            progress.say(t("cli.film", film=len(views) + 1, films=len(films), seed=job.request.seed))
+        view, follow = job.view, jobs.follow(job.id)
+        while not view.ended:
+            try:
+                view = next(follow)
+                progress.show(view)
+            except KeyboardInterrupt:
+                if stopping:
+                    raise
+                stopping = True
+                jobs.stop(StopLevel.NOW)
+                progress.say(t("cli.stopping"))
+                follow = jobs.follow(job.id)
+        progress.close()
+        views.append(view)
+        # What waits was dropped with it.
+        if stopping:
+            break
     jobs.close()
-    return view
+    return views
 
 
 @contextmanager

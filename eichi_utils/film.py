@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import decode_after, decode_frames, rounded_on_host
+from diffusers_helper.latents import SPATIAL, decode_after, decode_frames, rounded_on_host
 from diffusers_helper.models.linear import strengths
 from diffusers_helper.models.step_cache import FirstBlockCache, StepCache, TeaCache
 from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
@@ -39,13 +39,15 @@ KEPT_TABLES = 4
 class Decoded:
     """A section in pixels: `final` frames nothing will change any more, finished, and `open` ones at the growing edge.
 
-    Both are (1, 3, frames, H, W), the open ones in about -1..1. latents: the section's own, (1, 16, T, h, w).
+    Both are (1, 3, frames, H, W), the open ones in about -1..1. latents: the section's own, (1, 16, T, h, w). film: those of
+    the film so far, in the order of playing.
     """
 
     section: int
     latents: Tensor
     final: Tensor
     open: Tensor
+    film: Tensor
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def sample_film(
     history = sampler.history
     stitch = Stitch(plan.grows, plan.section_latents, finish)
     kept, past = KeptTiles(), Past()
+    side = None if request.vae_tile is None else request.vae_tile // SPATIAL
     for number, section in enumerate(plan.sections):
         latents = yield from sampler.section(section, number, pool, stop)
         if latents is None:
@@ -93,20 +96,25 @@ def sample_film(
         stretch = history.film if number == 0 else history.edge(added + again)
         with pool.vae(stretch.numel()) as vae:
             known = past if plan.vae_cache else kept
-            pieces = (decode_after if plan.vae_cache else decode_frames)(vae, stretch, known, pool.room)
+            pieces = (decode_after if plan.vae_cache else decode_frames)(vae, stretch, known, pool.room, side)
             if plan.output == "picture" or plan.vae_cache:
                 every = torch.cat([finish(piece) for piece in pieces], dim=2)
-                decoded = Decoded(number, latents, every, every[:, :, :0])
+                decoded = Decoded(number, latents, every, every[:, :, :0], history.film)
             else:
                 final = stitch.add(pieces, frames_of(stretch.shape[2]))
-                decoded = Decoded(number, latents, final, stitch.open)
+                decoded = Decoded(number, latents, final, stitch.open, history.film)
         yield decoded
     if plan.append and stop.level < StopLevel.SECTION:
-        yield from append_film(sampler, plan.append, pool, stop, finish)
+        yield from append_film(sampler, plan.append, pool, stop, finish, side)
 
 
 def append_film(
-    sampler: SectionSampler, append: Append, pool: ModelPool, stop: Stop, finish: Callable[[Tensor], Tensor]
+    sampler: SectionSampler,
+    append: Append,
+    pool: ModelPool,
+    stop: Stop,
+    finish: Callable[[Tensor], Tensor],
+    side: int | None,
 ) -> Iterator[Event | Stretch | Joined]:
     """The film, what lies between, and the appended latents, decoded as one: a Stretch for each part, and Joined.
 
@@ -128,7 +136,8 @@ def append_film(
     whole = put_together(Piece(film, (own,)), between, appended)
     yield Stage(at=time.time(), name="decode", section=number)
     with pool.vae(whole.latents.numel()) as vae:
-        for piece in decode_frames(vae, whole.latents, None, pool.room):
+        known = Past() if sampler.vae_cache else None
+        for piece in (decode_after if sampler.vae_cache else decode_frames)(vae, whole.latents, known, pool.room, side):
             yield Stretch(finish(piece))
             if stop.level >= StopLevel.NOW:
                 return
@@ -143,7 +152,7 @@ class SectionSampler:
 
     def __init__(self, request: Request, plan: Plan, conditions: Conditions):
         self.request, self.conditions, self.sections = request, conditions, len(plan.sections)
-        self._checkpoint = plan.checkpoint
+        self._checkpoint, self.vae_cache = plan.checkpoint, plan.vae_cache
         self.height, self.width = next(iter(conditions.latents.values())).shape[-2:]
         self.generator = torch.Generator("cpu").manual_seed(request.seed)
         self.history = History(plan.grows, self.height, self.width)

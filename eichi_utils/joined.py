@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 
 class JoinedFilm:
-    """Nothing is written where nothing is appended."""
+    """Nothing is written where nothing is appended. files: what exists of it, the film first."""
 
     def __init__(self, request: Request, outputs: Outputs):
         self.request, self.outputs = request, outputs
+        self.files: list[str] = []
         self.stream = FilmStream(outputs.folder, getattr(request, "crf", 0), mp4_tags(request))
 
     def add(self, stretch: Stretch) -> None:
@@ -35,14 +36,15 @@ class JoinedFilm:
 
     def save(self, joined: Joined) -> Iterator[Saved]:
         """Both names are the existing program's."""
-        if getattr(self.request, "save_latents", False):
-            path = self.outputs.path("_combined_tensors.safetensors")
-            write_piece(path, joined.piece, self.request)
-            yield Saved(at=time.time(), path=str(path), kind="latents")
         path = self.outputs.path("_combined.mp4")
         self.stream.write(path)
-        frames = frames_of(joined.piece.latents.shape[2])
-        yield Saved(at=time.time(), path=str(path), kind="joined", frames=frames)
+        self.files = [str(path)]
+        yield Saved(at=time.time(), path=str(path), kind="joined", frames=frames_of(joined.piece.latents.shape[2]))
+        if self.request.save_latents:
+            path = self.outputs.path("_combined_tensors.safetensors")
+            write_piece(path, joined.piece, self.request)
+            self.files.append(str(path))
+            yield Saved(at=time.time(), path=str(path), kind="latents")
 
 
 def decode_film(pool: ModelPool, latents: Tensor, path: Path, crf: int, tags: Mapping[str, str]) -> Iterator[int]:

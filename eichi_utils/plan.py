@@ -121,6 +121,12 @@ class Plan:
     def frames(self) -> int:
         return frames_of(self.latents)
 
+    def section_frames(self, number: int) -> range:
+        """The frames of the finished film that a section adds to it, in the order of playing from 0."""
+        before = frames_of(self.latents_after(number)) if number else 0
+        after = frames_of(self.latents_after(number + 1))
+        return range(self.frames - after, self.frames - before) if self.grows == "front" else range(before, after)
+
     @property
     def prompts(self) -> tuple[str, ...]:
         """The distinct prompts, in order of first use."""

@@ -144,8 +144,11 @@ def most_tokens(plan: Plan, height: int, width: int) -> int:
 
 def output_bytes(frames: int, height: int, width: int, crf: int) -> int:
     """Disk space to ask for before films of so many frames and pixels are begun."""
-    per_pixel = BYTES_PER_PIXEL if crf >= LOSSLESS_CRF else LOSSLESS_BYTES_PER_PIXEL
-    return SPARE_BYTES + int(frames * height * width * per_pixel)
+    return SPARE_BYTES + int(frames * height * width * film_bytes_per_pixel(crf))
+
+
+def film_bytes_per_pixel(crf: int) -> float:
+    return BYTES_PER_PIXEL if crf >= LOSSLESS_CRF else LOSSLESS_BYTES_PER_PIXEL
 
 
 def download_bytes(files: ModelFiles, missing: Sequence[Place]) -> int:

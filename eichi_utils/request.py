@@ -10,11 +10,12 @@ import dataclasses
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from eichi_utils.append import append_of, append_problems, check_latents, idle_details
+from eichi_utils.folders import check_folder
 from eichi_utils.loras import Lora, check_loras, read_loras
 from eichi_utils.pictures import is_unicode, picture_problem
 from eichi_utils.plan import MOST_BETWEEN, Append, Plan, section_count
@@ -28,22 +29,22 @@ DRAWN_SEED_LIMIT = 2**32
 MAX_PROMPT_CHARACTERS = 5000
 # Fields of any mode that hold one picture each; `keyframes` and `controls` hold several.
 PICTURE_FIELDS = ("image", "end_image", "image_mask")
-# Those that name any other file.
-FILE_FIELDS = ("append_latents",)
 # Of one end of a film; the longest has 1001.
 MOST_TRIMMED = 1000
 # How the transformer's weights are kept: as the device likes them, in 16 bits, or in 8 bits with a scale for every channel.
 PRECISIONS = ("auto", "bfloat16", "int8", "float8")
 # The published models (FramePack, and its F1 in the forward mode), or the small one that comes with the program.
 MODELS = ("framepack", "miniature")
+# Films that one Start may ask for.
+MAX_BATCH = 100
 SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
 # After these, in any script, the next sentence begins without a comma.
 SENTENCE_ENDS = ".,;:!?\u3001\u3002\uff0c\uff0e\uff01\uff1f"
 
 
 def setting(default: Any, kind: str, **limits: Any) -> Any:
-    """A request field. kind: picture, text, integer, number, choice, switch, section_pictures, section_texts, controls, loras,
-    latents.
+    """A request field. kind: picture, text, folder, integer, number, choice, switch, section_pictures, section_texts, controls,
+    loras, latents.
 
     limits: `min` and `max` for numbers, `choices` for a choice, `optional=True` where None is a value.
     """
@@ -55,7 +56,11 @@ def setting(default: Any, kind: str, **limits: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Request(ABC):
-    """What every mode asks for. checkpoint: the transformer that the mode needs."""
+    """What every mode asks for. checkpoint: the transformer that the mode needs.
+
+    vae_tile: pixels of the side of the squares that frames are decoded in; None takes whole frames where memory allows.
+    batch: how many jobs, each with the next seed. output_folder: below the program's, or a path; "" is the program's own.
+    """
 
     mode: ClassVar[str]
     checkpoint: ClassVar[Literal["framepack", "framepack_f1"]] = "framepack"
@@ -95,6 +100,9 @@ class Request(ABC):
     precision: str = setting("auto", "choice", choices=PRECISIONS)
     loras: tuple[Lora, ...] = setting((), "loras")
     merge_loras: bool = setting(False, "switch")
+    vae_tile: int | None = setting(None, "integer", min=128, max=2048, optional=True)
+    batch: int = setting(1, "integer", min=1, max=MAX_BATCH)
+    output_folder: str = setting("", "folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +110,8 @@ class FilmRequest(Request):
     """What both film modes ask for. `window` is the latents a section counts for: 9 (1 s) or 4.5 (0.5 s).
 
     section_prompt_mode: whether a section's own prompt takes the common one's place or comes after it.
+    keep_section_videos: the shorter films stay beside the whole one. section_stills: each section's last frame as a PNG.
+    save_frames: frames of all sections as PNGs, or of the one made last. save_latents: the film's latents as a file.
     append_latents: a file of latents that comes after the film. append_trim_start, append_trim_end: latents left out at its
     ends, film_trim_end: at the film's end. join_latents: latents in between that lead from one to the other.
     """
@@ -111,6 +121,10 @@ class FilmRequest(Request):
     section_prompts: dict[int, str] = setting({}, "section_texts")
     section_prompt_mode: str = setting("replace", "choice", choices=("replace", "extend"))
     crf: int = setting(16, "integer", min=0, max=51)
+    keep_section_videos: bool = setting(False, "switch")
+    section_stills: bool = setting(False, "switch")
+    save_frames: str = setting("none", "choice", choices=("none", "all", "last"))
+    save_latents: bool = setting(False, "switch")
     append_latents: str = setting("", "latents", optional=True)
     append_trim_start: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
     append_trim_end: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
@@ -189,6 +203,13 @@ def with_seed(request: Request) -> Request:
     return dataclasses.replace(request, seed=random.SystemRandom().randrange(DRAWN_SEED_LIMIT))
 
 
+def spread(request: Request) -> tuple[Request, ...]:
+    """One request for each film of the batch, with a drawn seed and those that follow it."""
+    first = with_seed(request)
+    seeds = ((first.seed + number) % (MAX_SEED + 1) for number in range(request.batch))
+    return tuple(dataclasses.replace(first, seed=seed, batch=1) for seed in seeds)
+
+
 def to_json(request: Request) -> dict[str, Any]:
     """The request as a JSON document: `mode` and every field; section numbers become strings."""
     document: dict[str, Any] = {"mode": request.mode}
@@ -200,30 +221,6 @@ def to_json(request: Request) -> dict[str, Any]:
             value = [dataclasses.asdict(item) for item in value]
         document[field.name] = value
     return document
-
-
-def map_pictures(document: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """A request's JSON document with every path of a picture, mask or file changed; what is no path is left to the reading."""
-    changed = dict(document)
-    for name in (*PICTURE_FIELDS, *FILE_FIELDS):
-        value = changed.get(name)
-        if isinstance(value, str) and value:
-            changed[name] = change(value)
-    if isinstance(pictures := changed.get("keyframes"), Mapping):
-        changed["keyframes"] = {key: change(path) if isinstance(path, str) else path for key, path in pictures.items()}
-    if isinstance(controls := changed.get("controls"), (list, tuple)):
-        changed["controls"] = [map_control(control, change) for control in controls]
-    return changed
-
-
-def map_control(control: Any, change: Callable[[str], str]) -> Any:
-    """The same for one control's document."""
-    if not isinstance(control, Mapping):
-        return control
-    return {
-        name: change(value) if name in ("image", "mask") and isinstance(value, str) and value else value
-        for name, value in control.items()
-    }
 
 
 def from_json(document: Any, kinds: Mapping[str, type[Request]]) -> Request:
@@ -320,6 +317,7 @@ def _read_controls(value: Any, limits: Mapping[str, Any]) -> tuple:
 _READERS = {
     "picture": _read_text,
     "text": _read_text,
+    "folder": _read_text,
     "integer": _read_integer,
     "number": _read_number,
     "choice": _read_choice,
@@ -355,6 +353,10 @@ def _check_text(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | N
     if len(value) > MAX_PROMPT_CHARACTERS:
         return Problem(name, "text_too_long", {"characters": len(value), "limit": MAX_PROMPT_CHARACTERS})
     return None if is_unicode(value) else Problem(name, "text_not_unicode")
+
+
+def _check_folder(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
+    return _check_text(name, value, limits) or check_folder(name, value)
 
 
 def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
@@ -396,6 +398,7 @@ def _check_controls(name: str, value: tuple, limits: Mapping[str, Any]) -> list[
 _CHECKS = {
     "picture": _check_picture,
     "text": _check_text,
+    "folder": _check_folder,
     "integer": _check_number,
     "number": _check_number,
     "choice": _check_choice,

@@ -6,12 +6,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from diffusers_helper.latents import SPATIAL, encode_picture, images, to_uint8
+from diffusers_helper.latents import SPATIAL, encode_picture
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
 from eichi_utils import adapters
@@ -19,12 +16,13 @@ from eichi_utils.append import whole_frames, written_frames
 from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of
 from eichi_utils.encoded import Encoded
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
+from eichi_utils.extras import extra_bytes
 from eichi_utils.film import Decoded, Joined, Stretch, sample_film
 from eichi_utils.joined import JoinedFilm
 from eichi_utils.latent_files import read_latents, trim
-from eichi_utils.media import FilmWriter, write_png
-from eichi_utils.metadata import mp4_tags, png_info
-from eichi_utils.plan import Plan, frames_of
+from eichi_utils.media import write_png
+from eichi_utils.metadata import png_info
+from eichi_utils.plan import Plan
 from eichi_utils.preflight import (
     disk_free,
     download_bytes,
@@ -35,6 +33,7 @@ from eichi_utils.preflight import (
 )
 from eichi_utils.problems import UserError
 from eichi_utils.request import Request
+from eichi_utils.saving import Film
 
 if TYPE_CHECKING:
     from eichi_utils.jobs import Stop
@@ -62,6 +61,7 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     pictures = fit_pictures(plan, request.size)
     total = result_frames(plan)
     for_files = output_bytes(written_frames(plan), pictures.height, pictures.width, getattr(request, "crf", 0))
+    for_files += extra_bytes(request, plan, pictures.height, pictures.width)
     outputs.prepare(for_files)
     disk = for_files + download_bytes(pool.files, missing), disk_free(outputs.folder)
     yield _started(request, plan, pictures, total)
@@ -110,22 +110,25 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         for event in sample_film(request, plan, conditions, pool, stop):
             if isinstance(event, Decoded):
                 yield Stage(at=time.time(), name="save", section=event.section)
-                saved = film.save(event)
-                files[:-1] = [saved.path]
-                frames = saved.frames
-                yield saved
+                for saved in film.save(event):
+                    files[:-1] = film.files
+                    frames = saved.frames or frames
+                    yield saved
             elif isinstance(event, Stretch):
                 joined.add(event)
             elif isinstance(event, Joined):
                 yield Stage(at=time.time(), name="save", section=len(plan.sections))
                 for saved in joined.save(event):
-                    files.insert(0, saved.path)
+                    files[:-1] = [*joined.files, *film.files]
                     frames = saved.frames or frames
                     yield saved
             else:
                 yield event
             if stop.level >= StopLevel.NOW or (isinstance(event, Decoded) and stop.level >= StopLevel.SECTION):
                 break
+        for saved in film.rest():
+            files[:-1] = [*joined.files, *film.files]
+            yield saved
     if frames < total:
         yield stopped()
     else:
@@ -192,30 +195,3 @@ def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -
     prompts = {prompt: found[prompt] for prompt in plan.prompts}
     negative = found[request.negative_prompt] if request.cfg_scale != 1.0 else None
     yield Conditions(prompts=prompts, image=image, latents=latents, masks=masks, negative=negative, append=append)
-
-
-class Film:
-    """Writes what is decoded, and deletes the shorter film when the longer one stands."""
-
-    def __init__(self, request: Request, plan: Plan, outputs: Outputs):
-        self.request, self.plan, self.outputs = request, plan, outputs
-        self.writer = FilmWriter(outputs.folder, plan.grows, getattr(request, "crf", 0), mp4_tags(request))
-        self._before: Path | None = None
-
-    def save(self, decoded: Decoded) -> Saved:
-        """The film so far, or the picture; a complete file."""
-        if self.plan.output == "picture":
-            path = self.outputs.path("_oneframe.png")
-            picture = Image.fromarray(images(decoded.final)[0].numpy())
-            write_png(path, picture, png_info(self.request))
-            return Saved(at=time.time(), path=str(path), kind="picture", section=decoded.section, frames=1)
-        latents = self.plan.latents_after(decoded.section + 1)
-        path = self.outputs.path(f"_{latents}.mp4")
-        self.writer.add(images(decoded.final).numpy())
-        self.writer.write(path, to_uint8(decoded.open).numpy())
-        if self._before:
-            self._before.unlink(missing_ok=True)
-        self._before = path
-        last = decoded.section == len(self.plan.sections) - 1
-        kind = "film" if last else "so_far"
-        return Saved(at=time.time(), path=str(path), kind=kind, section=decoded.section, frames=frames_of(latents))

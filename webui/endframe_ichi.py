@@ -24,6 +24,7 @@ from webui.input_panel import (
     prompt_panel,
     size_panel,
 )
+from webui.output_panel import output_panel, seed_panel
 from webui.timeline_panel import TimelinePanel
 
 
@@ -40,8 +41,9 @@ def page(context: Context) -> gr.Blocks:
             size_panel(form)
             panel = TimelinePanel(context, form)
             followers[panel.strip] = panel.look
-        form.number_or_empty("seed", empty=-1, elem_id="seed")
+        seed_panel(context, form)
         advanced_panel(context, form)
+        output_panel(context, form)
     return blocks
 
 

@@ -81,10 +81,12 @@ class TimelinePanel:
                 with gr.Row():
                     self.copy = gr.Button(t("page.timeline.copy"), size="sm", elem_id="copy-keyframes")
                     self.overwrite = gr.Checkbox(False, label=t("page.timeline.overwrite"), elem_id="copy-overwrite")
-        form.add("section_prompts", self.prompts, read=_read, write=lambda value: (json.dumps(_keyed(value)),))
+        form.add(
+            "section_prompts", self.prompts, read=_read, write=lambda value: (json.dumps(_keyed(value)),), beside=self.strip
+        )
         self._wire()
         if self.pictures:
-            form.add("keyframes", self.keyframes, read=self._read_pictures, write=self._write_pictures)
+            form.add("keyframes", self.keyframes, read=self._read_pictures, write=self._write_pictures, beside=self.strip)
             self._wire_pictures()
 
     def _wire(self) -> None:
@@ -152,6 +154,10 @@ def _read(text: str) -> Any:
         return json.loads(text or "{}")
     except ValueError:
         return text
+
+
+def _written(prompts: Mapping[int, str]) -> tuple[str]:
+    return (json.dumps(_keyed(prompts)),)
 
 
 def _keyed(values: Mapping[int, str]) -> dict[str, str]:

@@ -27,8 +27,8 @@ from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import changed, found, latent_file, request, say_everything
 
 KINDS = {
-    "picture", "text", "integer", "number", "choice", "switch", "section_pictures", "section_texts", "controls", "loras",
-    "latents",
+    "picture", "text", "folder", "integer", "number", "choice", "switch", "section_pictures", "section_texts", "controls",
+    "loras", "latents",
 }  # fmt: skip
 MODES = list(modes.MODES)
 LORA = str(GOLDEN / "lora" / "kohya_framepack_names.safetensors")
@@ -53,6 +53,9 @@ def other_values(mode: str, pictures: list[str]) -> dict:
         "precision": "int8",
         "loras": (Lora(LORA, -1.5), Lora(LORA, 2.0)),
         "merge_loras": True,
+        "vae_tile": 256,
+        "batch": 3,
+        "output_folder": "cats",
     }
     height, width = fitted_size(pictures[0], common["size"])
     append = {
@@ -63,6 +66,7 @@ def other_values(mode: str, pictures: list[str]) -> dict:
         "join_latents": 4,
     }
     film = {"seconds": 4.0, "window": 4.5, "section_prompts": {0: "zero", 2: "two"}, "crf": 30, "section_prompt_mode": "extend"}
+    film |= {"keep_section_videos": True, "section_stills": True, "save_frames": "last", "save_latents": True}
     film |= append
     own = {
         "reverse": {

@@ -25,7 +25,7 @@ from webui.uploads import keep_pictures
 
 PAGES = {"reverse": endframe_ichi.page, "forward": endframe_ichi_f1.page, "single": oneframe_ichi.page}
 # Fields of the request that no page shows yet.
-NOT_YET = {"shift", "precision", "loras", "merge_loras"}
+NOT_YET = {"loras", "merge_loras"}
 PLAIN = {"model", "image", "prompt", "seed", "seconds", "steps", "guidance_scale", "step_cache"}
 # Unlike every default.
 OTHER = {
@@ -43,6 +43,15 @@ OTHER = {
     "seconds": 12.5,
     "window": 4.5,
     "crf": 30,
+    "shift": 3.5,
+    "precision": "int8",
+    "vae_tile": 256,
+    "batch": 3,
+    "output_folder": "cats",
+    "keep_section_videos": True,
+    "section_stills": True,
+    "save_frames": "last",
+    "save_latents": True,
     "section_prompts": {0: "she bows", 11: 'She turns: "oh"!'},
     "section_prompt_mode": "extend",
     "loop": True,
@@ -118,7 +127,7 @@ def test_every_field_is_on_the_page(page, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_shown_input_belongs_to_a_field(page, mode):
     built = page(mode)
-    aids = {"quick", "section-number", "section-picture", "section-prompt", "copy-overwrite"}
+    aids = {"quick", "section-number", "section-picture", "section-prompt", "copy-overwrite", "folder-path"}
     inputs = (gr.Textbox, gr.Number, gr.Slider, gr.Radio, gr.Dropdown, gr.Checkbox, gr.Image)
     shown = {block for block in built.blocks.blocks.values() if isinstance(block, inputs)}
     assert {block for block in shown - built.form.components if block.elem_id not in aids} == set()
@@ -206,7 +215,7 @@ def test_start_submits_what_the_form_says(page, jobs, tower):
     (job,) = jobs.all()
     assert (job.request.mode, job.request.prompt, job.request.seconds) == ("forward", "a cat", 2.0)
     assert job.request.seed >= 0
-    assert job.seed_drawn
+    assert job.asked.seed == -1
 
 
 def test_a_double_click_makes_one_film(page, jobs, tower, monkeypatch):
