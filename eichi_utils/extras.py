@@ -14,8 +14,8 @@ LATENT_BYTES_PER_PIXEL = 4 * 16 / 64
 
 
 def extra_counts(request: Request, plan: Plan) -> dict[str, int]:
-    """Files by kind: "section_videos" beside the film, "section_stills", "frames", "latents", and "joined", the film with what is
-    appended to it; only kinds that there will be."""
+    """Files by kind: "section_videos" beside the film, "section_stills", "frames", "latents", and "joined" (the film with what
+    is appended to it); only kinds that there will be."""
     if not isinstance(request, FilmRequest):
         return {}
     sections = len(plan.sections)

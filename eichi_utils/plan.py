@@ -103,6 +103,11 @@ class Plan:
         return (*self.sections, self.append.bridge) if self.append and self.append.bridge else self.sections
 
     @property
+    def parts(self) -> int:
+        """Sections, and joining as one more, whether something is sampled for it or not."""
+        return len(self.sections) + (1 if self.append else 0)
+
+    @property
     def section_latents(self) -> int:
         return len(self.sections[0].frames)
 

@@ -143,8 +143,7 @@ def result_frames(plan: Plan) -> int:
 def _started(request: Request, plan: Plan, pictures: Pictures, frames: int) -> Started:
     return Started(
         at=time.time(),
-        # Joining is counted as one more, whether something is sampled between or not.
-        sections=len(plan.sections) + bool(plan.append),
+        sections=plan.parts,
         steps=request.steps,
         frames=frames,
         width=pictures.width,

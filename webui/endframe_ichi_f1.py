@@ -24,6 +24,7 @@ from webui.input_panel import (
     prompt_panel,
     size_panel,
 )
+from webui.latents_panel import LatentsPanel
 from webui.output_panel import output_panel, seed_panel
 from webui.timeline_panel import TimelinePanel
 
@@ -47,6 +48,9 @@ def page(context: Context) -> gr.Blocks:
         seed_panel(context, form)
         advanced_panel(context, form)
         output_panel(context, form)
+        if not context.plain:
+            latents = LatentsPanel(context, form)
+            followers[latents.info] = latents.look
     return blocks
 
 

@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from eichi_utils.append import DETAILS, whole_frames
+from eichi_utils.append import FIELD as APPEND
 from eichi_utils.events import Notice
 from eichi_utils.extras import extra_counts
 from eichi_utils.pictures import fitted_size
@@ -18,7 +20,7 @@ from locales import Translator, table
 
 # A field that is merely still empty is no mistake yet, and is not shown as one.
 NOT_YET = ("picture_needed", "prompt_empty")
-PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls")
+PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls", "append_latents")
 
 
 def field_label(t: Translator, field: str) -> str:
@@ -96,6 +98,9 @@ def summary(
         text = t("page.summary.picture", size=shown)
     else:
         text = t("page.summary.one" if len(plan.sections) == 1 else "page.summary.many", size=shown, **values)
+    if plan.append and not {problem.field for problem in problems} & {APPEND, *DETAILS}:
+        whole = whole_frames(plan)
+        text = t("page.summary.joined", summary=text, frames=whole, seconds=f"{whole / FPS:.2f}")
     text = text if request.batch == 1 else f"{request.batch} × ({text})"
     seconds = took(request, *size) if took and size and not problems else None
     about = [] if seconds is None else [t("page.summary.about", time=duration(seconds))]
