@@ -124,7 +124,7 @@ def _info(path: str) -> LatentInfo:
     try:
         with safe_open(path, "numpy") as file:
             if LATENTS not in file.keys():  # noqa: SIM118 - a safe_open has keys and is no mapping
-                raise UserError([Problem("", "latents_none", {**values, "key": LATENTS})])
+                raise UserError([Problem("", "latents_none", {**values, "name": LATENTS})])
             part = file.get_slice(LATENTS)
             shape, dtype, texts = tuple(part.get_shape()), part.get_dtype(), file.metadata() or {}
     except (SafetensorError, OSError) as error:

@@ -44,11 +44,9 @@ class LatentsPanel:
             form.add(FIELD, self.file, read=lambda value: value or "", write=lambda value: (value or None,))
             self.info = gr.HTML(elem_id="latents-info")
             with gr.Row():
-                form.number("append_trim_start", elem_id="append_trim_start", min_width=160)
-                form.number("append_trim_end", elem_id="append_trim_end", min_width=160)
-            with gr.Row():
-                form.number("film_trim_end", elem_id="film_trim_end", min_width=160)
-                form.slider("join_latents", step=1, elem_id="join_latents", min_width=160)
+                for name in ("append_trim_start", "append_trim_end", "film_trim_end"):
+                    form.number(name, elem_id=name, min_width=140)
+            form.slider("join_latents", step=1, elem_id="join_latents")
         # Films that were made since the page was loaded are there too.
         self.chosen.focus(self.offer, None, self.chosen, **QUIET)
         self.chosen.input(self.choose, self.chosen, self.file, **QUIET)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,25 @@ import torch
 
 from diffusers_helper.latents import rounded
 from eichi_utils import modes, runner
-from eichi_utils.append import whole_frames, whole_latents
+from eichi_utils.append import whole_frames, whole_latents, written_frames
+from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.events import Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
+from eichi_utils.extras import extra_bytes, extra_counts
 from eichi_utils.film import Joined, Stretch, sample_film
 from eichi_utils.jobs import Stop
 from eichi_utils.latent_files import interpolate, read_latents
-from eichi_utils.metadata import read_document
+from eichi_utils.metadata import read_document, read_placed_document
 from eichi_utils.models import ModelPool
 from eichi_utils.paths import Outputs
 from eichi_utils.plan import film_latents, frames_of
+from eichi_utils.problems import UserError
 from eichi_utils.request import Request, to_json
 from eichi_utils.view import View
-from tests.eichi_utils.helpers import SHORT, carry_out, changed, decoded, latent_file, names_in, request
+from locales import Translator
+from tests.eichi_utils.helpers import SHORT, carry_out, changed, decoded, found, latent_file, names_in, request
 
 FILMS = ("reverse", "forward")
+TOO_FEW = "latents_too_few"
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +228,81 @@ def test_stopped_after_the_section_nothing_is_appended(
     assert isinstance(events[-1], Stopped) and names_in(tmp_path / "a") == {"j_6.mp4", "j.png"}
     late = stopped_at(it, pool, tmp_path / "b", StopLevel.SECTION, lambda event: isinstance(event, Step) and event.section == 1)
     assert isinstance(late[-1], Finished) and names_in(tmp_path / "b") == {"j_combined.mp4", "j_6.mp4", "j.png"}
+
+
+@pytest.mark.parametrize("mode", FILMS)
+def test_what_does_not_fit_is_said_before_anything_starts(
+    mode: str, pool: ModelPool, pictures: list[str], appended: str, tmp_path: Path
+) -> None:
+    """All of it at once, each at its field; the existing program said so after the whole film had been made."""
+    wide = latent_file(tmp_path / "wide.safetensors", 6, 112, 160)
+    other = latent_file(tmp_path / "other.safetensors", 6, eichi=json.dumps({"model": "miniature"}))
+    base = request(mode, pictures[0], **SHORT)
+    cases: list[tuple[dict[str, Any], set[tuple[str, str]]]] = [
+        ({"append_latents": wide}, {("append_latents", "latents_size")}),
+        ({"append_latents": other}, {("append_latents", "latents_of_other_model")}),
+        ({"append_latents": appended, "append_trim_start": 6}, {("append_trim_start", TOO_FEW)}),
+        ({"append_latents": appended, "append_trim_end": 6}, {("append_trim_end", TOO_FEW)}),
+        (
+            {"append_latents": appended, "append_trim_start": 4, "append_trim_end": 2},
+            {("append_trim_start", TOO_FEW)},
+        ),
+        ({"append_latents": appended, "film_trim_end": 6}, {("film_trim_end", "film_too_short")}),
+        ({"append_latents": appended, "join_latents": 13}, {("join_latents", "out_of_range")}),
+        (
+            {"append_latents": wide, "film_trim_end": 9, "append_trim_end": 7},
+            {
+                ("append_latents", "latents_size"),
+                ("film_trim_end", "film_too_short"),
+                ("append_trim_end", TOO_FEW),
+            },
+        ),
+        ({"append_latents": wide, "seconds": 0}, {("append_latents", "latents_size"), ("seconds", "out_of_range")}),
+        ({"append_latents": wide, "image": "gone.png"}, {("image", "picture_missing")}),
+        ({"append_latents": str(tmp_path / "gone.safetensors")}, {("append_latents", "latents_missing")}),
+    ]
+    for fields, expected in cases:
+        it = changed(base, **fields)
+        assert found(it.check()) == expected, fields
+        with pytest.raises(UserError):
+            carry_out(it, pool, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    fits = changed(base, append_latents=appended, append_trim_start=3, append_trim_end=2, film_trim_end=5, join_latents=12)
+    assert fits.check() == () and whole_latents(fits.plan()) == 1 + 12 + 1
+
+
+def test_settings_of_a_join_without_a_file_are_said_to_have_no_effect(pictures: list[str], appended: str) -> None:
+    fields = {"append_trim_start": 1, "append_trim_end": 1, "film_trim_end": 1, "join_latents": 1}
+    assert request("reverse", pictures[0], **SHORT, **fields).idle() == tuple(fields)
+    assert request("forward", pictures[0], **SHORT, **fields, append_latents=appended).idle() == ()
+
+
+def test_a_path_in_a_request_file_is_relative_to_it(pictures: list[str], appended: str, tmp_path: Path) -> None:
+    """As those of pictures."""
+    document = to_json(request("reverse", pictures[0], append_latents="earlier.safetensors"))
+    (tmp_path / "r.json").write_text(json.dumps(document))
+    assert read_placed_document(tmp_path / "r.json")["append_latents"] == str(tmp_path / "earlier.safetensors")
+
+
+@pytest.mark.parametrize("mode", FILMS)
+def test_the_plan_prints_what_comes_after(mode: str, pictures: list[str], appended: str) -> None:
+    """The file, the section in between where one is sampled, and the length of both films together."""
+    it = request(mode, pictures[0], append_latents=appended, join_latents=3, append_trim_end=1, **SHORT)
+    needs = {"memory": "1", "memory_free": "1", "card": "", "card_free": "", "disk": "1", "disk_free": "1", "precision": "int8"}
+    document = plan_document(it, needs)
+    assert json.loads(json.dumps(document)) == document
+    assert (document["append"]["file"], document["append"]["skip_end"], document["append"]["between"]) == (appended, 1, 3)
+    assert document["append"]["frames"] == 4 * (6 + 3 + 5) - 3 and document["frames"] == 21
+    assert (document["append"]["bridge"] or {}).get("frames") == ([1, 2, 3] if mode == "reverse" else None)
+    assert f"{4 * 14 - 3} frames" in plan_lines(it, needs, Translator("en"))[-1]
+    assert plan_document(request(mode, pictures[0], **SHORT), needs)["append"] is None
+
+
+def test_room_for_both_films_is_asked_for(pictures: list[str], appended: str) -> None:
+    """And for both files of latents where they are wanted."""
+    alone = request("reverse", pictures[0], **SHORT)
+    both = changed(alone, append_latents=appended)
+    assert (written_frames(alone.plan()), written_frames(both.plan())) == (21, 21 + 45)
+    sizes = [extra_bytes(changed(it, save_latents=True), it.plan(), 112, 144) for it in (alone, both)]
+    assert sizes == [6 * 112 * 144, (6 + 12) * 112 * 144]
+    assert extra_counts(both, both.plan()) == {"joined": 1}
