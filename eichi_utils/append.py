@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from eichi_utils.latent_info import latents_problem, read_info
 from eichi_utils.pictures import fitted_size
 from eichi_utils.plan import Append, Plan, film_latents, frames_of
-from eichi_utils.problems import Problem
+from eichi_utils.problems import Problem, UserError
 
 if TYPE_CHECKING:
     from eichi_utils.request import FilmRequest
@@ -31,8 +31,12 @@ def append_problems(request: FilmRequest, wrong: frozenset[str]) -> list[Problem
     """What keeps the file from coming after this film. wrong: fields that have problems of their own."""
     if not request.append_latents or FIELD in wrong:
         return []
+    try:
+        info = read_info(request.append_latents)
+    except UserError as error:
+        # It went away just now.
+        return list(error.problems)
     problems = []
-    info = read_info(request.append_latents)
     trimmed = request.append_trim_start + request.append_trim_end if not wrong & set(DETAILS) else 0
     if trimmed >= info.latents:
         values = {"file": info.file, "latents": info.latents, "trimmed": trimmed}

@@ -41,7 +41,7 @@ class LatentsPanel:
                 elem_id="latents-chosen",
             )
             self.file = fields.File(label=t(f"page.field.{FIELD}"), height=120, elem_id=FIELD)
-            form.add(FIELD, self.file, read=lambda value: value or "", write=lambda value: (value or None,))
+            form.add(FIELD, self.file, read=lambda value: value or "", write=lambda value: (shown(value),))
             self.info = gr.HTML(elem_id="latents-info")
             with gr.Row():
                 for name in ("append_trim_start", "append_trim_end", "film_trim_end"):
@@ -71,6 +71,11 @@ def recent(folder: Path) -> Sequence[Path]:
     """The newest files of latents in a folder; whether they hold latents is seen when one is chosen."""
     found = [(path.stat().st_mtime, path) for path in folder.glob("*.safetensors") if path.is_file()]
     return [path for _, path in sorted(found, reverse=True)[:OFFERED]]
+
+
+def shown(path: str) -> str | None:
+    """What is shown can be downloaded, and a request from anywhere may name any file: only latents are."""
+    return path if path and latents_problem(FIELD, path) is None else None
 
 
 def facts(t: Translator, info: LatentInfo) -> str:

@@ -65,16 +65,29 @@ def test_the_panel_follows_the_form(page, mode: str, tower: str, tmp_path: Path)
     small = latent_file(tmp_path / "small.safetensors", 10, 64, 96)
     (tmp_path / "cat.safetensors").write_bytes(b"cat")
 
-    def shown(path: str) -> tuple[str, str]:
+    def told_of(path: str) -> tuple[str, str]:
         told = built.start.look(built.values(image=tower, prompt="x", append_latents=path, join_latents=2))
         return told[panel.info], words.summary(built.form.t, *built.form.read(built.values(image=tower, append_latents=path)))
 
-    assert "512 × 768" in shown(good)[0] and "joined 77 frames, 2.57 s" in shown(good)[1]
-    assert "96 × 64" in shown(small)[0] and "joined" not in shown(small)[1]
-    assert shown(str(tmp_path / "cat.safetensors"))[0] == shown("")[0] == ""
+    assert "512 × 768" in told_of(good)[0] and "joined 77 frames, 2.57 s" in told_of(good)[1]
+    assert "96 × 64" in told_of(small)[0] and "joined" not in told_of(small)[1]
+    assert told_of(str(tmp_path / "cat.safetensors"))[0] == told_of("")[0] == ""
     told = built.start.look(built.values(image=tower, prompt="x", append_latents=small))
     assert "96 x 64" in told[built.start.wrong]["append_latents"] and told[built.start.start]["interactive"] is False
+    told |= built.start.look(built.values(image=tower, prompt="x", append_latents=good, append_trim_start=10))
+    assert told[built.start.wrong]["append_trim_start"].startswith("good.safetensors has 10 latents")
     assert str(tmp_path) not in told[built.start.problems]
+
+
+def test_a_request_from_elsewhere_shows_nothing_but_latents(page, tmp_path: Path):
+    """A section ZIP or a film's metadata may name any file of the server, and what a page shows can be downloaded."""
+    form = page("reverse").form
+    (tmp_path / "secret.txt").write_text("password")
+    (component,) = form.entries["append_latents"].components
+    for path in (tmp_path / "secret.txt", tmp_path / "gone.safetensors"):
+        assert form.write(MODES["reverse"](append_latents=str(path)))[component] is None
+    good = latent_file(tmp_path / "good.safetensors")
+    assert form.write(MODES["reverse"](append_latents=good))[component] == good
 
 
 def test_a_film_alone_has_no_such_group(page):
