@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from diffusers_helper.latents import rounded
-from eichi_utils import modes, runner
+from eichi_utils import film, modes, runner
 from eichi_utils.append import whole_frames, whole_latents, written_frames
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.events import Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
@@ -306,3 +307,19 @@ def test_room_for_both_films_is_asked_for(pictures: list[str], appended: str) ->
     sizes = [extra_bytes(changed(it, save_latents=True), it.plan(), 112, 144) for it in (alone, both)]
     assert sizes == [6 * 112 * 144, (6 + 12) * 112 * 144]
     assert extra_counts(both, both.plan()) == {"joined": 1}
+
+
+def test_a_join_that_fails_leaves_the_new_film(
+    pool: ModelPool, pictures: list[str], appended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a joined film is not left, whatever went wrong while it was decoded."""
+
+    def decode_frames(vae: Any, latents: torch.Tensor, *_: Any) -> Iterator[torch.Tensor]:
+        yield torch.zeros(1, 3, 4 * min(latents.shape[2], 6) - 3, 16, 16)
+        if latents.shape[2] > 6:
+            raise RuntimeError("as if broken")
+
+    monkeypatch.setattr(film, "decode_frames", decode_frames)
+    with pytest.raises(RuntimeError, match="as if broken"):
+        carry_out(request("reverse", pictures[0], append_latents=appended, **SHORT), pool, tmp_path, "j")
+    assert names_in(tmp_path) == {"j_6.mp4", "j.png"}
