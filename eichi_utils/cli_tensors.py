@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,16 +115,20 @@ def run_decode(options: argparse.Namespace, t: Translator) -> int:
     out = _result(options, "", FILM_SUFFIX, wrong)
     (file,) = options.files
     info = read_info(file, "files")
-    models = Models(options.models)
-    named = options.model or info.model
-    model = named if named in models.names else models.default("framepack")
-    # Whole networks and outputs are not its business here: it makes the pool as for a film.
+    models, model = Models(options.models), options.model or info.model
+    # The existing program has no other, and another one's decoder would make noise of it.
+    model = model if model in MODELS else "framepack"
+    if model not in models.names:
+        raise UserError([Problem("model", "miniature_missing", {"folder": str(models.miniature)})])
     pool = Engine(models, out.parent, options.device).pool
     pool.use(models.files(model))
-    for place in pool.files.missing_of("vae"):
-        said = {"repository": place.repository, "folder": place.folder}
-        sys.stderr.write(t("notice.downloading", **said) + "\n")
-        pool.files.download(place)
+    try:
+        for place in pool.files.missing_of("vae"):
+            said = {"repository": place.repository, "folder": place.folder}
+            sys.stderr.write(t("notice.downloading", **said) + "\n")
+            pool.files.download(place)
+    except UserError as error:
+        return _failed(error.problems, options, t)
     pool.check_parts("vae")
     from eichi_utils.joined import decode_film
     from eichi_utils.latent_files import read_latents
@@ -169,8 +173,6 @@ def free_name(stem: Path, ending: str, suffix: str) -> Path:
 
 def _written(options: argparse.Namespace, t: Translator, out: Path, write: Callable[[], None]) -> int:
     """Do it and name the result; what runs out on the way is said, and leaves no file."""
-    from eichi_utils.cli import report_problems
-
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write()
@@ -178,6 +180,12 @@ def _written(options: argparse.Namespace, t: Translator, out: Path, write: Calla
         problems = problems_of(error)
         if any(problem.key == "unexpected" for problem in problems):
             raise
-        return report_problems(problems, t, options.json, FAILED)
+        return _failed(problems, options, t)
     sys.stdout.write((json.dumps({"files": [str(out)]}) if options.json else str(out)) + "\n")
     return 0
+
+
+def _failed(problems: Sequence[Problem], options: argparse.Namespace, t: Translator) -> int:
+    from eichi_utils.cli import report_problems
+
+    return report_problems(problems, t, options.json, FAILED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import torch
 
 from diffusers_helper.latents import decode, to_uint8
 from eichi_utils import cli, cli_tensors
+from eichi_utils.hub import ModelFiles, Place
 from eichi_utils.latent_files import read_latents, write_latents
 from eichi_utils.media import encode_h264
 from eichi_utils.metadata import read_document
 from eichi_utils.models import ModelPool
+from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import to_json
 from locales import LANGUAGES
 from tests.diffusers_helper.inputs import GOLDEN
@@ -114,6 +117,34 @@ def test_a_vae_that_is_damaged_or_missing(tensors: Run, ours: Path, checkpoint: 
         (models / "vae" / name).write_bytes(data[: len(data) // 2] if name.endswith("safetensors") else data)
     code, out, err = tensors("decode", ours, "--models", models, "--model", "framepack", "--device", "cpu")
     assert code == 2 and "is damaged" in err and out == "" and not (tmp_path / "ours.mp4").exists()
+
+
+def test_a_vae_that_is_not_there_is_fetched(
+    tensors: Run, ours: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the model that the file is of, the real one where it does not say; the miniature's would make noise of it."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    wanted = []
+
+    def download(files: ModelFiles, place: Place, *_: object) -> bool:
+        wanted.append((place.repository, place.folder))
+        folder = files.cache / f"models--{place.repository.replace('/', '--')}" / "snapshots" / "a" / place.folder
+        shutil.copytree(checkpoint / place.folder, folder)
+        return True
+
+    monkeypatch.setattr(ModelFiles, "download", download)
+    for file in (ours, APP):
+        code, _, err = tensors("decode", file, "--device", "cpu", "--out", tmp_path / "a.mp4")
+        assert code == 0, err
+    assert wanted == [("hunyuanvideo-community/HunyuanVideo", "vae")] and len(decoded(tmp_path / "a.mp4")) == 37
+
+    def offline(*_: object) -> None:
+        raise UserError([Problem("models", "download_failed", {"repository": "r", "folder": "f", "reason": "offline"})])
+
+    shutil.rmtree(tmp_path / "hub")
+    monkeypatch.setattr(ModelFiles, "download", offline)
+    code, _, err = tensors("decode", ours, "--device", "cpu", "--out", tmp_path / "b.mp4")
+    assert code == 1 and "offline" in err and not (tmp_path / "b.mp4").exists()
 
 
 def test_what_runs_out_while_decoding(
