@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusers_helper.latents import decode_frames, images, rounded_on_host
 from eichi_utils.events import Saved
 from eichi_utils.film import Joined, Stretch
-from eichi_utils.latent_files import write_piece
+from eichi_utils.latent_files import Piece, write_piece
 from eichi_utils.media import FilmStream
 from eichi_utils.metadata import mp4_tags
 from eichi_utils.plan import frames_of
@@ -42,7 +42,10 @@ class JoinedFilm:
         yield Saved(at=time.time(), path=str(path), kind="joined", frames=frames_of(joined.piece.latents.shape[2]))
         if self.request.save_latents:
             path = self.outputs.path("_combined_tensors.safetensors")
-            write_piece(path, joined.piece, self.request)
+            own, *others = joined.piece.parts
+            # The film's latents alone are in a file of their own.
+            parts = {**own, "file": self.outputs.path(".safetensors").name}, *others
+            write_piece(path, Piece(joined.piece.latents, parts), self.request)
             self.files.append(str(path))
             yield Saved(at=time.time(), path=str(path), kind="latents")
 

@@ -186,7 +186,7 @@ def test_a_joined_film_keeps_its_latents_where_that_is_wanted(
     info, latents = read_latents(tmp_path / "j_combined_tensors.safetensors")
     assert info.latents == 6 + 2 + 5 and info.frames == events[-1].frames and info.request == to_json(it)
     own, file = info.parts
-    assert (own["latents"], own["trim_end"]) == (6, 0)
+    assert (own["file"], own["latents"], own["trim_end"]) == ("j.safetensors", 6, 0)
     assert (file["file"], file["latents"], file["between"]) == ("earlier.safetensors", 5, 2)
     assert torch.equal(latents[:, :, :6], read_latents(tmp_path / "j.safetensors")[1])
     assert torch.equal(latents[:, :, 8:], read_latents(appended)[1][:, :, 1:])
