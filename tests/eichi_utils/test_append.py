@@ -17,7 +17,7 @@ from eichi_utils.append import whole_frames, whole_latents, written_frames
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.events import Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
 from eichi_utils.extras import extra_bytes, extra_counts
-from eichi_utils.film import Joined, Stretch, sample_film
+from eichi_utils.film import Decoded, Joined, Stretch, sample_film
 from eichi_utils.jobs import Stop
 from eichi_utils.latent_files import interpolate, read_latents
 from eichi_utils.metadata import read_document, read_placed_document
@@ -323,3 +323,16 @@ def test_a_join_that_fails_leaves_the_new_film(
     with pytest.raises(RuntimeError, match="as if broken"):
         carry_out(request("reverse", pictures[0], append_latents=appended, **SHORT), pool, tmp_path, "j")
     assert names_in(tmp_path) == {"j_6.mp4", "j.png"}
+
+
+def test_cached_decoding_goes_on_into_what_is_appended(pool: ModelPool, pictures: list[str], appended: str) -> None:
+    """Each latent once, from the film's beginning to the end of the file: as many frames, and the film's own unchanged."""
+    it = request("forward", pictures[0], append_latents=appended, vae_cache=True, **SHORT)
+    plan = it.plan()
+    *_, conditions = runner.prepare(it, plan, runner.fit_pictures(plan, it.size), pool)
+    events = list(sample_film(it, plan, conditions, pool, Stop()))
+    whole = torch.cat([event.final for event in events if isinstance(event, Stretch)], dim=2)
+    (alone,) = (event.final for event in events if isinstance(event, Decoded))
+    assert whole.shape[2] == 4 * 12 - 3
+    # The first five latents are a stretch in both.
+    assert torch.equal(whole[:, :, :17], alone[:, :, :17])
