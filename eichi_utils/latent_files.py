@@ -4,8 +4,8 @@ history_latents   float32 (1, 16, T, h, w), scaled, in the order of playing: 4 T
 metadata          int32 (3): height and width in pixels, and T
 
 The header holds the film's request, and of what was trimmed or joined a list of parts: the file's name, how many latents of it
-are here (`latents`) and were left out at its ends (`trim_start`, `trim_end`), how many were put before it (`between`), and its own
-request, or the parts that it was made of itself.
+are here (`latents`) and were left out at its ends (`trim_start`, `trim_end`), how many were put before it (`between`), and its
+own request, or the parts that it was made of itself.
 """
 
 from __future__ import annotations
