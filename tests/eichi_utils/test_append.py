@@ -118,9 +118,10 @@ def test_how_long_the_whole_is(mode: str, seconds: float, window: float, picture
 
 @pytest.fixture(scope="module")
 def run(pool: ModelPool, pictures: list[str], appended: str, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """One run of the standard mode with four latents in between: request, folder, events."""
+    """One run of the standard mode with two latents in between: request, folder, events."""
     folder = tmp_path_factory.mktemp("joined")
-    it = request("reverse", pictures[0], append_latents=appended, join_latents=4, film_trim_end=1, crf=0, **SHORT)
+    fields = {"append_latents": appended, "append_trim_end": 3, "film_trim_end": 1, "join_latents": 2}
+    it = request("reverse", pictures[0], crf=0, **fields, **SHORT)
     return it, folder, carry_out(it, pool, folder, "j")
 
 
@@ -130,7 +131,7 @@ def test_both_films_are_kept(run: tuple) -> None:
     assert [Path(file).name for file in events[-1].files] == ["j_combined.mp4", "j_6.mp4", "j.png"]
     assert names_in(folder) == {"j_combined.mp4", "j_6.mp4", "j.png"}
     whole, alone = (decoded(file) for file in events[-1].files[:2])
-    assert len(whole) == events[-1].frames == 4 * (6 - 1 + 4 + 6) - 3 and len(alone) == 21
+    assert len(whole) == events[-1].frames == 4 * (6 - 1 + 2 + 3) - 3 and len(alone) == 21
     # Up to the place of the join both show the same; the new film's last latent was left out.
     assert numpy.abs(whole[:16].astype(int) - alone[:16]).mean() < 3
 
@@ -162,7 +163,7 @@ def test_the_events_of_a_join(run: tuple) -> None:
 def test_no_seam_shows(pool: ModelPool, pictures: list[str], appended: str) -> None:
     """The joined film's frames are those that diffusers' own decoder makes of all its latents at once; the existing program
     decoded five latents at a time, each alone, which lost three frames of twenty and jumped."""
-    it = request("reverse", pictures[0], append_latents=appended, join_latents=4, **SHORT)
+    it = request("reverse", pictures[0], append_latents=appended, append_trim_end=3, join_latents=1, **SHORT)
     plan = it.plan()
     *_, conditions = runner.prepare(it, plan, runner.fit_pictures(plan, it.size), pool)
     events = list(sample_film(it, plan, conditions, pool, Stop()))
