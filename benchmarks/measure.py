@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -96,6 +97,22 @@ def relative(made: Tensor, exact: Tensor) -> float:
     return ((made - exact).norm() / exact.norm()).item()
 
 
+def line(row: Row) -> str:
+    memory = f"{row.gpu_gib:.1f} | {row.host_gib:.1f}"
+    figures = f"{row.milliseconds:.0f} | {row.ratio:.2f} | {row.error:.1e} | {memory} | {row.floor:.0f}"
+    return f"| {row.size} | {row.case} | {figures} |"
+
+
+def shown(rows: Iterator[Row]) -> list[Row]:
+    """All rows, each on stderr as soon as it is there: what a later case breaks is not lost."""
+    collected = []
+    for row in rows:
+        sys.stderr.write(line(row) + "\n")
+        sys.stderr.flush()
+        collected.append(row)
+    return collected
+
+
 def report(rows: Sequence[Row], device: torch.device, as_json: bool) -> str:
     where = machine(device)
     if as_json:
@@ -105,11 +122,7 @@ def report(rows: Sequence[Row], device: torch.device, as_json: bool) -> str:
         "| size | | ms | times as fast | difference | GPU GiB | host GiB | floor ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        memory = f"{row.gpu_gib:.1f} | {row.host_gib:.1f}"
-        figures = f"{row.milliseconds:.0f} | {row.ratio:.2f} | {row.error:.1e} | {memory} | {row.floor:.0f}"
-        lines.append(f"| {row.size} | {row.case} | {figures} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(line, rows)])
 
 
 def pair(text: str) -> tuple[int, int]:

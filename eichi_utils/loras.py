@@ -122,11 +122,17 @@ def scaled(loras: Sequence[Lora], scale: float) -> tuple[float, ...] | None:
     return None if scale == 1.0 or not loras else tuple(lora.strength * scale for lora in loras)
 
 
+def _is_strength(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and abs(value) <= STRONGEST
+
+
 def check_scales(loras: Sequence[Lora], scales: Mapping[int, float]) -> list[Problem]:
-    """A section may not make a LoRA stronger than it can be anywhere."""
+    """A section may not make a LoRA stronger than it can be anywhere; what is no such number by itself is said elsewhere."""
     problems = []
+    strengths = [lora.strength for lora in loras if _is_strength(lora.strength)]
     for number, scale in sorted(scales.items()):
-        strongest = max(scaled(loras, scale) or (0.0,), key=abs)
+        strongest = max((strength * scale for strength in strengths if _is_strength(scale)), key=abs, default=0.0)
         if abs(strongest) > STRONGEST:
             values = {"strength": f"{strongest:g}", "scale": f"{scale:g}", "max": f"{STRONGEST:g}"}
             problems.append(Problem(f"section_lora_scales/{number}", "lora_scale_too_large", values))

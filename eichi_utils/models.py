@@ -153,8 +153,12 @@ class ModelPool:
 
     def check(self, checkpoint_name: str) -> None:
         """Raises UserError with everything that is missing or damaged, before anything is loaded."""
+        self.check_parts(checkpoint_name, *SHARED)
+
+    def check_parts(self, *names: str) -> None:
+        """The same for single components."""
         wrong = []
-        for name in (checkpoint_name, *SHARED):
+        for name in names:
             try:
                 self._check(name)
             except CheckpointError as error:

@@ -10,8 +10,10 @@ from urllib.parse import quote
 
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
+from eichi_utils.folders import OutputFolders
 from eichi_utils.jobs import Job, Jobs
 from eichi_utils.paths import DEFAULT_UPLOADS
+from eichi_utils.timings import Timings
 from locales import Translator
 
 # Events that neither wait in gradio's queue nor show its spinner: everything here answers at once.
@@ -23,6 +25,7 @@ class Context:
     """mode: the page's own. root: the path it is mounted at, "" for "/". links: mode -> address of its page.
 
     outputs, uploads: where results go, and where pictures that came through a page are kept.
+    more_outputs: further folders that results may go to and are shown from. timings: of this machine's runs so far.
     models: those to choose from. engine: whose reserve of the card the page changes; None where it changes none.
     plain: only what the original FramePack page had.
     """
@@ -37,6 +40,12 @@ class Context:
     plain: bool = False
     models: Models = field(default_factory=Models)
     engine: Engine | None = None
+    more_outputs: tuple[Path, ...] = ()
+    timings: Timings | None = None
+
+    @property
+    def folders(self) -> OutputFolders:
+        return OutputFolders(self.outputs, self.more_outputs)
 
     def url(self, path: str) -> str:
         """The address below which gradio serves a file, if it is of the output folder or an example."""

@@ -38,7 +38,7 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
     It may add followers (`StartPanel`) for what it shows of the request.
     """
     followers: dict[Component, Follower] = {}
-    form = Form(MODES[context.mode], context.t, context.models)
+    form = Form(MODES[context.mode], context.t, context.models, context.folders)
     title = f"{context.t(f'page.mode.{context.mode}')} - FramePack-eichi"
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(header(context), elem_id="header")
@@ -63,10 +63,7 @@ def fill_from_jobs(context: Context, form: Form, model: ModelPanel, blocks: gr.B
         job = context.job_to_fill_from()
         if job is None:
             return model.news(form.default("model"))
-        values = form.write(job.request) | model.shown(job.request)
-        if job.seed_drawn:
-            values |= dict.fromkeys(form.entries["seed"].components, "")
-        return values
+        return form.write(job.asked) | model.shown(job.asked)
 
     blocks.load(fill, None, components, **QUIET)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from html import escape
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
+from eichi_utils.extras import extra_counts
 from eichi_utils.problems import Problem
 from eichi_utils.request import Request
-from webui import words
+from webui import field_problems, words
 from webui.context import QUIET, Context
 from webui.form import Form
 from webui.uploads import keep_pictures
@@ -35,6 +35,13 @@ class StartPanel:
         self.context, self.form, self.t = context, form, context.t
         with gr.Column(elem_classes="eichi-start", min_width=0):
             self.problems = gr.HTML(elem_id="problems")
+            self.wrong = gr.HTML(
+                {},
+                html_template=field_problems.HTML,
+                js_on_load=field_problems.JS,
+                elem_id="field-problems",
+                elem_classes="eichi-unseen",
+            )
             self.summary = gr.HTML(elem_id="summary")
             self.start = gr.Button(self.t("page.start"), variant="primary", elem_id="start")
         request = form.kind(**form.defaults)
@@ -46,7 +53,7 @@ class StartPanel:
     @property
     def outputs(self) -> list[Component]:
         """What `look` returns."""
-        return [self.summary, self.problems, self.start, *self.followers]
+        return [self.summary, self.problems, self.wrong, self.start, *self.followers]
 
     def wire(self, after: Any, outputs: Any, seen: Component) -> None:
         """after: called with `seen` once a job is submitted, to show it at once. outputs: what it returns."""
@@ -70,6 +77,7 @@ class StartPanel:
         return news | {
             self.summary: self._summary(request, problems),
             self.problems: words.problem_list(self.t, problems),
+            self.wrong: words.problems_by_field(self.t, problems),
             self.start: gr.update(interactive=not problems),
         }
 
@@ -87,8 +95,11 @@ class StartPanel:
         jobs = self.context.jobs.all()
         if not jobs or time.time() - jobs[-1].submitted > DOUBLE_CLICK_SECONDS:
             return False
-        newest = jobs[-1]
-        return replace(newest.request, seed=-1) == request if newest.seed_drawn else newest.request == request
+        return jobs[-1].asked == request
 
     def _summary(self, request: Any, problems: Any) -> str:
-        return f'<p class="eichi-summary">{escape(words.summary(self.t, request, problems))}</p>'
+        took = self.context.timings.seconds if self.context.timings else None
+        lines = words.summary(self.t, request, problems, took), words.files(self.t, request, problems)
+        shown = "".join(f"<span>{escape(line)}</span>" for line in lines if line)
+        usual = "" if request is not None and lines[1] and extra_counts(request, request.plan()) else " usual"
+        return f'<p class="eichi-summary{usual}">{shown}</p>'

@@ -96,11 +96,11 @@ class TimelinePanel:
                 with gr.Row():
                     self.copy = gr.Button(t("page.timeline.copy"), size="sm", elem_id="copy-keyframes")
                     self.overwrite = gr.Checkbox(False, label=t("page.timeline.overwrite"), elem_id="copy-overwrite")
-        form.add("section_prompts", self.prompts, read=_read, write=lambda value: (json.dumps(_keyed(value)),))
-        form.add("section_lora_scales", self.scales, read=_read, write=lambda value: (json.dumps(_keyed(value)),))
+        form.add("section_prompts", self.prompts, read=_read, write=_written, beside=self.strip)
+        form.add("section_lora_scales", self.scales, read=_read, write=_written, beside=self.strip)
         self._wire()
         if self.pictures:
-            form.add("keyframes", self.keyframes, read=self._read_pictures, write=self._write_pictures)
+            form.add("keyframes", self.keyframes, read=self._read_pictures, write=self._write_pictures, beside=self.strip)
             self._wire_pictures()
 
     def _wire(self) -> None:
@@ -170,6 +170,10 @@ def _read(text: str) -> Any:
         return json.loads(text or "{}")
     except ValueError:
         return text
+
+
+def _written(values: Mapping[int, Any]) -> tuple[str]:
+    return (json.dumps(_keyed(values)),)
 
 
 def _keyed(values: Mapping[int, Any]) -> dict[str, Any]:

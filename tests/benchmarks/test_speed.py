@@ -125,7 +125,8 @@ def test_a_film_from_loading_to_its_last_frame(tmp_path, capsys):
     assert result["frames"] == 37 and result["size"] == "128x128" and result["step_ms"] > 0
     parts = result["seconds"]
     assert {"check", "text", "vision", "encode", "sample", "decode", "save", "first step of section 1"} <= set(parts)
-    assert 0 < result["anonymous_gib"] <= result["host_gib"]
+    assert {"load", "sample", "decode"} <= set(result["host_peaks"])
+    assert all(0 < own <= every <= result["host_gib"] + 0.01 for every, own in result["host_peaks"].values())
     film.main(flags)
     assert "| sample, s |" in capsys.readouterr().out
 
