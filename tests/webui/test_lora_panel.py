@@ -38,6 +38,11 @@ def strength(tab, number: int, value: str) -> None:
     tab.keyboard.press("Tab")
 
 
+def press(tab, selector: str) -> None:
+    """A click on what may be below the pinned film or Start, to which a user would scroll."""
+    tab.locator(selector).evaluate("element => element.click()")
+
+
 def slots(tab) -> list[tuple[str, float]]:
     return [(slot["file"], slot["strength"]) for slot in json.loads(tab.input_value("#loras-json textarea"))]
 
@@ -238,10 +243,10 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     tab = open_page(site.url, "/", 390, 844)
     tab.set_input_files("#image input[type=file]", tower)
     tab.fill("#prompt textarea", "She dances.")
-    tab.click("#loras button")
+    press(tab, "#loras button")
     tab.fill("#lora-preset input", "設定1")
     tab.keyboard.press("Enter")
-    tab.click("#lora-preset-load")
+    press(tab, "#lora-preset-load")
     # A strength belongs to its own file, and what is not there is said beside its slot.
     tab.wait_for_selector("#lora-card-1 .wrong")
     assert slots(tab)[:2] == [(INK, 0.5), ("gone.safetensors", 1.25)]
@@ -251,10 +256,10 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
 
     # It comes into the folder; scanned again, everything that was chosen is still chosen, and it can start.
     shutil.copy(lora_folder / INK, lora_folder / "gone.safetensors")
-    tab.click("#lora-rescan")
+    press(tab, "#lora-rescan")
     tab.wait_for_selector("#lora-card-1 .eichi-hint")
     choose(tab, 2, "gone.safetensors")
-    tab.click("#lora-add")
+    press(tab, "#lora-add")
     tab.wait_for_selector("#lora-file-3")
     choose(tab, 3, STYLE)
     strength(tab, 3, "-2")
@@ -264,40 +269,39 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     tab.wait_for_selector("#start:enabled")
 
     # A section may have its LoRA weaker; the whole choice is the film's, and there again after a reload.
-    press = "element => element.click()"
-    tab.locator("#quick label").nth(1).evaluate(press)
-    tab.locator("#timeline [data-section='1']").evaluate(press)
+    press(tab, "#quick label >> nth=1")
+    press(tab, "#timeline [data-section='1']")
     tab.wait_for_selector("#section-lora-scale")
     tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
     tab.fill("#section-lora-scale input[type=number]", "0.5")
     tab.keyboard.press("Tab")
     tab.wait_for_selector("#timeline [data-section='1'] .lora")
     tab.wait_for_selector("#start:enabled")
-    tab.click("#start")
+    press(tab, "#start")
     tab.wait_for_selector("#progress [data-state=finished]")
     (request,) = site.engine.seen
     assert request.loras == tuple(Lora(*slot) for slot in chosen) and request.section_lora_scales == {1: 0.5}
     assert request.plan().sections[1].lora_strengths == (0.25, 0.625, 0.4, -1.0)
     tab.reload()
     tab.wait_for_selector("#timeline [data-section='1'] .lora")
-    tab.click("#loras button")
+    press(tab, "#loras button")
     box_is(tab, *chosen)
     # A section that is opened while LoRA are off keeps its scale.
-    tab.uncheck("#lora-switch input")
-    tab.locator("#timeline [data-section='1']").evaluate(press)
+    press(tab, "#lora-switch input")
+    press(tab, "#timeline [data-section='1']")
     tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
-    tab.check("#lora-switch input")
+    press(tab, "#lora-switch input")
     tab.wait_for_selector("#section-lora-scale")
     assert tab.input_value("#section-lora-scale input[type=number]") == "0.5"
     assert json.loads(tab.input_value("#section-lora-scales-json textarea")) == {"1": 0.5}
 
     # A slot that is removed takes its strength along; an upload fills the first free one.
-    tab.click("#lora-remove-0")
+    press(tab, "#lora-remove-0")
     box_is(tab, *chosen[1:])
     shutil.copy(GOLDEN / "lora" / "bad_shape.safetensors", tmp_path / "small.safetensors")
     (tmp_path / "bad.pt").write_bytes(b"x")
     with tab.expect_file_chooser() as chooser:
-        tab.click("#lora-upload")
+        press(tab, "#lora-upload")
     chooser.value.set_files([tmp_path / "small.safetensors", tmp_path / "bad.pt"])
     tab.wait_for_selector("#lora-card-3 .wrong")
     assert slots(tab)[3][0] == "uploads/small.safetensors"
