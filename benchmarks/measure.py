@@ -83,10 +83,13 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 @torch.no_grad()
 def randomise(net: nn.Module) -> None:
-    """Values that depend on a parameter's name alone: the same in any class that has the names. Norms stay near 1."""
+    """Values that depend on a parameter's name alone: the same in any class that has the names. Norms stay near 1.
+
+    Weights have the size with which torch makes a linear layer, 1 / sqrt(3 inputs).
+    """
     for name, parameter in net.named_parameters():
         generator = torch.Generator(parameter.device).manual_seed(zlib.crc32(name.encode()))
-        size = 1 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.02
+        size = (3 * parameter[0].numel()) ** -0.5 if parameter.ndim > 1 else 0.02
         parameter.normal_(0.0, size, generator=generator)
         if parameter.ndim == 1 and name.endswith("weight"):
             parameter.add_(1.0)

@@ -235,7 +235,7 @@ def measure(
         del net, run, runs
         if streamer is not None:
             streamer.close()
-            torch.cuda.set_per_process_memory_fraction(1.0, place)
+            torch.cuda.set_per_process_memory_fraction(1.0, card.device)
 
 
 def main() -> None:
