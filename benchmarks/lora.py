@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.film import anonymous_peak
+from benchmarks.film import HostWatch
 from benchmarks.load import write_checkpoint
 from benchmarks.measure import GIB, forget_peak, gpu_peak, pair, relative, timed
 from benchmarks.quality import machine
@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
     def phase(*loras: Lora) -> Measured:
         forget_peak(where.device)
-        with anonymous_peak() as anonymous:
+        with HostWatch() as watch:
             began = time.perf_counter()
             with pool.transformer(CHECKPOINT, options.precision, loras, False, tokens_of(work)) as net, torch.inference_mode():
                 tables = work.tables(net, [SIGMA])
@@ -113,7 +113,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
                 step = timed(lambda: net.step(work.x, 0, *tables), where.device, options.steps)
                 made.append(net.step(work.x, 0, *tables).float().cpu())
                 nets.append(net)
-        return Measured(ready, step, anonymous[0], gpu_peak(where.device))
+        _, anonymous = watch.peaks[watch.stage]
+        return Measured(ready, step, anonymous, gpu_peak(where.device))
 
     without, beside, other = phase(), phase(lora(folder, STRENGTH)), phase(lora(folder, OTHER))
     if any(net is not nets[0] for net in nets):
