@@ -32,36 +32,51 @@ def encode_picture(vae: AutoencoderKLHunyuanVideo, pixels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def decode_frames(
-    vae: AutoencoderKLHunyuanVideo, latents: Tensor, kept: KeptTiles | None = None, room: Room | None = None
+    vae: AutoencoderKLHunyuanVideo,
+    latents: Tensor,
+    kept: KeptTiles | None = None,
+    room: Room | None = None,
+    side: int | None = None,
 ) -> Iterator[Tensor]:
     """(1, 16, T, h, w) -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all; as the VAE makes
     them, on its device and in its dtype. diffusers' default tiles in time.
 
-    kept: what the film's stretch before left to be used again. room: by default the card's free memory. Whole frames where it
-    allows. Raises torch.OutOfMemoryError where not even the smallest tiles find room.
+    kept: what the film's stretch before left to be used again. room: by default the card's free memory. side: the most that a
+    tile in space may have, in latent cells; without it whole frames where the room allows. Raises torch.OutOfMemoryError where
+    not even the smallest tiles find room.
     """
     latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
     room = room or Room(lambda: free_bytes(vae.device))
-    side = side_for(vae, *latents.shape[2:], room.free())
+    side = narrower(side, side_for(vae, *latents.shape[2:], room.free()))
     yield from Decoder(vae, side, room=room).frames(latents, kept)
 
 
 @torch.inference_mode()
-def decode_after(vae: AutoencoderKLHunyuanVideo, latents: Tensor, past: Past, room: Room | None = None) -> Iterator[Tensor]:
+def decode_after(
+    vae: AutoencoderKLHunyuanVideo, latents: Tensor, past: Past, room: Room | None = None, side: int | None = None
+) -> Iterator[Tensor]:
     """A film's next latents (1, 16, T, h, w), each decoded once, as `Decoder.frames_after` and `decode_frames` say.
 
+    side: as there; it counts at the film's beginning, and stays.
     What is remembered stays on the card where decoding and sampling have room beside it, else in the computer's memory.
     """
     latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
     room = room or Room(lambda: free_bytes(vae.device))
+    if past.empty:
+        past.side = side
     if past.empty and (free := room.free()) is not None:
         size = latents.shape[3:]
         # Until a stretch is done, there are two of everything.
         kept = 2 * past_bytes(vae, *size)
         if free < kept + max(SAMPLING_BYTES, peak_bytes(vae, STRETCH + 1, *size)):
             past.leave()
-        past.side = side_for(vae, latents.shape[2], *size, free)
+        past.side = narrower(side, side_for(vae, latents.shape[2], *size, free))
     yield from Decoder(vae, past.side, room=room).frames_after(latents, past)
+
+
+def narrower(side: int | None, other: int | None) -> int | None:
+    """The smaller of two sides of tiles; None stands for whole frames."""
+    return min((one for one in (side, other) if one is not None), default=None)
 
 
 def decode(vae: AutoencoderKLHunyuanVideo, latents: Tensor) -> Tensor:

@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eichi_utils import preflight
+from eichi_utils.append import written_frames
 from eichi_utils.cards import Card, cards
 from eichi_utils.catalogue import Models
 from eichi_utils.events import Event, Stage
+from eichi_utils.extras import extra_bytes
+from eichi_utils.folders import OutputFolders
 from eichi_utils.jobs import Stop
-from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs, folder_problem
+from eichi_utils.lora_fit import size_with
+from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs
 from eichi_utils.pictures import fitted_size
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
 from eichi_utils.sizes import model_size
+from eichi_utils.timings import Stopwatch, Timings
 
 if TYPE_CHECKING:
     from eichi_utils.models import ModelPool
@@ -33,6 +38,7 @@ RESERVE_GB, MOST_RESERVED = 0.5, 80
 class Engine:
     """models: where each model is. attention: a kernel's name, or "auto". reserve_gb: GiB of a card left to others.
     compiler: "auto" or "off". cache_gb: GB of the disk for what takes time to make again; 0 keeps nothing.
+    allowed: folders beside `outputs` that requests may name, None for any. timings: where it is kept how long runs took.
 
     The reserve may change at any time, and counts from the next job on. torch is imported at the first job, not when the engine
     is made: a page can be served before.
@@ -45,6 +51,12 @@ class Engine:
     reserve_gb: float = RESERVE_GB
     compiler: str = "auto"
     cache_gb: float = 0.0
+    allowed: tuple[Path, ...] | None = None
+    timings: Timings | None = None
+
+    @property
+    def folders(self) -> OutputFolders:
+        return OutputFolders(self.outputs, self.allowed)
 
     @cached_property
     def pool(self) -> ModelPool:
@@ -63,7 +75,8 @@ class Engine:
         plan, files = request.plan(), self.models.files(request.model)
         height, width = fitted_size(request.image, request.size)
         machine = self._machine()
-        size, tokens = model_size(files, plan.checkpoint), preflight.most_tokens(plan, height // CELL, width // CELL)
+        size = size_with(model_size(files, plan.checkpoint), request.loras, request.merge_loras, files, plan.checkpoint)
+        tokens = preflight.most_tokens(plan, height // CELL, width // CELL)
         problems: tuple[Problem, ...] = ()
         try:
             way = preflight.choose(size, request.precision, tokens, machine)
@@ -73,10 +86,11 @@ class Engine:
             needed = preflight.needs(size, narrowest, tokens, on_card=machine.card is not None)
             way = preflight.Way(narrowest, needed)
         missing = files.missing(plan.checkpoint)
-        disk = preflight.output_bytes(plan, height, width, getattr(request, "crf", 0))
+        disk = preflight.output_bytes(written_frames(plan), height, width, getattr(request, "crf", 0))
+        disk += extra_bytes(request, plan, height, width)
         disk += preflight.download_bytes(files, missing)
         problems += preflight.download_problems(files, missing)
-        return preflight.figures(way, machine, disk, preflight.disk_free(self.outputs)), problems
+        return preflight.figures(way, machine, disk, preflight.disk_free(self.folders.of(request.output_folder))), problems
 
     def _machine(self) -> preflight.Machine:
         host = preflight.host_available()
@@ -97,7 +111,7 @@ class Engine:
 
         request: None where it could not even be read.
         """
-        problems = [problem for problem in [folder_problem(self.outputs)] if problem]
+        problems = [problem for problem in [self.folders.problem(request.output_folder if request else "")] if problem]
         problems += self.models.problems(request) if request else ()
         try:
             pool = self.pool
@@ -105,10 +119,6 @@ class Engine:
                 pool.use(self.models.files(request.model))
                 if not pool.missing(request.checkpoint):
                     pool.check(request.checkpoint)
-                if request.loras:
-                    from eichi_utils.adapters import reports
-
-                    reports(request.loras, pool.files, request.checkpoint)
         except UserError as error:
             problems += error.problems
         return tuple(problems)
@@ -120,6 +130,14 @@ class Engine:
 
         if problems := self.models.problems(request):
             raise UserError(problems)
+        if problem := self.folders.problem(request.output_folder):
+            raise UserError([problem])
         self.pool.use(self.models.files(request.model))
         self.pool.reserve(self.reserve_gb)
-        yield from run(request, request.plan(), self.pool, Outputs(self.outputs, job_id), stop)
+        outputs = Outputs(self.folders.of(request.output_folder), job_id)
+        stopwatch = Stopwatch(request)
+        for event in run(request, request.plan(), self.pool, outputs, stop):
+            stopwatch.see(event)
+            yield event
+        if self.timings and (taken := stopwatch.taken()):
+            self.timings.keep(taken)

@@ -68,12 +68,17 @@ class Step(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A file is complete on disk. kind: "start", "so_far" (the film up to now), "film", "picture"."""
+    """A file is complete on disk. kind: "start", "so_far" (the film up to now), "film", "joined" (the film with what is
+    appended to it), "picture", "still", "frames" (folder), "latents".
+
+    replaces: the path of a file of this job that was deleted for it.
+    """
 
     path: str
     kind: str
     section: int | None = None
     frames: int = 0
+    replaces: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

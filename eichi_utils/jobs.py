@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from eichi_utils.events import Ended, Event, Failed, StopLevel, Stopped
 from eichi_utils.paths import DISK_FULL, new_job_id
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import Request, with_seed
+from eichi_utils.request import Request, spread
 from eichi_utils.view import View
 
 logger = logging.getLogger(__name__)
@@ -40,12 +40,14 @@ Execute = Callable[[Request, str, Stop], Iterator[Event]]
 class Job:
     """A snapshot: the request with its seed, and what is to be seen of it.
 
-    seed_drawn: the user had asked for a random one. submitted: seconds since the epoch.
+    asked: what was submitted: with -1 for a random seed, and with the number of films. batch: the id of the first of the jobs
+    that were submitted together. submitted: seconds since the epoch.
     """
 
     id: str
     request: Request
-    seed_drawn: bool = False
+    asked: Request
+    batch: str = ""
     submitted: float = 0.0
     view: View = field(default_factory=View)
     version: int = 0
@@ -67,13 +69,19 @@ class Jobs:
         self._thread.start()
 
     def submit(self, request: Request) -> Job:
-        """Append a job; its random seed is drawn now. Checks nothing: that is `request.check()`'s."""
+        """Append a job for each film of the request's batch and return the first; a random seed is drawn now. Checks nothing:
+        that is `request.check()`'s."""
         with self._changed:
-            job = Job(new_job_id(), with_seed(request), seed_drawn=request.seed == -1, submitted=time.time())
-            self._jobs[job.id] = job
-            self._stops[job.id] = Stop()
+            submitted = time.time()
+            first = ""
+            for one in spread(request):
+                # Of a hundred in the same millisecond two may well be equal.
+                name = next(name for name in iter(new_job_id, None) if name not in self._jobs)
+                first = first or name
+                self._jobs[name] = Job(name, one, asked=request, batch=first, submitted=submitted)
+                self._stops[name] = Stop()
             self._changed.notify_all()
-            return job
+            return self._jobs[first]
 
     def get(self, job_id: str) -> Job | None:
         with self._changed:
@@ -93,14 +101,15 @@ class Jobs:
         return max(reversed(jobs), key=lambda job: job.view.now) if jobs else None
 
     def stop(self, level: StopLevel) -> None:
-        """Stop the running job, or the next one if none has begun. JOB lets it finish and drops the jobs that wait."""
+        """Stop the running job, or the next one if none has begun, and drop what waits of its batch. JOB lets it finish and
+        drops every job that waits."""
         with self._changed:
             current = self.current()
             for job in self._jobs.values():
                 if job.view.state == "running":
                     self._stops[job.id].request(level)
                     self._publish(job.id, replace(job.view, stopping=self._stops[job.id].level))
-                elif job.view.state == "waiting" and (level == StopLevel.JOB or job == current):
+                elif job.view.state == "waiting" and (level == StopLevel.JOB or job.batch == current.batch):
                     self._publish(job.id, job.view.after(Stopped(at=time.time(), level=level)))
 
     def remove(self, job_id: str) -> None:

@@ -13,11 +13,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from eichi_utils.loras import named_beside
+from eichi_utils.paths import KEY
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import Request, map_pictures, to_json
-
-# The name of the text chunk (PNG) and of the tag (MP4) that holds the request as JSON.
-KEY = "eichi"
+from eichi_utils.request import Request, to_json
+from eichi_utils.request_files import map_pictures
 
 
 def document_of(request: Request) -> str:
@@ -25,13 +24,14 @@ def document_of(request: Request) -> str:
     return json.dumps(to_json(request), ensure_ascii=False, allow_nan=False)
 
 
-def png_info(request: Request, section: int | None = None) -> PngInfo:
-    """Text chunks of a PNG: the request, and the `parameters` text of the existing program."""
+def png_info(request: Request, section: int | None = None, frame: int | None = None) -> PngInfo:
+    """Text chunks of a PNG: the request, and the `parameters` text of the existing program. frame: its place in the film."""
     lines = [request.prompt, f"Seed: {request.seed}"]
     if section is not None:
         own = getattr(request, "section_prompts", {}).get(section, "")
         lines += [f"Section Prompt: {own}"] if own else []
         lines += [f"Section Number: {section}"]
+    lines += [f"Frame Number: {frame}"] if frame is not None else []
     info = PngInfo()
     for name, text in (("parameters", "\n".join(lines).strip()), (KEY, document_of(request))):
         info.add_text(name, text) if text.isascii() else info.add_itxt(name, text)

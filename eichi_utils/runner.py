@@ -6,22 +6,23 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from diffusers_helper.latents import SPATIAL, encode_picture, images, to_uint8
+from diffusers_helper.latents import SPATIAL, encode_picture
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
-from eichi_utils import adapters
+from eichi_utils.append import whole_frames, written_frames
 from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of
 from eichi_utils.encoded import Encoded
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
-from eichi_utils.film import Decoded, sample_film
-from eichi_utils.media import FilmWriter, write_png
-from eichi_utils.metadata import mp4_tags, png_info
-from eichi_utils.plan import Plan, frames_of
+from eichi_utils.extras import extra_bytes
+from eichi_utils.film import Decoded, Joined, Stretch, sample_film
+from eichi_utils.joined import JoinedFilm
+from eichi_utils.latent_files import read_latents, trim
+from eichi_utils.lora_fit import notices as lora_notices
+from eichi_utils.media import write_png
+from eichi_utils.metadata import png_info
+from eichi_utils.plan import Plan
 from eichi_utils.preflight import (
     disk_free,
     download_bytes,
@@ -32,6 +33,7 @@ from eichi_utils.preflight import (
 )
 from eichi_utils.problems import UserError
 from eichi_utils.request import Request
+from eichi_utils.saving import Film
 
 if TYPE_CHECKING:
     from eichi_utils.jobs import Stop
@@ -55,12 +57,14 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         pool.check(plan.checkpoint)
     elif problems := download_problems(pool.files, missing):
         raise UserError(problems)
-    notices = [*adapters.notices(request.loras, pool.files, plan.checkpoint)]
+    notices = [*lora_notices(request.loras, pool.files, plan.checkpoint)]
     pictures = fit_pictures(plan, request.size)
-    for_files = output_bytes(plan, pictures.height, pictures.width, getattr(request, "crf", 0))
+    total = result_frames(plan)
+    for_files = output_bytes(written_frames(plan), pictures.height, pictures.width, getattr(request, "crf", 0))
+    for_files += extra_bytes(request, plan, pictures.height, pictures.width)
     outputs.prepare(for_files)
     disk = for_files + download_bytes(pool.files, missing), disk_free(outputs.folder)
-    yield _started(request, plan, pictures)
+    yield _started(request, plan, pictures, total)
 
     files: list[str] = []
     frames = 0
@@ -69,6 +73,8 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         return Stopped(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began, level=stop.level)
 
     yield from notices
+    if request.merge_loras and len({section.lora_strengths for section in plan.sections}) > 1:
+        yield Notice(at=time.time(), key="lora_merged_again")
     for name in request.idle():
         yield Notice(at=time.time(), key="no_effect", values={"name": name})
     if pool.files.shares_transformer(plan.checkpoint):
@@ -82,7 +88,7 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         pool.check(plan.checkpoint)
 
     tokens = most_tokens(plan, pictures.height // SPATIAL, pictures.width // SPATIAL)
-    way = pool.preflight(plan.checkpoint, request.precision, tokens)
+    way = pool.preflight(plan.checkpoint, request.precision, tokens, request.loras, request.merge_loras)
     request = replace(request, precision=way.precision)
     if way.chosen:
         yield _choice(way.instead is not None, figures(way, pool.machine(), *disk))
@@ -101,31 +107,47 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     files.append(str(start))
     yield Saved(at=time.time(), path=str(start), kind="start")
 
-    film = Film(request, plan, outputs)
-    with film.writer:
+    film, joined = Film(request, plan, outputs), JoinedFilm(request, outputs)
+    with film.writer, joined.stream:
         for event in sample_film(request, plan, conditions, pool, stop):
             if isinstance(event, Decoded):
                 yield Stage(at=time.time(), name="save", section=event.section)
-                saved = film.save(event)
-                files[:-1] = [saved.path]
-                frames = saved.frames
-                yield saved
+                for saved in film.save(event):
+                    files[:-1] = film.files
+                    frames = saved.frames or frames
+                    yield saved
+            elif isinstance(event, Stretch):
+                joined.add(event)
+            elif isinstance(event, Joined):
+                yield Stage(at=time.time(), name="save", section=len(plan.sections))
+                for saved in joined.save(event):
+                    files[:-1] = [*joined.files, *film.files]
+                    frames = saved.frames or frames
+                    yield saved
             else:
                 yield event
             if stop.level >= StopLevel.NOW or (isinstance(event, Decoded) and stop.level >= StopLevel.SECTION):
                 break
-    if frames < (plan.frames if plan.output == "film" else 1):
+        for saved in film.rest():
+            files[:-1] = [*joined.files, *film.files]
+            yield saved
+    if frames < total:
         yield stopped()
     else:
         yield Finished(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began)
 
 
-def _started(request: Request, plan: Plan, pictures: Pictures) -> Started:
+def result_frames(plan: Plan) -> int:
+    """Frames of what the job is for: the film with what is appended to it, or one picture."""
+    return whole_frames(plan) if plan.output == "film" else 1
+
+
+def _started(request: Request, plan: Plan, pictures: Pictures, frames: int) -> Started:
     return Started(
         at=time.time(),
-        sections=len(plan.sections),
+        sections=plan.parts,
         steps=request.steps,
-        frames=plan.frames if plan.output == "film" else 1,
+        frames=frames,
         width=pictures.width,
         height=pictures.height,
         seed=request.seed,
@@ -165,35 +187,12 @@ def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -
             for name in missing:
                 picture = pictures.by_name[name]
                 latents[name] = kept.keep_latents(picture, again(partial(encode_picture, vae, pixels_of(picture))))
+    append = None
+    if plan.append:
+        info, appended = read_latents(plan.append.file)
+        append = trim(info, appended, plan.append.skip_start, plan.append.skip_end)
     masks = {name: encode_mask(mask) for name, mask in pictures.masks.items()}
     yield Stage(at=time.time(), name="load")
     prompts = {prompt: found[prompt] for prompt in plan.prompts}
     negative = found[request.negative_prompt] if request.cfg_scale != 1.0 else None
-    yield Conditions(prompts=prompts, image=image, latents=latents, masks=masks, negative=negative)
-
-
-class Film:
-    """Writes what is decoded, and deletes the shorter film when the longer one stands."""
-
-    def __init__(self, request: Request, plan: Plan, outputs: Outputs):
-        self.request, self.plan, self.outputs = request, plan, outputs
-        self.writer = FilmWriter(outputs.folder, plan.grows, getattr(request, "crf", 0), mp4_tags(request))
-        self._before: Path | None = None
-
-    def save(self, decoded: Decoded) -> Saved:
-        """The film so far, or the picture; a complete file."""
-        if self.plan.output == "picture":
-            path = self.outputs.path("_oneframe.png")
-            picture = Image.fromarray(images(decoded.final)[0].numpy())
-            write_png(path, picture, png_info(self.request))
-            return Saved(at=time.time(), path=str(path), kind="picture", section=decoded.section, frames=1)
-        latents = self.plan.latents_after(decoded.section + 1)
-        path = self.outputs.path(f"_{latents}.mp4")
-        self.writer.add(images(decoded.final).numpy())
-        self.writer.write(path, to_uint8(decoded.open).numpy())
-        if self._before:
-            self._before.unlink(missing_ok=True)
-        self._before = path
-        last = decoded.section == len(self.plan.sections) - 1
-        kind = "film" if last else "so_far"
-        return Saved(at=time.time(), path=str(path), kind=kind, section=decoded.section, frames=frames_of(latents))
+    yield Conditions(prompts=prompts, image=image, latents=latents, masks=masks, negative=negative, append=append)

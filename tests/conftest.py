@@ -20,8 +20,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test neither reads nor fills the program's own caches."""
+    """A test neither reads nor fills the program's own caches and measured times."""
     monkeypatch.setattr("eichi_utils.paths.CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr("eichi_utils.timings.SETTINGS", tmp_path_factory.mktemp("settings"))
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.jobs import Jobs
 from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS, PRESETS, SETTINGS
+from eichi_utils.timings import Timings
 from locales import LANGUAGES, Translator, preferred_language
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context
@@ -56,12 +57,15 @@ def build(
     engine: Engine | None = None,
     settings: Path = SETTINGS,
     presets: Path = PRESETS,
+    more_outputs: tuple[Path, ...] = (),
+    timings: Timings | None = None,
 ) -> FastAPI:
     """The three pages in one application: `mode`'s at "/", the others at their own paths.
 
     models: those to choose from, by default what this machine has. auth: (user, password) that every page asks for; who has
     logged in at one is known to the others. engine: what the jobs run with, where pages may change it.
     settings, presets: folders of what users saved.
+    more_outputs: folders beside `outputs` that pages may save to and serve. timings: for estimates.
     """
     app = FastAPI(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
     models = models or Models()
@@ -88,6 +92,8 @@ def build(
             engine=engine,
             settings=settings,
             presets=presets,
+            more_outputs=more_outputs,
+            timings=timings,
         )
         gr.mount_gradio_app(
             app,
@@ -95,7 +101,7 @@ def build(
             path=root or "/",
             auth=auth,
             # The form of a running job shows its pictures again after a reload.
-            allowed_paths=[str(outputs.resolve()), str(uploads.resolve()), *examples],
+            allowed_paths=[*(str(folder.resolve()) for folder in (*context.folders.all, uploads)), *examples],
             footer_links=[],
             run_history=False,
             theme=theme(),
@@ -114,9 +120,11 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     outputs = options.out.resolve()
     models = Models(options.models)
     settings = {"reserve_gb": options.reserve_gb, "compiler": options.compile, "cache_gb": options.cache_gb}
+    where = {"more_outputs": tuple(folder.resolve() for folder in options.allow_folder), "timings": Timings()}
+    settings |= {"allowed": where["more_outputs"], "timings": where["timings"]}
     engine = Engine(models, outputs, options.device, options.attention, **settings)
     jobs = Jobs(engine)
-    app = build(jobs, mode, options.t, outputs, models=models, plain=options.plain, auth=options.auth, engine=engine)
+    app = build(jobs, mode, options.t, outputs, models=models, plain=options.plain, auth=options.auth, engine=engine, **where)
     with listen(options.server, options.port) as listener:
         url = address(options.server, listener)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
@@ -138,6 +146,9 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--inbrowser", action="store_true", help=words("page.flag.inbrowser"))
     parser.add_argument("--models", type=Path, metavar="DIR", help=words("page.flag.models"))
     parser.add_argument("--out", type=Path, metavar="DIR", default=DEFAULT_OUTPUTS, help=words("page.flag.out"))
+    parser.add_argument(
+        "--allow-folder", type=Path, action="append", default=[], metavar="DIR", help=words("page.flag.allow_folder")
+    )
     parser.add_argument("--attention", metavar="NAME", default="auto", help=words("page.flag.attention"))
     parser.add_argument("--compile", choices=("auto", "off"), default="auto", help=words("page.flag.compile"))
     parser.add_argument("--device", metavar="NAME", default="auto", help=words("page.flag.device"))

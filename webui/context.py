@@ -13,8 +13,10 @@ from gradio.utils import get_upload_folder
 
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
+from eichi_utils.folders import OutputFolders
 from eichi_utils.jobs import Job, Jobs
 from eichi_utils.paths import DEFAULT_UPLOADS, PRESETS, SETTINGS
+from eichi_utils.timings import Timings
 from locales import Translator
 
 # Events that neither wait in gradio's queue nor show its spinner: everything here answers at once.
@@ -26,6 +28,7 @@ class Context:
     """mode: the page's own. root: the path it is mounted at, "" for "/". links: mode -> address of its page.
 
     outputs, uploads: where results go, and where pictures that came through a page are kept.
+    more_outputs: further folders that results may go to and are shown from. timings: of this machine's runs so far.
     models: those to choose from. engine: whose reserve of the card the page changes; None where it changes none.
     plain: only what the original FramePack page had. settings, presets: folders of what the user saved.
     """
@@ -42,6 +45,12 @@ class Context:
     engine: Engine | None = None
     settings: Path = SETTINGS
     presets: Path = PRESETS
+    more_outputs: tuple[Path, ...] = ()
+    timings: Timings | None = None
+
+    @property
+    def folders(self) -> OutputFolders:
+        return OutputFolders(self.outputs, self.more_outputs)
 
     def url(self, path: str) -> str:
         """The address below which gradio serves a file, if it is of the output folder or an example."""
@@ -49,7 +58,7 @@ class Context:
 
     def holds(self, path: Any) -> bool:
         """Whether a file is one that pages have given out or taken in; a browser can name no other."""
-        folders = (get_upload_folder(), self.uploads, self.outputs)
+        folders = (get_upload_folder(), self.uploads, self.outputs, *self.more_outputs)
         return isinstance(path, str) and any(Path(path).resolve().is_relative_to(Path(f).resolve()) for f in folders)
 
     def job_to_fill_from(self) -> Job | None:

@@ -41,6 +41,28 @@ with without_stubs():
         def preprocess(self, payload: Any) -> Any:
             return payload
 
+    class Dropdown(gr.Dropdown):
+        """A choice of a list that changes while the page is open."""
+
+        is_template = True
+
+        def preprocess(self, payload: Any) -> Any:
+            return payload
+
+    class File(gr.File):
+        """A file as the path of what was uploaded, whatever it is, so that checks can name what is wrong with it."""
+
+        is_template = True
+
+        def preprocess(self, payload: FileData | None) -> str | None:
+            return payload.path if payload else None
+
+        def postprocess(self, value: str | None) -> FileData | None:
+            if not value or not Path(value).is_file():
+                return None
+            path, size = save_file_to_cache(value, self.GRADIO_CACHE), Path(value).stat().st_size
+            return FileData(path=path, orig_name=Path(value).name, size=size)
+
     class Picture(gr.Image):
         """A picture as the path of the very file that was uploaded, so that checks can name its damage."""
 
@@ -54,22 +76,6 @@ with without_stubs():
             if not value or not Path(value).is_file():
                 return None
             return ImageData(path=save_file_to_cache(value, self.GRADIO_CACHE), orig_name=Path(value).name)
-
-    class File(gr.File):
-        """A place for one file of any kind, as its path; what it is, its reader says."""
-
-        is_template = True
-
-        def preprocess(self, payload: FileData | None) -> str | None:
-            return payload.path if payload else None
-
-    class Names(gr.Dropdown):
-        """Names to choose from, or a new one; the list of a tab may be older than the server's."""
-
-        is_template = True
-
-        def preprocess(self, payload: Any) -> str:
-            return str(payload or "")
 
 
 def picture(**settings: Any) -> Picture:

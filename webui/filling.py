@@ -9,7 +9,6 @@ from gradio.components import Component
 
 from eichi_utils import modes
 from eichi_utils.fields import usable
-from eichi_utils.problems import Problem
 from eichi_utils.request import Request, to_json
 from webui.form import Form
 from webui.model_panel import ModelPanel
@@ -43,8 +42,8 @@ class Filling:
         """A new page's request with other values for some fields, in JSON form."""
         return modes.from_json({**to_json(self.form.kind()), **self.form.defaults, **fields, "mode": self.form.kind.mode})
 
-    def put(self, values: Mapping[Component, Any], request: Request) -> tuple[dict[Component, Any], Held, list[Problem]]:
-        """Updates that show the request, what undoes them, and which of its values have no place on the page."""
+    def put(self, values: Mapping[Component, Any], request: Request) -> tuple[dict[Component, Any], Held]:
+        """Updates that show the request, and what undoes them."""
         before, entries = self.standing(values), self.form.entries
         changed = [name for name in entries if getattr(request, name) != getattr(before, name)]
         if any(name in WITH_MODEL for name in changed):
@@ -55,7 +54,7 @@ class Filling:
         held = {component._id: values[component] for component in updates}
         if any(name in WITH_MODEL for name in changed):
             updates |= self.model.shown(request)
-        return updates | (self.form.closed if updates else {}), held, self._homeless(request, before)
+        return updates | (self.form.closed if updates else {}), held
 
     def back(self, held: Held) -> dict[Component, Any]:
         """Updates that show again what was there before `put`."""
@@ -68,8 +67,3 @@ class Filling:
                 del models[self.model.asked_steps]
             updates |= models
         return updates | (self.form.closed if updates else {})
-
-    def _homeless(self, request: Request, before: Request) -> list[Problem]:
-        fields = [name for name in to_json(request) if name != "mode" and name not in self.form.entries]
-        lost = [name for name in fields if getattr(request, name) != getattr(before, name)]
-        return [Problem("", "not_on_page", {"name": name}) for name in lost]

@@ -14,6 +14,7 @@ from gradio.components import Component
 
 from eichi_utils import modes
 from eichi_utils.catalogue import Models
+from eichi_utils.folders import OutputFolders
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
 from locales import Translator, table
@@ -32,10 +33,11 @@ class Entry:
 class Form:
     """The fields of one mode's request that a page shows. Those it does not show are what the model recommends."""
 
-    def __init__(self, kind: type[Request], t: Translator, models: Models):
+    def __init__(self, kind: type[Request], t: Translator, models: Models, folders: OutputFolders | None = None):
         self.kind = kind
         self.t = t
         self.models = models
+        self.folders = folders
         self.defaults = models.recommended(models.default(kind.checkpoint), kind)
         self.entries: dict[str, Entry] = {}
         # Updates that close what shows a part of a field, such as one section, when the field is filled from elsewhere.
@@ -67,14 +69,14 @@ class Form:
         *components: Component,
         read: Callable[..., Any] = lambda value: value,
         write: Callable[[Any], tuple] = lambda value: (value,),
+        beside: Component | None = None,
     ) -> Component:
-        """Tie components to a field; returns the first."""
+        """Tie components to a field; returns the first. beside: what its problems are shown at, by default the first."""
         if name not in self._fields:
             raise KeyError(f"{self.kind.__name__} has no field {name}")
         self.entries[name] = Entry(components, read, write)
-        # What is wrong with a field is said where the field is (start_panel.py).
-        for component in components:
-            component.elem_classes = [*component.elem_classes, f"eichi-field-{name}"]
+        place = beside or components[0]
+        place.elem_classes = [*(place.elem_classes or []), f"field-{name}"]
         return components[0]
 
     def text(self, name: str, **settings: Any) -> Component:
@@ -165,7 +167,11 @@ class Form:
             unreadable = {problem.field.split("/")[0] for problem in error.problems}
             rest = modes.from_json({name: value for name, value in document.items() if name not in unreadable})
             return None, (*error.problems, *(p for p in rest.check() if p.field not in unreadable))
-        return request, request.check() + self.models.problems(request)
+        problems = request.check()
+        if self.folders and all(problem.field != "output_folder" for problem in problems):
+            folder = self.folders.problem(request.output_folder)
+            problems += (folder,) if folder else ()
+        return request, problems + self.models.problems(request)
 
     def write(self, request: Request) -> dict[Component, Any]:
         """The value of every component for this request."""

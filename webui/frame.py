@@ -72,7 +72,7 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
     It may add followers (`StartPanel`) for what it shows of the request.
     """
     followers: dict[Component, Follower] = {}
-    form = Form(MODES[context.mode], context.t, context.models)
+    form = Form(MODES[context.mode], context.t, context.models, context.folders)
     title = f"{context.t(f'page.mode.{context.mode}')} - FramePack-eichi"
     with Page(title=title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(header(context), elem_id="header")
@@ -119,10 +119,7 @@ def fill_on_load(context: Context, form: Form, filling: Filling, settings: Setti
             request = filling.made(fields)
             said = settings.noticed(notes) if settings and notes else {}
             return (form.write(request) | model.shown(request) if fields else model.news(form.default("model"))) | said
-        values = form.write(job.request) | model.shown(job.request)
-        if job.seed_drawn:
-            values |= dict.fromkeys(form.entries["seed"].components, "")
-        return values
+        return form.write(job.asked) | model.shown(job.asked)
 
     blocks.load(fill, None, outputs, **QUIET)
 

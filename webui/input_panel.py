@@ -84,10 +84,8 @@ def advanced_panel(context: Context, form: Form) -> None:
             form.slider("guidance_rescale", step=0.01)
         form.text("negative_prompt", lines=2, max_lines=6)
         with gr.Row():
+            form.number_or_empty("shift")
             if form.has("padding"):
                 form.number_or_empty("padding")
-            if form.has("crf"):
-                form.slider("crf", step=1)
-        if form.has("vae_cache"):
-            form.switch("vae_cache")
+        form.choice("precision", {name: t(f"page.precision.{name}") for name in form.choices("precision")})
         reserve_panel(context)

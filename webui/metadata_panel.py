@@ -12,6 +12,7 @@ from gradio.components import Component
 from eichi_utils.png_text import PictureText, read_text, request_fields
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import PICTURE_FIELDS, to_json
+from eichi_utils.request_files import FILE_FIELDS
 from webui import fields
 from webui.context import QUIET, Context
 from webui.filling import Filling
@@ -65,9 +66,9 @@ class MetadataPanel:
         found, notes = request_fields(about["text"], self.form.kind.mode, action)
         found, gone = self._with_pictures_here(found)
         request = self.filling.made({**to_json(self.filling.standing(values)), **found})
-        updates, held, lost = self.filling.put(values, request)
+        updates, held = self.filling.put(values, request)
         said = self.t(f"page.metadata.took_{action}", file=about["file"])
-        return updates | self.outcome.done(said, [*notes, *gone, *lost], held)
+        return updates | self.outcome.done(said, [*notes, *gone], held)
 
     def _actions(self, text: PictureText) -> dict[str, str]:
         mode = self.form.kind.mode
@@ -90,24 +91,25 @@ class MetadataPanel:
         """Without pictures that are on another computer, or that a browser may not name; those of the form stay."""
         kept, gone = dict(found), []
 
-        def here(path: Any) -> bool:
+        def here(path: Any, field: str) -> bool:
             if self.context.holds(path) and Path(path).is_file():
                 return True
             if path:
-                gone.append(Problem("image", "picture_elsewhere", {"file": str(path)}))
+                gone.append(Problem(field, "picture_elsewhere", {"file": str(path)}))
             return False
 
-        for name in PICTURE_FIELDS:
+        for name in (*PICTURE_FIELDS, *FILE_FIELDS):
             # The start picture that says all this was chosen a moment ago.
-            if name in kept and ((self.picture and name == "image") or not here(kept[name])):
+            if name in kept and ((self.picture and name == "image") or not here(kept[name], name)):
                 del kept[name]
         if "keyframes" in kept:
-            kept["keyframes"] = {number: path for number, path in kept["keyframes"].items() if here(path)}
+            kept["keyframes"] = {key: path for key, path in kept["keyframes"].items() if here(path, f"keyframes/{key}")}
         if "controls" in kept:
+            files = [(number, control, control.get("mask")) for number, control in enumerate(kept["controls"])]
             kept["controls"] = [
                 control
-                for control in kept["controls"]
-                if here(control["image"]) and (not control.get("mask") or here(control["mask"]))
+                for number, control, mask in files
+                if here(control["image"], f"controls/{number}/image") and (not mask or here(mask, f"controls/{number}/mask"))
             ]
         return kept, gone
 

@@ -37,8 +37,8 @@ class Held:
 
 # The form's values -> the value to save; raises UserError.
 Read = Callable[[Mapping[Component, Any]], Any]
-# The form's values and a saved value -> updates, what undoes them, notes.
-Put = Callable[[Mapping[Component, Any], Any], tuple[dict[Component, Any], Any, list[Problem]]]
+# The form's values and a saved value -> updates, and what undoes them.
+Put = Callable[[Mapping[Component, Any], Any], tuple[dict[Component, Any], Any]]
 Back = Callable[[Any], dict[Component, Any]]
 
 
@@ -48,7 +48,7 @@ class NamedPanel:
     def __init__(self, t: Translator, store: Store, kind: str):
         self.t, self.store, self.kind = t, store, kind
         with gr.Row(equal_height=True):
-            self.name = fields.Names(
+            self.name = fields.Dropdown(
                 self.names(),
                 value=None,
                 label=t(f"page.named.{kind}.name"),
@@ -87,19 +87,19 @@ class NamedPanel:
 
     def apply(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """What is kept under the name, into the form."""
-        name = values[self.name].strip()
+        name = str(values[self.name] or "").strip()
         try:
             kept, _ = self.store.all()
             if name not in kept:
                 raise UserError([self._unknown(name)])
-            updates, held, notes = self.put(values, kept[name])
+            updates, held = self.put(values, kept[name])
         except UserError as error:
             return self.outcome.refused(error.problems)
-        return updates | self.outcome.done(self.t(f"page.named.{self.kind}.applied", name=name), notes, Held(form=held))
+        return updates | self.outcome.done(self.t(f"page.named.{self.kind}.applied", name=name), back=Held(form=held))
 
     def save(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """What the form holds, under the name; what had that name comes back with an undo."""
-        name = values[self.name].strip()
+        name = str(values[self.name] or "").strip()
         try:
             value, before = self.read(values), self.store.all()[0].get(name)
             notes = self.store.save(name, value)
@@ -110,7 +110,7 @@ class NamedPanel:
 
     def delete(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """Forget what is kept under the name."""
-        name = values[self.name].strip()
+        name = str(values[self.name] or "").strip()
         try:
             before = self.store.all()[0].get(name)
             if before is None:

@@ -86,8 +86,8 @@ class PromptsPanel:
         said = self.t("page.prompts.begin" if prompt.strip() else "page.prompts.begin_empty")
         return self.panel.news() | self.panel.outcome.done(said, notes, Held(name=name, value=old))
 
-    def _put(self, values: Mapping[Component, Any], prompt: str) -> tuple[dict[Component, Any], Any, list[Problem]]:
-        return {self.prompt: prompt}, values[self.prompt], []
+    def _put(self, values: Mapping[Component, Any], prompt: str) -> tuple[dict[Component, Any], Any]:
+        return {self.prompt: prompt}, values[self.prompt]
 
     def _back(self, prompt: str) -> dict[Component, Any]:
         return {self.prompt: prompt}
@@ -112,6 +112,6 @@ class FavouritesPanel:
             raise UserError(wrong)
         return to_json(keep_pictures(request, self.context.uploads))
 
-    def put(self, values: Mapping[Component, Any], document: Mapping[str, Any]) -> tuple[dict[Component, Any], Any, list]:
+    def put(self, values: Mapping[Component, Any], document: Mapping[str, Any]) -> tuple[dict[Component, Any], Any]:
         fields = {name: value for name, value in document.items() if name != "mode"}
         return self.filling.put(values, self.filling.made(fields))

@@ -13,11 +13,16 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from eichi_utils.desktop import open_folder, same_machine
 from eichi_utils.events import StopLevel
 from eichi_utils.jobs import Job
 from eichi_utils.media import last_frame
+from eichi_utils.metadata import read_document
 from eichi_utils.paths import written_atomically
+from eichi_utils.problems import UserError
+from eichi_utils.request import to_json
 from eichi_utils.view import View
+from webui import words
 from webui.context import QUIET, Context
 from webui.form import Form
 from webui.progress import CSS as PROGRESS_CSS
@@ -35,6 +40,8 @@ from webui.viewer import JS as VIEWER_JS
 EARLIER = 6
 # Fields of the form that a result can become.
 USES = ("image", "end_image")
+# What the viewer says instead of a field when the folder is asked for.
+FOLDER = "folder"
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,22 @@ class ResultPanel:
         self.context, self.t = context, context.t
         self.uses = {name: form.entries[name].components[0] for name in USES if name in form.entries}
         t = context.t
-        labels = {name: t(f"page.viewer.{name}") for name in ("empty", "preview", "so_far", "download", "earlier")}
+        labels = {name: t(f"page.viewer.{name}") for name in ("empty", "preview", "so_far", "download", "earlier", "folder")}
+        labels["metadata"] = t("page.metadata")
         self.viewer = gr.HTML(
             {"labels": labels},
             html_template=VIEWER_HTML,
             css_template=VIEWER_CSS,
             js_on_load=VIEWER_JS,
             elem_id="viewer",
+        )
+        self.folder = gr.Textbox(
+            label=t("page.output.folder_path"),
+            visible=False,
+            interactive=False,
+            max_lines=1,
+            buttons=["copy"],
+            elem_id="folder-path",
         )
         self.progress = gr.HTML(
             None,
@@ -101,6 +117,7 @@ class ResultPanel:
             stopped = button.click(partial(self.context.jobs.stop, level), None, None, **QUIET)
             stopped.then(self.look, self.seen, self.outputs, **QUIET)
         self.viewer.click(self.use, None, list(self.uses.values()), **QUIET)
+        self.viewer.click(self.show_folder, None, self.folder, **QUIET)
         asked = self.queue.click(self.arrange, None, None, **QUIET)
         asked.then(self.look, self.seen, self.outputs, **QUIET)
 
@@ -121,6 +138,15 @@ class ResultPanel:
             with written_atomically(kept) as temporary:
                 last_frame(made).save(temporary, "PNG")
         return {component: str(kept)}
+
+    def show_folder(self, event: gr.EventData, asker: gr.Request) -> Any:
+        """Open the result's folder where the user can see it; in a browser on another machine, say where it is."""
+        job = self.context.jobs.current()
+        if event._data["field"] != FOLDER or job is None or not job.view.files:
+            return gr.update()
+        folder = Path(job.view.files[0]).parent
+        opened = same_machine(asker.client.host) and open_folder(folder)
+        return gr.update(value=str(folder), visible=not opened)
 
     def arrange(self, event: gr.EventData) -> None:
         """Remove a waiting job, or let it come earlier or later."""
@@ -160,6 +186,7 @@ class ResultPanel:
             "picture": self._file(view.picture)["url"] if view.picture else "",
             "result": self._file(result) if result and view.ended else None,
             "facts": self._facts(job) if result and view.ended else "",
+            "metadata": self._metadata(job) if result and view.ended else [],
             "uses": {field: self.t(f"page.viewer.{_use(view)}_as_{field}") for field in self.uses},
             "earlier": [
                 self._file(other.view.picture or other.view.film)
@@ -174,6 +201,14 @@ class ResultPanel:
             "url": self.context.url(path) + (f"?frames={frames}" if frames else ""),
             "name": Path(path).name,
         }
+
+    def _metadata(self, job: Job) -> list[list[str]]:
+        """What the result's file says of itself."""
+        try:
+            document = read_document(job.view.picture or job.view.film)
+        except UserError:
+            document = None
+        return words.settings_list(self.t, document if isinstance(document, dict) else to_json(job.request))
 
     def _facts(self, job: Job) -> str:
         view = job.view

@@ -78,9 +78,9 @@ class SectionsPanel:
             request, notes = import_sections(Path(path), standing, values[self.how], self.context.uploads)
         except UserError as error:
             return {self.upload: None} | self.outcome.refused(error.problems)
-        updates, held, lost = self.filling.put(values, request)
+        updates, held = self.filling.put(values, request)
         said = self.t("page.zip.imported", file=Path(path).name)
-        return updates | {self.upload: None} | self.outcome.done(said, [*notes, *lost], held)
+        return updates | {self.upload: None} | self.outcome.done(said, notes, held)
 
     def undo(self, held: Any) -> dict[Component, Any]:
         """The form as it was before the ZIP."""

@@ -19,8 +19,8 @@ from webui.outcome import Outcome
 from webui.presets_panel import prompt_presets
 
 # What a film is made of, and not how; the prompt has its own place to begin with.
-CONTENT_KINDS = ("picture", "section_pictures", "section_texts", "controls")
-CONTENT = ("prompt", "seed")
+CONTENT_KINDS = ("picture", "section_pictures", "section_texts", "section_numbers", "controls", "latents")
+CONTENT = ("prompt", "seed", "batch", "append_trim_start", "append_trim_end", "film_trim_end", "join_latents")
 # A value of the program, called as in the existing one's file.
 ON_START = "save_settings_on_start"
 
@@ -106,7 +106,7 @@ class SettingsPanel:
         usual = to_json(self.filling.made({}))
         standing = to_json(self.filling.standing(values))
         request = self.filling.made({**standing, **{name: usual[name] for name in setting_names(self.form)}})
-        updates, held, _ = self.filling.put(values, request)
+        updates, held = self.filling.put(values, request)
         said = self.t("page.settings.was_reset")
         return updates | self.outcome.done(said, notes, {"saved": before, "form": held})
 

@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from html import escape
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
+from eichi_utils.extras import extra_counts
 from eichi_utils.problems import Problem
 from eichi_utils.request import Request
-from webui import words
+from webui import field_problems, words
 from webui.context import QUIET, Context
 from webui.form import Form
 from webui.uploads import keep_pictures
 
 # Two clicks on Start within this time mean one film.
 DOUBLE_CLICK_SECONDS = 1.5
-
-# Each sentence of the list also stands at its field's component (the stylesheet shows it). The parts of a list of references
-# lie one after the other; what is wrong with a section is said at the strip.
-BESIDE_FIELDS = """
-const parts = ['image', 'index', 'mask'];
-function place(name, number, part) {
-  if (name === 'keyframes' || name === 'section_prompts') return document.getElementById('timeline');
-  const places = document.querySelectorAll('.eichi-field-' + name);
-  return places[name === 'controls' ? parts.length * (number || 0) + Math.max(0, parts.indexOf(part)) : 0] || places[0];
-}
-function mark() {
-  for (const node of document.querySelectorAll('[data-problem]')) delete node.dataset.problem;
-  for (const item of element.querySelectorAll('li.wrong[data-field]')) {
-    const node = place(...item.dataset.field.split('/'));
-    if (node) node.dataset.problem = [node.dataset.problem, item.dataset.sentence].filter(Boolean).join('\\n');
-  }
-}
-new MutationObserver(mark).observe(element, { childList: true, subtree: true });
-mark();
-"""
 
 Follower = Callable[[Request | None, tuple[Problem, ...]], dict[Component, Any]]
 
@@ -54,7 +34,14 @@ class StartPanel:
         self.followers = followers
         self.context, self.form, self.t = context, form, context.t
         with gr.Column(elem_classes="eichi-start", min_width=0):
-            self.problems = gr.HTML(elem_id="problems", js_on_load=BESIDE_FIELDS)
+            self.problems = gr.HTML(elem_id="problems")
+            self.wrong = gr.HTML(
+                {},
+                html_template=field_problems.HTML,
+                js_on_load=field_problems.JS,
+                elem_id="field-problems",
+                elem_classes="eichi-unseen",
+            )
             self.summary = gr.HTML(elem_id="summary")
             self.start = gr.Button(self.t("page.start"), variant="primary", elem_id="start")
         request = form.kind(**form.defaults)
@@ -66,7 +53,7 @@ class StartPanel:
     @property
     def outputs(self) -> list[Component]:
         """What `look` returns."""
-        return [self.summary, self.problems, self.start, *self.followers]
+        return [self.summary, self.problems, self.wrong, self.start, *self.followers]
 
     def wire(self, after: Any, outputs: Any, seen: Component) -> None:
         """after: called with `seen` once a job is submitted, to show it at once. outputs: what it returns."""
@@ -90,6 +77,7 @@ class StartPanel:
         return news | {
             self.summary: self._summary(request, problems),
             self.problems: words.problem_list(self.t, problems),
+            self.wrong: words.problems_by_field(self.t, problems),
             self.start: gr.update(interactive=not problems),
         }
 
@@ -107,8 +95,11 @@ class StartPanel:
         jobs = self.context.jobs.all()
         if not jobs or time.time() - jobs[-1].submitted > DOUBLE_CLICK_SECONDS:
             return False
-        newest = jobs[-1]
-        return replace(newest.request, seed=-1) == request if newest.seed_drawn else newest.request == request
+        return jobs[-1].asked == request
 
     def _summary(self, request: Any, problems: Any) -> str:
-        return f'<p class="eichi-summary">{escape(words.summary(self.t, request, problems))}</p>'
+        took = self.context.timings.seconds if self.context.timings else None
+        lines = words.summary(self.t, request, problems, took), words.files(self.t, request, problems)
+        shown = "".join(f"<span>{escape(line)}</span>" for line in lines if line)
+        usual = "" if request is not None and lines[1] and extra_counts(request, request.plan()) else " usual"
+        return f'<p class="eichi-summary{usual}">{shown}</p>'

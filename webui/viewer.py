@@ -13,7 +13,9 @@ HTML = """
   <figure class="live"><img class="preview" alt=""><figcaption></figcaption></figure>
 </div>
 <div class="result"><a class="download" download></a><button type="button" class="use" data-field="image"></button
-  ><button type="button" class="use" data-field="end_image"></button><span class="facts"></span></div>
+  ><button type="button" class="use" data-field="end_image"></button
+  ><button type="button" class="folder"></button><span class="facts"></span></div>
+<details class="metadata"><summary></summary><dl></dl></details>
 <details class="earlier"><summary></summary><ul></ul></details>
 """
 
@@ -32,10 +34,15 @@ figcaption { margin-top: 4px; font-size: 12px; text-align: center; color: var(--
   font-size: 14px; }
 .download { padding: 8px 16px; border-radius: 6px; text-decoration: none; color: #fff !important;
   background: var(--button-primary-background-fill); }
-.use { margin: 0 !important; padding: 8px 12px; border-radius: 6px; cursor: pointer; font-size: 13px; font-weight: 400;
+.use, .folder { margin: 0 !important; padding: 8px 12px; border-radius: 6px; cursor: pointer; font-size: 13px; font-weight: 400;
   color: var(--body-text-color);
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .facts { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+.metadata { margin-top: 8px; font-size: 13px; }
+.metadata dl { display: grid; grid-template-columns: minmax(0, max-content) minmax(0, 1fr); gap: 2px 16px; margin: 4px 0 0;
+  max-height: 30vh; overflow: auto; }
+dt { color: var(--body-text-color-subdued); }
+dd { margin: 0; overflow-wrap: anywhere; user-select: text; }
 .earlier { margin-top: 8px; font-size: 14px; }
 .earlier ul { margin: 4px 0 0; padding: 0 0 0 16px; }
 [hidden] { display: none !important; }
@@ -74,11 +81,19 @@ function show() {
     find('.download').download = result.name;
     find('.download').textContent = labels.download;
     find('.facts').textContent = value.facts;
+    find('.folder').textContent = labels.folder;
     for (const button of element.querySelectorAll('.use')) {
       button.hidden = !(button.dataset.field in value.uses);
       button.textContent = value.uses[button.dataset.field] || '';
     }
   }
+  const metadata = value.metadata || [];
+  find('.metadata').hidden = !metadata.length;
+  find('.metadata summary').textContent = labels.metadata || '';
+  find('.metadata dl').replaceChildren(...metadata.flatMap(pair => pair.map((text, at) => {
+    const cell = document.createElement(at ? 'dd' : 'dt');
+    cell.textContent = text;
+    return cell; })));
   const earlier = value.earlier || [];
   find('.earlier').hidden = !earlier.length;
   find('.earlier summary').textContent = labels.earlier || '';
@@ -90,6 +105,7 @@ function show() {
 }
 for (const button of element.querySelectorAll('.use'))
   button.addEventListener('click', () => trigger('click', { field: button.dataset.field }));
+find('.folder').addEventListener('click', () => trigger('click', { field: 'folder' }));
 show();
 watch('value', show);
 document.addEventListener('eichi-news', event => {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from eichi_utils.append import DETAILS, whole_frames
+from eichi_utils.append import FIELD as APPEND
 from eichi_utils.events import Notice
+from eichi_utils.extras import extra_counts
 from eichi_utils.pictures import fitted_size
 from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem
@@ -16,7 +20,7 @@ from locales import Translator, table
 
 # A field that is merely still empty is no mistake yet, and is not shown as one.
 NOT_YET = ("picture_needed", "prompt_empty")
-PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls", "sections", "request")
+PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls", "append_latents")
 
 
 def field_label(t: Translator, field: str) -> str:
@@ -26,22 +30,33 @@ def field_label(t: Translator, field: str) -> str:
         return ""
     parts = [t(f"page.field.{name}")]
     for part in rest:
+        # Their sentences name the file, and slots may be empty.
+        if name == "loras" and part.isdecimal():
+            continue
         if part.isdecimal():
             # Sections are counted from 0 everywhere, references from 1.
             parts.append(str(int(part) + (name == "controls")))
         elif name == "controls":
             parts.append(t(f"page.control.{part}"))
+        elif part == "strength":
+            parts.append(t("page.lora.strength"))
     return " ".join(parts)
 
 
 def problem_sentence(t: Translator, problem: Problem) -> str:
-    # The sentences about empty fields name the field themselves.
-    label = "" if problem.key in NOT_YET else field_label(t, problem.field)
-    values = _shown_values(problem)
-    if problem.key == "not_on_page":
-        values["name"] = field_label(t, values["name"]) or values["name"]
-    sentence = _say(t, f"problem.{problem.key}", values)
+    # The sentences about empty fields name the field themselves, and those about LoRA the file.
+    named = problem.key in NOT_YET or problem.key.startswith("lora_")
+    label = "" if named else field_label(t, problem.field)
+    sentence = _sentence(t, problem)
     return t("page.problem.with_field", field=label, sentence=sentence) if label else sentence
+
+
+def _sentence(t: Translator, problem: Problem) -> str:
+    values = dict(problem.values)
+    if problem.field.split("/")[0] in (*PICTURES, *DETAILS, "loras", "sections", "request"):
+        # On a page a file is known by its name; where the server keeps it tells nobody anything.
+        values |= {"file": Path(values["file"]).name} if "file" in values else {}
+    return _say(t, f"problem.{problem.key}", values)
 
 
 def notice_sentence(t: Translator, notice: Notice) -> str:
@@ -59,22 +74,64 @@ def problem_list(t: Translator, problems: tuple[Problem, ...]) -> str:
     items = ""
     for problem in ordered:
         look = "todo" if problem.key in NOT_YET else "wrong"
-        sentence = escape(_say(t, f"problem.{problem.key}", _shown_values(problem)))
-        place = f'data-field="{escape(problem.field)}" data-sentence="{sentence}"'
-        items += f'<li class="{look}" {place}>{escape(problem_sentence(t, problem))}</li>'
+        items += f'<li class="{look}">{escape(problem_sentence(t, problem))}</li>'
     return f'<ul class="eichi-problems" role="status">{items}</ul>'
 
 
-def summary(t: Translator, request: Request | None, problems: tuple[Problem, ...]) -> str:
-    """What will come out, e.g. "4 sections, 145 frames, 4.83 s"; "" while the length itself is wrong."""
-    if request is None or {problem.field for problem in problems} & {"seconds", "window", "padding", "size"}:
+def problems_by_field(t: Translator, problems: tuple[Problem, ...]) -> dict[str, str]:
+    """Field such as "seconds" or "keyframes/3" -> what is wrong there; what is merely still empty is not."""
+    sentences: dict[str, str] = {}
+    for problem in problems:
+        if problem.field and problem.key not in NOT_YET:
+            before = f"{sentences[problem.field]} " if problem.field in sentences else ""
+            sentences[problem.field] = before + _sentence(t, problem)
+    return sentences
+
+
+def summary(
+    t: Translator, request: Request | None, problems: tuple[Problem, ...], took: Callable[..., float | None] | None = None
+) -> str:
+    """What will come out, e.g. "4 sections, 145 frames, 4.83 s"; "" while the length itself is wrong.
+
+    took: (request, height, width) -> seconds by this machine's runs so far, as `Timings.seconds`.
+    """
+    if not _has_length(request, problems):
         return ""
-    size = _size(request)
-    if request.mode == "single":
-        return t("page.summary.picture", size=size)
-    plan = request.plan()
+    plan, size = request.plan(), _size(request)
+    shown = f"{request.size} px" if size is None else f"{size[1]} × {size[0]} px"
     values = {"sections": len(plan.sections), "frames": plan.frames, "seconds": f"{plan.frames / FPS:.2f}"}
-    return t("page.summary.one" if len(plan.sections) == 1 else "page.summary.many", size=size, **values)
+    if plan.output == "picture":
+        text = t("page.summary.picture", size=shown)
+    else:
+        text = t("page.summary.one" if len(plan.sections) == 1 else "page.summary.many", size=shown, **values)
+    if plan.append and not {problem.field for problem in problems} & {APPEND, *DETAILS}:
+        whole = whole_frames(plan)
+        text = t("page.summary.joined", summary=text, frames=whole, seconds=f"{whole / FPS:.2f}")
+    text = text if request.batch == 1 else f"{request.batch} × ({text})"
+    seconds = took(request, *size) if took and size and not problems else None
+    about = [] if seconds is None else [t("page.summary.about", time=duration(seconds))]
+    return t("page.progress.separator").join([text, *about])
+
+
+def files(t: Translator, request: Request | None, problems: tuple[Problem, ...]) -> str:
+    """Which files one film or picture leaves, in words; "" while the length itself is wrong."""
+    if not _has_length(request, problems):
+        return ""
+    plan = request.plan()
+    kinds = {plan.output: 1, "start": 1, **extra_counts(request, plan)}
+    names = [t(f"page.files.{kind}", count=count) for kind, count in kinds.items()]
+    return t("page.summary.files", files=t("page.progress.separator").join(names))
+
+
+def settings_list(t: Translator, document: Mapping[str, Any]) -> list[list[str]]:
+    """A request's document as (name, value) in the page's words, fields without a value left out."""
+    pairs = []
+    for name, value in document.items():
+        if value in ("", None, [], {}) or value is False:
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        pairs.append([field_label(t, name) or name, Path(text).name if name in PICTURES and isinstance(value, str) else text])
+    return pairs
 
 
 def duration(seconds: float) -> str:
@@ -84,21 +141,17 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _shown_values(problem: Problem) -> dict[str, Any]:
-    values = dict(problem.values)
-    if problem.field.split("/")[0] in PICTURES and "file" in values:
-        # On a page a picture is known by its name; where the server keeps it tells nobody anything.
-        values["file"] = Path(values["file"]).name
-    return values
+def _has_length(request: Request | None, problems: tuple[Problem, ...]) -> bool:
+    unclear = {"seconds", "window", "padding", "size", "batch"}
+    return request is not None and not {problem.field for problem in problems} & unclear
 
 
-def _size(request: Request) -> str:
-    """Width x height that the start picture leads to, or the family's size while there is none."""
+def _size(request: Request) -> tuple[int, int] | None:
+    """Height and width that the start picture leads to, or None while there is none."""
     try:
-        height, width = fitted_size(request.image, request.size)
+        return fitted_size(request.image, request.size)
     except (OSError, ValueError):
-        return f"{request.size} px"
-    return f"{width} × {height} px"
+        return None
 
 
 def _say(t: Translator, key: str, values: Mapping[str, Any]) -> str:

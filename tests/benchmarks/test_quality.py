@@ -25,7 +25,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def cheap_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latents as colours: decoding is most of a tiny film's time."""
 
-    def decode_frames(vae, latents, kept, room):
+    def decode_frames(vae, latents, kept, room, side):
         yield latents[:, :3].mean(2, keepdim=True).expand(-1, -1, 4 * latents.shape[2] - 3, -1, -1)
 
     monkeypatch.setattr(film, "decode_frames", decode_frames)

@@ -32,7 +32,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def cheap_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flat grey instead of decoding, which is most of a tiny run's time. The frames are as many."""
 
-    def decode_frames(vae, latents, kept, room):
+    def decode_frames(vae, latents, kept, room, side):
         yield torch.zeros(1, 3, 4 * latents.shape[2] - 3, 16, 16)
 
     monkeypatch.setattr(film, "decode_frames", decode_frames)

@@ -194,8 +194,8 @@ def test_everything_of_our_own_picture(whole: Page, tower: str, tmp_path: Path):
     (tmp_path / "uploads").mkdir()
     kept = str(shutil.copy(tower, tmp_path / "uploads" / "kept.jpg"))
     secret = str(shutil.copy(tower, tmp_path.parent / "secret.jpg"))
-    own = {"prompt": "a dog", "steps": 9, "seconds": 5.0, "section_prompts": {3: "begins"}, "size": 512}
-    made = MODES["reverse"](image=kept, end_image=secret, keyframes={1: kept, 2: secret}, shift=3.0, **own)
+    own = {"prompt": "a dog", "steps": 9, "seconds": 5.0, "section_prompts": {3: "begins"}, "size": 512, "shift": 3.0}
+    made = MODES["reverse"](image=kept, end_image=secret, keyframes={1: kept, 2: secret}, **own)
     Image.new("RGB", (64, 64)).save(tmp_path / "j.png", pnginfo=png_info(made))
     page = whole()
     page.fill(end_image=tower, image=tower)
@@ -204,7 +204,7 @@ def test_everything_of_our_own_picture(whole: Page, tower: str, tmp_path: Path):
     request = page.request
     assert {name: getattr(request, name) for name in own} == own
     assert (request.image, request.end_image, set(request.keyframes)) == (kept, tower, {1})
-    assert said.count("secret.jpg is not on this computer") == 2 and "Shift has no place on this page" in said
+    assert said.count("secret.jpg is not on this computer") == 2 and "Final frame" in said and "Keyframe 2" in said
     page.fill(image=tower)
     page.see(page.offer.look(str(tmp_path / "j.png")))
     page.see(page.offer.take(page.holds, clicked("everything")))

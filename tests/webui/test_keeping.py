@@ -81,7 +81,7 @@ def test_the_prompt_of_a_new_page(whole: Page, compat: Path):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_favourite_is_the_whole_form(whole: Page, tower: str, mode: str):
+def test_a_favourite_is_the_whole_form(whole: Page, tower: str, mode: str, lora_folder: Path):
     """With its pictures, which are kept where they stay; only this mode's are offered."""
     page = whole(mode)
     own = {name: value for name, value in OTHER.items() if name in page.built.form.entries}
@@ -119,7 +119,7 @@ def test_a_favourite_with_a_mistake_is_refused(whole: Page, tmp_path: Path):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_settings_are_what_the_next_start_begins_with(whole: Page, tower: str, mode: str):
+def test_settings_are_what_the_next_start_begins_with(whole: Page, tower: str, mode: str, lora_folder: Path):
     """How films are made, not what of; language-free; each mode its own."""
     page = whole(mode, language="ja")
     own = {name: value for name, value in OTHER.items() if name in page.built.form.entries}

@@ -70,16 +70,15 @@ def whole(page, monkeypatch: pytest.MonkeyPatch) -> Page:
             SettingsPanel: "settings",
             SectionOffer: "section",
         }
-        for kind, name in names.items():
-            real = kind.__init__
+        with monkeypatch.context() as patched:
+            for kind, name in names.items():
 
-            def noted(self, *args, _real=real, _name=name, **own):
-                _real(self, *args, **own)
-                panels["offer" if _name == "metadata" and self.picture else _name] = self
+                def noted(self, *args, _real=kind.__init__, _name=name, **own):
+                    _real(self, *args, **own)
+                    panels["offer" if _name == "metadata" and self.picture else _name] = self
 
-            monkeypatch.setattr(kind, "__init__", noted)
-        built = page(mode, **settings)
-        monkeypatch.undo()
+                patched.setattr(kind, "__init__", noted)
+            built = page(mode, **settings)
         return Whole(built, panels, built.values())
 
     return build

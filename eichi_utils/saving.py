@@ -1,0 +1,123 @@
+"""What a run leaves behind: the film or picture, and what was asked for beside it. Deletes nothing but what it wrote itself.
+
+    J_LATENTS.mp4                        the film; with `keep_section_videos` also those after each section
+    J_SECTION.png, J_0_end.png           `section_stills`; the second where section 0 is a film's end without a final frame
+    J_frames_sectionSECTION/frame_NNNNN.png   `save_frames`; NNNNN is the frame's place in the whole film
+    J.safetensors                        `save_latents`
+
+J is the job's id. A frame is written once, as soon as no later section can change it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy
+from PIL import Image
+
+from diffusers_helper.latents import images, to_uint8
+from eichi_utils.events import Saved
+from eichi_utils.film import Decoded
+from eichi_utils.latent_files import write_latents
+from eichi_utils.media import FilmWriter, write_png
+from eichi_utils.metadata import mp4_tags, png_info
+from eichi_utils.plan import Plan, frames_of
+from eichi_utils.request import Request
+
+if TYPE_CHECKING:
+    from eichi_utils.paths import Outputs
+
+
+class Film:
+    """Writes what is decoded. files: what exists of it, the result first."""
+
+    def __init__(self, request: Request, plan: Plan, outputs: Outputs):
+        self.request, self.plan, self.outputs = request, plan, outputs
+        self.writer = FilmWriter(outputs.folder, plan.grows, getattr(request, "crf", 0), mp4_tags(request))
+        self.files: list[str] = []
+        self._pngs = FramePngs(request, plan, outputs)
+        self._newest: Path | None = None
+        self._last: Decoded | None = None
+
+    def save(self, decoded: Decoded) -> Iterator[Saved]:
+        """The film so far, or the picture, and what belongs to the section; each a complete file."""
+        self._last = decoded
+        if self.plan.output == "picture":
+            path = self.outputs.path("_oneframe.png")
+            write_png(path, Image.fromarray(images(decoded.final)[0].numpy()), png_info(self.request))
+            self.files = [str(path)]
+            yield Saved(at=time.time(), path=str(path), kind="picture", section=decoded.section, frames=1)
+            return
+        final = images(decoded.final).numpy()
+        self.writer.add(final)
+        yield self._film(decoded)
+        yield from self._noted(self._pngs.add(final))
+
+    def rest(self) -> Iterator[Saved]:
+        """At the end of a run, or where it was stopped: frames that are as they are now, and the latents of the film."""
+        if self._last is None or self.plan.output == "picture":
+            return
+        yield from self._noted(self._pngs.add(to_uint8(self._last.open).numpy()))
+        if getattr(self.request, "save_latents", False):
+            path = self.outputs.path(".safetensors")
+            write_latents(path, self._last.film, self.request)
+            yield from self._noted([Saved(at=time.time(), path=str(path), kind="latents")])
+
+    def _film(self, decoded: Decoded) -> Saved:
+        latents = self.plan.latents_after(decoded.section + 1)
+        path = self.outputs.path(f"_{latents}.mp4")
+        self.writer.write(path, to_uint8(decoded.open).numpy())
+        before, self._newest = self._newest, path
+        replaces = ""
+        if before and not self.request.keep_section_videos:
+            before.unlink(missing_ok=True)
+            replaces = str(before)
+            self.files.remove(replaces)
+        self.files.insert(0, str(path))
+        kind = "film" if decoded.section == len(self.plan.sections) - 1 else "so_far"
+        frames = frames_of(latents)
+        return Saved(at=time.time(), path=str(path), kind=kind, section=decoded.section, frames=frames, replaces=replaces)
+
+    def _noted(self, saved: Iterator[Saved] | list[Saved]) -> Iterator[Saved]:
+        for event in saved:
+            self.files.append(event.path)
+            yield event
+
+
+class FramePngs:
+    """Single frames as files: stills of sections, and all that were asked for."""
+
+    def __init__(self, request: Request, plan: Plan, outputs: Outputs):
+        self.request, self.plan, self.outputs = request, plan, outputs
+        self._done = 0
+        self._announced: set[int] = set()
+
+    def add(self, frames: numpy.ndarray) -> Iterator[Saved]:
+        """The next final frames (frames, height, width, 3) uint8 at the film's growing side, in the order of playing."""
+        request, plan = self.request, self.plan
+        first = plan.frames - self._done - len(frames) if plan.grows == "front" else self._done
+        self._done += len(frames)
+        for number in range(len(plan.sections)):
+            own = plan.section_frames(number)
+            new = range(max(own.start, first), min(own.stop, first + len(frames)))
+            if request.section_stills and own[-1] in new:
+                # The existing program's name, by which its users find the film's last picture.
+                ends = number == 0 and plan.grows == "front" and not plan.opening
+                path = self.outputs.path("_0_end.png" if ends else f"_{number}.png")
+                self._write(path, frames[own[-1] - first], number, own[-1])
+                yield Saved(at=time.time(), path=str(path), kind="still", section=number)
+            wanted = request.save_frames == "all" or (request.save_frames == "last" and number == len(plan.sections) - 1)
+            if wanted and len(new):
+                folder = self.outputs.path(f"_frames_section{number}")
+                folder.mkdir(exist_ok=True)
+                for frame in new:
+                    self._write(folder / f"frame_{frame:05d}.png", frames[frame - first], number, frame)
+                if number not in self._announced:
+                    self._announced.add(number)
+                    yield Saved(at=time.time(), path=str(folder), kind="frames", section=number)
+
+    def _write(self, path: Path, frame: numpy.ndarray, section: int, number: int) -> None:
+        write_png(path, Image.fromarray(frame), png_info(self.request, section, number))

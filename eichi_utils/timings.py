@@ -1,0 +1,155 @@
+"""How long runs took on this machine, and how long a request would take by that. Without torch.
+
+Only runs of the very same kind are compared (model, mode, precision, tokens of a step, step cache, ...): for another kind there
+is no estimate rather than a wrong one. What scales is scaled: steps, sections and films of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from eichi_utils.events import Event, Finished, Stage, Started, Step
+from eichi_utils.paths import SETTINGS
+from eichi_utils.preflight import most_tokens
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import Request
+from eichi_utils.settings import JsonFile
+
+logger = logging.getLogger(__name__)
+
+# Kinds of runs that are remembered; those that were made longest ago go.
+KEPT = 200
+# Pixels that a latent covers in height and width.
+CELL = 8
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Of one run. start: seconds before the first sampling. step: of a computed step. share: of the steps that were computed.
+    section: seconds for a section besides its steps: preparing, decoding, saving."""
+
+    kind: str
+    start: float
+    step: float
+    share: float
+    section: float
+
+    def seconds(self, request: Request) -> float:
+        """How long the request would take, the whole batch."""
+        plan = request.plan()
+        sampled = len(plan.samplings) * request.steps * self.share * self.step
+        return self.start + request.batch * (sampled + plan.parts * self.section)
+
+
+@dataclass
+class Stopwatch:
+    """Measures a run by its events."""
+
+    request: Request
+    began: float | None = None
+    sampled: float | None = None
+    height: int = 0
+    width: int = 0
+    sections: int = 0
+    computed: int = 0
+    steps: int = 0
+    ended: float | None = None
+    newest: float | None = None
+    between: list[float] = field(default_factory=list)
+
+    def see(self, event: Event) -> None:
+        self.began = event.at if self.began is None else self.began
+        match event:
+            case Started():
+                self.height, self.width, self.sections = event.height, event.width, event.sections
+            case Stage() if event.name == "sample":
+                self.sampled = event.at if self.sampled is None else self.sampled
+                self.newest = None
+            case Step():
+                # The first step of a section also waits for the weights: that is the section's.
+                if event.computed and self.newest is not None:
+                    self.between.append(event.at - self.newest)
+                self.newest = event.at
+                self.steps += 1
+                self.computed += event.computed
+            case Finished():
+                self.ended = event.at
+
+    def taken(self) -> Taken | None:
+        """None unless the run was finished, and has two steps to measure between."""
+        if self.ended is None or self.sampled is None or not self.between:
+            return None
+        step = statistics.median(self.between)
+        section = max(0.0, self.ended - self.sampled - self.computed * step) / self.sections
+        kind = kind_of(self.request, self.height, self.width)
+        return Taken(kind, self.sampled - self.began, step, self.computed / self.steps, section)
+
+
+class Timings:
+    """The newest run of each kind, in a file of the settings."""
+
+    def __init__(self, file: JsonFile | None = None):
+        self.file = file or JsonFile(SETTINGS / "timings.json")
+
+    def keep(self, taken: Taken) -> tuple[Problem, ...]:
+        """A film is not lost because its time cannot be written down: whatever is wrong is returned and logged."""
+
+        def change(document: dict[str, Any]) -> None:
+            # Last in the file is newest.
+            document.pop(taken.kind, None)
+            document[taken.kind] = {name: value for name, value in asdict(taken).items() if name != "kind"}
+            for kind in list(document)[:-KEPT]:
+                del document[kind]
+
+        try:
+            notes = self.file.update(change)
+        except UserError as error:
+            notes = error.problems
+        for note in notes:
+            logger.warning("%s: %s", note.key, dict(note.values))
+        return notes
+
+    def seconds(self, request: Request, height: int, width: int) -> float | None:
+        """How long a checked request would take at this size in pixels; None where no such run was measured."""
+        kind = kind_of(request, height, width)
+        try:
+            document, _ = self.file.read()
+        except UserError:
+            return None
+        taken = _read(kind, document.get(kind))
+        return None if taken is None else taken.seconds(request)
+
+
+def kind_of(request: Request, height: int, width: int) -> str:
+    """What two runs must have in common for one to say how long the other takes."""
+    plan = request.plan()
+    cache = request.step_cache if request.step_cache == "none" else f"{request.step_cache}:{request.cache_threshold:g}"
+    parts = {
+        "model": request.model,
+        "mode": request.mode,
+        "precision": request.precision,
+        "size": f"{width}x{height}",
+        "tokens": most_tokens(plan, height // CELL, width // CELL),
+        "cache": cache,
+        "cfg": "off" if request.cfg_scale == 1.0 else "on",
+        "lora": f"{len(request.loras)}{'m' if request.merge_loras and request.loras else ''}",
+        "decode": f"{'once' if plan.vae_cache else 'tiles'}:{request.vae_tile or 'auto'}",
+        "frames": getattr(request, "save_frames", "none"),
+    }
+    if plan.append:
+        # The whole is decoded once more.
+        parts["join"] = "sampled" if plan.append.bridge else "straight"
+    return " ".join(f"{name}={value}" for name, value in parts.items())
+
+
+def _read(kind: str, entry: Any) -> Taken | None:
+    names = [one.name for one in fields(Taken) if one.name != "kind"]
+    if not isinstance(entry, Mapping) or set(names) - set(entry):
+        return None
+    values = {name: entry[name] for name in names}
+    good = all(isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 for value in values.values())
+    return Taken(kind, **values) if good else None
