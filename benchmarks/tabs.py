@@ -1,8 +1,10 @@
-"""`python -m benchmarks.tabs [--tabs 20] [--runs 3] [--seconds 2] [--steps 15] [--json]`: many tabs while a film is made.
+"""`python -m benchmarks.tabs [--tabs 20] [--clients] [--runs 3] [--seconds 2] [--steps 15] [--json]`: many tabs while a film is made.
 
 A real server in a process of its own makes the same small film on the CPU, with one tab open and with many of one browser, in
 turn. How long a click waits for its answer meanwhile, and how much longer the film takes. All tabs count as seen, which is the
-worst case: a tab behind another asks the server nothing. Browser and film share this machine's processors.
+worst case: a tab behind another asks the server nothing. Browser and film share this machine's processors, and a browser that
+draws twenty films without a card takes much of them; --clients lets plain clients ask what so many tabs would, for what the
+server alone takes from the film.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -25,6 +28,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+# Seconds between two questions of a tab while a job runs (webui/pulse.py).
+PERIOD = 0.5
 # A run that takes longer than this has met a server that hangs.
 LONGEST = 300.0
 # In the page: the time from a click on another length to the line that says what will come out of it, in milliseconds.
@@ -119,6 +124,33 @@ def run(url: str, page: Any, others: Sequence[Any]) -> tuple[float, list[float]]
     return wait_until(url, False) - began, clicks
 
 
+@contextmanager
+def clients(url: str, count: int) -> Iterator[None]:
+    """So many threads that ask as a tab does while a job runs, and fetch each preview."""
+    done = threading.Event()
+
+    def ask(delay: float) -> None:
+        last = ""
+        done.wait(delay)
+        while not done.wait(PERIOD):
+            with urllib.request.urlopen(f"{url}/pulse/reverse", timeout=30) as answer:
+                preview = json.load(answer)["preview"]
+            if preview and preview != last:
+                with urllib.request.urlopen(url + preview, timeout=30) as answer:
+                    answer.read()
+            last = preview
+
+    threads = [threading.Thread(target=ask, args=(PERIOD * number / count,), daemon=True) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(30)
+
+
 def measure(options: argparse.Namespace, folder: Path) -> Result:
     from playwright.sync_api import sync_playwright
 
@@ -138,7 +170,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         first.fill("#seed textarea, #seed input", "7")
         first.click("#advanced .label-wrap, #advanced > button")
         first.fill("#seconds input[type=number]", f"{options.seconds:g}")
-        first.fill(".eichi-field-steps input[type=number]", str(options.steps))
+        first.fill(".field-steps input[type=number]", str(options.steps))
         first.keyboard.press("Tab")
         clicker = opened()
         run(url, first, [clicker])
@@ -148,14 +180,15 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
             alone.append(seconds)
             alone_clicks += waited
             since = time.monotonic()
-            others = [opened() for _ in range(options.tabs - 2)]
+            others = [] if options.clients else [opened() for _ in range(options.tabs - 2)]
             loads.append((time.monotonic() - since) / max(1, len(others)))
-            seconds, waited = run(url, first, [clicker, *others])
-            together.append(seconds)
-            clicks += waited
-            before = processor_seconds(pid)
-            time.sleep(2)
-            share = (processor_seconds(pid) - before) / 2
+            with clients(url, options.tabs - 2 if options.clients else 0):
+                seconds, waited = run(url, first, [clicker, *others])
+                together.append(seconds)
+                clicks += waited
+                before = processor_seconds(pid)
+                time.sleep(2)
+                share = (processor_seconds(pid) - before) / 2
             for tab in others:
                 tab.close()
         browser.close()
@@ -191,6 +224,7 @@ def table(result: Result) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tabs", description=__doc__.splitlines()[0])
     parser.add_argument("--tabs", type=int, default=20, help="tabs in all, at least 3")
+    parser.add_argument("--clients", action="store_true", help="all but two are no tabs, but ask the server as tabs do")
     parser.add_argument("--runs", type=int, default=3, help="films of each kind")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of the film")
     parser.add_argument("--steps", type=int, default=15)

@@ -42,6 +42,15 @@ class Filling:
         """A new page's request with other values for some fields, in JSON form."""
         return modes.from_json({**to_json(self.form.kind()), **self.form.defaults, **fields, "mode": self.form.kind.mode})
 
+    def begin(self, fields: Mapping[str, Any]) -> dict[Component, Any]:
+        """Updates for a page that was just loaded. Only of these fields: whoever was quick has already filled others."""
+        request, updates = self.made(fields), {}
+        for name in fields:
+            entry = self.form.entries[name]
+            updates |= zip(entry.components, entry.write(getattr(request, name)), strict=True)
+        chosen = any(name in WITH_MODEL for name in fields)
+        return updates | (self.model.shown(request) if chosen else self.model.news(request.model))
+
     def put(self, values: Mapping[Component, Any], request: Request) -> tuple[dict[Component, Any], Held]:
         """Updates that show the request, and what undoes them."""
         before, entries = self.standing(values), self.form.entries

@@ -116,9 +116,8 @@ def fill_on_load(context: Context, form: Form, filling: Filling, settings: Setti
         job = context.job_to_fill_from()
         if job is None:
             fields, notes = begin_with(context, form) if settings else ({}, [])
-            request = filling.made(fields)
             said = settings.noticed(notes) if settings and notes else {}
-            return (form.write(request) | model.shown(request) if fields else model.news(form.default("model"))) | said
+            return filling.begin(fields) | said
         return form.write(job.asked) | model.shown(job.asked)
 
     blocks.load(fill, None, outputs, **QUIET)

@@ -30,7 +30,8 @@ video, img { display: block; width: 100%; max-height: var(--viewer-height, 60vh)
   border-radius: 8px; background: var(--background-fill-secondary); }
 .preview { image-rendering: pixelated; }
 figcaption { margin-top: 4px; font-size: 12px; text-align: center; color: var(--body-text-color-subdued); }
-.result { display: flex; flex-wrap: wrap; align-items: center; gap: 8px 16px; margin-top: 8px;
+.result { display: flex; flex-wrap: var(--result-wrap, wrap); align-items: center; gap: 8px 16px; margin-top: 8px;
+  overflow-x: auto; white-space: nowrap;
   font-size: 14px; }
 .download { padding: 8px 16px; border-radius: 6px; text-decoration: none; color: #fff !important;
   background: var(--button-primary-background-fill); }

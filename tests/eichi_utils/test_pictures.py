@@ -143,6 +143,13 @@ def test_too_small_and_too_large(tmp_path: Path) -> None:
     assert opened(strip).size == (20000, 50)
 
 
+def test_a_file_of_200_megabytes(tmp_path: Path) -> None:
+    """Refused by its size, before anything of it is read."""
+    with (tmp_path / "scan.png").open("wb") as file:
+        file.truncate(200 * 2**20)
+    assert problem_key(tmp_path / "scan.png") == "picture_too_many_bytes"
+
+
 def test_colour_models(tmp_path: Path) -> None:
     """CMYK, palette, grey, bilevel and 16-bit RGB all arrive in the colours a viewer shows."""
     red = Image.new("RGB", (32, 32), RED)

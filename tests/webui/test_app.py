@@ -113,9 +113,11 @@ def test_login_holds_for_every_page(serve):
     assert status(f"/gradio_api/file={site.engine.outputs}/film.mp4") == 401
     with pytest.raises(urllib.error.HTTPError):
         opener.open(f"{site.url}/login", urlencode({"username": "me", "password": "wrong"}).encode())
+    assert [status(path) for path in ("/pulse/reverse", "/pulse/preview/x")] == [401] * 2
     opener.open(f"{site.url}/login", urlencode({"username": "me", "password": "secret"}).encode())
     # The browser sends the plain cookie over HTTP; the jar keeps the secure one back.
     assert [status(path + "config") for path in ("/", "/f1/", "/oneframe/")] == [200] * 3
+    assert [status(path) for path in ("/pulse/reverse", "/pulse/preview/x")] == [200, 204]
 
 
 def test_a_script_runs_from_any_folder_without_torch(tmp_path):

@@ -151,6 +151,24 @@ def test_every_shown_input_belongs_to_a_field(page, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_every_picture_can_be_dropped_and_pasted(page, mode):
+    """The existing page's keyframes took no pictures from the clipboard."""
+    pictures = [block for block in page(mode).blocks.blocks.values() if isinstance(block, gr.Image)]
+    assert len(pictures) >= {"reverse": 3, "forward": 1, "single": 8}[mode]
+    assert all(picture.sources == ["upload", "clipboard"] for picture in pictures)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tab_holds_no_connection_and_gradios_queue_rests(page, mode):
+    """From the sixth tab of one browser on, the page did not load: each held one of the six connections to a server."""
+    blocks = page(mode).blocks
+    assert blocks.get_config_file()["connect_heartbeat"] is False
+    assert blocks._queue.sleep_when_free == blocks._queue.progress_update_sleep_when_free == frame.QUEUE_PAUSE
+    # What is asked through the queue would wait for it.
+    assert all(call.queue is False for call in blocks.fns.values() if call.fn is not None)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_a_new_page_asks_for_the_defaults(page, mode):
     built = page(mode)
     request, _ = built.form.read(built.values())

@@ -191,6 +191,14 @@ def test_a_damaged_file_is_told_and_kept(whole: Page, tmp_path: Path):
     assert len(list((tmp_path / "settings").glob("*.damaged-*"))) == 2
 
 
+def test_a_page_that_was_just_loaded_keeps_what_was_quick(whole: Page, compat: Path):
+    """It used to be filled whole once the server knew what to begin with: a picture that was dropped before was gone."""
+    page = whole()
+    updates = page.filling.begin(begin_with(page.built.context, page.built.form)[0])
+    assert updates[page.prompts.prompt] == "A man walks."
+    assert not page.built.form.components & set(updates) - {page.prompts.prompt, *page.built.form.entries["model"].components}
+
+
 def test_a_plain_page_has_none_of_this(page):
     """`--plain` shows what the original page has."""
     texts = [block.elem_id for block in page("reverse", plain=True).blocks.blocks.values()]

@@ -15,6 +15,12 @@ from tests.webui.test_form import page as page
 from webui import timeline
 
 EN = Translator("en")
+COPY_A_PICTURE = """async () => {
+  const canvas = document.createElement('canvas');
+  canvas.width = canvas.height = 64;
+  canvas.getContext('2d').fillRect(0, 0, 64, 64);
+  const picture = await new Promise(done => canvas.toBlob(done, 'image/png'));
+  await navigator.clipboard.write([new ClipboardItem({ 'image/png': picture })]); }"""
 CELLS = "[...document.querySelectorAll('#timeline button')].map(cell => parseInt(cell.dataset.section))"
 
 
@@ -102,7 +108,7 @@ def test_a_browser_cannot_name_any_file(page, tower: str, tmp_path: Path):
 @pytest.mark.browser
 @pytest.mark.parametrize("language,width,height", [("en", 1280, 900), ("ja", 390, 844)])
 def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, language, width, height):
-    """Set on two sections, carried into the film's metadata, there again after a reload."""
+    """Set on two sections, out as a ZIP and in again, carried into the film's metadata, there again after reloads."""
     site = serve("reverse", language)
     colours = {1: "red", 2: "blue"}
     for section, colour in colours.items():
@@ -129,10 +135,43 @@ def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, lan
     assert page.input_value("#section-prompt textarea") == "She turns 1."
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.wait_for_function("document.querySelector('#timeline [data-section=\"0\"] img')?.naturalWidth > 0")
+
+    # Pasted, for the final frame; then everything goes through a ZIP to a page that knows nothing of it.
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(COPY_A_PICTURE)
+    page.locator("#end_image").get_by_label("Paste from clipboard").click()
+    page.wait_for_selector("#end_image img")
     page.wait_for_selector("#start:enabled")
+    page.locator("#exchange .label-wrap").click()
+    with page.expect_download() as download:
+        page.click("#zip-export")
+    download.value.save_as(tmp_path / "film.zip")
+    page.reload()
+    page.wait_for_function(f"{CELLS}.join() === '0'")
+    page.locator("#exchange .label-wrap").click()
+    page.set_input_files("#zip-upload input[type=file]", str(tmp_path / "film.zip"))
+    page.wait_for_selector("#zip-outcome button[data-action=undo]")
+    page.wait_for_function(f"{CELLS}.join() === '2,1,0'")
+    for section in colours:
+        page.wait_for_selector(f"#timeline [data-section='{section}'] .picture:not(.inherited) img")
+    for field in ("image", "end_image"):
+        page.wait_for_selector(f"#{field} img")
+    assert page.input_value("#prompt textarea") == "She dances."
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    page.wait_for_selector("#start:enabled")
+    site.engine.hold.clear()
     page.click("#start")
-    page.wait_for_selector("#progress [data-state=finished]")
+    page.wait_for_selector("#stop-section:enabled")
+    page.reload()
+    page.click("#stop-section")
+    page.wait_for_selector("#stop-section:disabled")
+    site.engine.hold.set()
+    page.wait_for_selector("#progress [data-state=stopped]")
+    link = page.get_attribute("#viewer .download", "href")
+    assert page.request.get(site.url + link).headers["content-type"] == "video/mp4"
     (job,) = site.jobs.all()
+    assert len(job.view.files) == 1
     assert job.request.section_prompts == {1: "She turns 1.", 2: "She turns 2."}
     assert {key: Image.open(path).getpixel((0, 0)) for key, path in job.request.keyframes.items()} == {
         1: (255, 0, 0),

@@ -1,0 +1,47 @@
+"""The benchmark of many tabs: its figures, and its two measurements on a page with a worker that needs no model."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from benchmarks import tabs
+from tests.webui.conftest import browser as browser
+from tests.webui.conftest import engine as engine
+from tests.webui.conftest import jobs as jobs
+from tests.webui.conftest import open_page as open_page
+from tests.webui.conftest import serve as serve
+from tests.webui.conftest import tower as tower
+
+
+def test_percentiles_are_of_what_was_measured():
+    assert tabs.percentiles([5.0]) == {"p50": 5.0, "p95": 5.0, "max": 5.0}
+    assert tabs.percentiles(list(range(100, 0, -1))) == {"p50": 51, "p95": 96, "max": 100}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system does not tell")
+def test_a_processes_time_is_counted():
+    before = tabs.processor_seconds(os.getpid())
+    sum(number * number for number in range(3_000_000))
+    assert tabs.processor_seconds(os.getpid()) > before
+
+
+@pytest.mark.browser
+def test_a_film_and_clicks_meanwhile_in_more_tabs_than_a_browser_has_connections(serve, open_page, tower):
+    """From the sixth tab on, none loaded."""
+    site = serve("reverse", "en")
+    site.engine.step_seconds = 0.05
+    page = open_page(site.url)
+    others = []
+    for _ in range(6):
+        tab = page.context.new_page()
+        tab.goto(site.url)
+        tab.wait_for_selector("#start", timeout=20_000)
+        others.append(tab)
+    page.set_input_files("#image input[type=file]", tower)
+    page.fill("#prompt textarea", "She dances.")
+    seconds, clicks = tabs.run(site.url, page, others[-1:])
+    assert seconds > 25 * 0.05 and clicks and all(0 < click < 30_000 for click in clicks)
+    for tab in others:
+        tab.wait_for_selector("#progress [data-state=finished]")
