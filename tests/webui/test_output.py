@@ -51,6 +51,7 @@ def test_a_batch_with_its_files(serve, open_page, tower, tmp_path, language, wid
     page.wait_for_selector("#stop-now:enabled")
     page.wait_for_function("document.querySelectorAll('#queue li').length === 2")
     page.reload()
+    page.wait_for_selector("#prompt textarea")
     page.wait_for_function(f"document.querySelector('#prompt textarea').value === {PROMPT!r}")
     assert page.input_value("#batch input") == "3"
     assert page.input_value("#seed textarea, #seed input") == "41"
