@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 
-PROGRAMS = ("step", "decode", "section", "load", "film")
+PROGRAMS = ("step", "decode", "section", "load", "lora", "film")
 
 
 def run(program: str, arguments: list[str], minutes: float) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from benchmarks.measure import (
     pair,
     relative,
     report,
+    shown,
     timed,
 )
 from benchmarks.step import empty
@@ -134,7 +135,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes, lengths = [pair(text) for text in options.sizes.split(",")], [int(n) for n in options.latents.split(",")]
     fields = TINY if options.tiny else {}
-    rows = list(measure(fields, sizes, lengths, options.only or list(CASES), options.steps, options.device))
+    rows = shown(measure(fields, sizes, lengths, options.only or list(CASES), options.steps, options.device))
     print(report(rows, placement(options.device).device, options.json))
 
 

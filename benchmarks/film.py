@@ -18,7 +18,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel, SiglipVisionConfig, SiglipVisionModel
 
 from benchmarks.load import write_checkpoint
-from benchmarks.measure import GIB, gpu_peak, host_peak
+from benchmarks.measure import GIB, host_peak
 from benchmarks.quality import machine
 from benchmarks.step import empty
 from diffusers_helper.device import CudaDevice
@@ -65,13 +64,16 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "vae": AutoencoderKLHunyuanVideo,
 }  # fmt: skip
 SEED, PERIOD = 7, 0.02
+# Of /proc/PID/status: what is no file's, and what is.
+KINDS = (("RssAnon", "RssShmem"), ("RssFile",))
 
 
 @dataclass(frozen=True)
 class Result:
-    """seconds: of each stage, by name, a film's sections together. step_ms: median of sampling, steps of a section together.
+    """seconds: of each stage, by name, a film's sections together. step_ms: median of the time between two steps of a section.
 
-    gpu_gib: allocated at most. host_gib: resident at most; anonymous_gib: without pages of files.
+    gpu_gib: of the card at most, gaps included. host_gib: resident at most; host_peaks: of each stage, and without pages of
+    files.
     """
 
     size: str
@@ -81,7 +83,7 @@ class Result:
     step_ms: float
     gpu_gib: float
     host_gib: float
-    anonymous_gib: float
+    host_peaks: dict[str, tuple[float, float]]
 
 
 def write_model(folder: Path, tiny: bool, device: torch.device) -> Path:
@@ -102,45 +104,55 @@ def write_model(folder: Path, tiny: bool, device: torch.device) -> Path:
     return folder
 
 
-@contextmanager
-def anonymous_peak() -> Iterator[list[float]]:
-    """The list's only number: GiB of this process that are no file's, at most, looked at every 20 ms."""
-    peak, done = [0.0], threading.Event()
+class HostWatch:
+    """A context: what this process takes of the computer, looked at every 20 ms; nothing where the system does not tell.
 
-    def watch() -> None:
-        while not done.wait(PERIOD):
+    peaks: of each stage, (GiB resident, GiB of them that are no file's).
+    """
+
+    def __init__(self) -> None:
+        self.stage, self.peaks = "load", defaultdict[str, tuple[float, float]](lambda: (0.0, 0.0))
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> HostWatch:
+        if Path("/proc/self/status").exists():
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(PERIOD):
             with open("/proc/self/status", encoding="ascii") as lines:
-                size = sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) / 2**20
-            peak[0] = max(peak[0], size)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    if Path("/proc/self/status").exists():
-        thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        if thread.is_alive():
-            thread.join()
+                fields = dict(line.split(":", 1) for line in lines)
+            own, files = (sum(int(fields[name].split()[0]) for name in names) / 2**20 for names in KINDS)
+            before = self.peaks[self.stage]
+            self.peaks[self.stage] = max(before[0], own + files), max(before[1], own)
 
 
-def stages(events: Iterator[Event], section_steps: int) -> tuple[dict[str, float], float, int]:
-    """Seconds by stage, median milliseconds of a step, frames."""
+def stages(events: Iterator[Event], watch: HostWatch) -> tuple[dict[str, float], float, int]:
+    """Seconds by stage, median milliseconds between two steps of a section, frames."""
     seconds: dict[str, float] = defaultdict(float)
-    name, since, sampled, frames = "load", time.time(), [], 0
+    since, before, steps, frames = time.time(), 0.0, [], 0
     for event in events:
         if isinstance(event, Stage):
-            if name == "sample":
-                sampled.append(1000 * (event.at - since) / section_steps)
-            seconds[name] += event.at - since
-            name, since = event.name, event.at
+            seconds[watch.stage] += event.at - since
+            watch.stage, since = event.name, event.at
         elif isinstance(event, Finished):
-            seconds[name] += event.at - since
+            seconds[watch.stage] += event.at - since
             frames = event.frames
-        elif isinstance(event, Step) and event.step == 0:
-            # The first step waits for the weights.
-            seconds[f"first step of section {event.section + 1}"] = event.at - since
-    return dict(seconds), statistics.median(sampled), frames
+        elif isinstance(event, Step):
+            if event.step == 0:
+                # It waits for the weights, and in the first section for the compiler.
+                seconds[f"first step of section {event.section + 1}"] = event.at - since
+            else:
+                steps.append(1000 * (event.at - before))
+            before = event.at
+    return dict(seconds), statistics.median(steps), frames
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
@@ -156,12 +168,13 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         }
     )  # fmt: skip
     pool = ModelPool(options.model, device=options.device, card=card, reserve_gb=0.0)
-    with tempfile.TemporaryDirectory(dir=folder) as outputs, anonymous_peak() as anonymous:
+    with tempfile.TemporaryDirectory(dir=folder) as outputs, HostWatch() as watch:
         events = runner.run(request, request.plan(), pool, Outputs(Path(outputs), "film"), Stop())
-        seconds, step_ms, frames = stages(events, options.steps)
+        seconds, step_ms, frames = stages(events, watch)
     sizes = runner.fit_pictures(request.plan(), request.size)
     size = f"{sizes.width}x{sizes.height}"
-    return Result(size, options.precision, frames, seconds, step_ms, gpu_peak(where.device), host_peak(), anonymous[0])
+    most = card.highest() / GIB if card else 0.0
+    return Result(size, options.precision, frames, seconds, step_ms, most, host_peak(), dict(watch.peaks))
 
 
 def table(result: Result, where: dict[str, object]) -> str:
@@ -173,7 +186,7 @@ def table(result: Result, where: dict[str, object]) -> str:
         f"| a step, ms | {result.step_ms:.0f} |",
         f"| card, GiB | {result.gpu_gib:.2f} |",
         f"| computer, GiB | {result.host_gib:.1f} |",
-        f"| computer without files' pages, GiB | {result.anonymous_gib:.1f} |",
+        *(f"| {name}, GiB; without files' pages | {all:.1f}; {own:.1f} |" for name, (all, own) in result.host_peaks.items()),
     ]
     return "\n".join(lines)
 

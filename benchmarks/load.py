@@ -23,7 +23,7 @@ import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 from torch import Tensor, nn
 
-from benchmarks.measure import Row, gpu_peak, host_peak, make_parser, relative, report
+from benchmarks.measure import Row, gpu_peak, host_peak, make_parser, relative, report, shown
 from benchmarks.step import TINY
 from diffusers_helper.checkpoint import STEM, load_transformer
 from diffusers_helper.memory import placement
@@ -169,7 +169,7 @@ def measure(size: str, cases: list[str], folder: Path, device: torch.device) -> 
 def run(options: argparse.Namespace, folder: Path) -> list[Row]:
     device = placement(options.device).device
     sizes = ["tiny"] if options.tiny else options.sizes.split(",")
-    return [row for size in sizes for row in measure(size, options.only or list(CASES), folder, device)]
+    return shown(row for size in sizes for row in measure(size, options.only or list(CASES), folder, device))
 
 
 def main() -> None:

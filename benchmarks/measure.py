@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -82,10 +83,13 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 @torch.no_grad()
 def randomise(net: nn.Module) -> None:
-    """Values that depend on a parameter's name alone: the same in any class that has the names. Norms stay near 1."""
+    """Values that depend on a parameter's name alone: the same in any class that has the names. Norms stay near 1.
+
+    Weights have the size with which torch makes a linear layer, 1 / sqrt(3 inputs).
+    """
     for name, parameter in net.named_parameters():
         generator = torch.Generator(parameter.device).manual_seed(zlib.crc32(name.encode()))
-        size = 1 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.02
+        size = (3 * parameter[0].numel()) ** -0.5 if parameter.ndim > 1 else 0.02
         parameter.normal_(0.0, size, generator=generator)
         if parameter.ndim == 1 and name.endswith("weight"):
             parameter.add_(1.0)
@@ -94,6 +98,22 @@ def randomise(net: nn.Module) -> None:
 def relative(made: Tensor, exact: Tensor) -> float:
     made, exact = made.float().cpu(), exact.float().cpu()
     return ((made - exact).norm() / exact.norm()).item()
+
+
+def line(row: Row) -> str:
+    memory = f"{row.gpu_gib:.1f} | {row.host_gib:.1f}"
+    figures = f"{row.milliseconds:.0f} | {row.ratio:.2f} | {row.error:.1e} | {memory} | {row.floor:.0f}"
+    return f"| {row.size} | {row.case} | {figures} |"
+
+
+def shown(rows: Iterator[Row]) -> list[Row]:
+    """All rows, each on stderr as soon as it is there: what a later case breaks is not lost."""
+    collected = []
+    for row in rows:
+        sys.stderr.write(line(row) + "\n")
+        sys.stderr.flush()
+        collected.append(row)
+    return collected
 
 
 def report(rows: Sequence[Row], device: torch.device, as_json: bool) -> str:
@@ -105,11 +125,7 @@ def report(rows: Sequence[Row], device: torch.device, as_json: bool) -> str:
         "| size | | ms | times as fast | difference | GPU GiB | host GiB | floor ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        memory = f"{row.gpu_gib:.1f} | {row.host_gib:.1f}"
-        figures = f"{row.milliseconds:.0f} | {row.ratio:.2f} | {row.error:.1e} | {memory} | {row.floor:.0f}"
-        lines.append(f"| {row.size} | {row.case} | {figures} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(line, rows)])
 
 
 def pair(text: str) -> tuple[int, int]:

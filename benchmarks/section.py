@@ -14,7 +14,19 @@ from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor
 
 from benchmarks import decode
-from benchmarks.measure import Row, forget_peak, gpu_peak, host_peak, make_parser, matrix_rate, pair, relative, report, timed
+from benchmarks.measure import (
+    Row,
+    forget_peak,
+    gpu_peak,
+    host_peak,
+    make_parser,
+    matrix_rate,
+    pair,
+    relative,
+    report,
+    shown,
+    timed,
+)
 from benchmarks.step import CASES, TINY, Work, empty, operations, own, tokens_of
 from diffusers_helper.memory import placement
 from diffusers_helper.models.transformer import TransformerConfig
@@ -70,7 +82,7 @@ def main() -> None:
     parser = make_parser("section", __doc__, "640x608", list(CASES))
     parser.add_argument("--sampling", type=int, default=25, help="steps of a section")
     options = parser.parse_args()
-    print(report(list(measure(options)), placement(options.device).device, options.json))
+    print(report(shown(measure(options)), placement(options.device).device, options.json))
 
 
 if __name__ == "__main__":

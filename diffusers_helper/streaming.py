@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from diffusers_helper import mapped
 from diffusers_helper.device import Device, Event
 from diffusers_helper.parts import Parts
 from diffusers_helper.slabs import PAGE, Arena, runs
@@ -39,6 +40,12 @@ class Part:
         """Let the modules compute with a slot's views, or with host memory (None)."""
         for tensor, view in zip(self.tensors, self._home if views is None else views, strict=True):
             tensor.data = view
+
+    def forget(self) -> None:
+        """After a copy of it was made: what of it are windows into files need not stay in memory."""
+        known = mapped.windows()
+        for run in self.runs:
+            mapped.forget(run.source, known)
 
     def pairs(self, buffer: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(target, source) of the copies that fill a slot."""
@@ -137,6 +144,9 @@ class Ring:
         slot.part = None
         slot.ready = self._device.copy(part.pairs(slot.buffer), slot.free)
         slot.part = part
+        if not self._again:
+            # What is not locked was read when its copy was queued, and a job uses each part once.
+            part.forget()
         return slot
 
 
@@ -337,6 +347,7 @@ class Streamer:
             self._device.release(buffer)
             raise
         part.point(part.views(buffer))
+        part.forget()
         return buffer
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,50 +11,20 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from diffusers_helper import checkpoint
-from diffusers_helper.files import CheckpointError
 from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, layers, remove_branches, set_strengths
-from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
+from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils.disk_cache import DiskCache
-from eichi_utils.events import Notice
-from eichi_utils.hub import ModelFiles
 from eichi_utils.kept_weights import kept_weights
 from eichi_utils.loras import Lora, layouts, lora_problem
 from eichi_utils.problems import UserError
 from lora_utils.factors import Kronecker, Update, merged, updates
 from lora_utils.files import Header, LoraError
-from lora_utils.formats import Report, Shapes
+from lora_utils.formats import Shapes
 
 
 def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
     """Weights that a LoRA can change, by layer."""
     return {name: tuple(layer.weight.shape) for name, layer in layers(net).items()}
-
-
-def shapes_in(files: ModelFiles, checkpoint_name: str) -> dict[str, tuple[int, ...]]:
-    """The same of a checkpoint's transformer, without its weights; before it is downloaded, of the published one."""
-    try:
-        return shapes_of(checkpoint.meta_transformer(files.folder(checkpoint_name)))
-    except CheckpointError:
-        with torch.device("meta"):
-            return shapes_of(PackedTransformer(TransformerConfig()))
-
-
-def reports(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> list[Report]:
-    """What each file will do. Raises UserError with every file that does not fit, before anything is loaded."""
-    if not loras:
-        return []
-    return [layout.report for _, layout in layouts(loras, shapes_in(files, checkpoint_name))]
-
-
-def notices(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> Iterator[Notice]:
-    """What the user should know about files that can be used, but not whole. Raises UserError as `reports` does."""
-    for lora, report in zip(loras, reports(loras, files, checkpoint_name), strict=True):
-        if report.unknown:
-            values = {"file": lora.file, "used": report.used, "found": report.found, "example": report.unknown[0]}
-            yield Notice(at=time.time(), key="lora_partial", values=values)
-        if report.text_encoder:
-            values = {"file": lora.file, "count": len(report.text_encoder)}
-            yield Notice(at=time.time(), key="lora_text_encoder", values=values)
 
 
 def read_updates(loras: Sequence[Lora], shapes: Shapes) -> list[list[Update]]:

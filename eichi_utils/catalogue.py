@@ -9,6 +9,7 @@ from typing import Any
 
 from eichi_utils.description import Example
 from eichi_utils.hub import HUB_SIZES, ModelFiles, size_problems
+from eichi_utils.lora_fit import fit_problems
 from eichi_utils.paths import MINIATURE
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
@@ -70,4 +71,5 @@ class Models:
             return (Problem("model", "miniature_missing", folder),) if request.model == "miniature" else ()
         if request.model == "framepack" and self.folder is None and (wrong := size_problems(request, HUB_SIZES)):
             return wrong
-        return self.files(request.model).problems(request)
+        files = self.files(request.model)
+        return (*files.problems(request), *fit_problems(request.loras, files, request.checkpoint))

@@ -1,4 +1,4 @@
-"""`eichi render`, `eichi demo`, `eichi doctor`, `eichi lora`, `eichi cache`, `eichi sections`.
+"""`eichi render`, `eichi demo`, `eichi doctor`, `eichi lora`, `eichi cache`, `eichi sections`, `eichi tensors`.
 
 Results go to stdout, the rest to stderr.
 
@@ -26,6 +26,7 @@ from eichi_utils.cli_cache import add_cache_command
 from eichi_utils.cli_lora import add_lora_command
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.cli_sections import add_sections_commands
+from eichi_utils.cli_tensors import add_tensors_commands
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
@@ -36,7 +37,7 @@ from eichi_utils.paths import DEFAULT_OUTPUTS
 from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
-from eichi_utils.request import Request
+from eichi_utils.request import SECTION_KINDS, Request
 from eichi_utils.timings import Timings
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator, preferred_language
@@ -44,8 +45,10 @@ from locales import LANGUAGES, Translator, preferred_language
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 SWITCH_WORDS = {"on": True, "off": False, "true": True, "false": False}
 # Flags whose name is not the field's with dashes.
-FLAG_NAMES = {"keyframes": "--keyframe", "section_prompts": "--section-prompt", "image_mask": "--mask", "loras": "--lora"}
-PAIR_KINDS = ("section_pictures", "section_texts")
+FLAG_NAMES = {
+    "keyframes": "--keyframe", "section_prompts": "--section-prompt", "section_lora_scales": "--section-lora-scale",
+    "image_mask": "--mask", "loras": "--lora",
+}  # fmt: skip
 OUT_OF_MEMORY = ("out_of_memory", "out_of_card_memory")
 
 
@@ -72,7 +75,7 @@ def _language(arguments: Sequence[str]) -> str:
 
 def make_parser(t: Translator) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eichi", description=t("cli.about"))
-    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora|cache|sections")
+    commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora|cache|sections|tensors")
     render = commands.add_parser("render", help=t("cli.render"), description=t("cli.render"), allow_abbrev=False)
     render.set_defaults(run=run_render)
     demo = commands.add_parser("demo", help=t("cli.demo"), description=t("cli.demo"), allow_abbrev=False)
@@ -93,7 +96,8 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
     with_models = (render, demo, doctor, add_lora_command(commands, t))
     for command in with_models:
         command.add_argument("--models", metavar="DIR", type=Path, help=t("cli.help.models"))
-    for command in (*with_models, add_cache_command(commands, t), *add_sections_commands(commands, t)):
+    others = add_cache_command(commands, t), *add_sections_commands(commands, t), *add_tensors_commands(commands, t)
+    for command in (*with_models, *others):
         command.add_argument("--json", action="store_true", help=t("cli.help.json"))
         command.add_argument("--lang", choices=LANGUAGES, help=t("cli.help.lang"))
     return parser
@@ -117,7 +121,7 @@ def add_request_flags(parser: argparse.ArgumentParser, t: Translator) -> None:
                 parser.add_argument(flag, dest=name, action=_Reference, part=part, metavar=value, help=text)
         elif kind == "loras":
             parser.add_argument(flag, dest=name, action="append", metavar="FILE[=STRENGTH]", help=text)
-        elif kind in PAIR_KINDS:
+        elif kind in SECTION_KINDS:
             parser.add_argument(flag, dest=name, action="append", metavar="K=VALUE", help=text)
         else:
             parser.add_argument(flag, dest=name, metavar=_metavar(field.metadata), help=text)
@@ -126,7 +130,8 @@ def add_request_flags(parser: argparse.ArgumentParser, t: Translator) -> None:
 def _metavar(limits: Mapping[str, Any]) -> str:
     if limits["kind"] == "choice":
         return "|".join(f"{choice:g}" if isinstance(choice, float) else str(choice) for choice in limits["choices"])
-    return {"picture": "FILE", "text": "TEXT", "folder": "DIR", "switch": "on|off"}.get(limits["kind"], "N")
+    names = {"picture": "FILE", "latents": "FILE", "text": "TEXT", "folder": "DIR", "switch": "on|off"}
+    return names.get(limits["kind"], "N")
 
 
 class _Reference(argparse.Action):
@@ -165,8 +170,8 @@ def read_request(
         given = getattr(options, name)
         if given is None:
             continue
-        if field.metadata["kind"] in PAIR_KINDS:
-            given, bad = _pairs(name, given, pictures=field.metadata["kind"] == "section_pictures")
+        if field.metadata["kind"] in SECTION_KINDS:
+            given, bad = _pairs(name, given, _READ_PAIR[field.metadata["kind"]])
             problems += bad
         elif field.metadata["kind"] != "controls":
             given = _READ_FLAG.get(field.metadata["kind"], str)(given)
@@ -213,14 +218,14 @@ def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
     return {**document, "mode": wanted}
 
 
-def _pairs(name: str, given: Sequence[str], *, pictures: bool) -> tuple[dict[str, str], list[Problem]]:
+def _pairs(name: str, given: Sequence[str], read: Callable[[str], Any]) -> tuple[dict[str, Any], list[Problem]]:
     pairs, problems = {}, []
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key.strip().isdecimal():
             problems.append(Problem(name, "pair_expected", {"value": text[:80]}))
         else:
-            pairs[key.strip()] = os.path.abspath(value) if pictures else value
+            pairs[key.strip()] = read(value)
     return pairs, problems
 
 
@@ -233,8 +238,10 @@ def _number(text: str) -> int | float | str:
     return text
 
 
+_READ_PAIR = {"section_pictures": os.path.abspath, "section_texts": str, "section_numbers": _number}
 _READ_FLAG = {
     "picture": lambda text: os.path.abspath(text) if text else "",
+    "latents": lambda text: os.path.abspath(text) if text else "",
     "integer": _number,
     "number": _number,
     "choice": _number,

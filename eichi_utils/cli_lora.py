@@ -12,6 +12,7 @@ from typing import Any
 from diffusers_helper.files import CheckpointError
 from eichi_utils.catalogue import Models
 from eichi_utils.hub import ModelFiles
+from eichi_utils.lora_fit import reports
 from eichi_utils.loras import Lora, from_flag, named
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import MODELS
@@ -49,8 +50,6 @@ def run_lora(options: argparse.Namespace, t: Translator) -> int:
 
 
 def _examine(lora: Lora, files: ModelFiles, checkpoint: str, t: Translator) -> dict[str, Any]:
-    from eichi_utils.adapters import reports
-
     try:
         (report,) = reports([lora], files, checkpoint)
         return {"file": str(lora.path), **dataclasses.asdict(report)}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from eichi_utils.plan import FPS, Ref
+from eichi_utils.append import whole_frames
+from eichi_utils.plan import FPS, Plan, Ref, Section
 from eichi_utils.problems import Translate
 from eichi_utils.request import Request
 
@@ -19,18 +21,7 @@ def plan_document(request: Request, needs: Mapping[str, Any]) -> dict[str, Any]:
         "checkpoint": plan.checkpoint,
         "grows": plan.grows,
         "output": plan.output,
-        "sections": [
-            {
-                "section": number,
-                "frames": list(section.frames),
-                "clean": [_ref_document(ref) for ref in section.clean],
-                "clean_2x": _ref_document(section.clean_2x),
-                "clean_4x": _ref_document(section.clean_4x),
-                "prompt": section.prompt,
-                "strength": section.strength,
-            }
-            for number, section in enumerate(plan.sections)
-        ],
+        "sections": [{"section": number, **_section_document(section)} for number, section in enumerate(plan.sections)],
         "opening": _ref_document(plan.opening),
         "closing": _ref_document(plan.closing),
         "pictures": dict(plan.pictures),
@@ -39,6 +30,7 @@ def plan_document(request: Request, needs: Mapping[str, Any]) -> dict[str, Any]:
         "latents": plan.latents,
         "frames": plan.frames,
         "seconds": round(plan.frames / FPS, 3),
+        "append": _append_document(plan),
     }
 
 
@@ -53,7 +45,31 @@ def plan_lines(request: Request, needs: Mapping[str, Any], t: Translate) -> list
         refs = " ".join(_ref_text(ref) for ref in (*section.clean, section.clean_2x, section.clean_4x) if ref)
         positions = f"{section.frames[0]}-{section.frames[-1]}"
         lines.append(t("cli.plan.section", number=number, positions=positions, refs=refs, prompt=section.prompt))
+    if plan.append:
+        whole = whole_frames(plan)
+        lines.append(t("cli.plan.append", file=plan.append.file, frames=whole, seconds=f"{whole / FPS:.2f}"))
     return lines
+
+
+def _append_document(plan: Plan) -> dict[str, Any] | None:
+    """What comes after the film, and the length of both together; the section in between as those of the film."""
+    if plan.append is None:
+        return None
+    own = {field.name: getattr(plan.append, field.name) for field in dataclasses.fields(plan.append)}
+    bridge = _section_document(plan.append.bridge) if plan.append.bridge else None
+    return {**own, "bridge": bridge, "frames": whole_frames(plan)}
+
+
+def _section_document(section: Section) -> dict[str, Any]:
+    return {
+        "frames": list(section.frames),
+        "clean": [_ref_document(ref) for ref in section.clean],
+        "clean_2x": _ref_document(section.clean_2x),
+        "clean_4x": _ref_document(section.clean_4x),
+        "prompt": section.prompt,
+        "strength": section.strength,
+        "lora_strengths": section.lora_strengths,
+    }
 
 
 def _ref_document(ref: Ref | None) -> dict[str, Any] | None:

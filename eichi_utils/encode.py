@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusers_helper.buckets import bucket, cover_crop
 from diffusers_helper.latents import SPATIAL
 from diffusers_helper.text import TextEmbedding
+from eichi_utils.latent_files import Piece
 from eichi_utils.pictures import open_mask, open_picture
 from eichi_utils.plan import Plan
 
@@ -36,7 +37,7 @@ class Conditions:
     """Everything a film is sampled from; tensors float32 on the CPU.
 
     prompts: embedding by prompt. image: the vision encoder's tokens (1, n, width), or None. latents: (1, 16, 1, h, w) by
-    picture. masks: (1, 1, 1, h, w) by name.
+    picture. masks: (1, 1, 1, h, w) by name. append: what comes after the film.
     """
 
     prompts: Mapping[str, TextEmbedding]
@@ -44,6 +45,7 @@ class Conditions:
     latents: Mapping[str, Tensor]
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     negative: TextEmbedding | None = None
+    append: Piece | None = None
 
 
 def fit_pictures(plan: Plan, size: int) -> Pictures:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eichi_utils import preflight
+from eichi_utils.append import written_frames
 from eichi_utils.cards import Card, cards
 from eichi_utils.catalogue import Models
 from eichi_utils.events import Event, Stage
 from eichi_utils.extras import extra_bytes
 from eichi_utils.folders import OutputFolders
 from eichi_utils.jobs import Stop
+from eichi_utils.lora_fit import size_with
 from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs
 from eichi_utils.pictures import fitted_size
 from eichi_utils.problems import Problem, UserError
@@ -73,7 +75,8 @@ class Engine:
         plan, files = request.plan(), self.models.files(request.model)
         height, width = fitted_size(request.image, request.size)
         machine = self._machine()
-        size, tokens = model_size(files, plan.checkpoint), preflight.most_tokens(plan, height // CELL, width // CELL)
+        size = size_with(model_size(files, plan.checkpoint), request.loras, request.merge_loras, files, plan.checkpoint)
+        tokens = preflight.most_tokens(plan, height // CELL, width // CELL)
         problems: tuple[Problem, ...] = ()
         try:
             way = preflight.choose(size, request.precision, tokens, machine)
@@ -83,9 +86,8 @@ class Engine:
             needed = preflight.needs(size, narrowest, tokens, on_card=machine.card is not None)
             way = preflight.Way(narrowest, needed)
         missing = files.missing(plan.checkpoint)
-        disk = preflight.output_bytes(plan, height, width, getattr(request, "crf", 0)) + extra_bytes(
-            request, plan, height, width
-        )
+        disk = preflight.output_bytes(written_frames(plan), height, width, getattr(request, "crf", 0))
+        disk += extra_bytes(request, plan, height, width)
         disk += preflight.download_bytes(files, missing)
         problems += preflight.download_problems(files, missing)
         return preflight.figures(way, machine, disk, preflight.disk_free(self.folders.of(request.output_folder))), problems
@@ -117,10 +119,6 @@ class Engine:
                 pool.use(self.models.files(request.model))
                 if not pool.missing(request.checkpoint):
                     pool.check(request.checkpoint)
-                if request.loras:
-                    from eichi_utils.adapters import reports
-
-                    reports(request.loras, pool.files, request.checkpoint)
         except UserError as error:
             problems += error.problems
         return tuple(problems)

@@ -68,8 +68,11 @@ class Step(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A file is complete on disk. kind: "start", "so_far" (the film up to now), "film", "picture", "still", "frames" (folder),
-    "latents". replaces: the path of a file of this job that was deleted for it."""
+    """A file is complete on disk. kind: "start", "so_far" (the film up to now), "film", "joined" (the film with what is
+    appended to it), "picture", "still", "frames" (folder), "latents".
+
+    replaces: the path of a file of this job that was deleted for it.
+    """
 
     path: str
     kind: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eichi_utils.append import whole_latents
 from eichi_utils.plan import Plan, frames_of
 from eichi_utils.preflight import film_bytes_per_pixel
 from eichi_utils.request import FilmRequest, Request
@@ -13,7 +14,8 @@ LATENT_BYTES_PER_PIXEL = 4 * 16 / 64
 
 
 def extra_counts(request: Request, plan: Plan) -> dict[str, int]:
-    """Files by kind: "section_videos" beside the film, "section_stills", "frames", "latents"; only kinds that there will be."""
+    """Files by kind: "section_videos" beside the film, "section_stills", "frames", "latents", and "joined" (the film with what
+    is appended to it); only kinds that there will be."""
     if not isinstance(request, FilmRequest):
         return {}
     sections = len(plan.sections)
@@ -22,7 +24,8 @@ def extra_counts(request: Request, plan: Plan) -> dict[str, int]:
         "section_videos": (sections - 1) * request.keep_section_videos,
         "section_stills": sections * request.section_stills,
         "frames": frames[request.save_frames],
-        "latents": int(request.save_latents),
+        "latents": request.save_latents * (2 if plan.append else 1),
+        "joined": int(plan.append is not None),
     }
     return {kind: count for kind, count in counts.items() if count}
 
@@ -31,7 +34,8 @@ def extra_bytes(request: Request, plan: Plan, height: int, width: int) -> int:
     """Disk space to ask for besides that of the film."""
     counts = extra_counts(request, plan)
     total = PNG_BYTES_PER_PIXEL * (counts.get("frames", 0) + counts.get("section_stills", 0))
-    total += LATENT_BYTES_PER_PIXEL * plan.latents * counts.get("latents", 0)
+    if "latents" in counts:
+        total += LATENT_BYTES_PER_PIXEL * (plan.latents + (whole_latents(plan) if plan.append else 0))
     if "section_videos" in counts:
         shorter = sum(frames_of(plan.latents_after(number)) for number in range(1, len(plan.sections)))
         total += film_bytes_per_pixel(request.crf) * shorter

@@ -11,9 +11,9 @@ from eichi_utils.plan import section_count
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import check_fields, to_json
 
-SECTION_FIELDS = ("keyframes", "section_prompts")
+SECTION_FIELDS = ("keyframes", "section_prompts", "section_lora_scales")
 # Kinds of fields that a page can show with what is wrong in them: files may be back tomorrow, a text can be made shorter.
-SHOWN_KINDS = ("picture", "text", "section_pictures", "section_texts", "controls", "loras")
+SHOWN_KINDS = ("picture", "text", "section_pictures", "section_texts", "controls", "loras", "latents")
 
 
 def usable(mode: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,9 @@ from diffusers_helper.vae_decode import KeptTiles
 from eichi_utils.encode import Conditions
 from eichi_utils.events import Event, Stage, Step, StopLevel
 from eichi_utils.history import History, Stitch
+from eichi_utils.latent_files import Piece, interpolate, put_together
 from eichi_utils.loras import Lora
-from eichi_utils.plan import Plan, Ref, Section, frames_of
+from eichi_utils.plan import Append, Plan, Ref, Section, frames_of
 from eichi_utils.preflight import step_tokens
 from eichi_utils.previews import watched
 from eichi_utils.request import Request
@@ -49,6 +50,20 @@ class Decoded:
     film: Tensor
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Finished frames (1, 3, frames, H, W) of the film that was joined to another, in the order of playing."""
+
+    final: Tensor
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The last of that film's frames was given out; these are its latents."""
+
+    piece: Piece
+
+
 def sample_film(
     request: Request,
     plan: Plan,
@@ -57,7 +72,7 @@ def sample_film(
     stop: Stop,
     finish: Callable[[Tensor], Tensor] = rounded_on_host,
 ) -> Iterator[Event | Decoded]:
-    """Sample and decode section after section: Stage and Step events, and one Decoded each.
+    """Sample and decode section after section: Stage and Step events, and one Decoded each; then what is appended.
 
     Ends early, after the step in hand, when told to stop NOW. finish: what becomes of a frame as soon as it is final.
     """
@@ -65,20 +80,11 @@ def sample_film(
     history = sampler.history
     stitch = Stitch(plan.grows, plan.section_latents, finish)
     kept, past = KeptTiles(), Past()
-    matrix = pool.files.describe().preview
     side = None if request.vae_tile is None else request.vae_tile // SPATIAL
     for number, section in enumerate(plan.sections):
-        yield Stage(at=time.time(), name="sample", section=number)
-        loras = section_loras(request, section)
-        tokens = step_tokens(section, sampler.height, sampler.width)
-        with pool.transformer(plan.checkpoint, request.precision, loras, request.merge_loras, tokens) as net:
-            caches = step_cache(request), step_cache(request)
-            for done in watched(sampler.sample(net, section, caches), matrix, net.device, pool.card):
-                computed = caches[0] is None or done.step in caches[0].computed
-                yield Step(at=time.time(), section=number, step=done.step, preview=done.preview, computed=computed)
-                if stop.level >= StopLevel.NOW:
-                    return
-        latents = done.latents.cpu()
+        latents = yield from sampler.section(section, number, pool, stop)
+        if latents is None:
+            return
         history.grow(latents)
         added = latents.shape[2]
         if plan.closing and number == len(plan.sections) - 1:
@@ -98,6 +104,44 @@ def sample_film(
                 final = stitch.add(pieces, frames_of(stretch.shape[2]))
                 decoded = Decoded(number, latents, final, stitch.open, history.film)
         yield decoded
+    if plan.append and stop.level < StopLevel.SECTION:
+        yield from append_film(sampler, plan.append, pool, stop, finish, side)
+
+
+def append_film(
+    sampler: SectionSampler,
+    append: Append,
+    pool: ModelPool,
+    stop: Stop,
+    finish: Callable[[Tensor], Tensor],
+    side: int | None,
+) -> Iterator[Event | Stretch | Joined]:
+    """The film, what lies between, and the appended latents, decoded as one: a Stretch for each part, and Joined.
+
+    The whole is decoded anew because the decoder looks back: a part that was decoded alone would begin with a jump.
+    """
+    number = sampler.sections
+    film, appended = sampler.history.film, sampler.conditions.append
+    film = film[:, :, : film.shape[2] - append.trim]
+    if append.bridge:
+        history = History("front", sampler.height, sampler.width)
+        history.grow(appended.latents)
+        sampler.turn_to(history, {"film": film[:, :, -1:]})
+        between = yield from sampler.section(append.bridge, number, pool, stop)
+        if between is None:
+            return
+    else:
+        between = interpolate(film[:, :, -1:], appended.latents[:, :, :1], append.between)
+    own = {"file": "", "latents": film.shape[2], "trim_start": 0, "trim_end": append.trim}
+    whole = put_together(Piece(film, (own,)), between, appended)
+    yield Stage(at=time.time(), name="decode", section=number)
+    with pool.vae(whole.latents.numel()) as vae:
+        known = Past() if sampler.vae_cache else None
+        for piece in (decode_after if sampler.vae_cache else decode_frames)(vae, whole.latents, known, pool.room, side):
+            yield Stretch(finish(piece))
+            if stop.level >= StopLevel.NOW:
+                return
+    yield Joined(whole)
 
 
 class SectionSampler:
@@ -107,7 +151,8 @@ class SectionSampler:
     """
 
     def __init__(self, request: Request, plan: Plan, conditions: Conditions):
-        self.request, self.conditions = request, conditions
+        self.request, self.conditions, self.sections = request, conditions, len(plan.sections)
+        self._checkpoint, self.vae_cache = plan.checkpoint, plan.vae_cache
         self.height, self.width = next(iter(conditions.latents.values())).shape[-2:]
         self.generator = torch.Generator("cpu").manual_seed(request.seed)
         self.history = History(plan.grows, self.height, self.width)
@@ -115,6 +160,26 @@ class SectionSampler:
             opening = self.history.read(plan.opening, conditions.latents, conditions.masks)
             self.history.grow(opening, shown=plan.opening_shown)
         self._kept: dict[tuple, JobTables] = {}
+
+    def turn_to(self, history: History, pictures: Mapping[str, Tensor]) -> None:
+        """Look at another history from now on, and at these pictures too."""
+        self.history = history
+        self.conditions = replace(self.conditions, latents={**self.conditions.latents, **pictures})
+
+    def section(self, section: Section, number: int, pool: ModelPool, stop: Stop) -> Generator[Event, None, Tensor | None]:
+        """Stage and Step events; returns the latents (1, 16, T, h, w) on the CPU, or None when told to stop NOW."""
+        yield Stage(at=time.time(), name="sample", section=number)
+        request, matrix = self.request, pool.files.describe().preview
+        loras = section_loras(request, section)
+        tokens = step_tokens(section, self.height, self.width)
+        with pool.transformer(self._checkpoint, request.precision, loras, request.merge_loras, tokens) as net:
+            caches = step_cache(request), step_cache(request)
+            for done in watched(self.sample(net, section, caches), matrix, net.device, pool.card):
+                computed = caches[0] is None or done.step in caches[0].computed
+                yield Step(at=time.time(), section=number, step=done.step, preview=done.preview, computed=computed)
+                if stop.level >= StopLevel.NOW:
+                    return None
+        return done.latents.cpu()
 
     def sample(
         self, net: PackedTransformer, section: Section, caches: tuple[StepCache | None, StepCache | None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from eichi_utils.loras import scaled
 from eichi_utils.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, section_count
 from eichi_utils.request import FilmRequest, setting
 
@@ -40,6 +41,7 @@ class ForwardRequest(FilmRequest):
                     clean_2x=Ref("history", at_2x, skip=1),
                     clean_4x=Ref("history", at_4x, skip=3),
                     prompt=self.section_prompt(number),
+                    lora_strengths=scaled(self.loras, self.section_lora_scales.get(number, 1.0)),
                     strength=100.0 / self.influence if held else 1.0,
                     initial="start",
                 )
@@ -52,4 +54,6 @@ class ForwardRequest(FilmRequest):
             opening_shown=True,
             pictures={"start": self.image},
             vae_cache=self.vae_cache,
+            # This model looks back only, so it cannot lead to what comes: latents in between lie in a straight line.
+            append=self.append,
         )

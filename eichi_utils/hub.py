@@ -110,9 +110,13 @@ class ModelFiles:
 
     def missing(self, checkpoint: str) -> list[Place]:
         """What has to be downloaded before this checkpoint can run; empty when complete, or with a folder of one's own."""
+        return self.missing_of(checkpoint, *SHARED)
+
+    def missing_of(self, *names: str) -> list[Place]:
+        """The same of single components."""
         if self.own_folder:
             return []
-        return [PLACES[name] for name in (checkpoint, *SHARED) if self._is_missing(name)]
+        return [PLACES[name] for name in names if self._is_missing(name)]
 
     def shares_transformer(self, checkpoint: str) -> bool:
         """Whether F1 has to make do with a standard transformer, because a folder of one's own has no other."""

@@ -2,28 +2,112 @@
 
 history_latents   float32 (1, 16, T, h, w), scaled, in the order of playing: 4 T - 3 frames of 8 h x 8 w pixels
 metadata          int32 (3): height and width in pixels, and T
+
+The header holds the film's request, and of what was trimmed or joined a list of parts: the file's name, how many latents of it
+are here (`latents`) and were left out at its ends (`trim_start`, `trim_end`), how many were put before it (`between`), and its
+own request, or the parts that it was made of itself.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusers_helper.latents import SPATIAL
-from eichi_utils.metadata import KEY, document_of
-from eichi_utils.paths import written_atomically
+from eichi_utils.latent_info import LATENTS, PARTS, SIZES, LatentInfo, read_info
+from eichi_utils.metadata import document_of
+from eichi_utils.paths import KEY, written_atomically
+from eichi_utils.plan import MOST_BETWEEN
+from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
 
-LATENTS, SIZES = "history_latents", "metadata"
+
+@dataclass(frozen=True)
+class Piece:
+    """Latents (1, 16, T, h, w), float32 on the CPU, and where they are from: `parts` as they stand in a file's header."""
+
+    latents: Tensor
+    parts: tuple[Mapping[str, Any], ...]
 
 
 def write_latents(path: Path, latents: Tensor, request: Request) -> None:
     """latents: (1, 16, T, h, w), scaled, in the order of playing. The file appears whole or not at all; raises OSError."""
+    _write(path, latents, {KEY: document_of(request)})
+
+
+def write_piece(path: Path, piece: Piece, request: Request | None = None) -> None:
+    """The same for what was trimmed or joined. request: of the film that it was joined for."""
+    texts = {KEY: document_of(request)} if request else {}
+    _write(path, piece.latents, {**texts, PARTS: json.dumps(list(piece.parts), ensure_ascii=False, allow_nan=False)})
+
+
+def _write(path: Path, latents: Tensor, texts: Mapping[str, str]) -> None:
     latents = latents.float().cpu().contiguous()
     height, width = latents.shape[3] * SPATIAL, latents.shape[4] * SPATIAL
     sizes = torch.tensor([height, width, latents.shape[2]], dtype=torch.int32)
     with written_atomically(path) as temporary:
-        save_file({LATENTS: latents, SIZES: sizes}, temporary, metadata={KEY: document_of(request)})
+        save_file({LATENTS: latents, SIZES: sizes}, temporary, metadata=dict(texts))
+
+
+def read_latents(path: str | Path, where: str = "append_latents") -> tuple[LatentInfo, Tensor]:
+    """What the file is, and its latents (1, 16, T, h, w), float32 on the CPU. Raises UserError, as `read_info` does."""
+    info = read_info(path, where)
+    with safe_open(path, "pt") as file:
+        return info, file.get_tensor(LATENTS).float()
+
+
+def trim(info: LatentInfo, latents: Tensor, start: int = 0, end: int = 0, where: str = "") -> Piece:
+    """Without so many latents at either end. Raises UserError if none is left."""
+    if start + end >= info.latents:
+        values = {"file": info.file, "latents": info.latents, "trimmed": start + end}
+        raise UserError([Problem(where, "latents_too_few", values)])
+    kept = latents[:, :, start : info.latents - end]
+    # Of a joined file, the parts of the part are in its own place.
+    own = {"request": info.request} if info.request else {"parts": list(info.parts)} if info.parts else {}
+    part = {"file": Path(info.file).name, "latents": kept.shape[2], "trim_start": start, "trim_end": end, **own}
+    return Piece(kept, (part,))
+
+
+def join(pieces: Sequence[Piece], between: int = 0) -> Piece:
+    """One after another, with so many interpolated latents wherever two meet."""
+    whole, *others = pieces
+    for piece in others:
+        bridge = interpolate(whole.latents[:, :, -1:], piece.latents[:, :, :1], between)
+        whole = put_together(whole, bridge, piece)
+    return whole
+
+
+def put_together(first: Piece, bridge: Tensor, second: Piece) -> Piece:
+    """bridge: the latents that lie between, possibly none."""
+    head, *rest = second.parts
+    parts = (*first.parts, {**head, "between": bridge.shape[2]}, *rest)
+    return Piece(torch.cat([first.latents, bridge, second.latents], dim=2), parts)
+
+
+def interpolate(before: Tensor, after: Tensor, count: int) -> Tensor:
+    """`count` latents in a straight line from one (1, 16, 1, h, w) to the other, without these two."""
+    if not 0 <= count <= MOST_BETWEEN:
+        raise ValueError(f"{count} latents between two films; 0 to {MOST_BETWEEN} are possible")
+    weights = (torch.arange(1, count + 1) / (count + 1)).view(1, 1, -1, 1, 1)
+    return torch.lerp(before, after, weights)
+
+
+def same_size(infos: Sequence[LatentInfo], where: str = "files") -> list[Problem]:
+    """Every file whose pictures, or whose model, are not those of the first one."""
+    first, problems = infos[0], []
+    for info in infos[1:]:
+        names = {"file": info.file, "other": first.file}
+        if (info.width, info.height) != (first.width, first.height):
+            sizes = {"width": info.width, "height": info.height, "other_width": first.width, "other_height": first.height}
+            problems.append(Problem(where, "latents_differ", {**names, **sizes}))
+        elif info.model and first.model and info.model != first.model:
+            problems.append(Problem(where, "latents_models_differ", {**names, "model": info.model, "other_model": first.model}))
+    return problems

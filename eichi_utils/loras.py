@@ -16,6 +16,8 @@ from lora_utils.files import Header, LoraError, read_header
 from lora_utils.formats import Layout, Shapes, analyse
 
 STRONGEST = 2.0
+# As many slots as a page has; what is more would be out of its user's sight.
+MOST_LORAS = 12
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,31 @@ def _float(value: Any) -> Any:
 
 
 def check_loras(name: str, value: Sequence[Lora], limits: Mapping[str, Any]) -> list[Problem]:
+    if len(value) > limits["max"]:
+        return [Problem(name, "lora_too_many", {"count": len(value), "max": limits["max"]})]
     return [problem for number, lora in enumerate(value) for problem in lora.check(f"{name}/{number}")]
+
+
+def scaled(loras: Sequence[Lora], scale: float) -> tuple[float, ...] | None:
+    """Strengths where all are multiplied by the scale; None where that changes nothing."""
+    return None if scale == 1.0 or not loras else tuple(lora.strength * scale for lora in loras)
+
+
+def _is_strength(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and abs(value) <= STRONGEST
+
+
+def check_scales(loras: Sequence[Lora], scales: Mapping[int, float]) -> list[Problem]:
+    """A section may not make a LoRA stronger than it can be anywhere; what is no such number by itself is said elsewhere."""
+    problems = []
+    strengths = [lora.strength for lora in loras if _is_strength(lora.strength)]
+    for number, scale in sorted(scales.items()):
+        strongest = max((strength * scale for strength in strengths if _is_strength(scale)), key=abs, default=0.0)
+        if abs(strongest) > STRONGEST:
+            values = {"strength": f"{strongest:g}", "scale": f"{scale:g}", "max": f"{STRONGEST:g}"}
+            problems.append(Problem(f"section_lora_scales/{number}", "lora_scale_too_large", values))
+    return problems
 
 
 def layouts(loras: Sequence[Lora], layers: Shapes) -> list[tuple[Header, Layout]]:

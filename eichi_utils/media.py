@@ -6,6 +6,7 @@ import io
 import tempfile
 from collections import deque
 from collections.abc import Mapping
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -97,17 +98,65 @@ class FilmWriter:
         return path
 
 
-def encode_h264(path: Path, frames: numpy.ndarray, crf: int) -> None:
-    """(frames, height, width, 3) uint8, even sides -> H.264, yuv420p, 30 frames a second."""
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS)
-        stream.width, stream.height = frames.shape[2], frames.shape[1]
-        stream.pix_fmt = "yuv420p"
+class FilmStream:
+    """An H.264 film whose frames come in the order of playing, each encoded as it comes."""
+
+    def __init__(self, folder: Path, crf: int, tags: Mapping[str, str]):
+        self._folder, self._crf, self._tags = folder, crf, tags
+        self._files = ExitStack()
+        self._encoder: H264 | None = None
+
+    def __enter__(self) -> FilmStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def add(self, frames: numpy.ndarray) -> None:
+        """(frames, height, width, 3) uint8, even sides. Nothing is on the disk before."""
+        if self._encoder is None:
+            folder = self._files.enter_context(tempfile.TemporaryDirectory(prefix=".eichi-", dir=self._folder))
+            self._path = Path(folder) / "film.mp4"
+            self._encoder = H264(self._path, *frames.shape[1:3], self._crf)
+            self._files.callback(self._encoder.container.close)
+        self._encoder.add(frames)
+
+    def write(self, path: Path) -> None:
+        """All frames as a film; the last call."""
+        self._encoder.finish()
+        with written_atomically(path) as temporary:
+            join_segments([self._path], temporary, self._tags)
+
+
+class H264:
+    """An open file of H.264, yuv420p, 30 frames a second; its sides are even."""
+
+    def __init__(self, path: Path, height: int, width: int, crf: int):
+        self.container = av.open(str(path), "w", format="mp4")
+        stream = self.container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         # The same film on every processor. Without it x264's AVX-512 code gave small pictures other bytes from call to call.
         stream.options = {"crf": str(crf), "preset": "medium", "x264-params": "cpu-independent=1"}
+        self._stream = stream
+
+    def add(self, frames: numpy.ndarray) -> None:
+        """(frames, height, width, 3) uint8."""
         for array in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
-        container.mux(stream.encode())
+            self.container.mux(self._stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+
+    def finish(self) -> None:
+        self.container.mux(self._stream.encode())
+        self.container.close()
+
+
+def encode_h264(path: Path, frames: numpy.ndarray, crf: int) -> None:
+    """(frames, height, width, 3) uint8, even sides -> H.264, yuv420p, 30 frames a second."""
+    encoder = H264(path, *frames.shape[1:3], crf)
+    try:
+        encoder.add(frames)
+        encoder.finish()
+    finally:
+        encoder.container.close()
 
 
 def join_segments(segments: list[Path], path: Path, tags: Mapping[str, str]) -> None:

@@ -13,11 +13,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from eichi_utils.loras import named_beside
+from eichi_utils.paths import KEY
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import Request, map_pictures, to_json
-
-# The name of the text chunk (PNG) and of the tag (MP4) that holds the request as JSON.
-KEY = "eichi"
+from eichi_utils.request import Request, to_json
+from eichi_utils.request_files import map_pictures
 
 
 def document_of(request: Request) -> str:

@@ -45,6 +45,7 @@ from eichi_utils.components import CHECKS, load_vae, pretrained
 from eichi_utils.disk_cache import MOST_GB, open_caches
 from eichi_utils.engine import MOST_RESERVED, RESERVE_GB
 from eichi_utils.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
+from eichi_utils.lora_fit import size_with
 from eichi_utils.loras import Lora
 from eichi_utils.preflight import Machine, Way, choose, host_available
 from eichi_utils.problems import Problem, UserError
@@ -152,8 +153,12 @@ class ModelPool:
 
     def check(self, checkpoint_name: str) -> None:
         """Raises UserError with everything that is missing or damaged, before anything is loaded."""
+        self.check_parts(checkpoint_name, *SHARED)
+
+    def check_parts(self, *names: str) -> None:
+        """The same for single components."""
         wrong = []
-        for name in (checkpoint_name, *SHARED):
+        for name in names:
             try:
                 self._check(name)
             except CheckpointError as error:
@@ -161,9 +166,12 @@ class ModelPool:
         if wrong:
             raise UserError(wrong)
 
-    def preflight(self, checkpoint_name: str, precision: str, tokens: int) -> Way:
+    def preflight(
+        self, checkpoint_name: str, precision: str, tokens: int, loras: Sequence[Lora] = (), merge: bool = False
+    ) -> Way:
         """How this checkpoint is run here. Raises UserError where memory or card are too small, whatever is streamed."""
-        return choose(model_size(self.files, checkpoint_name), precision, tokens, self.machine())
+        size = size_with(model_size(self.files, checkpoint_name), loras, merge, self.files, checkpoint_name)
+        return choose(size, precision, tokens, self.machine())
 
     def machine(self) -> Machine:
         """What networks can have here, the reserve left out; what they hold already is theirs."""

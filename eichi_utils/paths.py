@@ -30,6 +30,8 @@ PRESETS = WEBUI / "presets"
 # What can be made again and takes time; see disk_cache.py.
 CACHE = WEBUI / "cache"
 MINIATURE = ROOT / "miniature" / "checkpoint"
+# The name, inside a PNG, an MP4 or a file of latents, of the text that holds the request as JSON.
+KEY = "eichi"
 
 # What a system reports when nothing more fits, or no more is allowed.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -16,6 +16,8 @@ FPS = 30
 FRAMES_PER_LATENT = 4
 # A section looks at 1, 2 and 16 latents of history at full, half and quarter resolution (spec: 1x, 2x, 4x context).
 CONTEXT = (1, 2, 16)
+# Latents that can be put between two films; the model was trained on 9 at a time.
+MOST_BETWEEN = 12
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,23 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Append:
+    """Latents of an earlier film that come after this one.
+
+    file: where they are. skip_start, skip_end: latents left out at its ends. trim: latents left out at this film's end.
+    between: latents in between. bridge: how these are sampled, with the appended latents as history and the last latent before
+    them as the picture "film"; None where they lie in a straight line from one film to the other.
+    """
+
+    file: str
+    skip_start: int = 0
+    skip_end: int = 0
+    trim: int = 0
+    between: int = 0
+    bridge: Section | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything the runner needs to know besides numbers of the sampler.
 
@@ -62,6 +81,7 @@ class Plan:
     opening: latent at the history's growing edge before the first section; part of the film if `opening_shown`.
     closing: latent put at the growing edge after the last section.
     vae_cache: each latent is decoded once, after those before it; only for a film that grows at the back.
+    append: what comes after this film; `sections`, `latents` and `frames` are those of this film alone.
     pictures, masks: name -> path of the file.
     """
 
@@ -75,6 +95,17 @@ class Plan:
     pictures: Mapping[str, str] = field(default_factory=dict)
     masks: Mapping[str, str] = field(default_factory=dict)
     vae_cache: bool = False
+    append: Append | None = None
+
+    @property
+    def samplings(self) -> tuple[Section, ...]:
+        """Every section that is sampled: the film's, and the one between it and what is appended."""
+        return (*self.sections, self.append.bridge) if self.append and self.append.bridge else self.sections
+
+    @property
+    def parts(self) -> int:
+        """Sections, and joining as one more, whether something is sampled for it or not."""
+        return len(self.sections) + (1 if self.append else 0)
 
     @property
     def section_latents(self) -> int:
@@ -104,7 +135,7 @@ class Plan:
     @property
     def prompts(self) -> tuple[str, ...]:
         """The distinct prompts, in order of first use."""
-        return tuple(dict.fromkeys(section.prompt for section in self.sections))
+        return tuple(dict.fromkeys(section.prompt for section in self.samplings))
 
 
 def frames_of(latents: int) -> int:
@@ -120,6 +151,11 @@ def latents_per_section(window: float) -> int:
 def section_count(seconds: float, window: float) -> int:
     """Sections of a film of about so many seconds: at least 1, Python's rounding (half to even), as the reference."""
     return max(1, round(seconds * FPS / (FRAMES_PER_LATENT * window)))
+
+
+def film_latents(seconds: float, window: float) -> int:
+    """Latents of a film of so many sections and its start picture."""
+    return 1 + section_count(seconds, window) * latents_per_section(window)
 
 
 def lay(*lengths: int) -> tuple[range, ...]:

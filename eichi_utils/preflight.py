@@ -139,12 +139,12 @@ def step_tokens(section: Section, height: int, width: int) -> int:
 
 def most_tokens(plan: Plan, height: int, width: int) -> int:
     """Of a step of the plan's largest section; height, width: of the latents."""
-    return max(step_tokens(section, height, width) for section in plan.sections)
+    return max(step_tokens(section, height, width) for section in plan.samplings)
 
 
-def output_bytes(plan: Plan, height: int, width: int, crf: int) -> int:
-    """Disk space to ask for before a film of so many pixels is begun."""
-    return SPARE_BYTES + int(plan.frames * height * width * film_bytes_per_pixel(crf))
+def output_bytes(frames: int, height: int, width: int, crf: int) -> int:
+    """Disk space to ask for before films of so many frames and pixels are begun."""
+    return SPARE_BYTES + int(frames * height * width * film_bytes_per_pixel(crf))
 
 
 def film_bytes_per_pixel(crf: int) -> float:

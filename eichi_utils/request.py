@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from eichi_utils.append import append_of, append_problems, check_latents, idle_details
 from eichi_utils.folders import check_folder
-from eichi_utils.loras import Lora, check_loras, read_loras
+from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora, check_loras, check_scales, read_loras
 from eichi_utils.pictures import is_unicode, picture_problem
-from eichi_utils.plan import Plan, section_count
+from eichi_utils.plan import MOST_BETWEEN, Append, Plan, section_count
 from eichi_utils.problems import Problem, UserError
 
 # Seeds travel through JSON and JavaScript, whose numbers are exact up to 2**53.
@@ -28,6 +29,8 @@ DRAWN_SEED_LIMIT = 2**32
 MAX_PROMPT_CHARACTERS = 5000
 # Fields of any mode that hold one picture each; `keyframes` and `controls` hold several.
 PICTURE_FIELDS = ("image", "end_image", "image_mask")
+# Of one end of a film; the longest has 1001.
+MOST_TRIMMED = 1000
 # How the transformer's weights are kept: as the device likes them, in 16 bits, or in 8 bits with a scale for every channel.
 PRECISIONS = ("auto", "bfloat16", "int8", "float8")
 # The published models (FramePack, and its F1 in the forward mode), or the small one that comes with the program.
@@ -35,15 +38,17 @@ MODELS = ("framepack", "miniature")
 # Films that one Start may ask for.
 MAX_BATCH = 100
 SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
+# Kinds of fields with a value for each of some sections.
+SECTION_KINDS = ("section_pictures", "section_texts", "section_numbers")
 # After these, in any script, the next sentence begins without a comma.
 SENTENCE_ENDS = ".,;:!?\u3001\u3002\uff0c\uff0e\uff01\uff1f"
 
 
 def setting(default: Any, kind: str, **limits: Any) -> Any:
-    """A request field. kind: picture, text, folder, integer, number, choice, switch, section_pictures, section_texts, controls,
-    loras.
+    """A request field. kind: picture, text, folder, integer, number, choice, switch, section_pictures, section_texts,
+    section_numbers, controls, loras, latents.
 
-    limits: `min` and `max` for numbers, `choices` for a choice, `optional=True` where None is a value.
+    limits: `min` and `max` for numbers, `choices` for a choice, `max` for how many LoRA, `optional=True` where None is a value.
     """
     metadata = {"kind": kind, **limits}
     if isinstance(default, dict):
@@ -95,7 +100,7 @@ class Request(ABC):
     step_cache: str = setting("teacache", "choice", choices=("none", "teacache", "first_block"))
     cache_threshold: float = setting(0.15, "number", min=0.0, max=1.0)
     precision: str = setting("auto", "choice", choices=PRECISIONS)
-    loras: tuple[Lora, ...] = setting((), "loras")
+    loras: tuple[Lora, ...] = setting((), "loras", max=MOST_LORAS)
     merge_loras: bool = setting(False, "switch")
     vae_tile: int | None = setting(None, "integer", min=128, max=2048, optional=True)
     batch: int = setting(1, "integer", min=1, max=MAX_BATCH)
@@ -107,23 +112,40 @@ class FilmRequest(Request):
     """What both film modes ask for. `window` is the latents a section counts for: 9 (1 s) or 4.5 (0.5 s).
 
     section_prompt_mode: whether a section's own prompt takes the common one's place or comes after it.
+    section_lora_scales: section number -> what the strength of every LoRA is multiplied by there; 1 where nothing is said.
     keep_section_videos: the shorter films stay beside the whole one. section_stills: each section's last frame as a PNG.
     save_frames: frames of all sections as PNGs, or of the one made last. save_latents: the film's latents as a file.
+    append_latents: a file of latents that comes after the film. append_trim_start, append_trim_end: latents left out at its
+    ends, film_trim_end: at the film's end. join_latents: latents in between that lead from one to the other.
     """
 
     seconds: float = setting(1.0, "number", min=0.1, max=120.0)
     window: float = setting(9.0, "choice", choices=(9.0, 4.5))
     section_prompts: dict[int, str] = setting({}, "section_texts")
     section_prompt_mode: str = setting("replace", "choice", choices=("replace", "extend"))
+    section_lora_scales: dict[int, float] = setting({}, "section_numbers", min=0.0, max=STRONGEST)
     crf: int = setting(16, "integer", min=0, max=51)
     keep_section_videos: bool = setting(False, "switch")
     section_stills: bool = setting(False, "switch")
     save_frames: str = setting("none", "choice", choices=("none", "all", "last"))
     save_latents: bool = setting(False, "switch")
+    append_latents: str = setting("", "latents", optional=True)
+    append_trim_start: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
+    append_trim_end: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
+    film_trim_end: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
+    join_latents: int = setting(0, "integer", min=0, max=MOST_BETWEEN)
 
     def idle(self) -> tuple[str, ...]:
         own = any(text.strip() for text in self.section_prompts.values())
-        return super().idle() + (("section_prompt_mode",) if self.section_prompt_mode == "extend" and not own else ())
+        idle = ("section_prompt_mode",) if self.section_prompt_mode == "extend" and not own else ()
+        if not self.loras and any(scale != 1.0 for scale in self.section_lora_scales.values()):
+            idle += ("section_lora_scales",)
+        return super().idle() + idle + idle_details(self)
+
+    @property
+    def append(self) -> Append | None:
+        """What comes after the film."""
+        return append_of(self)
 
     def section_prompt(self, number: int) -> str:
         """What a section is told."""
@@ -136,13 +158,16 @@ class FilmRequest(Request):
 
     def check(self) -> tuple[Problem, ...]:
         problems = check_fields(self)
-        if {problem.field for problem in problems} & {"seconds", "window"}:
+        wrong = frozenset(problem.field.split("/")[0] for problem in problems)
+        problems += append_problems(self, wrong)
+        if wrong & {"seconds", "window"}:
             return tuple(problems + check_prompts(self))
         sections = section_count(self.seconds, self.window)
         problems += check_prompts(self, sections)
         for field in dataclasses.fields(self):
-            if field.metadata["kind"] in ("section_pictures", "section_texts"):
+            if field.metadata["kind"] in SECTION_KINDS:
                 problems += check_sections(field.name, getattr(self, field.name), sections)
+        problems += check_scales(self.loras, self.section_lora_scales)
         return tuple(problems)
 
 
@@ -197,36 +222,12 @@ def to_json(request: Request) -> dict[str, Any]:
     document: dict[str, Any] = {"mode": request.mode}
     for field in dataclasses.fields(request):
         value = getattr(request, field.name)
-        if field.metadata["kind"] in ("section_pictures", "section_texts"):
+        if field.metadata["kind"] in SECTION_KINDS:
             value = {str(key): text for key, text in sorted(value.items())}
         elif field.metadata["kind"] in ("controls", "loras"):
             value = [dataclasses.asdict(item) for item in value]
         document[field.name] = value
     return document
-
-
-def map_pictures(document: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """A request's JSON document with every path of a picture or mask changed; what is no path is left to the reading."""
-    changed = dict(document)
-    for name in PICTURE_FIELDS:
-        value = changed.get(name)
-        if isinstance(value, str) and value:
-            changed[name] = change(value)
-    if isinstance(pictures := changed.get("keyframes"), Mapping):
-        changed["keyframes"] = {key: change(path) if isinstance(path, str) else path for key, path in pictures.items()}
-    if isinstance(controls := changed.get("controls"), (list, tuple)):
-        changed["controls"] = [map_control(control, change) for control in controls]
-    return changed
-
-
-def map_control(control: Any, change: Callable[[str], str]) -> Any:
-    """The same for one control's document."""
-    if not isinstance(control, Mapping):
-        return control
-    return {
-        name: change(value) if name in ("image", "mask") and isinstance(value, str) and value else value
-        for name, value in control.items()
-    }
 
 
 def from_json(document: Any, kinds: Mapping[str, type[Request]]) -> Request:
@@ -250,7 +251,7 @@ def from_json(document: Any, kinds: Mapping[str, type[Request]]) -> Request:
             continue
         limits = fields[key].metadata
         if value is None and limits.get("optional"):
-            values[key] = "" if limits["kind"] == "picture" else None
+            values[key] = "" if limits["kind"] in ("picture", "latents") else None
             continue
         try:
             values[key] = _READERS[limits["kind"]](value, limits)
@@ -302,7 +303,8 @@ def _read_sections(value: Any, limits: Mapping[str, Any]) -> dict[int, str]:
     problems = [Problem(str(key), "section_number", {"value": key}) for key in value if not str(key).isdecimal()]
     if problems:
         raise UserError(problems)
-    return {int(key): _read_text(text, limits) for key, text in value.items()}
+    read = _read_number if limits["kind"] == "section_numbers" else _read_text
+    return {int(key): read(part, limits) for key, part in value.items()}
 
 
 def _read_controls(value: Any, limits: Mapping[str, Any]) -> tuple:
@@ -330,8 +332,10 @@ _READERS = {
     "switch": _read_switch,
     "section_pictures": _read_sections,
     "section_texts": _read_sections,
+    "section_numbers": _read_sections,
     "controls": _read_controls,
     "loras": read_loras,
+    "latents": _read_text,
 }
 
 
@@ -386,14 +390,12 @@ def _check_switch(name: str, value: Any, limits: Mapping[str, Any]) -> Problem |
     return None if isinstance(value, bool) else _wrong_type(name, value)
 
 
-def _check_section_pictures(name: str, value: Mapping[int, str], limits: Mapping[str, Any]) -> list[Problem]:
-    problems = (picture_problem(f"{name}/{key}", path) for key, path in value.items())
-    return [problem for problem in problems if problem]
+def _each_section(check: Callable[..., Problem | None]) -> Callable[..., list[Problem]]:
+    def checked(name: str, value: Mapping[int, Any], limits: Mapping[str, Any]) -> list[Problem]:
+        problems = (check(f"{name}/{key}", part, limits) for key, part in value.items())
+        return [problem for problem in problems if problem]
 
-
-def _check_section_texts(name: str, value: Mapping[int, str], limits: Mapping[str, Any]) -> list[Problem]:
-    problems = (_check_text(f"{name}/{key}", text, limits) for key, text in value.items())
-    return [problem for problem in problems if problem]
+    return checked
 
 
 def _check_controls(name: str, value: tuple, limits: Mapping[str, Any]) -> list[Problem]:
@@ -408,8 +410,10 @@ _CHECKS = {
     "number": _check_number,
     "choice": _check_choice,
     "switch": _check_switch,
-    "section_pictures": _check_section_pictures,
-    "section_texts": _check_section_texts,
+    "section_pictures": _each_section(lambda name, path, limits: picture_problem(name, path)),
+    "section_texts": _each_section(_check_text),
+    "section_numbers": _each_section(_check_number),
     "controls": _check_controls,
     "loras": check_loras,
+    "latents": check_latents,
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from eichi_utils.loras import scaled
 from eichi_utils.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, section_count
 from eichi_utils.request import FilmRequest, setting
 
@@ -53,8 +54,21 @@ class ReverseRequest(FilmRequest):
                     clean_2x=Ref("history", two, skip=1),
                     clean_4x=Ref("history", four, skip=3),
                     prompt=self.section_prompt(number),
+                    lora_strengths=scaled(self.loras, self.section_lora_scales.get(number, 1.0)),
                 )
             )
+        append = self.append
+        if append and append.between:
+            _, frames, after, two, four = lay(1, append.between, *CONTEXT)
+            bridge = Section(
+                frames=frames,
+                clean=(Ref("film", range(1)), Ref("history", after)),
+                clean_2x=Ref("history", two, skip=1),
+                clean_4x=Ref("history", four, skip=3),
+                # What the film is told at its end, where it is told nothing in common.
+                prompt=self.prompt if self.prompt.strip() else self.section_prompt(0),
+            )
+            append = replace(append, bridge=bridge)
         end = {"end": self.final_frame} if self.final_frame else {}
         keyframes = {f"section/{number}": path for number, path in sorted(self.keyframes.items())}
         return Plan(
@@ -63,6 +77,7 @@ class ReverseRequest(FilmRequest):
             sections=tuple(sections),
             opening=Ref("end", range(1), scale=self.end_strength) if self.final_frame else None,
             closing=Ref("start", range(1)),
+            append=append,
             pictures={"start": self.image, **end, **keyframes},
         )
 

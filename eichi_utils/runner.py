@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 from diffusers_helper.latents import SPATIAL, encode_picture
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
-from eichi_utils import adapters
+from eichi_utils.append import whole_frames, written_frames
 from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of
 from eichi_utils.encoded import Encoded
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
 from eichi_utils.extras import extra_bytes
-from eichi_utils.film import Decoded, sample_film
+from eichi_utils.film import Decoded, Joined, Stretch, sample_film
+from eichi_utils.joined import JoinedFilm
+from eichi_utils.latent_files import read_latents, trim
+from eichi_utils.lora_fit import notices as lora_notices
 from eichi_utils.media import write_png
 from eichi_utils.metadata import png_info
 from eichi_utils.plan import Plan
@@ -54,13 +57,14 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         pool.check(plan.checkpoint)
     elif problems := download_problems(pool.files, missing):
         raise UserError(problems)
-    notices = [*adapters.notices(request.loras, pool.files, plan.checkpoint)]
+    notices = [*lora_notices(request.loras, pool.files, plan.checkpoint)]
     pictures = fit_pictures(plan, request.size)
-    for_files = output_bytes(plan, pictures.height, pictures.width, getattr(request, "crf", 0))
+    total = result_frames(plan)
+    for_files = output_bytes(written_frames(plan), pictures.height, pictures.width, getattr(request, "crf", 0))
     for_files += extra_bytes(request, plan, pictures.height, pictures.width)
     outputs.prepare(for_files)
     disk = for_files + download_bytes(pool.files, missing), disk_free(outputs.folder)
-    yield _started(request, plan, pictures)
+    yield _started(request, plan, pictures, total)
 
     files: list[str] = []
     frames = 0
@@ -69,6 +73,8 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         return Stopped(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began, level=stop.level)
 
     yield from notices
+    if request.merge_loras and len({section.lora_strengths for section in plan.sections}) > 1:
+        yield Notice(at=time.time(), key="lora_merged_again")
     for name in request.idle():
         yield Notice(at=time.time(), key="no_effect", values={"name": name})
     if pool.files.shares_transformer(plan.checkpoint):
@@ -82,7 +88,7 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         pool.check(plan.checkpoint)
 
     tokens = most_tokens(plan, pictures.height // SPATIAL, pictures.width // SPATIAL)
-    way = pool.preflight(plan.checkpoint, request.precision, tokens)
+    way = pool.preflight(plan.checkpoint, request.precision, tokens, request.loras, request.merge_loras)
     request = replace(request, precision=way.precision)
     if way.chosen:
         yield _choice(way.instead is not None, figures(way, pool.machine(), *disk))
@@ -101,8 +107,8 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     files.append(str(start))
     yield Saved(at=time.time(), path=str(start), kind="start")
 
-    film = Film(request, plan, outputs)
-    with film.writer:
+    film, joined = Film(request, plan, outputs), JoinedFilm(request, outputs)
+    with film.writer, joined.stream:
         for event in sample_film(request, plan, conditions, pool, stop):
             if isinstance(event, Decoded):
                 yield Stage(at=time.time(), name="save", section=event.section)
@@ -110,25 +116,38 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
                     files[:-1] = film.files
                     frames = saved.frames or frames
                     yield saved
+            elif isinstance(event, Stretch):
+                joined.add(event)
+            elif isinstance(event, Joined):
+                yield Stage(at=time.time(), name="save", section=len(plan.sections))
+                for saved in joined.save(event):
+                    files[:-1] = [*joined.files, *film.files]
+                    frames = saved.frames or frames
+                    yield saved
             else:
                 yield event
             if stop.level >= StopLevel.NOW or (isinstance(event, Decoded) and stop.level >= StopLevel.SECTION):
                 break
         for saved in film.rest():
-            files[:-1] = film.files
+            files[:-1] = [*joined.files, *film.files]
             yield saved
-    if frames < (plan.frames if plan.output == "film" else 1):
+    if frames < total:
         yield stopped()
     else:
         yield Finished(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began)
 
 
-def _started(request: Request, plan: Plan, pictures: Pictures) -> Started:
+def result_frames(plan: Plan) -> int:
+    """Frames of what the job is for: the film with what is appended to it, or one picture."""
+    return whole_frames(plan) if plan.output == "film" else 1
+
+
+def _started(request: Request, plan: Plan, pictures: Pictures, frames: int) -> Started:
     return Started(
         at=time.time(),
-        sections=len(plan.sections),
+        sections=plan.parts,
         steps=request.steps,
-        frames=plan.frames if plan.output == "film" else 1,
+        frames=frames,
         width=pictures.width,
         height=pictures.height,
         seed=request.seed,
@@ -168,8 +187,12 @@ def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -
             for name in missing:
                 picture = pictures.by_name[name]
                 latents[name] = kept.keep_latents(picture, again(partial(encode_picture, vae, pixels_of(picture))))
+    append = None
+    if plan.append:
+        info, appended = read_latents(plan.append.file)
+        append = trim(info, appended, plan.append.skip_start, plan.append.skip_end)
     masks = {name: encode_mask(mask) for name, mask in pictures.masks.items()}
     yield Stage(at=time.time(), name="load")
     prompts = {prompt: found[prompt] for prompt in plan.prompts}
     negative = found[request.negative_prompt] if request.cfg_scale != 1.0 else None
-    yield Conditions(prompts=prompts, image=image, latents=latents, masks=masks, negative=negative)
+    yield Conditions(prompts=prompts, image=image, latents=latents, masks=masks, negative=negative, append=append)

@@ -36,7 +36,7 @@ SUFFIXES = (".png", ".jpeg", ".jpg", ".webp")
 # Picture field -> its file's name without suffix.
 STEMS = {"image": "start", "end_image": "end"}
 # What a ZIP holds, so that where it lacks one of these it says that there is none.
-CONTENTS = ("image", "end_image", "keyframes", "section_prompts", "prompt", "loras")
+CONTENTS = ("image", "end_image", "keyframes", "section_prompts", "prompt", "loras", "section_lora_scales")
 # Files that systems add to archives by themselves.
 CLUTTER = re.compile(r"__MACOSX/|(.*/)?(\.[^/]*|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
 

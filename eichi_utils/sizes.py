@@ -86,15 +86,12 @@ def transformer_size(shapes: Shapes) -> TransformerSize:
     linear, rest, job = Counter(), Counter(), Counter()
     always = 0
     for name, shape in shapes.items():
-        block = BLOCK.match(name)
-        inside = name[block.end() :] if block else name
-        if block and inside.startswith(TABLES):
-            job[block.group()] += prod(shape)
-        elif block:
+        kind, part = part_of(name)
+        if kind == "block":
             # Matrices are linear layers' weights.
-            (linear if len(shape) == 2 else rest)[block.group()] += prod(shape)
-        elif inside.startswith(JOB):
-            job[inside.split(".")[0]] += prod(shape)
+            (linear if len(shape) == 2 else rest)[part] += prod(shape)
+        elif kind == "job":
+            job[part] += prod(shape)
         else:
             always += prod(shape)
     largest = max(linear, key=lambda name: linear[name])
@@ -108,6 +105,15 @@ def transformer_size(shapes: Shapes) -> TransformerSize:
         always=always,
         width=shapes["x_embedder.proj.weight"][0],
     )
+
+
+def part_of(name: str) -> tuple[str, str]:
+    """Of a transformer's tensor or layer: "block", "job" or "always", and which of these parts."""
+    block = BLOCK.match(name)
+    if block:
+        # A layer's name has no dot at its end.
+        return ("job" if f"{name[block.end() :]}.".startswith(TABLES) else "block"), block.group()
+    return ("job", name.split(".")[0]) if f"{name}.".startswith(JOB) else ("always", "")
 
 
 def text_size(language: Shapes, clip: Shapes) -> EncoderSize:

@@ -40,8 +40,9 @@ class Taken:
 
     def seconds(self, request: Request) -> float:
         """How long the request would take, the whole batch."""
-        sections = len(request.plan().sections)
-        return self.start + request.batch * sections * (request.steps * self.share * self.step + self.section)
+        plan = request.plan()
+        sampled = len(plan.samplings) * request.steps * self.share * self.step
+        return self.start + request.batch * (sampled + plan.parts * self.section)
 
 
 @dataclass
@@ -139,6 +140,9 @@ def kind_of(request: Request, height: int, width: int) -> str:
         "decode": f"{'once' if plan.vae_cache else 'tiles'}:{request.vae_tile or 'auto'}",
         "frames": getattr(request, "save_frames", "none"),
     }
+    if plan.append:
+        # The whole is decoded once more.
+        parts["join"] = "sampled" if plan.append.bridge else "straight"
     return " ".join(f"{name}={value}" for name, value in parts.items())
 
 

@@ -132,11 +132,11 @@ class View:
         return replace(self, stage="sample", section=section, step=0, sampling_since=since, section_since=event.at)
 
     def _with_file(self, event: Saved) -> View:
-        film = event.path if event.kind in ("so_far", "film") else self.film
+        film = event.path if event.kind in ("so_far", "film", "joined") else self.film
         picture = event.path if event.kind == "picture" else self.picture
         others = tuple(path for path in self.files if path not in (event.replaces, event.path))
         # The result first.
-        files = (event.path, *others) if event.kind in ("so_far", "film", "picture") else (*others, event.path)
+        files = (event.path, *others) if event.kind in ("so_far", "film", "joined", "picture") else (*others, event.path)
         return replace(self, film=film, picture=picture, frames=event.frames or self.frames, files=files)
 
     def _ended(self, event: Ended) -> View:

@@ -8,7 +8,7 @@ ComfyUI's names, dotted `lora_down`/`lora_up`; LoHa and LoKr of LyCORIS (https:/
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -142,6 +142,21 @@ def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
     return Layout(tuple(entries), report)
 
 
+def factor_numbers(layout: Layout, shapes: Shapes) -> Iterator[tuple[str, int]]:
+    """(layer, how many numbers its factors have beside the weights) of every update. shapes: of the file's tensors."""
+    for entry in layout.entries:
+        for part in entry.parts:
+            first, end = part.rows
+            if entry.kind == "LoKr" and entry.swapped:
+                yield part.layer, prod(entry.shape) + 1
+            elif entry.kind == "LoKr":
+                yield part.layer, sum(prod(side) for side in _sides({role: shapes[key] for role, key in entry.keys.items()})[0])
+            else:
+                # The product of two low ranks has the product of both.
+                rank = entry.rank**2 if entry.kind == "LoHa" else entry.rank
+                yield part.layer, rank * (end - first + entry.shape[1])
+
+
 def _split(key: str) -> tuple[str, str | None]:
     """Layer and part of a key; the part is None where it is none that we know."""
     for pattern, role in ENDS:
@@ -165,6 +180,12 @@ def _shape(kind: str, shapes: Shapes) -> tuple[tuple[int, int], int]:
     if kind == "LoHa":
         one, two = (_product(shapes[f"hada_w{n}_a"], shapes[f"hada_w{n}_b"]) for n in (1, 2))
         return one if one == two else ((0, 0), 0)
+    ((a, b), (c, d)), rank = _sides(shapes)
+    return (a * c, b * d), rank
+
+
+def _sides(shapes: Shapes) -> tuple[list[tuple[int, int]], int]:
+    """Of a LoKr: both whole matrices' (rows, columns), and the rank."""
     sides, rank = [], 0
     for name in ("lokr_w1", "lokr_w2"):
         if name in shapes:
@@ -172,8 +193,7 @@ def _shape(kind: str, shapes: Shapes) -> tuple[tuple[int, int], int]:
         else:
             side, rank = _product(shapes[f"{name}_a"], shapes[f"{name}_b"])
             sides.append(side)
-    (a, b), (c, d) = sides
-    return (a * c, b * d), rank
+    return sides, rank
 
 
 def _product(up: tuple[int, ...], down: tuple[int, ...]) -> tuple[tuple[int, int], int]:

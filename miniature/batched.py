@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffusers_helper.models.attention import sdpa
 from diffusers_helper.models.blocks import layer_norm, modulate
 from diffusers_helper.models.compiled import EAGER, Passes
-from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field
+from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field, with_still
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from eichi_utils.plan import CONTEXT, lay
 
@@ -104,9 +104,9 @@ def velocity(net: PackedTransformer, inputs: Inputs, passes: Passes = EAGER) -> 
     for block in net.transformer_blocks:
         tables = block.norm1(conditioning), block.norm1_context(conditioning)
         x, text = passes.dual(block, x, text, tables, inputs.rope, sdpa)
-    x = torch.cat([x, text], dim=1)
+    x, rope = torch.cat([x, text], dim=1), with_still(inputs.rope, text.shape[1])
     for block in net.single_transformer_blocks:
-        x = passes.single(block, x, block.norm(conditioning), latents, inputs.rope, sdpa)
+        x = passes.single(block, x, block.norm(conditioning), rope, sdpa)
     scale, shift = net.norm_out(conditioning).unsqueeze(1).chunk(2, dim=-1)
     x = modulate(layer_norm(x[:, latents - noisy.shape[1] : latents]), shift, scale)
     patches = F.linear(x, net.proj_out.weight, net.proj_out.bias).float()

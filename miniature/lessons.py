@@ -26,7 +26,8 @@ class Lesson:
     kinds, phrases, speeds, simple: as in `clips.scenes`. sections: length of the clips. single: share of steps for the
     one-frame mode. shift: range of the time shift of the noise levels; where it is high, so is the noise, and only the
     caption can tell where things go. tails, everyday, empty: shares of camera captions with a tail, of push-ins with an
-    everyday prompt, of all with none. share: of the steps, among lessons at the same time. pool: clips kept.
+    everyday prompt, of all with none. share: of the steps, among lessons at the same time. pool: clips kept. early: 1 draws
+    all sections of a clip equally often, more the first ones more often.
     """
 
     kinds: Mapping[str, float]
@@ -43,6 +44,7 @@ class Lesson:
     empty: float = 0.0
     share: float = 1.0
     pool: int = 1536
+    early: float = 1.5
 
     def batch(self, full: int) -> int:
         """Clips of a step: `full` at 128x128, fewer of larger ones."""
@@ -81,9 +83,15 @@ SIZES = (
     replace(SMALLER, height=192, width=192, share=0.1),
 )
 # (share of the run at which they end, lessons); lessons of equal clips share a pool.
+# What was weakest after them: zooms, and the last sections of long films.
+WEAKEST = tuple(
+    replace(lesson, kinds={"move": 0.32, "pan": 0.2, "zoom": 0.34, "grow": 0.06, "turn": 0.04, "still": 0.04}, early=1.0)
+    for lesson in SIZES
+)
 STAGES = {
     "a": ((0.25, (FIRST,)), (0.6, (SECOND,)), (1.0, (THIRD,))),
     "b": ((1.0, SIZES),),
+    "c": ((1.0, WEAKEST),),
 }
 
 

@@ -26,8 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--last", type=float, default=0.01, help="share of it that is left at the end")
     parser.add_argument(
         "--stage",
-        choices=("first", "second", "decoder", "a", "b"),
-        help="vae: first, second or decoder; transformer: a or b, lessons of the curriculum",
+        choices=("first", "second", "decoder", "a", "b", "c"),
+        help="vae: first, second or decoder; transformer: a, b or c, lessons of the curriculum",
     )
     parser.add_argument("--photos", type=Path, help="vae: folder of pictures to watch")
     parser.add_argument("--pictures-until", type=float, default=0.5, help="vae: share of the time without clips")

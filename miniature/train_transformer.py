@@ -41,7 +41,7 @@ class Course:
 
     def __init__(self, net: PackedTransformer, pool: Pool, lesson: Lesson, batch: int, passes: Passes):
         self.net, self.pool, self.batch, self.passes = net, pool, batch, passes
-        self.sections = lesson.sections
+        self.sections, self.early = lesson.sections, lesson.early
         device = pool.latents.device
         h, w = pool.latents.shape[-2:]
         self.films = torch.stack([rope_table(times, h, w, net.config, device) for times in FILM_TIMES])
@@ -61,7 +61,7 @@ class Course:
         device = rows.device
         chance = torch.rand(5, b, device=device)
         # More often the first ones, which every film has.
-        reverse, number = chance[3] < 0.5, (s * chance[4] ** 1.5).long().clamp_max(s - 1)
+        reverse, number = chance[3] < 0.5, (s * chance[4] ** self.early).long().clamp_max(s - 1)
         # A film that ends with this section, although the clip goes on.
         cut = reverse & (chance[0] < 0.5)
         with_end = (chance[1] < END_SHARE).to(latents.dtype).view(b, 1, 1, 1, 1)

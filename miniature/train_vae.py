@@ -35,7 +35,8 @@ NOISE = 0.15
 ANCHOR = 0.3
 STAGES = ("first", "second", "decoder")
 # Steps in turn: pictures alone, then with clips, then the later stages.
-PICTURES, MIXED, LATER = ("pictures",), ("pictures", "clips", "clips"), ("pictures", "joined", "cut", "joined")
+PICTURES, MIXED = ("pictures",), ("pictures", "clips", "clips")
+LATER = {"second": ("pictures", "joined", "cut", "joined"), "decoder": ("pictures", "joined", "clips", "cut", "joined")}
 
 
 def picture_batch(seeds: Tensor, pictures: Tensor, side: int) -> Tensor:
@@ -137,7 +138,7 @@ def train(
     drawn, watched = 0, 0.0
     while session.running():
         optimizer.rate.fill_(cosine(session.progress, peak))
-        order = LATER if later else PICTURES if session.progress < pictures_until else MIXED
+        order = LATER[stage] if later else PICTURES if session.progress < pictures_until else MIXED
         name = order[session.steps % len(order)]
         if not stepper.has(name):
             stepper.add(name, kinds[name])
@@ -165,7 +166,7 @@ def train(
             session.log(rate=optimizer.rate.item(), skipped=int(optimizer.skipped))
         if session.progress > watched + 0.1:
             watched = session.progress
-            _watch(session, vae, flat, optimizer, photos)
+            _watch(session, vae, encoder, flat, optimizer, photos)
             _save(session, whole(vae, flat, optimizer), folder)
     net = AutoencoderKLHunyuanVideo(**passes.VAE_CONFIG)
     net.load_state_dict({name: tensor.float().cpu() for name, tensor in whole(vae, flat, optimizer).items()})
@@ -202,24 +203,32 @@ def _log(session: Session, kind: str, total: Tensor, count: int) -> None:
 
 
 @torch.no_grad()
-def photo_figures(vae: AutoencoderKLHunyuanVideo, photos: Path | None, side: int = 160) -> dict[str, float]:
-    """PSNR of each photo in the folder, as one frame."""
-    figures = {}
-    weight = next(vae.parameters())
+def photo_figures(
+    vae: AutoencoderKLHunyuanVideo, photos: Path | None, encoder: AutoencoderKLHunyuanVideo | None = None, side: int = 160
+) -> dict[str, float]:
+    """PSNR of each photo in the folder, as one frame. encoder: whose latents are decoded, if not the VAE's own."""
+    figures, encoder = {}, vae if encoder is None else encoder
+    # An encoder that is not trained stays in float32 where the decoder is in 16 bits.
+    first, second = encoder.quant_conv.weight, vae.post_quant_conv.weight
     for path in sorted(photos.glob("*.*")) if photos else ():
         picture = cover_crop(Image.open(path).convert("RGB"), side, side)
-        x = torch.from_numpy(numpy.array(picture)).permute(2, 0, 1)[None].to(weight.device, weight.dtype) / 127.5 - 1
-        made = passes.decode(vae, passes.encode(vae, x)).float().clamp(-1, 1)
+        x = torch.from_numpy(numpy.array(picture)).permute(2, 0, 1)[None].to(first.device, first.dtype) / 127.5 - 1
+        made = passes.decode(vae, passes.encode(encoder, x).to(second.dtype)).float().clamp(-1, 1)
         figures[path.stem] = psnr((made - x.float()).square().mean().item())
     return figures
 
 
 def _watch(
-    session: Session, vae: AutoencoderKLHunyuanVideo, flat: FlatParameters, optimizer: Optimizer, photos: Path | None
+    session: Session,
+    vae: AutoencoderKLHunyuanVideo,
+    encoder: AutoencoderKLHunyuanVideo,
+    flat: FlatParameters,
+    optimizer: Optimizer,
+    photos: Path | None,
 ) -> None:
     """Photos with the mean weights."""
     flat.compute.copy_(optimizer.ema)
-    session.log(**photo_figures(vae, photos))
+    session.log(**photo_figures(vae, photos, encoder))
     flat.compute.copy_(flat.master)
 
 

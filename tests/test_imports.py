@@ -39,7 +39,8 @@ EXCEPTIONS = {"eichi_utils/demo.py": {"miniature.random_checkpoint"}}
 WITHOUT_TORCH = (
     "request", "plan", "reverse", "forward", "single", "modes", "events", "view", "jobs", "metadata", "pictures", "paths",
     "engine", "cli", "catalogue", "hub", "description", "preflight", "sizes", "cards", "legacy", "archive",
-    "fields", "kept", "png_text", "sections_text", "sections_zip", "settings", "presets",
+    "fields", "kept", "lora_fit", "lora_folder", "loras", "png_text", "sections_text", "sections_zip", "settings", "presets",
+    "append", "latent_info", "request_files",
 )  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
 

@@ -24,6 +24,8 @@ from webui.input_panel import (
     prompt_panel,
     size_panel,
 )
+from webui.latents_panel import LatentsPanel
+from webui.lora_panel import LoraPanel
 from webui.output_panel import output_panel, seed_panel
 from webui.timeline_panel import TimelinePanel
 
@@ -41,9 +43,13 @@ def page(context: Context) -> gr.Blocks:
             size_panel(form)
             panel = TimelinePanel(context, form)
             followers[panel.strip] = panel.look
+            LoraPanel(context, form, blocks, panel.scale)
         seed_panel(context, form)
         advanced_panel(context, form)
         output_panel(context, form)
+        if not context.plain:
+            latents = LatentsPanel(context, form)
+            followers[latents.info] = latents.look
     return blocks
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.components.image import ImageData
+from gradio.data_classes import FileData
 from gradio.processing_utils import save_file_to_cache
 
 from webui.quick_start import without_stubs
@@ -37,6 +38,28 @@ with without_stubs():
 
         def preprocess(self, payload: Any) -> Any:
             return payload
+
+    class Dropdown(gr.Dropdown):
+        """A choice of a list that changes while the page is open."""
+
+        is_template = True
+
+        def preprocess(self, payload: Any) -> Any:
+            return payload
+
+    class File(gr.File):
+        """A file as the path of what was uploaded, whatever it is, so that checks can name what is wrong with it."""
+
+        is_template = True
+
+        def preprocess(self, payload: FileData | None) -> str | None:
+            return payload.path if payload else None
+
+        def postprocess(self, value: str | None) -> FileData | None:
+            if not value or not Path(value).is_file():
+                return None
+            path, size = save_file_to_cache(value, self.GRADIO_CACHE), Path(value).stat().st_size
+            return FileData(path=path, orig_name=Path(value).name, size=size)
 
     class Picture(gr.Image):
         """A picture as the path of the very file that was uploaded, so that checks can name its damage."""

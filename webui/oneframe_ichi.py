@@ -17,6 +17,7 @@ import gradio as gr
 from webui.context import Context
 from webui.frame import framed
 from webui.input_panel import PICTURE_HEIGHT, advanced_panel, prompt_panel, size_panel
+from webui.lora_panel import LoraPanel
 from webui.output_panel import output_panel, seed_panel
 from webui.reference_panel import place_panel, reference_panel
 
@@ -35,6 +36,7 @@ def page(context: Context) -> gr.Blocks:
         if not context.plain:
             place_panel(form)
             size_panel(form)
+            LoraPanel(context, form, blocks)
         seed_panel(context, form)
         advanced_panel(context, form)
         output_panel(context, form)

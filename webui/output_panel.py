@@ -31,7 +31,6 @@ def output_panel(context: Context, form: Form) -> None:
                 form.switch("section_stills", elem_id="section_stills")
             frames = {name: t(f"page.save_frames.{name}") for name in form.choices("save_frames")}
             form.choice("save_frames", frames, elem_id="save_frames")
-            form.switch("save_latents", elem_id="save_latents")
         with gr.Row():
             if form.has("crf"):
                 form.slider("crf", step=1)

@@ -33,6 +33,7 @@ img { flex: none; width: 48px; height: 36px; object-fit: cover; border-radius: 4
 .inherited img { opacity: 0.45; }
 .prompt { display: -webkit-box; overflow: hidden;
   -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow-wrap: anywhere; }
+.lora { font-variant-numeric: tabular-nums; }
 .prompt.common { color: var(--body-text-color-subdued); }
 [hidden] { display: none !important; }
 """
@@ -60,6 +61,7 @@ function draw(cell) {
     button.append(picture);
   }
   button.append(part('prompt' + (cell.own ? '' : ' common'), cell.prompt));
+  if (cell.lora) button.append(part('lora', cell.lora));
   button.addEventListener('click', () => { selected = cell.number; show(); trigger('click', { section: cell.number }); });
   return button;
 }
@@ -86,13 +88,14 @@ def strip(request: FilmRequest, t: Translator, url: Callable[[str], str]) -> dic
     seconds = (plan.frames - 1) / count / FPS
     begins = {number: t("page.timeline.begin", seconds=f"{place * seconds:.1f}") for place, number in enumerate(order)}
     # What was given to sections that a shorter film does not have stays in reach.
-    gone = sorted((set(request.section_prompts) | set(keyframes or ())) - set(order), reverse=request.mode != "forward")
+    given = {*request.section_prompts, *request.section_lora_scales, *(keyframes or ())}
+    gone = sorted(given - set(order), reverse=request.mode != "forward")
     cells = [_cell(request, number, begins.get(number), t, url) for number in (*gone, *order)]
     return {"label": t("page.timeline"), "count": count, "cells": cells}
 
 
 def _cell(request: FilmRequest, number: int, begin: str | None, t: Translator, url: Callable[[str], str]) -> dict[str, Any]:
-    own = request.section_prompts.get(number, "").strip()
+    own, scale = request.section_prompts.get(number, "").strip(), request.section_lora_scales.get(number, 1.0)
     cell: dict[str, Any] = {
         "number": number,
         "begin": t("page.timeline.gone") if begin is None else begin,
@@ -100,6 +103,7 @@ def _cell(request: FilmRequest, number: int, begin: str | None, t: Translator, u
         "tone": "",
         "own": bool(own),
         "prompt": own or t("page.timeline.common"),
+        "lora": t("page.timeline.lora", scale=f"{scale:g}") if request.loras and scale != 1.0 else "",
     }
     if not hasattr(request, "keyframes"):
         return cell

@@ -1,4 +1,4 @@
-"""Pictures and prompts of single sections: the strip, and the cell that is open for editing.
+"""Pictures, prompts and LoRA strength of single sections: the strip, and the cell that is open for editing.
 
 The values lie as JSON in two hidden boxes in the browser, so that one cell's components serve a hundred sections and nothing is
 lost while the server is busy.
@@ -30,6 +30,8 @@ PUT = """(value, section, all) => {
   if (kept) values[section] = kept; else delete values[section];
   return JSON.stringify(values); }"""
 PUT_PICTURE, PUT_PROMPT = PUT.replace("VALUE", "value?.path"), PUT.replace("VALUE", "(value?.trim() ? value : '')")
+# 0 is a scale like others, 1 is what a section has without one of its own.
+PUT_SCALE = PUT.replace("VALUE", "(value ?? 1) !== 1").replace("= kept;", "= value;")
 # (keyframes, strip, overwrite): keyframe 0 into even sections, 1 into odd ones.
 COPY = """(all, strip, overwrite) => {
   const values = JSON.parse(all || '{}');
@@ -56,6 +58,7 @@ class TimelinePanel:
         # Never seen; a label would be for nobody.
         hidden = {"visible": "hidden", "show_label": False}
         self.prompts = gr.Textbox("{}", elem_id="section-prompts-json", **hidden)
+        self.scales = gr.Textbox("{}", elem_id="section-lora-scales-json", **hidden)
         self.section = gr.Textbox("", elem_id="section-number", **hidden)
         with gr.Column(visible=False, elem_id="section-editor", elem_classes="eichi-editor") as self.editor:
             self.title = gr.HTML(elem_id="section-title")
@@ -77,25 +80,37 @@ class TimelinePanel:
                 )
             words = {"replace": t("page.section_prompt_mode.replace"), "extend": t("page.section_prompt_mode.extend")}
             form.choice("section_prompt_mode", words, elem_id="section_prompt_mode", elem_classes="eichi-chips")
+            limits = form.limits("section_lora_scales")
+            # The LoRA panel shows it while LoRA are on.
+            self.scale = fields.Slider(
+                minimum=limits["min"],
+                maximum=limits["max"],
+                value=1.0,
+                step=0.05,
+                label=t("page.field.section_lora_scales"),
+                info=t("page.info.section_lora_scales"),
+                visible=False,
+                elem_id="section-lora-scale",
+            )
             if self.pictures:
                 with gr.Row():
                     self.copy = gr.Button(t("page.timeline.copy"), size="sm", elem_id="copy-keyframes")
                     self.overwrite = gr.Checkbox(False, label=t("page.timeline.overwrite"), elem_id="copy-overwrite")
-        form.add(
-            "section_prompts", self.prompts, read=_read, write=lambda value: (json.dumps(_keyed(value)),), beside=self.strip
-        )
+        form.add("section_prompts", self.prompts, read=_read, write=_written, beside=self.strip)
+        form.add("section_lora_scales", self.scales, read=_read, write=_written, beside=self.strip)
         self._wire()
         if self.pictures:
             form.add("keyframes", self.keyframes, read=self._read_pictures, write=self._write_pictures, beside=self.strip)
             self._wire_pictures()
 
     def _wire(self) -> None:
-        # No section is open until the clicked one's prompt is in its box, or that would go to the section that was open before.
+        # No section is open until the clicked one's values are in their boxes, or they would go to the section open before.
         self.strip.click(outputs=self.section, js="() => ''", **IN_BROWSER)
-        data = {self.prompts, *([self.keyframes] if self.pictures else [])}
-        opened = [self.editor, self.title, *([self.picture] if self.pictures else []), self.prompt, self.section]
+        data = {self.prompts, self.scales, *([self.keyframes] if self.pictures else [])}
+        opened = [self.editor, self.title, *([self.picture] if self.pictures else []), self.prompt, self.scale, self.section]
         self.strip.click(self.open, data, opened, **QUIET)
         self.prompt.change(inputs=[self.prompt, self.section, self.prompts], outputs=self.prompts, js=PUT_PROMPT, **IN_BROWSER)
+        self.scale.change(inputs=[self.scale, self.section, self.scales], outputs=self.scales, js=PUT_SCALE, **IN_BROWSER)
 
     def _wire_pictures(self) -> None:
         picture = [self.picture, self.section, self.keyframes]
@@ -107,11 +122,12 @@ class TimelinePanel:
     def open(self, values: Mapping[Component, str], event: gr.EventData) -> dict[Component, Any]:
         """The clicked section in the editor."""
         section = str(event._data["section"])
-        prompts = _read(values[self.prompts])
+        prompts, scales = _read(values[self.prompts]), _read(values[self.scales])
         updates = {
             self.editor: gr.update(visible=True),
             self.title: f'<p class="eichi-hint">{self.t("page.timeline.section", section=section)}</p>',
             self.prompt: prompts.get(section, "") if isinstance(prompts, dict) else "",
+            self.scale: scales.get(section, 1.0) if isinstance(scales, dict) else 1.0,
             self.section: section,
         }
         return updates | ({self.picture: self._picture_of(section, values[self.keyframes])} if self.pictures else {})
@@ -156,9 +172,9 @@ def _read(text: str) -> Any:
         return text
 
 
-def _written(prompts: Mapping[int, str]) -> tuple[str]:
-    return (json.dumps(_keyed(prompts)),)
+def _written(values: Mapping[int, Any]) -> tuple[str]:
+    return (json.dumps(_keyed(values)),)
 
 
-def _keyed(values: Mapping[int, str]) -> dict[str, str]:
+def _keyed(values: Mapping[int, Any]) -> dict[str, Any]:
     return {str(number): value for number, value in sorted(values.items())}

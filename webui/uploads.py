@@ -6,7 +6,8 @@ from pathlib import Path
 
 from eichi_utils import modes
 from eichi_utils.kept import keep
-from eichi_utils.request import Request, map_pictures, to_json
+from eichi_utils.request import Request, to_json
+from eichi_utils.request_files import map_pictures
 
 
 def keep_pictures(request: Request, folder: Path) -> Request:

@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from eichi_utils.append import DETAILS, whole_frames
+from eichi_utils.append import FIELD as APPEND
 from eichi_utils.events import Notice
 from eichi_utils.extras import extra_counts
 from eichi_utils.pictures import fitted_size
@@ -18,7 +20,7 @@ from locales import Translator, table
 
 # A field that is merely still empty is no mistake yet, and is not shown as one.
 NOT_YET = ("picture_needed", "prompt_empty")
-PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls")
+PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls", "append_latents")
 
 
 def field_label(t: Translator, field: str) -> str:
@@ -28,25 +30,31 @@ def field_label(t: Translator, field: str) -> str:
         return ""
     parts = [t(f"page.field.{name}")]
     for part in rest:
+        # Their sentences name the file, and slots may be empty.
+        if name == "loras" and part.isdecimal():
+            continue
         if part.isdecimal():
             # Sections are counted from 0 everywhere, references from 1.
             parts.append(str(int(part) + (name == "controls")))
         elif name == "controls":
             parts.append(t(f"page.control.{part}"))
+        elif part == "strength":
+            parts.append(t("page.lora.strength"))
     return " ".join(parts)
 
 
 def problem_sentence(t: Translator, problem: Problem) -> str:
-    # The sentences about empty fields name the field themselves.
-    label = "" if problem.key in NOT_YET else field_label(t, problem.field)
+    # The sentences about empty fields name the field themselves, and those about LoRA the file.
+    named = problem.key in NOT_YET or problem.key.startswith("lora_")
+    label = "" if named else field_label(t, problem.field)
     sentence = _sentence(t, problem)
     return t("page.problem.with_field", field=label, sentence=sentence) if label else sentence
 
 
 def _sentence(t: Translator, problem: Problem) -> str:
     values = dict(problem.values)
-    if problem.field.split("/")[0] in PICTURES:
-        # On a page a picture is known by its name; where the server keeps it tells nobody anything.
+    if problem.field.split("/")[0] in (*PICTURES, *DETAILS, "loras"):
+        # On a page a file is known by its name; where the server keeps it tells nobody anything.
         values |= {"file": Path(values["file"]).name} if "file" in values else {}
     return _say(t, f"problem.{problem.key}", values)
 
@@ -96,6 +104,9 @@ def summary(
         text = t("page.summary.picture", size=shown)
     else:
         text = t("page.summary.one" if len(plan.sections) == 1 else "page.summary.many", size=shown, **values)
+    if plan.append and not {problem.field for problem in problems} & {APPEND, *DETAILS}:
+        whole = whole_frames(plan)
+        text = t("page.summary.joined", summary=text, frames=whole, seconds=f"{whole / FPS:.2f}")
     text = text if request.batch == 1 else f"{request.batch} × ({text})"
     seconds = took(request, *size) if took and size and not problems else None
     about = [] if seconds is None else [t("page.summary.about", time=duration(seconds))]

@@ -28,14 +28,25 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-# Around kernels of packages: a compiler of the blocks leaves them as they are. Many of them it cannot look into.
-opaque = torch.compiler.disable
+def opaque(name: str, kernel: Kernel) -> Kernel:
+    """A kernel of a package as an operator of torch's: a compiler of the blocks, which cannot look into many of them, leaves it
+    as it is, and what lies around it stays one graph. At a call that it may not see it would break off instead, and everything
+    that is alive there would go through memory."""
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # What the compiler is told of the result.
+        return kernel(q, k, v).contiguous()
+
+    schema = "(Tensor q, Tensor k, Tensor v) -> Tensor"
+    operator = torch.library.custom_op(f"framepack_eichi::{name}", call, mutates_args=(), schema=schema)
+    operator.register_fake(lambda q, k, v: torch.empty_like(q, memory_format=torch.contiguous_format))
+    return operator
 
 
 def _load_sage() -> Kernel:
     # 1.x and 2.x share this function; 2.x chooses the kernel for the card itself.
     sageattn = importlib.import_module("sageattention").sageattn
-    return opaque(lambda q, k, v: sageattn(q, k, v, tensor_layout="NHD"))
+    return opaque("sage", lambda q, k, v: sageattn(q, k, v, tensor_layout="NHD"))
 
 
 def _load_flash3() -> Kernel:
@@ -45,15 +56,15 @@ def _load_flash3() -> Kernel:
         out = flash_attn_func(q, k, v)
         return out[0] if isinstance(out, tuple) else out
 
-    return opaque(flash3)
+    return opaque("flash3", flash3)
 
 
 def _load_flash() -> Kernel:
-    return opaque(importlib.import_module("flash_attn").flash_attn_func)
+    return opaque("flash", importlib.import_module("flash_attn").flash_attn_func)
 
 
 def _load_xformers() -> Kernel:
-    return opaque(importlib.import_module("xformers.ops").memory_efficient_attention)
+    return opaque("xformers", importlib.import_module("xformers.ops").memory_efficient_attention)
 
 
 # In the usual order of preference; sdpa, which always works, is the last.

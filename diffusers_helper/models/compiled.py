@@ -30,12 +30,11 @@ def single(
     block: SingleBlock,
     x: Tensor,
     table: Tensor,
-    latents: int,
     rope: Tensor,
     attend: Kernel,
     fused: tuple[Fused | None, ...] = (None,),
 ) -> Tensor:
-    return block(x, table, latents, rope, attend, fused)
+    return block(x, table, rope, attend, fused)
 
 
 @dataclass(frozen=True)

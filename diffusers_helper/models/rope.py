@@ -47,14 +47,23 @@ def pad_to_multiple(x: Tensor, multiples: tuple[int, int, int]) -> Tensor:
 
 
 def as_tokens(field: Tensor) -> Tensor:
-    """(2, D, T, H, W) -> (2, T*H*W, 1, D), ready to broadcast over heads."""
-    return rearrange(field, "cs d t h w -> cs (t h w) 1 d")
+    """(2, D, T, H, W) -> (2, T*H*W, 1, D), ready to broadcast over heads, for `rotate`: cos, and sin with the sign that the
+    pair's other dimension comes with."""
+    cos, sin = rearrange(field, "cs d t h w -> cs (t h w) 1 d")
+    return torch.stack([cos, torch.stack([-sin[..., ::2], sin[..., 1::2]], dim=-1).flatten(-2)])
+
+
+def with_still(table: Tensor, count: int) -> Tensor:
+    """The table of more tokens, (2, ..., tokens + count, 1, D), of which the last ones do not turn."""
+    still = torch.zeros_like(table[..., :1, :, :]).expand(*table.shape[:-3], count, *table.shape[-2:]).clone()
+    still[0] = 1
+    return torch.cat([table, still], dim=-3)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn interleaved pairs of x, (batch, tokens, heads, D), by the table, (2, tokens, 1, D); in float32, dtype kept."""
     cos, sin = table
     wide = x.float()
-    real, imaginary = wide.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([-imaginary, real], dim=-1).flatten(-2)
-    return (wide * cos + turned * sin).to(x.dtype)
+    # Both dimensions of a pair alike: a compiler then does the norm before it and this in one pass over memory.
+    others = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (wide * cos + others * sin).to(x.dtype)

@@ -30,7 +30,7 @@ from diffusers_helper.models.blocks import (
 from diffusers_helper.models.compiled import EAGER, Passes
 from diffusers_helper.models.fused import neighbours, present
 from diffusers_helper.models.linear import Linear, PatchConv
-from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field
+from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field, with_still
 from diffusers_helper.models.step_cache import StepCache
 from diffusers_helper.parts import InPlace, Parts, Weights
 
@@ -343,10 +343,10 @@ class PackedTransformer(nn.Module):
         """All blocks from the dual block `begin` on."""
         latents, rows = x.shape[1], slice(index, index + 1)
         x, text = self._dual(x, text, range(begin, len(self.transformer_blocks)), index, job, section)
-        x = torch.cat([x, text], dim=1)
+        x, rope = torch.cat([x, text], dim=1), with_still(section.rope, text.shape[1])
         for number, (block, table) in enumerate(zip(self.single_transformer_blocks, job.single, strict=True)):
             with self.weights.lend(f"single/{number}"):
-                x = self.passes.single(block, x, table[rows], latents, section.rope, self.attend, block.fused())
+                x = self.passes.single(block, x, table[rows], rope, self.attend, block.fused())
         return x[:, :latents]
 
     def _dual(

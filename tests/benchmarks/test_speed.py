@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLHunyuanVideo
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as everything
-from benchmarks import decode, film, measure, section, step
+from benchmarks import decode, film, lora, measure, section, step
 from diffusers_helper.budget import Budget
 from diffusers_helper.models.transformer import TransformerConfig
 from diffusers_helper.streaming import Streamer
@@ -125,9 +125,23 @@ def test_a_film_from_loading_to_its_last_frame(tmp_path, capsys):
     assert result["frames"] == 37 and result["size"] == "128x128" and result["step_ms"] > 0
     parts = result["seconds"]
     assert {"check", "text", "vision", "encode", "sample", "decode", "save", "first step of section 1"} <= set(parts)
-    assert 0 < result["anonymous_gib"] <= result["host_gib"]
+    assert {"load", "sample", "decode"} <= set(result["host_peaks"])
+    assert all(0 < own <= every <= result["host_gib"] + 0.01 for every, own in result["host_peaks"].values())
     film.main(flags)
     assert "| sample, s |" in capsys.readouterr().out
+
+
+def test_a_lora_beside_the_weights(capsys):
+    """Before and after it is applied, and at another strength, which finds the network ready and makes other tables."""
+    flags = ["--tiny", "--device", "cpu", "--size", "64x48", "--precision", "int8", "--rank", "4", "--steps", "1"]
+    lora.main([*flags, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert (result["rank"], result["layers"], result["precision"]) == (4, 17, "int8") and result["difference"] > 0
+    for phase in ("without", "beside", "other_strength"):
+        assert result[phase]["step_ms"] > 0 and result[phase]["ready_ms"] > 0
+    assert result["cost"] == pytest.approx(100 * (result["beside"]["step_ms"] / result["without"]["step_ms"] - 1))
+    lora.main(flags)
+    assert "| another strength |" in capsys.readouterr().out
 
 
 def test_the_published_encoders_have_their_published_sizes():

@@ -48,7 +48,10 @@ def test_off_is_off_without_a_trial(monkeypatch):
 
 
 def test_kernels_of_packages_are_left_as_they_are(net):
-    """Once before and once after the attention: a graph of two halves for each kind of block, whatever is in between."""
+    """The compiler does not look into them, and goes on behind them: one graph for each kind of block.
+
+    It broke off before them, and what was alive there, 450 MB a block of FramePack's, went through memory once more.
+    """
     given, graphs = inputs(LAYOUTS["forward"], 10, 6), []
 
     def count(graph, examples):
@@ -60,11 +63,11 @@ def test_kernels_of_packages_are_left_as_they_are(net):
         return attention.sdpa(q, k, v)
 
     expected = velocity(net, given)
-    net.attend = attention.opaque(kernel)
+    net.attend = attention.opaque("test", kernel)
     net.passes = Passes(*(torch.compile(kind, dynamic=True, backend=count) for kind in (compiled.dual, compiled.single)), "")
     for _ in range(2):
         assert (velocity(net, given) - expected).abs().max() <= 1e-5
-    assert len(graphs) == 4
+    assert len(graphs) == 2
 
 
 def test_the_network_runs_its_blocks_through_the_passes(net):

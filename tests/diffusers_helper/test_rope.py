@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field, rotate
+from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field, rotate, with_still
 
 CPU = torch.device("cpu")
 AXES, THETA = (4, 6, 6), 256.0
@@ -71,11 +71,12 @@ def test_padding_repeats_the_end_of_the_last_three_dimensions():
 
 
 def test_tokens_go_row_by_row_frame_by_frame():
-    """The order of the tokens that the convolutions make."""
-    field = torch.arange(2 * 3 * 4.0).view(1, 1, 2, 3, 4).expand(2, 5, -1, -1, -1)
+    """In the order of the patches; sines with the sign of their pair's other dimension."""
+    field = torch.arange(24.0).view(1, 1, 2, 3, 4).expand(2, 2, -1, -1, -1)
     tokens = as_tokens(field)
-    assert tokens.shape == (2, 24, 1, 5)
-    assert torch.equal(tokens[0, :, 0, 0], torch.arange(24.0))
+    assert tokens.shape == (2, 24, 1, 2)
+    assert torch.equal(tokens[0, :, 0], torch.arange(24.0)[:, None].expand(-1, 2))
+    assert torch.equal(tokens[1, :, 0, 0], -torch.arange(24.0)) and torch.equal(tokens[1, :, 0, 1], torch.arange(24.0))
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
@@ -85,7 +86,7 @@ def test_rotation_is_a_complex_product_of_interleaved_pairs(factor):
     table = as_tokens(field if factor == 1 else pooled(field, factor))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, table.shape[1], 3, sum(AXES), generator=generator)
-    factors = torch.complex(table[0, :, :, ::2], table[1, :, :, ::2])
+    factors = torch.complex(table[0, :, :, ::2], table[1, :, :, 1::2])
     expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * factors).flatten(-2)
     assert (rotate(x, table) - expected).abs().max() <= 1e-6
 
@@ -110,3 +111,14 @@ def test_rotation_keeps_sixteen_bits():
     narrow = rotate(x.bfloat16(), table)
     assert narrow.dtype == torch.bfloat16
     assert torch.equal(narrow, rotate(x.bfloat16().float(), table).bfloat16())
+
+
+def test_tokens_that_do_not_turn_are_exactly_as_before():
+    """Text stands behind the latents in the same table."""
+    table = as_tokens(rope_field((2, 9), 2, 3, AXES, THETA, CPU))
+    x = torch.randn(1, 12 + 5, 2, sum(AXES), generator=torch.Generator().manual_seed(0)).bfloat16()
+    turned = rotate(x, with_still(table, 5))
+    assert torch.equal(turned[:, :12], rotate(x[:, :12], table)) and torch.equal(turned[:, 12:], x[:, 12:])
+    # Tables of a batch, one for each clip.
+    batch = with_still(table[:, None].expand(-1, 2, -1, -1, -1), 5)
+    assert torch.equal(batch[:, 1], with_still(table, 5))

@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy
 from PIL import Image
+from safetensors.numpy import save_file
 
 from eichi_utils import modes
 from eichi_utils.events import Event, Step
@@ -78,6 +79,14 @@ def decoded(path: str | Path) -> numpy.ndarray:
     """All frames of a film, (frames, height, width, 3)."""
     with av.open(str(path)) as container:
         return numpy.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def latent_file(path: Path, latents: int = 6, height: int = 112, width: int = 144, seed: int = 0, **texts: str) -> str:
+    """A file of latents as the existing program writes it, 112 x 144 pixels as the test pictures' films; returns its path."""
+    numbers = numpy.random.default_rng(seed).standard_normal((1, 16, latents, height // 8, width // 8)).astype(numpy.float32)
+    sizes = numpy.array([height, width, latents], numpy.int32)
+    save_file({"history_latents": numbers, "metadata": sizes}, path, texts or None)
+    return str(path)
 
 
 def names_in(folder: Path) -> set[str]:

@@ -12,12 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_helper.memory import module_bytes
 from diffusers_helper.models import linear
+from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from eichi_utils import models
-from eichi_utils.adapters import read_updates, reports, shapes_in, shapes_of
+from eichi_utils.adapters import read_updates, shapes_of
 from eichi_utils.events import Notice
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.hub import ModelFiles
 from eichi_utils.jobs import Stop
+from eichi_utils.lora_fit import reports, shapes_in
 from eichi_utils.loras import Lora
 from eichi_utils.models import ModelPool
 from eichi_utils.plan import Plan
@@ -185,6 +187,39 @@ def test_a_plan_may_give_each_section_its_own_strengths(
     assert all(map(torch.equal, parts(with_strengths(it, (0.0,), (0.0,), (0.0,))), without))
 
 
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_a_section_may_have_its_lora_stronger_weaker_or_off(
+    mode: str, files: dict, checkpoint: Path, pictures: list, cheap_decode, loads: list
+) -> None:
+    """Its scale multiplies every LoRA's strength there and nowhere else, and nothing is loaded for it."""
+    pool = ModelPool(checkpoint, device="cpu")
+    pair = Lora(files["peft"], 0.8), Lora(files["kohya_hunyuan"], -0.4)
+    it = request(mode, pictures[0], loras=pair, **THREE)
+
+    def parts(wanted: Request) -> list[torch.Tensor]:
+        plan, conditions = conditions_of(wanted, pool)
+        return [item.latents for item in sample_film(wanted, plan, conditions, pool, Stop()) if isinstance(item, Decoded)]
+
+    same = parts(it)
+    first, second, third = parts(changed(it, section_lora_scales={1: 0.5, 2: 1.0}))
+    assert torch.equal(first, same[0]) and differ(second, same[1]) and differ(third, same[2])
+    halved = changed(it, loras=tuple(dataclasses.replace(lora, strength=lora.strength / 2) for lora in pair))
+    assert all(map(torch.equal, parts(changed(it, section_lora_scales=dict.fromkeys(range(3), 0.5))), parts(halved)))
+    off = changed(it, section_lora_scales=dict.fromkeys(range(3), 0.0))
+    assert all(map(torch.equal, parts(off), parts(changed(it, loras=()))))
+    assert len(loads) == 1
+
+
+def test_merging_anew_for_every_section_is_said(
+    files: dict, pool: ModelPool, pictures: list, tmp_path: Path, cheap_decode
+) -> None:
+    """It is asked for, and takes the loading's time each time; beside the weights it would take none."""
+    it = request("reverse", pictures[0], loras=(Lora(files["peft"]),), merge_loras=True, **{**THREE, "seconds": 1.2})
+    for scales, keys in (({}, []), ({1: 0.5}, ["lora_merged_again"])):
+        events = carry_out(changed(it, section_lora_scales=scales), pool, tmp_path, str(len(keys)))
+        assert [event.key for event in events if isinstance(event, Notice)] == keys
+
+
 @pytest.mark.parametrize("kind", ["shape", "no_modules", "dora"])
 def test_a_file_that_does_not_fit_fails_the_job_before_it_starts(
     kind: str, files: dict, pool: ModelPool, pictures: list, tmp_path: Path, loads: list
@@ -259,6 +294,8 @@ def test_before_the_download_files_are_judged_by_the_published_model(files: dict
     """40 GB are not fetched for a LoRA that cannot be used."""
     nothing = ModelFiles(tmp_path)
     shapes = shapes_in(nothing, "framepack_f1")
+    with torch.device("meta"):
+        assert shapes == shapes_of(PackedTransformer(TransformerConfig()))
     assert shapes["single_transformer_blocks.39.proj_out"] == (3072, 15360) and len(shapes) == 553
     with pytest.raises(UserError) as error:
         reports((Lora(files["peft"]),), nothing, "framepack_f1")

@@ -94,7 +94,7 @@ def test_the_budget_is_what_is_free_less_reserve_and_computing(deep: Path) -> No
         everything = streamer.resident
         assert len(everything) == len(net.parts().step)
     kind = next(kind for kind in roomy.budget._measured)
-    assert roomy.budget.work(kind) == 5000
+    assert roomy.budget.work(kind) == 6250
     # Something else takes memory: blocks leave at the next section.
     card.capacity = streamer.least_bytes + streamer.job_bytes + 3 * streamer._step["dual/0"].bytes
     with roomy.transformer("framepack", tokens=100) as net:
@@ -144,7 +144,8 @@ def test_the_estimate_at_full_size() -> None:
     assert budget.for_weights(6 * 2**30, 2 * 2**30) == 3 * 2**30 and budget.for_weights(0, 1) == 0
     budget.measure("a", 5)
     budget.measure("a", 3)
-    assert budget.work("a") == 5 and budget.work("b") is None
+    # With a quarter for gaps: where the weights took all else, a film's second section at 960x960 ran out of memory.
+    assert budget.work("a") == 6 and budget.work("b") is None
 
 
 def test_tokens_of_a_section_in_the_usual_size(pictures: list[str]) -> None:

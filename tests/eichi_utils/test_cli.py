@@ -19,11 +19,12 @@ from eichi_utils import cli, demo, modes
 from eichi_utils.catalogue import Models
 from eichi_utils.metadata import read_document
 from eichi_utils.paths import ROOT
+from eichi_utils.pictures import fitted_size
 from eichi_utils.progress import Progress, clock
 from eichi_utils.request import to_json
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator
-from tests.eichi_utils.helpers import decoded, names_in
+from tests.eichi_utils.helpers import decoded, latent_file, names_in
 from tests.eichi_utils.test_request import other_values
 
 Run = Callable[..., tuple[int, str, str]]
@@ -182,6 +183,9 @@ def test_flags_lie_over_the_request_they_change(pictures: list[str], tmp_path: P
         values = other_values(mode, pictures)
         base = modes.MODES[mode](image=pictures[0], prompt="p", **({} if mode == "single" else {"seconds": 8.0}))
         (tmp_path / "r.json").write_text(json.dumps(to_json(base)))
+        if mode != "single":
+            # The base's size is another one.
+            values["append_latents"] = latent_file(tmp_path / "a.safetensors", 6, *fitted_size(pictures[0], base.size))
         for name, value in values.items():
             flags = ["render", "--request", str(tmp_path / "r.json"), *flags_for({name: value})]
             options = cli.make_parser(Translator("en")).parse_args(flags)

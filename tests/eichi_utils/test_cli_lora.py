@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_helper.checkpoint import check_transformer, load_transformer
 from eichi_utils import bake, cli
-from eichi_utils.adapters import shapes_in
 from eichi_utils.hub import ModelFiles
+from eichi_utils.lora_fit import shapes_in
 from eichi_utils.models import ModelPool
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.lora_files import write_lora
@@ -62,6 +62,29 @@ def test_a_report_as_json(lora: Run, file: Path) -> None:
     assert code == 2
     assert good["file"] == str(file) and good["ranks"] == [2] and good["used"] == good["found"] and good["unknown"] == []
     assert bad["problem"] == "lora_no_modules" and bad["text"]
+
+
+def test_a_sections_scale_has_a_flag(file: Path, checkpoint: Path, pictures: list, capsys: pytest.CaptureFixture) -> None:
+    """`--section-lora-scale K=N`: the plan's strengths, for every LoRA; and what is no number is said."""
+    words = ["render", "--mode", "forward", "--image", pictures[0], "--prompt", "x", "--seconds", "3", "--lang", "en", "--json"]
+    words += ["--models", str(checkpoint), "--lora", f"{file}=0.5", "--lora", f"{file}=-1", "--dry-run"]
+    assert cli.main([*words, "--section-lora-scale", "1=0.5", "--section-lora-scale", "0=0"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [section["lora_strengths"] for section in plan["sections"]] == [[0.0, -0.0], [0.25, -0.5]]
+    for wrong in ("1=strong", "half", "7=1", "0=3"):
+        assert cli.main([*words, "--section-lora-scale", wrong]) == 2
+        assert "section_lora_scales" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_render_with_a_lora_of_another_model_does_not_begin(
+    dry: bool, checkpoint: Path, pictures: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Said with the file's name, by a dry run too; nothing is loaded and nothing written."""
+    bad, out = GOLDEN / "lora" / "bad_unknown_modules.safetensors", tmp_path / "out"
+    words = ["render", "--image", pictures[0], "--prompt", "x", "--models", str(checkpoint), "--out", str(out), "--lang", "en"]
+    assert cli.main([*words, "--device", "cpu", "--lora", str(bad), *["--dry-run"] * dry]) == 2
+    assert str(bad) in capsys.readouterr().err and not out.exists()
 
 
 def test_reports_are_for_the_model_that_is_asked_for(file: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from diffusers_helper import checkpoint as loading
 from diffusers_helper import slab_file
 from eichi_utils import paths
-from eichi_utils.adapters import shapes_in
 from eichi_utils.hub import ModelFiles
+from eichi_utils.lora_fit import shapes_in
 from eichi_utils.loras import Lora
 from eichi_utils.models import ModelPool
 from tests.eichi_utils.helpers import carry_out, last_preview, names_in, request
@@ -137,6 +137,20 @@ def test_every_way_of_making_them_has_its_own(checkpoint: Path, copy: Path, tmp_
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert weights(pool_of(moved))["proj_out.weight"] != weights(pool_of(checkpoint))["proj_out.weight"]
     assert quantised
+
+
+def test_a_lora_beside_them_makes_no_other_file(checkpoint: Path, tmp_path: Path, quantised: list) -> None:
+    """Neither another strength nor another LoRA: the weights are the model's own, 9 GB that are kept once."""
+    shapes = shapes_in(ModelFiles(checkpoint), "framepack")
+    for number in range(2):
+        write_lora(tmp_path / f"{number}.safetensors", "kohya_hunyuan", shapes, seed=number)
+    ways = [(), *(((number, strength),) for number in range(2) for strength in (0.8, -0.5)), ((0, 0.1), (1, 0.2))]
+    for way in ways:
+        loras = tuple(Lora(str(tmp_path / f"{number}.safetensors"), strength) for number, strength in way)
+        with pool_of(checkpoint).transformer("framepack", "int8", loras, tokens=10):
+            assert len(files()) == 1
+    with pool_of(checkpoint).transformer("framepack", "int8", tokens=10) as net:
+        assert len(quantised) == len(net.block_linears())
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])

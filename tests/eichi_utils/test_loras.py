@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from eichi_utils import loras, modes
-from eichi_utils.loras import Lora, from_flag, named, named_beside
+from eichi_utils.loras import MOST_LORAS, Lora, from_flag, named, named_beside
 from eichi_utils.metadata import KEY, png_info
 from eichi_utils.problems import UserError
 from eichi_utils.request import to_json
@@ -153,6 +153,43 @@ def test_metadata_names_file_and_strength(pictures: list[str], tmp_path: Path) -
         document = json.loads(picture.info[KEY])
     assert document["loras"] == [{"file": str(FILE), "strength": -0.3}, {"file": str(FILE), "strength": 0.8}]
     assert modes.from_json(document) == it
+
+
+def test_a_sections_scale_is_checked_like_a_strength(pictures: list[str]) -> None:
+    """At its section, with what it would make of the strongest LoRA; a number that is none is said as such."""
+
+    def problems(scales: dict, *strengths: float) -> set[tuple[str, str]]:
+        loras = tuple(Lora(str(FILE), strength) for strength in strengths)
+        return found(request("reverse", pictures[0], seconds=3, loras=loras, section_lora_scales=scales).check())
+
+    assert problems({0: 2.0, 1: 0.0}, 1.0, -1.0) == set()
+    assert problems({0: 2.0, 1: 1.5}, 0.5, -1.4) == {
+        ("section_lora_scales/0", "lora_scale_too_large"),
+        ("section_lora_scales/1", "lora_scale_too_large"),
+    }
+    assert problems({0: 2.5, 1: math.nan, 7: 1.0}, 1.5) == {
+        ("section_lora_scales/0", "out_of_range"),
+        ("section_lora_scales/1", "out_of_range"),
+        ("section_lora_scales", "section_unknown"),
+    }
+    assert problems({0: "x"}) == {("section_lora_scales/0", "wrong_type")}
+    document = {"mode": "forward", "image": pictures[0], "prompt": "x", "section_lora_scales": {"0": "strong"}}
+    with pytest.raises(UserError) as error:
+        modes.from_json(document)
+    assert [problem.field for problem in error.value.problems] == ["section_lora_scales"]
+
+
+def test_a_sections_scale_without_a_lora_is_idle(pictures: list[str]) -> None:
+    it = request("reverse", pictures[0], section_lora_scales={0: 0.5})
+    assert it.idle() == ("section_lora_scales",)
+    assert changed(it, loras=(Lora(str(FILE)),)).idle() == ()
+    assert changed(it, section_lora_scales={0: 1.0}).idle() == ()
+
+
+def test_more_than_a_page_can_show_is_refused(pictures: list[str]) -> None:
+    loras = [Lora(str(FILE))] * (MOST_LORAS + 1)
+    assert problems_of("single", pictures[0], *loras) == {("loras", "lora_too_many")}
+    assert problems_of("single", pictures[0], *loras[1:]) == set()
 
 
 def test_merging_without_anything_to_merge_is_idle(pictures: list[str]) -> None:

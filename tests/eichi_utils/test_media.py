@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from eichi_utils import media
 from eichi_utils.jobs import problems_of
-from eichi_utils.media import PREVIEW_MS, FilmWriter, animated_webp, encode_h264, join_segments, write_png
+from eichi_utils.media import PREVIEW_MS, FilmStream, FilmWriter, animated_webp, encode_h264, join_segments, write_png
 from eichi_utils.paths import Outputs, folder_problem, new_job_id, written_atomically
 from tests.eichi_utils.helpers import decoded, found, names_in
 
@@ -248,3 +248,23 @@ def test_the_last_frame_of_a_film(tmp_path: Path) -> None:
     for name in ("0", "1", "film"):
         film = tmp_path / f"{name}.mp4"
         assert numpy.abs(numpy.asarray(media.last_frame(film)).astype(int) - decoded(film)[-1]).max() <= 2
+
+
+def test_a_stream_of_frames_is_the_film_of_all_of_them(tmp_path: Path) -> None:
+    """Encoded as they come, with tags and ready for the web; nothing is on the disk before the first, or after a failure."""
+    with FilmStream(tmp_path, 18, {"eichi": "{}"}) as stream:
+        assert names_in(tmp_path) == set()
+        for first, count in ((0, 13), (13, 12), (25, 3)):
+            stream.add(moving(count, first))
+        stream.write(tmp_path / "a.mp4")
+    assert names_in(tmp_path) == {"a.mp4"}
+    encode_h264(tmp_path / "b.mp4", moving(28), 18)
+    assert numpy.array_equal(decoded(tmp_path / "a.mp4"), decoded(tmp_path / "b.mp4"))
+    with av.open(str(tmp_path / "a.mp4")) as film:
+        assert film.metadata["eichi"] == "{}"
+    order = list(boxes(tmp_path / "a.mp4"))
+    assert order.index("moov") < order.index("mdat")
+    with pytest.raises(RuntimeError, match="as if"), FilmStream(tmp_path, 18, {}) as stream:
+        stream.add(moving(3))
+        raise RuntimeError("as if broken")
+    assert names_in(tmp_path) == {"a.mp4", "b.mp4"}

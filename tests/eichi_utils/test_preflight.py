@@ -21,6 +21,8 @@ from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.events import Notice
 from eichi_utils.hub import PLACES, ModelFiles
+from eichi_utils.lora_fit import shapes_in, size_with
+from eichi_utils.loras import Lora
 from eichi_utils.metadata import read_document
 from eichi_utils.models import ModelPool
 from eichi_utils.preflight import Machine, choose, download_problems, host_available, needs, transformer_needs
@@ -28,6 +30,7 @@ from eichi_utils.problems import UserError
 from eichi_utils.sizes import PUBLISHED, TransformerSize, model_size, transformer_size, vae_size
 from tests.eichi_utils.helpers import carry_out, changed, found, request, say_everything
 from tests.fake_device import FakeDevice
+from tests.lora_files import write_lora
 
 GIB = 2**30
 # Of a section of 640 x 608.
@@ -147,6 +150,56 @@ def test_the_figures_are_those_of_streaming(checkpoint: Path) -> None:
     estimate = transformer_needs(size, "auto", 0, on_card=True).card
     # The checkpoint is loaded in 32 bits here, the estimate is for the 16 of a card.
     assert 2 * estimate <= streamer.least_bytes + streamer.job_bytes
+
+
+@pytest.mark.parametrize("family", ["peft", "kohya_hunyuan", "loha", "lokr", "lokr_hunyuan"])
+def test_what_a_lora_takes_is_counted(family: str, checkpoint: Path, tmp_path: Path) -> None:
+    """To the number, by headers: its factors used to be forgotten, and a film that was allowed ran out of memory."""
+    files, path = ModelFiles(checkpoint), tmp_path / "a.safetensors"
+    write_lora(path, family, shapes_in(files, "framepack"))
+    pair = Lora(str(path), 0.5), Lora(str(path), -0.5)
+    plain = model_size(files, "framepack")
+    with ModelPool(checkpoint, device="cpu").transformer("framepack", "auto", pair) as net:
+        parts = net.parts()
+
+        def numbers(modules: object) -> int:
+            tensors = (buffer for module in modules for buffer in module.buffers())
+            return sum(tensor.numel() for tensor in tensors)
+
+        blocks, jobs = ([numbers(modules) for modules in kind.values()] for kind in (parts.step, parts.job))
+        always = numbers(parts.always)
+    found_size = size_with(plain, pair, False, files, "framepack")
+    with_them, without = found_size.transformer, plain.transformer
+    assert (found_size.text, found_size.vae) == (plain.text, plain.vae)
+    assert with_them.whole - without.whole == sum(blocks) + sum(jobs) + always > 0
+    assert with_them.rest - without.rest == sum(blocks) + sum(jobs) and with_them.always - without.always == always
+    assert with_them.block_rest - without.block_rest == max(blocks) and with_them.job - without.job == max(jobs)
+    merged = size_with(plain, pair, True, files, "framepack").transformer
+    assert merged.block_rest == without.block_rest and merged.rest - without.rest == sum(blocks) + sum(jobs) + always
+    assert (
+        size_with(plain, (Lora("gone"),), False, files, "framepack") is plain is size_with(plain, (), False, files, "framepack")
+    )
+
+
+def test_memory_that_is_enough_without_a_lora(
+    checkpoint: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is said before anything is loaded, by a run and by a dry run alike."""
+    path = tmp_path / "a.safetensors"
+    write_lora(path, "peft", shapes_in(ModelFiles(checkpoint), "framepack"), rank=64)
+    it = request("single", pictures[0], size=640)
+    with_it = changed(it, loras=(Lora(str(path)),))
+    files = ModelFiles(checkpoint)
+    enough = needs(model_size(files, "framepack"), "auto", 10_000, on_card=False).host
+    monkeypatch.setattr(models, "host_available", lambda: enough)
+    monkeypatch.setattr(preflight, "host_available", lambda: enough)
+    wanted = Engine(Models(checkpoint), tmp_path, "cpu")
+    assert wanted.forecast(it)[1] == ()
+    assert found(wanted.forecast(with_it)[1]) == {("", "too_little_memory")}
+    pool = ModelPool(checkpoint, device="cpu")
+    with pytest.raises(UserError) as error:
+        carry_out(with_it, pool, tmp_path / "out")
+    assert found(error.value.problems) == {("", "too_little_memory")} and pool._loaded == {}
 
 
 @pytest.mark.parametrize("room", ["enough", "tight"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from eichi_utils import modes
 from eichi_utils.loras import Lora
+from eichi_utils.pictures import fitted_size
 from eichi_utils.problems import UserError
 from eichi_utils.request import (
     DRAWN_SEED_LIMIT,
@@ -22,11 +24,11 @@ from eichi_utils.request import (
 )
 from eichi_utils.single import Control
 from tests.diffusers_helper.inputs import GOLDEN
-from tests.eichi_utils.helpers import changed, found, request, say_everything
+from tests.eichi_utils.helpers import changed, found, latent_file, request, say_everything
 
 KINDS = {
-    "picture", "text", "folder", "integer", "number", "choice", "switch", "section_pictures", "section_texts", "controls",
-    "loras",
+    "picture", "text", "folder", "integer", "number", "choice", "switch", "section_pictures", "section_texts",
+    "section_numbers", "controls", "loras", "latents",
 }  # fmt: skip
 MODES = list(modes.MODES)
 LORA = str(GOLDEN / "lora" / "kohya_framepack_names.safetensors")
@@ -55,8 +57,18 @@ def other_values(mode: str, pictures: list[str]) -> dict:
         "batch": 3,
         "output_folder": "cats",
     }
+    height, width = fitted_size(pictures[0], common["size"])
+    append = {
+        "append_latents": latent_file(Path(pictures[0]).parent / "appended.safetensors", 6, height, width),
+        "append_trim_start": 1,
+        "append_trim_end": 2,
+        "film_trim_end": 3,
+        "join_latents": 4,
+    }
     film = {"seconds": 4.0, "window": 4.5, "section_prompts": {0: "zero", 2: "two"}, "crf": 30, "section_prompt_mode": "extend"}
+    film["section_lora_scales"] = {0: 0.5, 3: 1.0}
     film |= {"keep_section_videos": True, "section_stills": True, "save_frames": "last", "save_latents": True}
+    film |= append
     own = {
         "reverse": {
             "end_image": pictures[1],

@@ -16,7 +16,6 @@ from diffusers_helper import latents as vae_passes
 from eichi_utils import film as program
 from eichi_utils.encode import fit_pictures, pixels_of
 from eichi_utils.film import Decoded, sample_film
-from eichi_utils.history import joined
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
 from eichi_utils.modes import MODES
@@ -79,15 +78,19 @@ class Studio:
 
     def shoot(self, request: Request, plan: Plan) -> Tensor:
         """The same after any plan, and not kept. Decoding a whole film would be most of the time, so nothing is decoded."""
+        films = [item.film for item in self._sampled(request, plan) if isinstance(item, Decoded)]
+        return films[-1]
+
+    def joined(self, request: Request) -> Tensor:
+        """The latents of the film together with what is appended to it."""
+        *_, last = self._sampled(request, request.plan())
+        return last.piece.latents
+
+    def _sampled(self, request: Request, plan: Plan) -> list:
         assert request.check() == ()
         *_, conditions = prepare(request, plan, fit_pictures(plan, request.size), self.pool)
-        start = conditions.latents["start"]
-        latents = start if plan.opening_shown else start[:, :, :0]
         with patch.object(program, "decode_frames", _grey):
-            for item in sample_film(request, plan, conditions, self.pool, Stop()):
-                if isinstance(item, Decoded):
-                    latents = joined(item.latents, latents, plan.grows)
-        return joined(start, latents, plan.grows) if plan.closing else latents
+            return list(sample_film(request, plan, conditions, self.pool, Stop()))
 
     def look(self, film: Tensor, number: int) -> Tensor:
         """What is to be seen at a latent, (3, H, W), as it came from the sampler: nothing is blended."""

@@ -17,12 +17,17 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from eichi_utils import loras
 from eichi_utils.catalogue import Models
 from eichi_utils.events import Finished, Saved, Stage, Started, Step, StopLevel, Stopped
 from eichi_utils.jobs import Jobs
+from eichi_utils.lora_fit import published_layers, shapes_in
 from eichi_utils.paths import Outputs
+from eichi_utils.presets import lora_presets
 from eichi_utils.problems import Problem, UserError
 from locales import Translator
+from tests.lora_files import write_lora
+from webui import lora_panel
 from webui.app import build, listen
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -158,6 +163,20 @@ def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> It
         server.should_exit = True
         thread.join(10)
         listener.close()
+
+
+@pytest.fixture
+def lora_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's LoRA folder with files for the published models and one for the miniature; presets in a folder of the test."""
+    folder = tmp_path / "lora"
+    (folder / "small").mkdir(parents=True)
+    for name in ("ink.v1.safetensors", "Style.SAFETENSORS"):
+        write_lora(folder / name, "kohya_framepack", published_layers(), rank=1, only=("proj_out",))
+    miniature = shapes_in(Models().files("miniature"), "framepack")
+    write_lora(folder / "small" / "mini.safetensors", "peft", miniature, rank=1, only=("proj_out",))
+    monkeypatch.setattr(loras, "LORAS", folder)
+    monkeypatch.setattr(lora_panel, "lora_presets", lambda: lora_presets(tmp_path / "presets"))
+    return folder
 
 
 @pytest.fixture(scope="session")

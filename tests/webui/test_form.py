@@ -11,11 +11,14 @@ import gradio as gr
 import pytest
 
 from eichi_utils.catalogue import Models
+from eichi_utils.loras import MOST_LORAS, Lora
 from eichi_utils.modes import MODES
+from eichi_utils.pictures import fitted_size
 from eichi_utils.problems import Problem
 from eichi_utils.request import to_json
 from eichi_utils.single import Control
 from locales import LANGUAGES, Translator, table
+from tests.eichi_utils.helpers import latent_file
 from webui import endframe_ichi, endframe_ichi_f1, frame, oneframe_ichi, start_panel, words
 from webui.context import Context
 from webui.form import Form
@@ -25,7 +28,7 @@ from webui.uploads import keep_pictures
 
 PAGES = {"reverse": endframe_ichi.page, "forward": endframe_ichi_f1.page, "single": oneframe_ichi.page}
 # Fields of the request that no page shows yet.
-NOT_YET = {"loras", "merge_loras"}
+NOT_YET: set[str] = set()
 PLAIN = {"model", "image", "prompt", "seed", "seconds", "steps", "guidance_scale", "step_cache"}
 # Unlike every default.
 OTHER = {
@@ -52,8 +55,15 @@ OTHER = {
     "section_stills": True,
     "save_frames": "last",
     "save_latents": True,
+    "append_trim_start": 1,
+    "append_trim_end": 2,
+    "film_trim_end": 3,
+    "join_latents": 9,
     "section_prompts": {0: "she bows", 11: 'She turns: "oh"!'},
     "section_prompt_mode": "extend",
+    "section_lora_scales": {0: 0.0, 2: 0.5},
+    "loras": tuple(Lora("small/mini.safetensors", strength) for strength in (-1.25, 2.0, 0.0, 0.8)),
+    "merge_loras": True,
     "loop": True,
     "end_strength": 0.5,
     "padding": 1.5,
@@ -127,7 +137,9 @@ def test_every_field_is_on_the_page(page, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_shown_input_belongs_to_a_field(page, mode):
     built = page(mode)
-    aids = {"quick", "section-number", "section-picture", "section-prompt", "copy-overwrite", "folder-path"}
+    aids = {"quick", "section-number", "section-picture", "section-prompt", "copy-overwrite", "folder-path", "latents-chosen"}
+    aids |= {"section-lora-scale", "lora-preset"}
+    aids |= {f"lora-{part}-{number}" for part in ("file", "strength") for number in range(MOST_LORAS)}
     inputs = (gr.Textbox, gr.Number, gr.Slider, gr.Radio, gr.Dropdown, gr.Checkbox, gr.Image)
     shown = {block for block in built.blocks.blocks.values() if isinstance(block, inputs)}
     assert {block for block in shown - built.form.components if block.elem_id not in aids} == set()
@@ -141,12 +153,14 @@ def test_a_new_page_asks_for_the_defaults(page, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_round_trip_of_every_field(page, mode, tower, tmp_path):
+def test_round_trip_of_every_field(page, mode, tower, tmp_path, lora_folder):
     form = page(mode).form
     own = {name: value for name, value in OTHER.items() if name in form.entries}
     pictures = {name: tower for name in form.entries if form.limits(name)["kind"] == "picture"}
     controls = (Control(tower, 3, tower), Control(tower, 16)) if mode == "single" else None
     own |= pictures | ({"controls": controls} if controls else {})
+    if "append_latents" in form.entries:
+        own |= {"append_latents": latent_file(tmp_path / "a.safetensors", 6, *fitted_size(tower, own["size"]))}
     if mode == "reverse":
         (tmp_path / "uploads").mkdir()
         kept = str(shutil.copy(tower, tmp_path / "uploads" / "kept.jpg"))

@@ -1,0 +1,47 @@
+"""Memory that is a window into a file: what was read of it need not count as this process's memory any more."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import suppress
+
+from torch import Tensor
+
+MAPS = "/proc/self/maps"
+
+
+def windows() -> list[tuple[int, int]]:
+    """Address ranges (first byte, end) of this process that are unshared windows into safetensors files; none where the system
+    does not tell."""
+    return list(_windows())
+
+
+def _windows() -> Iterator[tuple[int, int]]:
+    with suppress(OSError), open(MAPS, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            # address, permissions, offset, device, inode, path; the kernel marks a path whose file was deleted.
+            place, permissions, *_, path = line.rstrip("\n").split(maxsplit=5) if line.count("/") else ("", "", "")
+            if permissions.endswith("p") and path.endswith(".safetensors"):
+                begin, end = (int(part, 16) for part in place.split("-"))
+                yield begin, end
+
+
+def forget(memory: Tensor, known: list[tuple[int, int]]) -> bool:
+    """Let the system take back the pages of a CPU tensor's memory; the next use reads them from the file again.
+
+    Only whole pages, and only where all of it lies in one of the windows `known`: pages that are no file's would come back as
+    zeros. Nobody may have written to them. False where nothing was given back.
+    """
+    begin = memory.data_ptr()
+    end = begin + memory.numel() * memory.element_size()
+    at = bisect_right(known, (begin, float("inf"))) - 1
+    if at < 0 or not known[at][0] <= begin <= end <= known[at][1] or not hasattr(mmap, "MADV_DONTNEED"):
+        return False
+    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if last <= first:
+        return False
+    libc = ctypes.CDLL(None)
+    return libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED) == 0

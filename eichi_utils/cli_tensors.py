@@ -1,0 +1,191 @@
+"""`eichi tensors info|trim|join|decode`: files of latents (tensor data) without a page."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from eichi_utils.catalogue import Models
+from eichi_utils.engine import Engine
+from eichi_utils.jobs import problems_of
+from eichi_utils.latent_info import PARTS, LatentInfo, latents_problem, read_info
+from eichi_utils.paths import KEY, folder_problem
+from eichi_utils.plan import MOST_BETWEEN
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import MODELS, MOST_TRIMMED, FilmRequest
+from locales import Translator
+
+LATENTS_SUFFIX, FILM_SUFFIX = ".safetensors", ".mp4"
+FAILED = 1
+# The highest CRF of H.264.
+MOST_CRF = 51
+
+
+def add_tensors_commands(commands: Any, t: Translator) -> tuple[argparse.ArgumentParser, ...]:
+    """Four commands below `tensors`; only `decode` needs a model, and of that only the VAE."""
+    tensors = commands.add_parser("tensors", help=t("cli.tensors"), description=t("cli.tensors"), allow_abbrev=False)
+    kinds = tensors.add_subparsers(required=True, metavar="info|trim|join|decode")
+
+    def command(name: str, text: str, run: Callable, files: str) -> argparse.ArgumentParser:
+        made = kinds.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.set_defaults(run=run)
+        made.add_argument("files", nargs=files, metavar="FILE", help=t("cli.tensors.file"))
+        return made
+
+    info = command("info", t("cli.tensors.info"), run_info, "+")
+    trim = command("trim", t("cli.tensors.trim"), run_trim, 1)
+    trim.add_argument("--trim-start", type=int, default=0, metavar="N", help=t("cli.tensors.start"))
+    trim.add_argument("--trim-end", type=int, default=0, metavar="N", help=t("cli.tensors.end"))
+    join = command("join", t("cli.tensors.join"), run_join, "+")
+    join.add_argument("--join-latents", type=int, default=0, metavar="N", help=t("cli.tensors.between"))
+    decode = command("decode", t("cli.tensors.decode"), run_decode, 1)
+    decode.add_argument("--crf", type=int, default=FilmRequest.crf, metavar="N", help=t("cli.help.crf"))
+    decode.add_argument("--model", choices=MODELS, help=t("cli.tensors.model"))
+    decode.add_argument("--models", metavar="DIR", type=Path, help=t("cli.help.models"))
+    decode.add_argument("--device", default="auto", help=t("cli.help.device"))
+    for writing in (trim, join, decode):
+        writing.add_argument("--out", metavar="FILE", type=Path, help=t("cli.tensors.out"))
+    return info, trim, join, decode
+
+
+def run_info(options: argparse.Namespace, t: Translator) -> int:
+    """Exit code 0 if every file holds latents, 2 if one does not."""
+    documents, lines = [], []
+    for file in options.files:
+        problem = latents_problem("files", file)
+        if problem:
+            text = t(f"problem.{problem.key}", **problem.values)
+            documents.append({"file": file, "problem": problem.key, "text": text})
+            lines += [file, f"  {text}"]
+        else:
+            documents.append(info_document(read_info(file)))
+            lines += [file, *(f"  {line}" for line in info_lines(read_info(file), t))]
+    sys.stdout.write((json.dumps(documents) if options.json else "\n".join(lines)) + "\n")
+    return 2 if any("problem" in document for document in documents) else 0
+
+
+def info_document(info: LatentInfo) -> dict[str, Any]:
+    return {**dataclasses.asdict(info), "frames": info.frames, "seconds": round(info.seconds, 3), "model": info.model}
+
+
+def info_lines(info: LatentInfo, t: Translator) -> list[str]:
+    sizes = {"width": info.width, "height": info.height, "latents": info.latents, "frames": info.frames}
+    lines = [t("cli.tensors.facts", seconds=f"{info.seconds:.2f}", dtype=info.dtype, **sizes)]
+    if info.request:
+        said = {name: str(info.request.get(name, "")) for name in ("mode", "model", "seed", "prompt")}
+        lines.append(t("cli.tensors.request", **said))
+    for number, part in enumerate(info.parts):
+        lines.append(t("cli.tensors.part", number=number, latents=part.get("latents", "?"), file=part.get("file", "?")))
+    return lines
+
+
+def run_trim(options: argparse.Namespace, t: Translator) -> int:
+    wrong = [_negative(name, getattr(options, name)) for name in ("trim_start", "trim_end")]
+    (file,) = options.files
+    out = _result(options, "_trimmed", LATENTS_SUFFIX, wrong)
+    from eichi_utils.latent_files import read_latents, trim, write_piece
+
+    piece = trim(*read_latents(file, "files"), options.trim_start, options.trim_end, "trim_start")
+    return _written(options, t, out, lambda: write_piece(out, piece))
+
+
+def run_join(options: argparse.Namespace, t: Translator) -> int:
+    between = options.join_latents
+    limits = {"value": between, "min": 0, "max": MOST_BETWEEN}
+    wrong = [] if 0 <= between <= MOST_BETWEEN else [Problem("join_latents", "out_of_range", limits)]
+    wrong += [Problem("files", "join_needs_two")] if len(options.files) < 2 else []
+    out = _result(options, "_combined", LATENTS_SUFFIX, wrong)
+    from eichi_utils.latent_files import join, read_latents, same_size, trim, write_piece
+
+    if problems := same_size([read_info(file, "files") for file in options.files]):
+        raise UserError(problems)
+    piece = join([trim(*read_latents(file, "files")) for file in options.files], between)
+    return _written(options, t, out, lambda: write_piece(out, piece))
+
+
+def run_decode(options: argparse.Namespace, t: Translator) -> int:
+    limits = {"value": options.crf, "min": 0, "max": MOST_CRF}
+    wrong = [] if 0 <= options.crf <= MOST_CRF else [Problem("crf", "out_of_range", limits)]
+    out = _result(options, "", FILM_SUFFIX, wrong)
+    (file,) = options.files
+    info = read_info(file, "files")
+    models, model = Models(options.models), options.model or info.model
+    # The existing program has no other, and another one's decoder would make noise of it.
+    model = model if model in MODELS else "framepack"
+    if model not in models.names:
+        raise UserError([Problem("model", "miniature_missing", {"folder": str(models.miniature)})])
+    pool = Engine(models, out.parent, options.device).pool
+    pool.use(models.files(model))
+    try:
+        for place in pool.files.missing_of("vae"):
+            said = {"repository": place.repository, "folder": place.folder}
+            sys.stderr.write(t("notice.downloading", **said) + "\n")
+            pool.files.download(place)
+    except UserError as error:
+        return _failed(error.problems, options, t)
+    pool.check_parts("vae")
+    from eichi_utils.joined import decode_film
+    from eichi_utils.latent_files import read_latents
+
+    tags = {KEY: info.request, PARTS: list(info.parts)}
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in tags.items() if value}
+    _, latents = read_latents(file, "files")
+
+    def decode() -> None:
+        for frames in decode_film(pool, latents, out, options.crf, texts):
+            sys.stderr.write(t("cli.tensors.progress", frames=frames, total=info.frames) + "\n")
+
+    return _written(options, t, out, decode)
+
+
+def _negative(name: str, value: int) -> Problem | None:
+    return None if value >= 0 else Problem(name, "out_of_range", {"value": value, "min": 0, "max": MOST_TRIMMED})
+
+
+def _result(options: argparse.Namespace, ending: str, suffix: str, wrong: Iterable[Problem | None]) -> Path:
+    """Where the result goes. Raises UserError with everything that is wrong, before anything is read whole or written."""
+    files = [Path(file) for file in options.files]
+    out = options.out.resolve() if options.out else free_name(files[0].resolve().with_suffix(""), ending, suffix)
+    problems = [problem for problem in (*wrong, *(latents_problem("files", file) for file in files)) if problem]
+    if out.suffix.lower() != suffix:
+        problems.append(Problem("out", "out_suffix", {"file": str(out), "suffix": suffix}))
+    elif out in [file.resolve() for file in files]:
+        problems.append(Problem("out", "out_is_input", {"file": str(out)}))
+    if problem := folder_problem(out.parent):
+        problems.append(problem)
+    if problems:
+        raise UserError(problems)
+    return out
+
+
+def free_name(stem: Path, ending: str, suffix: str) -> Path:
+    """A name that no file has: the stem with the ending, and a number where that is taken."""
+    numbers = ("" if number == 1 else f"_{number}" for number in itertools.count(1))
+    paths = (stem.with_name(f"{stem.name}{ending}{number}{suffix}") for number in numbers)
+    return next(path for path in paths if not path.exists())
+
+
+def _written(options: argparse.Namespace, t: Translator, out: Path, write: Callable[[], None]) -> int:
+    """Do it and name the result; what runs out on the way is said, and leaves no file."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write()
+    except (OSError, MemoryError, RuntimeError) as error:
+        problems = problems_of(error)
+        if any(problem.key == "unexpected" for problem in problems):
+            raise
+        return _failed(problems, options, t)
+    sys.stdout.write((json.dumps({"files": [str(out)]}) if options.json else str(out)) + "\n")
+    return 0
+
+
+def _failed(problems: Sequence[Problem], options: argparse.Namespace, t: Translator) -> int:
+    from eichi_utils.cli import report_problems
+
+    return report_problems(problems, t, options.json, FAILED)

@@ -1,0 +1,64 @@
+"""The film with what is appended to it, as files: its frames as they are decoded, and its latents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from diffusers_helper.latents import decode_frames, images, rounded_on_host
+from eichi_utils.events import Saved
+from eichi_utils.film import Joined, Stretch
+from eichi_utils.latent_files import Piece, write_piece
+from eichi_utils.media import FilmStream
+from eichi_utils.metadata import mp4_tags
+from eichi_utils.plan import frames_of
+from eichi_utils.request import Request
+
+if TYPE_CHECKING:
+    from eichi_utils.models import ModelPool
+    from eichi_utils.paths import Outputs
+
+
+class JoinedFilm:
+    """Nothing is written where nothing is appended. files: what exists of it, the film first."""
+
+    def __init__(self, request: Request, outputs: Outputs):
+        self.request, self.outputs = request, outputs
+        self.files: list[str] = []
+        self.stream = FilmStream(outputs.folder, getattr(request, "crf", 0), mp4_tags(request))
+
+    def add(self, stretch: Stretch) -> None:
+        self.stream.add(images(stretch.final).numpy())
+
+    def save(self, joined: Joined) -> Iterator[Saved]:
+        """Both names are the existing program's."""
+        path = self.outputs.path("_combined.mp4")
+        self.stream.write(path)
+        self.files = [str(path)]
+        yield Saved(at=time.time(), path=str(path), kind="joined", frames=frames_of(joined.piece.latents.shape[2]))
+        if self.request.save_latents:
+            path = self.outputs.path("_combined_tensors.safetensors")
+            own, *others = joined.piece.parts
+            # The film's latents alone are in a file of their own.
+            parts = {**own, "file": self.outputs.path(".safetensors").name}, *others
+            write_piece(path, Piece(joined.piece.latents, parts), self.request)
+            self.files.append(str(path))
+            yield Saved(at=time.time(), path=str(path), kind="latents")
+
+
+def decode_film(pool: ModelPool, latents: Tensor, path: Path, crf: int, tags: Mapping[str, str]) -> Iterator[int]:
+    """Decode latents (1, 16, T, h, w) in one go and write the film: yields how many of the 4 T - 3 frames are done.
+
+    The file stands when the last number was taken, and does not appear otherwise.
+    """
+    frames = 0
+    with FilmStream(path.parent, crf, tags) as film, pool.vae(latents.numel()) as vae:
+        for piece in decode_frames(vae, latents, None, pool.room):
+            film.add(images(rounded_on_host(piece)).numpy())
+            frames += piece.shape[2]
+            yield frames
+        film.write(path)

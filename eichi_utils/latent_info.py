@@ -1,0 +1,170 @@
+"""What a file of latents is, from its header, and whether its numbers are numbers. Without torch: a page asks at every key.
+
+Files of the existing program (key `history_latents`, its tensor `metadata` is not to be trusted) and ours, which carry the
+request that made them, or their parts' (see latent_files.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy
+from safetensors import SafetensorError, safe_open
+
+from diffusers_helper.files import CheckpointError, read_headers
+from diffusers_helper.preview import CHANNELS
+from eichi_utils.paths import KEY
+from eichi_utils.pictures import is_unicode
+from eichi_utils.plan import FPS, frames_of
+from eichi_utils.problems import Problem, UserError
+
+LATENTS, SIZES = "history_latents", "metadata"
+# The header's second entry of ours: what a joined or trimmed file was made of.
+PARTS = f"{KEY}_parts"
+# Pixels that a latent covers in height and width.
+CELL = 8
+# Numbers as the format calls them -> as numpy reads them; it knows no bfloat16, of which the bits are enough.
+DTYPES = {"F32": numpy.float32, "F16": numpy.float16, "BF16": numpy.uint16}
+# Of a bfloat16, the bits that are all set in what is infinite or no number.
+BF16_EXPONENT = 0x7F80
+# Numbers that are judged at a time.
+AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class LatentInfo:
+    """height, width: in pixels. dtype: in the format's words. request: the JSON document of the film's request, or None.
+
+    parts: what a joined file was made of, each with `file`, `latents` and `request`; empty where it is one film.
+    """
+
+    file: str
+    latents: int
+    height: int
+    width: int
+    dtype: str
+    bytes: int
+    request: Mapping[str, Any] | None = None
+    parts: tuple[Mapping[str, Any], ...] = field(default=())
+
+    @property
+    def frames(self) -> int:
+        return frames_of(self.latents)
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / FPS
+
+    @property
+    def requests(self) -> tuple[Mapping[str, Any], ...]:
+        """Of the file, or of its parts."""
+        return tuple(_requests({"request": self.request, "parts": self.parts}))
+
+    @property
+    def model(self) -> str:
+        """The model whose latents these are, "" where nobody says."""
+        models = (document.get("model") for document in self.requests)
+        return next((model for model in models if isinstance(model, str)), "")
+
+
+def _requests(part: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Of a part, and of the parts that it was made of."""
+    if isinstance(request := part.get("request"), Mapping):
+        yield request
+    inner = part.get("parts")
+    for other in inner if isinstance(inner, (list, tuple)) else ():
+        if isinstance(other, Mapping):
+            yield from _requests(other)
+
+
+def read_info(path: str | Path, where: str = "append_latents") -> LatentInfo:
+    """Raises UserError with a problem of the field `where` if the file holds no latents that can be used."""
+    problem = latents_problem(where, path)
+    if problem:
+        raise UserError([problem])
+    return _info(str(path))
+
+
+def latents_problem(where: str, path: Any) -> Problem | None:
+    """None if the file holds latents, all of them finite; otherwise what is wrong with it."""
+    if not isinstance(path, (str, Path)):
+        return Problem(where, "wrong_type", {"value": str(path)[:80]})
+    if not is_unicode(str(path)):
+        return Problem(where, "name_not_unicode", {"file": str(path).encode(errors="replace").decode()})
+    try:
+        state = Path(path).stat()
+    except (OSError, ValueError):
+        return Problem(where, "latents_missing", {"file": str(path)})
+    problem = _judged(str(path), state.st_mtime_ns, state.st_size)
+    return problem and replace(problem, field=where)
+
+
+@lru_cache(maxsize=64)
+def _judged(path: str, mtime_ns: int, size: int) -> Problem | None:
+    """Kept by file state: a film of two minutes has 350 MB of latents."""
+    try:
+        info = _info(path)
+        if not _finite(path, info):
+            raise UserError([Problem("", "latents_not_finite", {"file": path})])
+    except UserError as error:
+        return error.problems[0]
+    except CheckpointError as error:
+        # Somebody is writing it just now.
+        return Problem("", "latents_damaged", {"file": path, "reason": str(error)[:200]})
+    return None
+
+
+def _info(path: str) -> LatentInfo:
+    values = {"file": path}
+    try:
+        with safe_open(path, "numpy") as file:
+            if LATENTS not in file.keys():  # noqa: SIM118 - a safe_open has keys and is no mapping
+                raise UserError([Problem("", "latents_none", {**values, "name": LATENTS})])
+            part = file.get_slice(LATENTS)
+            shape, dtype, texts = tuple(part.get_shape()), part.get_dtype(), file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError([Problem("", "latents_damaged", {**values, "reason": str(error)[:200]})]) from None
+    if dtype not in DTYPES:
+        raise UserError([Problem("", "latents_dtype", {**values, "dtype": dtype})])
+    if len(shape) != 5 or shape[:2] != (1, CHANNELS) or 0 in shape:
+        shown = " x ".join(map(str, shape))
+        raise UserError([Problem("", "latents_shape", {**values, "shape": shown, "channels": CHANNELS})])
+    _, _, latents, rows, columns = shape
+    request, parts = _read(texts.get(KEY, "")), _read(texts.get(PARTS, ""))
+    return LatentInfo(
+        file=path,
+        latents=latents,
+        height=rows * CELL,
+        width=columns * CELL,
+        dtype=dtype,
+        bytes=Path(path).stat().st_size,
+        request=request if isinstance(request, Mapping) else None,
+        parts=tuple(part for part in parts if isinstance(part, Mapping)) if isinstance(parts, list) else (),
+    )
+
+
+def _read(text: str) -> Any:
+    """Who made the file says what he likes; what is no JSON says nothing."""
+    try:
+        return json.loads(text, parse_constant=_refuse) if text else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(path: str, info: LatentInfo) -> bool:
+    begin, end = read_headers([Path(path)]).places[LATENTS]
+    kind = numpy.dtype(DTYPES[info.dtype])
+    numbers = numpy.memmap(path, kind, "r", begin, ((end - begin) // kind.itemsize,))
+    pieces = (numbers[at : at + AT_ONCE] for at in range(0, len(numbers), AT_ONCE))
+    if info.dtype == "BF16":
+        return not any(bool(((piece & BF16_EXPONENT) == BF16_EXPONENT).any()) for piece in pieces)
+    return all(bool(numpy.isfinite(piece).all()) for piece in pieces)

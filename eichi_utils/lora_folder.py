@@ -1,0 +1,170 @@
+"""The user's folder of LoRA files: what is in it, what lies beside a file or in its metadata, and uploads into it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import filecmp
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from eichi_utils import loras
+from eichi_utils.loras import lora_problem
+from eichi_utils.paths import written_atomically
+from eichi_utils.pictures import MAX_PIXELS, is_unicode, open_picture
+from eichi_utils.problems import Problem, UserError
+from lora_utils.files import LoraError, read_header
+
+SUFFIX = ".safetensors"
+UPLOADS = "uploads"
+# A picture beside `ink.safetensors`; the second kind is what download tools write.
+PICTURES = (".png", ".preview.png", ".jpg", ".jpeg", ".webp")
+THUMBNAIL = 192
+# Characters; a text beside a file may be anything.
+LONGEST_WORDS = 600
+# Trigger words in a file's own metadata: https://github.com/Stability-AI/ModelSpec, and kohya's trainer.
+OWN_WORDS = ("modelspec.trigger_phrase", "ss_trigger_words")
+OWN_PICTURE = "modelspec.thumbnail"
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a file besides its numbers. words: that trigger it. picture: WebP, or b"" without one."""
+
+    words: str = ""
+    picture: bytes = b""
+
+
+def found() -> tuple[str, ...]:
+    """Names of all files below webui/lora, sub-folders and links included, by the alphabet; as a request names them."""
+    names = [name for name in _walk(loras.LORAS) if is_unicode(name)]
+    return tuple(sorted(names, key=str.casefold))
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        # A link may lead to a folder above itself.
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        for file in files:
+            if file.lower().endswith(SUFFIX) and not file.startswith("."):
+                yield Path(place, file).relative_to(folder).as_posix()
+
+
+def is_below(file: str) -> bool:
+    """Whether a request's name of a file can only mean one below webui/lora, wherever links in there lead."""
+    path = PurePosixPath(file.replace("\\", "/"))
+    return bool(file) and not Path(file).is_absolute() and not path.is_absolute() and ".." not in path.parts
+
+
+def about(path: Path) -> About:
+    """Of a file that may be missing or damaged: then as much as lies beside it."""
+    try:
+        state = tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in (path, *_beside(path)))
+    except OSError:
+        state = ()
+    return _about(path, state)
+
+
+@lru_cache(maxsize=64)
+def _about(path: Path, state: tuple) -> About:
+    """Kept by the files' state: a page asks again whenever a slot changes."""
+    try:
+        metadata = read_header(path).metadata
+    except LoraError:
+        metadata = {}
+    sources: tuple[Callable[[], str], ...] = (
+        lambda: _described(path.with_suffix(".civitai.info"), "trainedWords"),
+        lambda: _described(path.with_suffix(".json"), "activation text", "trainedWords"),
+        lambda: _text(path.with_suffix(".txt")),
+        lambda: next((metadata[name] for name in OWN_WORDS if metadata.get(name)), ""),
+    )
+    words = next((" ".join(words.split()) for source in sources if (words := source()).strip()), "")
+    return About(words[:LONGEST_WORDS], _picture(path, metadata))
+
+
+def _beside(path: Path) -> list[Path]:
+    names = (*PICTURES, ".civitai.info", ".json", ".txt")
+    return [file for suffix in names if (file := path.with_suffix(suffix)).is_file()]
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(8 * LONGEST_WORDS).decode("utf-8-sig", errors="ignore")
+    except OSError:
+        return ""
+
+
+def _described(path: Path, *keys: str) -> str:
+    """Words in a JSON file of a download tool: a text, or a list of texts."""
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    values = [document.get(key) for key in keys] if isinstance(document, dict) else []
+    texts = [value if isinstance(value, list) else [value] for value in values]
+    return next((", ".join(map(str, parts)) for parts in texts if parts and all(isinstance(p, str) and p for p in parts)), "")
+
+
+def _picture(path: Path, metadata: Mapping[str, str]) -> bytes:
+    for suffix in PICTURES:
+        if (file := path.with_suffix(suffix)).is_file():
+            try:
+                return _small(open_picture(file))
+            except UserError:
+                continue
+    _, _, data = metadata.get(OWN_PICTURE, "").partition(";base64,")
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            return _small(picture.convert("RGB")) if picture.width * picture.height <= MAX_PIXELS else b""
+    # What Pillow's decoders report damaged pictures with.
+    except (binascii.Error, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, IndexError):
+        return b""
+
+
+def _small(picture: Image.Image) -> bytes:
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    data = io.BytesIO()
+    picture.save(data, "WEBP", quality=80)
+    return data.getvalue()
+
+
+def keep_upload(path: Path) -> str:
+    """Copies a file that came through a page to webui/lora/uploads, and says how a request names it.
+
+    A file that is there already is found again; another one of the same name gets a number. Raises UserError, before anything
+    is copied, for a file that is no whole .safetensors.
+    """
+    try:
+        read_header(path)
+    except LoraError as error:
+        values = {**error.values, "file": path.name}
+        raise UserError([lora_problem("loras", LoraError(error.key, **values))]) from None
+    folder, number = loras.LORAS / UPLOADS, 1
+    target = folder / path.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while target.exists() and not filecmp.cmp(path, target, shallow=False):
+            number += 1
+            target = folder / f"{path.stem}-{number}{path.suffix}"
+        if not target.exists():
+            with written_atomically(target) as temporary:
+                shutil.copyfile(path, temporary)
+    except OSError as error:
+        values = {"folder": str(folder), "reason": error.strerror or str(error)}
+        raise UserError([Problem("loras", "lora_folder_not_writable", values)]) from None
+    return f"{UPLOADS}/{target.name}"

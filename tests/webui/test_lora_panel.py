@@ -1,0 +1,308 @@
+"""LoRA on the pages: picked, set, started, changed and started again; off is off; sets; files that do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from eichi_utils import models as loading
+from eichi_utils.catalogue import Models
+from eichi_utils.engine import Engine
+from eichi_utils.jobs import Jobs
+from eichi_utils.loras import Lora
+from eichi_utils.metadata import read_document
+from eichi_utils.modes import MODES
+from locales import LANGUAGES, Translator
+from tests.diffusers_helper.inputs import GOLDEN
+from tests.webui.test_form import page as page
+from webui import lora_panel
+
+MINI, INK, STYLE = "small/mini.safetensors", "ink.v1.safetensors", "Style.SAFETENSORS"
+
+
+def choose(tab, number: int, file: str) -> None:
+    """A file in a slot, typed as a user finds it among many."""
+    tab.fill(f"#lora-file-{number} input", file)
+    tab.keyboard.press("Enter")
+
+
+def strength(tab, number: int, value: str) -> None:
+    tab.fill(f"#lora-strength-{number} input[type=number]", value)
+    tab.keyboard.press("Tab")
+
+
+def press(tab, selector: str) -> None:
+    """A click on what may be below the pinned film or Start, to which a user would scroll."""
+    tab.locator(selector).evaluate("element => element.click()")
+
+
+def slots(tab) -> list[tuple[str, float]]:
+    return [(slot["file"], slot["strength"]) for slot in json.loads(tab.input_value("#loras-json textarea"))]
+
+
+def box_is(tab, *wanted: tuple[str, float]) -> None:
+    """Wait until the slots hold this, and show it."""
+    text = json.dumps([list(slot) for slot in wanted])
+    tab.wait_for_function(
+        "wanted => JSON.stringify(JSON.parse(document.querySelector('#loras-json textarea').value)"
+        ".map(slot => [slot.file, slot.strength])) === JSON.stringify(JSON.parse(wanted))",
+        arg=text,
+    )
+    for number, (file, value) in enumerate(wanted):
+        shown = "([id, text]) => document.querySelector(id)?.value === text"
+        tab.wait_for_function(shown, arg=[f"#lora-file-{number} input", file or "None"])
+        tab.wait_for_function(shown, arg=[f"#lora-strength-{number} input[type=number]", f"{value:g}"])
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Jobs]:
+    """The real one, with the miniature."""
+    jobs = Jobs(Engine(Models(), tmp_path / "outputs", "cpu"))
+    yield jobs
+    jobs.close(60)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_off_means_off_and_on_is_what_the_slots_say(page, mode, lora_folder):
+    """In the existing program a LoRA that was chosen acts although the box is not ticked."""
+    form = page(mode).form
+    switch, box = form.entries["loras"].components
+    chosen = json.dumps([{"file": "", "strength": 2}, {"file": INK, "strength": 0.5}, {"file": STYLE, "strength": -1}])
+    values = {component: component.value for component in form.components}
+    assert form.document(values | {switch: False, box: chosen})["loras"] == []
+    request, _ = form.read(values | {switch: True, box: chosen})
+    assert request.loras == (Lora(INK, 0.5), Lora(STYLE, -1.0))
+
+
+def test_a_file_that_does_not_fit_keeps_start_closed(page, lora_folder, tower):
+    """Whoever chooses a LoRA of another model is told before Start, with the file's name and not its place on the server."""
+    built = page("forward")
+    for file, key in ((MINI, "shape"), ("gone.safetensors", "missing")):
+        values = built.values(image=tower, prompt="x", loras=(Lora(INK), Lora(file)))
+        _, problems = built.form.read(values)
+        assert [(problem.field, problem.key) for problem in problems] == [("loras/1/file", f"lora_{key}")]
+        shown = built.start.look(values)
+        assert shown[built.start.start]["interactive"] is False
+        text = shown[built.start.problems]
+        assert Path(file).name in text and str(lora_folder) not in text
+    # The same file is right for the model that it was made for.
+    fitting = built.values(image=tower, prompt="x", loras=(Lora(MINI),), model="miniature", size=128)
+    assert built.form.read(fitting)[1] == ()
+
+
+def test_a_browser_cannot_name_any_file(page, lora_folder, tower):
+    """Of a file elsewhere not even that it is there; those of films that were made here are known."""
+    built = page("single")
+    outside = str(GOLDEN / "lora" / "bad_unknown_modules.safetensors")
+    switch, box = built.form.entries["loras"].components
+    values = built.values(image=tower, prompt="x") | {switch: True}
+    for file in (outside, "../" + outside, f"x/../../{outside}"):
+        request, problems = built.form.read(values | {box: json.dumps([{"file": file}])})
+        assert request.loras[0].file == Path(outside).name and [p.key for p in problems] == ["lora_missing"]
+    for text in ("{", "5", "[5]", '[{"file": 5}]', '[{"file": "a", "strength": "x"}]', '[{"file": "a", "weight": 1}]'):
+        assert built.form.read(values | {box: text})[1], text
+    built.context.jobs.submit(MODES["single"](image=tower, prompt="x", loras=(Lora(outside),)))
+    request, problems = built.form.read(values | {box: json.dumps([{"file": outside}])})
+    assert request.loras[0].file == outside and [p.key for p in problems] == ["lora_no_modules"]
+
+
+@pytest.fixture
+def panel(page, lora_folder, monkeypatch) -> Callable[..., lora_panel.LoraPanel]:
+    """The page's panel: `panel("reverse", "en")`."""
+    made = []
+    wire = lora_panel.LoraPanel._wire
+    monkeypatch.setattr(lora_panel.LoraPanel, "_wire", lambda self, *given: made.append(self) or wire(self, *given))
+
+    def build(mode: str = "reverse", language: str = "en") -> lora_panel.LoraPanel:
+        page(mode, language)
+        return made[-1]
+
+    return build
+
+
+def test_sets_by_name(panel, tmp_path):
+    """As many as one likes, of as many slots; a set of the existing program can be read and not be deleted here."""
+    (tmp_path / "presets").mkdir()
+    old = {"name": "Setting 1", "lora1": "None", "lora2": INK, "lora3": "Нет", "scales": "0.8,0.25,1"}
+    (tmp_path / "presets" / "lora_presets.json").write_text(json.dumps({"presets": [old]}))
+    built = panel()
+    assert [value for _, value in built.preset.choices] == ["Setting 1"]
+    taken = built.take("Setting 1")
+    assert taken[built.switch] is True and json.loads(taken[built.box]) == [{"file": INK, "strength": 0.25}]
+    chosen = [{"file": INK, "strength": 0.5}, {"file": "", "strength": 2}, {"file": STYLE, "strength": -2}]
+    kept = built.keep(" mine ", json.dumps(chosen))
+    assert kept[built.preset]["value"] == "mine" and "Saved: mine" in kept[built.said]
+    assert [value for _, value in kept[built.preset]["choices"]] == ["Setting 1", "mine"]
+    assert json.loads(built.take("mine")[built.box]) == [chosen[0], chosen[2]]
+    assert "Deleted: mine" in built.forget("mine")[built.said]
+    for said in (built.take("mine"), built.forget("mine"), built.forget("Setting 1"), built.keep("", json.dumps(chosen))):
+        assert set(said) == {built.said} and 'class="wrong"' in said[built.said]
+    assert "no LoRA to save" in built.keep("empty", "[]")[built.said]
+
+
+def test_uploads_go_into_free_slots(panel, lora_folder, tmp_path):
+    """Those that cannot be used are named; the others are taken, also beyond the slots that are shown."""
+    built = panel("single")
+    uploads = []
+    for name in ("a.safetensors", "b.safetensors", "c.pt"):
+        uploads.append(str(shutil.copy(lora_folder / INK, tmp_path / name)))
+    filled = [{"file": INK, "strength": 0.5}, {"file": "", "strength": -1}, {"file": STYLE, "strength": 1}]
+    got = built.receive(uploads, json.dumps(filled))
+    slots = [(slot["file"], slot["strength"]) for slot in json.loads(got[built.box])]
+    assert slots == [(INK, 0.5), ("uploads/a.safetensors", -1), (STYLE, 1), ("uploads/b.safetensors", 0.8)]
+    assert "c.pt" in got[built.said] and ("uploads/a.safetensors",) * 2 in got[built.slots[11].file]["choices"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_card_says_what_a_file_does(panel, lora_folder, language):
+    """Format, rank, layers; what is left out; why it cannot be used; and nothing of it is HTML of the file's."""
+    panel, t = panel("single", language), Translator(language)
+    report = t("page.lora.report", format="kohya, FramePack names", ranks="1", applied=1, layers=553)
+    assert report in panel._card(INK, "framepack") and "class" in panel._card(INK, "framepack")
+    extra = {"lora_unet_no_such.lora_up.weight": torch.zeros(2, 2), "lora_te_x.lora_up.weight": torch.zeros(2, 2)}
+    save_file({**load_file(lora_folder / INK), **extra}, lora_folder / "part.safetensors")
+    (lora_folder / "part.txt").write_text("<b>ink</b>")
+    card = panel._card("part.safetensors", "framepack")
+    assert card.count('class="notice"') == 2 and "lora_unet_no_such" in card and "&lt;b&gt;ink" in card
+    for file in (MINI, "gone.safetensors", "../../x"):
+        assert 'class="wrong"' in panel._card(file, "framepack")
+    assert panel._card("", "framepack") == ""
+
+
+@pytest.mark.browser
+class TestWithTheRealWorker:
+    @pytest.fixture
+    def jobs(self, worker: Jobs) -> Jobs:
+        return worker
+
+    def test_pick_set_start_and_start_again(self, serve, open_page, tower, jobs, lora_folder, monkeypatch):
+        """The result's metadata names file and strength; another strength, or none, is another picture without a reload."""
+        loads, load = [], loading.load_transformer
+        monkeypatch.setattr(loading, "load_transformer", lambda *given: loads.append(given) or load(*given))
+        (lora_folder / "small" / "mini.txt").write_text("zooming ink")
+        Image.new("RGB", (64, 64), "red").save(lora_folder / "small" / "mini.png")
+        tab = open_page(serve("single", "en", models=Models()).url)
+        tab.locator("#model label", has_text="Miniature").click()
+        tab.set_input_files("#image input[type=file]", tower)
+        tab.fill("#prompt textarea", "The camera zooms in.")
+        tab.fill("#seed textarea, #seed input", "7")
+        tab.click("#advanced button")
+        tab.fill("#advanced input[type=number] >> nth=0", "2")
+        tab.click("#loras button")
+        tab.check("#lora-switch input")
+        choose(tab, 0, MINI)
+        strength(tab, 0, "1.5")
+        tab.wait_for_selector("#lora-card-0 img")
+        card = tab.inner_text("#lora-card-0")
+        assert "zooming ink" in card and "PEFT, FramePack names, rank 1; changes 1 of 90 layers" in card
+        pictures = []
+
+        def made() -> list[dict]:
+            tab.wait_for_selector("#start:enabled")
+            before = len(jobs.all())
+            tab.click("#start")
+            while len(jobs.all()) == before or not jobs.all()[-1].view.ended:
+                tab.wait_for_timeout(50)
+            assert jobs.all()[-1].view.state == "finished", jobs.all()[-1].view.problems
+            pictures.append(Path(jobs.all()[-1].view.picture))
+            return read_document(pictures[-1])["loras"]
+
+        # What a slider shows is what counts, also after its reset button, and where its box holds too much.
+        tab.locator("#lora-strength-0 button").click()
+        box_is(tab, (MINI, 0.8), ("", 0.8), ("", 0.8))
+        strength(tab, 0, "7")
+        box_is(tab, (MINI, 2), ("", 0.8), ("", 0.8))
+        strength(tab, 0, "1.5")
+        tab.evaluate("window.untouched = true")
+        assert made() == [{"file": MINI, "strength": 1.5}]
+        strength(tab, 0, "-0.5")
+        box_is(tab, (MINI, -0.5), ("", 0.8), ("", 0.8))
+        assert made() == [{"file": MINI, "strength": -0.5}]
+        tab.uncheck("#lora-switch input")
+        tab.wait_for_selector("#lora-file-0", state="detached")
+        assert made() == []
+        assert len(loads) == 1 and tab.evaluate("window.untouched")
+        assert len({Image.open(picture).tobytes() for picture in pictures}) == 3
+
+
+@pytest.mark.browser
+def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_path):
+    """On a telephone, in Japanese: nothing runs without a file that is missing, and nothing that was chosen gets lost."""
+    t = Translator("ja")
+    (tmp_path / "presets").mkdir()
+    old = {"name": "設定1", "lora1": INK, "lora2": "なし", "lora3": "gone.safetensors", "scales": "0.5,0.8,1.25"}
+    (tmp_path / "presets" / "lora_presets.json").write_text(json.dumps({"presets": [old]}))
+    site = serve("reverse", "ja")
+    tab = open_page(site.url, "/", 390, 844)
+    tab.set_input_files("#image input[type=file]", tower)
+    tab.fill("#prompt textarea", "She dances.")
+    press(tab, "#loras button")
+    tab.fill("#lora-preset input", "設定1")
+    tab.keyboard.press("Enter")
+    press(tab, "#lora-preset-load")
+    # A strength belongs to its own file, and what is not there is said beside its slot.
+    tab.wait_for_selector("#lora-card-1 .wrong")
+    assert slots(tab)[:2] == [(INK, 0.5), ("gone.safetensors", 1.25)]
+    assert "gone.safetensors" in tab.inner_text("#lora-card-1") and str(lora_folder) not in tab.inner_text("#lora-card-1")
+    tab.wait_for_selector("#problems .wrong")
+    assert tab.is_disabled("#start")
+
+    # It comes into the folder; scanned again, everything that was chosen is still chosen, and it can start.
+    shutil.copy(lora_folder / INK, lora_folder / "gone.safetensors")
+    press(tab, "#lora-rescan")
+    tab.wait_for_selector("#lora-card-1 .eichi-hint")
+    choose(tab, 2, "gone.safetensors")
+    press(tab, "#lora-add")
+    tab.wait_for_selector("#lora-file-3")
+    choose(tab, 3, STYLE)
+    strength(tab, 3, "-2")
+    chosen = (INK, 0.5), ("gone.safetensors", 1.25), ("gone.safetensors", 0.8), (STYLE, -2)
+    tab.wait_for_function("document.querySelectorAll('.eichi-lora-card').length === 4")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.wait_for_selector("#start:enabled")
+
+    # A section may have its LoRA weaker; the whole choice is the film's, and there again after a reload.
+    press(tab, "#quick label >> nth=1")
+    press(tab, "#timeline [data-section='1']")
+    tab.wait_for_selector("#section-lora-scale")
+    tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
+    tab.fill("#section-lora-scale input[type=number]", "0.5")
+    tab.keyboard.press("Tab")
+    tab.wait_for_selector("#timeline [data-section='1'] .lora")
+    tab.wait_for_selector("#start:enabled")
+    press(tab, "#start")
+    tab.wait_for_selector("#progress [data-state=finished]")
+    (request,) = site.engine.seen
+    assert request.loras == tuple(Lora(*slot) for slot in chosen) and request.section_lora_scales == {1: 0.5}
+    assert request.plan().sections[1].lora_strengths == (0.25, 0.625, 0.4, -1.0)
+    tab.reload()
+    tab.wait_for_selector("#timeline [data-section='1'] .lora")
+    press(tab, "#loras button")
+    box_is(tab, *chosen)
+    # A section that is opened while LoRA are off keeps its scale.
+    press(tab, "#lora-switch input")
+    press(tab, "#timeline [data-section='1']")
+    tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
+    press(tab, "#lora-switch input")
+    tab.wait_for_selector("#section-lora-scale")
+    assert tab.input_value("#section-lora-scale input[type=number]") == "0.5"
+    assert json.loads(tab.input_value("#section-lora-scales-json textarea")) == {"1": 0.5}
+
+    # A slot that is removed takes its strength along; an upload fills the first free one.
+    press(tab, "#lora-remove-0")
+    box_is(tab, *chosen[1:])
+    shutil.copy(GOLDEN / "lora" / "bad_shape.safetensors", tmp_path / "small.safetensors")
+    (tmp_path / "bad.pt").write_bytes(b"x")
+    with tab.expect_file_chooser() as chooser:
+        press(tab, "#lora-upload")
+    chooser.value.set_files([tmp_path / "small.safetensors", tmp_path / "bad.pt"])
+    tab.wait_for_selector("#lora-card-3 .wrong")
+    assert slots(tab)[3][0] == "uploads/small.safetensors"
+    assert "torch.load" in tab.inner_text("#lora-said") and t("page.lora.count", count=4) in tab.inner_text("#loras")

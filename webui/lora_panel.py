@@ -1,0 +1,293 @@
+"""LoRA of a film: a switch, a slot for each file with its strength, what is known of the file, and sets under a name.
+
+The slots lie as JSON in a hidden box in the browser, and their components show it: those that are not shown yet send no events
+when a request fills them, and an answer of the server must not take back what was moved meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from eichi_utils.lora_fit import fit, report_notices, shapes_in
+from eichi_utils.lora_folder import about, found, is_below, keep_upload
+from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora
+from eichi_utils.presets import lora_presets
+from eichi_utils.problems import Problem, UserError
+from webui import fields, words
+from webui.context import QUIET, Context
+from webui.form import Form
+
+SHOWN = 3
+IN_BROWSER = MappingProxyType({"fn": None, "api_visibility": "private"})
+EMPTY = f'{{file: "", strength: {Lora.strength}}}'
+# In the browser: all slots, with at least so many.
+SLOTS = f"const slots = JSON.parse(all || '[]'); while (slots.length < COUNT) slots.push({EMPTY});"
+PUT_FILE = f"(file, all) => {{ {SLOTS} slots[NUMBER].file = file ?? ''; return JSON.stringify(slots); }}"
+# A slider also changes when the server moves another file's strength into its slot; that is in the box already.
+PUT_STRENGTH = f"""(strength, file, all) => {{ {SLOTS}
+  if (slots[NUMBER].file === (file ?? '')) slots[NUMBER].strength = strength ?? null;
+  return JSON.stringify(slots); }}"""
+REMOVE = f"all => {{ {SLOTS} slots.splice(NUMBER, 1); return JSON.stringify(slots); }}"
+ADD = f"all => {{ {SLOTS} if (slots.length < {MOST_LORAS}) slots.push({EMPTY}); return JSON.stringify(slots); }}"
+
+
+@dataclass(frozen=True)
+class Slot:
+    group: gr.Column
+    file: gr.Dropdown
+    strength: fields.Slider
+    remove: gr.Button
+    card: gr.HTML
+
+
+class LoraPanel:
+    """scale: the slider of a single section's LoRA, where the page has one; it is shown while LoRA are on."""
+
+    def __init__(self, context: Context, form: Form, page: gr.Blocks, scale: Component | None = None):
+        self.context, self.form, self.t = context, form, context.t
+        t = context.t
+        self.presets = lora_presets()
+        # Never seen; a label would be for nobody.
+        self.box = gr.Textbox("[]", elem_id="loras-json", visible="hidden", show_label=False)
+        self.seen = gr.State(None)
+        with gr.Accordion(t("page.lora"), open=False, elem_id="loras") as self.accordion:
+            self.switch = gr.Checkbox(False, label=t("page.lora.switch"), elem_id="lora-switch")
+            with gr.Column(visible=False, elem_id="lora-slots", elem_classes="eichi-loras") as self.column:
+                self.slots = [self._slot(number) for number in range(MOST_LORAS)]
+                with gr.Row():
+                    self.add = gr.Button(t("page.lora.add"), size="sm", min_width=80, elem_id="lora-add")
+                    self.scan = gr.Button(t("page.lora.rescan"), size="sm", min_width=80, elem_id="lora-rescan")
+                    self.upload = gr.UploadButton(
+                        t("page.lora.upload"), size="sm", min_width=80, file_count="multiple", elem_id="lora-upload"
+                    )
+                form.switch("merge_loras", elem_id="merge_loras")
+            with gr.Row(equal_height=False):
+                self.preset = gr.Dropdown(
+                    self._preset_names(),
+                    value=None,
+                    allow_custom_value=True,
+                    label=t("page.lora.preset"),
+                    info=t("page.lora.preset.info"),
+                    elem_id="lora-preset",
+                )
+                with gr.Column(min_width=120, scale=0):
+                    self.load = gr.Button(t("page.lora.preset.load"), size="sm", elem_id="lora-preset-load")
+                    self.save = gr.Button(t("page.lora.preset.save"), size="sm", elem_id="lora-preset-save")
+                    self.delete = gr.Button(t("page.lora.preset.delete"), size="sm", elem_id="lora-preset-delete")
+            self.said = gr.HTML(elem_id="lora-said")
+        form.add("loras", self.switch, self.box, read=self._read, write=self._write)
+        self._wire(page, scale)
+
+    def _slot(self, number: int) -> Slot:
+        t = self.t
+        with gr.Column(visible=number < SHOWN, elem_id=f"lora-{number}", elem_classes="eichi-lora") as group:
+            with gr.Row(equal_height=False):
+                file = gr.Dropdown(
+                    self._choices(),
+                    value="",
+                    allow_custom_value=True,
+                    label=t("page.lora.slot", number=number + 1),
+                    min_width=220,
+                    scale=3,
+                    elem_id=f"lora-file-{number}",
+                )
+                strength = fields.Slider(
+                    minimum=-STRONGEST,
+                    maximum=STRONGEST,
+                    value=Lora.strength,
+                    step=0.05,
+                    label=t("page.lora.strength"),
+                    min_width=140,
+                    scale=2,
+                    elem_id=f"lora-strength-{number}",
+                )
+                remove = gr.Button(
+                    "\u00d7", size="sm", min_width=32, scale=0, elem_id=f"lora-remove-{number}", elem_classes="eichi-remove"
+                )
+            card = gr.HTML(elem_id=f"lora-card-{number}")
+        return Slot(group, file, strength, remove, card)
+
+    def _wire(self, page: gr.Blocks, scale: Component | None) -> None:
+        for number, slot in enumerate(self.slots):
+            count = str(max(SHOWN, number + 1))
+            put_file, put_strength, remove = (
+                js.replace("COUNT", count).replace("NUMBER", str(number)) for js in (PUT_FILE, PUT_STRENGTH, REMOVE)
+            )
+            slot.file.input(inputs=[slot.file, self.box], outputs=self.box, js=put_file, **IN_BROWSER)
+            strength = [slot.strength, slot.file, self.box]
+            # Its reset button, and its box when it is left, move it without an input.
+            slot.strength.change(inputs=strength, outputs=self.box, js=put_strength, **IN_BROWSER)
+            slot.remove.click(inputs=self.box, outputs=self.box, js=remove, **IN_BROWSER)
+        self.add.click(inputs=self.box, outputs=self.box, js=ADD.replace("COUNT", str(SHOWN)), **IN_BROWSER)
+        model = self.form.entries["model"].components[0]
+        shown = {self.switch, self.box, self.seen, model, *(c for slot in self.slots for c in (slot.file, slot.strength))}
+        outputs = [self.accordion, self.column, self.add, self.seen]
+        outputs += [part for slot in self.slots for part in (slot.group, slot.file, slot.strength, slot.card)]
+        changes = [self.switch.change, self.box.change, model.change]
+        looked = gr.on(changes, self.look, shown, outputs, trigger_mode="always_last", **QUIET)
+        # As at Start: an answer to an older change can come last.
+        looked.then(self.look, shown, outputs, trigger_mode="always_last", **QUIET)
+        scanned = gr.on([self.scan.click, self.switch.input, page.load], self.rescan, None, outputs, **QUIET)
+        scanned.then(self.look, shown, outputs, trigger_mode="always_last", **QUIET)
+        self.upload.upload(self.receive, [self.upload, self.box], [self.box, self.said, *self._files], **QUIET)
+        told = [self.preset, self.said]
+        self.load.click(self.take, self.preset, [self.switch, self.box, self.said], **QUIET)
+        self.save.click(self.keep, [self.preset, self.box], told, **QUIET)
+        self.delete.click(self.forget, self.preset, told, **QUIET)
+        if scale is not None:
+            self.switch.change(lambda on: gr.update(visible=on), self.switch, scale, **QUIET)
+
+    @property
+    def _files(self) -> list[gr.Dropdown]:
+        return [slot.file for slot in self.slots]
+
+    def look(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+        """The slots as the box has them, where they are not shown so already, and what there is to say about their files."""
+        on = bool(values[self.switch])
+        slots = self._slots(values[self.box])
+        files = [slot["file"] for slot in slots]
+        model = values[self.form.entries["model"].components[0]]
+        now = [on, files, model]
+        updates: dict[Component, Any] = {self.seen: now}
+        for slot, wanted in zip(self.slots, slots, strict=False):
+            if (values[slot.file] or "") != wanted["file"]:
+                updates[slot.file] = wanted["file"]
+            if values[slot.strength] != wanted["strength"]:
+                updates[slot.strength] = wanted["strength"]
+        if now != values[self.seen]:
+            chosen = sum(map(bool, files)) if on else 0
+            label = self.t("page.lora.count", count=chosen) if chosen else self.t("page.lora")
+            updates |= {self.accordion: gr.update(label=label), self.column: gr.update(visible=on)}
+            updates[self.add] = gr.update(interactive=len(slots) < MOST_LORAS)
+            for number, slot in enumerate(self.slots):
+                updates[slot.group] = gr.update(visible=number < len(slots))
+                updates[slot.card] = self._card(files[number], model) if on and number < len(files) else ""
+        return updates
+
+    def rescan(self) -> dict[Component, Any]:
+        """The folder's files to choose from; what is chosen stays, and is looked at again."""
+        choices = self._choices()
+        return {**{file: gr.update(choices=choices) for file in self._files}, self.seen: None}
+
+    def receive(self, uploads: Sequence[str] | None, text: str) -> dict[Component, Any]:
+        """Uploaded files into the folder, and into the first slots that are free."""
+        slots, problems = self._slots(text), []
+        for upload in uploads or ():
+            try:
+                name = keep_upload(Path(upload))
+            except UserError as error:
+                problems += error.problems
+                continue
+            free = next((slot for slot in slots if not slot["file"]), None)
+            if free is None:
+                slots.append(free := {"strength": Lora.strength})
+            free["file"] = name
+        choices = {file: gr.update(choices=self._choices()) for file in self._files}
+        return {**choices, self.box: json.dumps(slots), self.said: self._sentences(problems)}
+
+    def take(self, name: str | None) -> dict[Component, Any]:
+        """The set of this name in the slots, and switched on."""
+        values, notes = self.presets.read()
+        if name not in values:
+            return {self.said: self._sentences([Problem("presets", "preset_unknown", {"name": name or ""})])}
+        return {self.switch: True, self.box: json.dumps(values[name]), self.said: self._sentences(notes)}
+
+    def keep(self, name: str | None, text: str) -> dict[Component, Any]:
+        """The slots as a set of this name."""
+        chosen = [slot for slot in self._slots(text) if slot["file"]]
+        try:
+            if not chosen:
+                raise UserError([Problem("presets", "lora_set_empty")])
+            notes = self.presets.save(name or "", chosen)
+        except UserError as error:
+            return {self.said: self._sentences(error.problems)}
+        name = (name or "").strip()
+        said = self._sentences(notes) or self._note(self.t("page.lora.preset.saved", name=name))
+        return {self.preset: gr.update(choices=self._preset_names(), value=name), self.said: said}
+
+    def forget(self, name: str | None) -> dict[Component, Any]:
+        try:
+            notes = self.presets.delete(name or "")
+        except UserError as error:
+            return {self.said: self._sentences(error.problems)}
+        said = self._sentences(notes) or self._note(self.t("page.lora.preset.deleted", name=name or ""))
+        return {self.preset: gr.update(choices=self._preset_names(), value=None), self.said: said}
+
+    def _read(self, on: bool, text: str) -> Any:
+        """Off means off. What is not a list of slots is left to the request's own reading, which refuses it."""
+        if not on:
+            return []
+        try:
+            slots = json.loads(text or "[]")
+        except ValueError:
+            return text
+        if not isinstance(slots, list) or not all(isinstance(slot, dict) for slot in slots):
+            return slots
+        return [{**slot, "file": self._ours(slot.get("file"))} for slot in slots if slot.get("file")]
+
+    def _write(self, loras: Sequence[Lora]) -> tuple[bool, str]:
+        slots = [{"file": lora.file, "strength": lora.strength} for lora in loras]
+        return bool(slots), json.dumps(slots)
+
+    def _ours(self, file: Any) -> Any:
+        """Of the files that a browser names, only those of the folder are opened, and those of films that were made here."""
+        if not isinstance(file, str) or is_below(file):
+            return file
+        known = {lora.file for job in self.context.jobs.all() for lora in job.request.loras}
+        return file if file in known else Path(file.replace("\\", "/")).name
+
+    def _slots(self, text: str) -> list[dict[str, Any]]:
+        """At least those that are always there; what is no slot is an empty one."""
+        try:
+            read = json.loads(text or "[]")
+        except ValueError:
+            read = []
+        slots = [slot if isinstance(slot, dict) else {} for slot in (read if isinstance(read, list) else [])]
+        slots += [{}] * (SHOWN - len(slots))
+        return [{"file": self._ours(slot.get("file") or ""), "strength": slot.get("strength", Lora.strength)} for slot in slots]
+
+    def _choices(self) -> list[tuple[str, str]]:
+        return [(self.t("page.lora.none"), ""), *((name, name) for name in found())]
+
+    def _preset_names(self) -> list[tuple[str, str]]:
+        return [(name, name) for name in self.presets.read()[0]]
+
+    def _card(self, file: Any, model: str) -> str:
+        """What a slot's file is: its picture, the words that trigger it, how much of it fits, or why it cannot be used."""
+        if not file or not isinstance(file, str):
+            return ""
+        lora, models = Lora(file), self.context.models
+        shapes = shapes_in(models.files(model), self.form.kind.checkpoint)
+        wrong = lora.check("loras/0")
+        judged = fit(lora, shapes)
+        lines = []
+        if problem := judged.problem or (wrong[0] if wrong else None):
+            lines.append(f'<p class="wrong">{escape(words.problem_sentence(self.t, problem))}</p>')
+        else:
+            report = judged.report
+            ranks = ", ".join(map(str, report.ranks)) or "-"
+            facts = {"format": report.format, "ranks": ranks, "applied": report.applied, "layers": report.layers}
+            lines.append(self._note(self.t("page.lora.report", **facts)))
+            notices = report_notices(Path(file).name, report)
+            lines += [f'<p class="notice">{escape(words.notice_sentence(self.t, notice))}</p>' for notice in notices]
+        known = about(lora.path)
+        if known.words:
+            lines.insert(0, f'<p class="words">{escape(self.t("page.lora.words", words=known.words))}</p>')
+        picture = f'<img alt="" src="data:image/webp;base64,{b64encode(known.picture).decode()}">' if known.picture else ""
+        return f'<div class="eichi-lora-card">{picture}<div>{"".join(lines)}</div></div>'
+
+    def _sentences(self, problems: Sequence[Problem]) -> str:
+        return "".join(f'<p class="wrong">{escape(words.problem_sentence(self.t, problem))}</p>' for problem in problems)
+
+    def _note(self, text: str) -> str:
+        return f'<p class="eichi-hint">{escape(text)}</p>'
