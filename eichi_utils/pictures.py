@@ -18,6 +18,8 @@ from eichi_utils.problems import Problem, UserError
 MIN_SIDE = 16
 # 100 megapixels decode to 300 MB; more is a scan or an accident, and costs more memory than the model's own buffers.
 MAX_PIXELS = 100_000_000
+# A camera's 45 megapixels are 15 to 100 MB, as JPEG or PNG; the model looks at one megapixel.
+MAX_BYTES = 150 * 2**20
 # EXIF orientations in which the stored picture lies on its side.
 LYING = (5, 6, 7, 8)
 
@@ -104,8 +106,12 @@ def _load(path: str | Path, field: str) -> Image.Image:
     try:
         if not path.is_file():
             raise UserError([Problem(field, "picture_missing", values)])
-        if path.stat().st_size == 0:
+        size = path.stat().st_size
+        if size == 0:
             raise UserError([Problem(field, "picture_empty", values)])
+        if size > MAX_BYTES:
+            sizes = {"size": size // 2**20, "limit": MAX_BYTES // 2**20}
+            raise UserError([Problem(field, "picture_too_many_bytes", {**values, **sizes})])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as picture:

@@ -1,4 +1,4 @@
-"""Prompt and seed that a PNG carries: ours, those of the existing program, and the `parameters` text of others."""
+"""What a picture or film says of itself: ours, those of the existing program, and the `parameters` text of others."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from eichi_utils import modes
 from eichi_utils.fields import for_mode, from_the_end, usable
-from eichi_utils.metadata import KEY
+from eichi_utils.metadata import KEY, read_document
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import to_json
 
@@ -53,12 +53,26 @@ def read_picture_text(path: str | Path) -> PictureText:
             # Text may stand behind the pixels.
             picture.load()
             chunks = {name: text for name, text in picture.info.items() if isinstance(text, str)}
+            comment = _comment(picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment))
+            chunks = {"parameters": comment, **chunks} if comment else chunks
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
         raise UserError([Problem("image", "picture_damaged", {**values, "reason": str(error)[:200]})]) from None
     found = picture_text(chunks)
     if found == PictureText():
         raise UserError([Problem("image", "picture_without_text", values)])
     return found
+
+
+def read_text(path: str | Path) -> PictureText:
+    """The same of a picture, or of a film or a JSON file of this program."""
+    if Path(path).suffix.lower() not in (".mp4", ".json"):
+        return read_picture_text(path)
+    document = read_document(path)
+    if not isinstance(document, Mapping):
+        raise UserError([Problem("request", "request_not_in_file", {"file": str(path)})])
+    said = {name: document.get(name) for name in ("prompt", "seed", "negative_prompt")}
+    fields, _ = usable("reverse", {name: value for name, value in said.items() if value is not None})
+    return PictureText(**fields, document=document)
 
 
 def picture_text(chunks: Mapping[str, str]) -> PictureText:
@@ -120,6 +134,20 @@ def _parse_stable_diffusion(before: str, steps: str) -> dict[str, Any]:
         "negative_prompt": negative.strip() or None,
         "seed": int(seed[1]) if seed else None,
     }
+
+
+def _comment(data: Any) -> str:
+    """The text of an EXIF comment, where JPEG and WebP files of Stable Diffusion programs hold their `parameters`.
+
+    Its first eight bytes say how it is written (EXIF 2.3, 4.6.5 "UserComment").
+    """
+    if not isinstance(data, bytes):
+        return ""
+    kind, text = data[:8].rstrip(b"\0"), data[8:]
+    # Either order of bytes is in use; in both, the high byte of "Seed" or a line's end is 0.
+    unicode = "utf-16-le" if text[1::2].count(0) > text[::2].count(0) else "utf-16-be"
+    coding = {b"UNICODE": unicode, b"ASCII": "ascii"}.get(kind)
+    return text.decode(coding, "replace").strip("\0") if coding else ""
 
 
 def _text(chunk: str | None) -> str | None:

@@ -16,19 +16,20 @@ from types import MappingProxyType
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 
 from eichi_utils.catalogue import Models
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.jobs import Jobs
-from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS
+from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS, PRESETS, SETTINGS
 from eichi_utils.timings import Timings
 from locales import LANGUAGES, Translator, preferred_language
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context
 from webui.frame import STYLE, theme
+from webui.pulse import add_routes
 
 PAGES = MappingProxyType(
     {
@@ -54,6 +55,8 @@ def build(
     plain: bool = False,
     auth: tuple[str, str] | None = None,
     engine: Engine | None = None,
+    settings: Path = SETTINGS,
+    presets: Path = PRESETS,
     more_outputs: tuple[Path, ...] = (),
     timings: Timings | None = None,
 ) -> FastAPI:
@@ -61,6 +64,7 @@ def build(
 
     models: those to choose from, by default what this machine has. auth: (user, password) that every page asks for; who has
     logged in at one is known to the others. engine: what the jobs run with, where pages may change it.
+    settings, presets: folders of what users saved.
     more_outputs: folders beside `outputs` that pages may save to and serve. timings: for estimates.
     """
     app = FastAPI(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
@@ -70,6 +74,7 @@ def build(
     links = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
     for name, (path, _) in PAGES.items():
         _redirect(app, path, links[name])
+    add_routes(app, jobs, t, lambda request: auth is None or _has_logged_in(app, request))
     # What is mounted at "/" takes every address that is not taken before.
     for name in sorted(PAGES, key=lambda name: name == mode):
         path, page = PAGES[name]
@@ -85,6 +90,8 @@ def build(
             plain=plain,
             models=models,
             engine=engine,
+            settings=settings,
+            presets=presets,
             more_outputs=more_outputs,
             timings=timings,
         )
@@ -227,8 +234,19 @@ def _redirect(app: FastAPI, path: str, target: str) -> None:
         app.add_api_route(f"{path}/", go)
 
 
+def _gradio_apps(app: FastAPI) -> list[gr.routes.App]:
+    return [route.app for route in app.routes if isinstance(getattr(route, "app", None), gr.routes.App)]
+
+
+def _has_logged_in(app: FastAPI, request: Request) -> bool:
+    """Whether a request carries the cookie that one of the pages has given for name and password."""
+    first = _gradio_apps(app)[0]
+    names = (f"access-token-{first.cookie_id}", f"access-token-unsecure-{first.cookie_id}")
+    return any(request.cookies.get(name) in first.tokens for name in names)
+
+
 def _share_login(app: FastAPI) -> None:
     # Each gradio application keeps its own cookie name and table of tokens; one login is enough for a user.
-    first, *others = [route.app for route in app.routes if isinstance(getattr(route, "app", None), gr.routes.App)]
+    first, *others = _gradio_apps(app)
     for other in others:
         other.cookie_id, other.tokens = first.cookie_id, first.tokens

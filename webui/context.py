@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import quote
+
+from gradio.utils import get_upload_folder
 
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.folders import OutputFolders
 from eichi_utils.jobs import Job, Jobs
-from eichi_utils.paths import DEFAULT_UPLOADS
+from eichi_utils.paths import DEFAULT_UPLOADS, PRESETS, SETTINGS
 from eichi_utils.timings import Timings
 from locales import Translator
 
@@ -27,7 +30,7 @@ class Context:
     outputs, uploads: where results go, and where pictures that came through a page are kept.
     more_outputs: further folders that results may go to and are shown from. timings: of this machine's runs so far.
     models: those to choose from. engine: whose reserve of the card the page changes; None where it changes none.
-    plain: only what the original FramePack page had.
+    plain: only what the original FramePack page had. settings, presets: folders of what the user saved.
     """
 
     jobs: Jobs
@@ -40,6 +43,8 @@ class Context:
     plain: bool = False
     models: Models = field(default_factory=Models)
     engine: Engine | None = None
+    settings: Path = SETTINGS
+    presets: Path = PRESETS
     more_outputs: tuple[Path, ...] = ()
     timings: Timings | None = None
 
@@ -50,6 +55,11 @@ class Context:
     def url(self, path: str) -> str:
         """The address below which gradio serves a file, if it is of the output folder or an example."""
         return f"{self.root}/gradio_api/file={quote(Path(path).as_posix())}"
+
+    def holds(self, path: Any) -> bool:
+        """Whether a file is one that pages have given out or taken in; a browser can name no other."""
+        folders = (get_upload_folder(), self.uploads, self.outputs, *self.more_outputs)
+        return isinstance(path, str) and any(Path(path).resolve().is_relative_to(Path(f).resolve()) for f in folders)
 
     def job_to_fill_from(self) -> Job | None:
         """The job whose request a freshly loaded form shows: the current one, else this mode's newest."""

@@ -37,7 +37,7 @@ def page(context: Context) -> gr.Blocks:
             if not context.plain:
                 with gr.Column(min_width=160):
                     final_frame_panel(form)
-        prompt_panel(form)
+        prompt_panel(context, form)
         length_panel(form)
         if not context.plain:
             size_panel(form)

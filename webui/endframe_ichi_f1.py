@@ -40,7 +40,7 @@ def page(context: Context) -> gr.Blocks:
                     form.slider("influence", step=0.1)
                     sections = {"first": t("page.influence.first"), "all": t("page.influence.all")}
                     form.choice("influence_sections", sections)
-        prompt_panel(form)
+        prompt_panel(context, form)
         length_panel(form, (*QUICK_SECONDS, 60, 120))
         if not context.plain:
             size_panel(form)

@@ -12,6 +12,8 @@ from gradio.processing_utils import save_file_to_cache
 
 from webui.quick_start import without_stubs
 
+UPLOAD_HEIGHT = 64
+
 # Otherwise gradio would write a file beside this one. `is_template` says: in the browser, the class derived from.
 with without_stubs():
 
@@ -79,6 +81,11 @@ with without_stubs():
 def picture(**settings: Any) -> Picture:
     """A place for a picture: upload, drop or paste."""
     return Picture(type="filepath", image_mode=None, sources=["upload", "clipboard"], buttons=["fullscreen"], **settings)
+
+
+def upload(label: str, elem_id: str) -> File:
+    """A low place to drop one file."""
+    return File(label=label, height=UPLOAD_HEIGHT, elem_id=elem_id, elem_classes="eichi-drop", min_width=220)
 
 
 def _rounded(value: Any) -> Any:

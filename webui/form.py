@@ -40,6 +40,10 @@ class Form:
         self.folders = folders
         self.defaults = models.recommended(models.default(kind.checkpoint), kind)
         self.entries: dict[str, Entry] = {}
+        # Updates that close what shows a part of a field, such as one section, when the field is filled from elsewhere.
+        self.closed: dict[Component, Any] = {}
+        # Called with a `Filling` once the page has all its fields.
+        self.wirings: list[Callable[[Any], None]] = []
         self._fields = {field.name: field for field in dataclasses.fields(kind)}
 
     def has(self, name: str) -> bool:

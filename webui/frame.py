@@ -12,10 +12,16 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.modes import MODES
+from eichi_utils.request import FilmRequest
 from webui.context import QUIET, Context
+from webui.filling import Filling
 from webui.form import Form
+from webui.metadata_panel import MetadataPanel
 from webui.model_panel import ModelPanel
+from webui.presets_panel import FavouritesPanel
 from webui.result_panel import ResultPanel
+from webui.sections_panel import SectionsPanel
+from webui.settings_panel import SettingsPanel, begin_with
 from webui.start_panel import Follower, StartPanel
 
 STYLE = Path(__file__).with_name("style.css")
@@ -30,6 +36,34 @@ FONT = (
     "sans-serif",
 )
 
+# Tabs whose state is kept. One that is forgotten is shown everything anew at its next look, and has nothing to undo.
+SESSIONS = 500
+
+
+# Seconds between two looks of gradio into its queue, in which nothing of ours ever waits (`QUIET`). Its own are 1 and 10 ms:
+# three pages then take a twentieth of a processor, and the interpreter from the thread that makes the film.
+QUEUE_PAUSE = 0.25
+
+
+class Page(gr.Blocks):
+    """A page that costs the server nothing while nobody clicks, and holds no connection to it open.
+
+    Gradio keeps a stream for each tab that has state, to forget it with the tab. Browsers open six connections to a server, so
+    the sixth tab would never load; here the oldest states are forgotten instead.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.state_session_capacity = SESSIONS
+
+    def queue(self, *args: Any, **settings: Any) -> gr.Blocks:
+        super().queue(*args, **settings)
+        self._queue.sleep_when_free = self._queue.progress_update_sleep_when_free = QUEUE_PAUSE
+        return self
+
+    def get_config_file(self) -> dict[str, Any]:
+        return {**super().get_config_file(), "connect_heartbeat": False}
+
 
 @contextmanager
 def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, Follower]]]:
@@ -40,32 +74,54 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
     followers: dict[Component, Follower] = {}
     form = Form(MODES[context.mode], context.t, context.models, context.folders)
     title = f"{context.t(f'page.mode.{context.mode}')} - FramePack-eichi"
-    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as blocks:
+    with Page(title=title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(header(context), elem_id="header")
         with gr.Row(elem_classes="eichi-page"):
             with gr.Column(elem_classes="eichi-form", min_width=0):
                 model = ModelPanel(context, form)
                 yield blocks, form, followers
+                settings = None if context.plain else saving_panels(context, form)
                 start = StartPanel(context, form, followers)
             with gr.Column(elem_classes="eichi-result", min_width=0):
                 result = ResultPanel(context, form)
         result.wire(blocks)
         start.wire(result.look, result.outputs, result.seen)
         model.wire(start.look, start.outputs)
-        fill_from_jobs(context, form, model, blocks)
+        filling = Filling(form, model)
+        for wire in form.wirings:
+            wire(filling)
+        if settings:
+            settings.wire(filling, start.start)
+        fill_on_load(context, form, filling, settings, blocks)
 
 
-def fill_from_jobs(context: Context, form: Form, model: ModelPanel, blocks: gr.Blocks) -> None:
-    """On load the form shows the request of the job that the page shows."""
-    components = sorted(form.components, key=lambda component: component._id) + model.outputs
+def saving_panels(context: Context, form: Form) -> SettingsPanel:
+    """What can be taken out of the form and put into it, closed."""
+    t = context.t
+    with gr.Accordion(t("page.exchange"), open=False, elem_id="exchange"):
+        if issubclass(form.kind, FilmRequest):
+            form.wirings.append(SectionsPanel(context, form).wire)
+        form.wirings.append(MetadataPanel(context, form).wire)
+    with gr.Accordion(t("page.keeping"), open=False, elem_id="keeping"):
+        form.wirings.append(FavouritesPanel(context, form).wire)
+        return SettingsPanel(context, form)
+
+
+def fill_on_load(context: Context, form: Form, filling: Filling, settings: SettingsPanel | None, blocks: gr.Blocks) -> None:
+    """On load the form shows the request of the job that the page shows; else what the user begins with."""
+    model = filling.model
+    outputs = filling.outputs + (settings.outcome.outputs if settings else [])
 
     def fill() -> dict[Component, Any]:
         job = context.job_to_fill_from()
         if job is None:
-            return model.news(form.default("model"))
+            fields, notes = begin_with(context, form) if settings else ({}, [])
+            request = filling.made(fields)
+            said = settings.noticed(notes) if settings and notes else {}
+            return (form.write(request) | model.shown(request) if fields else model.news(form.default("model"))) | said
         return form.write(job.asked) | model.shown(job.asked)
 
-    blocks.load(fill, None, components, **QUIET)
+    blocks.load(fill, None, outputs, **QUIET)
 
 
 def header(context: Context) -> str:

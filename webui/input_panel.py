@@ -7,6 +7,8 @@ import gradio as gr
 from webui.context import QUIET, Context
 from webui.form import Form, size_labels
 from webui.memory_panel import reserve_panel
+from webui.metadata_panel import MetadataPanel
+from webui.presets_panel import PromptsPanel
 
 QUICK_SECONDS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 30, 40)
 # Only the length that the slider shows is a field; the quick lengths set it and follow it, in the browser.
@@ -24,8 +26,13 @@ def final_frame_panel(form: Form) -> None:
     gr.on([picture.change, loop.change], lambda path, loop: gr.update(visible=bool(path or loop)), seen, group, **QUIET)
 
 
-def prompt_panel(form: Form) -> None:
+def prompt_panel(context: Context, form: Form) -> None:
+    """The prompt, what the start picture says of one, and prompts that were saved."""
+    offer = None if context.plain else MetadataPanel(context, form, form.entries["image"].components[0])
     form.text("prompt", lines=3, max_lines=10, placeholder=form.t("page.prompt.example"), elem_id="prompt")
+    if offer:
+        form.wirings.append(offer.wire)
+        PromptsPanel(context, form)
 
 
 def length_panel(form: Form, quick: tuple[int, ...] = QUICK_SECONDS) -> None:

@@ -56,7 +56,7 @@ class LoraPanel:
     def __init__(self, context: Context, form: Form, page: gr.Blocks, scale: Component | None = None):
         self.context, self.form, self.t = context, form, context.t
         t = context.t
-        self.presets = lora_presets()
+        self.presets = lora_presets(context.presets)
         # Never seen; a label would be for nobody.
         self.box = gr.Textbox("[]", elem_id="loras-json", visible="hidden", show_label=False)
         self.seen = gr.State(None)

@@ -32,7 +32,7 @@ def page(context: Context) -> gr.Blocks:
                 form.number("image_index")
             with gr.Accordion(t("page.references"), open=False, elem_id="references"):
                 reference_panel(form)
-        prompt_panel(form)
+        prompt_panel(context, form)
         if not context.plain:
             place_panel(form)
             size_panel(form)

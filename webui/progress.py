@@ -40,9 +40,22 @@ JS = """
 const find = name => element.querySelector(name);
 const list = (name, lines) => find(name).replaceChildren(...(lines || []).map(line => {
   const item = document.createElement('li'); item.textContent = line; return item; }));
-let job = '', top = 0;
-function show() {
-  const value = props.value || {};
+let job = '', top = 0, since = 0, value = {};
+const two = number => String(number).padStart(2, '0');
+function duration(seconds) {
+  const all = Math.max(0, Math.floor(seconds)), hours = Math.floor(all / 3600), minutes = Math.floor(all / 60) % 60;
+  return (hours ? hours + ':' + two(minutes) : minutes) + ':' + two(all % 60);
+}
+// Between two looks the clock goes on by itself.
+function tick() {
+  const { text = '', elapsed = 0, left = 0, runs } = value.time || {};
+  const more = runs ? (performance.now() - since) / 1000 : 0;
+  const shown = text.replace('{elapsed}', duration(elapsed + more)).replace('{left}', duration(left - more));
+  if (find('.time').textContent !== shown) find('.time').textContent = shown;
+}
+function show(news) {
+  value = news;
+  since = performance.now();
   const done = find('.done');
   if (value.job !== job) { job = value.job; top = 0; done.style.transition = 'none'; }
   else done.style.transition = '';
@@ -51,13 +64,14 @@ function show() {
   find('.bar').setAttribute('aria-valuenow', Math.round(100 * top));
   find('.bar').hidden = !value.bar;
   find('.percent').textContent = value.bar ? Math.floor(100 * top) + ' %' : '';
-  for (const name of ['where', 'time', 'mode']) find('.' + name).textContent = value[name] || '';
+  tick();
+  for (const name of ['where', 'mode']) find('.' + name).textContent = value[name] || '';
   list('.notices', value.notices);
   list('.problems', value.problems);
   element.dataset.state = value.state || '';
 }
-show();
-watch('value', show);
+document.addEventListener('eichi-news', event => show(event.detail.progress));
+setInterval(tick, 250);
 """
 
 
@@ -94,15 +108,17 @@ def where(t: Translator, view: View) -> str:
     return t("page.progress.separator").join(parts) or t("page.state.running")
 
 
-def times(t: Translator, view: View, now: float) -> str:
-    """How long it has taken, and how long it will take if that is known."""
+def times(t: Translator, view: View, now: float) -> dict[str, Any]:
+    """How long it has taken, and how long it will take if that is known: a text with {elapsed} and {left}, and their seconds.
+
+    runs: whether they go on.
+    """
     if view.state == "waiting":
-        return ""
+        return {}
     if view.ended:
-        return t("page.progress.took", elapsed=words.duration(view.elapsed))
-    elapsed = t("page.progress.elapsed", elapsed=words.duration(now - view.started))
-    left = view.seconds_left
-    if left is None:
-        return elapsed
-    left = words.duration(left - (now - view.now))
-    return t("page.progress.separator").join([elapsed, t("page.progress.left", left=left)])
+        return {"text": t("page.progress.took", elapsed="{elapsed}"), "elapsed": view.elapsed, "runs": False}
+    clock = {"text": t("page.progress.elapsed", elapsed="{elapsed}"), "elapsed": now - view.started, "runs": True}
+    if view.seconds_left is None:
+        return clock
+    text = t("page.progress.separator").join([clock["text"], t("page.progress.left", left="{left}")])
+    return clock | {"text": text, "left": view.seconds_left - (now - view.now)}

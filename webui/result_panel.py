@@ -5,8 +5,6 @@ It only looks at the server's jobs, so a reload, a second tab or a closed one ch
 
 from __future__ import annotations
 
-import base64
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +28,7 @@ from webui.form import Form
 from webui.progress import CSS as PROGRESS_CSS
 from webui.progress import HTML as PROGRESS_HTML
 from webui.progress import JS as PROGRESS_JS
-from webui.progress import progress_of
+from webui.pulse import pulse, state_of
 from webui.queue import ACTIONS, queue_of
 from webui.queue import CSS as QUEUE_CSS
 from webui.queue import HTML as QUEUE_HTML
@@ -39,8 +37,6 @@ from webui.viewer import CSS as VIEWER_CSS
 from webui.viewer import HTML as VIEWER_HTML
 from webui.viewer import JS as VIEWER_JS
 
-# Seconds between two looks at the jobs while one runs, and while none does.
-BUSY, IDLE = 0.5, 2.0
 EARLIER = 6
 # Fields of the form that a result can become.
 USES = ("image", "end_image")
@@ -54,12 +50,10 @@ class Seen:
 
     job: str = ""
     state: str = ""
-    version: int = -1
-    preview: int = 0
     film: str = ""
     waiting: tuple[str, ...] = ()
     stopping: StopLevel = StopLevel.NONE
-    jobs: int = -1
+    ended: int = -1
 
 
 class ResultPanel:
@@ -87,7 +81,7 @@ class ResultPanel:
             elem_id="folder-path",
         )
         self.progress = gr.HTML(
-            {},
+            None,
             html_template=PROGRESS_HTML,
             css_template=PROGRESS_CSS,
             js_on_load=PROGRESS_JS,
@@ -110,15 +104,15 @@ class ResultPanel:
             elem_id="queue",
         )
         self.seen = gr.State(Seen())
-        self.timer = gr.Timer(IDLE)
+        self.pulse = pulse(context.mode)
 
     @property
     def outputs(self) -> list[Component]:
-        return [self.viewer, self.progress, self.queue, *self.stops.values(), self.seen, self.timer]
+        return [self.viewer, self.queue, *self.stops.values(), self.seen, self.pulse]
 
     def wire(self, page: gr.Blocks) -> None:
         page.load(partial(self.look, Seen()), None, self.outputs, **QUIET)
-        self.timer.tick(self.look, self.seen, self.outputs, **QUIET)
+        self.pulse.click(self.look, self.seen, self.outputs, **QUIET)
         for level, button in self.stops.items():
             stopped = button.click(partial(self.context.jobs.stop, level), None, None, **QUIET)
             stopped.then(self.look, self.seen, self.outputs, **QUIET)
@@ -131,11 +125,13 @@ class ResultPanel:
         """The result, or its last frame, as a picture of the form."""
         job = self.context.jobs.current()
         component = self.uses.get(event._data["field"])
+        # Gradio takes an empty dictionary for a value.
+        nothing = dict.fromkeys(self.uses.values(), gr.skip())
         if job is None or component is None or not job.view.ended or not (job.view.picture or job.view.film):
-            return {}
+            return nothing
         made = kept = Path(job.view.picture or job.view.film)
         if not made.is_file():
-            return {}
+            return nothing
         if not job.view.picture:
             kept = self.context.uploads / f"{made.stem}_last.png"
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -165,40 +161,27 @@ class ResultPanel:
         jobs = self.context.jobs.all()
         job = self.context.jobs.current()
         now = seen_of(job, jobs)
-        updates: dict[Component, Any] = {self.seen: now}
+        updates: dict[Component, Any] = {self.seen: now, self.pulse: state_of(job, jobs)}
         if job is None:
             return updates
-        view = job.view
         if now.waiting != seen.waiting:
             updates[self.queue] = queue_of(self.t, jobs)
-        if now.version != seen.version or now.job != seen.job or view.state == "running":
-            updates[self.progress] = progress_of(self.t, job, self.context.mode, time.time())
-        if (now.job, now.state, now.preview, now.film, now.jobs) != (
-            seen.job,
-            seen.state,
-            seen.preview,
-            seen.film,
-            seen.jobs,
-        ):
+        if (now.job, now.state, now.film, now.ended) != (seen.job, seen.state, seen.film, seen.ended):
             updates[self.viewer] = self._viewer(job, jobs)
         if (now.state, now.stopping, now.job) != (seen.state, seen.stopping, seen.job):
             for level, button in self.stops.items():
                 running = now.state == "running"
                 updates[button] = gr.update(interactive=running and level > now.stopping)
-        if now.state != seen.state:
-            updates[self.timer] = gr.Timer(BUSY if now.state in ("running", "waiting") else IDLE)
         return updates
 
     def _viewer(self, job: Job, jobs: tuple[Job, ...]) -> dict[str, Any]:
         view = job.view
         result = view.picture or view.film
-        preview = base64.b64encode(view.preview).decode() if view.preview else ""
         return {
             "labels": self.viewer.value["labels"],
             "running": not view.ended,
             "width": view.width,
             "height": view.height,
-            "preview": preview and f"data:image/webp;base64,{preview}",
             "film": self._file(view.film, view.frames)["url"] if view.film else "",
             "picture": self._file(view.picture)["url"] if view.picture else "",
             "result": self._file(result) if result and view.ended else None,
@@ -247,15 +230,13 @@ def seen_of(job: Job | None, jobs: tuple[Job, ...]) -> Seen:
     """What a tab that is shown this has seen."""
     waiting = tuple(other.id for other in jobs if other.view.state == "waiting")
     if job is None:
-        return Seen(jobs=len(jobs))
+        return Seen(ended=0)
     view = job.view
     return Seen(
         job=job.id,
         state=view.state,
-        version=job.version,
-        preview=hash(view.preview),
-        film=f"{view.film}{view.picture}{view.frames}",
+        film=f"{view.film}{view.picture}{view.frames}{view.width}",
         waiting=waiting,
         stopping=view.stopping,
-        jobs=len(jobs),
+        ended=sum(other.view.ended for other in jobs),
     )

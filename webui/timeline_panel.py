@@ -21,6 +21,7 @@ from eichi_utils.request import FilmRequest, Request
 from webui import fields, timeline
 from webui.context import QUIET, Context
 from webui.form import Form
+from webui.metadata_panel import SectionOffer
 
 PICTURE_HEIGHT = 200
 # In the browser: (a cell's value, its section, all sections' values) -> all sections' values.
@@ -78,6 +79,8 @@ class TimelinePanel:
                     max_lines=10,
                     elem_id="section-prompt",
                 )
+            if self.pictures:
+                self.offer = SectionOffer(context)
             words = {"replace": t("page.section_prompt_mode.replace"), "extend": t("page.section_prompt_mode.extend")}
             form.choice("section_prompt_mode", words, elem_id="section_prompt_mode", elem_classes="eichi-chips")
             limits = form.limits("section_lora_scales")
@@ -96,6 +99,7 @@ class TimelinePanel:
                 with gr.Row():
                     self.copy = gr.Button(t("page.timeline.copy"), size="sm", elem_id="copy-keyframes")
                     self.overwrite = gr.Checkbox(False, label=t("page.timeline.overwrite"), elem_id="copy-overwrite")
+        form.closed |= {self.section: "", self.editor: gr.update(visible=False)}
         form.add("section_prompts", self.prompts, read=_read, write=_written, beside=self.strip)
         form.add("section_lora_scales", self.scales, read=_read, write=_written, beside=self.strip)
         self._wire()
@@ -107,7 +111,8 @@ class TimelinePanel:
         # No section is open until the clicked one's values are in their boxes, or they would go to the section open before.
         self.strip.click(outputs=self.section, js="() => ''", **IN_BROWSER)
         data = {self.prompts, self.scales, *([self.keyframes] if self.pictures else [])}
-        opened = [self.editor, self.title, *([self.picture] if self.pictures else []), self.prompt, self.scale, self.section]
+        opened = [self.editor, self.title, self.prompt, self.scale, self.section]
+        opened += [self.picture, *self.offer.outcome.outputs] if self.pictures else []
         self.strip.click(self.open, data, opened, **QUIET)
         self.prompt.change(inputs=[self.prompt, self.section, self.prompts], outputs=self.prompts, js=PUT_PROMPT, **IN_BROWSER)
         self.scale.change(inputs=[self.scale, self.section, self.scales], outputs=self.scales, js=PUT_SCALE, **IN_BROWSER)
@@ -117,6 +122,7 @@ class TimelinePanel:
         self.picture.change(inputs=picture, outputs=self.keyframes, js=PUT_PICTURE, **IN_BROWSER)
         seen = [self.keyframes, self.strip, self.overwrite]
         copied = self.copy.click(inputs=seen, outputs=self.keyframes, js=COPY, **IN_BROWSER)
+        self.offer.wire(self.picture, self.section, self.prompt)
         copied.then(self._picture_of, [self.section, self.keyframes], self.picture, **QUIET)
 
     def open(self, values: Mapping[Component, str], event: gr.EventData) -> dict[Component, Any]:
@@ -130,7 +136,9 @@ class TimelinePanel:
             self.scale: scales.get(section, 1.0) if isinstance(scales, dict) else 1.0,
             self.section: section,
         }
-        return updates | ({self.picture: self._picture_of(section, values[self.keyframes])} if self.pictures else {})
+        if not self.pictures:
+            return updates
+        return updates | {self.picture: self._picture_of(section, values[self.keyframes])} | self.offer.outcome.nothing()
 
     def look(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
         """The strip of a request whose length can be understood."""
@@ -147,21 +155,21 @@ class TimelinePanel:
         pictures = _read(text)
         if not isinstance(pictures, dict):
             return pictures
-        return {key: path if self._is_ours(path) else Path(str(path)).name for key, path in pictures.items()}
+        return {key: path if self.context.holds(path) else Path(str(path)).name for key, path in pictures.items()}
 
     def _write_pictures(self, keyframes: Mapping[int, str]) -> tuple[str]:
         return (json.dumps(_keyed({number: self._published(path) for number, path in keyframes.items()})),)
 
-    def _is_ours(self, path: Any) -> bool:
-        folders = (self.picture.GRADIO_CACHE, self.context.uploads, self.context.outputs)
-        return isinstance(path, str) and any(Path(path).resolve().is_relative_to(Path(f).resolve()) for f in folders)
-
     def _published(self, path: str) -> str:
         """A copy that browsers may see; the path itself where there is no file, which the checks will say."""
-        return save_file_to_cache(path, self.picture.GRADIO_CACHE) if Path(path).is_file() and not self._is_ours(path) else path
+        return (
+            save_file_to_cache(path, self.picture.GRADIO_CACHE)
+            if Path(path).is_file() and not self.context.holds(path)
+            else path
+        )
 
     def _url(self, path: str) -> str:
-        return self.context.url(path) if path and self._is_ours(path) else ""
+        return self.context.url(path) if path and self.context.holds(path) else ""
 
 
 def _read(text: str) -> Any:

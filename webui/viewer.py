@@ -58,6 +58,7 @@ dd { margin: 0; overflow-wrap: anywhere; user-select: text; }
 
 JS = """
 const find = name => element.querySelector(name);
+let live = '';
 const source = (node, address) => {
   if ((node.getAttribute('src') || '') === address) return;
   if (address) { node.setAttribute('src', address); return; }
@@ -67,7 +68,7 @@ const source = (node, address) => {
 function show() {
   const value = props.value || {};
   const labels = value.labels || {};
-  const live = value.preview || '', picture = value.picture || '', film = picture ? '' : value.film || '';
+  const picture = value.picture || '', film = picture ? '' : value.film || '';
   source(find('video'), film);
   source(find('.picture'), picture);
   source(find('.preview'), live);
@@ -115,4 +116,6 @@ for (const button of element.querySelectorAll('.use'))
 find('.folder').addEventListener('click', () => trigger('click', { field: 'folder' }));
 show();
 watch('value', show);
+document.addEventListener('eichi-news', event => {
+  if (event.detail.preview !== live) { live = event.detail.preview; show(); } });
 """

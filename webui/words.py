@@ -53,7 +53,7 @@ def problem_sentence(t: Translator, problem: Problem) -> str:
 
 def _sentence(t: Translator, problem: Problem) -> str:
     values = dict(problem.values)
-    if problem.field.split("/")[0] in (*PICTURES, *DETAILS, "loras"):
+    if problem.field.split("/")[0] in (*PICTURES, *DETAILS, "loras", "sections", "request"):
         # On a page a file is known by its name; where the server keeps it tells nobody anything.
         values |= {"file": Path(values["file"]).name} if "file" in values else {}
     return _say(t, f"problem.{problem.key}", values)

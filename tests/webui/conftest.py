@@ -23,11 +23,9 @@ from eichi_utils.events import Finished, Saved, Stage, Started, Step, StopLevel,
 from eichi_utils.jobs import Jobs
 from eichi_utils.lora_fit import published_layers, shapes_in
 from eichi_utils.paths import Outputs
-from eichi_utils.presets import lora_presets
 from eichi_utils.problems import Problem, UserError
 from locales import Translator
 from tests.lora_files import write_lora
-from webui import lora_panel
 from webui.app import build, listen
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -146,7 +144,8 @@ def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> It
 
     def start(mode: str = "reverse", language: str = "en", **settings) -> Site:
         uploads = engine.outputs.parent / "uploads"
-        settings = {"models": Models(engine.outputs.parent), **settings}
+        folders = {name: engine.outputs.parent / name for name in ("settings", "presets")}
+        settings = {"models": Models(engine.outputs.parent), **folders, **settings}
         app = build(jobs, mode, Translator(language), engine.outputs, uploads=uploads, **settings)
         listener = listen("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
@@ -167,7 +166,7 @@ def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture
 def lora_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's LoRA folder with files for the published models and one for the miniature; presets in a folder of the test."""
+    """The user's LoRA folder with files for the published models and one for the miniature."""
     folder = tmp_path / "lora"
     (folder / "small").mkdir(parents=True)
     for name in ("ink.v1.safetensors", "Style.SAFETENSORS"):
@@ -175,7 +174,6 @@ def lora_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     miniature = shapes_in(Models().files("miniature"), "framepack")
     write_lora(folder / "small" / "mini.safetensors", "peft", miniature, rank=1, only=("proj_out",))
     monkeypatch.setattr(loras, "LORAS", folder)
-    monkeypatch.setattr(lora_panel, "lora_presets", lambda: lora_presets(tmp_path / "presets"))
     return folder
 
 

@@ -50,7 +50,7 @@ def test_from_a_picture_to_a_film(serve, open_page, tower, language, width, heig
     page.wait_for_function("document.querySelector('#progress .where').textContent.includes('12')")
     seen = page.evaluate(PERCENT)
     preview = page.get_attribute("#viewer .preview", "src")
-    assert seen > 10 and preview.startswith("data:image/webp;base64,")
+    assert seen > 10 and preview.startswith("/pulse/preview/")
 
     page.reload()
     page.wait_for_function(f"{PERCENT} === {seen}")

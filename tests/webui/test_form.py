@@ -112,6 +112,8 @@ def page(jobs, tmp_path, monkeypatch):
 
         monkeypatch.setattr(frame, "Form", Noted)
         monkeypatch.setattr(frame, "StartPanel", NotedStart)
+        # Half the time of a page is gradio's routes, made anew for each; nobody asks these pages anything.
+        monkeypatch.setattr(gr.routes.App, "create_app", lambda *args, **settings: None)
         links = {name: f"/{name}" for name in MODES}
         context = Context(
             jobs,
@@ -122,6 +124,8 @@ def page(jobs, tmp_path, monkeypatch):
             links=links,
             plain=plain,
             models=models or Models(tmp_path),
+            settings=tmp_path / "settings",
+            presets=tmp_path / "presets",
         )
         return Built(PAGES[mode](context), made["form"], made["start"], context)
 
@@ -137,7 +141,8 @@ def test_every_field_is_on_the_page(page, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_shown_input_belongs_to_a_field(page, mode):
     built = page(mode)
-    aids = {"quick", "section-number", "section-picture", "section-prompt", "copy-overwrite", "folder-path", "latents-chosen"}
+    aids = {"zip-how", "prompts-name", "favourites-name", "settings-on-start"}
+    aids |= {"quick", "section-number", "section-picture", "section-prompt", "copy-overwrite", "folder-path", "latents-chosen"}
     aids |= {"section-lora-scale", "lora-preset"}
     aids |= {f"lora-{part}-{number}" for part in ("file", "strength") for number in range(MOST_LORAS)}
     inputs = (gr.Textbox, gr.Number, gr.Slider, gr.Radio, gr.Dropdown, gr.Checkbox, gr.Image)

@@ -1,0 +1,207 @@
+"""`python -m benchmarks.tabs [--tabs 20] [--runs 3] [--seconds 2] [--steps 15] [--json]`: many tabs while a film is made.
+
+A real server in a process of its own makes the same small film on the CPU, with one tab open and with many of one browser, in
+turn. How long a click waits for its answer meanwhile, and how much longer the film takes. All tabs count as seen, which is the
+worst case: a tab behind another asks the server nothing. Browser and film share this machine's processors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+# A run that takes longer than this has met a server that hangs.
+LONGEST = 300.0
+# In the page: the time from a click on another length to the line that says what will come out of it, in milliseconds.
+CLICK = """() => new Promise((done, failed) => {
+  const summary = document.querySelector('#summary'), before = summary.innerText, since = performance.now();
+  const seen = new MutationObserver(() => {
+    if (summary.innerText === before) return;
+    seen.disconnect(); done(performance.now() - since); });
+  seen.observe(summary, { childList: true, subtree: true, characterData: true });
+  setTimeout(() => { seen.disconnect(); failed('no answer'); }, 30000);
+  const [one, two] = document.querySelectorAll('#quick label');
+  (one.classList.contains('selected') ? two : one).click(); })"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds of a run, medians; milliseconds of clicks during the runs with many tabs, and with one; shares of a processor."""
+
+    tabs: int
+    alone_seconds: float
+    together_seconds: float
+    slowdown: float
+    click_alone_ms: dict[str, float]
+    click_ms: dict[str, float]
+    clicks: int
+    load_seconds: float
+    server_share: float
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p50, p95 and the largest, rounded to milliseconds."""
+    ordered = sorted(values)
+    at = {"p50": 0.5, "p95": 0.95, "max": 1.0}
+    return {name: round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1) for name, share in at.items()}
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[tuple[str, int]]:
+    """The pages with the miniature, on a free port: address and process id."""
+    flags = ["--port", "0", "--lang", "en", "--out", str(folder), "--cache-gb", "0", "--device", "cpu"]
+    command = [sys.executable, str(ROOT / "webui" / "endframe_ichi.py"), *flags]
+    # No real model is looked for, so that the page begins with the miniature everywhere.
+    environment = {**os.environ, "HF_HUB_CACHE": str(folder / "hub"), "HF_HOME": str(folder / "hub")}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment)
+    try:
+        line = process.stdout.readline().strip()
+        if not line.startswith("http"):
+            raise RuntimeError("the server did not start")
+        yield line, process.pid
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+        process.kill()
+
+
+def busy(url: str) -> bool:
+    with urllib.request.urlopen(f"{url}/pulse/reverse", timeout=10) as answer:
+        return json.load(answer)["busy"]
+
+
+def wait_until(url: str, wanted: bool) -> float:
+    """When it became so, on the monotonic clock."""
+    deadline = time.monotonic() + LONGEST
+    while busy(url) != wanted:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the run does not end" if not wanted else "the run does not begin")
+        time.sleep(0.02)
+    return time.monotonic()
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used so far, all threads; 0 where the system does not tell."""
+    stat = Path(f"/proc/{pid}/stat")
+    if not stat.exists():
+        return 0.0
+    user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def run(url: str, page: Any, others: Sequence[Any]) -> tuple[float, list[float]]:
+    """One film: its seconds, and milliseconds of clicks meanwhile, in the tabs in turn."""
+    page.wait_for_selector("#start:enabled")
+    page.click("#start")
+    began, clicks, number = wait_until(url, True), [], 0
+    while busy(url):
+        tab = others[number % len(others)]
+        clicks.append(tab.evaluate(CLICK))
+        number += 1
+        # A person clicks, and looks.
+        time.sleep(0.3)
+    return wait_until(url, False) - began, clicks
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Result:
+    from playwright.sync_api import sync_playwright
+
+    with server(folder) as (url, pid), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=options.chromium, args=FLAGS.split())
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
+        context.set_default_timeout(60_000)
+
+        def opened() -> Any:
+            tab = context.new_page()
+            tab.goto(url)
+            tab.wait_for_selector("#start")
+            return tab
+
+        first = opened()
+        first.click("#examples .row button >> nth=0")
+        first.fill("#seed textarea, #seed input", "7")
+        first.click("#advanced .label-wrap, #advanced > button")
+        first.fill("#seconds input[type=number]", f"{options.seconds:g}")
+        first.fill(".eichi-field-steps input[type=number]", str(options.steps))
+        first.keyboard.press("Tab")
+        clicker = opened()
+        run(url, first, [clicker])
+        alone, alone_clicks, together, clicks, loads = [], [], [], [], []
+        for _ in range(options.runs):
+            seconds, waited = run(url, first, [clicker])
+            alone.append(seconds)
+            alone_clicks += waited
+            since = time.monotonic()
+            others = [opened() for _ in range(options.tabs - 2)]
+            loads.append((time.monotonic() - since) / max(1, len(others)))
+            seconds, waited = run(url, first, [clicker, *others])
+            together.append(seconds)
+            clicks += waited
+            before = processor_seconds(pid)
+            time.sleep(2)
+            share = (processor_seconds(pid) - before) / 2
+            for tab in others:
+                tab.close()
+        browser.close()
+    alone_median, together_median = statistics.median(alone), statistics.median(together)
+    return Result(
+        tabs=options.tabs,
+        alone_seconds=round(alone_median, 2),
+        together_seconds=round(together_median, 2),
+        slowdown=round(statistics.median(b / a for a, b in zip(alone, together, strict=True)), 3),
+        click_alone_ms=percentiles(alone_clicks),
+        click_ms=percentiles(clicks),
+        clicks=len(clicks),
+        load_seconds=round(statistics.median(loads), 2),
+        server_share=round(share, 3),
+    )
+
+
+def table(result: Result) -> str:
+    rows = [
+        ("film with 2 tabs", f"{result.alone_seconds:.2f} s"),
+        (f"film with {result.tabs} tabs", f"{result.together_seconds:.2f} s"),
+        ("in turn, so much longer", f"{100 * (result.slowdown - 1):+.1f} %"),
+        ("click with 2 tabs", ", ".join(f"{name} {value:.0f} ms" for name, value in result.click_alone_ms.items())),
+        (f"click with {result.tabs} tabs", ", ".join(f"{name} {value:.0f} ms" for name, value in result.click_ms.items())),
+        ("clicks", str(result.clicks)),
+        ("another tab is there after", f"{result.load_seconds:.1f} s"),
+        ("server, nothing to do, all tabs open", f"{100 * result.server_share:.0f} % of a processor"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tabs", description=__doc__.splitlines()[0])
+    parser.add_argument("--tabs", type=int, default=20, help="tabs in all, at least 3")
+    parser.add_argument("--runs", type=int, default=3, help="films of each kind")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of the film")
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--chromium", default=CHROMIUM, help="the browser's program")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(options, Path(folder))
+    print(json.dumps(asdict(result)) if options.json else table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Section ZIPs to try: whatever files they shall hold, and where everything on the way lies."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.diffusers_helper.inputs import GOLDEN
+
+COMPAT = GOLDEN / "compat"
+MINIMAL = "section_info: []\n"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Everything that is unpacked on the way lies below the test's folder too."""
+    (tmp_path / "passing").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "passing"))
+    return tmp_path
+
+
+def packed(path: Path, files: dict[str, str | bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as written:
+        for name, data in files.items():
+            written.writestr(name, data)
+    return path
+
+
+def png(size: tuple[int, int] = (16, 16), colour: str = "red") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()

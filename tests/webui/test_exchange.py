@@ -1,0 +1,239 @@
+"""Section ZIPs and metadata: into the form and out of it, called as the page calls it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from eichi_utils.metadata import png_info
+from eichi_utils.modes import MODES
+from eichi_utils.request import to_json
+from locales import LANGUAGES
+from tests.eichi_utils.zips import COMPAT, MINIMAL, packed
+from tests.webui.test_form import OTHER
+from tests.webui.test_form import page as page
+from tests.webui.whole import Page, clicked, sentence
+from tests.webui.whole import whole as whole
+from webui.sections_panel import KEPT_SECONDS
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_existing_programs_zip_fills_the_form(whole: Page, language: str):
+    """Whatever language its page had, and ours has."""
+    page = whole("reverse", language=language)
+    said = page.see(
+        page.zip.take(page.holds | {page.zip.upload: str(COMPAT / f"sections_{language}.zip"), page.zip.how: "replace"})
+    )
+    request = page.request
+    assert f"sections_{language}.zip" in said
+    assert (request.prompt, request.seed, request.seconds, request.size) == ("A girl dances.", 7, 2.0, 512)
+    assert request.section_prompts == {0: "she bows", 1: "彼女は回る"} and set(request.keyframes) == {0, 1}
+    assert Path(request.image).is_file() and Path(request.end_image).is_file()
+    assert page.holds[page.zip.upload] is None
+
+
+def test_every_field_of_the_form_comes_back_from_its_zip(whole: Page, tower: str, tmp_path: Path):
+    """Exported, the page reloaded, imported: as before."""
+    for mode in ("reverse", "forward"):
+        first, second = whole(mode), whole(mode)
+        uploads = tmp_path / "uploads"
+        uploads.mkdir(exist_ok=True)
+        picture = str(shutil.copy(tower, uploads / "kept.jpg"))
+        own = {name: value for name, value in OTHER.items() if name in first.built.form.entries}
+        own |= {name: picture for name in ("image", "end_image") if name in first.built.form.entries}
+        own |= {"keyframes": {2: picture}} if mode == "reverse" else {}
+        first.fill(**own)
+        made = first.zip.make(first.holds)[first.zip.outcome.box]["file"]
+        path = made["url"].partition("file=")[2]
+        second.see(second.zip.take(second.holds | {second.zip.upload: path, second.zip.how: "replace"}))
+        before, after = to_json(first.request), to_json(second.request)
+        for name in ("image", "end_image"):
+            if name in before:
+                assert Path(before.pop(name)).read_bytes() == Path(after.pop(name)).read_bytes()
+        if mode == "reverse":
+            assert {key: Path(file).read_bytes() for key, file in before.pop("keyframes").items()} == {
+                key: Path(file).read_bytes() for key, file in after.pop("keyframes").items()
+            }
+        assert before == after
+
+
+def test_merge_adds_and_undo_takes_back(whole: Page, tower: str):
+    page = whole()
+    page.fill(image=tower, prompt="mine", seed=5, section_prompts={1: "old", 2: "two"}, seconds=4.0)
+    before = dict(page.holds)
+    page.see(page.zip.take(page.holds | {page.zip.upload: str(COMPAT / "sections_minimal.zip"), page.zip.how: "merge"}))
+    request = page.request
+    assert (request.prompt, request.seed, request.seconds) == ("mine", 5, 4.0)
+    assert request.section_prompts == {0: "Character reaches out", 1: "Character turns toward us", 2: "two"}
+    page.undo(page.zip)
+    assert {c: page.holds[c] for c in page.built.form.components} == {c: before[c] for c in page.built.form.components}
+
+
+def test_a_form_with_a_mistake_is_undone_to_the_mistake(whole: Page):
+    """An undo brings back what stood there, not what could be read of it; what the ZIP does not change, it does not touch."""
+    page = whole()
+    (seed,), (steps,) = page.built.form.entries["seed"].components, page.built.form.entries["steps"].components
+    page.holds |= {seed: "many", steps: None}
+    assert "many" in page.see(page.zip.make(page.holds))
+    page.see(page.zip.take(page.holds | {page.zip.upload: str(COMPAT / "sections_en.zip"), page.zip.how: "replace"}))
+    assert (page.holds[seed], page.holds[steps]) == ("7", None)
+    page.undo(page.zip)
+    assert (page.holds[seed], page.holds[steps]) == ("many", None)
+
+
+def test_clearing_the_place_for_a_zip_changes_nothing(whole: Page):
+    """The existing page wiped pictures, prompts and LoRA."""
+    page = whole()
+    assert page.zip.take(page.holds | {page.zip.upload: None, page.zip.how: "replace"}) == page.zip.outcome.same()
+
+
+@pytest.mark.parametrize(
+    ("files", "key"),
+    [
+        ({"sections.yaml": MINIMAL, "../evil.png": b"x"}, "zip_name"),
+        ({"sections.yaml": MINIMAL, **{f"{n}.png": b"" for n in range(10_000)}}, "zip_entries"),
+        ({"sections.yaml": "!!python/object/apply:os.system ['true']"}, "sections_damaged"),
+        ({"start.png": b"x"}, "zip_without_sections"),
+        ("text", "zip_damaged"),
+        ("bomb", "zip_entry_size"),
+    ],
+    ids=["names", "entries", "tags", "no text", "no zip", "bomb"],
+)
+def test_a_bad_zip_is_told_beside_and_changes_nothing(whole: Page, tmp_path: Path, files: Any, key: str):
+    path = tmp_path / "a.zip"
+    if files == "text":
+        path.write_text("text")
+    elif files == "bomb":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as written:
+            written.writestr("sections.yaml", MINIMAL)
+            with written.open("start.png", "w", force_zip64=True) as file:
+                for _ in range(201):
+                    file.write(bytes(2**20))
+    else:
+        packed(path, files)
+    page = whole()
+    updates = page.zip.take(page.holds | {page.zip.upload: str(path), page.zip.how: "replace"})
+    assert set(updates) == {page.zip.upload, *page.zip.outcome.outputs}
+    said = page.see(updates)
+    assert sentence(key) in said and str(tmp_path) not in said
+    assert not (tmp_path / "uploads").exists()
+
+
+def test_exported_zips_do_not_pile_up(whole: Page):
+    page = whole()
+    paths = []
+    for _ in range(2):
+        url = page.zip.make(page.holds)[page.zip.outcome.box]["file"]["url"]
+        paths.append(Path(url.partition("file=")[2]))
+        long_ago = paths[-1].stat().st_mtime - KEPT_SECONDS - 60
+        os.utime(paths[-1].parent, (long_ago, long_ago))
+    assert not paths[0].exists() and paths[1].exists()
+
+
+def png(path: Path, **chunks: str) -> str:
+    info = PngInfo()
+    for name, text in chunks.items():
+        info.add_text(name, text)
+    Image.new("RGB", (64, 64), "red").save(path, pnginfo=info)
+    return str(path)
+
+
+def offered(panel: Any, path: str) -> dict:
+    return panel.look(path).get(panel.outcome.box) or {}
+
+
+def test_a_start_picture_offers_what_it_says(whole: Page, tmp_path: Path):
+    """Nothing is overwritten unasked, and a picture that says nothing takes nothing away."""
+    page = whole()
+    page.fill(prompt="mine", seed=5)
+    path = png(tmp_path / "a.png", parameters="A cat.\nSeed: 0")
+    assert set(offered(page.offer, path)["actions"]) == {"prompt", "seed", "everything"}
+    assert "A cat." in offered(page.offer, path)["lines"][0][1]
+    page.see(page.offer.look(path))
+    assert (page.request.prompt, page.request.seed) == ("mine", 5)
+    page.see(page.offer.take(page.holds, clicked("seed")))
+    assert (page.request.prompt, page.request.seed) == ("mine", 0)
+    page.see(page.offer.take(page.holds, clicked("undo")))
+    assert (page.request.prompt, page.request.seed) == ("mine", 5)
+    for nothing in (png(tmp_path / "b.png"), str(tmp_path / "gone.png")):
+        assert offered(page.offer, nothing) == {}
+    assert set(offered(page.offer, png(tmp_path / "c.png", parameters="Only words"))["actions"]) == {"prompt"}
+
+
+def test_stable_diffusions_pictures(whole: Page, tmp_path: Path):
+    page = whole()
+    path = png(
+        tmp_path / "a.png", parameters="a cat\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, Seed: 99, Size: 8x8"
+    )
+    page.see(page.metadata.look(path))
+    page.see(page.metadata.take(page.holds, clicked("everything")))
+    assert (page.request.prompt, page.request.negative_prompt, page.request.seed) == ("a cat", "blurry", 99)
+
+
+@pytest.mark.parametrize(("suffix", "coding"), [("jpg", "be"), ("webp", "le")])
+def test_parameters_in_exif(whole: Page, tmp_path: Path, suffix: str, coding: str):
+    """JPEG and WebP have no text chunks."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "猫が走る\nSeed: 4".encode(f"utf-16-{coding}")
+    Image.new("RGB", (64, 64)).save(tmp_path / f"a.{suffix}", exif=exif)
+    page = whole()
+    page.see(page.offer.look(str(tmp_path / f"a.{suffix}")))
+    page.see(page.offer.take(page.holds, clicked("everything")))
+    assert (page.request.prompt, page.request.seed) == ("猫が走る", 4)
+
+
+def test_everything_of_our_own_picture(whole: Page, tower: str, tmp_path: Path):
+    """The whole request; of its pictures those that are here, and no file that a stranger's picture only names."""
+    (tmp_path / "uploads").mkdir()
+    kept = str(shutil.copy(tower, tmp_path / "uploads" / "kept.jpg"))
+    secret = str(shutil.copy(tower, tmp_path.parent / "secret.jpg"))
+    own = {"prompt": "a dog", "steps": 9, "seconds": 5.0, "section_prompts": {3: "begins"}, "size": 512, "shift": 3.0}
+    made = MODES["reverse"](image=kept, end_image=secret, keyframes={1: kept, 2: secret}, **own)
+    Image.new("RGB", (64, 64)).save(tmp_path / "j.png", pnginfo=png_info(made))
+    page = whole()
+    page.fill(end_image=tower, image=tower)
+    page.see(page.metadata.look(str(tmp_path / "j.png")))
+    said = page.see(page.metadata.take(page.holds, clicked("everything")))
+    request = page.request
+    assert {name: getattr(request, name) for name in own} == own
+    assert (request.image, request.end_image, set(request.keyframes)) == (kept, tower, {1})
+    assert said.count("secret.jpg is not on this computer") == 2 and "Final frame" in said and "Keyframe 2" in said
+    page.fill(image=tower)
+    page.see(page.offer.look(str(tmp_path / "j.png")))
+    page.see(page.offer.take(page.holds, clicked("everything")))
+    assert page.request.image == tower, "the start picture was just chosen"
+    forward = whole("forward")
+    forward.see(forward.metadata.look(str(tmp_path / "j.png")))
+    forward.see(forward.metadata.take(forward.holds, clicked("everything")))
+    assert forward.request.section_prompts == {0: "begins"}
+
+
+def test_a_file_that_says_nothing_is_told(whole: Page, tmp_path: Path):
+    page = whole()
+    for name, key in (("a.mp4", "request_not_in_file"), ("a.json", "request_not_in_file"), ("a.png", "picture_damaged")):
+        (tmp_path / name).write_text("[1]")
+        assert sentence(key) in page.see(page.metadata.look(str(tmp_path / name))), name
+
+
+def test_a_keyframe_offers_its_sections_prompt(whole: Page, tmp_path: Path):
+    """The existing page cleared the prompt of every section whose picture said nothing."""
+    page = whole()
+    panel = page.section
+    page.holds |= {panel.section: "1", panel.prompt: "mine"}
+    path = png(tmp_path / "a.png", parameters="Common.\nSeed: 1\nSection Prompt: She turns,\nslowly.\nSection Number: 4")
+    page.see(panel.look(path, "1"))
+    assert page.holds[panel.prompt] == "mine"
+    page.see(panel.take(page.holds, clicked("prompt")))
+    assert page.holds[panel.prompt] == "She turns,\nslowly."
+    page.see(panel.take(page.holds, clicked("undo")))
+    assert page.holds[panel.prompt] == "mine"
+    page.see(panel.look(path, "1"))
+    assert panel.prompt not in panel.take(page.holds | {panel.section: "2"}, clicked("prompt"))
+    assert panel.look(png(tmp_path / "b.png"), "1") == panel.outcome.nothing()

@@ -1,0 +1,198 @@
+"""Prompts, favourites and settings that are kept, called as the page calls it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eichi_utils.modes import MODES
+from eichi_utils.request import to_json
+from tests.eichi_utils.zips import COMPAT
+from tests.webui.test_form import OTHER
+from tests.webui.test_form import page as page
+from tests.webui.whole import Page, sentence
+from tests.webui.whole import whole as whole
+from webui import frame
+from webui.settings_panel import begin_with, setting_names
+
+
+@pytest.fixture
+def compat(tmp_path: Path) -> Path:
+    """The existing program's presets where the page looks for them."""
+    (tmp_path / "presets").mkdir()
+    for name in ("prompt_presets.json", "favorite_settings.json"):
+        shutil.copyfile(COMPAT / name, tmp_path / "presets" / name)
+    return tmp_path
+
+
+def test_the_existing_programs_prompts(whole: Page, compat: Path):
+    page = whole()
+    panel = page.prompts.panel
+    assert panel.names() == ["なし", "起動時デフォルト", "dance"]
+    assert begin_with(page.built.context, page.built.form)[0] == {"prompt": "A man walks."}
+    page.fill(prompt="mine")
+    page.see(panel.apply(page.holds | {panel.name: "dance"}))
+    assert page.request.prompt == "The girl dances gracefully, with clear movements, full of charm."
+    page.undo(panel)
+    assert page.request.prompt == "mine"
+
+
+def test_saving_a_prompt_over_another_can_be_undone(whole: Page, compat: Path):
+    """And a long one with "A character" in it twice is kept whole: the existing page cut it."""
+    page = whole()
+    panel = page.prompts.panel
+    long = "A character walks. A character runs. " * 200
+    page.fill(prompt=long)
+    assert "replaced" in page.see(panel.save(page.holds | {panel.name: " dance "}))
+    assert panel.store.all()[0]["dance"] == long
+    page.undo(panel)
+    assert panel.store.all()[0]["dance"].startswith("The girl dances")
+    assert page.see(panel.save(page.holds | {panel.name: "new"})) == "Saved as new."
+    page.undo(panel)
+    assert "new" not in panel.names()
+    page.see(panel.delete({panel.name: "dance"}))
+    assert "dance" not in panel.names()
+    page.undo(panel)
+    assert panel.store.all()[0]["dance"].startswith("The girl dances")
+
+
+def test_names_that_cannot_be(whole: Page, compat: Path):
+    panel = whole().prompts.panel
+    for call, name, key in (
+        (panel.delete, "なし", "preset_is_default"),
+        (panel.delete, "", "preset_name_needed"),
+        (panel.delete, "gone", "preset_unknown"),
+    ):
+        assert sentence(key) in call({panel.name: name})[panel.outcome.box]["lines"][0][1]
+    page = whole()
+    for name, key in (("", "preset_name_needed"), ("gone", "preset_unknown")):
+        assert sentence(key) in page.see(page.prompts.panel.apply(page.holds | {page.prompts.panel.name: name}))
+
+
+def test_the_prompt_of_a_new_page(whole: Page, compat: Path):
+    page = whole()
+    page.see(page.prompts.begin_with("She waves."))
+    assert begin_with(page.built.context, page.built.form)[0] == {"prompt": "She waves."}
+    page.undo(page.prompts.panel)
+    assert begin_with(page.built.context, page.built.form)[0] == {"prompt": "A man walks."}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_favourite_is_the_whole_form(whole: Page, tower: str, mode: str, lora_folder: Path):
+    """With its pictures, which are kept where they stay; only this mode's are offered."""
+    page = whole(mode)
+    own = {name: value for name, value in OTHER.items() if name in page.built.form.entries}
+    page.fill(image=tower, **own)
+    panel = page.favourites.panel
+    assert page.see(panel.save(page.holds | {panel.name: "best"})) == "Saved as best."
+    other = whole(mode)
+    other.see(other.favourites.panel.apply(other.holds | {other.favourites.panel.name: "best"}))
+    before, after = to_json(page.request), to_json(other.request)
+    assert Path(after["image"]).parent == page.built.context.uploads
+    assert Path(before.pop("image")).read_bytes() == Path(after.pop("image")).read_bytes()
+    assert before == after
+    for different in set(MODES) - {mode}:
+        assert whole(different).favourites.panel.names() == []
+    other.undo(other.favourites.panel)
+    assert other.request.prompt == ""
+
+
+def test_a_favourite_of_another_version(whole: Page, tmp_path: Path):
+    """A field that is gone, one that is new, a value that was possible once: the rest is applied."""
+    (tmp_path / "presets").mkdir()
+    entry = {"name": "old", "value": {"mode": "reverse", "prompt": "a cat", "gone": 1, "steps": 1000, "seconds": 3.0}}
+    (tmp_path / "presets" / "favorites.json").write_text(json.dumps({"favorites": [entry]}))
+    page = whole()
+    page.fill(prompt="mine", crf=20)
+    page.see(page.favourites.panel.apply(page.holds | {page.favourites.panel.name: "old"}))
+    assert (page.request.prompt, page.request.seconds, page.request.steps, page.request.crf) == ("a cat", 3.0, 25, 16)
+
+
+def test_a_favourite_with_a_mistake_is_refused(whole: Page, tmp_path: Path):
+    page = whole()
+    page.holds[page.built.form.entries["seed"].components[0]] = "many"
+    assert "Seed: many" in page.see(page.favourites.panel.save(page.holds | {page.favourites.panel.name: "x"}))
+    assert not (tmp_path / "presets").exists()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_settings_are_what_the_next_start_begins_with(whole: Page, tower: str, mode: str, lora_folder: Path):
+    """How films are made, not what of; language-free; each mode its own."""
+    page = whole(mode, language="ja")
+    own = {name: value for name, value in OTHER.items() if name in page.built.form.entries}
+    page.fill(image=tower, **own)
+    page.see(page.settings.keep(page.holds))
+    new = whole(mode, language="ru")
+    fields, notes = begin_with(new.built.context, new.built.form)
+    names = set(setting_names(new.built.form))
+    assert fields == {name: to_json(page.request)[name] for name in names} and notes == []
+    assert not names & {"image", "prompt", "seed", "section_prompts", "keyframes", "controls"} and {"steps", "size"} <= names
+    for name in names:
+        assert "eichi-saved" in new.built.form.entries[name].components[0].elem_classes
+    page.undo(page.settings)
+    assert begin_with(new.built.context, new.built.form)[0] == {}
+
+
+def test_reset_is_for_good_and_can_be_undone(whole: Page, tower: str):
+    """The existing page's reset changed the boxes and not the file. What the film is made of stays."""
+    page = whole()
+    page.fill(image=tower, prompt="mine", seed=5, steps=9, crf=30)
+    page.see(page.settings.keep(page.holds))
+    page.see(page.settings.forget(page.holds))
+    assert (page.request.steps, page.request.crf, page.request.prompt, page.request.seed) == (25, 16, "mine", 5)
+    assert begin_with(page.built.context, page.built.form)[0] == {}
+    page.undo(page.settings)
+    assert (page.request.steps, page.request.crf) == (9, 30)
+    assert begin_with(page.built.context, page.built.form)[0]["steps"] == 9
+
+
+def test_the_existing_programs_settings(whole: Page, tmp_path: Path):
+    """Read as long as ours are not there; for a small model that has its own sizes and steps, those stay."""
+    (tmp_path / "settings").mkdir()
+    shutil.copyfile(COMPAT / "app_settings.json", tmp_path / "settings" / "app_settings.json")
+    page = whole()
+    saved, _ = page.settings.settings.fields("reverse")
+    fields, _ = begin_with(page.built.context, page.built.form)
+    assert saved and fields == {name: value for name, value in saved.items() if name in page.built.form.entries}
+    monkey = dict(page.built.form.defaults)
+    page.built.form.defaults = {**monkey, "model": "miniature"}
+    fields, _ = begin_with(page.built.context, page.built.form)
+    assert not {"size", "steps"} & set(fields) and fields
+
+
+def test_every_start_saves_where_it_shall(whole: Page, tower: str):
+    page = whole()
+    page.fill(image=tower, prompt="a cat", steps=9)
+    page.see(page.settings.started(page.holds | {page.settings.on_start: False}))
+    assert begin_with(page.built.context, page.built.form)[0] == {}
+    page.see(page.settings.choose(True))
+    assert whole().settings.on_start.value is True
+    page.see(page.settings.started(page.holds | {page.settings.on_start: True}))
+    assert begin_with(page.built.context, page.built.form)[0]["steps"] == 9
+
+
+def test_settings_with_a_mistake_are_refused(whole: Page, tmp_path: Path):
+    page = whole()
+    page.holds[page.built.form.entries["steps"].components[0]] = None
+    assert "Steps" in page.see(page.settings.keep(page.holds))
+    assert not (tmp_path / "settings" / "app_settings.json").exists()
+
+
+def test_a_damaged_file_is_told_and_kept(whole: Page, tmp_path: Path):
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "app_settings.json").write_text('{"a": ')
+    page = whole()
+    (tmp_path / "settings" / "app_settings.json").write_text('{"a": ')
+    fields, notes = begin_with(page.built.context, page.built.form)
+    assert fields == {} and "damaged" in page.see(page.settings.noticed(notes))
+    assert len(list((tmp_path / "settings").glob("*.damaged-*"))) == 2
+
+
+def test_a_plain_page_has_none_of_this(page):
+    """`--plain` shows what the original page has."""
+    texts = [block.elem_id for block in page("reverse", plain=True).blocks.blocks.values()]
+    assert not {"exchange", "keeping", "prompts", "metadata-offer"} & set(texts)
+    assert frame.SESSIONS > 20

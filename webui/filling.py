@@ -1,0 +1,69 @@
+"""Putting a request into a form that is already filled: only what differs changes, and can be taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gradio.components import Component
+
+from eichi_utils import modes
+from eichi_utils.fields import usable
+from eichi_utils.request import Request, to_json
+from webui.form import Form
+from webui.model_panel import ModelPanel
+
+# With another model, size or number of steps comes what the model panel shows of it: the list of models and of sizes too.
+WITH_MODEL = ("model", "size", "steps")
+LISTS = ("model", "size")
+# What components held, by their number on the page.
+Held = dict[int, Any]
+
+
+class Filling:
+    """Made once a page has all its fields."""
+
+    def __init__(self, form: Form, model: ModelPanel):
+        self.form, self.model = form, model
+
+    @property
+    def outputs(self) -> list[Component]:
+        """What `put` and `back` may return."""
+        components = self.form.components | set(self.model.outputs) | set(self.form.closed)
+        return sorted(components, key=lambda component: component._id)
+
+    def standing(self, values: Mapping[Component, Any]) -> Request:
+        """The request as the form stands; what cannot be read of it is as on a new page."""
+        document = self.form.document(values)
+        fields, _ = usable(self.form.kind.mode, {name: value for name, value in document.items() if name != "mode"})
+        return self.made(fields)
+
+    def made(self, fields: Mapping[str, Any]) -> Request:
+        """A new page's request with other values for some fields, in JSON form."""
+        return modes.from_json({**to_json(self.form.kind()), **self.form.defaults, **fields, "mode": self.form.kind.mode})
+
+    def put(self, values: Mapping[Component, Any], request: Request) -> tuple[dict[Component, Any], Held]:
+        """Updates that show the request, and what undoes them."""
+        before, entries = self.standing(values), self.form.entries
+        changed = [name for name in entries if getattr(request, name) != getattr(before, name)]
+        if any(name in WITH_MODEL for name in changed):
+            changed += [name for name in LISTS if name in entries and name not in changed]
+        updates: dict[Component, Any] = {}
+        for name in changed:
+            updates |= zip(entries[name].components, entries[name].write(getattr(request, name)), strict=True)
+        held = {component._id: values[component] for component in updates}
+        if any(name in WITH_MODEL for name in changed):
+            updates |= self.model.shown(request)
+        return updates | (self.form.closed if updates else {}), held
+
+    def back(self, held: Held) -> dict[Component, Any]:
+        """Updates that show again what was there before `put`."""
+        updates = {component: held[component._id] for component in self.form.components if component._id in held}
+        shown = {name: updates.get(self.form.entries[name].components[0]) for name in WITH_MODEL if name in self.form.entries}
+        known = {name: value for name, value in shown.items() if value is not None}
+        if known:
+            models = self.model.shown(self.form.kind(**{**self.form.defaults, **known}))
+            if "steps" not in known:
+                del models[self.model.asked_steps]
+            updates |= models
+        return updates | (self.form.closed if updates else {})

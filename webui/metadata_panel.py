@@ -1,0 +1,153 @@
+"""What pictures and films say of how they were made: offered where one is chosen, and taken only when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from eichi_utils.png_text import PictureText, read_text, request_fields
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import PICTURE_FIELDS, to_json
+from eichi_utils.request_files import FILE_FIELDS
+from webui import fields
+from webui.context import QUIET, Context
+from webui.filling import Filling
+from webui.form import Form
+from webui.outcome import UNDO, Outcome, action_of
+
+WANTED = ("prompt", "seed", "everything")
+SHOWN_CHARACTERS = 120
+
+
+class MetadataPanel:
+    """An offer below `picture`, the start picture; or, where that is None, a place of its own for any file."""
+
+    def __init__(self, context: Context, form: Form, picture: Component | None = None):
+        self.context, self.form, self.t, self.picture = context, form, context.t, picture
+        self.upload = picture or fields.upload(self.t("page.metadata.import"), "metadata-upload")
+        self.outcome = Outcome(self.t, "metadata-offer" if picture else "metadata-outcome")
+
+    def wire(self, filling: Filling) -> None:
+        self.filling = filling
+        shown = [*filling.outputs, *self.outcome.outputs]
+        ours = [*self.outcome.outputs, *([] if self.picture else [self.upload])]
+        self.upload.upload(self.look, self.upload, ours, **QUIET)
+        if self.picture:
+            self.picture.clear(self.outcome.nothing, None, self.outcome.outputs, **QUIET)
+        self.outcome.box.click(self.take, self.form.components | {self.outcome.about}, shown, **QUIET)
+
+    def look(self, path: str | None) -> dict[Component, Any]:
+        """What there is to take from a file."""
+        emptied = {} if self.picture else {self.upload: None}
+        if not path:
+            return self.outcome.same()
+        try:
+            text = read_text(path)
+        except UserError as error:
+            # Most pictures say nothing; what else is wrong with a start picture, the form says.
+            return emptied | (self.outcome.nothing() if self.picture else self.outcome.refused(error.problems))
+        actions = self._actions(text)
+        if not actions:
+            return emptied | self.outcome.nothing()
+        about = {"text": text, "file": Path(path).name}
+        return emptied | self.outcome.ask(self._offer(text, Path(path).name), actions, about)
+
+    def take(self, values: Mapping[Component, Any], event: gr.EventData) -> dict[Component, Any]:
+        """One of the offers; or what was there before."""
+        about, action = values[self.outcome.about], action_of(event)
+        if about is None or action not in (*WANTED, UNDO):
+            return self.outcome.nothing()
+        if action == UNDO:
+            return self.filling.back(about) | self.outcome.nothing()
+        found, notes = request_fields(about["text"], self.form.kind.mode, action)
+        found, gone = self._with_pictures_here(found)
+        request = self.filling.made({**to_json(self.filling.standing(values)), **found})
+        updates, held = self.filling.put(values, request)
+        said = self.t(f"page.metadata.took_{action}", file=about["file"])
+        return updates | self.outcome.done(said, [*notes, *gone], held)
+
+    def _actions(self, text: PictureText) -> dict[str, str]:
+        mode = self.form.kind.mode
+        found = {wanted: request_fields(text, mode, wanted)[0] for wanted in WANTED}
+        # Everything is more than prompt and seed, or not worth a choice of its own.
+        more = len(found["everything"]) > 1
+        useful = [wanted for wanted in WANTED if found[wanted] and (wanted != "everything" or more)]
+        return {wanted: self.t(f"page.metadata.{wanted}") for wanted in useful}
+
+    def _offer(self, text: PictureText, file: str) -> str:
+        fields, _ = request_fields(text, self.form.kind.mode, "prompt")
+        prompt = " ".join(fields.get("prompt", "").split())
+        if len(prompt) > SHOWN_CHARACTERS:
+            prompt = f"{prompt[: SHOWN_CHARACTERS - 1]}\u2026"
+        if not prompt:
+            return self.t("page.metadata.found", file=file)
+        return self.t("page.metadata.found_prompt", file=file, prompt=prompt)
+
+    def _with_pictures_here(self, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        """Without pictures that are on another computer, or that a browser may not name; those of the form stay."""
+        kept, gone = dict(found), []
+
+        def here(path: Any, field: str) -> bool:
+            if self.context.holds(path) and Path(path).is_file():
+                return True
+            if path:
+                gone.append(Problem(field, "picture_elsewhere", {"file": str(path)}))
+            return False
+
+        for name in (*PICTURE_FIELDS, *FILE_FIELDS):
+            # The start picture that says all this was chosen a moment ago.
+            if name in kept and ((self.picture and name == "image") or not here(kept[name], name)):
+                del kept[name]
+        if "keyframes" in kept:
+            kept["keyframes"] = {key: path for key, path in kept["keyframes"].items() if here(path, f"keyframes/{key}")}
+        if "controls" in kept:
+            files = [(number, control, control.get("mask")) for number, control in enumerate(kept["controls"])]
+            kept["controls"] = [
+                control
+                for number, control, mask in files
+                if here(control["image"], f"controls/{number}/image") and (not mask or here(mask, f"controls/{number}/mask"))
+            ]
+        return kept, gone
+
+
+class SectionOffer:
+    """The same for the section whose picture is chosen: its prompt, for that section."""
+
+    def __init__(self, context: Context):
+        self.t = context.t
+        self.outcome = Outcome(self.t, "section-offer")
+
+    def wire(self, picture: Component, section: Component, prompt: Component) -> None:
+        self.section, self.prompt = section, prompt
+        picture.upload(self.look, [picture, section], self.outcome.outputs, **QUIET)
+        picture.clear(self.outcome.nothing, None, self.outcome.outputs, **QUIET)
+        answer = {self.outcome.about, section, prompt}
+        self.outcome.box.click(self.take, answer, [prompt, *self.outcome.outputs], **QUIET)
+
+    def look(self, path: str | None, section: str) -> dict[Component, Any]:
+        """The prompt that a keyframe was made with: that of its section, else of its film."""
+        try:
+            text = read_text(path) if path else PictureText()
+        except UserError:
+            text = PictureText()
+        own = (text.section_prompt or text.prompt or "").strip()
+        if not own or not section:
+            return self.outcome.nothing()
+        shown = own if len(own) <= SHOWN_CHARACTERS else f"{own[: SHOWN_CHARACTERS - 1]}\u2026"
+        said = self.t("page.metadata.found_prompt", file=Path(path).name, prompt=shown)
+        actions = {"prompt": self.t("page.metadata.section_prompt")}
+        return self.outcome.ask(said, actions, {"section": section, "prompt": own})
+
+    def take(self, values: Mapping[Component, Any], event: gr.EventData) -> dict[Component, Any]:
+        """Into the section's box, or out of it again; another section that was opened since is left alone."""
+        about = values[self.outcome.about]
+        if about is None or about["section"] != values[self.section]:
+            return self.outcome.nothing()
+        if action_of(event) == UNDO:
+            return {self.prompt: about["prompt"]} | self.outcome.nothing()
+        back = {"section": about["section"], "prompt": values[self.prompt]}
+        return {self.prompt: about["prompt"]} | self.outcome.done(self.t("page.metadata.took_section_prompt"), back=back)

@@ -1,0 +1,144 @@
+"""Things that the user keeps under a name: choose one or type a new name, then take, save or delete it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gradio as gr
+from gradio.components import Component
+
+from eichi_utils.problems import Problem, UserError
+from locales import Translator
+from webui import fields
+from webui.context import QUIET
+from webui.outcome import Outcome
+
+
+class Store(Protocol):
+    """Where the things are kept; every method may raise UserError."""
+
+    def all(self) -> tuple[dict[str, Any], tuple[Problem, ...]]: ...
+
+    def save(self, name: str, value: Any) -> tuple[Problem, ...]: ...
+
+    def delete(self, name: str) -> tuple[Problem, ...]: ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """What an undo needs. form: what the form held. name, value: what was kept under a name, None for nothing."""
+
+    form: Any = None
+    name: str = ""
+    value: Any = None
+
+
+# The form's values -> the value to save; raises UserError.
+Read = Callable[[Mapping[Component, Any]], Any]
+# The form's values and a saved value -> updates, and what undoes them.
+Put = Callable[[Mapping[Component, Any], Any], tuple[dict[Component, Any], Any]]
+Back = Callable[[Any], dict[Component, Any]]
+
+
+class NamedPanel:
+    """kind: "prompts" or "favourites", what words and elements are named by."""
+
+    def __init__(self, t: Translator, store: Store, kind: str):
+        self.t, self.store, self.kind = t, store, kind
+        with gr.Row(equal_height=True):
+            self.name = fields.Dropdown(
+                self.names(),
+                value=None,
+                label=t(f"page.named.{kind}.name"),
+                info=t(f"page.named.{kind}.info"),
+                allow_custom_value=True,
+                elem_id=f"{kind}-name",
+            )
+        with gr.Row():
+            buttons = {action: t(f"page.named.{kind}.{action}") for action in ("apply", "save", "delete")}
+            self.buttons = {
+                action: gr.Button(label, size="sm", min_width=80, elem_id=f"{kind}-{action}")
+                for action, label in buttons.items()
+            }
+        self.outcome = Outcome(t, f"{kind}-outcome")
+
+    def wire(self, values: set[Component], read: Read, put: Put, back: Back, outputs: list[Component]) -> None:
+        """values: what is read of the form. outputs: what `put` and `back` may change."""
+        self.read, self.put, self.back = read, put, back
+        own = [self.name, *self.outcome.outputs]
+        asked = values | {self.name}
+        self.buttons["apply"].click(self.apply, asked, [*outputs, *own], **QUIET)
+        self.buttons["save"].click(self.save, asked, own, **QUIET)
+        self.buttons["delete"].click(self.delete, {self.name}, own, **QUIET)
+        self.outcome.box.click(self.undo, self.outcome.about, [*outputs, *own], **QUIET)
+
+    def names(self) -> list[str]:
+        """All names, as far as they can be read; why not, is said when one is asked for."""
+        try:
+            return list(self.store.all()[0])
+        except UserError:
+            return []
+
+    def news(self) -> dict[Component, Any]:
+        """The names that there are now."""
+        return {self.name: gr.update(choices=self.names())}
+
+    def apply(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+        """What is kept under the name, into the form."""
+        name = str(values[self.name] or "").strip()
+        try:
+            kept, _ = self.store.all()
+            if name not in kept:
+                raise UserError([self._unknown(name)])
+            updates, held = self.put(values, kept[name])
+        except UserError as error:
+            return self.outcome.refused(error.problems)
+        return updates | self.outcome.done(self.t(f"page.named.{self.kind}.applied", name=name), back=Held(form=held))
+
+    def save(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+        """What the form holds, under the name; what had that name comes back with an undo."""
+        name = str(values[self.name] or "").strip()
+        try:
+            value, before = self.read(values), self.store.all()[0].get(name)
+            notes = self.store.save(name, value)
+        except UserError as error:
+            return self.outcome.refused(error.problems)
+        said = self.t("page.saved.new" if before is None else "page.saved.replaced", name=name)
+        return self._named(name) | self.outcome.done(said, notes, Held(name=name, value=before))
+
+    def delete(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+        """Forget what is kept under the name."""
+        name = str(values[self.name] or "").strip()
+        try:
+            before = self.store.all()[0].get(name)
+            if before is None:
+                raise UserError([self._unknown(name)])
+            notes = self.store.delete(name)
+        except UserError as error:
+            return self.outcome.refused(error.problems)
+        return self._named(None) | self.outcome.done(
+            self.t("page.saved.deleted", name=name), notes, Held(name=name, value=before)
+        )
+
+    def undo(self, held: Held | None) -> dict[Component, Any]:
+        """As it was before."""
+        if held is None:
+            return self.outcome.same()
+        if not held.name:
+            return self.back(held.form) | self.outcome.nothing()
+        try:
+            if held.value is None:
+                self.store.delete(held.name)
+            else:
+                self.store.save(held.name, held.value)
+        except UserError as error:
+            return self.outcome.refused(error.problems)
+        return self._named(held.name if held.value is not None else None) | self.outcome.nothing()
+
+    def _named(self, name: str | None) -> dict[Component, Any]:
+        return {self.name: gr.update(choices=self.names(), value=name)}
+
+    def _unknown(self, name: str) -> Problem:
+        return Problem("presets", "preset_unknown", {"name": name}) if name else Problem("presets", "preset_name_needed")

@@ -1,0 +1,117 @@
+"""Prompts and whole forms under names, and the prompt that new pages begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from eichi_utils import presets
+from eichi_utils.presets import PromptPresets, favourites
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import to_json
+from eichi_utils.settings import JsonFile
+from webui.context import QUIET, Context
+from webui.filling import Filling
+from webui.form import Form
+from webui.named_panel import Held, NamedPanel
+from webui.uploads import keep_pictures
+from webui.words import NOT_YET
+
+
+def prompt_presets(context: Context) -> PromptPresets:
+    return PromptPresets(JsonFile(context.presets / "prompt_presets.json", (presets.ENTRIES,)))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as a panel keeps them."""
+
+    file: PromptPresets
+
+    def all(self) -> tuple[dict[str, Any], tuple[Problem, ...]]:
+        found, notes = self.file.read()
+        return {preset.name: preset.prompt for preset in found}, notes
+
+    def save(self, name: str, value: str) -> tuple[Problem, ...]:
+        return self.file.save(name, value)
+
+    def delete(self, name: str) -> tuple[Problem, ...]:
+        return self.file.delete(name)
+
+
+@dataclass(frozen=True)
+class Favourites:
+    """Whole requests of one mode."""
+
+    file: presets.Presets
+    mode: str
+
+    def all(self) -> tuple[dict[str, Any], tuple[Problem, ...]]:
+        found, notes = self.file.read()
+        return {name: value for name, value in found.items() if value["mode"] == self.mode}, notes
+
+    def save(self, name: str, value: Mapping[str, Any]) -> tuple[Problem, ...]:
+        return self.file.save(name, value)
+
+    def delete(self, name: str) -> tuple[Problem, ...]:
+        return self.file.delete(name)
+
+
+class PromptsPanel:
+    """Below the prompt: closed until wanted."""
+
+    def __init__(self, context: Context, form: Form):
+        self.file, self.t = prompt_presets(context), context.t
+        (self.prompt,) = form.entries["prompt"].components
+        with gr.Accordion(self.t("page.prompts"), open=False, elem_id="prompts"):
+            self.panel = NamedPanel(self.t, Prompts(self.file), "prompts")
+            self.startup = gr.Button(self.t("page.prompts.startup"), size="sm", elem_id="prompts-startup")
+        outcome, own = self.panel.outcome, {self.prompt}
+        self.panel.wire(own, lambda values: values[self.prompt] or "", self._put, self._back, [self.prompt])
+        self.startup.click(self.begin_with, self.prompt, [*outcome.outputs, self.panel.name], **QUIET)
+
+    def begin_with(self, prompt: str) -> dict[Component, Any]:
+        """New pages begin with this prompt."""
+        try:
+            before, _ = self.file.read()
+            notes = self.file.save_startup(prompt)
+            name = next(preset.name for preset in self.file.read()[0] if preset.is_startup)
+        except UserError as error:
+            return self.panel.outcome.refused(error.problems)
+        old = next((preset.prompt for preset in before if preset.is_startup), "")
+        said = self.t("page.prompts.begin" if prompt.strip() else "page.prompts.begin_empty")
+        return self.panel.news() | self.panel.outcome.done(said, notes, Held(name=name, value=old))
+
+    def _put(self, values: Mapping[Component, Any], prompt: str) -> tuple[dict[Component, Any], Any]:
+        return {self.prompt: prompt}, values[self.prompt]
+
+    def _back(self, prompt: str) -> dict[Component, Any]:
+        return {self.prompt: prompt}
+
+
+class FavouritesPanel:
+    """Everything that the form holds, its pictures too."""
+
+    def __init__(self, context: Context, form: Form):
+        self.context, self.form = context, form
+        self.panel = NamedPanel(context.t, Favourites(favourites(context.presets), form.kind.mode), "favourites")
+
+    def wire(self, filling: Filling) -> None:
+        self.filling = filling
+        self.panel.wire(self.form.components, self.read, self.put, filling.back, filling.outputs)
+
+    def read(self, values: Mapping[Component, Any]) -> dict[str, Any]:
+        """The request's document with pictures that stay. A form that is not yet filled is no mistake here."""
+        request, problems = self.form.read(values)
+        wrong = [problem for problem in problems if problem.key not in (*NOT_YET, "section_unknown")]
+        if request is None or wrong:
+            raise UserError(wrong)
+        return to_json(keep_pictures(request, self.context.uploads))
+
+    def put(self, values: Mapping[Component, Any], document: Mapping[str, Any]) -> tuple[dict[Component, Any], Any]:
+        fields = {name: value for name, value in document.items() if name != "mode"}
+        return self.filling.put(values, self.filling.made(fields))

@@ -1,0 +1,99 @@
+"""How tabs follow a job: a small question every half second, which the server answers without gradio.
+
+The answer holds the progress and where the newest preview is, and a word that changes with everything else: only then a tab
+looks again through gradio, which costs the server twenty times as much. A tab that nobody sees asks nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI, HTTPException, Request, Response
+
+from eichi_utils.jobs import Job, Jobs
+from locales import Translator
+from webui.progress import progress_of
+
+ADDRESS = "/pulse"
+# Milliseconds between two questions while a job runs, and while none does.
+BUSY, IDLE = 500, 1000
+# What progress and viewer listen to; its detail is the answer.
+EVENT = "eichi-news"
+
+HTML = "<div hidden></div>"
+
+# The element's value is the state that the tab has been shown by a look.
+JS = """
+let seen = null, timer = 0, asks = 0;
+async function ask() {
+  clearTimeout(timer);
+  if (document.hidden) return;
+  const own = ++asks;
+  let busy = false;
+  try {
+    const answer = await fetch('ADDRESS');
+    const news = answer.ok ? await answer.json() : null;
+    // An answer that was overtaken by a newer question is old.
+    if (news && own === asks && element.isConnected) {
+      busy = news.busy;
+      document.dispatchEvent(new CustomEvent('EVENT', { detail: news }));
+      if (news.state !== seen) { seen = news.state; trigger('click'); }
+    }
+  } catch (error) {
+    // The server starts anew, or the network is gone for a while.
+  }
+  if (own === asks && element.isConnected) timer = setTimeout(ask, busy ? BUSY : IDLE);
+}
+document.addEventListener('visibilitychange', ask);
+watch('value', () => { seen = props.value; ask(); });
+ask();
+"""
+
+
+def pulse(mode: str) -> gr.HTML:
+    """An element that is clicked by itself whenever a look is worth its price. mode: of the page."""
+    js = JS.replace("ADDRESS", f"{ADDRESS}/{mode}").replace("EVENT", EVENT)
+    js = js.replace("BUSY", str(BUSY)).replace("IDLE", str(IDLE))
+    return gr.HTML(None, html_template=HTML, js_on_load=js, elem_id="pulse", padding=False)
+
+
+def add_routes(app: FastAPI, jobs: Jobs, t: Translator, may_see: Callable[[Request], bool]) -> None:
+    """What answers the questions, and the previews. may_see: whether who asks has logged in where that is needed."""
+
+    async def news(mode: str, request: Request) -> dict[str, Any]:
+        if not may_see(request):
+            raise HTTPException(401)
+        return news_of(jobs, t, mode)
+
+    async def preview(name: str, request: Request) -> Response:
+        job = jobs.current()
+        if not may_see(request):
+            raise HTTPException(401)
+        if job is None or not job.view.preview:
+            # It ended since the tab was told; no error that a browser would complain of.
+            return Response(status_code=204)
+        return Response(job.view.preview, media_type="image/webp", headers={"Cache-Control": "max-age=60"})
+
+    app.add_api_route(f"{ADDRESS}/preview/{{name}}", preview)
+    app.add_api_route(f"{ADDRESS}/{{mode}}", news)
+
+
+def news_of(jobs: Jobs, t: Translator, mode: str) -> dict[str, Any]:
+    """The answer, for a page of a mode."""
+    every, job = jobs.all(), jobs.current()
+    return {
+        "state": state_of(job, every),
+        "busy": any(other.view.state in ("running", "waiting") for other in every),
+        "progress": progress_of(t, job, mode, time.time()) if job else {},
+        "preview": f"{ADDRESS}/preview/{job.id}-{abs(hash(job.view.preview))}" if job and job.view.preview else "",
+    }
+
+
+def state_of(job: Job | None, every: tuple[Job, ...]) -> str:
+    """A word that is another one whenever something changed that progress and preview do not show."""
+    view = job and job.view
+    current = job and (job.id, view.film, view.picture, view.frames, view.width, view.stopping)
+    return str(hash((current, tuple((other.id, other.view.state) for other in every))))

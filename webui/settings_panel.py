@@ -1,0 +1,159 @@
+"""Settings: which of a form's values the next start begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import to_json
+from eichi_utils.settings import AppSettings, JsonFile
+from webui.context import QUIET, Context
+from webui.filling import Filling
+from webui.form import Form
+from webui.outcome import Outcome
+from webui.presets_panel import prompt_presets
+
+# What a film is made of, and not how; the prompt has its own place to begin with.
+CONTENT_KINDS = ("picture", "section_pictures", "section_texts", "section_numbers", "controls", "latents")
+CONTENT = ("prompt", "seed", "batch", "append_trim_start", "append_trim_end", "film_trim_end", "join_latents")
+# A value of the program, called as in the existing one's file.
+ON_START = "save_settings_on_start"
+
+
+def setting_names(form: Form) -> list[str]:
+    """Fields of the page that are saved as settings."""
+    return [name for name in form.entries if form.limits(name)["kind"] not in CONTENT_KINDS and name not in CONTENT]
+
+
+def app_settings(context: Context) -> AppSettings:
+    return AppSettings(JsonFile(context.settings / "app_settings.json"))
+
+
+def begin_with(context: Context, form: Form) -> tuple[dict[str, Any], list[Problem]]:
+    """Fields that a new page begins with, where they are not the usual ones; and what of the files was not understood."""
+    notes: list[Problem] = []
+    fields: dict[str, Any] = {}
+    try:
+        saved, bad = app_settings(context).fields(form.kind.mode)
+        fields, notes = _of_a_model_here(form, saved), [*bad]
+    except UserError as error:
+        notes += error.problems
+    try:
+        if prompt := prompt_presets(context).startup():
+            fields["prompt"] = prompt
+    except UserError as error:
+        notes += error.problems
+    return {name: value for name, value in fields.items() if name == "prompt" or name in setting_names(form)}, notes
+
+
+class SettingsPanel:
+    """Save, reset, and whether every Start saves."""
+
+    def __init__(self, context: Context, form: Form):
+        self.form, self.t = form, context.t
+        self.settings, self.mode = app_settings(context), form.kind.mode
+        t = context.t
+        hint = escape(t("page.settings.hint")).replace("\N{FLOPPY DISK}", '<span class="eichi-floppy"></span>')
+        gr.HTML(f'<p class="eichi-hint">{hint}</p>', padding=False)
+        with gr.Row():
+            self.save = gr.Button(t("page.settings.save"), size="sm", elem_id="settings-save")
+            self.reset = gr.Button(t("page.settings.reset"), size="sm", elem_id="settings-reset")
+        self.on_start = gr.Checkbox(self.saves_on_start(), label=t("page.settings.on_start"), elem_id="settings-on-start")
+        self.outcome = Outcome(t, "settings-outcome")
+        for name in setting_names(form):
+            for component in form.entries[name].components:
+                component.elem_classes = [*component.elem_classes, "eichi-saved"]
+
+    def wire(self, filling: Filling, start: Component) -> None:
+        """start: the button that begins a film."""
+        self.filling = filling
+        shown = [*filling.outputs, *self.outcome.outputs]
+        values = self.form.components
+        self.save.click(self.keep, values, self.outcome.outputs, **QUIET)
+        self.reset.click(self.forget, values, shown, **QUIET)
+        self.outcome.box.click(self.undo, self.outcome.about, shown, **QUIET)
+        self.on_start.input(self.choose, self.on_start, self.outcome.outputs, **QUIET)
+        start.click(self.started, values | {self.on_start}, self.outcome.outputs, **QUIET)
+
+    def saves_on_start(self) -> bool:
+        """Whether every Start saves; False too where the file cannot be read, which the first save will say."""
+        try:
+            return self.settings.program(self.mode).get(ON_START, False) is True
+        except UserError:
+            return False
+
+    def keep(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+        """Save the form's settings."""
+        try:
+            before, _ = self.settings.fields(self.mode)
+            notes = self.settings.save_fields(self.mode, self._wanted(values))
+        except UserError as error:
+            return self.outcome.refused(error.problems)
+        return self.outcome.done(self.t("page.settings.saved"), notes, {"saved": before, "form": {}})
+
+    def forget(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+        """The usual settings, in the form and for new pages; what the film is made of stays."""
+        try:
+            before, _ = self.settings.fields(self.mode)
+            notes = self.settings.reset_fields(self.mode)
+        except UserError as error:
+            return self.outcome.refused(error.problems)
+        usual = to_json(self.filling.made({}))
+        standing = to_json(self.filling.standing(values))
+        request = self.filling.made({**standing, **{name: usual[name] for name in setting_names(self.form)}})
+        updates, held = self.filling.put(values, request)
+        said = self.t("page.settings.was_reset")
+        return updates | self.outcome.done(said, notes, {"saved": before, "form": held})
+
+    def noticed(self, notes: list[Problem]) -> dict[Component, Any]:
+        """What was wrong with the files of settings and presets when the page was loaded."""
+        return self.outcome.refused(notes)
+
+    def undo(self, about: Mapping[str, Any] | None) -> dict[Component, Any]:
+        """What was saved before, and what the form held."""
+        if about is None:
+            return self.outcome.same()
+        try:
+            self.settings.reset_fields(self.mode)
+            self.settings.save_fields(self.mode, about["saved"])
+        except UserError as error:
+            return self.outcome.refused(error.problems)
+        return self.filling.back(about["form"]) | self.outcome.nothing()
+
+    def choose(self, on: bool) -> dict[Component, Any]:
+        """From now on every Start saves, or none does."""
+        try:
+            self.settings.save_program({ON_START: on})
+        except UserError as error:
+            return self.outcome.refused(error.problems)
+        return self.outcome.nothing()
+
+    def started(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+        """A film was asked for."""
+        if not values[self.on_start]:
+            return self.outcome.same()
+        request, problems = self.form.read(values)
+        return self.outcome.same() if request is None or problems else self.keep(values)
+
+    def _wanted(self, values: Mapping[Component, Any]) -> dict[str, Any]:
+        request, problems = self.form.read(values)
+        names = setting_names(self.form)
+        wrong = [problem for problem in problems if problem.field.split("/")[0] in names]
+        if wrong:
+            raise UserError(wrong)
+        document = to_json(request or self.filling.standing(values))
+        return {name: document[name] for name in names}
+
+
+def _of_a_model_here(form: Form, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what was saved for a model that this page does not begin with: its size, its steps."""
+    model = saved.get("model", "framepack")
+    if model in form.models.names and ("model" in saved or model == form.default("model")):
+        return dict(saved)
+    own = form.models.recommended(form.default("model"), form.kind)
+    return {name: value for name, value in saved.items() if name != "model" and name not in own}
