@@ -129,13 +129,15 @@ class ResultPanel:
 
     def use(self, event: gr.EventData) -> dict[Component, Any]:
         """The result, or its last frame, as a picture of the form."""
+        # An empty dictionary would be an error, or on a page with one such field empty it.
+        nothing = {other: gr.skip() for other in self.uses.values()}
         job = self.context.jobs.current()
         component = self.uses.get(event._data["field"])
         if job is None or component is None or not job.view.ended or not (job.view.picture or job.view.film):
-            return {}
+            return nothing
         made = kept = Path(job.view.picture or job.view.film)
         if not made.is_file():
-            return {}
+            return nothing
         if not job.view.picture:
             kept = self.context.uploads / f"{made.stem}_last.png"
             kept.parent.mkdir(parents=True, exist_ok=True)
