@@ -35,8 +35,7 @@ NOISE = 0.15
 ANCHOR = 0.3
 STAGES = ("first", "second", "decoder")
 # Steps in turn: pictures alone, then with clips, then the later stages.
-PICTURES, MIXED = ("pictures",), ("pictures", "clips", "clips")
-LATER = {"second": ("pictures", "joined", "cut", "joined"), "decoder": ("pictures", "joined", "clips", "cut", "joined")}
+PICTURES, MIXED, LATER = ("pictures",), ("pictures", "clips", "clips"), ("pictures", "joined", "cut", "joined")
 
 
 def picture_batch(seeds: Tensor, pictures: Tensor, side: int) -> Tensor:
@@ -138,7 +137,7 @@ def train(
     drawn, watched = 0, 0.0
     while session.running():
         optimizer.rate.fill_(cosine(session.progress, peak))
-        order = LATER[stage] if later else PICTURES if session.progress < pictures_until else MIXED
+        order = LATER if later else PICTURES if session.progress < pictures_until else MIXED
         name = order[session.steps % len(order)]
         if not stepper.has(name):
             stepper.add(name, kinds[name])

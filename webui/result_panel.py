@@ -123,6 +123,8 @@ class ResultPanel:
 
     def use(self, event: gr.EventData) -> dict[Component, Any]:
         """The result, or its last frame, as a picture of the form."""
+        # An empty dictionary would be an error, or on a page with one such field empty it.
+        nothing = {other: gr.skip() for other in self.uses.values()}
         job = self.context.jobs.current()
         component = self.uses.get(event._data["field"])
         # Gradio takes an empty dictionary for a value.

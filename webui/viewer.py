@@ -15,8 +15,8 @@ HTML = """
 <div class="result"><a class="download" download></a><button type="button" class="use" data-field="image"></button
   ><button type="button" class="use" data-field="end_image"></button
   ><button type="button" class="folder"></button><span class="facts"></span></div>
-<details class="metadata"><summary></summary><dl></dl></details>
-<details class="earlier"><summary></summary><ul></ul></details>
+<div class="more"><details class="metadata"><summary></summary><dl></dl></details
+  ><details class="earlier"><summary></summary><ul></ul></details></div>
 """
 
 CSS = """
@@ -39,14 +39,22 @@ figcaption { margin-top: 4px; font-size: 12px; text-align: center; color: var(--
   color: var(--body-text-color);
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .facts { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
-.metadata { margin-top: 8px; font-size: 13px; }
+.more { display: flex; flex-wrap: wrap; gap: 0 24px; margin-top: 8px; font-size: 14px; }
+.more details[open] { flex-basis: 100%; }
+.metadata { font-size: 13px; }
 .metadata dl { display: grid; grid-template-columns: minmax(0, max-content) minmax(0, 1fr); gap: 2px 16px; margin: 4px 0 0;
   max-height: 30vh; overflow: auto; }
 dt { color: var(--body-text-color-subdued); }
 dd { margin: 0; overflow-wrap: anywhere; user-select: text; }
-.earlier { margin-top: 8px; font-size: 14px; }
 .earlier ul { margin: 4px 0 0; padding: 0 0 0 16px; }
 [hidden] { display: none !important; }
+/* Pinned on a phone: every line is taken from the form, and the folder is on another machine. */
+@media (max-width: 800px) {
+  .folder { display: none; }
+  .result { gap: 4px 8px; }
+  .use, .download { padding: 4px 8px; }
+  .metadata dl { max-height: 16vh; }
+}
 """
 
 JS = """

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLHunyuanVideo
 from diffusers_helper.latents import (
     blend,
     decode,
+    decode_after,
     decode_frames,
     encode_picture,
     preview_rgb,
@@ -18,6 +19,7 @@ from diffusers_helper.latents import (
     to_uint8,
 )
 from diffusers_helper.memory import Room
+from diffusers_helper.past import Past
 from diffusers_helper.preview import HUNYUAN_PREVIEW
 
 
@@ -103,6 +105,20 @@ def test_decoding_stays_in_what_is_free(vae, monkeypatch):
     assert tiled.shape == whole.shape and 1e-3 < (tiled - whole).abs().max()
     (unlimited,) = decode_frames(vae, latents, room=Room())
     assert torch.equal(unlimited, whole)
+
+
+def test_tiles_of_a_side_that_was_asked_for(vae):
+    """The largest that a tile may have: another picture than whole frames, unless it holds them; less room, smaller tiles. It
+    counts in the decoding that remembers too."""
+    latents = torch.randn(1, 16, 1, 20, 24, generator=torch.Generator().manual_seed(0))
+    whole = decode(vae, latents)
+    (tiled,) = decode_frames(vae, latents, room=Room(), side=20)
+    assert tiled.shape == whole.shape and 1e-3 < (tiled - whole).abs().max()
+    assert torch.equal(next(decode_frames(vae, latents, room=Room(), side=24)), whole)
+    (smallest,) = decode_frames(vae, latents, room=Room(lambda: 0))
+    assert torch.equal(next(decode_frames(vae, latents, room=Room(lambda: 0), side=20)), smallest)
+    once = [next(decode_after(vae, latents, Past(), Room(), side=side)) for side in (None, 20)]
+    assert once[0].shape == once[1].shape and 1e-3 < (once[0] - once[1]).abs().max()
 
 
 def test_pixels_are_rounded_and_clamped():

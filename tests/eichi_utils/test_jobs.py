@@ -14,9 +14,9 @@ import pytest
 from eichi_utils.events import Event, Failed, Finished, Notice, Saved, Stage, Started, Step, StopLevel, Stopped
 from eichi_utils.jobs import Job, Jobs, Stop, problems_of
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import DRAWN_SEED_LIMIT, Request
+from eichi_utils.request import DRAWN_SEED_LIMIT, MAX_SEED, Request
 from eichi_utils.view import View
-from tests.eichi_utils.helpers import found, request
+from tests.eichi_utils.helpers import changed, found, request
 
 WAIT = 10
 
@@ -338,6 +338,52 @@ def test_waiting_jobs_move_and_go(held: Fake, jobs: Jobs) -> None:
     held.go.release(10_000)
     ending(jobs, jobs.get(d))
     assert jobs.current().id == d
+
+
+def test_a_batch_is_a_job_for_each_seed(jobs: Jobs, fake: Fake) -> None:
+    """Each with its own metadata; a drawn seed is the first one's, and seeds stay within what JSON can hold."""
+    first = jobs.submit(changed(some(seed=5), batch=3))
+    seeds = [job.request.seed for job in jobs.all()]
+    assert seeds == [5, 6, 7] and len({job.id for job in jobs.all()}) == 3
+    assert {(job.request.batch, job.batch, job.asked.batch) for job in jobs.all()} == {(1, first.id, 3)}
+    drawn = jobs.submit(changed(some(seed=-1), batch=2))
+    seeds = [job.request.seed for job in jobs.all()][3:]
+    assert seeds == [seeds[0], seeds[0] + 1] and drawn.asked.seed == -1
+    jobs.submit(changed(some(seed=MAX_SEED), batch=2))
+    assert [job.request.seed for job in jobs.all()][5:] == [MAX_SEED, 0]
+    for job in jobs.all():
+        assert ending(jobs, job).state == "finished"
+    assert [request.seed for request in fake.done] == [job.request.seed for job in jobs.all()]
+
+
+def test_a_hundred_films_have_a_hundred_names(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made in one millisecond, two of them had the same name every other time, and one was lost."""
+    numbers = itertools.count()
+    monkeypatch.setattr("eichi_utils.paths.random.SystemRandom.randrange", lambda self, limit: next(numbers) // 2)
+    jobs.submit(changed(some(), batch=100))
+    assert len(jobs.all()) == 100
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        (StopLevel.JOB, ["finished", "stopped", "stopped", "stopped"]),
+        (StopLevel.SECTION, ["stopped", "stopped", "stopped", "finished"]),
+        (StopLevel.NOW, ["stopped", "stopped", "stopped", "finished"]),
+    ],
+)
+def test_stopping_a_batch(level: StopLevel, expected: list[str], held: Fake, jobs: Jobs) -> None:
+    """No film of it begins after any stop: a batch is one thing that was started. "After this film" drops the others' jobs too,
+    as it always did; after the other two what else waits goes on."""
+    jobs.submit(changed(some("batch"), batch=3))
+    jobs.submit(some("other"))
+    running = jobs.all()[0]
+    held.go.release()
+    while jobs.get(running.id).view.state != "running" or not jobs.get(running.id).view.step:
+        time.sleep(0.01)
+    jobs.stop(level)
+    held.go.release(10_000)
+    assert [ending(jobs, job).state for job in jobs.all()] == expected
 
 
 def test_closing_ends_everything_once(held: Fake) -> None:

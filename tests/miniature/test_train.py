@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
+from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_helper.models.transformer import Clean, PackedTransformer, TransformerConfig
@@ -193,3 +194,18 @@ def test_a_transformer_run_goes_on_from_its_weights(tmp_path, monkeypatch):
     assert [[2, 16, 32], [2, 32, 32]] in shapes
     train_transformer.train(tmp_path, Session(1e-4, tmp_path, "cpu"), True, 1e-3, stage="b", **sizes)
     assert all(torch.equal(first[name], tensor) for name, tensor in load_file(weights).items())
+
+
+def test_photos_are_watched_where_only_the_decoder_is_trained(small_vae, tmp_path):
+    """On a card the frozen encoder stays in 32 bits beside a decoder of 16; the first look at photos ended the training."""
+    Image.radial_gradient("L").save(tmp_path / "photo.png")
+    mixed = copy.deepcopy(small_vae)
+    mixed.decoder.bfloat16()
+    mixed.post_quant_conv.bfloat16()
+    exact = train_vae.photo_figures(small_vae, tmp_path, side=32)["photo"]
+    assert abs(train_vae.photo_figures(mixed, tmp_path, small_vae, side=32)["photo"] - exact) < 0.1
+
+
+def test_a_lesson_may_draw_all_sections_alike():
+    assert {lesson.early for lesson in lessons.WEAKEST} == {1.0} and lessons.STAGES["c"] == ((1.0, lessons.WEAKEST),)
+    assert [lesson.share for lesson in lessons.WEAKEST] == [lesson.share for lesson in lessons.SIZES]

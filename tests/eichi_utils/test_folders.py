@@ -1,0 +1,77 @@
+"""Output folders: names, paths, and what pages may not reach."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from eichi_utils.catalogue import Models
+from eichi_utils.engine import Engine
+from eichi_utils.folders import OutputFolders
+from eichi_utils.jobs import Jobs, Stop
+from eichi_utils.models import ModelPool
+from eichi_utils.problems import UserError
+from tests.eichi_utils.helpers import found, names_in, request, say_everything
+from tests.eichi_utils.test_jobs import ending
+
+
+def test_a_name_and_a_path(tmp_path: Path) -> None:
+    """A name is a folder of the program's, a path is itself; nothing is made by asking."""
+    folders = OutputFolders(tmp_path / "out")
+    assert folders.of("") == tmp_path / "out"
+    assert folders.of(" cats/tom ") == tmp_path / "out" / "cats" / "tom"
+    assert folders.of(str(tmp_path / "else")) == tmp_path / "else"
+    assert [folders.problem(name) for name in ("", "cats", "猫", str(tmp_path / "else"))] == [None] * 4
+    assert names_in(tmp_path) == set()
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/../../x", "..\\x", "a\\..\\x", "/tmp/../etc"])
+def test_no_way_upwards(name: str, tmp_path: Path, pictures: list[str]) -> None:
+    """On any system's way to write it, by the request itself, wherever it comes from."""
+    assert found(request("reverse", pictures[0], output_folder=name).check()) == {("output_folder", "folder_upwards")}
+    assert found([OutputFolders(tmp_path).problem(name)]) == {("output_folder", "folder_upwards")}
+
+
+def test_names_that_are_none(pictures: list[str]) -> None:
+    """Two dots inside of a name are harmless; control characters are not."""
+    assert request("single", pictures[0], output_folder="a..b/...c").check() == ()
+    for name in ("a\0b", "a\nb", "x" * 6000, "\ud800"):
+        problems = say_everything(request("single", pictures[0], output_folder=name).check())
+        assert {problem.field for problem in problems} == {"output_folder"}, name
+
+
+def test_pages_reach_only_what_they_were_given(tmp_path: Path) -> None:
+    """Through links too, which a user of another machine could have made use of."""
+    folders = OutputFolders(tmp_path / "out", (tmp_path / "films",))
+    (tmp_path / "out").mkdir()
+    assert folders.problem("cats") is None and folders.problem(str(tmp_path / "films" / "new")) is None
+    os.symlink(tmp_path, tmp_path / "out" / "link")
+    for name in (str(tmp_path), str(tmp_path / "films2"), "link/else", "~"):
+        assert found([folders.problem(name)]) == {("output_folder", "folder_not_allowed")}, name
+
+
+def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
+    """A file in the way is said beside the field."""
+    (tmp_path / "file").write_text("x")
+    for name in ("file", "file/below"):
+        assert found([OutputFolders(tmp_path).problem(name)]) == {("output_folder", "folder_not_writable")}
+
+
+def test_the_engine_writes_there_and_nowhere_else(
+    pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None
+) -> None:
+    """Checked again by the worker: a request may come past the page."""
+    engine = Engine(Models(pool.files.models), tmp_path / "out", allowed=())
+    engine.__dict__["pool"] = pool
+    jobs = Jobs(engine)
+    try:
+        job = jobs.submit(request("single", pictures[0], output_folder="cats"))
+        assert ending(jobs, job).state == "finished"
+        assert names_in(tmp_path / "out") == {"cats", f"cats/{job.id}_oneframe.png", f"cats/{job.id}_input.png"}
+        with pytest.raises(UserError) as error:
+            list(engine(request("single", pictures[0], output_folder=str(tmp_path)), "j", Stop()))
+        assert found(error.value.problems) == {("output_folder", "folder_not_allowed")}
+    finally:
+        jobs.close(30)

@@ -1,0 +1,162 @@
+"""What is saved, where and how long it will take: on the page, in a browser, and what the page may not do."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from eichi_utils import desktop
+from eichi_utils.modes import MODES
+from eichi_utils.problems import Problem
+from eichi_utils.settings import JsonFile
+from eichi_utils.timings import Taken, Timings, kind_of
+from locales import LANGUAGES, Translator
+from tests.webui.test_browser import PROMPT, fill, until
+from webui import result_panel, words
+
+WRONG = "document.querySelector('.field-{0} > .eichi-wrong')?.innerText || ''"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("language", "width"), [("en", 1280), ("ja", 390)])
+def test_a_batch_with_its_files(serve, open_page, tower, tmp_path, language, width):
+    """The whole path: a wrong folder is said at its field, three films with following seeds go where they shall, the folder is
+    shown or named, a film tells its settings, and after the reload the form is as it was."""
+    t = Translator(language)
+    site = serve("reverse", language)
+    page = open_page(site.url, "/", width, 900)
+    fill(page, tower)
+    page.click("#output > button")
+    page.fill("#output_folder textarea, #output_folder input", "../up")
+    page.wait_for_function(WRONG.format("output_folder") + ".includes('../up')")
+    page.wait_for_selector("#start:disabled")
+    page.fill("#output_folder textarea, #output_folder input", str(tmp_path))
+    page.wait_for_function(WRONG.format("output_folder") + ".includes('--allow-folder')")
+    page.screenshot(path=str(tmp_path / f"wrong_{language}.png"))
+    page.fill("#output_folder textarea, #output_folder input", "cats")
+    page.wait_for_selector(".eichi-wrong", state="detached")
+    page.fill("#seed textarea, #seed input", "41")
+    page.fill("#batch input", "3")
+    page.locator("#save_frames label").nth(1).click()
+    page.check("#section_stills input")
+    page.wait_for_function("document.querySelector('#summary').innerText.includes('37')")
+    assert page.inner_text("#summary .eichi-summary").startswith("3 × (")
+    page.wait_for_selector("#start:enabled")
+    page.screenshot(path=str(tmp_path / f"form_{language}.png"), full_page=True)
+    site.engine.hold.clear()
+    page.click("#start")
+    page.wait_for_selector("#stop-now:enabled")
+    page.wait_for_function("document.querySelectorAll('#queue li').length === 2")
+    page.reload()
+    page.wait_for_selector("#prompt textarea")
+    page.wait_for_function(f"document.querySelector('#prompt textarea').value === {PROMPT!r}")
+    assert page.input_value("#batch input") == "3"
+    assert page.input_value("#seed textarea, #seed input") == "41"
+    site.engine.hold.set()
+    until(page, "finished")
+    page.wait_for_function("document.querySelector('#queue .title').hidden")
+    page.wait_for_function("document.querySelector('#viewer .facts').innerText.includes('43')")
+    assert [request.seed for request in site.engine.seen] == [41, 42, 43]
+    assert {(r.output_folder, r.save_frames, r.section_stills, r.batch) for r in site.engine.seen} == {("cats", "all", True, 1)}
+    page.click("#viewer .metadata summary")
+    shown = page.inner_text("#viewer .metadata dl")
+    assert PROMPT in shown and t("page.field.output_folder") in shown and "cats" in shown
+    page.screenshot(path=str(tmp_path / f"done_{language}.png"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if width > 800:
+        # No desktop here: the path is shown to copy. The form's pictures stay: a click on it used to be an error.
+        page.click("#viewer .folder")
+        page.wait_for_selector("#folder-path")
+        assert page.input_value("#folder-path textarea, #folder-path input") == str(site.engine.outputs)
+        assert page.locator("#image img").is_visible()
+
+
+class _Event:
+    def __init__(self, field: str):
+        self._data = {"field": field}
+
+
+@pytest.mark.parametrize(("address", "opens"), [("127.0.0.1", True), ("192.168.1.9", False)])
+def test_a_folder_is_opened_only_for_who_sits_there(jobs, tmp_path, monkeypatch, address, opens):
+    """Elsewhere its path is shown to copy; nobody can name a folder to open."""
+    opened = []
+    monkeypatch.setattr(result_panel, "open_folder", lambda folder: opened.append(folder) or True)
+    panel = result_panel.ResultPanel.__new__(result_panel.ResultPanel)
+    job = SimpleNamespace(view=SimpleNamespace(files=(str(tmp_path / "cats" / "x.mp4"),)))
+    panel.context = SimpleNamespace(jobs=SimpleNamespace(current=lambda: job))
+    asker = SimpleNamespace(client=SimpleNamespace(host=address))
+    update = panel.show_folder(_Event("folder"), asker)
+    assert opened == ([tmp_path / "cats"] if opens else [])
+    assert (update["value"], update["visible"]) == (str(tmp_path / "cats"), not opens)
+    assert panel.show_folder(_Event("image"), asker) == gr.update() and len(opened) == opens
+    assert desktop.same_machine(address) is opens
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_estimate_is_said_once_there_is_one(language, tower, tmp_path):
+    """Not before the first run of its kind, and not while something is wrong."""
+    t, timings = Translator(language), Timings(JsonFile(tmp_path / "timings.json"))
+    request = MODES["reverse"](image=tower, prompt="a cat", seconds=5.0, batch=2)
+    about = t("page.summary.about", time="8:44")
+    assert about not in words.summary(t, request, (), timings.seconds)
+    timings.keep(Taken(kind_of(request, 768, 512), 4.0, 2.0, 1.0, 15.0))
+    text = words.summary(t, request, (), timings.seconds)
+    assert text.startswith("2 × (") and text.endswith(about)
+    assert about not in words.summary(t, request, (Problem("crf", "out_of_range"),), timings.seconds)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_files_are_named(language, tower):
+    t = Translator(language)
+    kept = {"keep_section_videos": True, "section_stills": True, "save_frames": "all", "save_latents": True}
+    text = words.files(t, MODES["reverse"](image=tower, prompt="x", seconds=5.0, **kept), ())
+    for kind, count in (
+        ("film", 1),
+        ("start", 1),
+        ("section_videos", 3),
+        ("section_stills", 4),
+        ("frames", 145),
+        ("latents", 1),
+    ):
+        assert t(f"page.files.{kind}", count=count) in text
+    plain = words.files(t, MODES["single"](image=tower, prompt="x"), ())
+    assert t("page.files.picture") in plain and t("page.files.latents") not in plain
+
+
+def test_problems_stand_at_their_fields():
+    """All of a field's together, without its name; what is merely still empty is no mistake yet."""
+    t = Translator("en")
+    found = words.problems_by_field(
+        t,
+        (
+            Problem("image", "picture_needed"),
+            Problem("keyframes/3", "picture_missing", {"file": "/home/me/a.png"}),
+            Problem("seed", "wrong_type", {"value": "many"}),
+            Problem("", "models_missing", {"folder": "x"}),
+        ),
+    )
+    assert set(found) == {"keyframes/3", "seed"}
+    assert "a.png" in found["keyframes/3"] and "/home/me" not in found["keyframes/3"]
+    assert not found["seed"].startswith(t("page.field.seed"))
+
+
+def test_settings_for_reading():
+    """Only what has a value, by the page's names; pictures without the server's folder."""
+    document = {"mode": "reverse", "image": "/srv/x/cat.png", "seed": 5, "end_image": "", "loop": False, "shift": None}
+    shown = dict(map(tuple, words.settings_list(Translator("en"), document)))
+    assert shown == {"mode": "reverse", "Start picture": "cat.png", "Seed": "5"}
+    assert json.loads(dict(map(tuple, words.settings_list(Translator("en"), {"keyframes": {"1": "a"}})))["Keyframe"]) == {
+        "1": "a"
+    }
+
+
+@pytest.mark.parametrize("fields", [("image",), ("image", "end_image")])
+def test_a_click_that_means_no_picture_leaves_the_pictures(fields):
+    """On the F1 page, with one such field, a click on "Open folder" would have emptied it."""
+    panel = result_panel.ResultPanel.__new__(result_panel.ResultPanel)
+    panel.uses = {name: gr.State() for name in fields}
+    panel.context = SimpleNamespace(jobs=SimpleNamespace(current=lambda: None))
+    assert panel.use(_Event("folder")) == dict.fromkeys(panel.uses.values(), gr.skip())
