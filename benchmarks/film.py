@@ -105,33 +105,46 @@ def write_model(folder: Path, tiny: bool, device: torch.device) -> Path:
 
 
 class HostWatch:
-    """A context: what this process takes of the computer, looked at every 20 ms; nothing where the system does not tell.
+    """A context: what this process takes of the computer, looked at every 20 ms and as each stage ends; nothing where the
+    system does not tell.
 
     peaks: of each stage, (GiB resident, GiB of them that are no file's).
     """
 
     def __init__(self) -> None:
         self.stage, self.peaks = "load", defaultdict[str, tuple[float, float]](lambda: (0.0, 0.0))
-        self._done = threading.Event()
+        self._done, self._writing = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> HostWatch:
-        if Path("/proc/self/status").exists():
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
+        self._look()
+
+    def enter(self, stage: str) -> None:
+        """The stage before ends here. It is looked at once more: a short one may have had no look yet."""
+        self._look()
+        self.stage = stage
 
     def _watch(self) -> None:
         while not self._done.wait(PERIOD):
+            self._look()
+
+    def _look(self) -> None:
+        stage = self.stage
+        try:
             with open("/proc/self/status", encoding="ascii") as lines:
                 fields = dict(line.split(":", 1) for line in lines)
-            own, files = (sum(int(fields[name].split()[0]) for name in names) / 2**20 for names in KINDS)
-            before = self.peaks[self.stage]
-            self.peaks[self.stage] = max(before[0], own + files), max(before[1], own)
+        except OSError:
+            return
+        own, files = (sum(int(fields[name].split()[0]) for name in names) / 2**20 for names in KINDS)
+        with self._writing:
+            before = self.peaks[stage]
+            self.peaks[stage] = max(before[0], own + files), max(before[1], own)
 
 
 def stages(events: Iterator[Event], watch: HostWatch) -> tuple[dict[str, float], float, int]:
@@ -141,7 +154,8 @@ def stages(events: Iterator[Event], watch: HostWatch) -> tuple[dict[str, float],
     for event in events:
         if isinstance(event, Stage):
             seconds[watch.stage] += event.at - since
-            watch.stage, since = event.name, event.at
+            watch.enter(event.name)
+            since = event.at
         elif isinstance(event, Finished):
             seconds[watch.stage] += event.at - since
             frames = event.frames

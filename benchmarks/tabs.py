@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tabs [--tabs 20] [--clients] [--runs 3] [--seconds 2] [--steps 15] [--json]`: many tabs while a film is made.
+"""`python -m benchmarks.tabs [--tabs 20] [--clients] [--runs 3] [--seconds 2] [--steps 15] [--json]`: tabs while a film runs.
 
 A real server in a process of its own makes the same small film on the CPU, with one tab open and with many of one browser, in
 turn. How long a click waits for its answer meanwhile, and how much longer the film takes. All tabs count as seen, which is the
