@@ -31,7 +31,8 @@ COMMANDS = MappingProxyType(
         "demo": ("-m", "eichi_utils.cli", "demo"),
         "doctor": ("-m", "eichi_utils.cli", "doctor"),
         "render": ("-m", "eichi_utils.cli", "render"),
-        "test": ("-m", "pytest"),
+        # Files beside each other on as many processors as there are; each process holds PyTorch and a browser, so at most four.
+        "test": ("-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"),
     }
 )
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
 pytest_plugins = ("tests.fake_machine",)
+
+
+def pytest_configure() -> None:
+    """Where several processes run tests, PyTorch takes one processor in each and in what they start, not all in each."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

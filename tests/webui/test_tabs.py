@@ -7,12 +7,6 @@ import os
 import pytest
 
 from benchmarks import tabs
-from tests.webui.conftest import browser as browser
-from tests.webui.conftest import engine as engine
-from tests.webui.conftest import jobs as jobs
-from tests.webui.conftest import open_page as open_page
-from tests.webui.conftest import serve as serve
-from tests.webui.conftest import tower as tower
 
 
 def test_percentiles_are_of_what_was_measured():
