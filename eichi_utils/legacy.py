@@ -72,17 +72,20 @@ FIELDS = {
     "latent_window_size": "rope_value",
     "use_clean_latents_2x": "context_2x",
     "use_clean_latents_4x": "context_4x",
+    "keep_section_videos": "keep_section_videos",
+    "save_section_frames": "section_stills",
+    "save_tensor_data": "save_latents",
 }
 LORA_KEYS = ("lora1", "lora2", "lora3")
+# GB of the card that the existing program leaves free, by default, for its own work. We measure what that work needs.
+PRESERVED_GB = 6
 # What belongs to the program or a page and not to a request, with the type of its values.
 PROGRAM = {
     "add_timestamp_to_config": bool,
     "alarm_on_completion": bool,
     "batch_count": int,
-    "frame_save_mode": str,
     "gpu_memory_preservation": float,
     "history_index": int,
-    "keep_section_videos": bool,
     "log_enabled": bool,
     "log_folder": str,
     "lora_cache": bool,
@@ -92,9 +95,7 @@ PROGRAM = {
     "reuse_optimized_dict": bool,
     "save_before_input_images": bool,
     "save_input_images": bool,
-    "save_section_frames": bool,
     "save_settings_on_start": bool,
-    "save_tensor_data": bool,
     "target_index": int,
     "use_prompt_cache": bool,
     "use_queue": bool,
@@ -187,6 +188,9 @@ def migrated(mode: str, old: Mapping[str, Any]) -> Migrated:
                 notes.append(Problem(str(name), "legacy_unknown", {"name": str(name)[:80]}))
         except (TypeError, ValueError):
             notes.append(_not_understood(str(name), value))
+    if program.get("gpu_memory_preservation", 0) > PRESERVED_GB:
+        # Who asked for more wanted room for other programs.
+        program["reserve_gb"] = program["gpu_memory_preservation"] - PRESERVED_GB
     if old.get("use_lora", True) is not False and any(key in old for key in LORA_KEYS):
         fields["loras"], bad = loras_of([old.get(key) for key in LORA_KEYS], old.get("lora_scales", old.get("scales")))
         notes += bad
@@ -230,6 +234,7 @@ _READERS = {
     "use_clean_latents_post": lambda value, old: {"context_1x": None if _switch(value) else False},
     "seed": lambda value, old: {"seed": -1 if old.get("use_random_seed", False) is True else value},
     "use_random_seed": lambda value, old: {"seed": -1} if _switch(value) else {},
+    "frame_save_mode": lambda value, old: {"save_frames": value_of("frame_save_mode", value)},
 }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import filelock
@@ -32,7 +33,18 @@ OLDEST_BLOCK = "app_settings"
 PROGRAM = "program"
 # Values of the whole existing program, outside of its blocks.
 SHARED = ("output_folder", "input_folder", "reference_folder")
+LOGS = "log_settings"
 LOG_KEYS = {"log_enabled": bool, "log_folder": str}
+# Values of the program that no request has, and what they are where nobody chose. reserve_gb: GiB of the card left to others.
+CHOICES: Mapping[str, Any] = MappingProxyType(
+    {
+        "save_settings_on_start": False,
+        "alarm_on_completion": True,
+        "log_enabled": False,
+        "log_folder": "logs",
+        "reserve_gb": 0.5,
+    }
+)
 
 Document = dict[str, Any]
 
@@ -131,7 +143,7 @@ class AppSettings:
     """What the user saved as settings: a block of request fields for each mode, and values of the whole program.
 
     They lie under our own key in the existing program's file, whose blocks are read as long as ours are not there, and left
-    as they are.
+    as they are. Only what it says of logs belongs to no block, and is changed in its place.
     """
 
     def __init__(self, file: JsonFile | None = None):
@@ -158,21 +170,39 @@ class AppSettings:
     def program(self, mode: str) -> dict[str, Any]:
         """Values of the program for a mode's page, language-free, by the existing program's names."""
         document, _ = self.file.read()
-        logs = _block(document, "log_settings")
+        logs = _block(document, LOGS)
         shared = {name: document[name] for name in SHARED if isinstance(document.get(name), str) and document[name].strip()}
         shared |= {name: logs[name] for name, kind in LOG_KEYS.items() if isinstance(logs.get(name), kind)}
         return {**migrated(mode, _old_block(document, mode)).program, **shared, **_block(_block(document, KEY), PROGRAM)}
 
+    def choice(self, mode: str, name: str) -> Any:
+        """One of `CHOICES` for a mode's page: what was saved, if it is of its type, else what it usually is."""
+        usual = CHOICES[name]
+        saved = self.program(mode).get(name, usual)
+        wanted = (int, float) if isinstance(usual, float) else type(usual)
+        fits = isinstance(saved, wanted) and isinstance(saved, bool) == isinstance(usual, bool)
+        return saved if fits else usual
+
     def save_program(self, values: Mapping[str, Any]) -> tuple[Problem, ...]:
         """Save values of the program; others stay."""
-        return self._save(PROGRAM, values)
 
-    def _save(self, name: str, values: Mapping[str, Any]) -> tuple[Problem, ...]:
         def change(document: Document) -> None:
-            own = _own(document)
-            own[name] = {**_block(own, name), **values}
+            logs = {name: value for name, value in values.items() if name in LOG_KEYS}
+            others = {name: value for name, value in values.items() if name not in LOG_KEYS}
+            if logs:
+                document[LOGS] = {**_block(document, LOGS), **logs}
+            if others:
+                _add(document, PROGRAM, others)
 
         return self.file.update(change)
+
+    def _save(self, name: str, values: Mapping[str, Any]) -> tuple[Problem, ...]:
+        return self.file.update(lambda document: _add(document, name, values))
+
+
+def _add(document: Document, name: str, values: Mapping[str, Any]) -> None:
+    own = _own(document)
+    own[name] = {**_block(own, name), **values}
 
 
 def _own(document: Document) -> Document:
