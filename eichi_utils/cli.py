@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ from eichi_utils.cli_tensors import add_tensors_commands
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
+from eichi_utils.folders import OutputFolders
 from eichi_utils.jobs import Jobs
+from eichi_utils.log import COMMAND_LINE, FOLDER, Log
 from eichi_utils.loras import from_flag
 from eichi_utils.metadata import read_placed_document
 from eichi_utils.paths import DEFAULT_OUTPUTS
@@ -38,6 +40,7 @@ from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
 from eichi_utils.request import SECTION_KINDS, Request
+from eichi_utils.story import Story
 from eichi_utils.timings import Timings
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator, preferred_language
@@ -86,6 +89,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
         command.add_argument("--out", metavar="DIR", type=Path, default=DEFAULT_OUTPUTS, help=t("cli.help.out"))
         command.add_argument("--reserve-gb", type=float, default=RESERVE_GB, metavar="N", help=t("cli.help.reserve_gb"))
         command.add_argument("--cache-gb", type=float, default=DEFAULT_GB, metavar="N", help=t("cli.help.cache_gb"))
+        command.add_argument("--log-folder", metavar="DIR", type=Path, help=t("cli.help.log_folder"))
         command.add_argument("--dry-run", action="store_true", help=t("cli.help.dry_run"))
     doctor = commands.add_parser("doctor", help=t("cli.doctor"), description=t("cli.doctor"), allow_abbrev=False)
     doctor.set_defaults(run=run_doctor)
@@ -259,6 +263,10 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
         problems: tuple[Problem, ...] = engine.models.problems(request) if options.dry_run else engine.problems(request)
     except UserError as error:
         problems = error.problems if options.dry_run else error.problems + engine.problems(None)
+    log = Log(COMMAND_LINE, t, OutputFolders(Path.cwd(), field=FOLDER))
+    folder = "" if options.log_folder is None else os.path.abspath(options.log_folder)
+    if folder and (problem := log.problem(folder)):
+        problems = (*problems, problem)
     if problems:
         raise UserError(problems)
     if options.dry_run:
@@ -268,8 +276,9 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
         text = json.dumps(plan_document(request, needs)) if options.json else "\n".join(plan_lines(request, needs, t))
         sys.stdout.write(text + "\n")
         return DONE
-    with _terminated_as_interrupted():
-        codes = [report(view, t, options.json) for view in follow_jobs(Jobs(engine), request, t)]
+    with _terminated_as_interrupted(), closing(log):
+        log.apply(bool(folder), folder)
+        codes = [report(view, t, options.json) for view in follow_jobs(Jobs(engine, [Story(log, t)]), request, t)]
         # One film that failed makes the whole a failure.
         return next((code for code in codes if code != DONE), DONE)
 

@@ -22,6 +22,7 @@ from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs
 from eichi_utils.pictures import fitted_size
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
+from eichi_utils.settings import CHOICES
 from eichi_utils.sizes import model_size
 from eichi_utils.timings import Stopwatch, Timings
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 # Pixels that a latent covers in height and width.
 CELL = 8
 # GiB of a card that are left to others.
-RESERVE_GB, MOST_RESERVED = 0.5, 80
+RESERVE_GB, MOST_RESERVED = CHOICES["reserve_gb"], 80
 
 
 @dataclass

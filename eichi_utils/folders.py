@@ -1,4 +1,4 @@
-"""Where results may go: the program's folder, those below it, and others that it was told of."""
+"""Where results and logs may go: the program's folder, those below it, and others that it was told of."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eichi_utils.paths import folder_problem
+from eichi_utils.pictures import is_unicode
 from eichi_utils.problems import Problem
 
 FIELD = "output_folder"
@@ -17,6 +18,8 @@ def check_folder(field: str, name: str) -> Problem | None:
     """What is wrong with a folder's name or path wherever it may lead."""
     if ".." in re.split(r"[\\/]", name):
         return Problem(field, "folder_upwards", {"folder": name[:200]})
+    if not is_unicode(name):
+        return Problem(field, "text_not_unicode")
     if any(ord(character) < 32 for character in name):
         return Problem(field, "folder_name", {"folder": ascii(name)[:200]})
     return None
@@ -24,10 +27,14 @@ def check_folder(field: str, name: str) -> Problem | None:
 
 @dataclass(frozen=True)
 class OutputFolders:
-    """root: the program's folder. allowed: other folders that requests may name; None where they may name any."""
+    """root: the program's folder. allowed: other folders that users may name; None where they may name any.
+
+    field: whose value the folder is.
+    """
 
     root: Path
     allowed: tuple[Path, ...] | None = None
+    field: str = FIELD
 
     @property
     def all(self) -> tuple[Path, ...]:
@@ -35,21 +42,21 @@ class OutputFolders:
         return (self.root, *(self.allowed or ()))
 
     def of(self, name: str) -> Path:
-        """The folder that a checked `output_folder` means."""
+        """The folder that a checked name or path means."""
         return self.root / Path(name.strip()).expanduser()
 
     def problem(self, name: str) -> Problem | None:
         """Why nothing can be written there, if so. Nothing is left behind; the folder need not exist yet."""
-        if problem := check_folder(FIELD, name):
+        if problem := check_folder(self.field, name):
             return problem
         try:
             folder = self.of(name)
             # Where a link leads counts.
             inside = self.allowed is None or any(folder.resolve().is_relative_to(one.resolve()) for one in self.all)
         except (OSError, RuntimeError) as error:
-            return Problem(FIELD, "folder_not_writable", {"folder": name[:200], "reason": str(error)[:200]})
+            return Problem(self.field, "folder_not_writable", {"folder": name[:200], "reason": str(error)[:200]})
         if not inside:
             allowed = ", ".join(str(one) for one in self.all)
-            return Problem(FIELD, "folder_not_allowed", {"folder": name[:200], "allowed": allowed})
+            return Problem(self.field, "folder_not_allowed", {"folder": name[:200], "allowed": allowed})
         problem = folder_problem(folder)
-        return dataclasses.replace(problem, field=FIELD) if problem and name.strip() else problem
+        return dataclasses.replace(problem, field=self.field) if problem and name.strip() else problem

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from eichi_utils.events import Ended, Event, Failed, StopLevel, Stopped
@@ -53,14 +53,20 @@ class Job:
     version: int = 0
 
 
+# Told of each event of each job, with the job as it is after it.
+Watcher = Callable[[Job, Event], None]
+
+
 class Jobs:
     """Submitted jobs in order of submission. `execute(request, job_id, stop)` does one and yields its events.
 
     The worker thread is the only place that runs `execute`, and so the only one that uses the GPU.
+    watchers: called in the worker's thread, or in that of whoever drops a waiting job; they must neither raise nor take long.
     """
 
-    def __init__(self, execute: Execute):
+    def __init__(self, execute: Execute, watchers: Sequence[Watcher] = ()):
         self._execute = execute
+        self._watchers = tuple(watchers)
         self._jobs: dict[str, Job] = {}
         self._stops: dict[str, Stop] = {}
         self._changed = threading.Condition()
@@ -103,6 +109,7 @@ class Jobs:
     def stop(self, level: StopLevel) -> None:
         """Stop the running job, or the next one if none has begun, and drop what waits of its batch. JOB lets it finish and
         drops every job that waits."""
+        dropped = []
         with self._changed:
             current = self.current()
             for job in self._jobs.values():
@@ -110,14 +117,15 @@ class Jobs:
                     self._stops[job.id].request(level)
                     self._publish(job.id, replace(job.view, stopping=self._stops[job.id].level))
                 elif job.view.state == "waiting" and (level == StopLevel.JOB or job.batch == current.batch):
-                    self._publish(job.id, job.view.after(Stopped(at=time.time(), level=level)))
+                    dropped.append(self._drop(job, level))
+        self._tell(dropped)
 
     def remove(self, job_id: str) -> None:
         """Drop a waiting job; one that runs or has ended is left as it is."""
         with self._changed:
             job = self._jobs.get(job_id)
-            if job and job.view.state == "waiting":
-                self._publish(job_id, job.view.after(Stopped(at=time.time(), level=StopLevel.JOB)))
+            dropped = [self._drop(job, StopLevel.JOB)] if job and job.view.state == "waiting" else []
+        self._tell(dropped)
 
     def move(self, job_id: str, places: int) -> None:
         """Let a waiting job come earlier (negative) or later among those that wait, as far as there are places."""
@@ -156,11 +164,23 @@ class Jobs:
             self._changed.notify_all()
         self._thread.join(timeout)
 
-    def _publish(self, job_id: str, view: View) -> None:
+    def _drop(self, job: Job, level: StopLevel) -> tuple[Job, Event]:
+        """End a waiting job; what to tell of it."""
+        event = Stopped(at=time.time(), level=level)
+        return self._publish(job.id, job.view.after(event)), event
+
+    def _tell(self, news: Iterable[tuple[Job, Event]]) -> None:
+        # Outside of the lock: a watcher may write to a slow disk.
+        for job, event in news:
+            for watcher in self._watchers:
+                watcher(job, event)
+
+    def _publish(self, job_id: str, view: View) -> Job:
         with self._changed:
             job = self._jobs[job_id]
             self._jobs[job_id] = replace(job, view=view, version=job.version + 1)
             self._changed.notify_all()
+            return self._jobs[job_id]
 
     def _take(self) -> Job | None:
         """The next waiting job, marked as running; None when closed."""
@@ -204,8 +224,8 @@ class Jobs:
 
     def _see(self, job_id: str, event: Event) -> None:
         with self._changed:
-            view = self._jobs[job_id].view.after(event)
-            self._publish(job_id, view)
+            job = self._publish(job_id, self._jobs[job_id].view.after(event))
+        self._tell([(job, event)])
 
 
 def problems_of(error: BaseException) -> tuple[Problem, ...]:

@@ -7,6 +7,8 @@ cannot be understood is set aside and reported, never overwritten.
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +26,8 @@ from eichi_utils.metadata import KEY
 from eichi_utils.paths import SETTINGS, written_atomically
 from eichi_utils.pictures import is_unicode
 from eichi_utils.problems import Problem, UserError
+
+logger = logging.getLogger(__name__)
 
 FIELD = "settings"
 # A file is held for milliseconds; who waits this long has met a process that hangs.
@@ -118,6 +122,8 @@ class JsonFile:
             self.path.rename(target)
         except OSError as error:
             raise UserError([self._unreadable(error)]) from None
+        # Whoever reads first is told, and that may be somebody who speaks to no user.
+        logger.warning("%s was damaged and is kept as %s", self.path, target.name)
         return Problem(FIELD, "settings_damaged", {"file": str(self.path), "kept": target.name})
 
     def _write(self, text: str) -> None:
@@ -172,15 +178,18 @@ class AppSettings:
         document, _ = self.file.read()
         logs = _block(document, LOGS)
         shared = {name: document[name] for name in SHARED if isinstance(document.get(name), str) and document[name].strip()}
-        shared |= {name: logs[name] for name, kind in LOG_KEYS.items() if isinstance(logs.get(name), kind)}
-        return {**migrated(mode, _old_block(document, mode)).program, **shared, **_block(_block(document, KEY), PROGRAM)}
+        logs = {name: logs[name] for name, kind in LOG_KEYS.items() if isinstance(logs.get(name), kind)}
+        old = migrated(mode, _old_block(document, mode)).program
+        return {**old, **shared, **_block(_block(document, KEY), PROGRAM), **logs}
 
     def choice(self, mode: str, name: str) -> Any:
         """One of `CHOICES` for a mode's page: what was saved, if it is of its type, else what it usually is."""
-        usual = CHOICES[name]
-        saved = self.program(mode).get(name, usual)
-        wanted = (int, float) if isinstance(usual, float) else type(usual)
-        fits = isinstance(saved, wanted) and isinstance(saved, bool) == isinstance(usual, bool)
+        usual, saved = CHOICES[name], self.program(mode).get(name)
+        if isinstance(usual, float):
+            # A number that JSON can write and that is one: neither NaN nor endless.
+            fits = isinstance(saved, (int, float)) and not isinstance(saved, bool) and 0 <= saved < math.inf
+        else:
+            fits = isinstance(saved, type(usual)) and saved != ""
         return saved if fits else usual
 
     def save_program(self, values: Mapping[str, Any]) -> tuple[Problem, ...]:

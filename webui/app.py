@@ -21,14 +21,21 @@ from fastapi.responses import RedirectResponse
 
 from eichi_utils.catalogue import Models
 from eichi_utils.disk_cache import DEFAULT_GB
-from eichi_utils.engine import RESERVE_GB, Engine
+from eichi_utils.engine import Engine
+from eichi_utils.folders import OutputFolders
 from eichi_utils.jobs import Jobs
-from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS, PRESETS, SETTINGS
+from eichi_utils.log import FOLDER, SOURCES, Log
+from eichi_utils.notify import Alarm
+from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS, PRESETS, SETTINGS, WEBUI
+from eichi_utils.problems import UserError
+from eichi_utils.settings import AppSettings
+from eichi_utils.story import Story
 from eichi_utils.timings import Timings
 from locales import LANGUAGES, Translator, preferred_language
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context
 from webui.frame import STYLE, theme
+from webui.memory_panel import RESERVE, change
 from webui.pulse import add_routes
 
 PAGES = MappingProxyType(
@@ -42,6 +49,8 @@ FIRST_PORT = 7861
 # Ports tried before giving up; seconds the worker may take to reach its next step on the way out.
 PORTS_TRIED = 100
 CLOSING_SECONDS = 10
+
+logger = logging.getLogger(__name__)
 
 
 def build(
@@ -59,13 +68,14 @@ def build(
     presets: Path = PRESETS,
     more_outputs: tuple[Path, ...] = (),
     timings: Timings | None = None,
+    log: Log | None = None,
 ) -> FastAPI:
     """The three pages in one application: `mode`'s at "/", the others at their own paths.
 
     models: those to choose from, by default what this machine has. auth: (user, password) that every page asks for; who has
     logged in at one is known to the others. engine: what the jobs run with, where pages may change it.
     settings, presets: folders of what users saved.
-    more_outputs: folders beside `outputs` that pages may save to and serve. timings: for estimates.
+    more_outputs: folders beside `outputs` that pages may save to and serve. timings: for estimates. log: for pages to switch.
     """
     app = FastAPI(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
     models = models or Models()
@@ -94,6 +104,7 @@ def build(
             presets=presets,
             more_outputs=more_outputs,
             timings=timings,
+            log=log,
         )
         gr.mount_gradio_app(
             app,
@@ -117,22 +128,42 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     """Read the flags, start the worker and the server, and run until interrupted."""
     options = read_flags(argv)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     outputs = options.out.resolve()
     models = Models(options.models)
-    settings = {"reserve_gb": options.reserve_gb, "compiler": options.compile, "cache_gb": options.cache_gb}
+    settings = {"compiler": options.compile, "cache_gb": options.cache_gb}
     where = {"more_outputs": tuple(folder.resolve() for folder in options.allow_folder), "timings": Timings()}
     settings |= {"allowed": where["more_outputs"], "timings": where["timings"]}
     engine = Engine(models, outputs, options.device, options.attention, **settings)
-    jobs = Jobs(engine)
-    app = build(jobs, mode, options.t, outputs, models=models, plain=options.plain, auth=options.auth, engine=engine, **where)
-    with listen(options.server, options.port) as listener:
-        url = address(options.server, listener)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        try:
+    saved, log = AppSettings(), Log(SOURCES[mode], options.t, OutputFolders(WEBUI, where["more_outputs"], FOLDER))
+    begin(saved, log, engine, mode, options.reserve_gb)
+    jobs = Jobs(engine, [Story(log, options.t), Alarm(saved)])
+    where |= {"plain": options.plain, "auth": options.auth, "engine": engine, "log": log}
+    app = build(jobs, mode, options.t, outputs, models=models, **where)
+    try:
+        with listen(options.server, options.port) as listener:
+            url = address(options.server, listener)
+            # Without handlers of its own: what the server has to say goes where everything goes.
+            config = uvicorn.Config(app, log_config=None, log_level="warning", timeout_graceful_shutdown=1)
             with suppress(KeyboardInterrupt):
                 _Server(config, url, options.inbrowser).run(sockets=[listener])
-        finally:
-            jobs.close(CLOSING_SECONDS)
+    finally:
+        jobs.close(CLOSING_SECONDS)
+        log.close()
+
+
+def begin(settings: AppSettings, log: Log, engine: Engine, mode: str, reserve_gb: float | None) -> None:
+    """What was saved about log and card counts from the start; reserve_gb: what the command line says instead.
+
+    Nothing of it keeps the program from starting.
+    """
+    try:
+        change(engine, settings.choice(mode, RESERVE) if reserve_gb is None else reserve_gb)
+        problems = log.begin(settings, mode)
+    except UserError as error:
+        problems = error.problems
+    for problem in problems:
+        logger.warning("%s", log.t(f"problem.{problem.key}", **problem.values))
 
 
 def read_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -152,7 +183,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--attention", metavar="NAME", default="auto", help=words("page.flag.attention"))
     parser.add_argument("--compile", choices=("auto", "off"), default="auto", help=words("page.flag.compile"))
     parser.add_argument("--device", metavar="NAME", default="auto", help=words("page.flag.device"))
-    parser.add_argument("--reserve-gb", type=float, metavar="N", default=RESERVE_GB, help=words("page.flag.reserve_gb"))
+    parser.add_argument("--reserve-gb", type=float, metavar="N", help=words("page.flag.reserve_gb"))
     parser.add_argument("--cache-gb", type=float, metavar="N", default=DEFAULT_GB, help=words("page.flag.cache_gb"))
     parser.add_argument("--plain", action="store_true", help=words("page.flag.plain"))
     parser.add_argument("--auth", metavar="USER:PASSWORD", help=words("page.flag.auth"))

@@ -15,7 +15,9 @@ from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.folders import OutputFolders
 from eichi_utils.jobs import Job, Jobs
+from eichi_utils.log import Log
 from eichi_utils.paths import DEFAULT_UPLOADS, PRESETS, SETTINGS
+from eichi_utils.settings import AppSettings, JsonFile
 from eichi_utils.timings import Timings
 from locales import Translator
 
@@ -31,6 +33,7 @@ class Context:
     more_outputs: further folders that results may go to and are shown from. timings: of this machine's runs so far.
     models: those to choose from. engine: whose reserve of the card the page changes; None where it changes none.
     plain: only what the original FramePack page had. settings, presets: folders of what the user saved.
+    log: the program's, which the page switches on and off; None where it does not.
     """
 
     jobs: Jobs
@@ -47,6 +50,11 @@ class Context:
     presets: Path = PRESETS
     more_outputs: tuple[Path, ...] = ()
     timings: Timings | None = None
+    log: Log | None = None
+
+    @property
+    def app_settings(self) -> AppSettings:
+        return AppSettings(JsonFile(self.settings / "app_settings.json"))
 
     @property
     def folders(self) -> OutputFolders:

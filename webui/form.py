@@ -42,6 +42,8 @@ class Form:
         self.entries: dict[str, Entry] = {}
         # Updates that close what shows a part of a field, such as one section, when the field is filled from elsewhere.
         self.closed: dict[Component, Any] = {}
+        # Components of the program's own values, which no request has, by name (`settings.CHOICES`).
+        self.program: dict[str, Component] = {}
         # Called with a `Filling` once the page has all its fields.
         self.wirings: list[Callable[[Any], None]] = []
         self._fields = {field.name: field for field in dataclasses.fields(kind)}

@@ -110,15 +110,15 @@ def saving_panels(context: Context, form: Form) -> SettingsPanel:
 def fill_on_load(context: Context, form: Form, filling: Filling, settings: SettingsPanel | None, blocks: gr.Blocks) -> None:
     """On load the form shows the request of the job that the page shows; else what the user begins with."""
     model = filling.model
-    outputs = filling.outputs + (settings.outcome.outputs if settings else [])
+    outputs = filling.outputs + (settings.outputs if settings else [])
 
     def fill() -> dict[Component, Any]:
         job = context.job_to_fill_from()
+        fields, notes = begin_with(context, form) if settings and job is None else ({}, [])
+        said = settings.loaded(notes) if settings else {}
         if job is None:
-            fields, notes = begin_with(context, form) if settings else ({}, [])
-            said = settings.noticed(notes) if settings and notes else {}
             return filling.begin(fields) | said
-        return form.write(job.asked) | model.shown(job.asked)
+        return form.write(job.asked) | model.shown(job.asked) | said
 
     blocks.load(fill, None, outputs, **QUIET)
 

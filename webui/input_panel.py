@@ -88,4 +88,4 @@ def advanced_panel(context: Context, form: Form) -> None:
             if form.has("padding"):
                 form.number_or_empty("padding")
         form.choice("precision", {name: t(f"page.precision.{name}") for name in form.choices("precision")})
-        reserve_panel(context)
+        reserve_panel(context, form)

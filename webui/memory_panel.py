@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from eichi_utils.engine import MOST_RESERVED, Engine
+from eichi_utils.problems import UserError
 from webui import fields
 from webui.context import QUIET, Context
+from webui.form import Form
 
 GIB = 2**30
+# The setting's name.
+RESERVE = "reserve_gb"
 
 
-def reserve_panel(context: Context) -> None:
-    """The slider, where there is a card. A new page shows what is set, whoever set it."""
+def reserve_panel(context: Context, form: Form) -> None:
+    """The slider, where there is a card. A new page shows what is set, whoever set it; so does the next start."""
     engine = context.engine
     if engine is None or engine.card is None:
         return
-    # Without a gigabyte nothing can be computed.
-    most = min(MOST_RESERVED, max(1, engine.card.total // GIB - 1))
     slider = fields.Slider(
         minimum=0,
-        maximum=most,
+        maximum=most_reserved(engine),
         step=0.5,
         value=lambda: engine.reserve_gb,
         label=context.t("page.reserve"),
         info=context.t("page.reserve.info"),
         elem_id="reserve",
     )
-    slider.change(lambda value: change(engine, value, most), slider, None, **QUIET)
+    form.program[RESERVE] = slider
+    slider.change(lambda value: change(engine, value), slider, None, **QUIET)
+    slider.input(lambda value: keep(context, value), slider, None, trigger_mode="always_last", **QUIET)
 
 
-def change(engine: Engine, value: float | None, most: float) -> None:
+def most_reserved(engine: Engine) -> float:
+    """GiB of the card that can be left to others: without a gigabyte nothing can be computed."""
+    return MOST_RESERVED if engine.card is None else min(MOST_RESERVED, max(1, engine.card.total // GIB - 1))
+
+
+def change(engine: Engine, value: float | None) -> None:
     """What the slider's box says counts as far as the card can; while the box is empty nothing changes."""
     if value is not None:
-        engine.reserve_gb = min(max(float(value), 0.0), most)
+        engine.reserve_gb = min(max(float(value), 0.0), most_reserved(engine))
+
+
+def keep(context: Context, value: float | None) -> None:
+    """Set it, and begin with it at the next start."""
+    change(context.engine, value)
+    # It counts now in any case. That the file cannot be written is said where settings are saved.
+    with suppress(UserError):
+        context.app_settings.save_program({RESERVE: context.engine.reserve_gb})

@@ -11,17 +11,17 @@ from gradio.components import Component
 
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import to_json
-from eichi_utils.settings import AppSettings, JsonFile
 from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form
 from webui.outcome import Outcome
 from webui.presets_panel import prompt_presets
+from webui.program_panel import ProgramPanel
 
 # What a film is made of, and not how; the prompt has its own place to begin with.
 CONTENT_KINDS = ("picture", "section_pictures", "section_texts", "section_numbers", "controls", "latents")
 CONTENT = ("prompt", "seed", "batch", "append_trim_start", "append_trim_end", "film_trim_end", "join_latents")
-# A value of the program, called as in the existing one's file.
+# A value of the program.
 ON_START = "save_settings_on_start"
 
 
@@ -30,16 +30,12 @@ def setting_names(form: Form) -> list[str]:
     return [name for name in form.entries if form.limits(name)["kind"] not in CONTENT_KINDS and name not in CONTENT]
 
 
-def app_settings(context: Context) -> AppSettings:
-    return AppSettings(JsonFile(context.settings / "app_settings.json"))
-
-
 def begin_with(context: Context, form: Form) -> tuple[dict[str, Any], list[Problem]]:
     """Fields that a new page begins with, where they are not the usual ones; and what of the files was not understood."""
     notes: list[Problem] = []
     fields: dict[str, Any] = {}
     try:
-        saved, bad = app_settings(context).fields(form.kind.mode)
+        saved, bad = context.app_settings.fields(form.kind.mode)
         fields, notes = _of_a_model_here(form, saved), [*bad]
     except UserError as error:
         notes += error.problems
@@ -52,19 +48,22 @@ def begin_with(context: Context, form: Form) -> tuple[dict[str, Any], list[Probl
 
 
 class SettingsPanel:
-    """Save, reset, and whether every Start saves."""
+    """Save, reset, whether every Start saves; and below, what the program does beside the films."""
 
     def __init__(self, context: Context, form: Form):
         self.form, self.t = form, context.t
-        self.settings, self.mode = app_settings(context), form.kind.mode
+        self.settings, self.mode = context.app_settings, form.kind.mode
         t = context.t
         hint = escape(t("page.settings.hint")).replace("\N{FLOPPY DISK}", '<span class="eichi-floppy"></span>')
         gr.HTML(f'<p class="eichi-hint">{hint}</p>', padding=False)
         with gr.Row():
             self.save = gr.Button(t("page.settings.save"), size="sm", elem_id="settings-save")
             self.reset = gr.Button(t("page.settings.reset"), size="sm", elem_id="settings-reset")
-        self.on_start = gr.Checkbox(self.saves_on_start(), label=t("page.settings.on_start"), elem_id="settings-on-start")
+        self.on_start = gr.Checkbox(label=t("page.settings.on_start"), elem_id="settings-on-start")
+        form.program[ON_START] = self.on_start
         self.outcome = Outcome(t, "settings-outcome")
+        self.program = ProgramPanel(context, form)
+        self.on_start.value = self.program.saved()[ON_START]
         for name in setting_names(form):
             for component in form.entries[name].components:
                 component.elem_classes = [*component.elem_classes, "eichi-saved"]
@@ -72,7 +71,8 @@ class SettingsPanel:
     def wire(self, filling: Filling, start: Component) -> None:
         """start: the button that begins a film."""
         self.filling = filling
-        shown = [*filling.outputs, *self.outcome.outputs]
+        self.program.wire()
+        shown = [*filling.outputs, *self.outcome.outputs, *self.program.outputs]
         values = self.form.components
         self.save.click(self.keep, values, self.outcome.outputs, **QUIET)
         self.reset.click(self.forget, values, shown, **QUIET)
@@ -80,12 +80,14 @@ class SettingsPanel:
         self.on_start.input(self.choose, self.on_start, self.outcome.outputs, **QUIET)
         start.click(self.started, values | {self.on_start}, self.outcome.outputs, **QUIET)
 
-    def saves_on_start(self) -> bool:
-        """Whether every Start saves; False too where the file cannot be read, which the first save will say."""
-        try:
-            return self.settings.program(self.mode).get(ON_START, False) is True
-        except UserError:
-            return False
+    @property
+    def outputs(self) -> list[Component]:
+        """What `loaded` may return."""
+        return [*self.outcome.outputs, *self.program.outputs]
+
+    def loaded(self, notes: list[Problem]) -> dict[Component, Any]:
+        """For a page that was just loaded. notes: what was wrong with the files of settings and presets."""
+        return self.program.standing() | (self.outcome.refused(notes) if notes else {})
 
     def keep(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """Save the form's settings."""
@@ -97,9 +99,10 @@ class SettingsPanel:
         return self.outcome.done(self.t("page.settings.saved"), notes, {"saved": before, "form": {}})
 
     def forget(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """The usual settings, in the form and for new pages; what the film is made of stays."""
+        """The usual settings, in the form, for new pages and of the program; what the film is made of stays."""
         try:
             before, _ = self.settings.fields(self.mode)
+            shown, program = self.program.reset()
             notes = self.settings.reset_fields(self.mode)
         except UserError as error:
             return self.outcome.refused(error.problems)
@@ -108,11 +111,7 @@ class SettingsPanel:
         request = self.filling.made({**standing, **{name: usual[name] for name in setting_names(self.form)}})
         updates, held = self.filling.put(values, request)
         said = self.t("page.settings.was_reset")
-        return updates | self.outcome.done(said, notes, {"saved": before, "form": held})
-
-    def noticed(self, notes: list[Problem]) -> dict[Component, Any]:
-        """What was wrong with the files of settings and presets when the page was loaded."""
-        return self.outcome.refused(notes)
+        return updates | shown | self.outcome.done(said, notes, {"saved": before, "form": held, "program": program})
 
     def undo(self, about: Mapping[str, Any] | None) -> dict[Component, Any]:
         """What was saved before, and what the form held."""
@@ -121,14 +120,15 @@ class SettingsPanel:
         try:
             self.settings.reset_fields(self.mode)
             self.settings.save_fields(self.mode, about["saved"])
+            shown = self.program.back(about["program"]) if "program" in about else {}
         except UserError as error:
             return self.outcome.refused(error.problems)
-        return self.filling.back(about["form"]) | self.outcome.nothing()
+        return self.filling.back(about["form"]) | shown | self.outcome.nothing()
 
     def choose(self, on: bool) -> dict[Component, Any]:
         """From now on every Start saves, or none does."""
         try:
-            self.settings.save_program({ON_START: on})
+            self.program.put({ON_START: on})
         except UserError as error:
             return self.outcome.refused(error.problems)
         return self.outcome.nothing()

@@ -26,6 +26,7 @@ from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import found, say_everything
 
 COMPAT = GOLDEN / "compat"
+FRAMES = LABELS["frame_save_mode"]
 
 
 def settings(mode: str) -> dict[str, Any]:
@@ -126,11 +127,20 @@ def test_settings_of_the_three_modes() -> None:
         "guidance_scale": 9.5,
         "padding": 0.7,
         "end_strength": 0.3,
+        "keep_section_videos": True,
+        "section_stills": True,
+        "save_latents": True,
+        "save_frames": "all",
     }
-    assert standard.program["frame_save_mode"] == "all" and standard.program["keep_section_videos"] is True
-    assert standard.program["alarm_on_completion"] is False and standard.program["gpu_memory_preservation"] == 8
+    assert standard.program == {
+        "gpu_memory_preservation": 8,
+        "reserve_gb": 2,
+        "use_vae_cache": True,
+        "save_settings_on_start": True,
+        "alarm_on_completion": False,
+    }
     forward = migrated("forward", settings("forward"))
-    assert forward.fields == {"size": 640, "influence": 101.0} and forward.program == {"frame_save_mode": "last"}
+    assert forward.fields == {"size": 640, "influence": 101.0, "save_frames": "last"} and forward.program == {}
     single = migrated("single", settings("single"))
     assert single.fields == {"size": 960, "context_2x": False}
     assert single.program == {"target_index": 5, "history_index": 13, "lora_mode": "directory"}
@@ -196,11 +206,18 @@ def test_a_favourite() -> None:
         ({"fp8_optimization": True}, {"precision": "auto"}),
         ({"fp8_optimization": False}, {"precision": "bfloat16"}),
         ({"latent_index": 0}, {}),
+        *(({"frame_save_mode": label}, {"save_frames": value}) for value, labels in FRAMES.items() for label in labels),
     ],
 )
 def test_switches_decide_over_their_values(old: dict, fields: dict) -> None:
     assert migrated("reverse", old).fields == fields
     assert migrated("reverse", old).notes == ()
+
+
+@pytest.mark.parametrize(("preserved", "reserve"), [(6, None), (2.5, None), (6.5, 0.5), (24, 18), ("much", None)])
+def test_what_was_kept_free_of_the_card(preserved: Any, reserve: float | None) -> None:
+    """Its 6 GB are for its own work, which we measure: taken over as they are, they would leave an 8 GB card nothing."""
+    assert migrated("reverse", {"gpu_memory_preservation": preserved}).program.get("reserve_gb") == reserve
 
 
 def test_the_target_counts_where_a_reference_is_used() -> None:

@@ -194,13 +194,21 @@ def test_the_existing_programs_settings_are_the_first_ones(app: AppSettings) -> 
     before = content(app.file)
     fields, notes = app.fields("reverse")
     assert fields["size"] == 768 and fields["padding"] == 0.7 and fields["step_cache"] == "none" and notes == ()
-    assert app.fields("forward")[0] == {"size": 640, "influence": 101.0}
+    assert fields["save_frames"] == "all" and fields["section_stills"] is fields["save_latents"] is True
+    assert app.fields("forward")[0] == {"size": 640, "influence": 101.0, "save_frames": "last"}
     fields, notes = app.fields("single")
     assert fields == {"size": 960, "context_2x": False} and found(notes) == {("unknown_future_key", "legacy_unknown")}
     program = app.program("reverse")
-    assert program["frame_save_mode"] == "all" and program["alarm_on_completion"] is False
     assert program["output_folder"] == "outputs" and program["log_enabled"] is True and program["log_folder"] == "logs"
-    assert app.program("forward")["frame_save_mode"] == "last"
+    choices = {name: app.choice("reverse", name) for name in settings.CHOICES}
+    assert choices == {
+        "save_settings_on_start": True,
+        "alarm_on_completion": False,
+        "log_enabled": True,
+        "log_folder": "logs",
+        "reserve_gb": 2,
+    }
+    assert app.choice("forward", "alarm_on_completion") is True
     assert content(app.file) == before
 
 
@@ -219,11 +227,32 @@ def test_ours_lie_beside_the_old_ones(app: AppSettings) -> None:
     app.save_fields("reverse", {"steps": 13})
     app.save_program({"language": "ru", "alarm_on_completion": True})
     assert app.fields("reverse") == ({"steps": 13, "prompt": "猫", "padding": None}, ())
-    assert app.fields("forward")[0] == {"size": 640, "influence": 101.0}
+    assert app.fields("forward")[0] == {"size": 640, "influence": 101.0, "save_frames": "last"}
     assert app.program("single") | {"language": "ru", "alarm_on_completion": True} == app.program("single")
     assert {name: value for name, value in content(app.file).items() if name != "eichi"} == before
     app.reset_fields("reverse")
     assert app.fields("reverse") == ({}, ())
+
+
+def test_the_log_is_set_in_its_place(app: AppSettings) -> None:
+    """The old program writes its log where our page says, and the other way round; what it added to the block stays."""
+    app.file.update(lambda document: document["log_settings"].update(tomorrow=1))
+    app.save_program({"log_enabled": False, "log_folder": "diary", "alarm_on_completion": True})
+    assert content(app.file)["log_settings"] == {"log_enabled": False, "log_folder": "diary", "tomorrow": 1}
+    assert content(app.file)["eichi"] == {"program": {"alarm_on_completion": True}}
+    app.file.update(lambda document: document["log_settings"].update(log_enabled=True))
+    assert app.choice("single", "log_enabled") is True and app.choice("single", "log_folder") == "diary"
+
+
+@pytest.mark.parametrize("value", [None, "yes", 1, [], float("nan"), float("inf"), -1, ""])
+def test_choices_of_a_wrong_kind_are_the_usual_ones(value: Any, tmp_path: Path) -> None:
+    """A file that somebody edited neither stops the program nor switches on what nobody chose."""
+    app = AppSettings(JsonFile(tmp_path / "app_settings.json"))
+    own = {"program": dict.fromkeys(settings.CHOICES, value)}
+    app.file.update(lambda document: document.update(eichi=own, log_settings={"log_enabled": value, "log_folder": value}))
+    found = {name: app.choice("reverse", name) for name in settings.CHOICES}
+    expected = {**settings.CHOICES, **({"log_folder": "yes"} if value == "yes" else {"reserve_gb": 1} if value == 1 else {})}
+    assert found == expected
 
 
 def test_saved_values_of_another_version(app: AppSettings) -> None:

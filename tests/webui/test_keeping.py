@@ -187,7 +187,7 @@ def test_a_damaged_file_is_told_and_kept(whole: Page, tmp_path: Path):
     page = whole()
     (tmp_path / "settings" / "app_settings.json").write_text('{"a": ')
     fields, notes = begin_with(page.built.context, page.built.form)
-    assert fields == {} and "damaged" in page.see(page.settings.noticed(notes))
+    assert fields == {} and "damaged" in page.see(page.settings.loaded(notes))
     assert len(list((tmp_path / "settings").glob("*.damaged-*"))) == 2
 
 

@@ -1,0 +1,151 @@
+"""A log in a file: what the program logs by `logging`, warnings and tracebacks included, and what is said to it.
+
+    [2026-05-22 18:03:11] === FramePack-eichi endframe_ichi: the log begins ===
+    [2026-05-22 18:03:40] WARNING eichi_utils.disk_cache: ...
+
+A log never fails what it tells of: where nothing more can be written, that is said once on the console.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from eichi_utils.folders import OutputFolders
+from eichi_utils.paths import WEBUI
+from eichi_utils.problems import Problem, Translate, UserError
+from eichi_utils.settings import CHOICES, AppSettings
+
+logger = logging.getLogger(__name__)
+
+# The settings, called as in the existing program's file.
+ENABLED, FOLDER = "log_enabled", "log_folder"
+# What the existing program calls its pages in the names of log files, by mode; and the command line.
+SOURCES = MappingProxyType({"reverse": "endframe_ichi", "forward": "endframe_ichi_f1", "single": "oneframe_ichi"})
+COMMAND_LINE = "eichi"
+# Of a line.
+STAMP = "%Y-%m-%d %H:%M:%S"
+# What says something to the log alone, and not to the console.
+SAID = "eichi_utils.log.said"
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A text stream that adds to a file, which is open only while something is written.
+
+    So each line is on the disk at once, and a folder that was moved or deleted meanwhile is made again.
+    """
+
+    path: Path
+
+    def write(self, text: str) -> None:
+        # Half a surrogate pair in somebody's prompt has no UTF-8.
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+class Stamped(logging.Formatter):
+    """Every line with the time, also of a traceback; empty ones are left out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = self.formatTime(record, STAMP)
+        text = super().format(record)
+        if record.name != SAID:
+            text = f"{record.levelname} {record.name}: {text}"
+        return "\n".join(f"[{stamp}] {line}" for line in [line for line in text.splitlines() if line.strip()] or [""])
+
+
+class LogFile(logging.StreamHandler):
+    """Writes records to a file. What goes wrong is warned of once, and tried again with the next record."""
+
+    def __init__(self, path: Path):
+        super().__init__(Lines(path))
+        self.path = path
+        self.setFormatter(Stamped())
+        self._warned = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._warned:
+            # Set before, since the warning comes here too.
+            self._warned = True
+            logger.warning("nothing can be written to the log %s: %s", self.path, error.strerror or error)
+
+
+class Log:
+    """Writes to a file of a folder while it is on. source: what the files' names begin with. folders: where they may lie.
+
+    Any thread may use it. What is logged elsewhere comes through the root logger, and so without what that leaves out.
+    """
+
+    def __init__(self, source: str, t: Translate, folders: OutputFolders | None = None):
+        self.source, self.t = source, t
+        self.folders = folders or OutputFolders(WEBUI, field=FOLDER)
+        self._lock = threading.RLock()
+        self._file: LogFile | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The file that is written now."""
+        return self._file.path if self._file else None
+
+    def folder(self, name: str) -> Path:
+        """The folder that the setting means; without a name, the usual one."""
+        return self.folders.of(name.strip() or CHOICES[FOLDER])
+
+    def problem(self, name: str) -> Problem | None:
+        """Why no log can be written to that folder, if so."""
+        return self.folders.problem(name.strip() or CHOICES[FOLDER])
+
+    def apply(self, enabled: bool, folder: str) -> None:
+        """Write to that folder from now on, or not at all. Raises UserError; then all stays as it was."""
+        with self._lock:
+            if enabled and (problem := self.problem(folder)):
+                raise UserError([problem])
+            place = self.folder(folder).resolve()
+            if enabled and self._file and self._file.path.parent == place:
+                return
+            self.close()
+            if enabled:
+                self._open(place / f"{self.source}_{time.strftime('%Y%m%d_%H%M%S')}.log")
+
+    def begin(self, settings: AppSettings, mode: str) -> tuple[Problem, ...]:
+        """Do what was saved; why it cannot be done, which keeps nothing else from its work."""
+        try:
+            self.apply(settings.choice(mode, ENABLED), settings.choice(mode, FOLDER))
+        except UserError as error:
+            return error.problems
+        return ()
+
+    def say(self, text: str) -> None:
+        """A line for the file alone; nothing where the log is off."""
+        with self._lock:
+            if self._file:
+                self._file.handle(logging.LogRecord(SAID, logging.INFO, "", 0, text, None, None))
+
+    def close(self) -> None:
+        """End the file, if one is written."""
+        with self._lock:
+            if self._file:
+                self.say(self.t("story.end", source=self.source))
+                logging.getLogger().removeHandler(self._file)
+                logging.captureWarnings(False)
+                self._file.close()
+                self._file = None
+
+    def _open(self, path: Path) -> None:
+        self._file = LogFile(path)
+        logging.getLogger().addHandler(self._file)
+        logging.captureWarnings(True)
+        self.say(self.t("story.begin", source=self.source))
