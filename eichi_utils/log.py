@@ -111,13 +111,14 @@ class Log:
     def apply(self, enabled: bool, folder: str) -> None:
         """Write to that folder from now on, or not at all. Raises UserError; then all stays as it was."""
         with self._lock:
-            if enabled and (problem := self.problem(folder)):
+            if not enabled:
+                self.close()
+                return
+            if problem := self.problem(folder):
                 raise UserError([problem])
             place = self.folder(folder).resolve()
-            if enabled and self._file and self._file.path.parent == place:
-                return
-            self.close()
-            if enabled:
+            if self._file is None or self._file.path.parent != place:
+                self.close()
                 self._open(place / f"{self.source}_{time.strftime('%Y%m%d_%H%M%S')}.log")
 
     def begin(self, settings: AppSettings, mode: str) -> tuple[Problem, ...]:

@@ -80,9 +80,10 @@ def folder_problem(folder: Path, needed_bytes: int = 0) -> Problem | None:
     A folder that does not exist yet is judged by the nearest one above it that does; nothing is left behind.
     """
     place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
     try:
+        # Asking for a name that is too long is an error by itself.
+        while not place.exists() and place != place.parent:
+            place = place.parent
         # A file in the folder's way is no folder, and neither is one below a file.
         with tempfile.TemporaryFile(dir=place) as trial:
             trial.write(b"\0" * 4096)
@@ -91,7 +92,7 @@ def folder_problem(folder: Path, needed_bytes: int = 0) -> Problem | None:
     except OSError as error:
         if error.errno in DISK_FULL:
             return Problem("out", "disk_full")
-        return Problem("out", "folder_not_writable", {"folder": str(folder), "reason": error.strerror or str(error)})
+        return Problem("out", "folder_not_writable", {"folder": str(folder)[:500], "reason": error.strerror or str(error)})
     if free < needed_bytes:
         sizes = {"needed": needed_bytes // 2**20 + 1, "free": free // 2**20}
         return Problem("out", "disk_space", {"folder": str(folder), **sizes})

@@ -1,0 +1,298 @@
+"""The log: its files, its lines, what comes into it, and that nothing it meets holds up a job."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import shutil
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eichi_utils.catalogue import Models
+from eichi_utils.engine import Engine
+from eichi_utils.events import StopLevel
+from eichi_utils.folders import OutputFolders
+from eichi_utils.jobs import Jobs
+from eichi_utils.log import FOLDER, Lines, Log
+from eichi_utils.models import ModelPool
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.settings import AppSettings, JsonFile
+from eichi_utils.story import Story
+from locales import LANGUAGES, Translator
+from tests.eichi_utils.helpers import SHORT, found, names_in, request
+from tests.eichi_utils.test_jobs import WAIT, Fake, ending, some
+
+LINE = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] (.*)")
+T = Translator("en")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    log = Log("endframe_ichi", T, OutputFolders(tmp_path, (), FOLDER))
+    yield log
+    log.close()
+
+
+def lines(log_or_file: Log | Path) -> list[str]:
+    """What a log says, each line with its time, which is left out."""
+    path = log_or_file if isinstance(log_or_file, Path) else log_or_file.path
+    found = [LINE.fullmatch(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert all(found)
+    return [line[1] for line in found]
+
+
+def test_a_file_of_its_own(log: Log, tmp_path: Path) -> None:
+    """By the existing program's name; nothing is made while it is off, not even the folder."""
+    log.apply(False, "logs")
+    log.say("unheard")
+    assert log.path is None and names_in(tmp_path) == set()
+    log.apply(True, "logs")
+    assert log.path.parent == tmp_path / "logs" and re.fullmatch(r"endframe_ichi_\d{8}_\d{6}\.log", log.path.name)
+    log.say("猫 \ud83d")
+    log.say("")
+    path = log.path
+    log.close()
+    assert lines(path) == [
+        "=== FramePack-eichi endframe_ichi: the log begins ===",
+        r"猫 \ud83d",
+        "",
+        "=== FramePack-eichi endframe_ichi: the log ends ===",
+    ]
+
+
+def test_whatever_is_logged(log: Log) -> None:
+    """Our warnings, others', Python's, tracebacks: each line with its time, on the disk at once."""
+    log.apply(True, "")
+    logging.getLogger("eichi_utils.anything").warning("first\n\n  second")
+    logging.getLogger("somebody.else").error("no %s", "more")
+    logging.getLogger("eichi_utils.anything").info("a detail")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old things", UserWarning, stacklevel=1)
+    try:
+        raise ValueError("of no value")
+    except ValueError:
+        logging.getLogger("eichi_utils.anything").exception("it happened")
+    said = lines(log)[1:]
+    assert said[:3] == ["WARNING eichi_utils.anything: first", "  second", "ERROR somebody.else: no more"]
+    assert "old things" in said[3] and said[3].startswith("WARNING py.warnings: ")
+    assert "ERROR eichi_utils.anything: it happened" in said and said[-1] == "ValueError: of no value"
+    assert "Traceback (most recent call last):" in said and not any("a detail" in line for line in said)
+
+
+def test_another_folder_is_another_file(log: Log, tmp_path: Path) -> None:
+    """The old one is closed, and gets no further line; the same again changes nothing."""
+    handlers = list(logging.getLogger().handlers)
+    log.apply(True, "one")
+    first = log.path
+    log.apply(True, " one ")
+    assert log.path == first
+    log.apply(True, "two")
+    second = log.path
+    logging.getLogger("x").warning("here")
+    log.apply(False, "two")
+    logging.getLogger("x").warning("nowhere")
+    assert [len(lines(path)) for path in (first, second)] == [2, 3]
+    assert "ends" in lines(first)[-1] and lines(second)[1] == "WARNING x: here" and "ends" in lines(second)[-1]
+    assert logging.getLogger().handlers == handlers
+
+
+@pytest.mark.parametrize(
+    ("folder", "key"),
+    [
+        ("../x", "folder_upwards"),
+        ("/etc", "folder_not_allowed"),
+        ("~", "folder_not_allowed"),
+        ("file/x", "folder_not_writable"),
+        ("a\nb", "folder_name"),
+        ("\ud800", "text_not_unicode"),
+        ("x" * 6000, "folder_not_writable"),
+    ],
+)
+def test_folders_that_cannot_be(log: Log, tmp_path: Path, folder: str, key: str) -> None:
+    """The same rules as for films; the log that is written goes on."""
+    (tmp_path / "file").write_text("x")
+    log.apply(True, "logs")
+    before = log.path
+    with pytest.raises(UserError) as error:
+        log.apply(True, folder)
+    assert found(error.value.problems) == {(FOLDER, key)}
+    log.say("on")
+    assert log.path == before and lines(before)[-1] == "on"
+    # To be switched off, it needs no good folder.
+    log.apply(False, folder)
+    assert log.path is None
+
+
+def test_folders_that_were_given(tmp_path: Path) -> None:
+    log = Log("x", T, OutputFolders(tmp_path / "webui", (tmp_path / "else",), FOLDER))
+    log.apply(True, str(tmp_path / "else" / "logs"))
+    assert log.path.parent == tmp_path / "else" / "logs"
+    log.close()
+
+
+def test_what_was_saved_counts_from_the_start(log: Log, tmp_path: Path) -> None:
+    """A folder that an older program was content with is said, and the program starts without a log."""
+    settings = AppSettings(JsonFile(tmp_path / "app_settings.json"))
+    assert log.begin(settings, "reverse") == () and log.path is None
+    settings.save_program({"log_enabled": True})
+    assert log.begin(settings, "reverse") == () and log.path.parent == tmp_path / "logs"
+    log.close()
+    settings.save_program({"log_folder": "/etc/logs"})
+    assert found(log.begin(settings, "reverse")) == {(FOLDER, "folder_not_allowed")} and log.path is None
+
+
+@pytest.fixture
+def jobs(log: Log) -> Iterator[Jobs]:
+    """Two sections of three steps, in a moment."""
+    jobs = Jobs(Fake(), [Story(log, T)])
+    yield jobs
+    jobs.close(WAIT)
+
+
+def test_the_story_of_a_job(log: Log, jobs: Jobs) -> None:
+    """What was asked for, each stage once, progress in steps of a tenth at least, files, the end."""
+    log.apply(True, "logs")
+    job = jobs.submit(some("a \u2028cat", 5))
+    ending(jobs, job)
+    jobs.close(WAIT)
+    said = lines(log)[1:]
+    assert said[0].startswith(f"Job {job.id} begins: ") and '"mode": "single"' in said[0] and '"seed": 5' in " ".join(said[:2])
+    assert "2 sections of 3 steps, 73 frames, 64 × 48 px, seed 5" in said
+    for section in (1, 2):
+        assert said.count(f"section {section} of 2, sampling") == said.count(f"section {section} of 2, saving") == 1
+    progress = [re.fullmatch(r"\[PROGRESS\] (\d+)% \(section (\d) of 2, step (\d) of 3\)", line) for line in said]
+    percents = [int(match[1]) for match in progress if match]
+    assert percents == sorted(percents) and percents[-1] == 100 and 3 < len(percents) <= 10
+    assert all(later - earlier >= 10 for earlier, later in zip(percents[:-2], percents[1:-1], strict=True))
+    assert [f"saved {job.id}_{number}.mp4" in said for number in (0, 1)] == [True, True]
+    assert re.fullmatch(rf"Job {job.id} ended after \d:\d\d: Done: 73 frames, 2.43 s", said[-1])
+
+
+def test_other_ends(log: Log, tmp_path: Path) -> None:
+    """Stopped; dropped while it waited; failed, with the reason that the user is told; and by a fault, with its traceback."""
+    log.apply(True, "logs")
+    fake = Fake(go=threading.Semaphore(0))
+    jobs = Jobs(fake, [Story(log, T)])
+    running, waiting = jobs.submit(some()), jobs.submit(some())
+    assert fake.at_step.acquire(timeout=WAIT)
+    jobs.remove(waiting.id)
+    jobs.stop(StopLevel.SECTION)
+    fake.go.release(10_000)
+    assert ending(jobs, running).state == "stopped"
+
+    def fail(error: BaseException) -> Any:
+        def raised(request: Any, point: str) -> None:
+            raise error
+
+        return raised
+
+    fake.fail = fail(UserError([Problem("steps", "out_of_range", {"value": 0, "min": 1, "max": 100})]))
+    refused = jobs.submit(some())
+    ending(jobs, refused)
+    fake.fail = fail(ZeroDivisionError("of all things"))
+    broken = jobs.submit(some())
+    ending(jobs, broken)
+    jobs.close(WAIT)
+    said = lines(log)
+    assert f"Job {waiting.id} was dropped before it began" in said
+    assert not any(line.startswith(f"Job {waiting.id} begins") for line in said)
+    assert any(re.match(rf"Job {running.id} ended after .*Stopped; kept so far: 33 frames", line) for line in said)
+    assert any(line.startswith("steps: 0 is") for line in said)
+    assert any(re.match(rf"Job {refused.id} ended after .*Failed", line) for line in said)
+    assert f"ERROR eichi_utils.jobs: job {broken.id} failed" in said and "ZeroDivisionError: of all things" in said
+    assert any(re.match(rf"Job {broken.id} ended after .*Failed", line) for line in said)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_real_run_in_every_language(
+    pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None, language: str
+) -> None:
+    t = Translator(language)
+    log = Log("oneframe_ichi", t, OutputFolders(tmp_path, (), FOLDER))
+    log.apply(True, "logs")
+    engine = Engine(Models(pool.files.models), tmp_path / "out", allowed=())
+    engine.__dict__["pool"] = pool
+    jobs = Jobs(engine, [Story(log, t)])
+    job = jobs.submit(request("forward", pictures[0], prompt="猫が走る", guidance_rescale=0.5, **SHORT))
+    assert ending(jobs, job).state == "finished"
+    jobs.close(30)
+    path = log.path
+    log.close()
+    said = lines(path)
+    assert "猫が走る" in said[1] and '"window": 4.5' in said[1]
+    for stage in ("check", "text", "vision", "encode", "load", "sample", "decode", "save"):
+        assert any(line.endswith(t(f"stage.{stage}")) for line in said), stage
+    assert t("notice.no_effect", name="guidance_rescale") in said
+    assert any(line.endswith(f"{job.id}_6.mp4") for line in said), said
+    assert any(line.startswith("[PROGRESS] 100%") for line in said)
+
+
+def full(self: Lines, text: str) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def in_the_way(log: Log) -> None:
+    shutil.rmtree(log.path.parent)
+    log.path.parent.write_text("a file")
+
+
+@pytest.mark.parametrize("harm", ["full", "in the way"])
+def test_a_log_that_cannot_be_written_harms_nothing(
+    log: Log, jobs: Jobs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, harm: str
+) -> None:
+    """One warning, not one for each line, and the film is made; when there is room again the log goes on."""
+    log.apply(True, "logs")
+    with monkeypatch.context() as patched:
+        patched.setattr(Lines, "write", full) if harm == "full" else in_the_way(log)
+        for _ in range(2):
+            assert ending(jobs, jobs.submit(some())).state == "finished"
+        jobs.close(WAIT)
+    (warned,) = [record for record in caplog.records if "nothing can be written to the log" in record.getMessage()]
+    assert str(log.path) in warned.getMessage()
+    if harm == "in the way":
+        log.path.parent.unlink()
+    log.say("on")
+    assert lines(log)[-1] == "on"
+
+
+def test_a_folder_that_was_deleted_is_made_again(log: Log, caplog: pytest.LogCaptureFixture) -> None:
+    log.apply(True, "logs")
+    shutil.rmtree(log.path.parent)
+    log.say("on")
+    assert lines(log) == ["on"] and caplog.records == []
+
+
+def test_a_record_that_cannot_be_put_together_is_no_crash(log: Log, capsys: pytest.CaptureFixture) -> None:
+    """A library's own mistake in a message."""
+    log.apply(True, "logs")
+    log._file.handle(logging.LogRecord("library", logging.WARNING, "", 0, "%d of %d", (1,), None))
+    assert "Logging error" in capsys.readouterr().err
+    log.say("on")
+    assert lines(log)[-1] == "on"
+
+
+def test_many_threads_and_a_change_of_folders(log: Log, tmp_path: Path) -> None:
+    """Lines stay whole, and each is in exactly one of the files."""
+
+    def speak(number: int) -> None:
+        for line in range(50):
+            log.say(f"{number}.{line}")
+
+    log.apply(True, "a")
+    threads = [threading.Thread(target=speak, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for folder in ("b", "c"):
+        log.apply(True, folder)
+    for thread in threads:
+        thread.join()
+    log.close()
+    said = [line for path in tmp_path.rglob("*.log") for line in lines(path) if "===" not in line]
+    assert sorted(said) == sorted(f"{number}.{line}" for number in range(4) for line in range(50))
