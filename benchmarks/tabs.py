@@ -25,11 +25,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from webui.pulse import ADDRESS, BUSY
+
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
-# Seconds between two questions of a tab while a job runs (webui/pulse.py).
-PERIOD = 0.5
 # A run that takes longer than this has met a server that hangs.
 LONGEST = 300.0
 # In the page: the time from a click on another length to the line that says what will come out of it, in milliseconds.
@@ -87,7 +87,7 @@ def server(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def busy(url: str) -> bool:
-    with urllib.request.urlopen(f"{url}/pulse/reverse", timeout=10) as answer:
+    with urllib.request.urlopen(f"{url}{ADDRESS}/reverse", timeout=10) as answer:
         return json.load(answer)["busy"]
 
 
@@ -127,20 +127,20 @@ def run(url: str, page: Any, others: Sequence[Any]) -> tuple[float, list[float]]
 @contextmanager
 def clients(url: str, count: int) -> Iterator[None]:
     """So many threads that ask as a tab does while a job runs, and fetch each preview."""
-    done = threading.Event()
+    period, done = BUSY / 1000, threading.Event()
 
     def ask(delay: float) -> None:
         last = ""
         done.wait(delay)
-        while not done.wait(PERIOD):
-            with urllib.request.urlopen(f"{url}/pulse/reverse", timeout=30) as answer:
+        while not done.wait(period):
+            with urllib.request.urlopen(f"{url}{ADDRESS}/reverse", timeout=30) as answer:
                 preview = json.load(answer)["preview"]
             if preview and preview != last:
                 with urllib.request.urlopen(url + preview, timeout=30) as answer:
                     answer.read()
             last = preview
 
-    threads = [threading.Thread(target=ask, args=(PERIOD * number / count,), daemon=True) for number in range(count)]
+    threads = [threading.Thread(target=ask, args=(period * number / count,), daemon=True) for number in range(count)]
     for thread in threads:
         thread.start()
     try:
