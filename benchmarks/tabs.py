@@ -25,11 +25,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from webui.pulse import ADDRESS, BUSY
-
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+# Where a tab asks, and seconds between two questions while a job runs: webui/pulse.py's, which a benchmark may not import.
+ADDRESS, PERIOD = "/pulse", 0.5
 # A run that takes longer than this has met a server that hangs.
 LONGEST = 300.0
 # In the page: the time from a click on another length to the line that says what will come out of it, in milliseconds.
@@ -127,12 +127,12 @@ def run(url: str, page: Any, others: Sequence[Any]) -> tuple[float, list[float]]
 @contextmanager
 def clients(url: str, count: int) -> Iterator[None]:
     """So many threads that ask as a tab does while a job runs, and fetch each preview."""
-    period, done = BUSY / 1000, threading.Event()
+    done = threading.Event()
 
     def ask(delay: float) -> None:
         last = ""
         done.wait(delay)
-        while not done.wait(period):
+        while not done.wait(PERIOD):
             with urllib.request.urlopen(f"{url}{ADDRESS}/reverse", timeout=30) as answer:
                 preview = json.load(answer)["preview"]
             if preview and preview != last:
@@ -140,7 +140,7 @@ def clients(url: str, count: int) -> Iterator[None]:
                     answer.read()
             last = preview
 
-    threads = [threading.Thread(target=ask, args=(period * number / count,), daemon=True) for number in range(count)]
+    threads = [threading.Thread(target=ask, args=(PERIOD * number / count,), daemon=True) for number in range(count)]
     for thread in threads:
         thread.start()
     try:
