@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gradio.components import Component
@@ -44,12 +44,9 @@ class Filling:
 
     def begin(self, fields: Mapping[str, Any]) -> dict[Component, Any]:
         """Updates for a page that was just loaded. Only of these fields: whoever was quick has already filled others."""
-        request, updates = self.made(fields), {}
-        for name in fields:
-            entry = self.form.entries[name]
-            updates |= zip(entry.components, entry.write(getattr(request, name)), strict=True)
+        request = self.made(fields)
         chosen = any(name in WITH_MODEL for name in fields)
-        return updates | (self.model.shown(request) if chosen else self.model.news(request.model))
+        return self._written(request, fields) | (self.model.shown(request) if chosen else self.model.news(request.model))
 
     def put(self, values: Mapping[Component, Any], request: Request) -> tuple[dict[Component, Any], Held]:
         """Updates that show the request, and what undoes them."""
@@ -57,9 +54,7 @@ class Filling:
         changed = [name for name in entries if getattr(request, name) != getattr(before, name)]
         if any(name in WITH_MODEL for name in changed):
             changed += [name for name in LISTS if name in entries and name not in changed]
-        updates: dict[Component, Any] = {}
-        for name in changed:
-            updates |= zip(entries[name].components, entries[name].write(getattr(request, name)), strict=True)
+        updates = self._written(request, changed)
         held = {component._id: values[component] for component in updates}
         if any(name in WITH_MODEL for name in changed):
             updates |= self.model.shown(request)
@@ -76,3 +71,11 @@ class Filling:
                 del models[self.model.asked_steps]
             updates |= models
         return updates | (self.form.closed if updates else {})
+
+    def _written(self, request: Request, names: Iterable[str]) -> dict[Component, Any]:
+        """Updates that show these fields."""
+        updates: dict[Component, Any] = {}
+        for name in names:
+            entry = self.form.entries[name]
+            updates |= zip(entry.components, entry.write(getattr(request, name)), strict=True)
+        return updates

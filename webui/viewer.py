@@ -30,9 +30,7 @@ video, img { display: block; width: 100%; max-height: var(--viewer-height, 60vh)
   border-radius: 8px; background: var(--background-fill-secondary); }
 .preview { image-rendering: pixelated; }
 figcaption { margin-top: 4px; font-size: 12px; text-align: center; color: var(--body-text-color-subdued); }
-.result { display: flex; flex-wrap: var(--result-wrap, wrap); align-items: center; gap: 8px 16px; margin-top: 8px;
-  overflow-x: auto; white-space: nowrap;
-  font-size: 14px; }
+.result { display: flex; flex-wrap: wrap; align-items: center; gap: 8px 16px; margin-top: 8px; font-size: 14px; }
 .download { padding: 8px 16px; border-radius: 6px; text-decoration: none; color: #fff !important;
   background: var(--button-primary-background-fill); }
 .use, .folder { margin: 0 !important; padding: 8px 12px; border-radius: 6px; cursor: pointer; font-size: 13px; font-weight: 400;
@@ -51,7 +49,7 @@ dd { margin: 0; overflow-wrap: anywhere; user-select: text; }
 /* Pinned on a phone: every line is taken from the form, and the folder is on another machine. */
 @media (max-width: 800px) {
   .folder { display: none; }
-  .result { gap: 4px 8px; }
+  .result { flex-wrap: nowrap; gap: 8px; overflow-x: auto; white-space: nowrap; }
   .use, .download { padding: 4px 8px; }
   .metadata dl { max-height: 16vh; }
 }

@@ -7,6 +7,11 @@ import os
 import pytest
 
 from benchmarks import tabs
+from webui import pulse
+
+
+def test_clients_ask_what_tabs_ask():
+    assert (tabs.ADDRESS, 1000 * tabs.PERIOD) == (pulse.ADDRESS, pulse.BUSY)
 
 
 def test_percentiles_are_of_what_was_measured():

@@ -168,7 +168,8 @@ def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, lan
     page.wait_for_selector("#stop-section:disabled")
     site.engine.hold.set()
     page.wait_for_selector("#progress [data-state=stopped]")
-    link = page.get_attribute("#viewer .download", "href")
+    # The bar hears of the end at once, the viewer with the look that follows.
+    link = page.wait_for_selector("#viewer .download[href]").get_attribute("href")
     assert page.request.get(site.url + link).headers["content-type"] == "video/mp4"
     (job,) = site.jobs.all()
     assert len(job.view.files) == 1
