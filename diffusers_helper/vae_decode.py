@@ -61,13 +61,15 @@ class Decoder:
     """How to decode. side: of the square tiles in space, in latent cells, or None for whole frames; diffusers' `enable_tiling`
     has 32. Tiles in space are normalised each on its own: a slightly different picture. overlap: of such tiles, in cells.
     fill: as `fill`, or compiled. room: where memory runs out, a time tile is repeated in what others give up and with a smaller
-    side, which then stays."""
+    side, which then stays. layout: of the tensors in memory; convolutions of a card want channels last, and change any other
+    around each of them."""
 
     vae: AutoencoderKLHunyuanVideo
     side: int | None = None
     overlap: int = 8
     fill: Fill = fill
     room: Room = Room()
+    layout: torch.memory_format = torch.contiguous_format
 
     def frames(self, z: Tensor, kept: KeptTiles | None = None) -> Iterator[Tensor]:
         """z (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all.
@@ -161,7 +163,7 @@ class Decoder:
         """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w), all in one piece; 4 T frames where the past has something."""
         net = self.vae.decoder
         z = self.vae.post_quant_conv(z)
-        x = z.new_empty(1, net.conv_in.conv.out_channels, *z.shape[2:])
+        x = self._empty(z, net.conv_in.conv.out_channels, *z.shape[2:])
         self._convolve(net.conv_in, z, x, past=past)
         middle, first, spare = net.mid_block, net.mid_block.resnets[0], None
         x, spare = self._resnet(first, x, spare, past)
@@ -174,8 +176,8 @@ class Decoder:
                 x, spare = self._resnet(resnet, x, spare, past)
             for upsampler in block.upsamplers or ():
                 spare = None
-                x = upsampled(upsampler, x, past)
-        pixels = x.new_empty(1, net.conv_out.conv.out_channels, *x.shape[2:])
+                x = self._upsampled(upsampler, x, past)
+        pixels = self._empty(x, net.conv_out.conv.out_channels, *x.shape[2:])
         self._convolve(net.conv_out, x, pixels, net.conv_norm_out, past=past)
         return pixels
 
@@ -186,10 +188,10 @@ class Decoder:
         """
         channels = module.conv1.conv.out_channels
         if module.conv_shortcut is None:
-            out, inner = x, torch.empty_like(x) if spare is None else spare
+            out, inner = x, self._empty(x, *x.shape[1:]) if spare is None else spare
             self._convolve(module.conv1, x, inner, module.norm1, past=past)
         else:
-            room = x if x.shape[1] >= 2 * channels else x.new_empty(1, 2 * channels, *x.shape[2:])
+            room = x if x.shape[1] >= 2 * channels else self._empty(x, 2 * channels, *x.shape[2:])
             out, inner = room[:, :channels], room[:, channels : 2 * channels]
             self._convolve(module.conv1, x, inner, module.norm1, beside=(module.conv_shortcut, out), past=past)
         self._convolve(module.conv2, inner, out, module.norm2, add=True, past=past)
@@ -216,7 +218,7 @@ class Decoder:
         back, edge = conv.kernel_size[0] - 1, conv.kernel_size[2] // 2
         step = frames_at_once(x[:, :, 0])
         size = x.shape[3] + 2 * edge, x.shape[4] + 2 * edge
-        window = x.new_empty(1, x.shape[1], step + back, *size)
+        window = self._empty(x, x.shape[1], step + back, *size)
         known = statistics(norm, x) if norm is not None else ()
         for begin in range(0, frames, step):
             count = min(step, frames - begin)
@@ -244,6 +246,50 @@ class Decoder:
                 out[:, :, stretch] = result
         if past is not None:
             past.put(module, window[:, :, count : count + back])
+
+    def _upsampled(self, module: nn.Module, x: Tensor, past: Past | None = None) -> Tensor:
+        """(1, C, T, H, W) -> (1, C', T', 2 H, 2 W): nearest neighbours and the convolution. T' is T, or 2 T - 1: the first frame
+        of a film stands alone in its latent, and every other becomes two; 2 T where the past has something."""
+        conv = module.conv.conv
+        times, *space = (int(factor) for factor in module.upsample_factor)
+        if space != [2, 2]:
+            raise ValueError(f"upsampling by {module.upsample_factor} is not what HunyuanVideo's decoder does")
+        _, _, frames, height, width = x.shape
+        # Frame k becomes 2 k - 1 and 2 k, whose taps end at themselves: both see k - 1 and k, the earlier one k - 1 twice.
+        in_time = (None,) if times == 1 else (second_taps, first_taps)
+        in_space = list(product((first_taps, second_taps), repeat=2))
+        kernels = [torch.cat([with_taps(conv.weight.float(), (time, *case)) for case in in_space]) for time in in_time]
+        kernels = [kernel.to(conv.weight.dtype) for kernel in kernels]
+        bias = conv.bias.repeat(len(in_space))
+        back = kernels[0].shape[2] - 1
+        before = past.take(module, x.device) if past is not None else None
+        alone = 0 if before is not None else times - 1
+
+        def at(t: int) -> Tensor:
+            return x[:, :, max(0, t)] if t >= 0 or before is None else before[:, :, t]
+
+        if past is not None:
+            past.put(module, torch.stack([at(t) for t in range(frames - back, frames)], dim=2))
+        out = self._empty(x, conv.out_channels, times * frames - alone, 2 * height, 2 * width)
+        step = frames_at_once(out[:, :, 0])
+        for begin in range(0, frames, step):
+            count = min(step, frames - begin)
+            window = self._empty(x, x.shape[1], back + count, height + 2, width + 2)
+            for number, t in enumerate(range(begin - back, begin + count)):
+                window[:, :, number, 1:-1, 1:-1] = at(t)
+            repeat_edges(window, 1)
+            for time, kernel in enumerate(kernels):
+                first = times * begin - alone + time
+                made = F.conv3d(window, kernel, bias)
+                if first < 0:
+                    made, first = made[:, :, 1:], first + times
+                places = slice(first, first + times * made.shape[2], times)
+                for part, (row, column) in zip(made.chunk(len(in_space), dim=1), product((0, 1), repeat=2), strict=True):
+                    out[:, :, places, row::2, column::2] = part[..., row : row + height, column : column + width]
+        return out
+
+    def _empty(self, like: Tensor, *size: int) -> Tensor:
+        return torch.empty(1, *size, dtype=like.dtype, device=like.device, memory_format=self.layout)
 
 
 def frames_at_once(frame: Tensor) -> int:
@@ -299,46 +345,6 @@ def first_taps(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 def second_taps(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """The same at the second."""
     return a + b, c
-
-
-def upsampled(module: nn.Module, x: Tensor, past: Past | None = None) -> Tensor:
-    """(1, C, T, H, W) -> (1, C', T', 2 H, 2 W): nearest neighbours and the convolution. T' is T, or 2 T - 1: the first frame
-    of a film stands alone in its latent, and every other becomes two; 2 T where the past has something."""
-    conv = module.conv.conv
-    times, *space = (int(factor) for factor in module.upsample_factor)
-    if space != [2, 2]:
-        raise ValueError(f"upsampling by {module.upsample_factor} is not what HunyuanVideo's decoder does")
-    _, _, frames, height, width = x.shape
-    # Frame k becomes 2 k - 1 and 2 k, whose taps end at themselves: both see k - 1 and k, the earlier one k - 1 twice.
-    in_time = (None,) if times == 1 else (second_taps, first_taps)
-    in_space = list(product((first_taps, second_taps), repeat=2))
-    kernels = [torch.cat([with_taps(conv.weight.float(), (time, *case)) for case in in_space]) for time in in_time]
-    kernels = [kernel.to(conv.weight.dtype) for kernel in kernels]
-    bias = conv.bias.repeat(len(in_space))
-    back = kernels[0].shape[2] - 1
-    before = past.take(module, x.device) if past is not None else None
-    alone = 0 if before is not None else times - 1
-
-    def at(t: int) -> Tensor:
-        return x[:, :, max(0, t)] if t >= 0 or before is None else before[:, :, t]
-
-    if past is not None:
-        past.put(module, torch.stack([at(t) for t in range(frames - back, frames)], dim=2))
-    out = x.new_empty(1, conv.out_channels, times * frames - alone, 2 * height, 2 * width)
-    step = frames_at_once(out[:, :, 0])
-    for begin in range(0, frames, step):
-        count = min(step, frames - begin)
-        window = torch.stack([at(t) for t in range(begin - back, begin + count)], dim=2)
-        window = F.pad(window, (1, 1, 1, 1, 0, 0), mode="replicate")
-        for time, kernel in enumerate(kernels):
-            first = times * begin - alone + time
-            made = F.conv3d(window, kernel, bias)
-            if first < 0:
-                made, first = made[:, :, 1:], first + times
-            places = slice(first, first + times * made.shape[2], times)
-            for part, (row, column) in zip(made.chunk(len(in_space), dim=1), product((0, 1), repeat=2), strict=True):
-                out[:, :, places, row::2, column::2] = part[..., row : row + height, column : column + width]
-    return out
 
 
 def with_taps(weight: Tensor, case: tuple) -> Tensor:
