@@ -77,6 +77,7 @@ class CudaDevice:
         if limit is not None:
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), self.device)
         self._highest = 0
+        self._locked: dict[int, int] = {}
         self._copies = torch.cuda.Stream(self.device)
         self._stage: list[Tensor] = []
         self._staged: list[torch.cuda.Event] = []
@@ -93,7 +94,8 @@ class CudaDevice:
         self._copies.wait_event(after)
         with torch.inference_mode(False), torch.cuda.stream(self._copies):
             for target, source in pairs:
-                if source.is_pinned():
+                # Not torch's `is_pinned`, which asks about the beginning of the storage that the slab is a part of.
+                if self._locked.get(source.data_ptr(), 0) >= source.numel():
                     target.copy_(source, non_blocking=True)
                 else:
                     self._copy_staged(target, source)
@@ -125,6 +127,7 @@ class CudaDevice:
     def lock(self, memory: Tensor) -> bool:
         with torch.cuda.device(self.device):
             if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == SUCCESS:
+                self._locked[memory.data_ptr()] = memory.numel()
                 return True
             # The refusal stays behind as the runtime's last error; the next launch reports it, and forgets it.
             with suppress(RuntimeError):
@@ -133,6 +136,7 @@ class CudaDevice:
 
     def unlock(self, memory: Tensor) -> None:
         self._copies.synchronize()
+        del self._locked[memory.data_ptr()]
         torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
 
     def free(self) -> int:

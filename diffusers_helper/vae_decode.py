@@ -11,7 +11,7 @@ Same time tiles and cross-fades as diffusers' default, and in a tile the same nu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from diffusers_helper.memory import Room
 from diffusers_helper.past import ATTENTION_LATENTS, Past
+from diffusers_helper.vae_layers import Fill, faded, fill, first_taps, repeat_edges, second_taps, statistics, two_of, with_taps
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
@@ -36,13 +37,6 @@ WORKING_TENSORS = 5
 SMALLEST_SIDE = 16
 # Latents that are decoded at a time where the past is remembered: as many frames as a time tile takes memory for.
 STRETCH = 4
-
-Fill = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float], None]
-
-
-def fill(place: Tensor, frame: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
-    """place = SiLU of the normalised frame, both (1, C, H, W); the rest (C,), float32."""
-    place.copy_(F.silu(F.batch_norm(frame, mean, variance, weight, bias, eps=eps), inplace=True))
 
 
 @dataclass
@@ -61,15 +55,15 @@ class Decoder:
     """How to decode. side: of the square tiles in space, in latent cells, or None for whole frames; diffusers' `enable_tiling`
     has 32. Tiles in space are normalised each on its own: a slightly different picture. overlap: of such tiles, in cells.
     fill: as `fill`, or compiled. room: where memory runs out, a time tile is repeated in what others give up and with a smaller
-    side, which then stays. layout: of the tensors in memory; convolutions of a card want channels last, and change any other
-    around each of them."""
+    side, which then stays. layout: of the tensors in memory, None for what suits the device: convolutions of a card want
+    channels last, and change any other layout before and after themselves."""
 
     vae: AutoencoderKLHunyuanVideo
     side: int | None = None
     overlap: int = 8
     fill: Fill = fill
     room: Room = Room()
-    layout: torch.memory_format = torch.contiguous_format
+    layout: torch.memory_format | None = None
 
     def frames(self, z: Tensor, kept: KeptTiles | None = None) -> Iterator[Tensor]:
         """z (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all.
@@ -192,7 +186,7 @@ class Decoder:
             self._convolve(module.conv1, x, inner, module.norm1, past=past)
         else:
             room = x if x.shape[1] >= 2 * channels else self._empty(x, 2 * channels, *x.shape[2:])
-            out, inner = room[:, :channels], room[:, channels : 2 * channels]
+            out, inner = two_of(room, channels)
             self._convolve(module.conv1, x, inner, module.norm1, beside=(module.conv_shortcut, out), past=past)
         self._convolve(module.conv2, inner, out, module.norm2, add=True, past=past)
         return out, inner
@@ -248,8 +242,8 @@ class Decoder:
             past.put(module, window[:, :, count : count + back])
 
     def _upsampled(self, module: nn.Module, x: Tensor, past: Past | None = None) -> Tensor:
-        """(1, C, T, H, W) -> (1, C', T', 2 H, 2 W): nearest neighbours and the convolution. T' is T, or 2 T - 1: the first frame
-        of a film stands alone in its latent, and every other becomes two; 2 T where the past has something."""
+        """(1, C, T, H, W) -> (1, C', T', 2 H, 2 W): nearest neighbours and the convolution. T' is T, or 2 T - 1: the first
+        frame of a film stands alone in its latent, and every other becomes two; 2 T where the past has something."""
         conv = module.conv.conv
         times, *space = (int(factor) for factor in module.upsample_factor)
         if space != [2, 2]:
@@ -289,29 +283,12 @@ class Decoder:
         return out
 
     def _empty(self, like: Tensor, *size: int) -> Tensor:
-        return torch.empty(1, *size, dtype=like.dtype, device=like.device, memory_format=self.layout)
+        layout = (torch.channels_last_3d if like.is_cuda else torch.contiguous_format) if self.layout is None else self.layout
+        return torch.empty(1, *size, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 def frames_at_once(frame: Tensor) -> int:
     return max(1, WORKING_BYTES // (frame.numel() * frame.element_size()))
-
-
-def repeat_edges(x: Tensor, edge: int) -> None:
-    """Fill a border of 0 or 1 around (..., H, W) with what lies beside it."""
-    if edge:
-        x[..., 0, :], x[..., -1, :] = x[..., 1, :], x[..., -2, :]
-        x[..., 0], x[..., -1] = x[..., 1], x[..., -2]
-
-
-def statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean and variance of each channel's group over all frames of x (1, C, T, H, W), weight and bias: (C,) each, float32."""
-    moments = [torch.var_mean(x[0, :, t].float(), dim=(1, 2), correction=0) for t in range(x.shape[2])]
-    variances, means = (torch.stack(part, dim=1).view(norm.num_groups, -1) for part in zip(*moments, strict=True))
-    # Channels and frames are parts of equal size.
-    variance = variances.mean(1) + means.var(1, correction=0)
-    each = norm.num_channels // norm.num_groups
-    mean, variance = (part.repeat_interleave(each) for part in (means.mean(1), variance))
-    return mean, variance, norm.weight.float(), norm.bias.float()
 
 
 def attend(module: nn.Module, x: Tensor, past: Past | None = None) -> None:
@@ -334,35 +311,6 @@ def attend(module: nn.Module, x: Tensor, past: Past | None = None) -> None:
 
 def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-
-
-def first_taps(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Three taps over a doubled axis as two over the single one, at the first of the two cells that a cell becomes: it sees
-    the cell before once and its own twice."""
-    return a, b + c
-
-
-def second_taps(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """The same at the second."""
-    return a + b, c
-
-
-def with_taps(weight: Tensor, case: tuple) -> Tensor:
-    """(out, in, 3, 3, 3) with the axes of which `case` says so brought to two taps."""
-    for dim, merge in enumerate(case, start=2):
-        if merge is not None:
-            weight = torch.stack(merge(*weight.unbind(dim)), dim=dim)
-    return weight
-
-
-def faded(first: Tensor, second: Tensor, extent: int, dim: int) -> Tensor:
-    """`second`, its beginning faded linearly from the end of `first`, over at most `extent` frames, rows or columns."""
-    extent = min(first.shape[dim], second.shape[dim], extent)
-    shape = [1] * second.ndim
-    shape[dim] = extent
-    share = (torch.arange(extent, device=second.device) / max(1, extent)).to(second.dtype).view(shape)
-    start = first.narrow(dim, first.shape[dim] - extent, extent) * (1 - share) + second.narrow(dim, 0, extent) * share
-    return torch.cat([start, second.narrow(dim, extent, second.shape[dim] - extent)], dim=dim)
 
 
 def peak_bytes(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width: int) -> int:
