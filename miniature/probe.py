@@ -52,15 +52,26 @@ def probe(
 
 
 def sampled(
-    net: PackedTransformer, captions: CaptionBank, texts: list[str], start: Tensor, image: Tensor, layout: int, steps: int
+    net: PackedTransformer,
+    captions: CaptionBank,
+    texts: list[str],
+    start: Tensor,
+    image: Tensor,
+    layout: int,
+    steps: int,
+    noise_seed: int = 0,
 ) -> Tensor:
-    """First sections of films, (B, 16, 9, h, w) float32."""
+    """First sections of films, (B, 16, 9, h, w) float32.
+
+    texts: their captions, of the bank. start: (B, 16, 1, h, w), scaled, and image: (B, 16, 64), both in the network's dtype.
+    layout: index into FILM_TIMES.
+    """
     b, _, _, h, w = start.shape
     film = torch.zeros(b, 16, 9, h, w, device=start.device)
     places = [captions.place[text] for text in texts]
     rope = rope_table(FILM_TIMES[layout], h, w, net.config, start.device)[:, None]
     sigmas = schedule(steps, 9 * h * w // 4)
-    generator = torch.Generator("cpu").manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(noise_seed)
     noise = torch.randn(film.shape, generator=generator).to(film)
     for length in {length for length, _ in places}:
         rows = torch.tensor([i for i, place in enumerate(places) if place[0] == length], device=start.device)

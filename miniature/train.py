@@ -26,8 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--last", type=float, default=0.01, help="share of it that is left at the end")
     parser.add_argument(
         "--stage",
-        choices=("first", "second", "decoder", "a", "b", "c"),
-        help="vae: first, second or decoder; transformer: a, b or c, lessons of the curriculum",
+        choices=("first", "second", "decoder", "sampled", "a", "b", "c"),
+        help="vae: first, second, decoder or sampled; transformer: a, b or c, lessons of the curriculum",
     )
     parser.add_argument("--photos", type=Path, help="vae: folder of pictures to watch")
     parser.add_argument("--pictures-until", type=float, default=0.5, help="vae: share of the time without clips")
@@ -40,8 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
         from miniature import train_vae
 
         torch.backends.cudnn.benchmark = True
+        # As below: the stage "sampled" runs the transformer.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         stage = options.stage or "first"
-        rate = options.rate or {"first": 3e-3, "second": 1.5e-3, "decoder": 4e-4}[stage]
+        rate = options.rate or {"first": 3e-3, "second": 1.5e-3, "decoder": 4e-4, "sampled": 1e-3}[stage]
         until = options.pictures_until
         train_vae.train(options.weights, session, options.resume, rate, until, options.photos, stage)
     else:

@@ -1,10 +1,11 @@
-"""Training of the VAE in three stages.
+"""Training of the VAE in four stages.
 
 First: pictures through the exact 2-D form, then pictures and clips in turn; then the latents' statistics are folded in.
 Second: on from there, with the latents held near those of the first stage, so that a transformer trained on them can stay.
 Clips now come as the program decodes them: with the picture's own latent in front, and worn as sampling leaves them, or cut
 out of a longer film. Motion blur, which the first stage never saw, is added.
 Decoder: the same without the encoder, whose latents stay as they are; short, and cheap enough for a processor.
+Sampled: the decoder again, with clean clips and with sections that the transformer itself has sampled (`sampled.py`).
 """
 
 from __future__ import annotations
@@ -25,17 +26,24 @@ from miniature.clips import HELD_OUT, render, scenes
 from miniature.noise import choice
 from miniature.optimizer import FlatParameters, Optimizer
 from miniature.pictures import bank, streaked
+from miniature.sampled import SampledPool, Sizes
 from miniature.training import LOOK, Session, Stepper, cosine, load_into, save_half
 
 KINDS = {"move": 3, "pan": 2, "zoom": 2, "grow": 1, "turn": 1, "still": 0.5}
 # Batches rendered at a time.
 BLOCK = 32
 NOISE = 0.15
+# Chunks of sampled sections made anew at each tenth of the run.
+RENEWED = 2
 # What a latent's distance from the first stage's costs, in their unit variance.
 ANCHOR = 0.3
-STAGES = ("first", "second", "decoder")
-# Steps in turn: pictures alone, then with clips, then the later stages.
+# Of the joined clips that are not worn.
+LITTLE_NOISE = 0.05
+STAGES = ("first", "second", "decoder", "sampled")
+DECODER_ONLY = ("decoder", "sampled")
+# Steps in turn: pictures alone, then with clips, then the later stages, and the last.
 PICTURES, MIXED, LATER = ("pictures",), ("pictures", "clips", "clips"), ("pictures", "joined", "cut", "joined")
+SAMPLED = ("sampled", "clean", "pictures", "sampled", "cut", "clean", "sampled", "joined")
 
 
 def picture_batch(seeds: Tensor, pictures: Tensor, side: int) -> Tensor:
@@ -70,10 +78,12 @@ def train(
     clips: int = 4,
     frames: int = 17,
     side: int = 96,
+    sizes: Sizes | None = None,
 ) -> None:
     """Write `vae/` below `folder`: config and float16 weights, statistics folded. photos: pictures to watch, by PSNR.
 
-    frames: of a clip, 4 k + 1. stage: one of STAGES; the later ones need the weights of the first.
+    frames: of a clip, 4 k + 1. stage: one of STAGES; the later ones need the weights of the first, and "sampled" all networks.
+    sizes: of that stage's pool.
     """
     torch.manual_seed(0)
     vae = AutoencoderKLHunyuanVideo(**passes.VAE_CONFIG)
@@ -82,11 +92,11 @@ def train(
     if resume or later:
         load_into(vae, weights)
     vae.to(session.device)
-    if stage == "decoder":
+    if stage in DECODER_ONLY:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     first = copy.deepcopy(vae).to(session.dtype).requires_grad_(False)
-    encoder = first if stage == "decoder" else vae
+    encoder = first if stage in DECODER_ONLY else vae
     flat = FlatParameters(vae, session.dtype)
     optimizer = Optimizer(flat, by_muon=lambda name: "conv_out" not in name and "quant" not in name)
     stepper = Stepper(session, flat, optimizer)
@@ -95,6 +105,10 @@ def train(
     if later:
         source[1::4] = streaked(torch.arange(len(source[1::4])).to(source.device), source[1::4])
     session.log(pictures=len(source), parameters=sum(p.numel() for p in vae.parameters()))
+    pool = SampledPool(session, folder, source, sizes or Sizes()) if stage == "sampled" else None
+    if pool is not None:
+        session.log(weights="before", **pool.figures(pool.before), **photo_figures(pool.before, photos))
+        pool.fill()
 
     still = torch.zeros(batch, 3, side, side, device=session.device, dtype=session.dtype)
     moving = torch.zeros(clips, 3, frames, side, side, device=session.device, dtype=session.dtype)
@@ -111,10 +125,11 @@ def train(
             before = passes.encode(first, true)
         return ANCHOR * ((z - before).float() * vae.config.scaling_factor).square().mean()
 
-    def joined() -> tuple[Tensor, Tensor]:
+    def joined(worn: bool = True) -> tuple[Tensor, Tensor]:
         """The picture's own latent in front. Its frame counts twice as much as those of the rest together."""
         z, own = passes.encode(encoder, moving)[:, :, 1:], passes.encode(encoder, moving[:, :, 0])
-        made = passes.decode(vae, torch.cat([own[:, :, None], passes.noisy(passes.worn(z), NOISE)], dim=2))
+        rest = passes.noisy(passes.worn(z), NOISE) if worn else passes.noisy(z, LITTLE_NOISE)
+        made = passes.decode(vae, torch.cat([own[:, :, None], rest], dim=2))
         value, axes = passes.loss(made, moving, z)
         alone, _ = passes.loss(made[:, :, 0], moving[:, :, 0], own)
         return value + 2 * alone + anchored(own, moving[:, :, 0]), axes
@@ -129,31 +144,37 @@ def train(
         "pictures": lambda: both_ways(still),
         "clips": lambda: both_ways(moving),
         "joined": joined,
+        "clean": lambda: joined(worn=False),
         "cut": cut,
     }
+    if pool is not None:
+        kinds["sampled"] = lambda: pool.loss(vae)
     blocks: dict[str, Tensor] = {}
     sums = {name: torch.zeros(4, device=session.device) for name in kinds}
     counts, logged = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
     drawn, watched = 0, 0.0
     while session.running():
         optimizer.rate.fill_(cosine(session.progress, peak))
-        order = LATER if later else PICTURES if session.progress < pictures_until else MIXED
+        order = SAMPLED if pool is not None else LATER if later else PICTURES if session.progress < pictures_until else MIXED
         name = order[session.steps % len(order)]
         if not stepper.has(name):
             stepper.add(name, kinds[name])
             session.log(ready=name)
-        turn = counts[name] % BLOCK
-        if turn == 0:
-            drawn += 1
-            size = (batch if name == "pictures" else clips) * BLOCK
-            seeds = session.seeds(drawn, 8192, HELD_OUT)[:size]
-            if name == "pictures":
-                blocks[name] = picture_batch(seeds, source, side).to(session.dtype)
-            else:
-                parts = [clip_batch(part, source, side, frames) for part in seeds.split(clips * 4)]
-                blocks[name] = torch.cat(parts).to(session.dtype)
-        target = still if name == "pictures" else moving
-        target.copy_(blocks[name][turn * len(target) : (turn + 1) * len(target)])
+        if name == "sampled":
+            pool.draw()
+        else:
+            turn = counts[name] % BLOCK
+            if turn == 0:
+                drawn += 1
+                size = (batch if name == "pictures" else clips) * BLOCK
+                seeds = session.seeds(drawn, 8192, HELD_OUT)[:size]
+                if name == "pictures":
+                    blocks[name] = picture_batch(seeds, source, side).to(session.dtype)
+                else:
+                    parts = [clip_batch(part, source, side, frames) for part in seeds.split(clips * 4)]
+                    blocks[name] = torch.cat(parts).to(session.dtype)
+            target = still if name == "pictures" else moving
+            target.copy_(blocks[name][turn * len(target) : (turn + 1) * len(target)])
         value, axes = stepper.run(name)
         sums[name] += torch.cat([value[None], axes])
         counts[name] += 1
@@ -165,14 +186,16 @@ def train(
             session.log(rate=optimizer.rate.item(), skipped=int(optimizer.skipped))
         if session.progress > watched + 0.1:
             watched = session.progress
-            _watch(session, vae, encoder, flat, optimizer, photos)
+            _watch(session, vae, encoder, flat, optimizer, photos, pool)
             _save(session, whole(vae, flat, optimizer), folder)
+            for _ in range(RENEWED if pool is not None else 0):
+                pool.renew(vae)
     net = AutoencoderKLHunyuanVideo(**passes.VAE_CONFIG)
     net.load_state_dict({name: tensor.float().cpu() for name, tensor in whole(vae, flat, optimizer).items()})
     net.to(session.device).eval()
     if not later:
         fold_statistics(session, net, source, side)
-    session.log(**photo_figures(net, photos))
+    session.log(weights="after", **(pool.figures(net) if pool is not None else {}), **photo_figures(net, photos))
     _save(session, net.state_dict(), folder)
     if session.rank == 0:
         net.save_config(folder / "vae")
@@ -224,10 +247,11 @@ def _watch(
     flat: FlatParameters,
     optimizer: Optimizer,
     photos: Path | None,
+    pool: SampledPool | None,
 ) -> None:
-    """Photos with the mean weights."""
+    """Photos, and what was sampled, with the mean weights."""
     flat.compute.copy_(optimizer.ema)
-    session.log(**photo_figures(vae, photos, encoder))
+    session.log(**photo_figures(vae, photos, encoder), **(pool.figures(vae) if pool is not None else {}))
     flat.compute.copy_(flat.master)
 
 
