@@ -1,7 +1,7 @@
 """`python -m miniature.export`: the trained weights as a checkpoint in the hub's layout, `miniature/checkpoint`.
 
-Networks come from `miniature/weights` as they are; added are `eichi.json` (the preview matrix fitted to these latents, sizes,
-recommended settings and examples) and the model card.
+Networks come from `miniature/weights`, the VAE's decoder scaled to what 16 bits hold (`vae.level`). Added are `eichi.json` (the
+preview matrix fitted to these latents, sizes, recommended settings and examples) and the model card.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from miniature import vae as passes
 from miniature.clips import HELD_OUT
 from miniature.pictures import bank
 from miniature.train import WEIGHTS
+from miniature.train_transformer import WEIGHTS_FILE
+from miniature.train_vae import LEVELS
+from miniature.training import save_half
 
 COMPONENTS = (
     "transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_encoder", "feature_extractor",
@@ -80,6 +83,11 @@ def export(weights: Path, folder: Path) -> Path:
         new = Path(temporary) / "checkpoint"
         for name in COMPONENTS:
             shutil.copytree(weights / name, new / name)
+        exponents = passes.exponents_for(vae, passes.encode(vae, pictures))
+        if any(exponents):
+            # A checkpoint that is exported again has them already.
+            passes.level(vae, exponents)
+            save_half(vae.state_dict(), new / "vae" / WEIGHTS_FILE, torch.float16, **{LEVELS: json.dumps(exponents)})
         (new / "eichi.json").write_text(json.dumps(document, indent=2) + "\n")
         shutil.copy(Path(__file__).parent / "model_card.md", new / "README.md")
         size = sum(path.stat().st_size for path in new.rglob("*") if path.is_file())

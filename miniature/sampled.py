@@ -8,6 +8,7 @@ sampled ones, which are the film's first time tile.
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from itertools import product
@@ -101,8 +102,9 @@ class SampledPool:
         self.net = new_transformer()
         load_into(self.net, folder / "transformer" / WEIGHTS_FILE)
         self.net.to(device, dtype).requires_grad_(False)
-        # Encoder, and decoder before this stage.
-        self.before = load_vae(folder, session)
+        self.encoder = load_vae(folder, session)
+        # The decoder before this stage; what runs through one in training may be more than float16 holds.
+        self.before = copy.deepcopy(self.encoder).to(dtype)
         self.siglip = load_vision(folder, device)
         said = [
             caption(kind, direction, shape, colour)
@@ -198,11 +200,11 @@ class SampledPool:
         """The next chunk. decoder: by which the first frames are judged."""
         number, chunk, side = self._drawn, self.sizes.chunk, self.sizes.side
         self._drawn += 1
-        scale, dtype = self.before.config.scaling_factor, self.session.dtype
-        exact = self.before.dtype
+        scale, dtype = self.encoder.config.scaling_factor, self.session.dtype
+        exact = self.encoder.dtype
         drawn = scenes(self.session.seeds(number, DRAWN * chunk, HELD_OUT), len(self.pictures), SCENES)
         starts = render(drawn, self.pictures, torch.zeros(1), side, side)[:, :, 0]
-        own = torch.cat([passes.encode(self.before, part.to(exact)) for part in starts.split(PART)])
+        own = torch.cat([passes.encode(self.encoder, part.to(exact)) for part in starts.split(PART)])
         loud = ((own.float() * scale).abs() - LOUD).clamp_min(0).flatten(1).mean(1)
         plain = chunk // 2
         rest = plain + loud[plain:].argsort(descending=True)[: chunk - plain]
@@ -227,16 +229,16 @@ class SampledPool:
     def _judged(self, decoder: AutoencoderKLHunyuanVideo, chosen: Scenes, own: Tensor, film: Tensor) -> Sections:
         """Targets: the truth where what was sampled is near it. Further away it would teach the decoder the mean of all that
         may have been meant, which is a blur; there it stays with what the decoder made before, unless that broke."""
-        scale, exact, side = self.before.config.scaling_factor, self.before.dtype, self.sizes.side
+        scale, dtype, side = self.encoder.config.scaling_factor, self.session.dtype, self.sizes.side
         true = render(chosen, self.pictures, torch.arange(1 + TILE * FRAMES), side, side)
-        truth = passes.encode(self.before, true.to(exact))[:, :, 1:].float() * scale
+        truth = passes.encode(self.encoder, true.to(self.encoder.dtype))[:, :, 1:].float() * scale
         square = (film - truth).square().mean(1, keepdim=True)
         # A cell's own error is as uneven as noise.
         square = F.avg_pool3d(F.pad(square, (1, 1, 1, 1, 0, 0), mode="replicate"), (1, 3, 3), 1)
         near = torch.exp(-square / NEAR**2)
         latents = torch.cat([own.float(), film / scale], dim=2)
-        before = passes.decode(self.before, latents.to(exact)).float().clamp(-1, 1)
-        alone = first_errors(passes.decode(self.before, own[:, :, 0]), true)
+        before = passes.decode(self.before, latents.to(dtype)).float().clamp(-1, 1)
+        alone = first_errors(passes.decode(self.before, own[:, :, 0].to(dtype)), true)
         lost = below(first_errors(before, true), alone)
         whole = BEFORE * (lost < BROKEN).float().view(-1, 1, 1, 1, 1) * (1 - near)
         share = near / (near + whole).clamp_min(1e-6)

@@ -11,6 +11,7 @@ Sampled: the decoder again, with clean clips and with sections that the transfor
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from miniature.noise import choice
 from miniature.optimizer import FlatParameters, Optimizer
 from miniature.pictures import bank, streaked
 from miniature.sampled import SampledPool, Sizes
-from miniature.training import LOOK, Session, Stepper, cosine, load_into, save_half
+from miniature.training import LOOK, Session, Stepper, cosine, load_into, metadata_of, save_half
 
 KINDS = {"move": 3, "pan": 2, "zoom": 2, "grow": 1, "turn": 1, "still": 0.5}
 # Batches rendered at a time.
@@ -39,6 +40,8 @@ RENEWED = 2
 ANCHOR = 0.3
 # Of the joined clips that are not worn.
 LITTLE_NOISE = 0.05
+# Of a checkpoint's VAE: what `level` was given.
+LEVELS = "levels"
 STAGES = ("first", "second", "decoder", "sampled")
 DECODER_ONLY = ("decoder", "sampled")
 # Steps in turn: pictures alone, then with clips, then the later stages, and the last.
@@ -91,6 +94,9 @@ def train(
     later = stage != "first"
     if resume or later:
         load_into(vae, weights)
+        if LEVELS in (known := metadata_of(weights)):
+            # Steps are as large as the weights were when they were trained.
+            passes.level(vae, [-exponent for exponent in json.loads(known[LEVELS])])
     vae.to(session.device)
     if stage in DECODER_ONLY:
         vae.encoder.requires_grad_(False)

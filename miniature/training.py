@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -148,13 +149,21 @@ class Stepper:
         return replay
 
 
-def save_half(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype) -> None:
-    """Write tensors in 16 bits; whole or not at all."""
+def save_half(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype, **metadata: str) -> None:
+    """Write tensors in 16 bits; whole or not at all. metadata: texts for the file's header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    save_file({name: t.to("cpu", dtype).contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
+    save_file(
+        {name: t.to("cpu", dtype).contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt", **metadata}
+    )
     os.replace(temporary, path)
 
 
 def load_into(net: nn.Module, path: Path) -> None:
     net.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()}, strict=True)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Texts of a file's header."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}

@@ -6,6 +6,8 @@ A picture is a clip of one frame, and with replicated padding in front of time a
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ LATENTS = 16
 SCALING = 0.476986
 # Orthonormal: brightness, red against blue, green against both.
 OPPONENT = ((0.57735, 0.57735, 0.57735), (0.70711, 0.0, -0.70711), (-0.40825, 0.81650, -0.40825))
+# Of what runs through the decoder; a sixteenth of what 16 bits hold, for pictures that are louder than those it was seen with.
+LOUDEST = 4096.0
 # log of the posterior's variance, which nobody samples from: the program takes the mode.
 LOG_VARIANCE = -6.0
 
@@ -160,6 +164,46 @@ def loss(made: Tensor, true: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     if difference.ndim == 5:
         total = total + 0.5 * difference.diff(dim=2).abs().mean()
     return total, axes.detach().square().transpose(0, 1).flatten(1).mean(1)
+
+
+@torch.no_grad()
+def level(vae: AutoencoderKLHunyuanVideo, exponents: Sequence[int]) -> None:
+    """Divide what runs through the decoder's up blocks by 2**exponent, one for each of them, in place: the same pictures, since
+    every path from there to the pixels begins with a group norm. The first block's is 0: what enters it is not scaled.
+
+    Nothing in training holds these sizes, and 3e6 where 16 bits end at 65504 is no picture on a card.
+    """
+    blocks = vae.decoder.up_blocks
+    for number, (block, exponent) in enumerate(zip(blocks, exponents, strict=True)):
+        for module in block.resnets:
+            module.conv2.conv.weight.mul_(2.0**-exponent)
+            module.conv2.conv.bias.mul_(2.0**-exponent)
+            if module.conv_shortcut is not None:
+                module.conv_shortcut.conv.bias.mul_(2.0**-exponent)
+        for module in block.upsamplers or ():
+            following = exponents[number + 1]
+            module.conv.conv.weight.mul_(2.0 ** (exponent - following))
+            module.conv.conv.bias.mul_(2.0**-following)
+
+
+@torch.no_grad()
+def exponents_for(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> list[int]:
+    """What `level` must be given for latents z (B, 16, h, w) to stay below LOUDEST in every up block."""
+    found, handles = [], []
+    for block in vae.decoder.up_blocks:
+        largest = []
+        found.append(largest)
+        # A block's first module is the only one to see what the block before upsampled.
+        for module in block.resnets:
+            handles.append(
+                module.register_forward_hook(lambda _, x, y, seen=largest: seen.extend(t.abs().max() for t in (*x, y)))
+            )
+    try:
+        vae.decode(z[:, :, None])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [0, *(max(0, math.ceil(math.log2(max(values).item() / LOUDEST))) for values in found[1:])]
 
 
 @torch.no_grad()
