@@ -51,7 +51,7 @@ def fuse(layers: Sequence[Linear]) -> Fused | None:
 
 def project(x: Tensor, layers: Sequence[Linear], fused: Fused | None) -> list[Tensor]:
     """What each layer makes of x (..., in): slices of one product where there is a view, else products of their own."""
-    if fused is None:
+    if fused is None or any(layer.merges(x) for layer in layers):
         return [layer(x) for layer in layers]
     whole, start, made = multiply(x, *fused, layers[0].product), 0, []
     for layer in layers:

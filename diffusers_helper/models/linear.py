@@ -1,7 +1,8 @@
 """Linear layers whose weights may be kept in 8 bits, with low-rank side branches beside them.
 
 A branch never touches the weights: its strength can change between two passes, and without branches, or with all of them at
-strength 0, a layer computes exactly what torch's does.
+strength 0, a layer computes exactly what torch's does. Where tokens are many, a pass adds the branches to a copy of the layer's
+weight, which is then smaller than what they would be added to.
 """
 
 from __future__ import annotations
@@ -49,10 +50,16 @@ class LowRankBranch(nn.Module):
         self.register_buffer("down", down.contiguous(), persistent=False)
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """y (..., out) with the branch's part for x (..., in) added in place."""
+        """y (..., out) and the branch's part for x (..., in), as a new tensor: written into a slice of a compiled block's
+        product it would be copied with the whole of it."""
         inner = F.linear(x, self.down.to(x.dtype)).flatten(0, -2)
-        y.view(-1, y.shape[-1]).addmm_(inner, self.up.to(x.dtype).t(), alpha=self.strength * self.scale)
-        return y
+        up = self.up.to(x.dtype) * (self.strength * self.scale)
+        return torch.addmm(y.flatten(0, -2), inner, up.t()).view(*y.shape)
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """A weight (out, in) with the branch's part."""
+        up = self.up.to(weight.dtype) * (self.strength * self.scale)
+        return torch.addmm(weight, up, self.down.to(weight.dtype))
 
     def add_to_conv(self, y: Tensor, x: Tensor, conv: nn.Conv3d) -> Tensor:
         """The same for a convolution's y (1, out, ...) and x (1, channels, ...)."""
@@ -74,7 +81,11 @@ class KroneckerBranch(nn.Module):
         left, right = self.left.to(x.dtype), self.right.to(x.dtype)
         inner = F.linear(x.unflatten(-1, (left.shape[1], right.shape[1])), right)
         whole = torch.einsum("ab,...bc->...ac", left, inner).flatten(-2)
-        return y.add_(whole[..., self.rows[0] : self.rows[1]], alpha=self.strength * self.scale)
+        return y + whole[..., self.rows[0] : self.rows[1]] * (self.strength * self.scale)
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        left, right = self.left.to(weight.dtype), self.right.to(weight.dtype)
+        return weight + torch.kron(left, right)[self.rows[0] : self.rows[1]] * (self.strength * self.scale)
 
     def add_to_conv(self, y: Tensor, x: Tensor, conv: nn.Conv3d) -> Tensor:
         kernel = torch.kron(self.left, self.right)[self.rows[0] : self.rows[1]].to(x.dtype)
@@ -101,10 +112,30 @@ class Linear(nn.Linear):
         self.branches = nn.ModuleList()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.merges(x):
+            return F.linear(x, self.with_branches_in(x.dtype), self.bias.to(x.dtype))
         return self.with_branches(multiply(x, self.weight, self.bias, self.weight_scale, self.product), x)
 
+    def merges(self, x: Tensor) -> bool:
+        """Whether branches are added to a copy of the weight rather than to what it makes of x (..., in): a pass over
+        in x out numbers against one over tokens x (in + out).
+
+        Not with weights of 8 bits: widened, they and a branch would be rounded once more, by about as much as 8 bits round.
+        """
+        if self.weight_scale is not None or not any(branch.strength for branch in self.branches):
+            return False
+        return x[..., 0].numel() * (self.in_features + self.out_features) > self.in_features * self.out_features
+
+    def with_branches_in(self, dtype: torch.dtype) -> Tensor:
+        """The weight as it is multiplied with, and what the branches add to it."""
+        weight = self.weight.to(dtype)
+        for branch in self.branches:
+            if branch.strength:
+                weight = branch.added_to(weight)
+        return weight
+
     def with_branches(self, y: Tensor, x: Tensor) -> Tensor:
-        """y (..., out), which the weights made of x (..., in), and in place what the branches add to it."""
+        """y (..., out), which the weights made of x (..., in), and what the branches add to it."""
         for branch in self.branches:
             if branch.strength:
                 y = branch.add_to(y, x)

@@ -13,7 +13,7 @@ from torch import nn
 from diffusers_helper import checkpoint
 from diffusers_helper.checkpoint import load_transformer
 from diffusers_helper.memory import module_bytes
-from diffusers_helper.models.linear import LowRankBranch, layers
+from diffusers_helper.models.linear import Linear, LowRankBranch, layers
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.reading import Reader
 from tests.diffusers_helper.inputs import LAYOUTS, inputs, velocity
@@ -115,11 +115,12 @@ def branches_for(net: PackedTransformer, seed: int) -> dict[str, tuple[torch.Ten
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_beside_8_bits_is_nearer_than_merged_into_them(folder, storage):
+def test_beside_8_bits_is_nearer_than_merged_into_them(folder, storage, monkeypatch):
     """A branch keeps its precision; merged, it is rounded with the weight, and its largest numbers coarsen the whole channel.
 
-    The measure is the network in bfloat16 with the LoRA beside it.
+    The measure is the network in bfloat16 with the LoRA beside it also where it would be added to a copy of the weight.
     """
+    monkeypatch.setattr(Linear, "merges", lambda layer, x: False)
     given = inputs(LAYOUTS["forward"], 10, 6)
     for seed in range(4):
         exact, beside = load_transformer(folder, torch.bfloat16), load_transformer(folder, torch.bfloat16, storage)

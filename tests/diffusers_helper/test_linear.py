@@ -68,6 +68,32 @@ def test_branches_add_what_merging_adds(shape):
     assert torch.equal(x, before)
 
 
+def test_many_tokens_and_few_get_the_same_branches():
+    """Added to a copy of the weight or to its product, whichever is smaller: the same sums, and the weight stays."""
+    layer = Linear(24, 40)
+    layer.branches.extend([low_rank(layer, 0), KroneckerBranch(1, random(8, 4), random(10, 6), 0.3, (40, 80))])
+    set_strengths(layer, [0.8, -0.3])
+    before = layer.weight.clone()
+    many = random(2, 20, 24)
+    few = many[:, :3]
+    assert layer.merges(many) and not layer.merges(few)
+    assert (layer(many)[:, :3] - layer(few)).abs().max() <= 1e-5
+    assert torch.equal(layer.weight, before)
+    set_strengths(layer, [0.0, 0.0])
+    assert not layer.merges(many)
+
+
+def test_branches_stay_beside_8_bits():
+    layer = Linear(24, 40)
+    weight, layer.weight_scale = quantise(layer.weight, "int8", torch.float32)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.branches.append(low_rank(layer))
+    x = random(2, 20, 24)
+    assert not layer.merges(x)
+    wanted = F.linear(x, layer.wide_weight(torch.float32) + delta_of(layer.branches[0]), layer.bias)
+    assert (layer(x) - wanted).abs().max() <= 1e-5
+
+
 def test_branches_of_a_patch_convolution():
     layer = PatchConv(4, 12, (1, 2, 2))
     layer.branches.extend([low_rank(layer), KroneckerBranch(1, random(3, 4), random(4, 4), 0.3, (0, 12))])
