@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,14 @@ def read_header(path: Path) -> Header:
         metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
         dtypes = {key: entry["dtype"] for key, entry in entries.items()}
         shapes = {key: tuple(int(side) for side in entry["shape"]) for key, entry in entries.items()}
-        expected = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        places = sorted(tuple(map(int, entry["data_offsets"])) for entry in entries.values())
+        expected = 8 + length + max((end for _, end in places), default=0)
         whole = all(
             entry["data_offsets"][1] - entry["data_offsets"][0] == prod(shapes[key]) * BITS[dtypes[key]] // 8
             for key, entry in entries.items()
         )
+        # One after the other, without gaps, as the format asks.
+        whole = whole and all(begin == end for (_, end), (begin, _) in pairwise([(0, 0), *places]))
     except OSError as error:
         raise LoraError("damaged", file=name, expected=error.strerror or str(error), actual="-") from None
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):

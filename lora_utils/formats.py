@@ -22,8 +22,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 ENDS = (
     (re.compile(r"\.(?:lora_down|lora\.down|lora_linear_layer\.down)\.weight$"), "down"),
     (re.compile(r"\.(?:lora_up|lora\.up|lora_linear_layer\.up)\.weight$"), "up"),
-    (re.compile(r"\.lora_A(?:\.[^.]+)?\.weight$"), "down"),
-    (re.compile(r"\.lora_B(?:\.[^.]+)?\.weight$"), "up"),
+    (re.compile(r"\.lora_A(?P<adapter>\.[^.]+)?\.weight$"), "down"),
+    (re.compile(r"\.lora_B(?P<adapter>\.[^.]+)?\.weight$"), "up"),
     (re.compile(r"\.alpha$"), "alpha"),
     (re.compile(r"\.(?=(?:hada|lokr)_w[12](?:_[ab])?$)"), ""),
     (re.compile(r"\.(?:dora_scale|lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?)$"), "dora"),
@@ -100,21 +100,29 @@ def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
     than adding: a file is used as it was made, or not at all.
     """
     names = Names(layers)
-    grouped: dict[str, dict[str, str]] = {}
+    # By layer and adapter: a file may have several for one layer.
+    grouped: dict[tuple[str, str], dict[str, str]] = {}
+    alphas: dict[str, str] = {}
     unknown, text_encoder = [], []
     for key in header.shapes:
         if is_text_encoder(key):
             text_encoder.append(key)
             continue
-        name, role = _split(key)
+        name, role, adapter = _split(key)
         if role == "dora":
             raise LoraError("dora", file=file, example=key)
         if role is None:
             unknown.append(key)
+        elif role == "alpha":
+            alphas[name] = key
+            if prod(header.shapes[key]) != 1:
+                raise LoraError("shape", file=file, layer=key, expected="1", actual=_times(header.shapes[key]))
         else:
-            grouped.setdefault(name, {})[role] = key
+            grouped.setdefault((name, adapter), {})[role] = key
+    unknown += [key for name, key in alphas.items() if not any(name == known for known, _ in grouped)]
     entries = []
-    for name, keys in grouped.items():
+    for (name, _), keys in grouped.items():
+        keys |= {"alpha": alphas[name]} if name in alphas else {}
         target, kind = names.find(name), _kind(keys)
         if target is None or kind is None:
             unknown += keys.values()
@@ -157,12 +165,16 @@ def factor_numbers(layout: Layout, shapes: Shapes) -> Iterator[tuple[str, int]]:
                 yield part.layer, rank * (end - first + entry.shape[1])
 
 
-def _split(key: str) -> tuple[str, str | None]:
-    """Layer and part of a key; the part is None where it is none that we know."""
+def _split(key: str) -> tuple[str, str | None, str]:
+    """Layer, part and adapter of a key; the part is None where it is none that we know.
+
+    Factors of PEFT's and of kohya's kind are never of one adapter.
+    """
     for pattern, role in ENDS:
         if match := pattern.search(key):
-            return key[: match.start()], role or key[match.end() :]
-    return key, None
+            adapter = f"PEFT{match['adapter'] or ''}" if "adapter" in pattern.groupindex else ""
+            return key[: match.start()], role or key[match.end() :], adapter
+    return key, None, ""
 
 
 def _kind(keys: Mapping[str, str]) -> str | None:

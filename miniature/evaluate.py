@@ -185,7 +185,7 @@ class Evaluation:
             with_end, _, _ = self.film("reverse", other[:, :, 0], caption, end=last)
             without, _, _ = self.film("reverse", other[:, :, 0], caption)
             gains.append(decibels(with_end[:, :, -1], last) - decibels(without[:, :, -1], last))
-            self.sheet(f"end_{number}", torch.cat([without, with_end], dim=3)[:, :, ::6])
+            self.sheet(f"end_{number}", torch.cat([other, without, with_end], dim=3)[:, :, ::6])
         yield Figure("end picture: nearer by, dB", _mean(gains), 6.0)
         yield Figure("end picture: nearer by, the least of them, dB", min(gains))
 

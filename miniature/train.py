@@ -14,6 +14,17 @@ import torch
 from miniature.training import Session
 
 WEIGHTS = Path(__file__).parent / "weights"
+STAGES = {"vae": ("first", "second", "decoder", "sampled"), "transformer": ("a", "b", "c")}
+ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder")
+
+
+def needed(network: str, stage: str, resume: bool) -> tuple[str, ...]:
+    """Folders that a stage begins with."""
+    if network == "transformer":
+        return ("vae", *ENCODERS, *(("transformer",) if resume else ()))
+    if stage == "sampled":
+        return ("vae", "transformer", *ENCODERS)
+    return ("vae",) if resume or stage != "first" else ()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,7 +37,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--last", type=float, default=0.01, help="share of it that is left at the end")
     parser.add_argument(
         "--stage",
-        choices=("first", "second", "decoder", "sampled", "a", "b", "c"),
         help="vae: first, second, decoder or sampled; transformer: a, b or c, lessons of the curriculum",
     )
     parser.add_argument("--photos", type=Path, help="vae: folder of pictures to watch")
@@ -35,6 +45,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs, nothing compiled")
     parser.add_argument("--attention", choices=("flash", "efficient"), default="flash", help="transformer: PyTorch's kernel")
     options = parser.parse_args(arguments)
+    stages = STAGES[options.network]
+    stage = options.stage or stages[0]
+    if stage not in stages:
+        parser.error(f"stages of the {options.network} are {', '.join(stages)}")
+    if options.minutes <= 0:
+        parser.error("--minutes must be more than 0")
+    for name in needed(options.network, stage, options.resume):
+        if not (options.weights / name).is_dir():
+            parser.error(f"{options.weights / name} is not there; miniature/checkpoint has one, see the README")
     session = Session(options.minutes, options.weights, options.device, not options.eager)
     if options.network == "vae":
         from miniature import train_vae
@@ -42,7 +61,6 @@ def main(arguments: list[str] | None = None) -> None:
         torch.backends.cudnn.benchmark = True
         # As below: the stage "sampled" runs the transformer.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        stage = options.stage or "first"
         rate = options.rate or {"first": 3e-3, "second": 1.5e-3, "decoder": 4e-4, "sampled": 1e-3}[stage]
         until = options.pictures_until
         train_vae.train(options.weights, session, options.resume, rate, until, options.photos, stage)
@@ -53,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cuda.enable_flash_sdp(options.attention == "flash")
         rate = options.rate or 2e-3
-        train_transformer.train(options.weights, session, options.resume, rate, options.last, options.stage or "a")
+        train_transformer.train(options.weights, session, options.resume, rate, options.last, stage)
     session.close()
 
 

@@ -74,6 +74,8 @@ def test_every_way_of_being_cut_off_is_found(file):
         b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
         b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, '
+        b'"b": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}',
         b'{"__metadata__": 5}',
         b"\xff\xfe",
     ],

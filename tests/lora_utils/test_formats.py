@@ -137,6 +137,32 @@ def test_a_partly_known_file_is_used_as_far_as_it_goes(shapes, tmp_path):
     assert len(report.unknown) == 4 and len(report.text_encoder) == 1
 
 
+def test_two_adapters_of_one_layer_both_count(shapes, tmp_path):
+    """The first of them was lost without a word, and the report said that everything fits."""
+    path = tmp_path / "a.safetensors"
+    layer = "transformer_blocks.0.attn.to_q"
+    factors = {
+        f"{layer}.lora_{side}.{adapter}.weight": torch.randn(*sides, generator=torch.Generator().manual_seed(seed))
+        for seed, (adapter, side, sides) in enumerate(
+            (adapter, side, sides) for adapter in ("default", "style") for side, sides in (("A", (2, 32)), ("B", (32, 2)))
+        )
+    }
+    save_file(factors, path)
+    found, report = read(path, shapes)
+    wanted = sum(factors[f"{layer}.lora_B.{a}.weight"] @ factors[f"{layer}.lora_A.{a}.weight"] for a in ("default", "style"))
+    assert torch.allclose(found[layer], wanted, atol=1e-6)
+    assert (report.used, report.found, report.applied, report.unknown) == (2, 2, 1, ())
+
+
+def test_an_alpha_that_is_no_number_is_refused(shapes, tmp_path):
+    """It was found only when the model was being loaded, with an error that named no file."""
+    path = tmp_path / "a.safetensors"
+    write_lora(path, "dotted", shapes, only=("proj_out",))
+    change(path, lambda tensors: tensors.update({"proj_out.alpha": torch.ones(2)}))
+    error = refused(path, shapes)
+    assert (error.key, error.values["layer"], error.values["actual"]) == ("shape", "proj_out.alpha", "2")
+
+
 @pytest.mark.parametrize("side", ["lora_up", "lora_down"])
 def test_a_wrong_shape_is_refused_with_layer_and_sizes(side, shapes, tmp_path):
     """In a file where everything else fits: half of a LoRA would look like a weak one."""
