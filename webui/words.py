@@ -130,7 +130,10 @@ def settings_list(t: Translator, document: Mapping[str, Any]) -> list[list[str]]
         if value in ("", None, [], {}) or value is False:
             continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        pairs.append([field_label(t, name) or name, Path(text).name if name in PICTURES and isinstance(value, str) else text])
+        if (word := f"page.{name}.{text}") in table("en"):
+            text = t(word)
+        label = t("page.mode") if name == "mode" else field_label(t, name) or name
+        pairs.append([label, Path(text).name if name in PICTURES and isinstance(value, str) else text])
     return pairs
 
 

@@ -30,8 +30,8 @@ def test_the_decoder_sees_what_is_sampled(tmp_path, monkeypatch):
     weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     before, other = load_file(weights), load_file(transformer)
     (tmp_path / "log.jsonl").unlink()
-    # Of the time it is given the start takes most, whatever the machine: eight steps of each kind follow.
-    monkeypatch.setattr(Session, "running", lambda session: _steps(session, 24))
+    # Of the time it is given the start takes most, whatever the machine: every kind of step once follows.
+    monkeypatch.setattr(Session, "running", lambda session: _steps(session, 10))
     sizes = Sizes(pool=6, chunk=4, batch=2, side=16, watched=2)
     train_vae.train(tmp_path, Session(0.01, tmp_path, "cpu"), False, peak=1e-3, stage="sampled", sizes=sizes, **small)
     after = load_file(weights)

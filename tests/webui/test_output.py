@@ -144,10 +144,12 @@ def test_problems_stand_at_their_fields():
 
 
 def test_settings_for_reading():
-    """Only what has a value, by the page's names; pictures without the server's folder."""
+    """Only what has a value, fields and choices in the page's words; pictures without the server's folder."""
     document = {"mode": "reverse", "image": "/srv/x/cat.png", "seed": 5, "end_image": "", "loop": False, "shift": None}
+    document |= {"step_cache": "none", "precision": "auto"}
     shown = dict(map(tuple, words.settings_list(Translator("en"), document)))
-    assert shown == {"mode": "reverse", "Start picture": "cat.png", "Seed": "5"}
+    precision, cache = (Translator("en")(f"page.field.{name}") for name in ("precision", "step_cache"))
+    assert shown == {"Mode": "Standard", "Start picture": "cat.png", "Seed": "5", cache: "Off", precision: "Automatic"}
     assert json.loads(dict(map(tuple, words.settings_list(Translator("en"), {"keyframes": {"1": "a"}})))["Keyframe"]) == {
         "1": "a"
     }
