@@ -51,7 +51,7 @@ function draw(cell) {
   button.setAttribute('role', 'option');
   button.setAttribute('aria-selected', cell.number === selected);
   const top = part('top', '');
-  top.append(part('time', cell.begin), part('number', cell.number));
+  top.append(part('time', cell.time), part('number', cell.number));
   button.append(top);
   if (cell.picture !== undefined) {
     const picture = part('picture' + (cell.inherited ? ' inherited' : ''), '');
@@ -86,20 +86,21 @@ def strip(request: FilmRequest, t: Translator, url: Callable[[str], str]) -> dic
     keyframes = getattr(request, "keyframes", None)
     # The film's first frame comes before its first section.
     seconds = (plan.frames - 1) / count / FPS
-    begins = {number: t("page.timeline.begin", seconds=f"{place * seconds:.1f}") for place, number in enumerate(order)}
+    ranges = {number: f"{place * seconds:.1f}\N{EN DASH}{(place + 1) * seconds:.1f}" for place, number in enumerate(order)}
+    times = {number: t("page.timeline.time", seconds=text) for number, text in ranges.items()}
     # What was given to sections that a shorter film does not have stays in reach.
     given = {*request.section_prompts, *request.section_lora_scales, *(keyframes or ())}
     gone = sorted(given - set(order), reverse=request.mode != "forward")
-    cells = [_cell(request, number, begins.get(number), t, url) for number in (*gone, *order)]
+    cells = [_cell(request, number, times.get(number), t, url) for number in (*gone, *order)]
     return {"label": t("page.timeline"), "count": count, "cells": cells}
 
 
-def _cell(request: FilmRequest, number: int, begin: str | None, t: Translator, url: Callable[[str], str]) -> dict[str, Any]:
+def _cell(request: FilmRequest, number: int, time: str | None, t: Translator, url: Callable[[str], str]) -> dict[str, Any]:
     own, scale = request.section_prompts.get(number, "").strip(), request.section_lora_scales.get(number, 1.0)
     cell: dict[str, Any] = {
         "number": number,
-        "begin": t("page.timeline.gone") if begin is None else begin,
-        "gone": begin is None,
+        "time": t("page.timeline.gone") if time is None else time,
+        "gone": time is None,
         "tone": "",
         "own": bool(own),
         "prompt": own or t("page.timeline.common"),

@@ -61,11 +61,13 @@ class TimelinePanel:
         self.prompts = gr.Textbox("{}", elem_id="section-prompts-json", **hidden)
         self.scales = gr.Textbox("{}", elem_id="section-lora-scales-json", **hidden)
         self.section = gr.Textbox("", elem_id="section-number", **hidden)
+        # Not in the editor: what is hidden there shows when the editor is shown again.
+        if self.pictures:
+            self.keyframes = gr.Textbox("{}", elem_id="keyframes-json", **hidden)
         with gr.Column(visible=False, elem_id="section-editor", elem_classes="eichi-editor") as self.editor:
             self.title = gr.HTML(elem_id="section-title")
             with gr.Row(equal_height=False):
                 if self.pictures:
-                    self.keyframes = gr.Textbox("{}", elem_id="keyframes-json", **hidden)
                     self.picture = fields.picture(
                         label=t("page.field.keyframes"),
                         placeholder=t("page.picture.placeholder"),

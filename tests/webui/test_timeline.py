@@ -21,6 +21,7 @@ COPY_A_PICTURE = """async () => {
   canvas.getContext('2d').fillRect(0, 0, 64, 64);
   const picture = await new Promise(done => canvas.toBlob(done, 'image/png'));
   await navigator.clipboard.write([new ClipboardItem({ 'image/png': picture })]); }"""
+KEYFRAMES = "JSON.parse(document.querySelector('#keyframes-json textarea').value)"
 CELLS = "[...document.querySelectorAll('#timeline button')].map(cell => parseInt(cell.dataset.section))"
 
 
@@ -33,8 +34,9 @@ def test_sections_are_shown_as_they_are_played():
     reverse, forward = cells("reverse", seconds=5), cells("forward", seconds=5)
     assert [cell["number"] for cell in reverse] == [3, 2, 1, 0]
     assert [cell["number"] for cell in forward] == [0, 1, 2, 3]
-    assert [cell["begin"] for cell in reverse] == ["0.0 s", "1.2 s", "2.4 s", "3.6 s"]
-    assert [cell["begin"] for cell in cells("forward", seconds=2, window=4.5)] == ["0.0 s", "0.7 s", "1.3 s"]
+    assert [cell["time"] for cell in reverse] == ["0.0–1.2 s", "1.2–2.4 s", "2.4–3.6 s", "3.6–4.8 s"]
+    forward = cells("forward", seconds=2, window=4.5)
+    assert [cell["time"] for cell in forward] == ["0.0–0.7 s", "0.7–1.3 s", "1.3–2.0 s"]
     assert all("picture" not in cell for cell in forward)
 
 
@@ -54,7 +56,7 @@ def test_a_section_shows_what_it_inherits():
 def test_what_a_shorter_film_has_no_section_for_stays_in_reach():
     shown = cells("reverse", seconds=1, keyframes={3: "a.png"}, section_prompts={5: "x"})
     assert [(cell["number"], cell["gone"]) for cell in shown] == [(5, True), (3, True), (0, False)]
-    assert shown[0]["begin"] == "not in this film"
+    assert shown[0]["time"] == "not in this film"
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,8 @@ def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, lan
     choose(1)
     assert page.input_value("#section-prompt textarea") == "She turns 1."
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # The box with all pictures' paths showed from the second opened section on, and emptying it deleted them.
+    assert page.locator("#keyframes-json").is_hidden()
     page.wait_for_function("document.querySelector('#timeline [data-section=\"0\"] img')?.naturalWidth > 0")
 
     # Pasted, for the final frame; then everything goes through a ZIP to a page that knows nothing of it.
@@ -185,11 +189,19 @@ def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, lan
     assert page.input_value("#section-prompt textarea") == "She turns 2."
     page.wait_for_selector("#section-picture img")
 
-    # Copied to where nothing is; then the source is taken away, and the copies stay.
+    # Copied to where nothing is, elsewhere only when asked; then the source is taken away, and the copies stay.
     page.locator("#quick label").nth(5).click()
     page.wait_for_function(f"{CELLS}.length === 7")
+    choose(3)
+    page.set_input_files("#section-picture input[type=file]", str(tmp_path / "2.png"))
+    page.wait_for_selector("#timeline [data-section='3'] .picture:not(.inherited) img")
     page.click("#copy-keyframes")
     page.wait_for_function("document.querySelectorAll('#timeline .picture:not(.inherited) img').length === 4")
+    copied = json.loads(page.input_value("#keyframes-json textarea"))
+    assert copied["5"] == copied["1"] != copied["3"]
+    page.check("#copy-overwrite input")
+    page.click("#copy-keyframes")
+    page.wait_for_function(f"{KEYFRAMES}[3] === {KEYFRAMES}[1]")
     choose(1)
     page.locator("#section-picture").get_by_label("Remove Image").click()
     page.wait_for_function("document.querySelectorAll('#timeline .picture:not(.inherited) img').length === 3")
