@@ -97,7 +97,7 @@ def test_a_polite_end_keeps_what_is_finished(
             os.kill(os.getpid(), how)
 
     monkeypatch.setattr(Progress, "show", show_and_signal)
-    flags = ["--image", pictures[0], "--prompt", "x", "--seconds", 3, "--size", 128, "--steps", 30, "--step-cache", "none"]
+    flags = ["--image", pictures[0], "--prompt", "x", "--seconds", 3, "--size", 128, "--steps", 60, "--step-cache", "none"]
     before = signal.getsignal(signal.SIGTERM)
     code, result = eichi(capsys, "render", *flags, "--models", checkpoint, "--device", "cpu", "--out", tmp_path / "out")
     assert code == 130 and result["state"] == "stopped" and result["frames"] == 33
