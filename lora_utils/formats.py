@@ -119,7 +119,8 @@ def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
                 raise LoraError("shape", file=file, layer=key, expected="1", actual=_times(header.shapes[key]))
         else:
             grouped.setdefault((name, adapter), {})[role] = key
-    unknown += [key for name, key in alphas.items() if not any(name == known for known, _ in grouped)]
+    known = {name for name, _ in grouped}
+    unknown += [key for name, key in alphas.items() if name not in known]
     entries = []
     for (name, _), keys in grouped.items():
         keys |= {"alpha": alphas[name]} if name in alphas else {}

@@ -157,7 +157,7 @@ class SampledPool:
     def loss(self, decoder: AutoencoderKLHunyuanVideo) -> tuple[Tensor, Tensor]:
         """Of the sections that were drawn; and the errors of their first frames along the opponent axes."""
         z, target = self.latents[self.rows], self.target[self.rows]
-        weight = self.weight[self.rows].repeat_interleave(FRAMES, 2).repeat_interleave(CELL, 3).repeat_interleave(CELL, 4)
+        weight = _over_pixels(self.weight[self.rows])
         made = passes.decode(decoder, z)
         self.lost.index_copy_(0, self.rows, below(first_errors(made, target), self.alone[self.rows]))
         first, axes = passes.loss(made[:, :, 0], target[:, :, 0], z)
@@ -241,13 +241,17 @@ class SampledPool:
         alone = first_errors(passes.decode(self.before, own[:, :, 0].to(dtype)), true)
         lost = below(first_errors(before, true), alone)
         whole = BEFORE * (lost < BROKEN).float().view(-1, 1, 1, 1, 1) * (1 - near)
-        share = near / (near + whole).clamp_min(1e-6)
-        share = share.repeat_interleave(FRAMES, 2).repeat_interleave(CELL, 3).repeat_interleave(CELL, 4)
+        share = _over_pixels(near / (near + whole).clamp_min(1e-6))
         target = torch.cat([true[:, :, :1], torch.lerp(before[:, :, 1:], true[:, :, 1:], share)], dim=2)
         if decoder is not self.before:
             made = passes.decode(decoder, latents.to(decoder.post_quant_conv.weight.dtype))
             lost = below(first_errors(made, true), alone)
         return Sections(latents, target.to(self.session.dtype), near + whole, alone, lost)
+
+
+def _over_pixels(x: Tensor) -> Tensor:
+    """A number for each cell of sampled latents (B, 1, T, h, w), for each of the pixels that the cell becomes."""
+    return x.repeat_interleave(FRAMES, 2).repeat_interleave(CELL, 3).repeat_interleave(CELL, 4)
 
 
 def _some(scene: Scenes, rows: Tensor) -> Scenes:

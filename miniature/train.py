@@ -14,7 +14,11 @@ import torch
 from miniature.training import Session
 
 WEIGHTS = Path(__file__).parent / "weights"
-STAGES = {"vae": ("first", "second", "decoder", "sampled"), "transformer": ("a", "b", "c")}
+# Highest learning rates by stage.
+RATES = {
+    "vae": {"first": 3e-3, "second": 1.5e-3, "decoder": 4e-4, "sampled": 1e-3},
+    "transformer": {"a": 2e-3, "b": 2e-3, "c": 2e-3},
+}
 ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder")
 
 
@@ -45,8 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs, nothing compiled")
     parser.add_argument("--attention", choices=("flash", "efficient"), default="flash", help="transformer: PyTorch's kernel")
     options = parser.parse_args(arguments)
-    stages = STAGES[options.network]
-    stage = options.stage or stages[0]
+    stages = RATES[options.network]
+    stage = options.stage or next(iter(stages))
     if stage not in stages:
         parser.error(f"stages of the {options.network} are {', '.join(stages)}")
     if options.minutes <= 0:
@@ -54,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in needed(options.network, stage, options.resume):
         if not (options.weights / name).is_dir():
             parser.error(f"{options.weights / name} is not there; miniature/checkpoint has one, see the README")
+    rate = options.rate or stages[stage]
     session = Session(options.minutes, options.weights, options.device, not options.eager)
     if options.network == "vae":
         from miniature import train_vae
@@ -61,7 +66,6 @@ def main(arguments: list[str] | None = None) -> None:
         torch.backends.cudnn.benchmark = True
         # As below: the stage "sampled" runs the transformer.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        rate = options.rate or {"first": 3e-3, "second": 1.5e-3, "decoder": 4e-4, "sampled": 1e-3}[stage]
         until = options.pictures_until
         train_vae.train(options.weights, session, options.resume, rate, until, options.photos, stage)
     else:
@@ -70,7 +74,6 @@ def main(arguments: list[str] | None = None) -> None:
         # With cuDNN's kernel allowed (torch 2.11, H200) training at these shapes ends in an illegal memory access.
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cuda.enable_flash_sdp(options.attention == "flash")
-        rate = options.rate or 2e-3
         train_transformer.train(options.weights, session, options.resume, rate, options.last, stage)
     session.close()
 
