@@ -353,6 +353,15 @@ def nothing_there(tmp_path, monkeypatch) -> Models:
     return Models()
 
 
+@pytest.mark.parametrize("mode", PAGES)
+def test_picture_prompt_and_length_come_before_everything_else(page, mode):
+    """Model and examples came first, and a newcomer's four things were below the first screen."""
+    form = page(mode).form
+    first = [name for name in ("image", "prompt", "seconds") if form.has(name)]
+    places = [form.entries[name].components[0]._id for name in (*first, "model", "size", "seed", "steps")]
+    assert places == sorted(places)
+
+
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_page_without_models_begins_with_the_miniature(page, nothing_there, mode, plain, tower):
