@@ -48,6 +48,8 @@ class Form:
         self.model: Any = None
         # Called with a `Filling` once the page has all its fields.
         self.wirings: list[Callable[[Any], None]] = []
+        # Called with the event after which a page that was loaded is filled.
+        self.after_load: list[Callable[[Any], Any]] = []
         self._fields = {field.name: field for field in dataclasses.fields(kind)}
 
     def has(self, name: str) -> bool:

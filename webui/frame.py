@@ -118,7 +118,9 @@ def fill_on_load(context: Context, form: Form, filling: Filling, settings: Setti
             return filling.begin(fields) | said
         return form.write(job.asked) | model.shown(job.asked) | said
 
-    blocks.load(fill, None, outputs, **QUIET)
+    filled = blocks.load(fill, None, outputs, **QUIET)
+    for then in form.after_load:
+        then(filled)
 
 
 def header(context: Context) -> str:
