@@ -27,7 +27,9 @@ function place(field) {
 }
 // Place -> what was said of the file refused there, until something else is shown or opened at it.
 const refused = new Map();
-const content = at => [at.querySelector('img')?.src, at.closest('.eichi-editor')?.querySelector('[data-section]')?.outerHTML].join();
+const content = at => {
+  const cell = at.closest('.eichi-editor')?.querySelector('[data-section]');
+  return [at.querySelector('img')?.src, cell?.dataset.section].join(); };
 function refuse(event) {
   const at = event.target.closest?.('.eichi-picture'), input = event.type === 'change' ? event.target : null;
   const files = [...(input ? input.files : event.dataTransfer?.files) || []];
