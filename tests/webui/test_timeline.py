@@ -139,6 +139,8 @@ def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, lan
     page.wait_for_selector("#image img")
     page.evaluate(DROP_A_TEXT, "#image img")
     page.wait_for_function(f"document.querySelector('#image > .eichi-wrong')?.innerText === {json.dumps(said)}")
+    line, place = (page.locator(at).bounding_box() for at in ("#image > .eichi-wrong", "#image"))
+    assert line["y"] + line["height"] <= place["y"] + place["height"], "a place's height hides what hangs over"
     assert page.locator("#image img").is_visible() and page.locator(".toast-body").count() == 0
     held: list = []
     for section in colours:
