@@ -39,6 +39,9 @@ PUT_STRENGTH = f"""(strength, file, all) => {{ {SLOTS}
   return JSON.stringify(slots); }}"""
 REMOVE = f"all => {{ {SLOTS} slots.splice(NUMBER, 1); return JSON.stringify(slots); }}"
 ADD = f"all => {{ {SLOTS} if (slots.length < {MOST_LORAS}) slots.push({EMPTY}); return JSON.stringify(slots); }}"
+# While LoRA are off no request names their files, so a tab remembers its slots itself and has them again when it is reloaded.
+REMEMBER = "all => { if (all !== '[]') sessionStorage.setItem('eichi-loras-MODE', all); }"
+REMEMBERED = "all => all === '[]' ? sessionStorage.getItem('eichi-loras-MODE') ?? all : all"
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,10 @@ class LoraPanel:
             # Its reset button, and its box when it is left, move it without an input.
             slot.strength.change(inputs=strength, outputs=self.box, js=put_strength, **IN_BROWSER)
             slot.remove.click(inputs=self.box, outputs=self.box, js=remove, **IN_BROWSER)
+        mode = self.form.kind.mode
+        self.box.change(inputs=self.box, js=REMEMBER.replace("MODE", mode), **IN_BROWSER)
+        again = {"inputs": self.box, "outputs": self.box, "js": REMEMBERED.replace("MODE", mode), **IN_BROWSER}
+        self.form.after_load.append(lambda loaded: loaded.then(**again))
         self.add.click(inputs=self.box, outputs=self.box, js=ADD.replace("COUNT", str(SHOWN)), **IN_BROWSER)
         model = self.form.entries["model"].components[0]
         shown = {self.switch, self.box, self.seen, model, *(c for slot in self.slots for c in (slot.file, slot.strength))}
@@ -235,9 +242,12 @@ class LoraPanel:
             return slots
         return [{**slot, "file": self._ours(slot.get("file"))} for slot in slots if slot.get("file")]
 
-    def _write(self, loras: Sequence[Lora]) -> tuple[bool, str]:
+    def _write(self, loras: Sequence[Lora]) -> tuple[bool, Any]:
+        if not loras:
+            # Off; what is in the slots stays for the next time.
+            return False, gr.skip()
         slots = [{"file": lora.file, "strength": lora.strength} for lora in loras]
-        return bool(slots), json.dumps(slots)
+        return True, json.dumps(slots)
 
     def _ours(self, file: Any) -> Any:
         """Of the files that a browser names, only those of the folder are opened, and those of films that were made here."""

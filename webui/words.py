@@ -54,9 +54,23 @@ def problem_sentence(t: Translator, problem: Problem) -> str:
 def _sentence(t: Translator, problem: Problem) -> str:
     values = dict(problem.values)
     if problem.field.split("/")[0] in (*PICTURES, *DETAILS, "loras", "sections", "request"):
-        # On a page a file is known by its name; where the server keeps it tells nobody anything.
-        values |= {"file": Path(values["file"]).name} if "file" in values else {}
+        values |= _without_folder(values)
     return _say(t, f"problem.{problem.key}", values)
+
+
+def _without_folder(values: Mapping[str, Any]) -> dict[str, Any]:
+    """On a page a file is known by its name; where the server keeps it tells nobody anything, in a library's words neither."""
+    file = values.get("file")
+    if not file:
+        return {}
+    path = Path(file)
+    shorter = {"file": path.name}
+    if isinstance(reason := values.get("reason"), str):
+        # Messages often quote a path as Python does.
+        for written in (str(file), repr(str(file))[1:-1]):
+            reason = reason.replace(written, path.name)
+        shorter["reason"] = reason
+    return shorter
 
 
 def notice_sentence(t: Translator, notice: Notice) -> str:

@@ -234,10 +234,11 @@ class TestWithTheRealWorker:
 
 @pytest.mark.browser
 def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_path):
-    """On a telephone, in Japanese: nothing runs without a file that is missing, and nothing that was chosen gets lost."""
+    """On a telephone, in Japanese: nothing runs without a file that is missing, and nothing that was chosen gets lost: no
+    strength beside the slider's steps, and no slot while LoRA are off when the page is reloaded."""
     t = Translator("ja")
     (tmp_path / "presets").mkdir()
-    old = {"name": "設定1", "lora1": INK, "lora2": "なし", "lora3": "gone.safetensors", "scales": "0.5,0.8,1.25"}
+    old = {"name": "設定1", "lora1": INK, "lora2": "なし", "lora3": "gone.safetensors", "scales": "0.5,0.8,0.333"}
     (tmp_path / "presets" / "lora_presets.json").write_text(json.dumps({"presets": [old]}))
     site = serve("reverse", "ja")
     tab = open_page(site.url, "/", 390, 844)
@@ -249,7 +250,7 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     press(tab, "#lora-preset-load")
     # A strength belongs to its own file, and what is not there is said beside its slot.
     tab.wait_for_selector("#lora-card-1 .wrong")
-    assert slots(tab)[:2] == [(INK, 0.5), ("gone.safetensors", 1.25)]
+    assert slots(tab)[:2] == [(INK, 0.5), ("gone.safetensors", 0.333)]
     assert "gone.safetensors" in tab.inner_text("#lora-card-1") and str(lora_folder) not in tab.inner_text("#lora-card-1")
     tab.wait_for_selector("#problems .wrong")
     assert tab.is_disabled("#start")
@@ -263,7 +264,7 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     tab.wait_for_selector("#lora-file-3")
     choose(tab, 3, STYLE)
     strength(tab, 3, "-2")
-    chosen = (INK, 0.5), ("gone.safetensors", 1.25), ("gone.safetensors", 0.8), (STYLE, -2)
+    chosen = (INK, 0.5), ("gone.safetensors", 0.333), ("gone.safetensors", 0.8), (STYLE, -2)
     tab.wait_for_function("document.querySelectorAll('.eichi-lora-card').length === 4")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     tab.wait_for_selector("#start:enabled")
@@ -273,15 +274,15 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     press(tab, "#timeline [data-section='1']")
     tab.wait_for_selector("#section-lora-scale")
     tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
-    tab.fill("#section-lora-scale input[type=number]", "0.5")
+    tab.fill("#section-lora-scale input[type=number]", "0.33")
     tab.keyboard.press("Tab")
     tab.wait_for_selector("#timeline [data-section='1'] .lora")
     tab.wait_for_selector("#start:enabled")
     press(tab, "#start")
     tab.wait_for_selector("#progress [data-state=finished]")
     (request,) = site.engine.seen
-    assert request.loras == tuple(Lora(*slot) for slot in chosen) and request.section_lora_scales == {1: 0.5}
-    assert request.plan().sections[1].lora_strengths == (0.25, 0.625, 0.4, -1.0)
+    assert request.loras == tuple(Lora(*slot) for slot in chosen) and request.section_lora_scales == {1: 0.33}
+    assert request.plan().sections[1].lora_strengths == pytest.approx((0.165, 0.10989, 0.264, -0.66))
     tab.reload()
     tab.wait_for_selector("#timeline [data-section='1'] .lora")
     press(tab, "#loras button")
@@ -292,8 +293,23 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
     press(tab, "#lora-switch input")
     tab.wait_for_selector("#section-lora-scale")
-    assert tab.input_value("#section-lora-scale input[type=number]") == "0.5"
-    assert json.loads(tab.input_value("#section-lora-scales-json textarea")) == {"1": 0.5}
+    assert tab.input_value("#section-lora-scale input[type=number]") == "0.33"
+    assert json.loads(tab.input_value("#section-lora-scales-json textarea")) == {"1": 0.33}
+
+    # Off, no film names the slots; reloaded, they are there again.
+    press(tab, "#lora-switch input")
+    tab.wait_for_selector("#start:enabled")
+    press(tab, "#start")
+    tab.wait_for_function("document.querySelector('#progress [data-state]')?.dataset.state === 'finished'")
+    while len(site.engine.seen) < 2:
+        tab.wait_for_timeout(50)
+    assert site.engine.seen[1].loras == ()
+    tab.reload()
+    press(tab, "#loras button")
+    tab.wait_for_function("document.querySelector('#prompt textarea').value === 'She dances.'")
+    assert not tab.is_checked("#lora-switch input")
+    press(tab, "#lora-switch input")
+    box_is(tab, *chosen)
 
     # A slot that is removed takes its strength along; an upload fills the first free one.
     press(tab, "#lora-remove-0")
