@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusers_helper.models.hadamard import HadamardBranch
 from diffusers_helper.models.narrow import Product
 
 # Storage by name: its dtype and the largest number it holds.
@@ -93,7 +94,7 @@ class KroneckerBranch(nn.Module):
         return y.add_(part, alpha=self.strength * self.scale)
 
 
-Branch = LowRankBranch | KroneckerBranch
+Branch = LowRankBranch | KroneckerBranch | HadamardBranch
 
 
 class Linear(nn.Linear):
