@@ -72,6 +72,13 @@ def named(path: str | Path) -> str:
     return absolute.relative_to(LORAS).as_posix() if absolute.is_relative_to(LORAS) else str(absolute)
 
 
+def shown_name(file: str | Path) -> str:
+    """What a page calls a file: by its name below webui/lora, where two folders may have files of one name; elsewhere a file is
+    known by its own name alone."""
+    path = Path(file)
+    return path.relative_to(LORAS).as_posix() if path.is_relative_to(LORAS) else path.name
+
+
 def from_flag(text: str) -> dict[str, Any]:
     """`FILE` or `FILE=STRENGTH` as JSON. An equals sign in the name of a file that is there belongs to the name, and so does
     one before something that is no number."""
