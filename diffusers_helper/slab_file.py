@@ -17,6 +17,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from diffusers_helper.reading import read_into, readers
 from diffusers_helper.slabs import Arena, Place, aligned, allocate
 
 FORMAT = "1"
@@ -48,14 +49,10 @@ def read(path: Path, places: Mapping[str, Place], size: int) -> Tensor:
     """
     with path.open("rb", buffering=0) as stream:
         start, expected = _begin(stream, places, size)
-        buffer = allocate(size)
-        stream.seek(start)
-        rest = memoryview(buffer.numpy())
-        while rest.nbytes:
-            count = stream.readinto(rest)
-            if not count:
-                raise SlabFileError(f"ends {rest.nbytes} bytes too early")
-            rest = rest[count:]
+    buffer = allocate(size)
+    with readers() as pool:
+        if not read_into(path, start, buffer, pool):
+            raise SlabFileError("ends too early")
     return _checked(buffer, expected)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 
@@ -81,11 +82,21 @@ def fused(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def allocate(size: int) -> Tensor:
-    """New host memory, uint8, that begins at a page."""
+    """New host memory, uint8, that begins at a page.
+
+    Of Linux in its large pages where it has them: reading weights into memory took half as long again in pages of 4 KiB, each
+    of which the system hands out and clears on its own.
+    """
     with torch.inference_mode(False):
-        whole = torch.empty(size + PAGE, dtype=torch.uint8)
-        skipped = -whole.data_ptr() % PAGE
-        return whole[skipped : skipped + size]
+        if not hasattr(mmap, "MADV_HUGEPAGE"):
+            whole = torch.empty(size + PAGE, dtype=torch.uint8)
+            skipped = -whole.data_ptr() % PAGE
+            return whole[skipped : skipped + size]
+        memory = mmap.mmap(-1, max(size, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # A kernel may be built without them.
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=torch.uint8)[:size]
 
 
 class Arena:

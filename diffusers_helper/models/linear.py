@@ -112,10 +112,16 @@ class Linear(nn.Linear):
         self.product: Product | None = None
         self.branches = nn.ModuleList()
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def narrows(self) -> bool:
+        """Whether what it is given is multiplied in 8 bits."""
+        return narrows(self.weight, self.weight_scale, self.product)
+
+    def forward(self, x: Tensor, largest: Tensor | None = None) -> Tensor:
+        """x (..., in) -> (..., out). largest: where `narrows`, what `Product` is told of x."""
         if self.merges(x):
             return F.linear(x, self.with_branches_in(x.dtype), self.bias.to(x.dtype))
-        return self.with_branches(multiply(x, self.weight, self.bias, self.weight_scale, self.product), x)
+        return self.with_branches(multiply(x, self.weight, self.bias, self.weight_scale, self.product, largest), x)
 
     def merges(self, x: Tensor) -> bool:
         """Whether branches are added to a copy of the weight rather than to what it makes of x (..., in): a pass over
@@ -147,10 +153,16 @@ class Linear(nn.Linear):
         return widened(self.weight, self.weight_scale, dtype)
 
 
-def multiply(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, product: Product | None) -> Tensor:
-    """x (..., in) times a weight (out, in) of any storage, plus the bias (out,); scale and product as in `Linear`."""
-    if product is not None and weight.dtype == torch.float8_e4m3fn and scale is not None:
-        return product(x, weight, scale, bias)
+def narrows(weight: Tensor, scale: Tensor | None, product: Product | None) -> bool:
+    return product is not None and weight.dtype == torch.float8_e4m3fn and scale is not None
+
+
+def multiply(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, product: Product | None, largest: Tensor | None = None
+) -> Tensor:
+    """x (..., in) times a weight (out, in) of any storage, plus the bias (out,); scale, product, largest as in `Linear`."""
+    if narrows(weight, scale, product):
+        return product(x, weight, scale, bias, largest)
     return F.linear(x, widened(weight, scale, x.dtype), bias.to(x.dtype))
 
 

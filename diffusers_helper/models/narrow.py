@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diffusers_helper.models.attention import kernel_errors
 
-# product(x (..., in), weight (out, in) in float8, its scale (out, 1), bias (out,)) -> (..., out) in the dtype of x.
-Product = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# product(x (..., in), weight (out, in) in float8, its scale (out, 1), bias (out,), largest) -> (..., out) in the dtype of x.
+# largest: None, or (..., 1), numbers that no absolute value of a token of x exceeds, and that one comes near.
+Product = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 NARROW = torch.float8_e4m3fn
 LARGEST = 448.0
 # Compute capability of the first cards with the units.
@@ -22,28 +23,34 @@ FIRST_CAPABILITY = (8, 9)
 TOLERANCE = 1e-2
 
 
-def narrowed(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (tokens, in) -> in float8, and the scale of each token, (tokens, 1) float32."""
+def narrowed(x: Tensor, largest: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x (tokens, in) -> in float8, and the scale of each token, (tokens, 1) float32; largest as in `Product`, (tokens, 1)."""
     wide = x.float()
-    scale = (wide.abs().amax(dim=1, keepdim=True) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
-    return (wide / scale).clamp(-LARGEST, LARGEST).to(NARROW), scale
+    if largest is None:
+        largest = wide.abs().amax(dim=1, keepdim=True)
+    scale = (largest.float() / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    return (wide * (1.0 / scale)).clamp(-LARGEST, LARGEST).to(NARROW), scale
 
 
-def emulated(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+def emulated(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, largest: Tensor | None = None) -> Tensor:
     """What the card's units compute, in float32: for tests and for the probe."""
-    q, scale = narrowed(x.flatten(0, -2))
+    q, scale = _tokens_narrowed(x, largest)
     y = (q.float() @ weight.float().t()) * scale * weight_scale.float().t() + bias.float()
     return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def scaled(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+def scaled(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, largest: Tensor | None = None) -> Tensor:
     """Through `torch._scaled_mm` with scales by row; the result in bfloat16 first, which that kernel wants."""
-    q, scale = narrowed(x.flatten(0, -2))
+    q, scale = _tokens_narrowed(x, largest)
     other = weight_scale.float().t().contiguous()
     y = torch._scaled_mm(
         q, weight.t(), scale_a=scale, scale_b=other, bias=bias.bfloat16(), out_dtype=torch.bfloat16, use_fast_accum=True
     )
     return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def _tokens_narrowed(x: Tensor, largest: Tensor | None) -> tuple[Tensor, Tensor]:
+    return narrowed(x.flatten(0, -2), None if largest is None else largest.flatten(0, -2))
 
 
 def choose_product(device: torch.device) -> Product | None:
@@ -58,7 +65,7 @@ def probe(device: torch.device, product: Product) -> bool:
     x, wide = (torch.randn(rows, 128, generator=generator).to(device) for rows in (48, 64))
     weight, scale = narrowed(wide)
     bias = torch.ones(64, dtype=torch.bfloat16, device=device)
-    given = x.bfloat16(), weight, scale, bias
+    given = x.bfloat16(), weight, scale, bias, None
     try:
         made = product(*given).float()
     except kernel_errors():

@@ -112,6 +112,27 @@ def test_a_block_multiplies_once_with_what_lies_together(net):
     assert seen.count((3 * dim, dim)) == 2 * duals and seen.count((7 * dim, dim)) == singles
 
 
+def test_blocks_tell_a_product_the_largest_of_their_inputs(net):
+    """The same as when the product looks for itself, but for a last bit that rounds an eighth the other way."""
+    told = []
+
+    def product(*given):
+        told.append(given[4])
+        return emulated(*given)
+
+    def looks_itself(*given):
+        return emulated(*given[:4])
+
+    narrow(net, "float8")
+    made = []
+    for chosen in (product, looks_itself):
+        set_product(net, chosen)
+        made.append(velocity(net, GIVEN))
+    assert (made[0] - made[1]).norm() <= 1e-3 * made[1].norm()
+    duals, singles = len(net.transformer_blocks), len(net.single_transformer_blocks)
+    assert sum(largest is not None for largest in told) == 2 * duals + singles
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("change", CHANGES)
 def test_weights_are_fused_wherever_they_are_lent(net, change, share):

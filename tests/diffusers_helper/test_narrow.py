@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_helper.models import narrow
+from diffusers_helper.models.blocks import gelu, gelu_bound
 from diffusers_helper.models.linear import Linear, LowRankBranch, quantise, set_product
 from diffusers_helper.models.narrow import choose_product, emulated, narrowed, probe
 
@@ -84,3 +85,14 @@ def test_the_probe_finds_wrong_and_broken_products():
     cpu = torch.device("cpu")
     assert probe(cpu, emulated) and not probe(cpu, broken)
     assert not probe(cpu, lambda *given: emulated(*given) * 1.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("around", [-3.0, -1.0, 0.0, 0.4, 5.0])
+def test_gelus_largest_is_known_without_it(dtype: torch.dtype, around: float):
+    """Never less than what GELU makes, and exactly that where it matters."""
+    x = (random(200, 64) + around).to(dtype)
+    bound, made = gelu_bound(x), gelu(x).abs().amax(-1, keepdim=True)
+    # Processors compute the last elements of a tensor another way than the others.
+    assert bound.shape == (200, 1) and (bound >= made * (1 - 1e-6)).all()
+    assert torch.allclose(bound[made > 0.18], made[made > 0.18], rtol=1e-6)
