@@ -17,7 +17,7 @@ from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import Jobs
 from eichi_utils.loras import Lora
-from eichi_utils.metadata import read_document
+from eichi_utils.metadata import document_of, read_document
 from eichi_utils.modes import MODES
 from locales import LANGUAGES, Translator
 from tests.diffusers_helper.inputs import GOLDEN
@@ -72,14 +72,19 @@ def worker(tmp_path: Path) -> Iterator[Jobs]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_off_means_off_and_on_is_what_the_slots_say(page, mode, lora_folder):
-    """In the existing program a LoRA that was chosen acts although the box is not ticked."""
-    form = page(mode).form
+    """In the existing program a LoRA that was chosen acts although the box is not ticked. Neither the request knows of it, nor
+    the metadata, nor the queue."""
+    built = page(mode)
+    form = built.form
     switch, box = form.entries["loras"].components
     chosen = json.dumps([{"file": "", "strength": 2}, {"file": INK, "strength": 0.5}, {"file": STYLE, "strength": -1}])
     values = {component: component.value for component in form.components}
     assert form.document(values | {switch: False, box: chosen})["loras"] == []
     request, _ = form.read(values | {switch: True, box: chosen})
     assert request.loras == (Lora(INK, 0.5), Lora(STYLE, -1.0))
+    assert INK in document_of(request) and STYLE in document_of(request)
+    off, _ = form.read(values | {switch: False, box: chosen})
+    assert off.loras == () and INK not in document_of(off) and built.context.jobs.submit(off).request.loras == ()
 
 
 def test_a_file_that_does_not_fit_keeps_start_closed(page, lora_folder, tower):
