@@ -35,12 +35,18 @@ IN_BROWSER = MappingProxyType({"fn": None, "api_visibility": "private"})
 EMPTY = f'{{file: "", strength: {Lora.strength}}}'
 # In the browser: all slots, with at least so many.
 SLOTS = f"const slots = JSON.parse(all || '[]'); while (slots.length < COUNT) slots.push({EMPTY});"
-PUT_FILE = f"(file, all) => {{ {SLOTS} slots[NUMBER].file = file ?? ''; return JSON.stringify(slots); }}"
-# A slider also changes when the server moves another file's strength into its slot; that is in the box already.
-PUT_STRENGTH = f"""(strength, file, all) => {{ {SLOTS}
-  if (slots[NUMBER].file === (file ?? '')) slots[NUMBER].strength = strength == null ? null : Math.round(strength * 1e6) / 1e6;
+# What the user moved in a slot is marked as theirs: its components show it, or already what comes next, and the server leaves
+# them alone.
+ROUNDED = "const rounded = strength == null ? null : Math.round(strength * 1e6) / 1e6;"
+PUT_FILE = f"""(strength, file, all) => {{ {SLOTS} {ROUNDED}
+  slots[NUMBER] = {{file: file ?? '', strength: rounded, theirs: true}}; return JSON.stringify(slots); }}"""
+# A slider also changes when the server moves a strength into its slot; that is in the box already.
+PUT_STRENGTH = f"""(strength, file, all) => {{ {SLOTS} {ROUNDED}
+  if (slots[NUMBER].file === (file ?? '') && !(Math.abs(slots[NUMBER].strength - rounded) <= 1e-6))
+    Object.assign(slots[NUMBER], {{strength: rounded, theirs: true}});
   return JSON.stringify(slots); }}"""
-REMOVE = f"all => {{ {SLOTS} slots.splice(NUMBER, 1); return JSON.stringify(slots); }}"
+REMOVE = f"""all => {{ {SLOTS} slots.splice(NUMBER, 1); slots.forEach(slot => delete slot.theirs);
+  return JSON.stringify(slots); }}"""
 ADD = f"all => {{ {SLOTS} if (slots.length < {MOST_LORAS}) slots.push({EMPTY}); return JSON.stringify(slots); }}"
 
 
@@ -63,6 +69,7 @@ class LoraPanel:
         # Never seen; a label would be for nobody.
         self.box = gr.Textbox("[]", elem_id="loras-json", visible="hidden", show_label=False)
         self.seen = gr.State(None)
+        self.filled = gr.State([])
         with gr.Accordion(t("page.lora"), open=False, elem_id="loras") as self.accordion:
             self.switch = gr.Checkbox(False, label=t("page.lora.switch"), elem_id="lora-switch")
             with gr.Column(visible=False, elem_id="lora-slots", elem_classes="eichi-loras") as self.column:
@@ -126,15 +133,16 @@ class LoraPanel:
             put_file, put_strength, remove = (
                 js.replace("COUNT", count).replace("NUMBER", str(number)) for js in (PUT_FILE, PUT_STRENGTH, REMOVE)
             )
-            slot.file.input(inputs=[slot.file, self.box], outputs=self.box, js=put_file, **IN_BROWSER)
             strength = [slot.strength, slot.file, self.box]
+            slot.file.input(inputs=strength, outputs=self.box, js=put_file, **IN_BROWSER)
             # Its reset button, and its box when it is left, move it without an input.
             slot.strength.change(inputs=strength, outputs=self.box, js=put_strength, **IN_BROWSER)
             slot.remove.click(inputs=self.box, outputs=self.box, js=remove, **IN_BROWSER)
         self.add.click(inputs=self.box, outputs=self.box, js=ADD.replace("COUNT", str(SHOWN)), **IN_BROWSER)
         model = self.form.entries["model"].components[0]
-        shown = {self.switch, self.box, self.seen, model, *(c for slot in self.slots for c in (slot.file, slot.strength))}
-        outputs = [self.accordion, self.column, self.add, self.seen]
+        shown = {self.switch, self.box, self.seen, self.filled, model}
+        shown |= {part for slot in self.slots for part in (slot.file, slot.strength)}
+        outputs = [self.accordion, self.column, self.add, self.seen, self.filled]
         outputs += [part for slot in self.slots for part in (slot.group, slot.file, slot.strength, slot.card)]
         changes = [self.switch.change, self.box.change, model.change]
         looked = gr.on(changes, self.look, shown, outputs, trigger_mode="always_last", **QUIET)
@@ -159,14 +167,21 @@ class LoraPanel:
         return [slot.file for slot in self.slots]
 
     def look(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """The slots as the box has them, where they are not shown so already, and what there is to say about their files."""
+        """The slots as the box has them, where it was filled with others, and what there is to say about their files.
+
+        A component that differs from a box that is as it was has been moved just now, and the box does not know it yet.
+        """
         on = bool(values[self.switch])
         slots = self._slots(values[self.box])
         files = [slot["file"] for slot in slots]
         model = values[self.form.entries["model"].components[0]]
         now = [on, files, model]
-        updates: dict[Component, Any] = {self.seen: now}
-        for slot, wanted in zip(self.slots, slots, strict=False):
+        filled = [[slot["file"], slot["strength"]] for slot in slots]
+        updates: dict[Component, Any] = {self.seen: now, self.filled: filled}
+        theirs, before = self._theirs(values[self.box]), values[self.filled]
+        for number, (slot, wanted) in enumerate(zip(self.slots, slots, strict=False)):
+            if number in theirs or (number < len(before) and filled[number] == before[number]):
+                continue
             if (values[slot.file] or "") != wanted["file"]:
                 updates[slot.file] = wanted["file"]
             if not _same(values[slot.strength], wanted["strength"]):
@@ -256,7 +271,8 @@ class LoraPanel:
             return text
         if not isinstance(slots, list) or not all(isinstance(slot, dict) for slot in slots):
             return slots
-        return [{**slot, "file": self._ours(slot.get("file"))} for slot in slots if slot.get("file")]
+        chosen = [{name: part for name, part in slot.items() if name != "theirs"} for slot in slots if slot.get("file")]
+        return [{**slot, "file": self._ours(slot["file"])} for slot in chosen]
 
     def _write(self, loras: Sequence[Lora]) -> tuple[bool, str]:
         slots = [{"file": lora.file, "strength": lora.strength} for lora in loras]
@@ -278,6 +294,15 @@ class LoraPanel:
         slots = [slot if isinstance(slot, dict) else {} for slot in (read if isinstance(read, list) else [])]
         slots += [{}] * (SHOWN - len(slots))
         return [{"file": self._ours(slot.get("file") or ""), "strength": slot.get("strength", Lora.strength)} for slot in slots]
+
+    def _theirs(self, text: str) -> set[int]:
+        """Slots that show what the user did in them."""
+        try:
+            read = json.loads(text or "[]")
+        except ValueError:
+            return set()
+        slots = read if isinstance(read, list) else []
+        return {number for number, slot in enumerate(slots) if isinstance(slot, dict) and slot.get("theirs") is True}
 
     def _choices(self) -> list[tuple[str, str]]:
         return [(self.t("page.lora.none"), ""), *((name, name) for name in found())]

@@ -210,13 +210,34 @@ def test_a_slider_that_shows_its_strength_is_left_alone(panel):
     took back what was moved meanwhile."""
     built = panel("reverse")
     slots = json.dumps([{"file": INK, "strength": 0.1 + 0.2}, {"file": INK, "strength": 0.5}, {"file": "", "strength": None}])
-    shown = {built.switch: True, built.box: slots, built.seen: None}
+    shown = {built.switch: True, built.box: slots, built.seen: None, built.filled: []}
     values = shown | {c: c.value for slot in built.slots for c in (slot.file, slot.strength)}
     values[built.form.entries["model"].components[0]] = "framepack"
     values |= {built.slots[number].strength: strength for number, strength in enumerate((0.3, 0.4, 0.8))}
     updates = built.look(values)
     assert built.slots[0].strength not in updates
     assert updates[built.slots[1].strength] == 0.5 and updates[built.slots[2].strength] is None
+
+
+def test_what_is_moved_while_the_box_does_not_know_it_yet_stays(panel):
+    """On a busy computer the browser wrote a slider's move into the box two seconds later; a look in between saw 0.8 there and
+    set the slider back to it, and the user's strength was gone."""
+    built = panel("reverse")
+    model = {built.form.entries["model"].components[0]: "framepack"}
+    parts = {c: c.value for slot in built.slots for c in (slot.file, slot.strength)}
+    slots = [{"file": INK, "strength": 0.8, "theirs": True}, {"file": INK, "strength": 0.8}, {"file": INK, "strength": 0.8}]
+    values = {**parts, **model, built.switch: True, built.box: json.dumps(slots), built.seen: None}
+    values |= {slot.file: INK for slot in built.slots[:3]} | {slot.strength: -0.4 for slot in built.slots[:3]}
+    # Their own, as it was at the last look, and filled anew.
+    updates = built.look(values | {built.filled: [[INK, 1.0], [INK, 0.8], [INK, 1.0]]})
+    moved = [slot.strength in updates for slot in built.slots[:3]]
+    assert moved == [False, False, True] and updates[built.slots[2].strength] == 0.8
+    assert updates[built.filled][:3] == [[INK, 0.8]] * 3
+    # The mark is the page's own and no part of a request.
+    document = built.form.document(
+        {c: c.value for c in built.form.components} | {built.switch: True, built.box: json.dumps(slots)}
+    )
+    assert document["loras"] == [{"file": INK, "strength": 0.8}] * 3
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
