@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusers_helper import checkpoint
 from diffusers_helper.models.hadamard import HadamardBranch
-from diffusers_helper.models.linear import Branch, KroneckerBranch, LowRankBranch, layers, remove_branches, set_strengths
+from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, SideBranch, layers, remove_branches, set_strengths
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils.disk_cache import DiskCache
 from eichi_utils.kept_weights import kept_weights
@@ -68,7 +68,7 @@ def bind(net: PackedTransformer, loras: Sequence[Lora]) -> None:
     set_strengths(net, [lora.strength for lora in loras])
 
 
-def _branch(update: Update, slot: int, dtype: torch.dtype) -> Branch:
+def _branch(update: Update, slot: int, dtype: torch.dtype) -> SideBranch:
     # Copies: tensors of an opened file are windows into it, and the user may replace or delete it meanwhile.
     if isinstance(update, Kronecker):
         left, right = (factor.to(dtype, copy=True) for factor in (update.left, update.right))

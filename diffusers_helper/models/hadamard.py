@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusers_helper.models.linear import SideBranch
 
-class HadamardBranch(nn.Module):
+
+class HadamardBranch(SideBranch):
     """Adds strength * scale * ((up_1 @ down_1) * (up_2 @ down_2)) @ x. up (out, rank), down (rank, in); of two ranks.
 
     Only the four factors are kept. What they make is made for each pass and gone after it: a product of rank rank_1 * rank_2,
-    or of high ranks the whole matrix (out, in), whichever is smaller. Slot and buffers are as in `linear.LowRankBranch`.
+    or of high ranks the whole matrix (out, in), whichever is smaller.
     """
 
     def __init__(self, slot: int, up_1: Tensor, down_1: Tensor, up_2: Tensor, down_2: Tensor, scale: float):
-        super().__init__()
-        self.slot, self.scale, self.strength = slot, scale, 1.0
+        super().__init__(slot, scale)
         for name, factor in (("up_1", up_1), ("down_1", down_1), ("up_2", up_2), ("down_2", down_2)):
             self.register_buffer(name, factor.contiguous(), persistent=False)
 
@@ -30,11 +31,11 @@ class HadamardBranch(nn.Module):
             part = F.linear(F.linear(x, down), up)
         else:
             part = F.linear(x, self._whole(x))
-        return y + part * (self.strength * self.scale)
+        return y + part * self.factor
 
     def added_to(self, weight: Tensor) -> Tensor:
         """A weight (out, in) with the branch's part."""
-        return weight + self._whole(weight) * (self.strength * self.scale)
+        return weight + self._whole(weight) * self.factor
 
     def add_to_conv(self, y: Tensor, x: Tensor, conv: nn.Conv3d) -> Tensor:
         """The same for a convolution's y (1, out, ...) and x (1, channels, ...)."""
