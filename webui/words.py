@@ -12,6 +12,7 @@ from eichi_utils.append import DETAILS, whole_frames
 from eichi_utils.append import FIELD as APPEND
 from eichi_utils.events import Notice
 from eichi_utils.extras import extra_counts
+from eichi_utils.loras import shown_name
 from eichi_utils.pictures import fitted_size
 from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem
@@ -52,8 +53,11 @@ def problem_sentence(t: Translator, problem: Problem) -> str:
 
 
 def _sentence(t: Translator, problem: Problem) -> str:
-    values = dict(problem.values)
-    if problem.field.split("/")[0] in (*PICTURES, *DETAILS, "loras", "sections", "request"):
+    values, field = dict(problem.values), problem.field.split("/")[0]
+    # On a page a file is known by its name; where the server keeps it tells nobody anything.
+    if "file" in values and field == "loras":
+        values |= _without_folder(values) | {"file": shown_name(values["file"])}
+    elif field in (*PICTURES, *DETAILS, "sections", "request"):
         values |= _without_folder(values)
     return _say(t, f"problem.{problem.key}", values)
 
