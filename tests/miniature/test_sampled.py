@@ -11,17 +11,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from miniature import train_vae, training, vae
+from miniature import sampled, train_vae, training, vae
 from miniature.networks import build_encoders, new_transformer
 from miniature.pictures import bank
 from miniature.sampled import SampledPool, Sizes, below, first_errors
 from miniature.training import Session
+
+# Of sampling: what is looked at needs no better films, and they are most of the time.
+FEW = (3, 4)
 
 
 def test_the_decoder_sees_what_is_sampled(tmp_path, monkeypatch):
     """A stage on the networks' own first sections: the latents stay, and a log of first frames shows whether it worked."""
     monkeypatch.setattr(vae, "VAE_CONFIG", {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4})
     monkeypatch.setattr(train_vae, "BLOCK", 2)
+    monkeypatch.setattr(train_vae, "RENEWED", 1)
+    monkeypatch.setattr(sampled, "STEPS", FEW)
     small = {"pictures": 8, "detail": 32, "batch": 2, "clips": 1, "frames": 5, "side": 16}
     train_vae.train(tmp_path, Session(1e-4, tmp_path, "cpu"), False, peak=1e-3, **small)
     build_encoders(tmp_path)
@@ -58,7 +63,11 @@ def sampled_pool(tmp_path_factory):
     folder = Path(train_vae.__file__).parent / "checkpoint"
     session = Session(1e-4, tmp_path_factory.mktemp("log"), "cpu")
     source = bank(torch.arange(12), 64)
-    return SampledPool(session, folder, source, Sizes(pool=6, chunk=4, batch=4, side=64, watched=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampled, "STEPS", FEW)
+        # Their captions are few; all kinds are in the stage above.
+        patch.setattr(sampled, "SCENES", {"pan": 1.0, "zoom": 1.0})
+        yield SampledPool(session, folder, source, Sizes(pool=6, chunk=4, batch=4, side=48, watched=2))
 
 
 def test_a_pool_is_what_the_program_decodes(sampled_pool):
