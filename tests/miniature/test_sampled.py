@@ -16,6 +16,7 @@ from miniature.networks import build_encoders, new_transformer
 from miniature.pictures import bank
 from miniature.sampled import SampledPool, Sizes, below, first_errors
 from miniature.training import Session
+from tests.miniature.steps import run_steps
 
 # Of sampling: what is looked at needs no better films, and they are most of the time.
 FEW = (3, 4)
@@ -36,7 +37,7 @@ def test_the_decoder_sees_what_is_sampled(tmp_path, monkeypatch):
     before, other = load_file(weights), load_file(transformer)
     (tmp_path / "log.jsonl").unlink()
     # Of the time it is given the start takes most, whatever the machine: every kind of step once follows.
-    monkeypatch.setattr(Session, "running", lambda session: _steps(session, 10))
+    run_steps(monkeypatch, 10)
     sizes = Sizes(pool=6, chunk=4, batch=2, side=16, watched=2)
     train_vae.train(tmp_path, Session(0.01, tmp_path, "cpu"), False, peak=1e-3, stage="sampled", sizes=sizes, **small)
     after = load_file(weights)
@@ -49,12 +50,6 @@ def test_the_decoder_sees_what_is_sampled(tmp_path, monkeypatch):
     for name in ("plain_first", "plain_first_worst", "hard_first", "hard_first_below_most"):
         assert math.isfinite(first["before"][name]) and first["after"][name] != first["before"][name]
     assert next(line["sampled"] for line in lines if "sampled" in line) == 4
-
-
-def _steps(session: Session, count: int) -> bool:
-    session.progress = session.steps / count
-    session.steps += 1
-    return session.steps <= count
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ def until(page, state: str) -> None:
     page.wait_for_selector(f"#progress [data-state={state}]")
 
 
-def settle(page) -> None:
-    """Wait until the page has no look at its form under way and begins none."""
+def asked_by(page) -> set:
+    """What the page has asked from now on, and not been answered yet."""
     asked: set = set()
 
     def begins(request) -> None:
@@ -38,8 +38,13 @@ def settle(page) -> None:
             asked.add(request)
 
     page.on("request", begins)
-    page.on("requestfinished", asked.discard)
-    page.on("requestfailed", asked.discard)
+    for ends in ("requestfinished", "requestfailed"):
+        page.on(ends, lambda request: asked.discard(request))
+    return asked
+
+
+def settle(page, asked: set) -> None:
+    """Wait until all is answered, and nothing more is asked for a second."""
     quiet = time.monotonic()
     while time.monotonic() - quiet < 1:
         page.wait_for_timeout(50)
@@ -174,9 +179,11 @@ def test_a_late_answer_to_an_old_change_does_not_stay(serve, open_page, tower, m
 
     monkeypatch.setattr(StartPanel, "look", look)
     page = open_page(serve("reverse", "en").url)
+    asked = asked_by(page)
     fill(page, tower)
-    # Else the first answer of the two may be to the change before, and the change's own one the one that is held.
-    settle(page)
+    # Where a look at what was there before is under way, the one that follows it is the first to see this change, and the
+    # change's own look would be the one that is held.
+    settle(page, asked)
     page.fill("#seed textarea, #seed input", "many")
     assert waits.wait(20)
     page.fill("#seed textarea, #seed input", "42")
