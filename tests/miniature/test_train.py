@@ -191,7 +191,7 @@ def test_a_transformer_run_goes_on_from_its_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOOK", 2)
     sizes = {"pictures": 8, "detail": 32, "batch": 1, "chunk": 2}
     weights = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
-    run_steps(monkeypatch, 6)
+    run_steps(monkeypatch, 2)
     train_transformer.train(tmp_path, Session(0.1, tmp_path, "cpu"), False, 1e-3, stage="b", **sizes)
     first = load_file(weights)
     assert all(tensor.dtype == torch.bfloat16 and tensor.isfinite().all() for tensor in first.values())
