@@ -6,6 +6,7 @@ copying out of it would take the weights twice. Only what shall stay in the file
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from math import prod
@@ -28,9 +29,9 @@ DTYPES = MappingProxyType(
 )  # fmt: skip
 
 
-# One thread copies 2 GB a second out of the system's cache where four copy 6, and a disk likes to be asked for more than one
-# thing at a time (measured with the machine of benchmarks/README.md's loading).
-READERS, PIECE = 4, 2**23
+# One thread copies 2 GB a second out of the system's cache where four copy 6 (measured on the machine of the loading in
+# benchmarks/README.md); and a disk likes to know what it is asked for next, so many pieces ahead.
+READERS, PIECE, AHEAD = 4, 2**23, 32
 
 
 def readers() -> Executor:
@@ -45,6 +46,8 @@ def read_into(file: Path, begin: int, memory: Tensor, pool: Executor) -> bool:
         rest = memoryview(memory[start : start + PIECE].numpy())
         # Unbuffered: what is read goes where it shall lie.
         with file.open("rb", buffering=0) as stream:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(stream.fileno(), begin + start + AHEAD * PIECE, PIECE, os.POSIX_FADV_WILLNEED)
             stream.seek(begin + start)
             while rest.nbytes:
                 count = stream.readinto(rest)

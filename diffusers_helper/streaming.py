@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffusers_helper import mapped
 from diffusers_helper.device import Device, Event
+from diffusers_helper.memory import trim
 from diffusers_helper.parts import Parts
 from diffusers_helper.slabs import PAGE, Arena, runs
 
@@ -353,14 +354,7 @@ class Streamer:
 
 def gather(groups: Mapping[str, Sequence[Tensor]], neighbours: Sequence[Sequence[Tensor]] = ()) -> Arena | None:
     """Move tensors that do not lie in a slab into one, tensor by tensor; None where there are none."""
-    loose = {}
-    for name, tensors in groups.items():
-        found, _, _ = runs([tensor.data for tensor in tensors])
-        where = [tensor.data.untyped_storage().data_ptr() for tensor in tensors]
-        slabs = {run.source.untyped_storage().data_ptr() for run in found if run.source.data_ptr() % PAGE == 0}
-        # A tensor with a storage of its own may begin at a page by chance.
-        rest = [tensor for tensor, place in zip(tensors, where, strict=True) if place not in slabs or where.count(place) == 1]
-        loose[name] = {f"{name}/{number}": tensor for number, tensor in enumerate(rest)}
+    loose = {name: _loose(name, tensors) for name, tensors in groups.items()}
     if not any(loose.values()):
         return None
     specs = [{key: (t.dtype, tuple(t.shape)) for key, t in group.items()} for group in loose.values() if group]
@@ -370,4 +364,15 @@ def gather(groups: Mapping[str, Sequence[Tensor]], neighbours: Sequence[Sequence
     for group in loose.values():
         for key, tensor in group.items():
             tensor.data = arena.put(key, tensor.data)
+    trim()
     return arena
+
+
+def _loose(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Those that do not lie in a slab, by keys of their own."""
+    found, _, _ = runs([tensor.data for tensor in tensors])
+    where = [tensor.data.untyped_storage().data_ptr() for tensor in tensors]
+    slabs = {run.source.untyped_storage().data_ptr() for run in found if run.source.data_ptr() % PAGE == 0}
+    # A tensor with a storage of its own may begin at a page by chance.
+    rest = [tensor for tensor, place in zip(tensors, where, strict=True) if place not in slabs or where.count(place) == 1]
+    return {f"{name}/{number}": tensor for number, tensor in enumerate(rest)}

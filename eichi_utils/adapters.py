@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,15 +11,17 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from diffusers_helper import checkpoint
-from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, layers, remove_branches, set_strengths
+from diffusers_helper.models.hadamard import HadamardBranch
+from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, SideBranch, layers, remove_branches, set_strengths
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils.disk_cache import DiskCache
 from eichi_utils.kept_weights import kept_weights
-from eichi_utils.loras import Lora, layouts, lora_problem
+from eichi_utils.loras import Lora, file_state, layouts, lora_problem
 from eichi_utils.problems import UserError
-from lora_utils.factors import Kronecker, Update, merged, updates
-from lora_utils.files import Header, LoraError
+from lora_utils.factors import Hadamard, Kronecker, Update, merged, updates
+from lora_utils.files import LoraError
 from lora_utils.formats import Shapes
+from lora_utils.peft import scaling_metadata
 
 
 def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -32,27 +34,18 @@ def read_updates(loras: Sequence[Lora], shapes: Shapes) -> list[list[Update]]:
     found = []
     for lora, (header, layout) in zip(loras, layouts(loras, shapes), strict=True):
         with safe_open(lora.path, framework="pt") as opened:
-            found.append(updates(layout, opened.get_tensor, _metadata(lora.path, header)))
+            found.append(updates(layout, opened.get_tensor, scaling_metadata(lora.path, header)))
     return found
 
 
-def _metadata(path: Path, header: Header) -> Mapping[str, str]:
-    """The file's own; PEFT writes an adapter's alpha into a file beside it instead."""
-    beside = path.with_name("adapter_config.json")
-    if path.name != "adapter_model.safetensors" or not beside.is_file():
-        return header.metadata
-    return {"lora_adapter_metadata": beside.read_text(encoding="utf-8", errors="replace"), **header.metadata}
-
-
-def fingerprints(loras: Sequence[Lora]) -> tuple[tuple[str, int, int], ...]:
+def fingerprints(loras: Sequence[Lora]) -> tuple[tuple, ...]:
     """Which files these are; another one under the same name is another file. Raises UserError for one that is gone."""
     found = []
     for number, lora in enumerate(loras):
         try:
-            stat = lora.path.stat()
-        except OSError:
-            raise UserError([lora_problem(f"loras/{number}", LoraError("missing", file=str(lora.path)))]) from None
-        found.append((str(lora.path), stat.st_size, stat.st_mtime_ns))
+            found.append(file_state(lora.path))
+        except LoraError as error:
+            raise UserError([lora_problem(f"loras/{number}", error)]) from None
     return tuple(found)
 
 
@@ -75,11 +68,14 @@ def bind(net: PackedTransformer, loras: Sequence[Lora]) -> None:
     set_strengths(net, [lora.strength for lora in loras])
 
 
-def _branch(update: Update, slot: int, dtype: torch.dtype) -> LowRankBranch | KroneckerBranch:
+def _branch(update: Update, slot: int, dtype: torch.dtype) -> SideBranch:
     # Copies: tensors of an opened file are windows into it, and the user may replace or delete it meanwhile.
     if isinstance(update, Kronecker):
         left, right = (factor.to(dtype, copy=True) for factor in (update.left, update.right))
         return KroneckerBranch(slot, left, right, update.scale, update.rows)
+    if isinstance(update, Hadamard):
+        factors = (update.up_1, update.down_1, update.up_2, update.down_2)
+        return HadamardBranch(slot, *(factor.to(dtype, copy=True) for factor in factors), update.scale)
     up, down = (factor.to(dtype, copy=True) for factor in (update.up, update.down))
     return LowRankBranch(slot, up, down, update.scale)
 

@@ -1,4 +1,4 @@
-"""`eichi lora FILE...` says what LoRA files hold; `eichi lora bake FILE...` writes a checkpoint with them merged in."""
+"""`eichi lora FILE[=STRENGTH]...` says what LoRA files hold; `eichi lora bake ...` writes a checkpoint with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers_helper.files import CheckpointError
 from eichi_utils.catalogue import Models
 from eichi_utils.hub import ModelFiles
 from eichi_utils.lora_fit import reports
-from eichi_utils.loras import Lora, from_flag, named
+from eichi_utils.loras import Lora, from_flag
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import MODELS
 from locales import Translator
@@ -38,10 +38,12 @@ def add_lora_command(commands: Any, t: Translator) -> argparse.ArgumentParser:
 def run_lora(options: argparse.Namespace, t: Translator) -> int:
     """Exit code 0 if every file can be used, 2 if one cannot. Raises UserError where a bake cannot begin."""
     words: list[str] = options.files
-    if words[0] == BAKE and len(words) > 1:
+    if words[0] == BAKE:
         return _bake(options, [Lora(**from_flag(word)) for word in words[1:]], t)
+    if options.out is not None:
+        raise UserError([Problem("out", "lora_out_alone")])
     files = Models(options.models).files(options.model)
-    documents = [_examine(Lora(named(word)), files, options.checkpoint, t) for word in words]
+    documents = [_examine(Lora(**from_flag(word)), files, options.checkpoint, t) for word in words]
     if options.json:
         sys.stdout.write(json.dumps(documents) + "\n")
     else:
@@ -50,12 +52,15 @@ def run_lora(options: argparse.Namespace, t: Translator) -> int:
 
 
 def _examine(lora: Lora, files: ModelFiles, checkpoint: str, t: Translator) -> dict[str, Any]:
+    about = {"file": str(lora.path), "strength": lora.strength}
     try:
         (report,) = reports([lora], files, checkpoint)
-        return {"file": str(lora.path), **dataclasses.asdict(report)}
+        if problems := lora.check("loras/0"):
+            raise UserError(problems)
+        return {**about, **dataclasses.asdict(report)}
     except UserError as error:
-        (problem,) = error.problems
-        return {"file": str(lora.path), "problem": problem.key, "text": t(f"problem.{problem.key}", **problem.values)}
+        problem, *_ = error.problems
+        return {**about, "problem": problem.key, "text": t(f"problem.{problem.key}", **problem.values)}
 
 
 def _lines(document: dict[str, Any], t: Translator) -> list[str]:
@@ -64,6 +69,7 @@ def _lines(document: dict[str, Any], t: Translator) -> list[str]:
     ranks = ", ".join(map(str, document["ranks"])) or "-"
     numbers = {name: document[name] for name in ("used", "found", "applied", "layers")}
     lines = [t("cli.lora.format", format=document["format"], ranks=ranks), t("cli.lora.layers", **numbers)]
+    lines.append(t("cli.lora.strength", strength=f"{document['strength']:g}"))
     if document["unknown"]:
         shown = ", ".join(document["unknown"][:SHOWN])
         lines.append(t("cli.lora.unknown", count=len(document["unknown"]), keys=shown))
@@ -77,6 +83,8 @@ def _bake(options: argparse.Namespace, loras: list[Lora], t: Translator) -> int:
     from eichi_utils.models import checkpoint_problem
 
     problems = [problem for number, lora in enumerate(loras) for problem in lora.check(f"loras/{number}")]
+    if not loras:
+        problems.append(Problem("files", "value_needed"))
     if options.out is None:
         problems.append(Problem("out", "value_needed"))
     if problems:

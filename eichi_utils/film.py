@@ -221,8 +221,8 @@ class SectionSampler:
         return Clean(torch.cat(read, dim=2), [time for ref in refs for time in ref.at])
 
     def _tables(self, net: PackedTransformer, section: Section, prompt: str | None, levels: tuple[float, ...]) -> JobTables:
-        """Made once for a prompt, its noise levels and the LoRA's strengths, which act on the tables too."""
-        key = prompt, levels, section.lora_strengths, strengths(net)
+        """Made once for a prompt, its noise levels and the LoRA and their strengths, which act on the tables too."""
+        key = prompt, levels, section.lora_strengths, net.branches_from, strengths(net)
         tables = self._kept.pop(key, None) or self._make_tables(net, prompt, levels)
         # Last in the dictionary is last used.
         self._kept[key] = tables

@@ -16,6 +16,7 @@ from diffusers_helper.memory import device_name
 from diffusers_helper.slabs import Arena, Place
 from eichi_utils.disk_cache import DiskCache, key_of
 from eichi_utils.loras import Lora
+from lora_utils.peft import config_beside
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,5 @@ def kept_weights(
 
 
 def _beside(path: Path) -> str:
-    """PEFT keeps an adapter's strength in a file beside it."""
-    config = path.with_name("adapter_config.json")
-    return identity(config) if config.is_file() else ""
+    config = config_beside(path)
+    return identity(config) if config else ""

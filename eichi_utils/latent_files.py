@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from diffusers_helper.latents import SPATIAL
@@ -54,7 +54,8 @@ def _write(path: Path, latents: Tensor, texts: Mapping[str, str]) -> None:
     height, width = latents.shape[3] * SPATIAL, latents.shape[4] * SPATIAL
     sizes = torch.tensor([height, width, latents.shape[2]], dtype=torch.int32)
     with written_atomically(path) as temporary:
-        save_file({LATENTS: latents, SIZES: sizes}, temporary, metadata=dict(texts))
+        # Written from here, a full disk is an OSError, as with every other file.
+        temporary.write_bytes(save({LATENTS: latents, SIZES: sizes}, metadata=dict(texts)))
 
 
 def read_latents(path: str | Path, where: str = "append_latents") -> tuple[LatentInfo, Tensor]:

@@ -1,4 +1,4 @@
-"""Whether LoRA files fit a model, what of them does, and how much memory that takes; by headers alone, without torch."""
+"""Whether LoRA files fit a model, what of them does, and how much memory that takes; without torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from diffusers_helper.files import CheckpointError, read_headers, weight_files
 from eichi_utils.events import Notice
 from eichi_utils.hub import STEMS, ModelFiles
-from eichi_utils.loras import Lora, layouts, lora_problem
+from eichi_utils.loras import Lora, file_state, layout_of, layouts, lora_problem
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.sizes import ModelSize, TransformerSize, part_of
 from lora_utils.files import Header, LoraError, read_header
-from lora_utils.formats import Layout, Report, Shapes, analyse, factor_numbers
+from lora_utils.formats import Layout, Report, Shapes, factor_numbers
 
 # The published transformer: width, and the layers of its parts as (rows, columns) in widths; see "HunyuanVideo", table 2, and
 # the hub's checkpoint. Both checkpoints have the same.
@@ -54,16 +54,13 @@ REST = {
 }
 
 
-# What can be wrong with a whole file for one model; see `analyse`.
-MISFITS = ("lora_no_modules", "lora_shape", "lora_dora")
-
-
 @dataclass(frozen=True)
 class Fit:
-    """One file: what of it is used, or why it cannot be."""
+    """One file: what of it is used, or why it cannot be. readable: whether that is for what it holds."""
 
     report: Report | None = None
     problem: Problem | None = None
+    readable: bool = True
 
 
 def published_layers() -> dict[str, tuple[int, ...]]:
@@ -95,18 +92,21 @@ def shapes_in(files: ModelFiles, checkpoint_name: str) -> Mapping[str, tuple[int
 def fit(lora: Lora, shapes: Shapes, field: str = "loras/0") -> Fit:
     """field: of the file's slot, for the problem."""
     try:
-        state = lora.path.stat()
-    except (OSError, ValueError):
-        return Fit(problem=lora_problem(field, LoraError("missing", file=str(lora.path))))
-    found = _fit(lora.path, state.st_mtime_ns, state.st_size, tuple(shapes.items()))
-    return found if found.problem is None else Fit(problem=replace(found.problem, field=f"{field}/file"))
+        found = _fit(lora.path, file_state(lora.path), tuple(shapes.items()))
+    except LoraError as error:
+        found = Fit(problem=lora_problem("", error), readable=False)
+    return found if found.problem is None else replace(found, problem=replace(found.problem, field=f"{field}/file"))
 
 
 @lru_cache(maxsize=64)
-def _fit(path: Path, mtime_ns: int, size: int, layers: tuple[tuple[str, tuple[int, ...]], ...]) -> Fit:
-    """Kept by file state: a page asks again at every key the user presses, and a large file takes 30 ms."""
+def _fit(path: Path, state: tuple, layers: tuple[tuple[str, tuple[int, ...]], ...]) -> Fit:
+    """Kept by file state: a page asks again at every key the user presses, and a large file's header takes 30 ms."""
     try:
-        return Fit(report=analyse(read_header(path), dict(layers), str(path)).report)
+        header = read_header(path)
+    except LoraError as error:
+        return Fit(problem=lora_problem("", error), readable=False)
+    try:
+        return Fit(report=layout_of(path, header, dict(layers)).report)
     except LoraError as error:
         return Fit(problem=lora_problem("", error))
 
@@ -117,8 +117,8 @@ def fit_problems(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str)
     if not known:
         return ()
     shapes = shapes_in(files, checkpoint_name)
-    problems = [fit(lora, shapes, f"loras/{number}").problem for number, lora in known]
-    return tuple(problem for problem in problems if problem and problem.key in MISFITS)
+    fits = [fit(lora, shapes, f"loras/{number}") for number, lora in known]
+    return tuple(fit.problem for fit in fits if fit.problem and fit.readable)
 
 
 def reports(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> list[Report]:
@@ -135,9 +135,16 @@ def notices(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> I
 
 
 def report_notices(file: str, report: Report) -> Iterator[Notice]:
-    if report.unknown:
+    """What is left out of a file: whole updates, or what stands beside updates that all fit."""
+    if report.used < report.found:
         values = {"file": file, "used": report.used, "found": report.found, "example": report.unknown[0]}
         yield Notice(at=time.time(), key="lora_partial", values=values)
+    elif report.unknown and report.only_biases:
+        values = {"file": file, "count": len(report.unknown), "example": report.unknown[0]}
+        yield Notice(at=time.time(), key="lora_biases", values=values)
+    elif report.unknown:
+        values = {"file": file, "count": len(report.unknown), "example": report.unknown[0]}
+        yield Notice(at=time.time(), key="lora_others", values=values)
     if report.text_encoder:
         yield Notice(at=time.time(), key="lora_text_encoder", values={"file": file, "count": len(report.text_encoder)})
 

@@ -22,7 +22,7 @@ from eichi_utils.loras import lora_problem
 from eichi_utils.paths import written_atomically
 from eichi_utils.pictures import MAX_PIXELS, is_unicode, open_picture
 from eichi_utils.problems import Problem, UserError
-from lora_utils.files import LoraError, read_header
+from lora_utils.files import PICKLES, LoraError, read_header
 
 SUFFIX = ".safetensors"
 UPLOADS = "uploads"
@@ -44,10 +44,26 @@ class About:
     picture: bytes = b""
 
 
+@dataclass(frozen=True)
+class Found:
+    """Names below webui/lora, sub-folders and links included, by the alphabet; as a request names them.
+
+    pickles: LoRA of formats that are not opened, which other programs list.
+    """
+
+    files: tuple[str, ...]
+    pickles: tuple[str, ...]
+
+
+def look_through() -> Found:
+    names = sorted(filter(is_unicode, _walk(loras.LORAS)), key=str.casefold)
+    files = tuple(name for name in names if name.lower().endswith(SUFFIX))
+    return Found(files, tuple(name for name in names if not name.lower().endswith(SUFFIX)))
+
+
 def found() -> tuple[str, ...]:
-    """Names of all files below webui/lora, sub-folders and links included, by the alphabet; as a request names them."""
-    names = [name for name in _walk(loras.LORAS) if is_unicode(name)]
-    return tuple(sorted(names, key=str.casefold))
+    """The names of all files that can be chosen."""
+    return look_through().files
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -60,7 +76,7 @@ def _walk(folder: Path) -> Iterator[str]:
             continue
         seen.add(real)
         for file in files:
-            if file.lower().endswith(SUFFIX) and not file.startswith("."):
+            if file.lower().endswith((SUFFIX, *PICKLES)) and not file.startswith("."):
                 yield Path(place, file).relative_to(folder).as_posix()
 
 
@@ -87,9 +103,9 @@ def _about(path: Path, state: tuple) -> About:
     except LoraError:
         metadata = {}
     sources: tuple[Callable[[], str], ...] = (
-        lambda: _described(path.with_suffix(".civitai.info"), "trainedWords"),
-        lambda: _described(path.with_suffix(".json"), "activation text", "trainedWords"),
-        lambda: _text(path.with_suffix(".txt")),
+        lambda: _described(_with_suffix(path, ".civitai.info"), "trainedWords"),
+        lambda: _described(_with_suffix(path, ".json"), "activation text", "trainedWords"),
+        lambda: _text(_with_suffix(path, ".txt")),
         lambda: next((metadata[name] for name in OWN_WORDS if metadata.get(name)), ""),
     )
     words = next((" ".join(words.split()) for source in sources if (words := source()).strip()), "")
@@ -98,7 +114,13 @@ def _about(path: Path, state: tuple) -> About:
 
 def _beside(path: Path) -> list[Path]:
     names = (*PICTURES, ".civitai.info", ".json", ".txt")
-    return [file for suffix in names if (file := path.with_suffix(suffix)).is_file()]
+    return [file for suffix in names if (file := _with_suffix(path, suffix)).is_file()]
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    """The file beside this one that ends so; in capitals too, as some cameras and systems write it."""
+    plain, loud = path.with_suffix(suffix), path.with_suffix(suffix.upper())
+    return loud if not plain.is_file() and loud.is_file() else plain
 
 
 def _text(path: Path) -> str:
@@ -122,7 +144,7 @@ def _described(path: Path, *keys: str) -> str:
 
 def _picture(path: Path, metadata: Mapping[str, str]) -> bytes:
     for suffix in PICTURES:
-        if (file := path.with_suffix(suffix)).is_file():
+        if (file := _with_suffix(path, suffix)).is_file():
             try:
                 return _small(open_picture(file))
             except UserError:

@@ -7,13 +7,16 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from eichi_utils.paths import LORAS
 from eichi_utils.problems import Problem, UserError
 from lora_utils.files import Header, LoraError, read_header
+from lora_utils.finite import first_not_finite
 from lora_utils.formats import Layout, Shapes, analyse
+from lora_utils.peft import config_beside, first_alpha_not_finite, scaling_metadata
 
 STRONGEST = 2.0
 # As many slots as a page has; what is more would be out of its user's sight.
@@ -64,13 +67,23 @@ def named(path: str | Path) -> str:
     A relative path is looked for in the current folder first, then below webui/lora.
     """
     absolute = Path(os.path.abspath(path))
-    if not absolute.exists() and (LORAS / path).exists():
+    if not os.path.exists(absolute) and os.path.exists(LORAS / path):
         return Path(path).as_posix()
     return absolute.relative_to(LORAS).as_posix() if absolute.is_relative_to(LORAS) else str(absolute)
 
 
+def shown_name(file: str | Path) -> str:
+    """What a page calls a file: by its name below webui/lora, where two folders may have files of one name; elsewhere a file is
+    known by its own name alone."""
+    path = Path(file)
+    return path.relative_to(LORAS).as_posix() if path.is_relative_to(LORAS) else path.name
+
+
 def from_flag(text: str) -> dict[str, Any]:
-    """`FILE` or `FILE=STRENGTH` as JSON. An equals sign before something that is no number belongs to the name."""
+    """`FILE` or `FILE=STRENGTH` as JSON. An equals sign in the name of a file that is there belongs to the name, and so does
+    one before something that is no number."""
+    if os.path.exists(text) or os.path.exists(LORAS / text):
+        return {"file": named(text)}
     file, _, strength = text.rpartition("=")
     try:
         return {"file": named(file), "strength": float(strength)} if file else {"file": named(text)}
@@ -145,9 +158,38 @@ def layouts(loras: Sequence[Lora], layers: Shapes) -> list[tuple[Header, Layout]
     for number, lora in enumerate(loras):
         try:
             header = read_header(lora.path)
-            found.append((header, analyse(header, layers, str(lora.path))))
+            found.append((header, layout_of(lora.path, header, layers)))
         except LoraError as error:
             problems.append(lora_problem(f"loras/{number}", error))
     if problems:
         raise UserError(problems)
     return found
+
+
+def layout_of(path: Path, header: Header, layers: Shapes) -> Layout:
+    """Raises LoraError for a file that does not fit these layers, and for one that would make every film of it black."""
+    layout = analyse(header, layers, str(path))
+    if name := first_alpha_not_finite(scaling_metadata(path, header)):
+        raise LoraError("not_finite", file=str(path), name=name)
+    used = tuple(key for entry in layout.entries for key in entry.keys.values())
+    if name := _first_not_finite(path, file_state(path), used):
+        raise LoraError("not_finite", file=str(path), name=name)
+    return layout
+
+
+@lru_cache(maxsize=64)
+def _first_not_finite(path: Path, state: tuple, keys: tuple[str, ...]) -> str | None:
+    """Kept by file state, so that a file of a gigabyte is read once and not again at every check of a request."""
+    return first_not_finite(path, read_header(path), keys)
+
+
+def file_state(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Tells a file, and what PEFT wrote beside it, from others under the same names. Raises LoraError ("missing")."""
+    found = []
+    for file in filter(None, (path, config_beside(path))):
+        try:
+            stat = file.stat()
+        except (OSError, ValueError):
+            raise LoraError("missing", file=str(file)) from None
+        found.append((str(file), stat.st_size, stat.st_mtime_ns))
+    return tuple(found)

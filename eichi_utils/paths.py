@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -46,10 +47,18 @@ def new_job_id() -> str:
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name if the block ends well and vanishes if not."""
+    """A temporary path beside `path` that takes its name if the block ends well and vanishes if not.
+
+    Whatever library wrote it, the file may be read by whom the system's umask says.
+    """
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        usual = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        # Some writers, such as safetensors, put a file of their own in its place that only its owner may read.
+        os.chmod(temporary, usual)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

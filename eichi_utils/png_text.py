@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from eichi_utils import modes
 from eichi_utils.fields import for_mode, from_the_end, usable
@@ -55,11 +55,13 @@ def read_picture_text(path: str | Path) -> PictureText:
             chunks = {name: text for name, text in picture.info.items() if isinstance(text, str)}
             comment = _comment(picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment))
             chunks = {"parameters": comment, **chunks} if comment else chunks
+    except UnidentifiedImageError:
+        raise UserError([Problem("request", "request_not_in_file", values)]) from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise UserError([Problem("image", "picture_damaged", {**values, "reason": str(error)[:200]})]) from None
+        raise UserError([Problem("request", "picture_damaged", {**values, "reason": str(error)[:200]})]) from None
     found = picture_text(chunks)
     if found == PictureText():
-        raise UserError([Problem("image", "picture_without_text", values)])
+        raise UserError([Problem("request", "picture_without_text", values)])
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -107,27 +108,38 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     files.append(str(start))
     yield Saved(at=time.time(), path=str(start), kind="start")
 
-    film, joined = Film(request, plan, outputs), JoinedFilm(request, outputs)
+    film, joined, broken = Film(request, plan, outputs), JoinedFilm(request, outputs), True
     with film.writer, joined.stream:
-        for event in sample_film(request, plan, conditions, pool, stop):
-            if isinstance(event, Decoded):
-                yield Stage(at=time.time(), name="save", section=event.section)
-                for saved in film.save(event):
-                    files[:-1] = film.files
-                    frames = saved.frames or frames
-                    yield saved
-            elif isinstance(event, Stretch):
-                joined.add(event)
-            elif isinstance(event, Joined):
-                yield Stage(at=time.time(), name="save", section=len(plan.sections))
-                for saved in joined.save(event):
-                    files[:-1] = [*joined.files, *film.files]
-                    frames = saved.frames or frames
-                    yield saved
-            else:
-                yield event
-            if stop.level >= StopLevel.NOW or (isinstance(event, Decoded) and stop.level >= StopLevel.SECTION):
-                break
+        try:
+            for event in sample_film(request, plan, conditions, pool, stop):
+                if isinstance(event, Decoded):
+                    yield Stage(at=time.time(), name="save", section=event.section)
+                    for saved in film.save(event):
+                        files[:-1] = film.files
+                        frames = saved.frames or frames
+                        yield saved
+                elif isinstance(event, Stretch):
+                    joined.add(event)
+                elif isinstance(event, Joined):
+                    yield Stage(at=time.time(), name="save", section=len(plan.sections))
+                    for saved in joined.save(event):
+                        files[:-1] = [*joined.files, *film.files]
+                        frames = saved.frames or frames
+                        yield saved
+                else:
+                    yield event
+                if stop.level >= StopLevel.NOW or (isinstance(event, Decoded) and stop.level >= StopLevel.SECTION):
+                    break
+            broken = False
+        except GeneratorExit:
+            # Nobody waits for anything any more.
+            broken = False
+            raise
+        finally:
+            # Hours of work may lie before an error; what is finished is kept as when the run is stopped.
+            if broken:
+                with suppress(OSError):
+                    yield from film.rest()
         for saved in film.rest():
             files[:-1] = [*joined.files, *film.files]
             yield saved

@@ -41,10 +41,12 @@ class Film:
         self._pngs = FramePngs(request, plan, outputs)
         self._newest: Path | None = None
         self._last: Decoded | None = None
+        # Whether all frames of the last section that are final were given to the PNGs.
+        self._settled = False
 
     def save(self, decoded: Decoded) -> Iterator[Saved]:
         """The film so far, or the picture, and what belongs to the section; each a complete file."""
-        self._last = decoded
+        self._last, self._settled = decoded, False
         if self.plan.output == "picture":
             path = self.outputs.path("_oneframe.png")
             write_png(path, Image.fromarray(images(decoded.final)[0].numpy()), png_info(self.request))
@@ -55,12 +57,14 @@ class Film:
         self.writer.add(final)
         yield self._film(decoded)
         yield from self._noted(self._pngs.add(final))
+        self._settled = True
 
     def rest(self) -> Iterator[Saved]:
-        """At the end of a run, or where it was stopped: frames that are as they are now, and the latents of the film."""
+        """At the end of a run, or where it stopped or failed: frames that are as they are now, and the latents of the film."""
         if self._last is None or self.plan.output == "picture":
             return
-        yield from self._noted(self._pngs.add(to_uint8(self._last.open).numpy()))
+        if self._settled:
+            yield from self._noted(self._pngs.add(to_uint8(self._last.open).numpy()))
         if getattr(self.request, "save_latents", False):
             path = self.outputs.path(".safetensors")
             write_latents(path, self._last.film, self.request)

@@ -25,6 +25,7 @@ MAX_NODES = 20_000
 SLOTS = ("lora1", "lora2", "lora3")
 # What the existing page shows where a film has no padding of its own.
 IDLE_PADDING = 1.0
+NEXT_LINE = "\x85"
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,6 +40,18 @@ class _Loader(yaml.SafeLoader):
         if self.nodes > MAX_NODES:
             raise yaml.YAMLError(f"more than {MAX_NODES} values")
         return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Every text comes back as it was."""
+
+
+def _quoted(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML reads this line break of YAML 1.1 back as another one, unless it is written as \\N in double quotes.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if NEXT_LINE in text else None)
+
+
+_Dumper.add_representer(str, _quoted)
 
 
 def parse(data: bytes, file: str) -> Mapping[str, Any]:
@@ -60,7 +73,7 @@ def text_of(request: FilmRequest, names: Mapping[str, Any], language: str) -> st
     """
     own = {**to_json(request), **names}
     document = {**old_document(request, language), KEY: own}
-    return yaml.safe_dump(document, allow_unicode=True, sort_keys=True, default_flow_style=False)
+    return yaml.dump(document, Dumper=_Dumper, allow_unicode=True, sort_keys=True, default_flow_style=False)
 
 
 def old_document(request: FilmRequest, language: str) -> dict[str, Any]:

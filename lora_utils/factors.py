@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lora_utils.formats import Entry, Layout, Part
+from lora_utils.peft import config_of
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,32 @@ class Kronecker:
         return self.scale * torch.kron(self.left.float(), self.right.float())[first:end]
 
 
-Update = LowRank | Kronecker
+@dataclass(frozen=True)
+class Hadamard:
+    """W[layer] += scale * (up_1 @ down_1) * (up_2 @ down_2), element by element. up (rows, rank), down (rank, columns).
+
+    It could be written as one product of rank rank_1 * rank_2, which is larger than the weight from rank 40 on; see
+    https://arxiv.org/abs/2108.06098, section 2.
+    """
+
+    layer: str
+    up_1: Tensor
+    down_1: Tensor
+    up_2: Tensor
+    down_2: Tensor
+    scale: float
+
+    def delta(self) -> Tensor:
+        """(rows, columns) float32."""
+        return (self.up_1.float() @ self.down_1.float()).mul_(self.up_2.float() @ self.down_2.float()).mul_(self.scale)
+
+
+Update = LowRank | Kronecker | Hadamard
 
 
 def updates(layout: Layout, tensor: Callable[[str], Tensor], metadata: Mapping[str, str] | None = None) -> list[Update]:
     """Every update of a file. tensor: a key's tensor, asked for once. metadata: the file's, which may hold PEFT's alpha."""
-    peft = _peft_config(metadata or {})
+    peft = config_of(metadata or {})
     made: list[Update] = []
     for entry in layout.entries:
         factors = {role: tensor(key) for role, key in entry.keys.items()}
@@ -63,8 +83,12 @@ def updates(layout: Layout, tensor: Callable[[str], Tensor], metadata: Mapping[s
                 left, right = torch.ones(1, 1), whole.roll(len(whole) // 2, dims=0)
             made += [Kronecker(part.layer, left, right, scale, part.rows) for part in entry.parts]
             continue
-        up, down = (factors["up"], factors["down"]) if entry.kind == "LoRA" else _hadamard(factors)
-        up, down = up.flatten(1), down.flatten(1)
+        if entry.kind == "LoHa":
+            up_1, down_1, up_2, down_2 = (factors[f"hada_w{name}"].flatten(1) for name in ("1_a", "1_b", "2_a", "2_b"))
+            up_1, up_2 = (up.roll(len(up) // 2, dims=0) if entry.swapped else up for up in (up_1, up_2))
+            made += [Hadamard(part.layer, _rows(up_1, part), down_1, _rows(up_2, part), down_2, scale) for part in entry.parts]
+            continue
+        up, down = factors["up"].flatten(1), factors["down"].flatten(1)
         if entry.swapped:
             up = up.roll(len(up) // 2, dims=0)
         made += [LowRank(part.layer, _rows(up, part), down, scale) for part in entry.parts]
@@ -99,31 +123,7 @@ def _scale(entry: Entry, alpha: float | None, peft: Mapping[str, Any]) -> float:
     return alpha / entry.rank if alpha is not None else 1.0
 
 
-def _hadamard(factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(w1a w1b) * (w2a w2b), element by element, is a product of rank r1 r2: each column with each, each row with each."""
-    w1a, w1b, w2a, w2b = (factors[f"hada_w{name}"].flatten(1).float() for name in ("1_a", "1_b", "2_a", "2_b"))
-    up = (w1a[:, :, None] * w2a[:, None, :]).flatten(1)
-    return up, (w1b[:, None, :] * w2b[None, :, :]).flatten(0, 1)
-
-
 def _whole(factors: Mapping[str, Tensor], name: str) -> Tensor:
     if name in factors:
         return factors[name].flatten(1)
     return factors[f"{name}_a"].float() @ factors[f"{name}_b"].flatten(1).float()
-
-
-def _peft_config(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """How the transformer's adapter is scaled, as diffusers writes it into a file's metadata; empty if it is not said."""
-    try:
-        document = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        return {}
-    if not isinstance(document, dict):
-        return {}
-    plain = {str(key).removeprefix("transformer."): value for key, value in document.items()}
-    pattern = plain.get("alpha_pattern") or {}
-    if not isinstance(pattern, dict):
-        return {}
-    if not all(isinstance(value, (int, float)) for value in (plain.get("lora_alpha"), *pattern.values())):
-        return {}
-    return {"lora_alpha": plain["lora_alpha"], "alpha_pattern": pattern, "use_rslora": bool(plain.get("use_rslora"))}

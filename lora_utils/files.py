@@ -24,10 +24,12 @@ BITS = {
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 # A header of 10,000 tensors takes about a megabyte.
 LONGEST_HEADER = 100 * 2**20
+# Bytes that tell a safetensors file from another.
+BEGINNING = 40
 
 
 class LoraError(Exception):
-    """key: "missing", "pickle", "suffix", "damaged", "no_modules", "shape" or "dora"; values name file and fault."""
+    """key: what is wrong, as the texts call it after "problem.lora_"; values name file and fault."""
 
     def __init__(self, key: str, **values: Any):
         self.key, self.values = key, values
@@ -36,47 +38,72 @@ class LoraError(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """dtypes (in the format's own words) and shapes by tensor name, in the file's order."""
+    """dtypes (in the format's own words) and shapes by tensor name, in the file's order.
+
+    places: (first byte, end) of each tensor in the file that was read.
+    """
 
     dtypes: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False)
 
 
 def read_header(path: Path) -> Header:
-    """Raises LoraError for a file that is missing, of another kind, or cut off."""
+    """Raises LoraError for a file that is missing, of another kind, cut off or damaged; each in a way of its own."""
     name = str(path)
+    if os.path.isdir(path):
+        raise LoraError("folder", file=name)
     if not os.path.isfile(path):
         raise LoraError("missing", file=name)
     if path.suffix.lower() != ".safetensors":
         if path.suffix.lower() in PICKLES:
-            raise LoraError("pickle", file=name, suffix=path.suffix, stem=path.stem)
+            raise LoraError("pickle", file=name, suffix=path.suffix, source=repr(path.name), target=repr(_converted(path)))
         raise LoraError("suffix", file=name)
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(size - 8, LONGEST_HEADER):
-                raise LoraError("damaged", file=name, expected=length + 8, actual=size)
+            start = stream.read(BEGINNING)
+            length = int.from_bytes(start[:8], "little")
+            if not start:
+                raise LoraError("empty", file=name)
+            if len(start) >= 8 and (length > LONGEST_HEADER or start[8:9] not in (b"{", b"")):
+                raise LoraError("not_safetensors", file=name, begins=_shown(start))
+            if len(start) < 8 or length > size - 8:
+                raise LoraError("header_cut", file=name, actual=size)
+            stream.seek(8)
             entries = json.loads(stream.read(length))
         metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
         dtypes = {key: entry["dtype"] for key, entry in entries.items()}
         shapes = {key: tuple(int(side) for side in entry["shape"]) for key, entry in entries.items()}
-        places = sorted(tuple(map(int, entry["data_offsets"])) for entry in entries.values())
-        expected = 8 + length + max((end for _, end in places), default=0)
-        whole = all(
-            entry["data_offsets"][1] - entry["data_offsets"][0] == prod(shapes[key]) * BITS[dtypes[key]] // 8
-            for key, entry in entries.items()
-        )
+        places = {key: tuple(map(int, entry["data_offsets"])) for key, entry in entries.items()}
+        expected = 8 + length + max((end for _, end in places.values()), default=0)
+        whole = all(end - begin == prod(shapes[key]) * BITS[dtypes[key]] // 8 for key, (begin, end) in places.items())
         # One after the other, without gaps, as the format asks.
-        whole = whole and all(begin == end for (_, end), (begin, _) in pairwise([(0, 0), *places]))
+        whole = whole and all(begin == end for (_, end), (begin, _) in pairwise([(0, 0), *sorted(places.values())]))
     except OSError as error:
-        raise LoraError("damaged", file=name, expected=error.strerror or str(error), actual="-") from None
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise LoraError("damaged", file=name, expected="safetensors", actual=size) from None
-    if size != expected or not whole:
+        raise LoraError("unreadable", file=name, reason=error.strerror or str(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise LoraError("header", file=name) from None
+    if not whole:
+        raise LoraError("header", file=name)
+    if size != expected:
         raise LoraError("damaged", file=name, expected=expected, actual=size)
-    return Header(dtypes, shapes, metadata)
+    return Header(
+        dtypes, shapes, metadata, {key: (8 + length + begin, 8 + length + end) for key, (begin, end) in places.items()}
+    )
+
+
+def _converted(path: Path) -> str:
+    """What a pickle is called after it is converted; some are called `ink.safetensors.pt`."""
+    stem = path.stem
+    return stem if stem.lower().endswith(".safetensors") else f"{stem}.safetensors"
+
+
+def _shown(start: bytes) -> str:
+    """A file's first bytes as a person can read them: the beginning of a text, or numbers."""
+    text = start.decode("utf-8", errors="ignore").split("\n")[0].strip()
+    return text if text.isprintable() and len(text) > 3 else start[:8].hex(" ")
 
 
 def write_stream(path: Path, header: Header, tensors: Iterable[bytes | memoryview]) -> None:

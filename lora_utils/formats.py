@@ -38,6 +38,9 @@ COMPLETE = (
     ("LoKr", {"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}),
 )
 
+# PEFT's with `bias="lora_only"` or `lora_bias`, and LyCORIS's difference.
+BIASES = (".bias", ".diff_b")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -86,6 +89,11 @@ class Report:
         """Whether something that was meant for the network finds no place in it."""
         return bool(self.unknown)
 
+    @property
+    def only_biases(self) -> bool:
+        """Whether all that finds no place are biases, which are added to layers and not to their weights."""
+        return all(key.endswith(BIASES) for key in self.unknown)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -96,8 +104,8 @@ class Layout:
 def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
     """Which update of the file goes where. layers: shapes of the network's weights of two dimensions and more, by layer.
 
-    Raises LoraError ("no_modules", "shape", "dora"), naming `file`, if nothing fits, a shape is wrong, or the updates need more
-    than adding: a file is used as it was made, or not at all.
+    Raises LoraError, naming `file`, if nothing fits, a shape is wrong, or the updates need more than adding: a file is used as
+    it was made, or not at all.
     """
     names = Names(layers)
     # By layer and adapter: a file may have several for one layer.
@@ -116,7 +124,7 @@ def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
         elif role == "alpha":
             alphas[name] = key
             if prod(header.shapes[key]) != 1:
-                raise LoraError("shape", file=file, layer=key, expected="1", actual=_times(header.shapes[key]))
+                raise LoraError("alpha", file=file, layer=key, actual=_times(header.shapes[key]))
         else:
             grouped.setdefault((name, adapter), {})[role] = key
     known = {name for name, _ in grouped}
@@ -130,14 +138,20 @@ def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
             continue
         rows = [layers[layer][0] for layer in target.layers]
         wanted = sum(rows), prod(layers[target.layers[0]][1:])
-        shape, rank = _shape(kind, {role: header.shapes[key] for role, key in keys.items()})
+        sides = {role: header.shapes[key] for role, key in keys.items()}
+        if any(0 in side for side in sides.values()):
+            raise LoraError("rank_zero", file=file, layer=name)
+        shape, rank = _shape(kind, sides)
+        if shape == (0, 0):
+            factors = ", ".join(f"{role} {_times(side)}" for role, side in sides.items() if role != "alpha")
+            raise LoraError("factors", file=file, layer=name, factors=factors)
         if shape != wanted:
             raise LoraError("shape", file=file, layer=name, expected=_times(wanted), actual=_times(shape))
         ends = tuple(accumulate(rows))
         parts = tuple(Part(layer, (end - count, end)) for layer, count, end in zip(target.layers, rows, ends, strict=True))
         entries.append(Entry(name, kind, keys, shape, rank, parts, target.swapped))
     if not entries:
-        raise LoraError("no_modules", file=file, example=next(iter(header.shapes), "-"))
+        raise _useless(file, list(grouped.values()), unknown, text_encoder)
     report = Report(
         format=_format(entries, names),
         ranks=tuple(sorted({entry.rank for entry in entries if entry.rank})),
@@ -151,6 +165,32 @@ def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
     return Layout(tuple(entries), report)
 
 
+def _useless(file: str, groups: list[dict[str, str]], unknown: list[str], text_encoder: list[str]) -> LoraError:
+    """Why a file of which nothing fits cannot be used. groups: keys by part, of each update that is no text encoder's."""
+    if not unknown:
+        return LoraError("text_encoder", file=file, count=len(text_encoder)) if text_encoder else LoraError("empty", file=file)
+    if not groups:
+        return LoraError("no_factors", file=file, example=unknown[0])
+    if not any(map(_kind, groups)) and (absent := _absent(groups[0])):
+        return LoraError("incomplete", file=file, example=next(iter(groups[0].values())), absent=absent)
+    return LoraError("no_modules", file=file, example=unknown[0])
+
+
+def _absent(keys: Mapping[str, str]) -> str:
+    """The first key that an update lacks to be whole; "" if it lacks none."""
+    parts = set(keys) - {"alpha"}
+    lacking = min((complete - parts for _, complete in COMPLETE if parts <= complete), key=len, default=set())
+    if not lacking:
+        return ""
+    role, key = min(lacking), next(iter(keys.values()))
+    for halves in (("lora_A", "lora_B"), ("down", "up")) if role in ("up", "down") else ():
+        one, other = halves if role == "up" else halves[::-1]
+        head, found, tail = key.rpartition(one)
+        if found:
+            return f"{head}{other}{tail}"
+    return f"{_split(key)[0]}.{role}"
+
+
 def factor_numbers(layout: Layout, shapes: Shapes) -> Iterator[tuple[str, int]]:
     """(layer, how many numbers its factors have beside the weights) of every update. shapes: of the file's tensors."""
     for entry in layout.entries:
@@ -161,8 +201,8 @@ def factor_numbers(layout: Layout, shapes: Shapes) -> Iterator[tuple[str, int]]:
             elif entry.kind == "LoKr":
                 yield part.layer, sum(prod(side) for side in _sides({role: shapes[key] for role, key in entry.keys.items()})[0])
             else:
-                # The product of two low ranks has the product of both.
-                rank = entry.rank**2 if entry.kind == "LoHa" else entry.rank
+                downs = ("hada_w1_b", "hada_w2_b") if entry.kind == "LoHa" else ("down",)
+                rank = sum(shapes[entry.keys[role]][0] for role in downs)
                 yield part.layer, rank * (end - first + entry.shape[1])
 
 

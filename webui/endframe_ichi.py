@@ -26,19 +26,22 @@ from webui.input_panel import (
 )
 from webui.latents_panel import LatentsPanel
 from webui.lora_panel import LoraPanel
+from webui.model_panel import ModelPanel
 from webui.output_panel import output_panel, seed_panel
 from webui.timeline_panel import TimelinePanel
 
 
 def page(context: Context) -> gr.Blocks:
     with framed(context) as (blocks, form, followers):
-        with gr.Row():
+        with gr.Row(elem_classes="eichi-pictures"):
             form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
             if not context.plain:
-                with gr.Column(min_width=160):
-                    final_frame_panel(form)
+                form.picture("end_image", height=PICTURE_HEIGHT, elem_id="end_image")
+        if not context.plain:
+            final_frame_panel(form)
         prompt_panel(context, form)
         length_panel(form)
+        form.model = ModelPanel(context, form)
         if not context.plain:
             size_panel(form)
             panel = TimelinePanel(context, form)

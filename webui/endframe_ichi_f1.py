@@ -26,6 +26,7 @@ from webui.input_panel import (
 )
 from webui.latents_panel import LatentsPanel
 from webui.lora_panel import LoraPanel
+from webui.model_panel import ModelPanel
 from webui.output_panel import output_panel, seed_panel
 from webui.timeline_panel import TimelinePanel
 
@@ -33,15 +34,16 @@ from webui.timeline_panel import TimelinePanel
 def page(context: Context) -> gr.Blocks:
     t = context.t
     with framed(context) as (blocks, form, followers):
-        with gr.Row():
+        with gr.Row(elem_classes="eichi-pictures"):
             form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
-            if not context.plain:
-                with gr.Column(min_width=160):
-                    form.slider("influence", step=0.1)
-                    sections = {"first": t("page.influence.first"), "all": t("page.influence.all")}
-                    form.choice("influence_sections", sections)
         prompt_panel(context, form)
         length_panel(form, (*QUICK_SECONDS, 60, 120))
+        if not context.plain:
+            with gr.Row(equal_height=True):
+                form.slider("influence", step=0.1, min_width=220)
+                sections = {"first": t("page.influence.first"), "all": t("page.influence.all")}
+                form.choice("influence_sections", sections, elem_classes="eichi-chips", min_width=220)
+        form.model = ModelPanel(context, form)
         if not context.plain:
             size_panel(form)
             panel = TimelinePanel(context, form)

@@ -1,9 +1,16 @@
 """What is wrong with a field, shown at the field itself: one HTML element that is never seen and writes beside the others.
 
 A field's component has the class `field-NAME`; `keyframes/3` and `controls/0/mask` are shown at the nearest place that has one.
+
+What is dropped on a picture's place (class `eichi-picture`) and is no picture is refused here, before gradio empties the place
+and says so in English at the window's edge.
 """
 
 from __future__ import annotations
+
+import json
+
+from locales import Translator
 
 HTML = "<span></span>"
 
@@ -18,9 +25,34 @@ function place(field) {
   }
   return null;
 }
+// Place -> what was said of the file refused there, until something else is shown or opened at it.
+const refused = new Map();
+const content = at => {
+  const cell = at.closest('.eichi-editor')?.querySelector('[data-section]');
+  return [at.querySelector('img')?.src, cell?.dataset.section].join(); };
+function refuse(event) {
+  const at = event.target.closest?.('.eichi-picture'), input = event.type === 'change' ? event.target : null;
+  const files = [...(input ? input.files : event.dataTransfer?.files) || []];
+  if (!at || !files.length) return;
+  refused.delete(at);
+  const wrong = files.find(file => !file.type.startsWith('image/'));
+  if (wrong) {
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (input) input.value = '';
+    else event.target.dispatchEvent(new DragEvent('dragleave', { bubbles: true }));
+    refused.set(at, { text: NO_PICTURE.replace('{file}', () => wrong.name), content: content(at) });
+  }
+  soon();
+}
+for (const kind of ['drop', 'change']) document.addEventListener(kind, refuse, true);
 function show() {
   waiting = false;
   const wrong = props.value || {}, wanted = new Map();
+  for (const [at, said] of refused) {
+    if (at.isConnected && content(at) === said.content) wanted.set(at, said.text);
+    else refused.delete(at);
+  }
   for (const [field, text] of Object.entries(wrong)) {
     const at = place(field);
     if (at) wanted.set(at, (wanted.has(at) ? wanted.get(at) + ' ' : '') + text);
@@ -41,3 +73,8 @@ new MutationObserver(soon).observe(document.querySelector('.eichi-form') || docu
 show();
 watch('value', show);
 """
+
+
+def js(t: Translator) -> str:
+    """What the element does, in a page's language."""
+    return JS.replace("NO_PICTURE", json.dumps(t("problem.picture_unknown_format", file="{file}")))

@@ -79,8 +79,15 @@ with without_stubs():
 
 
 def picture(**settings: Any) -> Picture:
-    """A place for a picture: upload, drop or paste."""
-    return Picture(type="filepath", image_mode=None, sources=["upload", "clipboard"], buttons=["fullscreen"], **settings)
+    """A place for a picture: upload, drop or paste. Its class is what `field_problems` knows it by."""
+    return Picture(
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "clipboard"],
+        buttons=["fullscreen"],
+        elem_classes=["eichi-picture"],
+        **settings,
+    )
 
 
 def upload(label: str, elem_id: str) -> File:

@@ -44,8 +44,12 @@ class Form:
         self.closed: dict[Component, Any] = {}
         # Components of the program's own values, which no request has, by name (`settings.CHOICES`).
         self.program: dict[str, Component] = {}
+        # The page's `ModelPanel`.
+        self.model: Any = None
         # Called with a `Filling` once the page has all its fields.
         self.wirings: list[Callable[[Any], None]] = []
+        # Called with the event after which a page that was loaded is filled.
+        self.after_load: list[Callable[[Any], Any]] = []
         self._fields = {field.name: field for field in dataclasses.fields(kind)}
 
     def has(self, name: str) -> bool:

@@ -17,7 +17,6 @@ from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form
 from webui.metadata_panel import MetadataPanel
-from webui.model_panel import ModelPanel
 from webui.presets_panel import FavouritesPanel
 from webui.result_panel import ResultPanel
 from webui.sections_panel import SectionsPanel
@@ -69,7 +68,7 @@ class Page(gr.Blocks):
 def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, Follower]]]:
     """A page with header, columns, result and Start; its block puts the inputs into the left column.
 
-    It may add followers (`StartPanel`) for what it shows of the request.
+    It sets `form.model`, and may add followers (`StartPanel`) for what it shows of the request.
     """
     followers: dict[Component, Follower] = {}
     form = Form(MODES[context.mode], context.t, context.models, context.folders)
@@ -78,7 +77,6 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
         gr.HTML(header(context), elem_id="header")
         with gr.Row(elem_classes="eichi-page"):
             with gr.Column(elem_classes="eichi-form", min_width=0):
-                model = ModelPanel(context, form)
                 yield blocks, form, followers
                 settings = None if context.plain else saving_panels(context, form)
                 start = StartPanel(context, form, followers)
@@ -86,8 +84,8 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
                 result = ResultPanel(context, form)
         result.wire(blocks)
         start.wire(result.look, result.outputs, result.seen)
-        model.wire(start.look, start.outputs)
-        filling = Filling(form, model)
+        form.model.wire(start.look, start.outputs)
+        filling = Filling(form, form.model)
         for wire in form.wirings:
             wire(filling)
         if settings:
@@ -120,7 +118,9 @@ def fill_on_load(context: Context, form: Form, filling: Filling, settings: Setti
             return filling.begin(fields) | said
         return form.write(job.asked) | model.shown(job.asked) | said
 
-    blocks.load(fill, None, outputs, **QUIET)
+    filled = blocks.load(fill, None, outputs, **QUIET)
+    for then in form.after_load:
+        then(filled)
 
 
 def header(context: Context) -> str:

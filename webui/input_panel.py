@@ -13,15 +13,16 @@ from webui.presets_panel import PromptsPanel
 QUICK_SECONDS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 30, 40)
 # Only the length that the slider shows is a field; the quick lengths set it and follow it, in the browser.
 FOLLOW = "seconds => [{choices}].includes(seconds) ? seconds : null"
-PICTURE_HEIGHT = 280
+PICTURE_HEIGHT = 240
 
 
 def final_frame_panel(form: Form) -> None:
-    """The film's last picture; how strongly it holds is asked once there is one."""
-    picture = form.picture("end_image", height=PICTURE_HEIGHT, elem_id="end_image")
-    loop = form.switch("loop", elem_id="loop")
-    with gr.Group(visible=False) as group:
-        form.slider("end_strength", step=0.01, elem_id="end_strength")
+    """How the film ends; how strongly its last picture holds is asked once there is one."""
+    (picture,) = form.entries["end_image"].components
+    with gr.Row(equal_height=False):
+        loop = form.switch("loop", elem_id="loop", min_width=220)
+        with gr.Group(visible=False) as group:
+            form.slider("end_strength", step=0.01, elem_id="end_strength", min_width=220)
     seen = [picture, loop]
     gr.on([picture.change, loop.change], lambda path, loop: gr.update(visible=bool(path or loop)), seen, group, **QUIET)
 

@@ -40,7 +40,7 @@ class LatentsPanel:
                 label=t("page.latents.chosen"),
                 elem_id="latents-chosen",
             )
-            self.file = fields.File(label=t(f"page.field.{FIELD}"), height=120, elem_id=FIELD)
+            self.file = fields.File(label=t(f"page.field.{FIELD}"), height=120, elem_id=FIELD, elem_classes="eichi-drop")
             form.add(FIELD, self.file, read=lambda value: value or "", write=lambda value: (shown(value),))
             self.info = gr.HTML(elem_id="latents-info")
             with gr.Row():

@@ -7,6 +7,7 @@ when a request fills them, and an answer of the server must not take back what w
 from __future__ import annotations
 
 import json
+import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.lora_fit import fit, report_notices, shapes_in
-from eichi_utils.lora_folder import about, found, is_below, keep_upload
-from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora
+from eichi_utils.lora_folder import about, found, is_below, keep_upload, look_through
+from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora, shown_name
 from eichi_utils.presets import lora_presets
 from eichi_utils.problems import Problem, UserError
 from webui import fields, words
@@ -28,17 +29,28 @@ from webui.context import QUIET, Context
 from webui.form import Form
 
 SHOWN = 3
+# Files that are named one by one, where the number tells of the rest.
+LISTED = 3
 IN_BROWSER = MappingProxyType({"fn": None, "api_visibility": "private"})
 EMPTY = f'{{file: "", strength: {Lora.strength}}}'
 # In the browser: all slots, with at least so many.
 SLOTS = f"const slots = JSON.parse(all || '[]'); while (slots.length < COUNT) slots.push({EMPTY});"
-PUT_FILE = f"(file, all) => {{ {SLOTS} slots[NUMBER].file = file ?? ''; return JSON.stringify(slots); }}"
-# A slider also changes when the server moves another file's strength into its slot; that is in the box already.
-PUT_STRENGTH = f"""(strength, file, all) => {{ {SLOTS}
-  if (slots[NUMBER].file === (file ?? '')) slots[NUMBER].strength = strength ?? null;
+# What the user moved in a slot is marked as theirs: its components show it, or already what comes next, and the server leaves
+# them alone.
+ROUNDED = "const rounded = strength == null ? null : Math.round(strength * 1e6) / 1e6;"
+PUT_FILE = f"""(strength, file, all) => {{ {SLOTS} {ROUNDED}
+  slots[NUMBER] = {{file: file ?? '', strength: rounded, theirs: true}}; return JSON.stringify(slots); }}"""
+# A slider also changes when the server moves a strength into its slot; that is in the box already.
+PUT_STRENGTH = f"""(strength, file, all) => {{ {SLOTS} {ROUNDED}
+  if (slots[NUMBER].file === (file ?? '') && !(Math.abs(slots[NUMBER].strength - rounded) <= 1e-6))
+    Object.assign(slots[NUMBER], {{strength: rounded, theirs: true}});
   return JSON.stringify(slots); }}"""
-REMOVE = f"all => {{ {SLOTS} slots.splice(NUMBER, 1); return JSON.stringify(slots); }}"
+REMOVE = f"""all => {{ {SLOTS} slots.splice(NUMBER, 1); slots.forEach(slot => delete slot.theirs);
+  return JSON.stringify(slots); }}"""
 ADD = f"all => {{ {SLOTS} if (slots.length < {MOST_LORAS}) slots.push({EMPTY}); return JSON.stringify(slots); }}"
+# While LoRA are off no request names their files, so a tab remembers its slots itself and has them again when it is reloaded.
+REMEMBER = "all => { if (all !== '[]') sessionStorage.setItem('eichi-loras-MODE', all); }"
+REMEMBERED = "all => all === '[]' ? sessionStorage.getItem('eichi-loras-MODE') ?? all : all"
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ class LoraPanel:
         # Never seen; a label would be for nobody.
         self.box = gr.Textbox("[]", elem_id="loras-json", visible="hidden", show_label=False)
         self.seen = gr.State(None)
+        self.filled = gr.State([])
         with gr.Accordion(t("page.lora"), open=False, elem_id="loras") as self.accordion:
             self.switch = gr.Checkbox(False, label=t("page.lora.switch"), elem_id="lora-switch")
             with gr.Column(visible=False, elem_id="lora-slots", elem_classes="eichi-loras") as self.column:
@@ -123,22 +136,31 @@ class LoraPanel:
             put_file, put_strength, remove = (
                 js.replace("COUNT", count).replace("NUMBER", str(number)) for js in (PUT_FILE, PUT_STRENGTH, REMOVE)
             )
-            slot.file.input(inputs=[slot.file, self.box], outputs=self.box, js=put_file, **IN_BROWSER)
             strength = [slot.strength, slot.file, self.box]
+            slot.file.input(inputs=strength, outputs=self.box, js=put_file, **IN_BROWSER)
             # Its reset button, and its box when it is left, move it without an input.
             slot.strength.change(inputs=strength, outputs=self.box, js=put_strength, **IN_BROWSER)
             slot.remove.click(inputs=self.box, outputs=self.box, js=remove, **IN_BROWSER)
+        mode = self.form.kind.mode
+        self.box.change(inputs=self.box, js=REMEMBER.replace("MODE", mode), **IN_BROWSER)
+        again = {"inputs": self.box, "outputs": self.box, "js": REMEMBERED.replace("MODE", mode), **IN_BROWSER}
+        self.form.after_load.append(lambda loaded: loaded.then(**again))
         self.add.click(inputs=self.box, outputs=self.box, js=ADD.replace("COUNT", str(SHOWN)), **IN_BROWSER)
         model = self.form.entries["model"].components[0]
-        shown = {self.switch, self.box, self.seen, model, *(c for slot in self.slots for c in (slot.file, slot.strength))}
-        outputs = [self.accordion, self.column, self.add, self.seen]
+        shown = {self.switch, self.box, self.seen, self.filled, model}
+        shown |= {part for slot in self.slots for part in (slot.file, slot.strength)}
+        outputs = [self.accordion, self.column, self.add, self.seen, self.filled]
         outputs += [part for slot in self.slots for part in (slot.group, slot.file, slot.strength, slot.card)]
         changes = [self.switch.change, self.box.change, model.change]
         looked = gr.on(changes, self.look, shown, outputs, trigger_mode="always_last", **QUIET)
         # As at Start: an answer to an older change can come last.
         looked.then(self.look, shown, outputs, trigger_mode="always_last", **QUIET)
-        scanned = gr.on([self.scan.click, self.switch.input, page.load], self.rescan, None, outputs, **QUIET)
-        scanned.then(self.look, shown, outputs, trigger_mode="always_last", **QUIET)
+        known = [*outputs, self.preset]
+        for scanned in (
+            gr.on([self.switch.input, page.load], self.rescan, None, known, **QUIET),
+            self.scan.click(self.tell, None, [*known, self.said], **QUIET),
+        ):
+            scanned.then(self.look, shown, outputs, trigger_mode="always_last", **QUIET)
         self.upload.upload(self.receive, [self.upload, self.box], [self.box, self.said, *self._files], **QUIET)
         told = [self.preset, self.said]
         self.load.click(self.take, self.preset, [self.switch, self.box, self.said], **QUIET)
@@ -152,17 +174,24 @@ class LoraPanel:
         return [slot.file for slot in self.slots]
 
     def look(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """The slots as the box has them, where they are not shown so already, and what there is to say about their files."""
+        """The slots as the box has them, where it was filled with others, and what there is to say about their files.
+
+        A component that differs from a box that is as it was has been moved just now, and the box does not know it yet.
+        """
         on = bool(values[self.switch])
         slots = self._slots(values[self.box])
         files = [slot["file"] for slot in slots]
         model = values[self.form.entries["model"].components[0]]
         now = [on, files, model]
-        updates: dict[Component, Any] = {self.seen: now}
-        for slot, wanted in zip(self.slots, slots, strict=False):
+        filled = [[slot["file"], slot["strength"]] for slot in slots]
+        updates: dict[Component, Any] = {self.seen: now, self.filled: filled}
+        theirs, before = self._theirs(values[self.box]), values[self.filled]
+        for number, (slot, wanted) in enumerate(zip(self.slots, slots, strict=False)):
+            if number in theirs or (number < len(before) and filled[number] == before[number]):
+                continue
             if (values[slot.file] or "") != wanted["file"]:
                 updates[slot.file] = wanted["file"]
-            if values[slot.strength] != wanted["strength"]:
+            if not _same(values[slot.strength], wanted["strength"]):
                 updates[slot.strength] = wanted["strength"]
         if now != values[self.seen]:
             chosen = sum(map(bool, files)) if on else 0
@@ -175,13 +204,25 @@ class LoraPanel:
         return updates
 
     def rescan(self) -> dict[Component, Any]:
-        """The folder's files to choose from; what is chosen stays, and is looked at again."""
+        """The folder's files and the sets to choose from; what is chosen stays, and is looked at again."""
         choices = self._choices()
-        return {**{file: gr.update(choices=choices) for file in self._files}, self.seen: None}
+        files = {file: gr.update(choices=choices) for file in self._files}
+        return {**files, self.preset: gr.update(choices=self._preset_names()), self.seen: None}
+
+    def tell(self) -> dict[Component, Any]:
+        """The same, and what was found: also what lies in the folder and cannot be chosen, with the reason."""
+        there = look_through()
+        said = self._note(self.t("page.lora.found", count=len(there.files)))
+        if there.pickles:
+            shown = ", ".join(there.pickles[:LISTED]) + (", …" if len(there.pickles) > LISTED else "")
+            text = self.t("page.lora.passed_over", count=len(there.pickles), files=shown)
+            why = words.problem_sentence(self.t, Lora(there.pickles[0]).check("loras/0")[0])
+            said += self._note(text) + self._note(why)
+        return {**self.rescan(), self.said: said}
 
     def receive(self, uploads: Sequence[str] | None, text: str) -> dict[Component, Any]:
-        """Uploaded files into the folder, and into the first slots that are free."""
-        slots, problems = self._slots(text), []
+        """Uploaded files into the folder, and into the first slots that are free, as far as there are any."""
+        slots, problems, beyond = self._slots(text), [], []
         for upload in uploads or ():
             try:
                 name = keep_upload(Path(upload))
@@ -189,11 +230,15 @@ class LoraPanel:
                 problems += error.problems
                 continue
             free = next((slot for slot in slots if not slot["file"]), None)
+            if free is None and len(slots) >= MOST_LORAS:
+                beyond.append(name)
+                continue
             if free is None:
                 slots.append(free := {"strength": Lora.strength})
             free["file"] = name
         choices = {file: gr.update(choices=self._choices()) for file in self._files}
-        return {**choices, self.box: json.dumps(slots), self.said: self._sentences(problems)}
+        said = self._note(self.t("page.lora.no_slot", files=", ".join(beyond))) if beyond else ""
+        return {**choices, self.box: json.dumps(slots), self.said: said + self._sentences(problems)}
 
     def take(self, name: str | None) -> dict[Component, Any]:
         """The set of this name in the slots, and switched on."""
@@ -233,11 +278,15 @@ class LoraPanel:
             return text
         if not isinstance(slots, list) or not all(isinstance(slot, dict) for slot in slots):
             return slots
-        return [{**slot, "file": self._ours(slot.get("file"))} for slot in slots if slot.get("file")]
+        chosen = [{name: part for name, part in slot.items() if name != "theirs"} for slot in slots if slot.get("file")]
+        return [{**slot, "file": self._ours(slot["file"])} for slot in chosen]
 
-    def _write(self, loras: Sequence[Lora]) -> tuple[bool, str]:
+    def _write(self, loras: Sequence[Lora]) -> tuple[bool, Any]:
+        if not loras:
+            # Off; what is in the slots stays for the next time.
+            return False, gr.skip()
         slots = [{"file": lora.file, "strength": lora.strength} for lora in loras]
-        return bool(slots), json.dumps(slots)
+        return True, json.dumps(slots)
 
     def _ours(self, file: Any) -> Any:
         """Of the files that a browser names, only those of the folder are opened, and those of films that were made here."""
@@ -255,6 +304,15 @@ class LoraPanel:
         slots = [slot if isinstance(slot, dict) else {} for slot in (read if isinstance(read, list) else [])]
         slots += [{}] * (SHOWN - len(slots))
         return [{"file": self._ours(slot.get("file") or ""), "strength": slot.get("strength", Lora.strength)} for slot in slots]
+
+    def _theirs(self, text: str) -> set[int]:
+        """Slots that show what the user did in them."""
+        try:
+            read = json.loads(text or "[]")
+        except ValueError:
+            return set()
+        slots = read if isinstance(read, list) else []
+        return {number for number, slot in enumerate(slots) if isinstance(slot, dict) and slot.get("theirs") is True}
 
     def _choices(self) -> list[tuple[str, str]]:
         return [(self.t("page.lora.none"), ""), *((name, name) for name in found())]
@@ -278,7 +336,7 @@ class LoraPanel:
             ranks = ", ".join(map(str, report.ranks)) or "-"
             facts = {"format": report.format, "ranks": ranks, "applied": report.applied, "layers": report.layers}
             lines.append(self._note(self.t("page.lora.report", **facts)))
-            notices = report_notices(Path(file).name, report)
+            notices = report_notices(shown_name(lora.path), report)
             lines += [f'<p class="notice">{escape(words.notice_sentence(self.t, notice))}</p>' for notice in notices]
         known = about(lora.path)
         if known.words:
@@ -291,3 +349,11 @@ class LoraPanel:
 
     def _note(self, text: str) -> str:
         return f'<p class="eichi-hint">{escape(text)}</p>'
+
+
+def _same(shown: Any, wanted: Any) -> bool:
+    """Whether a slider that passes on this number shows that one; it passes on rounded ones. Where it does, nothing is sent: an
+    answer of the server would take back what is moved meanwhile."""
+    if isinstance(shown, (int, float)) and isinstance(wanted, (int, float)):
+        return math.isclose(shown, wanted, abs_tol=1e-6)
+    return shown == wanted

@@ -121,9 +121,10 @@ class SectionOffer:
         self.t = context.t
         self.outcome = Outcome(self.t, "section-offer")
 
-    def wire(self, picture: Component, section: Component, prompt: Component) -> None:
+    def wire(self, picture: Component, uploaded: Any, landed: Component, section: Component, prompt: Component) -> None:
+        """uploaded: the event after which `landed` holds the picture's section, "" if it is not the one that is open."""
         self.section, self.prompt = section, prompt
-        picture.upload(self.look, [picture, section], self.outcome.outputs, **QUIET)
+        uploaded.then(self.look, [picture, landed], self.outcome.outputs, **QUIET)
         picture.clear(self.outcome.nothing, None, self.outcome.outputs, **QUIET)
         answer = {self.outcome.about, section, prompt}
         self.outcome.box.click(self.take, answer, [prompt, *self.outcome.outputs], **QUIET)

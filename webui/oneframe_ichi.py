@@ -18,6 +18,7 @@ from webui.context import Context
 from webui.frame import framed
 from webui.input_panel import PICTURE_HEIGHT, advanced_panel, prompt_panel, size_panel
 from webui.lora_panel import LoraPanel
+from webui.model_panel import ModelPanel
 from webui.output_panel import output_panel, seed_panel
 from webui.reference_panel import place_panel, reference_panel
 
@@ -25,7 +26,8 @@ from webui.reference_panel import place_panel, reference_panel
 def page(context: Context) -> gr.Blocks:
     t = context.t
     with framed(context) as (blocks, form, _):
-        form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
+        with gr.Row(elem_classes="eichi-pictures"):
+            form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
         if not context.plain:
             with gr.Accordion(t("page.image_more"), open=False), gr.Row():
                 form.picture("image_mask", height=220)
@@ -33,6 +35,7 @@ def page(context: Context) -> gr.Blocks:
             with gr.Accordion(t("page.references"), open=False, elem_id="references"):
                 reference_panel(form)
         prompt_panel(context, form)
+        form.model = ModelPanel(context, form)
         if not context.plain:
             place_panel(form)
             size_panel(form)

@@ -53,7 +53,7 @@ def place_panel(form: Form) -> None:
     with gr.Row():
         form.number_or_empty("target_index", elem_id="target_index")
         form.number("rope_value")
-    with gr.Accordion(t("page.context"), open=False), gr.Row():
+    with gr.Accordion(t("page.context"), open=False, elem_id="context"), gr.Row():
         words = [
             (t("page.context.auto"), "auto"),
             (t("page.context.on"), "on"),

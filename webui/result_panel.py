@@ -179,8 +179,12 @@ class ResultPanel:
     def _viewer(self, job: Job, jobs: tuple[Job, ...]) -> dict[str, Any]:
         view = job.view
         result = view.picture or view.film
+        labels = self.viewer.value["labels"]
+        if view.state in ("running", "stopped", "failed"):
+            # A page that has run something must not look like one that never has.
+            labels = {**labels, "empty": self.t(f"page.viewer.{view.state}")}
         return {
-            "labels": self.viewer.value["labels"],
+            "labels": labels,
             "running": not view.ended,
             "width": view.width,
             "height": view.height,

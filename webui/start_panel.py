@@ -38,7 +38,7 @@ class StartPanel:
             self.wrong = gr.HTML(
                 {},
                 html_template=field_problems.HTML,
-                js_on_load=field_problems.JS,
+                js_on_load=field_problems.js(self.t),
                 elem_id="field-problems",
                 elem_classes="eichi-unseen",
             )

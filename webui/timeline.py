@@ -73,6 +73,19 @@ function show() {
   strip.scrollLeft = left;
   if (focused !== undefined) strip.querySelector(`[data-section="${focused}"]`)?.focus({ preventScroll: true });
 }
+// An upload takes its time, and another cell may be open when it is there: file -> the cell that it was dropped on.
+const dropped = new Map();
+let touched = null;
+function note(event) {
+  if (!event.target.closest?.('#section-picture')) return;
+  touched = document.querySelector('#section-title [data-section]')?.dataset.section ?? null;
+  for (const file of event.dataTransfer?.files || event.target.files || []) dropped.set(file.name, touched);
+}
+for (const kind of ['drop', 'change', 'click', 'paste']) document.addEventListener(kind, note, true);
+strip.cellOf = name => {
+  const cell = dropped.get(name) ?? touched;
+  dropped.delete(name);
+  return cell; };
 show();
 watch('value', show);
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +31,12 @@ PUT = """(value, section, all) => {
   const values = JSON.parse(all || '{}'), kept = VALUE;
   if (kept) values[section] = kept; else delete values[section];
   return JSON.stringify(values); }"""
-PUT_PICTURE, PUT_PROMPT = PUT.replace("VALUE", "value?.path"), PUT.replace("VALUE", "(value?.trim() ? value : '')")
+PUT_PROMPT, REMOVE_PICTURE = PUT.replace("VALUE", "(value?.trim() ? value : '')"), PUT.replace("VALUE", "''")
+# An uploaded picture belongs to the section that it was dropped on. -> [all sections' values, that section if it is open].
+PUT_PICTURE = """(value, section, all) => {
+  const values = JSON.parse(all || '{}'), own = document.querySelector('#timeline .strip').cellOf(value?.orig_name) ?? section;
+  if (value && own !== '') values[own] = value.path;
+  return [JSON.stringify(values), own === section ? own : '']; }"""
 # 0 is a scale like others, 1 is what a section has without one of its own.
 PUT_SCALE = PUT.replace("VALUE", "(value ?? 1) !== 1").replace("= kept;", "= value;")
 # (keyframes, strip, overwrite): keyframe 0 into even sections, 1 into odd ones.
@@ -64,6 +70,7 @@ class TimelinePanel:
         # Not in the editor: what is hidden there shows when the editor is shown again.
         if self.pictures:
             self.keyframes = gr.Textbox("{}", elem_id="keyframes-json", **hidden)
+            self.landed = gr.Textbox("", elem_id="section-landed", **hidden)
         with gr.Column(visible=False, elem_id="section-editor", elem_classes="eichi-editor") as self.editor:
             self.title = gr.HTML(elem_id="section-title")
             with gr.Row(equal_height=False):
@@ -121,19 +128,22 @@ class TimelinePanel:
 
     def _wire_pictures(self) -> None:
         picture = [self.picture, self.section, self.keyframes]
-        self.picture.change(inputs=picture, outputs=self.keyframes, js=PUT_PICTURE, **IN_BROWSER)
+        self.picture.clear(inputs=picture, outputs=self.keyframes, js=REMOVE_PICTURE, **IN_BROWSER)
+        uploaded = self.picture.upload(inputs=picture, outputs=[self.keyframes, self.landed], js=PUT_PICTURE, **IN_BROWSER)
+        uploaded.then(self.restore, [self.landed, self.section, self.keyframes], self.picture, **QUIET)
         seen = [self.keyframes, self.strip, self.overwrite]
         copied = self.copy.click(inputs=seen, outputs=self.keyframes, js=COPY, **IN_BROWSER)
-        self.offer.wire(self.picture, self.section, self.prompt)
+        self.offer.wire(self.picture, uploaded, self.landed, self.section, self.prompt)
         copied.then(self._picture_of, [self.section, self.keyframes], self.picture, **QUIET)
 
     def open(self, values: Mapping[Component, str], event: gr.EventData) -> dict[Component, Any]:
         """The clicked section in the editor."""
         section = str(event._data["section"])
+        text = self.t("page.timeline.section", section=section)
         prompts, scales = _read(values[self.prompts]), _read(values[self.scales])
         updates = {
             self.editor: gr.update(visible=True),
-            self.title: f'<p class="eichi-hint">{self.t("page.timeline.section", section=section)}</p>',
+            self.title: f'<p class="eichi-hint" data-section="{escape(section)}">{escape(text)}</p>',
             self.prompt: prompts.get(section, "") if isinstance(prompts, dict) else "",
             self.scale: scales.get(section, 1.0) if isinstance(scales, dict) else 1.0,
             self.section: section,
@@ -141,6 +151,10 @@ class TimelinePanel:
         if not self.pictures:
             return updates
         return updates | {self.picture: self._picture_of(section, values[self.keyframes])} | self.offer.outcome.nothing()
+
+    def restore(self, landed: str, section: str, keyframes: str) -> Any:
+        """The open section's own picture, where an uploaded one went to another. None is open while one is looked up."""
+        return gr.skip() if landed or not section else self._picture_of(section, keyframes)
 
     def look(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
         """The strip of a request whose length can be understood."""

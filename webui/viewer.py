@@ -37,9 +37,8 @@ figcaption { margin-top: 4px; font-size: 12px; text-align: center; color: var(--
   color: var(--body-text-color);
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .facts { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
-.more { display: flex; flex-wrap: wrap; gap: 0 24px; margin-top: 8px; font-size: 14px; }
+.more { display: flex; flex-wrap: wrap; gap: 0 24px; margin-top: 8px; font-size: 13px; }
 .more details[open] { flex-basis: 100%; }
-.metadata { font-size: 13px; }
 .metadata dl { display: grid; grid-template-columns: minmax(0, max-content) minmax(0, 1fr); gap: 2px 16px; margin: 4px 0 0;
   max-height: 30vh; overflow: auto; }
 dt { color: var(--body-text-color-subdued); }
@@ -49,8 +48,8 @@ dd { margin: 0; overflow-wrap: anywhere; user-select: text; }
 /* Pinned on a phone: every line is taken from the form, and the folder is on another machine. */
 @media (max-width: 800px) {
   .folder { display: none; }
-  .result { flex-wrap: nowrap; gap: 8px; overflow-x: auto; white-space: nowrap; }
-  .use, .download { padding: 4px 8px; }
+  .result { gap: 4px 8px; font-size: 12px; }
+  .use, .download { padding: 4px 8px; font-size: 12px; }
   .metadata dl { max-height: 16vh; }
 }
 """

@@ -12,6 +12,7 @@ from eichi_utils.append import DETAILS, whole_frames
 from eichi_utils.append import FIELD as APPEND
 from eichi_utils.events import Notice
 from eichi_utils.extras import extra_counts
+from eichi_utils.loras import shown_name
 from eichi_utils.pictures import fitted_size
 from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem
@@ -52,11 +53,28 @@ def problem_sentence(t: Translator, problem: Problem) -> str:
 
 
 def _sentence(t: Translator, problem: Problem) -> str:
-    values = dict(problem.values)
-    if problem.field.split("/")[0] in (*PICTURES, *DETAILS, "loras", "sections", "request"):
-        # On a page a file is known by its name; where the server keeps it tells nobody anything.
-        values |= {"file": Path(values["file"]).name} if "file" in values else {}
+    values, field = dict(problem.values), problem.field.split("/")[0]
+    # On a page a file is known by its name; where the server keeps it tells nobody anything.
+    if "file" in values and field == "loras":
+        values |= _without_folder(values) | {"file": shown_name(values["file"])}
+    elif field in (*PICTURES, *DETAILS, "sections", "request"):
+        values |= _without_folder(values)
     return _say(t, f"problem.{problem.key}", values)
+
+
+def _without_folder(values: Mapping[str, Any]) -> dict[str, Any]:
+    """On a page a file is known by its name; where the server keeps it tells nobody anything, in a library's words neither."""
+    file = values.get("file")
+    if not file:
+        return {}
+    path = Path(file)
+    shorter = {"file": path.name}
+    if isinstance(reason := values.get("reason"), str):
+        # Messages often quote a path as Python does.
+        for written in (str(file), repr(str(file))[1:-1]):
+            reason = reason.replace(written, path.name)
+        shorter["reason"] = reason
+    return shorter
 
 
 def notice_sentence(t: Translator, notice: Notice) -> str:

@@ -53,8 +53,4 @@ def project(x: Tensor, layers: Sequence[Linear], fused: Fused | None) -> list[Te
     """What each layer makes of x (..., in): slices of one product where there is a view, else products of their own."""
     if fused is None or any(layer.merges(x) for layer in layers):
         return [layer(x) for layer in layers]
-    whole, start, made = multiply(x, *fused, layers[0].product), 0, []
-    for layer in layers:
-        made.append(layer.with_branches(whole.narrow(-1, start, layer.out_features), x))
-        start += layer.out_features
-    return made
+    return multiply(x, layers, *fused)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusers_helper.models.narrow import Product
+from diffusers_helper.models.narrow import LowRank, Product
 
 # Storage by name: its dtype and the largest number it holds.
 STORAGES = {"int8": (torch.int8, 127.0), "float8": (torch.float8_e4m3fn, 448.0)}
@@ -36,16 +36,35 @@ def quantise(weight: Tensor, storage: str, dtype: torch.dtype) -> tuple[Tensor, 
     return ratio.clamp(-largest, largest).to(kept), scale
 
 
-class LowRankBranch(nn.Module):
-    """Adds strength * scale * up @ down @ x. up (out, rank), down (rank, in).
+class SideBranch(nn.Module):
+    """What is added to a layer. slot: which of the branches that came together this one belongs to; scale: the file's.
 
-    slot: which of the branches that came together this one belongs to. Factors are buffers, but not of the state dict: they
-    move with their layer and are counted with it, and a checkpoint keeps its names.
+    factor: strength * scale as a tensor, which a compiled block takes as it comes; a number it may be compiled for.
+    Factors of the product are buffers, but not of the state dict: they move with their layer and are counted with it, and a
+    checkpoint keeps its names.
     """
 
-    def __init__(self, slot: int, up: Tensor, down: Tensor, scale: float):
+    def __init__(self, slot: int, scale: float):
         super().__init__()
-        self.slot, self.scale, self.strength = slot, scale, 1.0
+        self.slot, self.scale = slot, scale
+        self.strength = 1.0
+
+    @property
+    def strength(self) -> float:
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._strength = value
+        with torch.inference_mode(False):
+            self.factor = torch.tensor(value * self.scale, dtype=torch.float32)
+
+
+class LowRankBranch(SideBranch):
+    """Adds strength * scale * up @ down @ x. up (out, rank), down (rank, in)."""
+
+    def __init__(self, slot: int, up: Tensor, down: Tensor, scale: float):
+        super().__init__(slot, scale)
         self.register_buffer("up", up.contiguous(), persistent=False)
         self.register_buffer("down", down.contiguous(), persistent=False)
 
@@ -53,13 +72,14 @@ class LowRankBranch(nn.Module):
         """y (..., out) and the branch's part for x (..., in), as a new tensor: written into a slice of a compiled block's
         product it would be copied with the whole of it."""
         inner = F.linear(x, self.down.to(x.dtype)).flatten(0, -2)
-        up = self.up.to(x.dtype) * (self.strength * self.scale)
-        return torch.addmm(y.flatten(0, -2), inner, up.t()).view(*y.shape)
+        return torch.addmm(y.flatten(0, -2), inner, self.weighted_up(x.dtype).t()).view(*y.shape)
 
     def added_to(self, weight: Tensor) -> Tensor:
         """A weight (out, in) with the branch's part."""
-        up = self.up.to(weight.dtype) * (self.strength * self.scale)
-        return torch.addmm(weight, up, self.down.to(weight.dtype))
+        return torch.addmm(weight, self.weighted_up(weight.dtype), self.down.to(weight.dtype))
+
+    def weighted_up(self, dtype: torch.dtype) -> Tensor:
+        return self.up.to(dtype) * self.factor
 
     def add_to_conv(self, y: Tensor, x: Tensor, conv: nn.Conv3d) -> Tensor:
         """The same for a convolution's y (1, out, ...) and x (1, channels, ...)."""
@@ -68,12 +88,12 @@ class LowRankBranch(nn.Module):
         return y.add_(F.conv3d(inner, self.up.to(x.dtype)[:, :, None, None, None]), alpha=self.strength * self.scale)
 
 
-class KroneckerBranch(nn.Module):
+class KroneckerBranch(SideBranch):
     """Adds strength * scale * kron(left, right)[rows] @ x, without ever making the product: left (a, b), right (c, d)."""
 
     def __init__(self, slot: int, left: Tensor, right: Tensor, scale: float, rows: tuple[int, int]):
-        super().__init__()
-        self.slot, self.scale, self.strength, self.rows = slot, scale, 1.0, rows
+        super().__init__(slot, scale)
+        self.rows = rows
         self.register_buffer("left", left.contiguous(), persistent=False)
         self.register_buffer("right", right.contiguous(), persistent=False)
 
@@ -81,19 +101,16 @@ class KroneckerBranch(nn.Module):
         left, right = self.left.to(x.dtype), self.right.to(x.dtype)
         inner = F.linear(x.unflatten(-1, (left.shape[1], right.shape[1])), right)
         whole = torch.einsum("ab,...bc->...ac", left, inner).flatten(-2)
-        return y + whole[..., self.rows[0] : self.rows[1]] * (self.strength * self.scale)
+        return y + whole[..., self.rows[0] : self.rows[1]] * self.factor
 
     def added_to(self, weight: Tensor) -> Tensor:
         left, right = self.left.to(weight.dtype), self.right.to(weight.dtype)
-        return weight + torch.kron(left, right)[self.rows[0] : self.rows[1]] * (self.strength * self.scale)
+        return weight + torch.kron(left, right)[self.rows[0] : self.rows[1]] * self.factor
 
     def add_to_conv(self, y: Tensor, x: Tensor, conv: nn.Conv3d) -> Tensor:
         kernel = torch.kron(self.left, self.right)[self.rows[0] : self.rows[1]].to(x.dtype)
         part = F.conv3d(x, kernel.view_as(conv.weight), stride=conv.stride)
         return y.add_(part, alpha=self.strength * self.scale)
-
-
-Branch = LowRankBranch | KroneckerBranch
 
 
 class Linear(nn.Linear):
@@ -117,10 +134,10 @@ class Linear(nn.Linear):
         return narrows(self.weight, self.weight_scale, self.product)
 
     def forward(self, x: Tensor, largest: Tensor | None = None) -> Tensor:
-        """x (..., in) -> (..., out). largest: where `narrows`, what `Product` is told of x."""
+        """x (..., in) -> (..., out). largest: None, or what `Product` may be told of x."""
         if self.merges(x):
             return F.linear(x, self.with_branches_in(x.dtype), self.bias.to(x.dtype))
-        return self.with_branches(multiply(x, self.weight, self.bias, self.weight_scale, self.product, largest), x)
+        return multiply(x, (self,), self.weight, self.bias, self.weight_scale, largest)[0]
 
     def merges(self, x: Tensor) -> bool:
         """Whether branches are added to a copy of the weight rather than to what it makes of x (..., in): a pass over
@@ -140,10 +157,10 @@ class Linear(nn.Linear):
                 weight = branch.added_to(weight)
         return weight
 
-    def with_branches(self, y: Tensor, x: Tensor) -> Tensor:
-        """y (..., out), which the weights made of x (..., in), and what the branches add to it."""
+    def with_branches(self, y: Tensor, x: Tensor, but: tuple[type, ...] = ()) -> Tensor:
+        """y (..., out), which the weights made of x (..., in), and what the branches add to it; but for some kinds of them."""
         for branch in self.branches:
-            if branch.strength:
+            if branch.strength and not isinstance(branch, but):
                 y = branch.add_to(y, x)
         return y
 
@@ -153,16 +170,42 @@ class Linear(nn.Linear):
 
 
 def narrows(weight: Tensor, scale: Tensor | None, product: Product | None) -> bool:
+    """Whether x is multiplied in 8 bits."""
     return product is not None and weight.dtype == torch.float8_e4m3fn and scale is not None
 
 
 def multiply(
-    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, product: Product | None, largest: Tensor | None = None
-) -> Tensor:
-    """x (..., in) times a weight (out, in) of any storage, plus the bias (out,); scale, product, largest as in `Linear`."""
+    x: Tensor,
+    layers: Sequence[Linear],
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    largest: Tensor | None = None,
+) -> list[Tensor]:
+    """What each layer, branches included, makes of x (..., in), as slices of one product.
+
+    weight (sum of out, in), of any storage, bias (sum of out,) and scale as in `Linear`: of all layers, one after the other.
+    """
+    product, in_product = layers[0].product, ()
     if narrows(weight, scale, product):
-        return product(x, weight, scale, bias, largest)
-    return F.linear(x, widened(weight, scale, x.dtype), bias.to(x.dtype))
+        whole, in_product = product(x, weight, scale, bias, largest, low_rank(layers, x.dtype)), (LowRankBranch,)
+    else:
+        whole = F.linear(x, widened(weight, scale, x.dtype), bias.to(x.dtype))
+    parts = whole.split([layer.out_features for layer in layers], dim=-1)
+    return [layer.with_branches(part, x, in_product) for layer, part in zip(layers, parts, strict=True)]
+
+
+def low_rank(layers: Sequence[Linear], dtype: torch.dtype) -> LowRank | None:
+    """All low-rank branches of layers that see one input as a single one over all their outputs; None without any."""
+    found = [[b for b in layer.branches if b.strength and isinstance(b, LowRankBranch)] for layer in layers]
+    together = [branch for branches in found for branch in branches]
+    if not together:
+        return None
+    ups = []
+    for layer, branches in zip(layers, found, strict=True):
+        none = layer.bias.new_empty(layer.out_features, 0, dtype=dtype)
+        ups.append(torch.cat([none, *(branch.weighted_up(dtype) for branch in branches)], dim=1))
+    return LowRank(torch.cat([branch.down.to(dtype) for branch in together]), torch.block_diag(*ups))
 
 
 def widened(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -201,8 +244,8 @@ def set_product(net: nn.Module, product: Product | None) -> None:
             module.product = product
 
 
-def branches(net: nn.Module) -> Iterator[Branch]:
-    return (module for module in net.modules() if isinstance(module, Branch))
+def branches(net: nn.Module) -> Iterator[SideBranch]:
+    return (module for module in net.modules() if isinstance(module, SideBranch))
 
 
 def remove_branches(net: nn.Module) -> None:

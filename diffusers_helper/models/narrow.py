@@ -6,17 +6,33 @@ A scale for every token of the input and for every output channel of the weight,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusers_helper.models.attention import kernel_errors
 
-# product(x (..., in), weight (out, in) in float8, its scale (out, 1), bias (out,), largest) -> (..., out) in the dtype of x.
+
+class LowRank(NamedTuple):
+    """What is added to a weight (out, in): up (out, ranks) @ down (ranks, in)."""
+
+    down: Tensor
+    up: Tensor
+
+
+# product(x (..., in), weight (out, in) in float8, its scale (out, 1), bias (out,), largest, added) -> (..., out) in x's dtype.
 # largest: None, or (..., 1), numbers that no absolute value of a token of x exceeds, and that one comes near.
-Product = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+# added: None, or a low-rank addition to the weight.
+Product = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, LowRank | None], Tensor]
 NARROW = torch.float8_e4m3fn
 LARGEST = 448.0
+# How much smaller the numbers of x are made where products with a low-rank addition share their scale: those are up to some
+# hundred times as large. The smallest normal number, 2**-6, is then still a hundredth of what a token usually holds.
+HEADROOM = 64.0
+# A product's inner and outer sizes are multiples of this.
+RANKS = 16
 # Compute capability of the first cards with the units.
 FIRST_CAPABILITY = (8, 9)
 # Both paths multiply the same numbers; they differ by the order of additions and by 16-bit rounding of the result.
@@ -32,21 +48,74 @@ def narrowed(x: Tensor, largest: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return (wide * (1.0 / scale)).clamp(-LARGEST, LARGEST).to(NARROW), scale
 
 
-def emulated(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, largest: Tensor | None = None) -> Tensor:
-    """What the card's units compute, in float32: for tests and for the probe."""
+def emulated(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor,
+    largest: Tensor | None = None,
+    added: LowRank | None = None,
+) -> Tensor:
+    """What the card's units compute, in float32, the addition in wide numbers: for tests and for the probe."""
     q, scale = _tokens_narrowed(x, largest)
     y = (q.float() @ weight.float().t()) * scale * weight_scale.float().t() + bias.float()
+    if added is not None:
+        y = y + ((q.float() * scale) @ added.down.float().t()) @ added.up.float().t()
     return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def scaled(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, largest: Tensor | None = None) -> Tensor:
+def scaled(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor,
+    largest: Tensor | None = None,
+    added: LowRank | None = None,
+) -> Tensor:
     """Through `torch._scaled_mm` with scales by row; the result in bfloat16 first, which that kernel wants."""
-    q, scale = _tokens_narrowed(x, largest)
-    other = weight_scale.float().t().contiguous()
-    y = torch._scaled_mm(
-        q, weight.t(), scale_a=scale, scale_b=other, bias=bias.bfloat16(), out_dtype=torch.bfloat16, use_fast_accum=True
-    )
+    tokens, (outputs, inputs) = x[..., 0].numel(), weight.shape
+    if added is None:
+        y = _product(*_tokens_narrowed(x, largest), weight, weight_scale, bias.bfloat16())
+    elif (tokens + outputs) * inputs < 2 * tokens * outputs:
+        y = _extended(x, weight, weight_scale, bias, largest, added)
+    else:
+        q, scale = _tokens_narrowed(x, largest)
+        y = _product(q, scale, weight, weight_scale, bias.bfloat16())
+        added = _padded(added)
+        inner = _product(q, scale, *narrowed(added.down))
+        y = torch.addmm(y, inner, added.up.bfloat16().t())
     return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def _extended(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, largest: Tensor | None, added: LowRank) -> Tensor:
+    """The addition as further columns of x and of the weight, in the same product: where outputs are many, x and the weight
+    are smaller than what the addition would be added to.
+
+    down @ x has to share the scale of its token. x takes HEADROOM of its range less, which costs 8-bit floating-point numbers
+    nothing, and up takes all of its own.
+    """
+    added = _padded(added)
+    q, scale = _tokens_narrowed(x, (x.abs().amax(dim=-1, keepdim=True) if largest is None else largest).float() * HEADROOM)
+    up = added.up.float() / weight_scale.float()
+    factor = LARGEST / up.abs().amax(dim=0).clamp_min(1e-20)
+    up = (up * factor).clamp(-LARGEST, LARGEST).to(NARROW)
+    down, down_scale = narrowed(added.down.float() / factor[:, None])
+    inner = _product(q, torch.ones_like(scale), down, down_scale).float().clamp(-LARGEST, LARGEST).to(NARROW)
+    return _product(torch.cat([q, inner], dim=1), scale, torch.cat([weight, up], dim=1), weight_scale, bias.bfloat16())
+
+
+def _padded(added: LowRank) -> LowRank:
+    """With zeros, to as many ranks as the units want."""
+    missing = -len(added.down) % RANKS
+    return LowRank(F.pad(added.down, (0, 0, 0, missing)), F.pad(added.up, (0, missing)))
+
+
+def _product(q: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """q (tokens, in) and a weight (out, in), both in float8 with their scales -> (tokens, out), bfloat16."""
+    other = weight_scale.float().t().contiguous()
+    return torch._scaled_mm(
+        q, weight.t(), scale_a=scale, scale_b=other, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
 
 
 def _tokens_narrowed(x: Tensor, largest: Tensor | None) -> tuple[Tensor, Tensor]:

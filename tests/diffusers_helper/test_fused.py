@@ -112,25 +112,24 @@ def test_a_block_multiplies_once_with_what_lies_together(net):
     assert seen.count((3 * dim, dim)) == 2 * duals and seen.count((7 * dim, dim)) == singles
 
 
-def test_blocks_tell_a_product_the_largest_of_their_inputs(net):
-    """The same as when the product looks for itself, but for a last bit that rounds an eighth the other way."""
+def test_feed_forwards_tell_a_product_the_largest_of_their_inputs(net):
+    """Nearly what the product finds for itself, and never less."""
+    narrow(net, "float8")
     told = []
 
-    def product(*given):
-        told.append(given[4])
-        return emulated(*given)
+    def product(x, weight, scale, bias, largest, added):
+        if largest is not None:
+            found = x.abs().amax(-1, keepdim=True)
+            told.append((largest / found).flatten())
+            assert (largest >= found * 0.999).all()
+        return emulated(x, weight, scale, bias, largest, added)
 
-    def looks_itself(*given):
-        return emulated(*given[:4])
-
-    narrow(net, "float8")
     made = []
-    for chosen in (product, looks_itself):
+    for chosen in (product, lambda *given: emulated(*given[:4])):
         set_product(net, chosen)
         made.append(velocity(net, GIVEN))
-    assert (made[0] - made[1]).norm() <= 1e-3 * made[1].norm()
-    duals, singles = len(net.transformer_blocks), len(net.single_transformer_blocks)
-    assert sum(largest is not None for largest in told) == 2 * duals + singles
+    assert len(told) == 2 * len(net.transformer_blocks) and torch.cat(told).median() < 1.3
+    assert (made[0] - made[1]).norm() <= 2e-2 * made[1].norm()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -204,15 +203,19 @@ class Counted:
     """A compiler that only counts what it is given: one graph for all blocks of a kind."""
 
     def __init__(self):
-        self.graphs = []
+        self.graphs, self.numbers = [], []
 
     def __call__(self, graph, examples):
         self.graphs.append(graph)
+        self.numbers += [example for example in examples if isinstance(example, float | torch.SymFloat)]
         return graph.forward
 
 
 def test_one_graph_serves_all_blocks_slots_and_strengths(net):
-    """A graph for each block would take minutes at the first step, and after eight torch gives up without a word."""
+    """A graph for each block would take minutes at the first step, and after eight torch gives up without a word.
+
+    Nor is any number with a point in it given to a graph: a card's compiler made it anew for another strength, for 14 seconds.
+    """
     torch.compiler.reset()
     counted = Counted()
     config = {**vars(net.config), "num_layers": 5, "num_single_layers": 7}
@@ -233,7 +236,7 @@ def test_one_graph_serves_all_blocks_slots_and_strengths(net):
             for _ in range(2):
                 assert (velocity(net, given) - expected).abs().max() <= 1e-5
     assert 0 < len(streamer.resident) < 12
-    assert len(counted.graphs) == 2
+    assert len(counted.graphs) == 2 and not counted.numbers
 
 
 def add_branches_alike(net: PackedTransformer) -> None:

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from diffusers_helper.memory import module_bytes
 from diffusers_helper.models import linear
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from eichi_utils import models
-from eichi_utils.adapters import read_updates, shapes_of
+from eichi_utils import loras, models
+from eichi_utils.adapters import fingerprints, read_updates, shapes_of
 from eichi_utils.events import Notice
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.hub import ModelFiles
 from eichi_utils.jobs import Stop
-from eichi_utils.lora_fit import reports, shapes_in
+from eichi_utils.lora_fit import fit_problems, notices, reports, shapes_in
 from eichi_utils.loras import Lora
 from eichi_utils.models import ModelPool
 from eichi_utils.plan import Plan
@@ -220,7 +220,7 @@ def test_merging_anew_for_every_section_is_said(
         assert [event.key for event in events if isinstance(event, Notice)] == keys
 
 
-@pytest.mark.parametrize("kind", ["shape", "no_modules", "dora"])
+@pytest.mark.parametrize("kind", ["shape", "no_modules", "dora", "not_finite"])
 def test_a_file_that_does_not_fit_fails_the_job_before_it_starts(
     kind: str, files: dict, pool: ModelPool, pictures: list, tmp_path: Path, loads: list
 ) -> None:
@@ -229,6 +229,8 @@ def test_a_file_that_does_not_fit_fails_the_job_before_it_starts(
     tensors = load_file(files["kohya_framepack"])
     if kind == "shape":
         tensors["lora_unet_proj_out.lora_up.weight"] = torch.zeros(7, 2)
+    elif kind == "not_finite":
+        tensors["lora_unet_proj_out.alpha"] = torch.tensor(float("nan"))
     elif kind == "dora":
         tensors["lora_unet_proj_out.dora_scale"] = torch.zeros(64, 1)
     else:
@@ -240,6 +242,83 @@ def test_a_file_that_does_not_fit_fails_the_job_before_it_starts(
     assert found(error.value.problems) == {("loras/1/file", f"lora_{kind}")}
     assert error.value.problems[0].values["file"] == str(path)
     assert not (tmp_path / "out").exists() and loads == []
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_numbers_that_are_none_are_found_before_the_job_and_read_once(
+    merge: bool, files: dict, checkpoint: Path, pictures: list, tmp_path: Path, loads: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They passed as good and made every film black. A file is looked through once, however often it is asked about."""
+    read, look = [], loras.first_not_finite
+    monkeypatch.setattr(loras, "first_not_finite", lambda *given: read.append(given[0]) or look(*given))
+    path, pool = tmp_path / "a.safetensors", ModelPool(checkpoint, device="cpu")
+    shutil.copy(files["peft"], path)
+    it = request("single", pictures[0], loras=(Lora(str(path)), Lora(str(path), 0.1)), merge_loras=merge)
+    assert fit_problems(it.loras, pool.files, "framepack") == ()
+    carry_out(it, pool, tmp_path / "good")
+    assert read == [path] and len(loads) == 1
+    key = "transformer.single_transformer_blocks.0.attn.to_k.lora_B.weight"
+    tensors = load_file(path)
+    tensors[key][-1, -1] = float("inf")
+    save_file(tensors, path)
+    with pytest.raises(UserError) as error:
+        carry_out(it, pool, tmp_path / "out")
+    assert [problem.values for problem in error.value.problems] == [{"file": str(path), "name": key}] * 2
+    assert found(error.value.problems) == {(f"loras/{number}/file", "lora_not_finite") for number in (0, 1)}
+    # As a page sees it.
+    assert found(it.check()) == set()
+    assert found(fit_problems(it.loras, pool.files, "framepack")) == found(error.value.problems)
+    assert read == [path, path] and len(loads) == 1 and not (tmp_path / "out").exists()
+
+
+def test_keys_that_are_not_used_may_hold_anything(files: dict, checkpoint: Path, tmp_path: Path) -> None:
+    """A text encoder's factors are passed over, whatever is in them."""
+    extra = {"lora_te1_x.lora_up.weight": torch.full((2, 2), float("nan"))}
+    save_file({**load_file(files["peft"]), **extra}, tmp_path / "a.safetensors")
+    (report,) = reports((Lora(str(tmp_path / "a.safetensors")),), ModelFiles(checkpoint), "framepack")
+    assert len(report.text_encoder) == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "key"),
+    [
+        (("proj_out.lora_B.bias", "proj_out.diff_b"), "lora_biases"),
+        (("proj_out.lora_B.bias", "something"), "lora_others"),
+        (("no_such.lora_A.weight", "proj_out.bias"), "lora_partial"),
+    ],
+)
+def test_what_is_left_out_is_called_by_its_name(extra: tuple, key: str, files: dict, checkpoint: Path, tmp_path: Path) -> None:
+    """Where all updates fit and only biases do not, it said "52 of 52 updates fit; the rest is left out"."""
+    path = tmp_path / "a.safetensors"
+    save_file({**load_file(files["peft"]), **{name: torch.zeros(2, 2) for name in extra}}, path)
+    (notice,) = notices((Lora(str(path)),), ModelFiles(checkpoint), "framepack")
+    assert notice.key == key and notice.values["example"] in extra
+    if key != "lora_partial":
+        assert notice.values["count"] == len(extra)
+
+
+def test_loha_beside_8_bits_and_16_keeps_its_four_factors(checkpoint: Path, tmp_path: Path) -> None:
+    """It was held as a product of rank * rank, in numbers more than a LoHa's file by half its rank. Both ways of using them,
+    by low and by high rank, are its formula, and another strength is at hand."""
+    shapes = shapes_in(ModelFiles(checkpoint), "framepack")
+    pool = ModelPool(checkpoint, device="cpu")
+    for rank in (2, 12):
+        path = tmp_path / f"{rank}.safetensors"
+        expected = write_lora(path, "loha", shapes, rank=rank, alpha=3.0)
+        stored = sum(tensor.numel() for name, tensor in load_file(path).items() if not name.endswith("alpha"))
+        for precision in ("auto", "int8"):
+            with pool.transformer("framepack", precision, (Lora(str(path), -0.7),)) as net:
+                branches = list(linear.branches(net))
+                assert sum(module_bytes(branch) for branch in branches) == stored * net.dtype.itemsize
+                for name, layer in linear.layers(net).items():
+                    if isinstance(layer, linear.Linear):
+                        x = torch.randn(3, layer.in_features)
+                        (branch,) = layer.branches
+                        wanted = -0.7 * x @ expected[name].T
+                        assert torch.allclose(branch.add_to(torch.zeros(3, layer.out_features), x), wanted, atol=1e-5)
+                        assert torch.allclose(
+                            branch.added_to(torch.zeros_like(expected[name])), -0.7 * expected[name], atol=1e-6
+                        )
 
 
 def test_a_partly_known_file_is_used_and_said(files: dict, pool: ModelPool, pictures: list, tmp_path: Path) -> None:
@@ -288,6 +367,29 @@ def test_the_alpha_of_peft_lies_beside_the_file(checkpoint: Path, tmp_path: Path
         deltas[text] = update.delta()
     scales = [torch.linalg.norm(delta) / torch.linalg.norm(plain) for delta in deltas.values()]
     assert torch.stack(scales).tolist() == pytest.approx([1.0, 3.0, 3.0, 1.0])
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_another_alpha_beside_the_file_is_another_lora(merge: bool, checkpoint: Path, tmp_path: Path) -> None:
+    """adapter_config.json was changed, and the old strength acted on until the program was started again; and an alpha in it
+    that is no number passed as good."""
+    pool = ModelPool(checkpoint, device="cpu")
+    path, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    write_lora(path, "peft_default", shapes_in(ModelFiles(checkpoint), "framepack"), rank=2, only=("proj_out",))
+    chosen, prints, seen = (Lora(str(path), 1.0),), set(), []
+    for alpha in (None, 2, 6):
+        if alpha:
+            config.write_text(f'{{"r": 2, "lora_alpha": {alpha}}}')
+        prints.add(fingerprints(chosen))
+        with pool.transformer("framepack", "auto", chosen, merge) as net:
+            seen.append(net.proj_out(torch.ones(1, net.proj_out.in_features)))
+    assert len(prints) == 3 and torch.equal(seen[0], seen[1]) and differ(seen[1], seen[2])
+    assert fit_problems(chosen, pool.files, "framepack") == ()
+    config.write_text('{"r": 2, "lora_alpha": NaN}')
+    with pytest.raises(UserError) as error:
+        reports(chosen, pool.files, "framepack")
+    assert error.value.problems[0].values == {"file": str(path), "name": "lora_alpha"}
+    assert found(fit_problems(chosen, pool.files, "framepack")) == {("loras/0/file", "lora_not_finite")}
 
 
 def test_before_the_download_files_are_judged_by_the_published_model(files: dict, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_report_for_every_file(lora: Run, file: Path, tmp_path: Path, monkeypa
     code, out, _ = lora(file)
     assert code == 0
     lines = out.splitlines()
-    assert lines[0] == str(file) and "kohya, HunyuanVideo names, rank 2" in lines[1] and len(lines) == 3
+    assert lines[0] == str(file) and "kohya, HunyuanVideo names, rank 2" in lines[1] and len(lines) == 4
     extra = {"lora_te_x.lora_up.weight": torch.zeros(2, 2), "lora_unet_no_such.lora_up.weight": torch.zeros(2, 2)}
     save_file({**load_file(file), **extra}, tmp_path / "b.safetensors")
     code, out, _ = lora(tmp_path / "b.safetensors", tmp_path / "gone.safetensors", file)
@@ -62,6 +62,40 @@ def test_a_report_as_json(lora: Run, file: Path) -> None:
     assert code == 2
     assert good["file"] == str(file) and good["ranks"] == [2] and good["used"] == good["found"] and good["unknown"] == []
     assert bad["problem"] == "lora_no_modules" and bad["text"]
+
+
+def test_a_report_takes_files_as_a_bake_does(lora: Run, file: Path, tmp_path: Path) -> None:
+    """The usage said FILE=STRENGTH, and the report looked for a file of that name. An equals sign may be in a name too."""
+    odd = Path(shutil.copy(file, tmp_path / "mix=0.5.safetensors"))
+    code, out, _ = lora(f"{file}=-0.5", odd, f"{odd}=2", "--json")
+    assert code == 0
+    assert [(one["file"], one["strength"]) for one in json.loads(out)] == [(str(file), -0.5), (str(odd), 0.8), (str(odd), 2.0)]
+    code, out, _ = lora(f"{file}=1.25")
+    assert code == 0 and "strength 1.25" in out
+    for strength in ("7", "nan"):
+        code, out, _ = lora(f"{file}={strength}", "--json")
+        assert code == 2 and json.loads(out)[0]["problem"] == "out_of_range"
+    assert lora("bake", f"{odd}=0.5", "--out", tmp_path / "baked")[0] == 0
+
+
+def test_a_report_finds_numbers_that_are_none(lora: Run, file: Path) -> None:
+    """NaN passed as good; the report names file and key, and a bake with it writes nothing."""
+    tensors = load_file(file)
+    key = next(name for name in tensors if name.endswith("lora_up.weight"))
+    tensors[key][0, 0] = float("nan")
+    save_file(tensors, file)
+    code, out, _ = lora(file)
+    assert code == 2 and str(file) in out and key in out and "NaN" in out
+    code, _, err = lora("bake", file, "--out", file.parent / "baked")
+    assert code == 2 and key in err and not (file.parent / "baked").exists()
+
+
+def test_a_folder_for_a_report_is_not_passed_over(lora: Run, file: Path, tmp_path: Path) -> None:
+    """Without the word bake, --out did nothing and said nothing; bake alone was a missing file."""
+    code, _, err = lora(file, "--out", tmp_path / "baked")
+    assert code == 2 and "bake" in err
+    code, _, err = lora("bake", "--out", tmp_path / "baked")
+    assert code == 2 and "files: Enter a value" in err
 
 
 def test_a_sections_scale_has_a_flag(file: Path, checkpoint: Path, pictures: list, capsys: pytest.CaptureFixture) -> None:

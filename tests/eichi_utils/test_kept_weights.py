@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import multiprocessing
 import os
@@ -152,6 +153,24 @@ def test_a_lora_beside_them_makes_no_other_file(checkpoint: Path, tmp_path: Path
             assert len(files()) == 1
     with pool_of(checkpoint).transformer("framepack", "int8", tokens=10) as net:
         assert len(quantised) == len(net.block_linears())
+
+
+def test_many_strengths_do_not_fill_the_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged into 8 bits, each strength is a file of its own, 9 GB of the real model: what was used longest ago goes, and the
+    limit holds at every moment."""
+    write_lora(tmp_path / "a.safetensors", "kohya_hunyuan", shapes_in(ModelFiles(checkpoint), "framepack"))
+    pool = pool_of(checkpoint)
+    weights(pool, "int8")
+    cache = pool.caches.weights
+    (size,) = {path.stat().st_size for path in cache.folder.iterdir()}
+    pool.caches = dataclasses.replace(pool.caches, weights=dataclasses.replace(cache, limit=int(3.5 * size)))
+    there = []
+    for strength in (0.1, 0.2, 0.3, 0.4, 0.5, 0.4):
+        with pool.transformer("framepack", "int8", (Lora(str(tmp_path / "a.safetensors"), strength),), True, tokens=10):
+            there.append(files())
+            assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= 3.5 * size
+    assert [len(names) for names in there] == [2, 3, 3, 3, 3, 3]
+    assert there[-1] == there[-2] and there[0] & there[2] != there[0]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])

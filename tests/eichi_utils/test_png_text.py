@@ -157,7 +157,7 @@ def refusal(path: Path) -> str:
     with pytest.raises(UserError) as error:
         read_picture_text(path)
     ((field, key),) = found(error.value.problems)
-    assert field == "image"
+    assert field == "request"
     return key
 
 
@@ -165,11 +165,13 @@ def test_pictures_that_say_nothing_or_cannot_be_read(tmp_path: Path, photo: Path
     Image.new("RGB", (16, 16)).save(tmp_path / "plain.png")
     assert refusal(tmp_path / "plain.png") == refusal(photo) == "picture_without_text"
     (tmp_path / "text.png").write_text("Seed: 5")
+    assert refusal(tmp_path / "text.png") == "request_not_in_file"
     (tmp_path / "cut.png").write_bytes((COMPAT / "png_ascii.png").read_bytes()[:60])
     (tmp_path / "empty.png").write_bytes(b"")
     bomb = PngInfo()
     bomb.add_text("parameters", "x" * 2_000_000, zip=True)
     Image.new("RGB", (16, 16)).save(tmp_path / "bomb.png", pnginfo=bomb)
     png_of_zeros(tmp_path / "large.png", 20000, 20000)
-    for name in ("text.png", "cut.png", "empty.png", "bomb.png", "large.png", "gone.png"):
+    assert refusal(tmp_path / "empty.png") == "request_not_in_file"
+    for name in ("cut.png", "bomb.png", "large.png", "gone.png"):
         assert refusal(tmp_path / name) == "picture_damaged", name

@@ -12,10 +12,11 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffusers_helper.latents import to_uint8
 from diffusers_helper.models.transformer import PackedTransformer
-from eichi_utils import film, media, modes, previews, runner
+from eichi_utils import film, media, modes, previews, runner, saving
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.events import (
@@ -343,6 +344,39 @@ def test_a_failure_in_the_third_section_names_the_film_of_the_second(
     assert view.state == "failed"
     assert names_in(tmp_path / "out") == {f"{job.id}.png", f"{job.id}_10.mp4"}
     assert [Path(file).name for file in view.files] == [f"{job.id}_10.mp4", f"{job.id}.png"]
+
+
+@pytest.mark.parametrize("where", ["sampling", "the film", "a frame"])
+def test_a_failed_run_keeps_the_latents_that_were_asked_for(
+    where: str, jobs: Jobs, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cheap_decode: None
+) -> None:
+    """Stopped, a film left its latents; an error in its last section lost those of all others. The first reason is told."""
+    # What fails, at which call; and latents and frames that are finished by then.
+    owner, name, call, latents, frames = {
+        "sampling": (film, "watched", 3, 10, 37),
+        "the film": (FilmWriter, "write", 3, 16, 20),
+        "a frame": (saving.FramePngs, "_write", 3, 10, 2),
+    }[where]
+    monkeypatch.setattr(owner, name, failing(RuntimeError("no"), at_call=call, then=getattr(owner, name)))
+    job = jobs.submit(request("reverse", pictures[0], save_latents=True, save_frames="all", **THREE))
+    view = ending(jobs, job)
+    assert view.state == "failed" and view.problems[0].values["reason"] == "no"
+    kept = tmp_path / "out" / f"{job.id}.safetensors"
+    assert str(kept) in view.files
+    assert load_file(kept)["history_latents"].shape[2] == latents
+    assert len(list((tmp_path / "out").glob(f"{job.id}_frames_section*/*.png"))) == frames
+
+
+def test_an_error_while_keeping_is_not_the_reason(
+    jobs: Jobs, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cheap_decode: None
+) -> None:
+    """A card without memory and then a full disk: what stopped the film is said."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(saving, "write_latents", failing(full))
+    monkeypatch.setattr(film, "watched", failing(torch.OutOfMemoryError("no"), at_call=2, then=film.watched))
+    view = ending(jobs, jobs.submit(request("reverse", pictures[0], save_latents=True, **THREE)))
+    assert found(view.problems) == {("", "out_of_card_memory")}
+    assert {Path(file).name for file in view.files} == names_in(tmp_path / "out")
 
 
 def test_a_running_job_names_only_files_that_exist(

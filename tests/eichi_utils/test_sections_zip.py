@@ -154,6 +154,22 @@ def test_texts_of_any_kind_come_back(language: str, uploads: Path, tmp_path: Pat
     assert {entry["section"]: entry["prompt"] for entry in document["section_info"] if entry["prompt"]} == prompts
 
 
+@pytest.mark.parametrize("mode", FILMS)
+def test_no_character_of_a_prompt_is_lost(mode: str, uploads: Path, tmp_path: Path) -> None:
+    """A line break of YAML 1.1, U+0085, came back as a space or as another line break, whatever stood around it."""
+    odd = ["\x85", "\u2028", "\u2029", "\ufeff", "\r", "\r\n", "\n", "\t", " ", "\x00", "\x1b", "\x7f", "\x9f", "\ufffe"]
+    texts = [text for c in odd for text in (f"a{c}b", f" a {c} b ", f"x\n{c}y", f"a{c}{c}b\n", f"word {c} " * 40)]
+    texts += [f"{c}lead" for c in odd] + [f"trail{c}" for c in odd]
+    for at in range(0, len(texts), 20):
+        prompts = dict(enumerate(texts[at : at + 20]))
+        original = request(mode, "", prompt=texts[at], negative_prompt=texts[at], section_prompts=prompts, seconds=40.0)
+        export_sections(original, tmp_path / "a.zip", "ja")
+        made, _ = import_sections(tmp_path / "a.zip", uploads=uploads)
+        assert made == original
+        old = {entry["section"]: entry["prompt"] for entry in text_in(tmp_path / "a.zip")["section_info"] if entry["prompt"]}
+        assert sorted(old.values()) == sorted(prompts.values())
+
+
 def test_the_nearest_length_is_written_for_the_existing_program(tmp_path: Path, uploads: Path) -> None:
     """Its list has 2 and 3 seconds, and no more than three LoRA; ours come back exactly."""
     original = request("reverse", "", seconds=2.6, loras=tuple(Lora(f"{name}.safetensors", 0.123456789) for name in "abcd"))

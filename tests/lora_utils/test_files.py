@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import struct
 
@@ -32,13 +33,59 @@ def test_a_header_says_what_is_inside(file):
     assert header.shapes == {"a": (2, 3), "b": (4,), "c": (0, 5)}
     assert header.dtypes == {"a": "F32", "b": "BF16", "c": "F32"}
     assert header.metadata == {"format": "pt"}
+    data = file.read_bytes()
+    for name, (first, end) in header.places.items():
+        assert data[first:end] == TENSORS[name].contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
     assert failure(tmp_path / "x.safetensors").key == "missing"
     (tmp_path / "d.safetensors").mkdir()
-    assert failure(tmp_path / "d.safetensors").key == "missing"
+    assert failure(tmp_path / "d.safetensors").key == "folder"
     assert failure(tmp_path / ("x" * 300 + ".safetensors")).key == "missing"
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "said"),
+    [
+        (b"", "empty", {}),
+        (b"hello", "header_cut", {"actual": 5}),
+        (struct.pack("<Q", 500) + b'{"a": {"dtype"', "header_cut", {"actual": 22}),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "not_safetensors",
+            {"begins": "version https://git-lfs.github.com/spec/"},
+        ),
+        (b"<!DOCTYPE html>\n<html>", "not_safetensors", {"begins": "<!DOCTYPE html>"}),
+        (b"PK\x03\x04\x00\x00\x08\x08" + b"\0" * 99, "not_safetensors", {"begins": "50 4b 03 04 00 00 08 08"}),
+        (b"\0" * 99, "not_safetensors", {"begins": "00 00 00 00 00 00 00 00"}),
+    ],
+)
+def test_files_that_are_none_are_told_apart(content, key, said, tmp_path):
+    """All of them were "damaged: 46 bytes instead of safetensors", a folder was missing, and a text had 8e18 bytes too few."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    error = failure(path)
+    assert error.key == key and {name: value for name, value in error.values.items() if name != "file"} == said
+
+
+def test_a_file_that_may_not_be_read_is_not_damaged(file, monkeypatch):
+    """It was "damaged: - bytes instead of Permission denied"."""
+    monkeypatch.setattr("pathlib.Path.open", lambda *a, **k: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    error = failure(file)
+    assert (error.key, error.values["reason"]) == ("unreadable", "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("z.pt", "z"), ("z.safetensors.pt", "z"), ("z.SafeTensors.bin", "z"), ('it\'s "z".ckpt', 'it\'s "z"')],
+)
+def test_the_hint_how_to_convert_is_python_that_works(name, target, tmp_path):
+    """For z.safetensors.pt it wrote z.safetensors.safetensors, and a quote in a name made it no Python."""
+    (tmp_path / name).write_bytes(b"")
+    values = failure(tmp_path / name).values
+    assert ast.literal_eval(values["source"]) == name
+    assert ast.literal_eval(values["target"]).lower() == f"{target}.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +104,8 @@ def test_every_way_of_being_cut_off_is_found(file):
     data = file.read_bytes()
     for length in range(len(data)):
         file.write_bytes(data[:length])
-        assert failure(file).key == "damaged"
+        begun = 8 + struct.unpack("<Q", data[:8])[0]
+        assert failure(file).key == ("empty" if not length else "header_cut" if length < begun else "damaged")
     file.write_bytes(data + b"\0")
     assert failure(file).key == "damaged"
     file.write_bytes(data)
@@ -82,12 +130,12 @@ def test_every_way_of_being_cut_off_is_found(file):
 )
 def test_headers_that_are_none(header, file):
     file.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
-    assert failure(file).key == "damaged"
+    assert failure(file).key == ("header" if header.startswith(b"{") else "not_safetensors")
 
 
 def test_a_header_of_impossible_length_reserves_nothing(file):
     file.write_bytes(struct.pack("<Q", 2**63) + b"{}")
-    assert failure(file).key == "damaged"
+    assert failure(file).key == "not_safetensors"
 
 
 def test_what_is_written_is_read_again(file, tmp_path):

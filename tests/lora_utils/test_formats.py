@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_utils.factors import Kronecker, merged, updates
+from lora_utils.factors import Hadamard, Kronecker, merged, updates
 from lora_utils.files import LoraError, read_header
-from lora_utils.formats import Report, analyse
+from lora_utils.formats import Report, analyse, factor_numbers
 from tests.lora_files import FAMILIES, peft_metadata, write_lora
 
 FUSED = {"HunyuanVideo", "ComfyUI"}
@@ -160,7 +160,7 @@ def test_an_alpha_that_is_no_number_is_refused(shapes, tmp_path):
     write_lora(path, "dotted", shapes, only=("proj_out",))
     change(path, lambda tensors: tensors.update({"proj_out.alpha": torch.ones(2)}))
     error = refused(path, shapes)
-    assert (error.key, error.values["layer"], error.values["actual"]) == ("shape", "proj_out.alpha", "2")
+    assert (error.key, error.values["layer"], error.values["actual"]) == ("alpha", "proj_out.alpha", "2")
 
 
 @pytest.mark.parametrize("side", ["lora_up", "lora_down"])
@@ -179,16 +179,45 @@ def test_factors_that_do_not_fit_each_other(shapes, tmp_path):
     path = tmp_path / "a.safetensors"
     write_lora(path, "dotted", shapes, only=("proj_out",))
     change(path, lambda tensors: tensors.update({"proj_out.lora_down.weight": torch.zeros(5, 32)}))
-    assert refused(path, shapes).key == "shape"
+    error = refused(path, shapes)
+    assert (error.key, error.values["layer"]) == ("factors", "proj_out")
+    assert set(error.values["factors"].split(", ")) == {"down 5x32", "up 64x2"}
 
 
 def test_a_file_for_another_model_is_refused(shapes, tmp_path):
     path = tmp_path / "a.safetensors"
     save_file({"lora_unet_blocks_0_self_attn_q.lora_up.weight": torch.zeros(8, 2)}, path)
     error = refused(path, shapes)
+    assert error.key == "incomplete"
+    other = {f"lora_unet_blocks_0_self_attn_q.lora_{end}.weight": torch.zeros(8, 8) for end in ("up", "down")}
+    save_file({"lora_te1_x.lora_up.weight": torch.zeros(1), **other}, path)
+    error = refused(path, shapes)
     assert error.key == "no_modules" and error.values["example"].startswith("lora_unet_blocks_0")
-    save_file({}, path)
-    assert refused(path, shapes).key == "no_modules"
+
+
+HALF_LOHA = {f"lycoris_proj_out.hada_w{name}": (32, 32) for name in ("1_a", "1_b", "2_a")}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "key", "said"),
+    [
+        ({}, "empty", {}),
+        ({"lora_te1_x.lora_up.weight": (4, 2), "text_encoder.y.lora_A.weight": (2, 4)}, "text_encoder", {"count": 2}),
+        ({"proj_out.lora_A.weight": (2, 32)}, "incomplete", {"absent": "proj_out.lora_B.weight"}),
+        ({"up.lora_B.default.weight": (64, 2)}, "incomplete", {"absent": "up.lora_A.default.weight"}),
+        ({"lora_unet_proj_out.lora_up.weight": (64, 2)}, "incomplete", {"absent": "lora_unet_proj_out.lora_down.weight"}),
+        (HALF_LOHA, "incomplete", {"absent": "lycoris_proj_out.hada_w2_b"}),
+        ({"proj_out.lora_A.weight": (0, 32), "proj_out.lora_B.weight": (64, 0)}, "rank_zero", {"layer": "proj_out"}),
+        ({"proj_out.weight": (64, 32), "proj_out.bias": (64,)}, "no_factors", {"example": "proj_out.bias"}),
+        ({"emb_params": (1, 64)}, "no_factors", {"example": "emb_params"}),
+    ],
+)
+def test_files_of_which_nothing_can_be_used_are_told_apart(tensors, key, said, shapes, tmp_path):
+    """All were "for another kind of model", and those of rank 0 "of another size: proj_out is 0x0"."""
+    path = tmp_path / "a.safetensors"
+    save_file({name: torch.zeros(*sides) for name, sides in tensors.items()}, path)
+    error = refused(path, shapes)
+    assert error.key == key and said.items() <= error.values.items()
 
 
 @pytest.mark.parametrize("end", ["dora_scale", "lora_magnitude_vector.weight", "lora_magnitude_vector.default.weight"])
@@ -212,6 +241,19 @@ def test_merging_rounds_once(shapes, tmp_path):
     assert torch.equal(half, (weight.bfloat16().float() + 0.5 * update.delta()).bfloat16())
     assert torch.equal(merged(weight, [(update, 0.0)]), weight)
     assert merged(weight.to(torch.float8_e4m3fn), [(update, 1.0)]).dtype == torch.bfloat16
+
+
+def test_loha_stays_as_small_as_its_file(shapes, tmp_path):
+    """It was held as one product of rank * rank: 4.5 times the file at rank 9, and more than the weights from rank 40 on."""
+    path = tmp_path / "a.safetensors"
+    write_lora(path, "loha", shapes, rank=9)
+    header, tensors = read_header(path), load_file(path)
+    layout = analyse(header, shapes)
+    for update in updates(layout, tensors.__getitem__):
+        assert isinstance(update, Hadamard)
+    held = sum(f.numel() for u in updates(layout, tensors.__getitem__) for f in (u.up_1, u.down_1, u.up_2, u.down_2))
+    assert held == sum(count for _, count in factor_numbers(layout, header.shapes))
+    assert held == sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith(".alpha"))
 
 
 def test_names_are_read_whatever_stands_before_them(shapes, tmp_path):

@@ -53,12 +53,19 @@ def settle(page, asked: set) -> None:
 
 @pytest.mark.parametrize("language,width,height", [("en", 1280, 900), ("ja", 390, 844)])
 def test_from_a_picture_to_a_film(serve, open_page, tower, language, width, height):
+    """Prompt and length lay below the first screen, behind the model and its examples; a phone cut off the result's line."""
     t = Translator(language)
     site = serve("reverse", language, others=True)
     page = open_page(site.url, "/", width, height)
     assert page.evaluate("document.documentElement.lang") == language
     assert page.is_disabled("#start")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    start = page.locator("#start").bounding_box()
+    covered = page.locator(".eichi-start").bounding_box()["y"]
+    assert start["y"] + start["height"] <= height
+    for first in ("#image", "#prompt textarea", "#seconds", "#quick label >> nth=0"):
+        box = page.locator(first).bounding_box()
+        assert 0 <= box["y"] and box["y"] + box["height"] <= covered, first
 
     fill(page, tower)
     page.locator("#quick label").nth(1).click()
@@ -91,6 +98,9 @@ def test_from_a_picture_to_a_film(serve, open_page, tower, language, width, heig
     answer = page.request.get(site.url + link.get_attribute("href"))
     assert answer.status == 200 and answer.headers["content-type"] == "video/mp4"
     assert page.locator("#viewer .preview").is_hidden()
+    page.wait_for_function("document.querySelector('#viewer .facts').innerText")
+    facts = page.locator("#viewer .facts").bounding_box()
+    assert facts["x"] + facts["width"] <= width
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     # Film, progress and Start stay in view wherever the page is scrolled to.
     page.mouse.wheel(0, 2000)

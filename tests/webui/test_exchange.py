@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from eichi_utils.metadata import png_info
 from eichi_utils.modes import MODES
 from eichi_utils.request import to_json
-from locales import LANGUAGES
+from locales import LANGUAGES, Translator
 from tests.eichi_utils.zips import COMPAT, MINIMAL, packed
 from tests.webui.test_form import OTHER
 from tests.webui.test_form import page as page
@@ -217,9 +217,25 @@ def test_everything_of_our_own_picture(whole: Page, tower: str, tmp_path: Path):
 
 def test_a_file_that_says_nothing_is_told(whole: Page, tmp_path: Path):
     page = whole()
-    for name, key in (("a.mp4", "request_not_in_file"), ("a.json", "request_not_in_file"), ("a.png", "picture_damaged")):
+    for name, key in (("a.mp4", "request_not_in_file"), ("a.json", "request_not_in_file"), ("a.png", "request_not_in_file")):
         (tmp_path / name).write_text("[1]")
         assert sentence(key) in page.see(page.metadata.look(str(tmp_path / name))), name
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_file_without_settings_is_no_damaged_start_picture(whole: Page, tmp_path: Path, language: str):
+    """A text file was called a damaged start picture, together with the folder where the server had put it."""
+    page, t = whole(language=language), Translator(language)
+    before = dict(page.holds)
+    cut = Path(png(tmp_path / "cut.png", parameters="A cat.")).read_bytes()[:100]
+    files = {"a.txt": b"words", "a.png": b"words", "a b.mp4": b"words", "a.json": b"{", "cut.png": cut, "a.bin": bytes(64)}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        said = page.see(page.metadata.look(str(tmp_path / name)))
+        assert name in said and str(tmp_path) not in said, said
+        assert t("page.field.image") not in said
+    assert t("problem.request_not_in_file", file="a.txt") in page.see(page.metadata.look(str(tmp_path / "a.txt")))
+    assert {c: page.holds[c] for c in page.built.form.components} == {c: before[c] for c in page.built.form.components}
 
 
 def test_a_keyframe_offers_its_sections_prompt(whole: Page, tmp_path: Path):

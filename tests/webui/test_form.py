@@ -19,9 +19,11 @@ from eichi_utils.request import to_json
 from eichi_utils.single import Control
 from locales import LANGUAGES, Translator, table
 from tests.eichi_utils.helpers import latent_file
+from tests.eichi_utils.test_plan import SECTIONS
 from webui import endframe_ichi, endframe_ichi_f1, frame, oneframe_ichi, start_panel, words
 from webui.context import Context
 from webui.form import Form
+from webui.input_panel import QUICK_SECONDS
 from webui.model_panel import ModelPanel
 from webui.start_panel import StartPanel
 from webui.uploads import keep_pictures
@@ -61,8 +63,8 @@ OTHER = {
     "join_latents": 9,
     "section_prompts": {0: "she bows", 11: 'She turns: "oh"!'},
     "section_prompt_mode": "extend",
-    "section_lora_scales": {0: 0.0, 2: 0.5},
-    "loras": tuple(Lora("small/mini.safetensors", strength) for strength in (-1.25, 2.0, 0.0, 0.8)),
+    "section_lora_scales": {0: 0.0, 2: 0.33},
+    "loras": tuple(Lora("small/mini.safetensors", strength) for strength in (-1.25, 2.0, 0.0, 0.333)),
     "merge_loras": True,
     "loop": True,
     "end_strength": 0.5,
@@ -143,7 +145,7 @@ def test_every_shown_input_belongs_to_a_field(page, mode):
     built = page(mode)
     aids = {"zip-how", "prompts-name", "favourites-name", "settings-on-start", "settings-alarm"}
     aids |= {"quick", "section-number", "section-picture", "section-prompt", "copy-overwrite", "folder-path", "latents-chosen"}
-    aids |= {"section-lora-scale", "lora-preset", "settings-log", "settings-log-folder", "settings-log-path"}
+    aids |= {"section-lora-scale", "section-landed", "lora-preset", "settings-log", "settings-log-folder", "settings-log-path"}
     aids |= {f"lora-{part}-{number}" for part in ("file", "strength") for number in range(MOST_LORAS)}
     inputs = (gr.Textbox, gr.Number, gr.Slider, gr.Radio, gr.Dropdown, gr.Checkbox, gr.Image)
     shown = {block for block in built.blocks.blocks.values() if isinstance(block, inputs)}
@@ -313,6 +315,24 @@ def test_summary_names_what_comes_out(language, tower):
     assert words.summary(t, request, (Problem("seconds", "out_of_range"),)) == ""
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_length_means_the_same_in_every_language(page, tower, language):
+    """The existing program compared words: some of its languages knew no sections of 0.5 s, and offered impossible lengths."""
+    built, t = page("reverse", language), Translator(language)
+    (quick,) = (block for block in built.blocks.blocks.values() if block.elem_id == "quick")
+    assert tuple(seconds for _, seconds in quick.choices) == QUICK_SECONDS
+    (window,) = built.form.entries["window"].components
+    assert [value for _, value in window.choices] == [9.0, 4.5]
+    counts = {seconds: (long, short) for seconds, long, short in SECTIONS}
+    for seconds in QUICK_SECONDS:
+        for window, count, frames in zip((9.0, 4.5), counts[seconds], (36, 20), strict=True):
+            values = built.values(image=tower, prompt="x", seconds=seconds, window=window)
+            request, problems = built.form.read(values)
+            assert problems == () and len(request.plan().sections) == count
+            said = words.summary(t, request, problems)
+            assert str(count) in said and str(frames * count + 1) in said
+
+
 def test_problem_list_escapes_and_names_fields():
     t = Translator("en")
     problem = Problem("controls/0/image", "picture_missing", {"file": "<b>.png"})
@@ -351,6 +371,23 @@ def nothing_there(tmp_path, monkeypatch) -> Models:
     """A computer without the real models."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     return Models()
+
+
+@pytest.mark.parametrize(("mode", "has"), [("reverse", False), ("forward", True), ("single", False)])
+def test_only_f1_offers_cached_decoding(page, mode, has):
+    """A film that grows at its front has no past that the decoder could remember."""
+    built = page(mode)
+    labels = {getattr(block, "label", None) for block in built.blocks.blocks.values()}
+    assert (built.form.t("page.field.vae_cache") in labels) is ("vae_cache" in built.form.entries) is has
+
+
+@pytest.mark.parametrize("mode", PAGES)
+def test_picture_prompt_and_length_come_before_everything_else(page, mode):
+    """Model and examples came first, and a newcomer's four things were below the first screen."""
+    form = page(mode).form
+    first = [name for name in ("image", "prompt", "seconds") if form.has(name)]
+    places = [form.entries[name].components[0]._id for name in (*first, "model", "size", "seed", "steps")]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize("plain", [False, True])

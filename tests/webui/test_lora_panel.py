@@ -17,13 +17,14 @@ from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import Jobs
 from eichi_utils.loras import Lora
-from eichi_utils.metadata import read_document
+from eichi_utils.metadata import document_of, read_document
 from eichi_utils.modes import MODES
 from locales import LANGUAGES, Translator
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.webui.test_form import page as page
 from webui import lora_panel
 
+ODD = """絵 の it's "0=0.5" <img src=x onerror=alert(1)> %20&amp;.safetensors"""
 MINI, INK, STYLE = "small/mini.safetensors", "ink.v1.safetensors", "Style.SAFETENSORS"
 
 
@@ -71,14 +72,19 @@ def worker(tmp_path: Path) -> Iterator[Jobs]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_off_means_off_and_on_is_what_the_slots_say(page, mode, lora_folder):
-    """In the existing program a LoRA that was chosen acts although the box is not ticked."""
-    form = page(mode).form
+    """In the existing program a LoRA that was chosen acts although the box is not ticked. Neither the request knows of it, nor
+    the metadata, nor the queue."""
+    built = page(mode)
+    form = built.form
     switch, box = form.entries["loras"].components
     chosen = json.dumps([{"file": "", "strength": 2}, {"file": INK, "strength": 0.5}, {"file": STYLE, "strength": -1}])
     values = {component: component.value for component in form.components}
     assert form.document(values | {switch: False, box: chosen})["loras"] == []
     request, _ = form.read(values | {switch: True, box: chosen})
     assert request.loras == (Lora(INK, 0.5), Lora(STYLE, -1.0))
+    assert INK in document_of(request) and STYLE in document_of(request)
+    off, _ = form.read(values | {switch: False, box: chosen})
+    assert off.loras == () and INK not in document_of(off) and built.context.jobs.submit(off).request.loras == ()
 
 
 def test_a_file_that_does_not_fit_keeps_start_closed(page, lora_folder, tower):
@@ -160,6 +166,80 @@ def test_uploads_go_into_free_slots(panel, lora_folder, tmp_path):
     assert "c.pt" in got[built.said] and ("uploads/a.safetensors",) * 2 in got[built.slots[11].file]["choices"]
 
 
+def test_uploads_beyond_the_last_slot_stay_in_the_folder(panel, lora_folder, tmp_path):
+    """They went into slots that no page shows, and Start was closed for "too many LoRA" that nobody could see."""
+    built = panel("single")
+    upload = str(shutil.copy(lora_folder / INK, tmp_path / "more.safetensors"))
+    full = [{"file": INK, "strength": 0.1}] * 12
+    got = built.receive([upload], json.dumps(full))
+    assert json.loads(got[built.box]) == full and "uploads/more.safetensors" in got[built.said]
+    assert (lora_folder / "uploads" / "more.safetensors").is_file()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_lies_in_the_folder_and_cannot_be_chosen_is_said(panel, lora_folder, language):
+    """A .pt in the folder was silently ignored; the existing program lists it. How to convert it is said as well."""
+    built = panel("forward", language)
+    assert built.tell()[built.said].count("<p") == 1
+    (lora_folder / "small" / "old.pt").write_bytes(b"x")
+    (lora_folder / "<b>.BIN").write_bytes(b"x")
+    told = built.tell()[built.said]
+    assert "small/old.pt" in told and "torch.load" in told and "<b>" not in told
+    assert all("old" not in value for _, value in built.tell()[built.slots[0].file]["choices"])
+
+
+def test_a_set_of_another_page_is_there_after_a_rescan(panel):
+    """Until the program was started again, only the page that a set was saved on had it in its list."""
+    one, other = panel("reverse"), panel("forward")
+    one.keep("mine", json.dumps([{"file": INK, "strength": -0.5}]))
+    assert [value for _, value in other.rescan()[other.preset]["choices"]] == ["mine"]
+
+
+def test_two_files_of_one_name_are_told_apart(page, lora_folder, tower):
+    """The sentences said mini.safetensors of both, and which of them was wrong stayed a riddle."""
+    (lora_folder / "other").mkdir()
+    shutil.copy(lora_folder / INK, lora_folder / "other" / "mini.safetensors")
+    built = page("forward")
+    shown = built.start.look(built.values(image=tower, prompt="x", loras=(Lora("other/mini.safetensors"), Lora(MINI))))
+    text = shown[built.start.problems]
+    assert MINI in text and "other/mini" not in text and str(lora_folder) not in text
+
+
+def test_a_slider_that_shows_its_strength_is_left_alone(panel):
+    """A strength of many digits was sent again at every look, for sliders pass on rounded numbers: an answer that came late
+    took back what was moved meanwhile."""
+    built = panel("reverse")
+    slots = json.dumps([{"file": INK, "strength": 0.1 + 0.2}, {"file": INK, "strength": 0.5}, {"file": "", "strength": None}])
+    shown = {built.switch: True, built.box: slots, built.seen: None, built.filled: []}
+    values = shown | {c: c.value for slot in built.slots for c in (slot.file, slot.strength)}
+    values[built.form.entries["model"].components[0]] = "framepack"
+    values |= {built.slots[number].strength: strength for number, strength in enumerate((0.3, 0.4, 0.8))}
+    updates = built.look(values)
+    assert built.slots[0].strength not in updates
+    assert updates[built.slots[1].strength] == 0.5 and updates[built.slots[2].strength] is None
+
+
+def test_what_is_moved_while_the_box_does_not_know_it_yet_stays(panel):
+    """On a busy computer the browser wrote a slider's move into the box two seconds later; a look in between saw 0.8 there and
+    set the slider back to it, and the user's strength was gone."""
+    built = panel("reverse")
+    model = {built.form.entries["model"].components[0]: "framepack"}
+    parts = {c: c.value for slot in built.slots for c in (slot.file, slot.strength)}
+    slots = [{"file": INK, "strength": 0.8, "theirs": True}, {"file": INK, "strength": 0.8}, {"file": INK, "strength": 0.8}]
+    values = {**parts, **model, built.switch: True, built.box: json.dumps(slots), built.seen: None}
+    values |= {slot.file: INK for slot in built.slots[:3]} | {slot.strength: -0.4 for slot in built.slots[:3]}
+    # Their own, as it was at the last look, and filled anew.
+    updates = built.look(values | {built.filled: [[INK, 1.0], [INK, 0.8], [INK, 1.0]]})
+    moved = [slot.strength in updates for slot in built.slots[:3]]
+    assert moved == [False, False, True] and updates[built.slots[2].strength] == 0.8
+    assert updates[built.filled][:3] == [[INK, 0.8]] * 3
+    # The mark is the page's own and no part of a request.
+    document = built.form.document(
+        {c: c.value for c in built.form.components} | {built.switch: True, built.box: json.dumps(slots)}
+    )
+    assert document["loras"] == [{"file": INK, "strength": 0.8}] * 3
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_card_says_what_a_file_does(panel, lora_folder, language):
     """Format, rank, layers; what is left out; why it cannot be used; and nothing of it is HTML of the file's."""
@@ -202,6 +282,13 @@ class TestWithTheRealWorker:
         tab.wait_for_selector("#lora-card-0 img")
         card = tab.inner_text("#lora-card-0")
         assert "zooming ink" in card and "PEFT, FramePack names, rank 1; changes 1 of 90 layers" in card
+        # Any name that a file can have is only a name.
+        shutil.copy(lora_folder / MINI, lora_folder / ODD)
+        press(tab, "#lora-rescan")
+        choose(tab, 1, ODD)
+        strength(tab, 1, "-0.35")
+        box_is(tab, (MINI, 1.5), (ODD, -0.35), ("", 0.8))
+        tab.wait_for_selector("#lora-card-1 .eichi-hint")
         pictures = []
 
         def made() -> list[dict]:
@@ -216,28 +303,41 @@ class TestWithTheRealWorker:
 
         # What a slider shows is what counts, also after its reset button, and where its box holds too much.
         tab.locator("#lora-strength-0 button").click()
-        box_is(tab, (MINI, 0.8), ("", 0.8), ("", 0.8))
+        box_is(tab, (MINI, 0.8), (ODD, -0.35), ("", 0.8))
         strength(tab, 0, "7")
-        box_is(tab, (MINI, 2), ("", 0.8), ("", 0.8))
+        box_is(tab, (MINI, 2), (ODD, -0.35), ("", 0.8))
         strength(tab, 0, "1.5")
         tab.evaluate("window.untouched = true")
-        assert made() == [{"file": MINI, "strength": 1.5}]
+        odd = {"file": ODD, "strength": -0.35}
+        assert made() == [{"file": MINI, "strength": 1.5}, odd]
         strength(tab, 0, "-0.5")
-        box_is(tab, (MINI, -0.5), ("", 0.8), ("", 0.8))
-        assert made() == [{"file": MINI, "strength": -0.5}]
+        box_is(tab, (MINI, -0.5), (ODD, -0.35), ("", 0.8))
+        assert made() == [{"file": MINI, "strength": -0.5}, odd]
         tab.uncheck("#lora-switch input")
         tab.wait_for_selector("#lora-file-0", state="detached")
         assert made() == []
         assert len(loads) == 1 and tab.evaluate("window.untouched")
         assert len({Image.open(picture).tobytes() for picture in pictures}) == 3
 
+        # Another file under the name between pick and Start: nothing runs, and the page says which and why.
+        tab.check("#lora-switch input")
+        box_is(tab, (MINI, -0.5), (ODD, -0.35), ("", 0.8))
+        tab.wait_for_selector("#start:enabled")
+        tensors = load_file(lora_folder / ODD)
+        save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, lora_folder / ODD)
+        tab.click("#start")
+        tab.wait_for_selector("#problems .wrong")
+        assert ODD in tab.inner_text("#problems") and "NaN" in tab.inner_text("#problems") and len(jobs.all()) == 3
+        assert tab.locator("img[src=x]").count() == 0
+
 
 @pytest.mark.browser
 def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_path):
-    """On a telephone, in Japanese: nothing runs without a file that is missing, and nothing that was chosen gets lost."""
+    """On a telephone, in Japanese: nothing runs without a file that is missing, and nothing that was chosen gets lost: no
+    strength beside the slider's steps, and no slot while LoRA are off when the page is reloaded."""
     t = Translator("ja")
     (tmp_path / "presets").mkdir()
-    old = {"name": "設定1", "lora1": INK, "lora2": "なし", "lora3": "gone.safetensors", "scales": "0.5,0.8,1.25"}
+    old = {"name": "設定1", "lora1": INK, "lora2": "なし", "lora3": "gone.safetensors", "scales": "0.5,0.8,0.333"}
     (tmp_path / "presets" / "lora_presets.json").write_text(json.dumps({"presets": [old]}))
     site = serve("reverse", "ja")
     tab = open_page(site.url, "/", 390, 844)
@@ -249,7 +349,7 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     press(tab, "#lora-preset-load")
     # A strength belongs to its own file, and what is not there is said beside its slot.
     tab.wait_for_selector("#lora-card-1 .wrong")
-    assert slots(tab)[:2] == [(INK, 0.5), ("gone.safetensors", 1.25)]
+    assert slots(tab)[:2] == [(INK, 0.5), ("gone.safetensors", 0.333)]
     assert "gone.safetensors" in tab.inner_text("#lora-card-1") and str(lora_folder) not in tab.inner_text("#lora-card-1")
     tab.wait_for_selector("#problems .wrong")
     assert tab.is_disabled("#start")
@@ -263,7 +363,7 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     tab.wait_for_selector("#lora-file-3")
     choose(tab, 3, STYLE)
     strength(tab, 3, "-2")
-    chosen = (INK, 0.5), ("gone.safetensors", 1.25), ("gone.safetensors", 0.8), (STYLE, -2)
+    chosen = (INK, 0.5), ("gone.safetensors", 0.333), ("gone.safetensors", 0.8), (STYLE, -2)
     tab.wait_for_function("document.querySelectorAll('.eichi-lora-card').length === 4")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     tab.wait_for_selector("#start:enabled")
@@ -273,15 +373,15 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     press(tab, "#timeline [data-section='1']")
     tab.wait_for_selector("#section-lora-scale")
     tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
-    tab.fill("#section-lora-scale input[type=number]", "0.5")
+    tab.fill("#section-lora-scale input[type=number]", "0.33")
     tab.keyboard.press("Tab")
     tab.wait_for_selector("#timeline [data-section='1'] .lora")
     tab.wait_for_selector("#start:enabled")
     press(tab, "#start")
     tab.wait_for_selector("#progress [data-state=finished]")
     (request,) = site.engine.seen
-    assert request.loras == tuple(Lora(*slot) for slot in chosen) and request.section_lora_scales == {1: 0.5}
-    assert request.plan().sections[1].lora_strengths == (0.25, 0.625, 0.4, -1.0)
+    assert request.loras == tuple(Lora(*slot) for slot in chosen) and request.section_lora_scales == {1: 0.33}
+    assert request.plan().sections[1].lora_strengths == pytest.approx((0.165, 0.10989, 0.264, -0.66))
     tab.reload()
     tab.wait_for_selector("#timeline [data-section='1'] .lora")
     press(tab, "#loras button")
@@ -292,8 +392,23 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
     press(tab, "#lora-switch input")
     tab.wait_for_selector("#section-lora-scale")
-    assert tab.input_value("#section-lora-scale input[type=number]") == "0.5"
-    assert json.loads(tab.input_value("#section-lora-scales-json textarea")) == {"1": 0.5}
+    assert tab.input_value("#section-lora-scale input[type=number]") == "0.33"
+    assert json.loads(tab.input_value("#section-lora-scales-json textarea")) == {"1": 0.33}
+
+    # Off, no film names the slots; reloaded, they are there again.
+    press(tab, "#lora-switch input")
+    tab.wait_for_selector("#start:enabled")
+    press(tab, "#start")
+    tab.wait_for_function("document.querySelector('#progress [data-state]')?.dataset.state === 'finished'")
+    while len(site.engine.seen) < 2:
+        tab.wait_for_timeout(50)
+    assert site.engine.seen[1].loras == ()
+    tab.reload()
+    press(tab, "#loras button")
+    tab.wait_for_function("document.querySelector('#prompt textarea').value === 'She dances.'")
+    assert not tab.is_checked("#lora-switch input")
+    press(tab, "#lora-switch input")
+    box_is(tab, *chosen)
 
     # A slot that is removed takes its strength along; an upload fills the first free one.
     press(tab, "#lora-remove-0")

@@ -9,13 +9,18 @@ import gradio as gr
 import pytest
 
 from eichi_utils import desktop
+from eichi_utils.events import Failed, Started, StopLevel, Stopped
+from eichi_utils.jobs import Job
 from eichi_utils.modes import MODES
 from eichi_utils.problems import Problem
 from eichi_utils.settings import JsonFile
 from eichi_utils.timings import Taken, Timings, kind_of
+from eichi_utils.view import View
 from locales import LANGUAGES, Translator
 from tests.webui.test_browser import PROMPT, fill, until
 from webui import result_panel, words
+from webui.context import Context
+from webui.form import Form
 
 WRONG = "document.querySelector('.field-{0} > .eichi-wrong')?.innerText || ''"
 
@@ -96,6 +101,27 @@ def test_a_folder_is_opened_only_for_who_sits_there(jobs, tmp_path, monkeypatch,
     assert (update["value"], update["visible"]) == (str(tmp_path / "cats"), not opens)
     assert panel.show_folder(_Event("image"), asker) == gr.update() and len(opened) == opens
     assert desktop.same_machine(address) is opens
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("mode", ["reverse", "single"])
+def test_a_run_without_a_result_does_not_look_like_a_new_page(jobs, tmp_path, language, mode):
+    """Stopped in its first section, the viewer showed what it shows before anything was ever run."""
+    t, it = Translator(language), MODES[mode]()
+    context = Context(jobs=jobs, t=t, mode=mode, outputs=tmp_path)
+    with gr.Blocks():
+        form = Form(MODES[mode], t, context.models)
+        form.picture("image")
+        panel = result_panel.ResultPanel(context, form)
+    started = View().after(Started(at=1.0, sections=2, steps=9, frames=73, width=96, height=64, seed=1))
+    stopped = started.after(Stopped(at=2.0, level=StopLevel.NOW))
+    failed = started.after(Failed(at=2.0, problems=(Problem("", "disk_full"),)))
+    texts = {panel.viewer.value["labels"]["empty"]}
+    for view in (started, stopped, failed):
+        value = panel._viewer(Job("j", it, it, view=view), ())
+        assert not value["film"] and not value["picture"] and value["result"] is None
+        texts.add(value["labels"]["empty"])
+    assert texts == {t(f"page.viewer.{name}") for name in ("empty", "running", "stopped", "failed")} and len(texts) == 4
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -21,6 +21,11 @@ COPY_A_PICTURE = """async () => {
   canvas.getContext('2d').fillRect(0, 0, 64, 64);
   const picture = await new Promise(done => canvas.toBlob(done, 'image/png'));
   await navigator.clipboard.write([new ClipboardItem({ 'image/png': picture })]); }"""
+DROP_A_TEXT = """place => {
+  const files = new DataTransfer();
+  files.items.add(new File(['no picture'], 'words.txt', { type: 'text/plain' }));
+  const drop = new DragEvent('drop', { bubbles: true, cancelable: true, dataTransfer: files });
+  document.querySelector(place).dispatchEvent(drop); }"""
 KEYFRAMES = "JSON.parse(document.querySelector('#keyframes-json textarea').value)"
 CELLS = "[...document.querySelectorAll('#timeline button')].map(cell => parseInt(cell.dataset.section))"
 
@@ -110,7 +115,11 @@ def test_a_browser_cannot_name_any_file(page, tower: str, tmp_path: Path):
 @pytest.mark.browser
 @pytest.mark.parametrize("language,width,height", [("en", 1280, 900), ("ja", 390, 844)])
 def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, language, width, height):
-    """Set on two sections, out as a ZIP and in again, carried into the film's metadata, there again after reloads."""
+    """Set on two sections, out as a ZIP and in again, carried into the film's metadata, there again after reloads.
+
+    A picture whose upload was still running when another cell was clicked came into that cell, or was lost. A text file on a
+    picture's place took the picture away, or was refused in English at the window's edge.
+    """
     site = serve("reverse", language)
     colours = {1: "red", 2: "blue"}
     for section, colour in colours.items():
@@ -125,10 +134,29 @@ def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, lan
         page.locator(f"#timeline [data-section='{section}']").click()
         page.wait_for_function(f"document.querySelector('#section-number textarea')?.value === '{section}'")
 
+    (tmp_path / "words.txt").write_text("no picture")
+    said = Translator(language)("problem.picture_unknown_format", file="words.txt")
+    page.wait_for_selector("#image img")
+    page.evaluate(DROP_A_TEXT, "#image img")
+    page.wait_for_function(f"document.querySelector('#image > .eichi-wrong')?.innerText === {json.dumps(said)}")
+    line, place = (page.locator(at).bounding_box() for at in ("#image > .eichi-wrong", "#image"))
+    assert line["y"] + line["height"] <= place["y"] + place["height"], "a place's height hides what hangs over"
+    assert page.locator("#image img").is_visible() and page.locator(".toast-body").count() == 0
+    held: list = []
     for section in colours:
         choose(section)
         page.fill("#section-prompt textarea", f"She turns {section}.")
+        page.set_input_files("#section-picture input[type=file]", str(tmp_path / "words.txt"))
+        page.wait_for_function(f"document.querySelector('#section-picture > .eichi-wrong')?.innerText === {json.dumps(said)}")
+        page.route("**/upload?*", lambda route: held.append(route), times=1)
         page.set_input_files("#section-picture input[type=file]", str(tmp_path / f"{section}.png"))
+        while not held:
+            page.wait_for_timeout(20)
+        choose(0)
+        held.pop().continue_()
+        page.wait_for_function(f"{KEYFRAMES}[{section}]")
+        page.wait_for_selector("#section-picture img", state="detached")
+        assert "0" not in page.evaluate(KEYFRAMES) and page.locator("#section-picture .eichi-wrong").count() == 0
         page.wait_for_selector(f"#timeline [data-section='{section}'] .picture:not(.inherited) img")
         page.wait_for_function(
             f"document.querySelector(\"#timeline [data-section='{section}']\").innerText.includes('{section}.')"

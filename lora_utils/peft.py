@@ -1,0 +1,71 @@
+"""How PEFT and diffusers scale an adapter: in a file's metadata, or in adapter_config.json beside it. Needs no torch.
+
+https://huggingface.co/docs/peft/package_reference/lora: lora_alpha, alpha_pattern, use_rslora.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_utils.files import Header, LoraError
+
+KEY, CONFIG, MODEL = "lora_adapter_metadata", "adapter_config.json", "adapter_model.safetensors"
+
+
+def config_beside(path: Path) -> Path | None:
+    """PEFT writes an adapter's alpha into a file beside it; only beside a file of PEFT's own name it is that one's."""
+    if path.name != MODEL:
+        return None
+    beside = path.with_name(CONFIG)
+    return beside if beside.is_file() else None
+
+
+def scaling_metadata(path: Path, header: Header) -> Mapping[str, str]:
+    """The file's own metadata, and what stands beside it. Raises LoraError ("unreadable")."""
+    beside = config_beside(path)
+    if beside is None or KEY in header.metadata:
+        return header.metadata
+    try:
+        return {KEY: beside.read_text(encoding="utf-8", errors="replace"), **header.metadata}
+    except OSError as error:
+        raise LoraError("unreadable", file=str(beside), reason=error.strerror or str(error)) from None
+
+
+def config_of(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """lora_alpha, alpha_pattern and use_rslora of the transformer's adapter; empty if they are not said."""
+    try:
+        document = json.loads(metadata.get(KEY, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(document, dict):
+        return {}
+    plain = {str(key).removeprefix("transformer."): value for key, value in document.items()}
+    pattern = plain.get("alpha_pattern") or {}
+    if not isinstance(pattern, dict):
+        return {}
+    if not all(isinstance(value, (int, float)) for value in (plain.get("lora_alpha"), *pattern.values())):
+        return {}
+    return {"lora_alpha": plain["lora_alpha"], "alpha_pattern": pattern, "use_rslora": bool(plain.get("use_rslora"))}
+
+
+def first_alpha_not_finite(metadata: Mapping[str, str]) -> str | None:
+    """JSON as Python writes it can hold NaN and Infinity, and integers that no float can hold."""
+    config = config_of(metadata)
+    if not config:
+        return None
+    named = {
+        "lora_alpha": config["lora_alpha"],
+        **{f"alpha_pattern.{name}": it for name, it in config["alpha_pattern"].items()},
+    }
+    return next((name for name, value in named.items() if not _is_finite(value)), None)
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False

@@ -1,0 +1,34 @@
+"""LoRA that travel with their blocks to a card that has no room for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusers_helper.budget import Budget
+from eichi_utils.hub import ModelFiles
+from eichi_utils.lora_fit import shapes_in
+from eichi_utils.loras import Lora
+from eichi_utils.models import ModelPool
+from tests.eichi_utils.helpers import request
+from tests.eichi_utils.test_effects import latents_of
+from tests.fake_device import FakeDevice
+from tests.lora_files import write_lora
+
+
+@pytest.mark.parametrize(("family", "precision"), [("peft", "auto"), ("loha", "auto"), ("loha", "int8"), ("lokr", "int8")])
+def test_a_film_is_the_same_with_its_lora_on_the_way(
+    family: str, precision: str, checkpoint: Path, tmp_path: Path, pictures: list, cheap_decode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever factors a file has, to the bit."""
+    monkeypatch.setattr(Budget, "for_weights", lambda *given: 0)
+    path = tmp_path / "a.safetensors"
+    write_lora(path, family, shapes_in(ModelFiles(checkpoint), "framepack"), rank=6, size=0.05)
+    it = request("single", pictures[0], loras=(Lora(str(path), 0.7),), precision=precision)
+    whole = latents_of(it, ModelPool(checkpoint, device="cpu"))
+    pool = ModelPool(checkpoint, device="cpu", card=FakeDevice(), reserve_gb=0)
+    streamed = latents_of(it, pool)
+    assert pool._loaded["transformer"].streamer.resident == ()
+    assert torch.equal(whole, streamed)
