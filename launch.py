@@ -32,7 +32,8 @@ COMMANDS = MappingProxyType(
         "doctor": ("-m", "eichi_utils.cli", "doctor"),
         "render": ("-m", "eichi_utils.cli", "render"),
         # Files beside each other on as many processors as there are; each process holds PyTorch and a browser, so at most four.
-        "test": ("-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"),
+        # In the order of tests/conftest.py: pytest-xdist would begin with the files of most tests, not with the dear ones.
+        "test": ("-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"),
     }
 )
 

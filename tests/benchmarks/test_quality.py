@@ -10,11 +10,13 @@ import pytest
 
 from benchmarks import quality
 from eichi_utils import film
+from miniature.pictures import bank
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One scene in one mode, four steps, and two settings to compare with full precision."""
+    """One scene of few small pictures in one mode, four steps, and two settings to compare with full precision."""
+    monkeypatch.setattr(quality, "bank", lambda seeds, side: bank(seeds[:4], side // 4))
     monkeypatch.setattr(quality, "STEPS", 4)
     monkeypatch.setattr(quality, "MODES", quality.MODES[:1])
     chosen = ("full precision", "int8", "teacache")

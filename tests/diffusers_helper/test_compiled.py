@@ -88,16 +88,30 @@ def test_the_network_runs_its_blocks_through_the_passes(net):
     assert calls == [*net.transformer_blocks, *net.single_transformer_blocks]
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for inductor's CPU backend")
-@pytest.mark.parametrize("slabs", [False, True])
-def test_compiled_blocks_compute_the_same(net, slabs):
-    """Through inductor's CPU backend; two sizes and two strengths, because one compilation has to serve all."""
+def traced() -> Passes:
+    """As `compiled`, but no code is made of the graphs."""
+    return Passes(*(torch.compile(kind, dynamic=True, backend="aot_eager") for kind in (compiled.dual, compiled.single)), "")
+
+
+@pytest.mark.parametrize(
+    ("slabs", "compiling"),
+    [
+        (False, traced),
+        pytest.param(
+            True,
+            compiled.compiled,
+            marks=pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for inductor's CPU backend"),
+        ),
+    ],
+)
+def test_compiled_blocks_compute_the_same(net, slabs, compiling):
+    """Once through inductor's CPU backend; two sizes and two strengths, because one compilation has to serve all."""
     layouts = [inputs(LAYOUTS["forward"], 10, 6), inputs(LAYOUTS["one picture"], 8, 6)]
     if slabs:
         for layer in net.block_linears().values():
             layer.branches.append(LowRankBranch(0, torch.randn(layer.out_features, 2), torch.randn(2, layer.in_features), 0.1))
         in_slabs(net)
-    passes = compiled.compiled()
+    passes = compiling()
     for strength in (1.0, 0.4):
         set_strengths(net, [strength])
         for given in layouts:

@@ -209,13 +209,13 @@ def out_of_memory_above(monkeypatch, cells: int) -> list[int]:
 
 def test_where_memory_runs_out_tiles_get_smaller_and_nothing_is_lost(own, monkeypatch):
     """First others give up theirs; a tile's side then stays, and time tiles that were done are not done again."""
-    z = noise(6, 17, 17)
+    z = noise(6, 17, 4)
     wanted = whole(Decoder(own, side=16), z)
-    tried, asked = out_of_memory_above(monkeypatch, 16 * 16), []
+    tried, asked = out_of_memory_above(monkeypatch, 16 * 4), []
     decoder = Decoder(own, room=Room(make=lambda: asked.append(1) or False))
     assert torch.equal(whole(decoder, z), wanted)
     assert decoder.side == 16 and len(asked) == 1
-    assert tried[0] == 17 * 17 and max(tried[1:]) == 16 * 16
+    assert tried[0] == 17 * 4 and max(tried[1:]) == 16 * 4
 
 
 def test_what_others_give_up_is_tried_before_giving_up(own, monkeypatch):

@@ -205,8 +205,8 @@ def test_encoding_is_repeated_in_what_others_give_up(
 def test_decoding_goes_on_in_smaller_tiles(
     checkpoint: Path, pool: ModelPool, tmp_path: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A film of as many frames, where a whole frame finds no room."""
-    wanted = request("reverse", pictures[0], **{**SHORT, "size": 160})
+    """A film of as many frames, where a whole frame, 14 x 18 cells, finds no room."""
+    wanted = request("reverse", pictures[0], **SHORT)
     small, tile, failed = on_card(checkpoint, FakeDevice()), Decoder.tile, []
 
     def limited(self, z, *past):

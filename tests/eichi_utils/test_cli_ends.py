@@ -6,12 +6,16 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from eichi_utils import cli, modes
+from eichi_utils.events import Step
+from eichi_utils.film import SectionSampler
+from eichi_utils.jobs import Stop
 from eichi_utils.metadata import read_document
 from eichi_utils.pictures import open_mask
 from eichi_utils.progress import Progress
@@ -88,16 +92,31 @@ def test_an_empty_name_of_a_request_is_a_mistake(capsys: pytest.CaptureFixture) 
 def test_a_polite_end_keeps_what_is_finished(
     checkpoint: Path, pictures: list[str], tmp_path: Path, capsys, monkeypatch, how: signal.Signals
 ) -> None:
-    """SIGTERM used to leave a temporary folder behind and to name nothing."""
-    show = Progress.show
+    """SIGTERM used to leave a temporary folder behind and to name nothing.
+
+    The second section waits to be told: on a busy machine the film was finished before."""
+    show, section = Progress.show, SectionSampler.section
 
     def show_and_signal(self: Progress, view) -> None:
         show(self, view)
         if view.film and view.stage == "sample" and not view.stopping:
             os.kill(os.getpid(), how)
 
+    def held(self: SectionSampler, which, number: int, pool, stop: Stop):
+        made = section(self, which, number, pool, stop)
+        while True:
+            try:
+                event = next(made)
+            except StopIteration as end:
+                return end.value
+            deadline = time.monotonic() + 60
+            while number and isinstance(event, Step) and not stop.level and time.monotonic() < deadline:
+                time.sleep(0.01)
+            yield event
+
     monkeypatch.setattr(Progress, "show", show_and_signal)
-    flags = ["--image", pictures[0], "--prompt", "x", "--seconds", 3, "--size", 128, "--steps", 60, "--step-cache", "none"]
+    monkeypatch.setattr(SectionSampler, "section", held)
+    flags = ["--image", pictures[0], "--prompt", "x", "--seconds", 3, "--size", 128, "--steps", 3, "--step-cache", "none"]
     before = signal.getsignal(signal.SIGTERM)
     code, result = eichi(capsys, "render", *flags, "--models", checkpoint, "--device", "cpu", "--out", tmp_path / "out")
     assert code == 130 and result["state"] == "stopped" and result["frames"] == 33

@@ -13,6 +13,7 @@ import pytest
 from eichi_utils import disk_cache
 from eichi_utils.disk_cache import DiskCache, key_of, open_caches
 from tests.eichi_utils.helpers import names_in
+from tests.eichi_utils.slow_writer import add_slowly
 
 
 def writing(size: int):
@@ -111,18 +112,6 @@ def test_files_of_a_process_that_was_ended(cache: DiskCache) -> None:
     assert names_in(cache.folder) == {"fresh.part", "a.safetensors"}
     cache.empty()
     assert names_in(cache.folder) == set()
-
-
-def add_slowly(folder: Path, letter: bytes, barrier) -> None:
-    def write(path: Path) -> None:
-        with path.open("wb") as stream:
-            for _ in range(20):
-                stream.write(letter * 5)
-                stream.flush()
-                time.sleep(0.005)
-
-    barrier.wait()
-    assert DiskCache(folder, 1000).add("same", 100, write)
 
 
 def test_two_processes_at_once(cache: DiskCache) -> None:

@@ -28,7 +28,7 @@ from miniature.pictures import bank
 
 SIDE = 128
 # Fewer steps than are recommended: enough for direction and place, in less than half of the time.
-STEPS = 6
+STEPS = 4
 SECTION_SECONDS = 1.2
 # Latents of a section, and so the number of its last one; latent 0 is the start picture.
 LAST = 9

@@ -11,17 +11,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from miniature import train_vae, training, vae
+from miniature import sampled, train_vae, training, vae
 from miniature.networks import build_encoders, new_transformer
 from miniature.pictures import bank
 from miniature.sampled import SampledPool, Sizes, below, first_errors
 from miniature.training import Session
+from tests.miniature.steps import run_steps
+
+# Of sampling: what is looked at needs no better films, and they are most of the time.
+FEW = (3, 4)
 
 
 def test_the_decoder_sees_what_is_sampled(tmp_path, monkeypatch):
     """A stage on the networks' own first sections: the latents stay, and a log of first frames shows whether it worked."""
     monkeypatch.setattr(vae, "VAE_CONFIG", {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4})
     monkeypatch.setattr(train_vae, "BLOCK", 2)
+    monkeypatch.setattr(train_vae, "RENEWED", 1)
+    monkeypatch.setattr(sampled, "STEPS", FEW)
     small = {"pictures": 8, "detail": 32, "batch": 2, "clips": 1, "frames": 5, "side": 16}
     train_vae.train(tmp_path, Session(1e-4, tmp_path, "cpu"), False, peak=1e-3, **small)
     build_encoders(tmp_path)
@@ -31,7 +37,7 @@ def test_the_decoder_sees_what_is_sampled(tmp_path, monkeypatch):
     before, other = load_file(weights), load_file(transformer)
     (tmp_path / "log.jsonl").unlink()
     # Of the time it is given the start takes most, whatever the machine: every kind of step once follows.
-    monkeypatch.setattr(Session, "running", lambda session: _steps(session, 10))
+    run_steps(monkeypatch, 10)
     sizes = Sizes(pool=6, chunk=4, batch=2, side=16, watched=2)
     train_vae.train(tmp_path, Session(0.01, tmp_path, "cpu"), False, peak=1e-3, stage="sampled", sizes=sizes, **small)
     after = load_file(weights)
@@ -46,19 +52,17 @@ def test_the_decoder_sees_what_is_sampled(tmp_path, monkeypatch):
     assert next(line["sampled"] for line in lines if "sampled" in line) == 4
 
 
-def _steps(session: Session, count: int) -> bool:
-    session.progress = session.steps / count
-    session.steps += 1
-    return session.steps <= count
-
-
 @pytest.fixture(scope="module")
 def sampled_pool(tmp_path_factory):
     """Of the trained miniature, whose weights come with the program."""
     folder = Path(train_vae.__file__).parent / "checkpoint"
     session = Session(1e-4, tmp_path_factory.mktemp("log"), "cpu")
     source = bank(torch.arange(12), 64)
-    return SampledPool(session, folder, source, Sizes(pool=6, chunk=4, batch=4, side=64, watched=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampled, "STEPS", FEW)
+        # Their captions are few; all kinds are in the stage above.
+        patch.setattr(sampled, "SCENES", {"pan": 1.0, "zoom": 1.0})
+        yield SampledPool(session, folder, source, Sizes(pool=6, chunk=4, batch=4, side=48, watched=2))
 
 
 def test_a_pool_is_what_the_program_decodes(sampled_pool):

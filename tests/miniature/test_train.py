@@ -23,6 +23,7 @@ from miniature.optimizer import FlatParameters, Optimizer, orthogonalised
 from miniature.pictures import bank, streaked
 from miniature.train import main as train_main
 from miniature.training import Session
+from tests.miniature.steps import run_steps
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,7 @@ def test_a_run_goes_on_from_its_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(train_vae, "BLOCK", 2)
     small = {"pictures": 8, "detail": 32, "batch": 4, "clips": 2, "frames": 5, "side": 16}
     weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    run_steps(monkeypatch, 6)
     for resume in (False, True):
         session = Session(0.05, tmp_path, "cpu")
         train_vae.train(tmp_path, session, resume, peak=1e-3 if not resume else 0.0, **small)
@@ -133,6 +135,7 @@ def test_later_stages_keep_the_latents(tmp_path, monkeypatch, stage):
     monkeypatch.setattr(train_vae, "BLOCK", 2)
     small = {"pictures": 8, "detail": 32, "batch": 2, "clips": 1, "frames": 5, "side": 16}
     weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    run_steps(monkeypatch, 6)
     train_vae.train(tmp_path, Session(0.03, tmp_path, "cpu"), False, peak=1e-3, **small)
     before = load_file(weights)
     train_vae.train(tmp_path, Session(0.05, tmp_path, "cpu"), False, peak=1e-4, stage=stage, **small)
@@ -188,11 +191,13 @@ def test_a_transformer_run_goes_on_from_its_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOOK", 2)
     sizes = {"pictures": 8, "detail": 32, "batch": 1, "chunk": 2}
     weights = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
+    run_steps(monkeypatch, 2)
     train_transformer.train(tmp_path, Session(0.1, tmp_path, "cpu"), False, 1e-3, stage="b", **sizes)
     first = load_file(weights)
     assert all(tensor.dtype == torch.bfloat16 and tensor.isfinite().all() for tensor in first.values())
     shapes = [json.loads(line).get("shapes") for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [[2, 16, 32], [2, 32, 32]] in shapes
+    run_steps(monkeypatch, 0)
     train_transformer.train(tmp_path, Session(1e-4, tmp_path, "cpu"), True, 1e-3, stage="b", **sizes)
     assert all(torch.equal(first[name], tensor) for name, tensor in load_file(weights).items())
 

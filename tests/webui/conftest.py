@@ -26,7 +26,8 @@ from eichi_utils.paths import Outputs
 from eichi_utils.problems import Problem, UserError
 from locales import Translator
 from tests.lora_files import write_lora
-from webui.app import build, listen
+from webui.app import PAGES, build, listen
+from webui.context import Context
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
@@ -138,11 +139,16 @@ def jobs(engine: FakeEngine) -> Iterator[Jobs]:
 
 @pytest.fixture
 def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Site]]:
-    """Starts the pages: `serve("reverse", "en")`. Unless told otherwise they look like those of a computer with the models."""
+    """Starts the pages: `serve("reverse", "en")`. Unless told otherwise they look like those of a computer with the models.
+
+    others: whether the other modes' pages are the real ones too, which takes as long as their loading; else they are empty.
+    """
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     running = []
 
-    def start(mode: str = "reverse", language: str = "en", **settings) -> Site:
+    def start(mode: str = "reverse", language: str = "en", others: bool = False, **settings) -> Site:
+        pages = {name: (path, page if others or name == mode else empty_page) for name, (path, page) in PAGES.items()}
+        monkeypatch.setattr("webui.app.PAGES", pages)
         uploads = engine.outputs.parent / "uploads"
         folders = {name: engine.outputs.parent / name for name in ("settings", "presets")}
         settings = {"models": Models(engine.outputs.parent), **folders, **settings}
@@ -162,6 +168,11 @@ def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> It
         server.should_exit = True
         thread.join(10)
         listener.close()
+
+
+def empty_page(_: Context) -> gradio.Blocks:
+    with gradio.Blocks(analytics_enabled=False) as page:
+        return page
 
 
 @pytest.fixture

@@ -73,14 +73,14 @@ def test_an_address_of_another_machine_is_an_error():
 
 
 def test_every_mode_is_reachable_under_its_own_path(serve):
-    site = serve("forward")
+    site = serve("forward", others=True)
     for path, title in (("/", "F1"), ("/f1", "F1"), ("/endframe", "Standard"), ("/oneframe/", "One frame")):
         with urllib.request.urlopen(site.url + path) as answer:
             assert f"{title} - FramePack-eichi" in answer.read().decode()
 
 
 def test_only_the_output_folder_and_examples_are_served(serve, tmp_path):
-    site = serve()
+    site = serve(others=True)
     site.engine.outputs.mkdir()
     (site.engine.outputs / "film.txt").write_text("film")
     (tmp_path / "secret.txt").write_text("secret")
@@ -100,7 +100,7 @@ def test_only_the_output_folder_and_examples_are_served(serve, tmp_path):
 
 
 def test_login_holds_for_every_page(serve):
-    site = serve(auth=("me", "secret"))
+    site = serve(others=True, auth=("me", "secret"))
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
 
     def status(path: str) -> int:

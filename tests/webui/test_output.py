@@ -29,7 +29,10 @@ WRONG = "document.querySelector('.field-{0} > .eichi-wrong')?.innerText || ''"
 @pytest.mark.parametrize(("language", "width"), [("en", 1280), ("ja", 390)])
 def test_a_batch_with_its_files(serve, open_page, tower, tmp_path, language, width):
     """The whole path: a wrong folder is said at its field, three films with following seeds go where they shall, the folder is
-    shown or named, a film tells its settings, and after the reload the form is as it was."""
+    shown or named, a film tells its settings, and after the reload the form is as it was.
+
+    The narrow page makes one film and is not loaded again: what differs there is the layout and the words."""
+    films = 3 if width > 800 else 1
     t = Translator(language)
     site = serve("reverse", language)
     page = open_page(site.url, "/", width, 900)
@@ -40,36 +43,36 @@ def test_a_batch_with_its_files(serve, open_page, tower, tmp_path, language, wid
     page.wait_for_selector("#start:disabled")
     page.fill("#output_folder textarea, #output_folder input", str(tmp_path))
     page.wait_for_function(WRONG.format("output_folder") + ".includes('--allow-folder')")
-    page.screenshot(path=str(tmp_path / f"wrong_{language}.png"))
     page.fill("#output_folder textarea, #output_folder input", "cats")
     page.wait_for_selector(".eichi-wrong", state="detached")
     page.fill("#seed textarea, #seed input", "41")
-    page.fill("#batch input", "3")
+    page.fill("#batch input", str(films))
     page.locator("#save_frames label").nth(1).click()
     page.check("#section_stills input")
     page.wait_for_function("document.querySelector('#summary').innerText.includes('37')")
-    assert page.inner_text("#summary .eichi-summary").startswith("3 × (")
+    assert page.inner_text("#summary .eichi-summary").startswith("3 × (") is (films == 3)
     page.wait_for_selector("#start:enabled")
-    page.screenshot(path=str(tmp_path / f"form_{language}.png"), full_page=True)
-    site.engine.hold.clear()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if films > 1:
+        site.engine.hold.clear()
     page.click("#start")
-    page.wait_for_selector("#stop-now:enabled")
-    page.wait_for_function("document.querySelectorAll('#queue li').length === 2")
-    page.reload()
-    page.wait_for_selector("#prompt textarea")
-    page.wait_for_function(f"document.querySelector('#prompt textarea').value === {PROMPT!r}")
-    assert page.input_value("#batch input") == "3"
-    assert page.input_value("#seed textarea, #seed input") == "41"
-    site.engine.hold.set()
+    if films > 1:
+        page.wait_for_selector("#stop-now:enabled")
+        page.wait_for_function("document.querySelectorAll('#queue li').length === 2")
+        page.reload()
+        page.wait_for_selector("#prompt textarea")
+        page.wait_for_function(f"document.querySelector('#prompt textarea').value === {PROMPT!r}")
+        assert page.input_value("#batch input") == "3"
+        assert page.input_value("#seed textarea, #seed input") == "41"
+        site.engine.hold.set()
     until(page, "finished")
     page.wait_for_function("document.querySelector('#queue .title').hidden")
-    page.wait_for_function("document.querySelector('#viewer .facts').innerText.includes('43')")
-    assert [request.seed for request in site.engine.seen] == [41, 42, 43]
+    page.wait_for_function(f"document.querySelector('#viewer .facts').innerText.includes('{40 + films}')")
+    assert [request.seed for request in site.engine.seen] == [41, 42, 43][:films]
     assert {(r.output_folder, r.save_frames, r.section_stills, r.batch) for r in site.engine.seen} == {("cats", "all", True, 1)}
     page.click("#viewer .metadata summary")
     shown = page.inner_text("#viewer .metadata dl")
     assert PROMPT in shown and t("page.field.output_folder") in shown and "cats" in shown
-    page.screenshot(path=str(tmp_path / f"done_{language}.png"))
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     if width > 800:
         # No desktop here: the path is shown to copy. The form's pictures stay: a click on it used to be an error.

@@ -1,0 +1,20 @@
+"""What another process does in `test_disk_cache.py`: it imports this file alone, and nothing that loads PyTorch."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from eichi_utils.disk_cache import DiskCache
+
+
+def add_slowly(folder: Path, letter: bytes, barrier) -> None:
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            for _ in range(20):
+                stream.write(letter * 5)
+                stream.flush()
+                time.sleep(0.005)
+
+    barrier.wait()
+    assert DiskCache(folder, 1000).add("same", 100, write)
