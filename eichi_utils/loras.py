@@ -49,7 +49,9 @@ class Lora:
             except LoraError as error:
                 problems.append(lora_problem(field, error))
         number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
-        if not number:
+        if self.strength is None:
+            problems.append(Problem(f"{field}/strength", "value_needed"))
+        elif not number:
             problems.append(Problem(f"{field}/strength", "wrong_type", {"value": str(self.strength)[:80]}))
         elif not math.isfinite(self.strength) or abs(self.strength) > STRONGEST:
             limits = {"value": self.strength, "min": -STRONGEST, "max": STRONGEST}

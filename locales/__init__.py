@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,26 @@ def table(language: str) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class Translator:
-    """`translator(key, **values)` is the text with its `{placeholders}` filled in."""
+    """`translator(key, **values)` is the text with its `{placeholders}` filled in.
+
+    mode: whose words to use where modes differ; such a text has a key of its own, as "page.field.batch:single".
+    """
 
     language: str = "en"
+    mode: str = ""
 
     def __post_init__(self) -> None:
         if self.language not in LANGUAGES:
             raise ValueError(f"language {self.language!r} is none of {', '.join(LANGUAGES)}")
 
     def __call__(self, key: str, **values: Any) -> str:
-        text = table(self.language).get(key) or table("en")[key]
+        own = table(self.language)
+        text = own.get(f"{key}:{self.mode}") or own.get(key) or table("en")[key]
         return text.format_map(values) if values else text
+
+    def of(self, mode: str) -> Translator:
+        """The same language in a mode's words."""
+        return replace(self, mode=mode)
 
 
 def preferred_language(environment: Mapping[str, str], default: str = "en") -> str:

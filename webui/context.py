@@ -27,7 +27,9 @@ QUIET = MappingProxyType({"queue": False, "show_progress": "hidden", "api_visibi
 
 @dataclass(frozen=True)
 class Context:
-    """mode: the page's own. root: the path it is mounted at, "" for "/". links: mode -> address of its page.
+    """mode: the page's own, in whose words `t` speaks. root: the path it is mounted at, "" for "/".
+
+    links: mode -> address of its page.
 
     outputs, uploads: where results go, and where pictures that came through a page are kept.
     more_outputs: further folders that results may go to and are shown from. timings: of this machine's runs so far.
@@ -51,6 +53,9 @@ class Context:
     more_outputs: tuple[Path, ...] = ()
     timings: Timings | None = None
     log: Log | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "t", self.t.of(self.mode))
 
     @property
     def app_settings(self) -> AppSettings:

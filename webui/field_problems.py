@@ -3,7 +3,8 @@
 A field's component has the class `field-NAME`; `keyframes/3` and `controls/0/mask` are shown at the nearest place that has one.
 
 What is dropped on a picture's place (class `eichi-picture`) and is no picture is refused here, before gradio empties the place
-and says so in English at the window's edge.
+and says so in English at the window's edge. What is pasted comes from here as if it were dropped: gradio empties the place
+before it looks whether the clipboard holds a picture.
 """
 
 from __future__ import annotations
@@ -41,11 +42,48 @@ function refuse(event) {
     event.stopImmediatePropagation();
     if (input) input.value = '';
     else event.target.dispatchEvent(new DragEvent('dragleave', { bubbles: true }));
-    refused.set(at, { text: NO_PICTURE.replace('{file}', () => wrong.name), content: content(at) });
+    refused.set(at, { text: NOT_A_PICTURE.replace('{file}', () => wrong.name), content: content(at) });
   }
   soon();
 }
 for (const kind of ['drop', 'change']) document.addEventListener(kind, refuse, true);
+const PASTE = 'button[aria-label="Paste from clipboard"]', pasting = new Set();
+async function pasted() {
+  if (!navigator.clipboard?.read) return CLIPBOARD_REFUSED;
+  try {
+    for (const item of await navigator.clipboard.read()) {
+      const type = item.types.find(type => type.startsWith('image/') && !type.includes('svg'));
+      // A name of its own, by which the timeline knows the upload.
+      if (type) return new File([await item.getType(type)], `clipboard_${Date.now()}.${type.slice(6)}`, { type });
+    }
+  } catch (error) {
+    if (error.name === 'NotAllowedError') return CLIPBOARD_REFUSED;
+  }
+  return NO_PICTURE_IN_CLIPBOARD;
+}
+async function paste(event) {
+  const at = event.target.closest?.('.eichi-picture');
+  if (!at || !event.target.closest(PASTE)) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  if (pasting.has(at)) return;
+  pasting.add(at);
+  const before = content(at), found = await pasted();
+  pasting.delete(at);
+  // Another cell of the timeline may be open by now.
+  if (!at.isConnected || content(at) !== before) return;
+  refused.delete(at);
+  if (typeof found === 'string') {
+    refused.set(at, { text: found, content: before });
+    soon();
+  } else {
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(found);
+    const drop = new DragEvent('drop', { bubbles: true, cancelable: true, dataTransfer });
+    at.querySelector('.upload-container').dispatchEvent(drop);
+  }
+}
+document.addEventListener('click', paste, true);
 function show() {
   waiting = false;
   const wrong = props.value || {}, wanted = new Map();
@@ -77,4 +115,12 @@ watch('value', show);
 
 def js(t: Translator) -> str:
     """What the element does, in a page's language."""
-    return JS.replace("NO_PICTURE", json.dumps(t("problem.picture_unknown_format", file="{file}")))
+    said = {
+        "NO_PICTURE_IN_CLIPBOARD": t("page.paste.no_picture"),
+        "CLIPBOARD_REFUSED": t("page.paste.refused"),
+        "NOT_A_PICTURE": t("problem.picture_unknown_format", file="{file}"),
+    }
+    script = JS
+    for name, text in said.items():
+        script = script.replace(name, json.dumps(text))
+    return script

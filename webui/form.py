@@ -48,6 +48,8 @@ class Form:
         self.model: Any = None
         # Called with a `Filling` once the page has all its fields.
         self.wirings: list[Callable[[Any], None]] = []
+        # What shows things that other pages and programs change -> its update for a page that was just loaded.
+        self.fresh: dict[Component, Callable[[], Any]] = {}
         # Called with the event after which a page that was loaded is filled.
         self.after_load: list[Callable[[Any], Any]] = []
         self._fields = {field.name: field for field in dataclasses.fields(kind)}

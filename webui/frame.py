@@ -13,6 +13,7 @@ from gradio.components import Component
 
 from eichi_utils.modes import MODES
 from eichi_utils.request import FilmRequest
+from webui import boxes
 from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form
@@ -74,7 +75,7 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
     form = Form(MODES[context.mode], context.t, context.models, context.folders)
     title = f"{context.t(f'page.mode.{context.mode}')} - FramePack-eichi"
     with Page(title=title, analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML(header(context), elem_id="header")
+        gr.HTML(header(context), js_on_load=boxes.JS, elem_id="header")
         with gr.Row(elem_classes="eichi-page"):
             with gr.Column(elem_classes="eichi-form", min_width=0):
                 yield blocks, form, followers
@@ -108,12 +109,13 @@ def saving_panels(context: Context, form: Form) -> SettingsPanel:
 def fill_on_load(context: Context, form: Form, filling: Filling, settings: SettingsPanel | None, blocks: gr.Blocks) -> None:
     """On load the form shows the request of the job that the page shows; else what the user begins with."""
     model = filling.model
-    outputs = filling.outputs + (settings.outputs if settings else [])
+    outputs = [*filling.outputs, *(settings.outputs if settings else []), *form.fresh]
 
     def fill() -> dict[Component, Any]:
         job = context.job_to_fill_from()
         fields, notes = begin_with(context, form) if settings and job is None else ({}, [])
         said = settings.loaded(notes) if settings else {}
+        said |= {component: update() for component, update in form.fresh.items()}
         if job is None:
             return filling.begin(fields) | said
         return form.write(job.asked) | model.shown(job.asked) | said

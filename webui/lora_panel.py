@@ -24,9 +24,10 @@ from eichi_utils.lora_folder import about, found, is_below, keep_upload, look_th
 from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora, shown_name
 from eichi_utils.presets import lora_presets
 from eichi_utils.problems import Problem, UserError
-from webui import fields, words
+from webui import boxes, fields, words
 from webui.context import QUIET, Context
 from webui.form import Form
+from webui.named_panel import unknown
 
 SHOWN = 3
 # Files that are named one by one, where the number tells of the rest.
@@ -42,7 +43,8 @@ PUT_FILE = f"""(strength, file, all) => {{ {SLOTS} {ROUNDED}
   slots[NUMBER] = {{file: file ?? '', strength: rounded, theirs: true}}; return JSON.stringify(slots); }}"""
 # A slider also changes when the server moves a strength into its slot; that is in the box already.
 PUT_STRENGTH = f"""(strength, file, all) => {{ {SLOTS} {ROUNDED}
-  if (slots[NUMBER].file === (file ?? '') && !(Math.abs(slots[NUMBER].strength - rounded) <= 1e-6))
+  const before = slots[NUMBER].strength, same = rounded === before || Math.abs(before - (rounded ?? NaN)) <= 1e-6;
+  if (slots[NUMBER].file === (file ?? '') && !same)
     Object.assign(slots[NUMBER], {{strength: rounded, theirs: true}});
   return JSON.stringify(slots); }}"""
 REMOVE = f"""all => {{ {SLOTS} slots.splice(NUMBER, 1); slots.forEach(slot => delete slot.theirs);
@@ -92,6 +94,7 @@ class LoraPanel:
                     label=t("page.lora.preset"),
                     info=t("page.lora.preset.info"),
                     elem_id="lora-preset",
+                    elem_classes=[boxes.NAME],
                 )
                 with gr.Column(min_width=120, scale=0):
                     self.load = gr.Button(t("page.lora.preset.load"), size="sm", elem_id="lora-preset-load")
@@ -244,7 +247,7 @@ class LoraPanel:
         """The set of this name in the slots, and switched on."""
         values, notes = self.presets.read()
         if name not in values:
-            return {self.said: self._sentences([Problem("presets", "preset_unknown", {"name": name or ""})])}
+            return {self.said: self._sentences([unknown((name or "").strip())])}
         return {self.switch: True, self.box: json.dumps(values[name]), self.said: self._sentences(notes)}
 
     def keep(self, name: str | None, text: str) -> dict[Component, Any]:
@@ -262,6 +265,8 @@ class LoraPanel:
 
     def forget(self, name: str | None) -> dict[Component, Any]:
         try:
+            if not (name or "").strip():
+                raise UserError([unknown("")])
             notes = self.presets.delete(name or "")
         except UserError as error:
             return {self.said: self._sentences(error.problems)}

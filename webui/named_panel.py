@@ -10,9 +10,9 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.problems import Problem, UserError
-from locales import Translator
-from webui import fields
+from webui import boxes, fields
 from webui.context import QUIET
+from webui.form import Form
 from webui.outcome import Outcome
 
 
@@ -45,7 +45,8 @@ Back = Callable[[Any], dict[Component, Any]]
 class NamedPanel:
     """kind: "prompts" or "favourites", what words and elements are named by."""
 
-    def __init__(self, t: Translator, store: Store, kind: str):
+    def __init__(self, form: Form, store: Store, kind: str):
+        t = form.t
         self.t, self.store, self.kind = t, store, kind
         with gr.Row(equal_height=True):
             self.name = fields.Dropdown(
@@ -55,7 +56,9 @@ class NamedPanel:
                 info=t(f"page.named.{kind}.info"),
                 allow_custom_value=True,
                 elem_id=f"{kind}-name",
+                elem_classes=[boxes.NAME],
             )
+        form.fresh[self.name] = self.choices
         with gr.Row():
             buttons = {action: t(f"page.named.{kind}.{action}") for action in ("apply", "save", "delete")}
             self.buttons = {
@@ -81,9 +84,9 @@ class NamedPanel:
         except UserError:
             return []
 
-    def news(self) -> dict[Component, Any]:
-        """The names that there are now."""
-        return {self.name: gr.update(choices=self.names())}
+    def choices(self) -> Any:
+        """The update that offers the names there are now."""
+        return gr.update(choices=self.names())
 
     def apply(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """What is kept under the name, into the form."""
@@ -91,7 +94,7 @@ class NamedPanel:
         try:
             kept, _ = self.store.all()
             if name not in kept:
-                raise UserError([self._unknown(name)])
+                raise UserError([unknown(name)])
             updates, held = self.put(values, kept[name])
         except UserError as error:
             return self.outcome.refused(error.problems)
@@ -114,7 +117,7 @@ class NamedPanel:
         try:
             before = self.store.all()[0].get(name)
             if before is None:
-                raise UserError([self._unknown(name)])
+                raise UserError([unknown(name)])
             notes = self.store.delete(name)
         except UserError as error:
             return self.outcome.refused(error.problems)
@@ -140,5 +143,7 @@ class NamedPanel:
     def _named(self, name: str | None) -> dict[Component, Any]:
         return {self.name: gr.update(choices=self.names(), value=name)}
 
-    def _unknown(self, name: str) -> Problem:
-        return Problem("presets", "preset_unknown", {"name": name}) if name else Problem("presets", "preset_name_needed")
+
+def unknown(name: str) -> Problem:
+    """That nothing is kept under the name, or that there is none."""
+    return Problem("presets", "preset_unknown", {"name": name}) if name else Problem("presets", "preset_name_needed")

@@ -68,7 +68,7 @@ class PromptsPanel:
         self.file, self.t = prompt_presets(context), context.t
         (self.prompt,) = form.entries["prompt"].components
         with gr.Accordion(self.t("page.prompts"), open=False, elem_id="prompts"):
-            self.panel = NamedPanel(self.t, Prompts(self.file), "prompts")
+            self.panel = NamedPanel(form, Prompts(self.file), "prompts")
             self.startup = gr.Button(self.t("page.prompts.startup"), size="sm", elem_id="prompts-startup")
         outcome, own = self.panel.outcome, {self.prompt}
         self.panel.wire(own, lambda values: values[self.prompt] or "", self._put, self._back, [self.prompt])
@@ -84,7 +84,7 @@ class PromptsPanel:
             return self.panel.outcome.refused(error.problems)
         old = next((preset.prompt for preset in before if preset.is_startup), "")
         said = self.t("page.prompts.begin" if prompt.strip() else "page.prompts.begin_empty")
-        return self.panel.news() | self.panel.outcome.done(said, notes, Held(name=name, value=old))
+        return {self.panel.name: self.panel.choices()} | self.panel.outcome.done(said, notes, Held(name=name, value=old))
 
     def _put(self, values: Mapping[Component, Any], prompt: str) -> tuple[dict[Component, Any], Any]:
         return {self.prompt: prompt}, values[self.prompt]
@@ -98,7 +98,7 @@ class FavouritesPanel:
 
     def __init__(self, context: Context, form: Form):
         self.context, self.form = context, form
-        self.panel = NamedPanel(context.t, Favourites(favourites(context.presets), form.kind.mode), "favourites")
+        self.panel = NamedPanel(form, Favourites(favourites(context.presets), form.kind.mode), "favourites")
 
     def wire(self, filling: Filling) -> None:
         self.filling = filling

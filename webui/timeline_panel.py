@@ -37,8 +37,8 @@ PUT_PICTURE = """(value, section, all) => {
   const values = JSON.parse(all || '{}'), own = document.querySelector('#timeline .strip').cellOf(value?.orig_name) ?? section;
   if (value && own !== '') values[own] = value.path;
   return [JSON.stringify(values), own === section ? own : '']; }"""
-# 0 is a scale like others, 1 is what a section has without one of its own.
-PUT_SCALE = PUT.replace("VALUE", "(value ?? 1) !== 1").replace("= kept;", "= value;")
+# 0 is a scale like others, 1 is what a section has without one of its own; an empty box is null, which is refused.
+PUT_SCALE = PUT.replace("VALUE", "value !== 1").replace("= kept;", "= value;")
 # (keyframes, strip, overwrite): keyframe 0 into even sections, 1 into odd ones.
 COPY = """(all, strip, overwrite) => {
   const values = JSON.parse(all || '{}');

@@ -142,8 +142,8 @@ def files(t: Translator, request: Request | None, problems: tuple[Problem, ...])
 
 
 def settings_list(t: Translator, document: Mapping[str, Any]) -> list[list[str]]:
-    """A request's document as (name, value) in the page's words, fields without a value left out."""
-    pairs = []
+    """A request's document as (name, value) in its mode's words, fields without a value left out."""
+    pairs, t = [], t.of(document.get("mode", ""))
     for name, value in document.items():
         if value in ("", None, [], {}) or value is False:
             continue

@@ -179,6 +179,15 @@ def test_a_sections_scale_is_checked_like_a_strength(pictures: list[str]) -> Non
     assert [problem.field for problem in error.value.problems] == ["section_lora_scales"]
 
 
+def test_an_empty_box_of_a_strength_asks_for_a_value(pictures: list[str]) -> None:
+    """It said that "None" is no number, and of a section that its whole dictionary has the wrong type."""
+    document = {"mode": "forward", "image": pictures[0], "prompt": "x", "section_lora_scales": {"0": None, "1": 0.5}}
+    with pytest.raises(UserError) as error:
+        modes.from_json(document)
+    assert found(error.value.problems) == {("section_lora_scales/0", "value_needed")}
+    assert problems_of("single", pictures[0], Lora(str(FILE), None)) == {("loras/0/strength", "value_needed")}
+
+
 def test_a_sections_scale_without_a_lora_is_idle(pictures: list[str]) -> None:
     it = request("reverse", pictures[0], section_lora_scales={0: 0.5})
     assert it.idle() == ("section_lora_scales",)

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from eichi_utils.presets import ENTRIES, PromptPresets
 from eichi_utils.problems import Problem
+from eichi_utils.settings import JsonFile
 from locales import Translator
 from webui.start_panel import StartPanel
 
 pytestmark = pytest.mark.browser
 
+EN = Translator("en")
 PROMPT = "The girl dances gracefully."
 PERCENT = "parseFloat(document.querySelector('#progress .done')?.style.width)"
 
@@ -208,15 +211,34 @@ def test_a_late_answer_to_an_old_change_does_not_stay(serve, open_page, tower, m
 
 
 def test_problems_are_told_in_words_and_nothing_starts(serve, open_page, tower, tmp_path):
+    """Enter in an emptied box of names chose the list's first one, which was then overwritten; a part of a name did so too."""
     site = serve("reverse", "en")
+    # While the server runs.
+    prompts = PromptPresets(JsonFile(tmp_path / "presets" / "prompt_presets.json", (ENTRIES,)))
+    prompts.save("dance", "She dances.")
     (tmp_path / "broken.png").write_bytes(Path(tower).read_bytes()[:3000])
     Image.new("RGB", (64, 64), "red").save(tmp_path / "end.png")
     page = open_page(site.url)
     fill(page, tower)
+    page.click("#prompts .label-wrap")
+    for key in ("ArrowDown", "Enter"):
+        page.press("#prompts-name input", key)
+    page.wait_for_function("document.querySelector('#prompts-name input').value === 'dance'")
+    for typed, said in (("", EN("problem.preset_name_needed")), ("dan", EN("page.saved.new", name="dan"))):
+        page.fill("#prompts-name input", typed)
+        page.press("#prompts-name input", "Enter")
+        page.click("#prompts-save")
+        page.wait_for_function(f"document.querySelector('#prompts-outcome').innerText.includes({said!r})")
+    assert [(kept.name, kept.prompt) for kept in prompts.read()[0]] == [("dan", PROMPT), ("dance", "She dances.")]
     page.fill("#seed textarea, #seed input", "many")
     page.wait_for_selector("#problems li.wrong")
     assert page.inner_text("#problems li.wrong").startswith("Seed: ")
     assert page.is_disabled("#start")
+    # Left empty, the length was made 0.1 s by gradio.
+    page.fill("#seconds input[type=number]", "")
+    page.keyboard.press("Tab")
+    page.wait_for_function(f"document.querySelector('#seconds > .eichi-wrong')?.innerText === {EN('problem.value_needed')!r}")
+    assert page.input_value("#seconds input[type=number]") == "" and page.is_disabled("#start")
     page.fill("#seconds input[type=number]", "500")
     page.wait_for_selector("#problems li.wrong:nth-child(2)")
     # Whatever comes first, leaving the box or the choice: the length is never lost.

@@ -333,6 +333,20 @@ def test_a_length_means_the_same_in_every_language(page, tower, language):
             assert str(count) in said and str(frames * count + 1) in said
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_pictures_are_not_called_films(page, language):
+    """The one-frame page asked for the "Number of films", and so did what it said of the box and what a result told."""
+    built = {mode: page(mode, language) for mode in ("reverse", "single")}
+    labels = {mode: one.form.entries["batch"].components[0].label for mode, one in built.items()}
+    assert labels["reverse"] == table(language)["page.field.batch"]
+    assert labels["single"] == table(language)["page.field.batch:single"] != labels["reverse"]
+    for mode, one in built.items():
+        shown = one.start.look(one.values() | {one.form.entries["batch"].components[0]: None})
+        assert f"{labels[mode]}:" in shown[one.start.problems].replace("\N{FULLWIDTH COLON}", ":")
+        told = words.settings_list(Translator(language), {"mode": mode, "batch": 2})
+        assert [labels[mode], "2"] in told
+
+
 def test_problem_list_escapes_and_names_fields():
     t = Translator("en")
     problem = Problem("controls/0/image", "picture_missing", {"file": "<b>.png"})

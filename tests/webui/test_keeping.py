@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from eichi_utils.modes import MODES
+from eichi_utils.presets import lora_presets
 from eichi_utils.request import to_json
 from tests.eichi_utils.zips import COMPAT
 from tests.webui.test_form import OTHER
 from tests.webui.test_form import page as page
 from tests.webui.whole import Page, sentence
 from tests.webui.whole import whole as whole
-from webui import frame
+from webui import boxes, frame
 from webui.settings_panel import begin_with, setting_names
 
 
@@ -70,6 +71,31 @@ def test_names_that_cannot_be(whole: Page, compat: Path):
     page = whole()
     for name, key in (("", "preset_name_needed"), ("gone", "preset_unknown")):
         assert sentence(key) in page.see(page.prompts.panel.apply(page.holds | {page.prompts.panel.name: name}))
+    for panel in (page.prompts.panel, page.favourites.panel):
+        before = panel.store.all()
+        for name in ("", "  ", None):
+            assert sentence("preset_name_needed") in page.see(panel.save(page.holds | {panel.name: name}))
+        assert panel.store.all() == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_page_that_is_loaded_again_offers_what_is_kept_now(whole: Page, mode: str):
+    """Lists of names were those of the server's start: what was saved was missing from them after a reload, and so was what
+    another page or program had put into the file meanwhile."""
+    page = whole(mode)
+    page.see(page.prompts.panel.save(page.holds | {page.prompts.panel.name: "mine"}))
+    page.see(page.favourites.panel.save(page.holds | {page.favourites.panel.name: "whole"}))
+    lora_presets(page.built.context.presets).save("set", [{"file": "ink.safetensors", "strength": 0.5}])
+    offered: dict[str, list] = {}
+    for call in page.built.blocks.fns.values():
+        if ("load" in {event for _, event in call.targets}) and call.fn is not None:
+            for component, update in call.fn().items():
+                if boxes.NAME in (component.elem_classes or []):
+                    offered[component.elem_id] = [
+                        choice[-1] if isinstance(choice, tuple) else choice for choice in update["choices"]
+                    ]
+                    assert "value" not in update, "what was typed meanwhile stays"
+    assert offered == {"prompts-name": ["mine"], "favourites-name": ["whole"], "lora-preset": ["set"]}
 
 
 def test_the_prompt_of_a_new_page(whole: Page, compat: Path):

@@ -373,6 +373,12 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     press(tab, "#timeline [data-section='1']")
     tab.wait_for_selector("#section-lora-scale")
     tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
+    # Left empty, it was made 0 by gradio.
+    tab.fill("#section-lora-scale input[type=number]", "")
+    tab.keyboard.press("Tab")
+    said = f"{t('problem.value_needed')!r}"
+    tab.wait_for_function(f"document.querySelector('.field-section_lora_scales > .eichi-wrong')?.innerText === {said}")
+    assert tab.is_disabled("#start")
     tab.fill("#section-lora-scale input[type=number]", "0.33")
     tab.keyboard.press("Tab")
     tab.wait_for_selector("#timeline [data-section='1'] .lora")

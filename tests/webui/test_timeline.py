@@ -118,7 +118,8 @@ def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, lan
     """Set on two sections, out as a ZIP and in again, carried into the film's metadata, there again after reloads.
 
     A picture whose upload was still running when another cell was clicked came into that cell, or was lost. A text file on a
-    picture's place took the picture away, or was refused in English at the window's edge.
+    picture's place took the picture away, or was refused in English at the window's edge. Pasting took it away where the
+    clipboard held no picture or could not be read.
     """
     site = serve("reverse", language)
     colours = {1: "red", 2: "blue"}
@@ -169,9 +170,25 @@ def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, lan
     page.wait_for_function("document.querySelector('#timeline [data-section=\"0\"] img')?.naturalWidth > 0")
 
     # Pasted, for the final frame; then everything goes through a ZIP to a page that knows nothing of it.
+    def paste(at: str) -> None:
+        page.locator(at).get_by_label("Paste from clipboard").click()
+
+    def refused(at: str, key: str) -> None:
+        text = json.dumps(Translator(language)(f"page.paste.{key}"))
+        page.wait_for_function(f"document.querySelector('{at} > .eichi-wrong')?.innerText === {text}")
+        assert page.locator(f"{at} img").is_visible()
+
+    keyframes = page.evaluate(KEYFRAMES)
+    paste("#image")
+    refused("#image", "refused")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate("navigator.clipboard.writeText('no picture')")
+    for place in ("#image", "#section-picture"):
+        paste(place)
+        refused(place, "no_picture")
+    assert page.evaluate(KEYFRAMES) == keyframes
     page.evaluate(COPY_A_PICTURE)
-    page.locator("#end_image").get_by_label("Paste from clipboard").click()
+    paste("#end_image")
     page.wait_for_selector("#end_image img")
     page.wait_for_selector("#start:enabled")
     page.locator("#exchange .label-wrap").click()
