@@ -302,9 +302,7 @@ def _read_sections(value: Any, limits: Mapping[str, Any]) -> dict[int, str]:
         raise TypeError(value)
     problems = [Problem(str(key), "section_number", {"value": key}) for key in value if not str(key).isdecimal()]
     read = _read_number if limits["kind"] == "section_numbers" else _read_text
-    problems += [
-        Problem(str(key), "value_needed") for key, part in value.items() if read is _read_number and part in (None, "")
-    ]
+    problems += [Problem(str(key), "value_needed") for key, one in value.items() if read is _read_number and one in (None, "")]
     if problems:
         raise UserError(problems)
     return {int(key): read(part, limits) for key, part in value.items()}
