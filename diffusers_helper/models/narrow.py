@@ -28,8 +28,8 @@ class LowRank(NamedTuple):
 Product = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, LowRank | None], Tensor]
 NARROW = torch.float8_e4m3fn
 LARGEST = 448.0
-# A product's outer sizes are multiples of this.
-RANKS = 16
+# The outputs of a product are a multiple of twice this.
+RANKS = 8
 # Compute capability of the first cards with the units.
 FIRST_CAPABILITY = (8, 9)
 # Both paths multiply the same numbers; they differ by the order of additions and by 16-bit rounding of the result.
@@ -80,16 +80,12 @@ def scaled(
 def _through(down: Tensor, q: Tensor, scale: Tensor) -> Tensor:
     """down (ranks, in) @ x, (tokens, ranks) bfloat16, of an x that is there in 8 bits alone: writing it in 16 besides costs a
     step more than everything else of an addition. down is the sum of two numbers of 8 bits, the second what the first lacks."""
-    coarse, coarse_scale = narrowed(down)
-    fine, fine_scale = narrowed(down.float() - coarse.float() * coarse_scale)
     ranks = len(down)
-    padding = 0, 0, 0, -2 * ranks % RANKS
-    weight, scales = (
-        F.pad(torch.cat([coarse, fine]).view(torch.uint8), padding),
-        F.pad(torch.cat([coarse_scale, fine_scale]), padding),
-    )
-    made = _product(q, scale, weight.view(NARROW), scales)
-    return made[:, :ranks] + made[:, ranks : 2 * ranks]
+    down = F.pad(down.float(), (0, 0, 0, -ranks % RANKS))
+    coarse, coarse_scale = narrowed(down)
+    fine, fine_scale = narrowed(down - coarse.float() * coarse_scale)
+    made = _product(q, scale, torch.cat([coarse, fine]), torch.cat([coarse_scale, fine_scale]))
+    return (made[:, : len(down)] + made[:, len(down) :])[:, :ranks]
 
 
 def _product(q: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
