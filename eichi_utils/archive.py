@@ -18,11 +18,18 @@ FIELD = "sections"
 MAX_ENTRIES = 1000
 # A picture of 100 megapixels, the most that is read, without any compression, is 300 MB; nobody's PNG is over 200.
 MAX_ENTRY_BYTES = 200 * 2**20
+# Latents of a film of two minutes are 350 MB.
+MAX_LATENTS_BYTES = 2**30
 MAX_TOTAL_BYTES = 2 * 2**30
 # Most that is read from the file at once; a directory of more than this has far over MAX_ENTRIES entries.
 MAX_READ = 4 * 2**20
 # What zipfile and its decompressors raise for damaged, encrypted or exotic archives.
 ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
+
+
+def most_bytes(name: str) -> int:
+    """Of a file of this name."""
+    return MAX_LATENTS_BYTES if name.lower().endswith(".safetensors") else MAX_ENTRY_BYTES
 
 
 @contextmanager
@@ -55,8 +62,8 @@ def entry_problems(archive: zipfile.ZipFile, path: Path) -> list[Problem]:
             problems.append(Problem(FIELD, "zip_link", shown))
         elif entry.flag_bits & 1:
             problems.append(Problem(FIELD, "zip_encrypted", shown))
-        elif entry.file_size > MAX_ENTRY_BYTES:
-            sizes = {"size": entry.file_size // 2**20, "limit": MAX_ENTRY_BYTES // 2**20}
+        elif entry.file_size > (limit := most_bytes(name)):
+            sizes = {"size": entry.file_size // 2**20, "limit": limit // 2**20}
             problems.append(Problem(FIELD, "zip_entry_size", {**shown, **sizes}))
     total = sum(entry.file_size for entry in entries)
     if not problems and total > MAX_TOTAL_BYTES:

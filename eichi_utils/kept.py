@@ -1,4 +1,4 @@
-"""The user's pictures from passing places (a page's upload, an archive) in a folder that stays, once for equal content."""
+"""The user's files from passing places (a page's upload, an archive) in a folder that stays, once for equal content."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from eichi_utils.paths import written_atomically
 
+PIECE = 2**20
+
 
 def keep(picture: Path, folder: Path, name: str = "") -> Path:
     """The path of the picture's copy in the folder, which is made if needed. name: instead of the picture's own.
@@ -16,7 +18,7 @@ def keep(picture: Path, folder: Path, name: str = "") -> Path:
     """
     if picture.parent == folder:
         return picture
-    digest = hashlib.sha256(picture.read_bytes()).hexdigest()[:12]
+    digest = _digest(picture)[:12]
     present = sorted(folder.glob(f"{digest}_*"))
     if present:
         return present[0]
@@ -26,3 +28,11 @@ def keep(picture: Path, folder: Path, name: str = "") -> Path:
     with written_atomically(kept) as temporary:
         shutil.copyfile(picture, temporary)
     return kept
+
+
+def _digest(file: Path) -> str:
+    total = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(PIECE):
+            total.update(piece)
+    return total.hexdigest()

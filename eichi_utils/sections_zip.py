@@ -3,6 +3,7 @@
     sections/sections.yaml                 prompts, seed, LoRA, length; and under our own key the whole request
     sections/start.png  sections/end.png   start picture and final frame
     sections/000.png ... sections/NNN.png  keyframes by section; 0 is the end of the film
+    sections/append.safetensors            latents that come after the film; only our own
 
 By hand, any folder and any name that begins with `start`, `end` or three digits will do.
 """
@@ -18,9 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from eichi_utils import modes
-from eichi_utils.archive import MAX_ENTRY_BYTES, MAX_READ, opened, unpack
+from eichi_utils.archive import MAX_READ, most_bytes, opened, unpack
 from eichi_utils.fields import for_mode, from_the_end
 from eichi_utils.kept import keep
+from eichi_utils.latent_info import latents_problem
 from eichi_utils.paths import DEFAULT_UPLOADS, written_atomically
 from eichi_utils.pictures import open_picture, picture_problem
 from eichi_utils.problems import Problem, UserError
@@ -35,6 +37,7 @@ TEXT = f"{FOLDER}/sections.yaml"
 SUFFIXES = (".png", ".jpeg", ".jpg", ".webp")
 # Picture field -> its file's name without suffix.
 STEMS = {"image": "start", "end_image": "end"}
+LATENTS, LATENTS_STEM, LATENTS_SUFFIX = "append_latents", "append", ".safetensors"
 # What a ZIP holds, so that where it lacks one of these it says that there is none.
 CONTENTS = ("image", "end_image", "keyframes", "section_prompts", "prompt", "loras", "section_lora_scales")
 # Files that systems add to archives by themselves.
@@ -57,21 +60,21 @@ class Contents:
 def export_sections(request: Request, path: Path, language: str = "en") -> None:
     """Write a film's ZIP. language: of the page of the existing program that shall read it.
 
-    The film need not be complete, but pictures that it names must be readable. Raises UserError; then nothing is written.
+    The film need not be complete, but files that it names must be readable. Raises UserError; then nothing is written.
     """
     if not isinstance(request, FilmRequest):
         raise UserError([Problem("mode", "sections_need_film")])
-    pictures = dict(_pictures(request))
-    problems = [problem for place, file in pictures.items() if (problem := _picture_problem(place, file))]
+    files = dict(_files(request))
+    problems = [problem for place, file in files.items() if (problem := _export_problem(place, file))]
     if problems:
         raise UserError(problems)
-    names = {place: _entry_name(place, file) for place, file in pictures.items()}
+    names = {place: _entry_name(place, file) for place, file in files.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_atomically(path) as temporary, zipfile.ZipFile(temporary, "w", strict_timestamps=False) as archive:
             archive.writestr(TEXT, text_of(request, _nested(names), language))
             for place, name in names.items():
-                _write_picture(archive, pictures[place], name)
+                _write(archive, files[place], name)
     except OSError as error:
         values = {"folder": str(path.parent), "reason": error.strerror or str(error)}
         raise UserError([Problem("out", "folder_not_writable", values)]) from None
@@ -83,7 +86,7 @@ def import_sections(
     """The request that a ZIP makes of `onto` (of a new one of the ZIP's mode if None), and what had no place in it.
 
     how: "replace" takes pictures, prompts and LoRA from the ZIP even where it has none; "merge" adds the ZIP's to those of
-    `onto` and wins where both have one. Pictures are copied to `uploads`; raises UserError before anything is copied.
+    `onto` and wins where both have one. Files are copied to `uploads`; raises UserError before anything is copied.
     """
     with tempfile.TemporaryDirectory() as folder:
         with opened(path) as archive:
@@ -93,8 +96,8 @@ def import_sections(
                 raise UserError([Problem("mode", "sections_need_film")])
             length = {"seconds": onto.seconds, "window": onto.window}
             fields, notes = for_mode(contents.mode or ReverseRequest.mode, onto.mode, {**length, **contents.fields})
-            pictures = _unpacked(archive, fields, Path(folder))
-        kept = _kept(pictures, uploads)
+            files = _unpacked(archive, fields, Path(folder))
+        kept = _kept(files, uploads)
     fields = _renamed(fields, kept)
     document = _merged(to_json(onto), fields) if how == "merge" else _replaced(onto, fields)
     return modes.from_json(document), (*contents.notes, *notes)
@@ -114,19 +117,22 @@ def _contents(archive: zipfile.ZipFile, path: Path) -> Contents:
         raise UserError([Problem("sections", "zip_entry_size", {"file": str(path), "name": text, **sizes})])
     document = parse(archive.read(text), text)
     fields, notes = fields_of(document)
-    found, unused = _found_pictures({name: names[name] for name in useful if name != text})
+    found, unused = _found_files({name: names[name] for name in useful if name != text})
     mode, own, bad = own_fields(document)
     if mode:
         fields = _edited(mode, own, {**fields, **found})
     else:
         fields = {**fields, **found}
+    if (named := fields.get(LATENTS)) and named != found.get(LATENTS):
+        fields = {**fields, LATENTS: ""}
+        notes.append(Problem("sections", "zip_latents_missing", {"file": PurePosixPath(named.replace("\\", "/")).name}))
     if unused:
         notes.append(Problem("sections", "zip_unused", {"names": ", ".join(unused)[:200]}))
     return Contents(mode, fields, tuple(notes + bad))
 
 
-def _found_pictures(names: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """Pictures by field, as entries; and the entries that are none. names: entry -> its path with slashes."""
+def _found_files(names: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Pictures and latents by field, as entries; and the entries that are none. names: entry -> its path with slashes."""
     found: dict[str, Any] = {}
     keyframes: dict[str, str] = {}
     unused = []
@@ -134,7 +140,10 @@ def _found_pictures(names: Mapping[str, str]) -> tuple[dict[str, Any], list[str]
         base = PurePosixPath(name).name.lower()
         field = next((field for field, stem in STEMS.items() if base.startswith(stem)), "")
         # Of several for one place, the last name in the order of the alphabet counts.
-        if not base.endswith(SUFFIXES):
+        if base == LATENTS_STEM + LATENTS_SUFFIX:
+            unused += [found[LATENTS]] if LATENTS in found else []
+            found[LATENTS] = entry
+        elif not base.endswith(SUFFIXES):
             unused.append(entry)
         elif base[:3].isascii() and base[:3].isdecimal() and len(base) > 3:
             unused += [keyframes[number]] if (number := str(int(base[:3]))) in keyframes else []
@@ -152,7 +161,7 @@ def _edited(mode: str, own: Mapping[str, Any], old: Mapping[str, Any]) -> dict[s
     document = {**to_json(modes.MODES[mode]()), **own, "mode": mode}
     written, _ = fields_of(old_document(modes.from_json(document), "en"))
     ours = from_the_end(document)
-    written |= {name: ours[name] for name in (*STEMS, "keyframes") if ours.get(name)}
+    written |= {name: ours[name] for name in (*STEMS, LATENTS, "keyframes") if ours.get(name)}
     changed = {name: value for name, value in old.items() if written.get(name, ...) != value}
     gone = [name for name in written if name not in old and name in CONTENTS]
     kept = {name: value for name, value in ours.items() if name not in gone and name != "mode"}
@@ -160,14 +169,14 @@ def _edited(mode: str, own: Mapping[str, Any], old: Mapping[str, Any]) -> dict[s
 
 
 def _unpacked(archive: zipfile.ZipFile, fields: Mapping[str, Any], folder: Path) -> dict[str, Path]:
-    """Entry -> unpacked picture, each of which can be read. Raises UserError with all that cannot."""
+    """Entry -> unpacked file, each of which can be read. Raises UserError with all that cannot."""
     entries, problems = {}, []
     for place, entry in _named(fields):
         if entry in entries:
             continue
         entries[entry] = folder / f"{len(entries)}{PurePosixPath(entry).suffix.lower()}"
         unpack(archive, entry, entries[entry])
-        problem = picture_problem(place, entries[entry])
+        problem = _file_problem(place, entries[entry])
         if problem:
             problems.append(replace(problem, values={**problem.values, "file": entry}))
     if problems:
@@ -175,13 +184,13 @@ def _unpacked(archive: zipfile.ZipFile, fields: Mapping[str, Any], folder: Path)
     return entries
 
 
-def _kept(pictures: Mapping[str, Path], uploads: Path) -> dict[str, str]:
+def _kept(files: Mapping[str, Path], uploads: Path) -> dict[str, str]:
     """Entry -> path of its copy in the uploads folder; all of them or none."""
     before = set(uploads.iterdir()) if uploads.is_dir() else set()
     kept: dict[str, str] = {}
     try:
-        for entry, picture in pictures.items():
-            kept[entry] = str(keep(picture, uploads, _file_name(entry)))
+        for entry, file in files.items():
+            kept[entry] = str(keep(file, uploads, _file_name(entry)))
     except OSError as error:
         for path in {Path(path) for path in kept.values()} - before:
             path.unlink()
@@ -209,13 +218,13 @@ def _merged(document: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str,
     return merged
 
 
-def _pictures(request: FilmRequest) -> Iterator[tuple[str, str]]:
-    """(place, file) of every picture of a request, places such as "image" and "keyframes/3"; sections from the film's end."""
+def _files(request: FilmRequest) -> Iterator[tuple[str, str]]:
+    """(place, file) of every file of a request, places such as "image" and "keyframes/3"; sections from the film's end."""
     yield from _named(from_the_end(to_json(request)))
 
 
 def _named(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name in STEMS:
+    for name in (*STEMS, LATENTS):
         if fields.get(name):
             yield name, fields[name]
     for number, name in fields.get("keyframes", {}).items():
@@ -223,9 +232,9 @@ def _named(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _renamed(fields: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    pictures = {name: names[fields[name]] for name in STEMS if fields.get(name)}
+    own = {name: names[fields[name]] for name in (*STEMS, LATENTS) if fields.get(name)}
     keyframes = {number: names[entry] for number, entry in fields.get("keyframes", {}).items()}
-    return {**fields, **pictures, **({"keyframes": keyframes} if "keyframes" in fields else {})}
+    return {**fields, **own, **({"keyframes": keyframes} if "keyframes" in fields else {})}
 
 
 def _nested(names: Mapping[str, str]) -> dict[str, Any]:
@@ -234,23 +243,29 @@ def _nested(names: Mapping[str, str]) -> dict[str, Any]:
     return own | ({"keyframes": keyframes} if keyframes else {})
 
 
-def _picture_problem(place: str, file: str) -> Problem | None:
-    problem = picture_problem(place, file)
-    if problem is None and (size := Path(file).stat().st_size) > MAX_ENTRY_BYTES:
-        sizes = {"size": size // 2**20, "limit": MAX_ENTRY_BYTES // 2**20}
+def _file_problem(place: str, file: str | Path) -> Problem | None:
+    return latents_problem(place, file) if place == LATENTS else picture_problem(place, file)
+
+
+def _export_problem(place: str, file: str) -> Problem | None:
+    problem = _file_problem(place, file)
+    if problem is None and (size := Path(file).stat().st_size) > (limit := most_bytes(file)):
+        sizes = {"size": size // 2**20, "limit": limit // 2**20}
         return Problem(place, "zip_entry_size", {"file": file, "name": Path(file).name, **sizes})
     return problem
 
 
 def _entry_name(place: str, file: str) -> str:
+    if place == LATENTS:
+        return f"{FOLDER}/{LATENTS_STEM}{LATENTS_SUFFIX}"
     suffix = Path(file).suffix.lower()
     number = place.partition("/")[2]
     stem = f"{int(number):03d}" if number else STEMS[place]
     return f"{FOLDER}/{stem}{suffix if suffix in SUFFIXES else '.png'}"
 
 
-def _write_picture(archive: zipfile.ZipFile, file: str, name: str) -> None:
-    if Path(file).suffix.lower() in SUFFIXES:
+def _write(archive: zipfile.ZipFile, file: str, name: str) -> None:
+    if Path(file).suffix.lower() in (*SUFFIXES, LATENTS_SUFFIX):
         archive.write(file, name)
     else:
         # Kinds of pictures that the existing program does not find in a ZIP.

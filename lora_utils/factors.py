@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lora_utils.formats import Entry, Layout, Part
-from lora_utils.peft import config_of
+from lora_utils.peft import config_of, means
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _scale(entry: Entry, alpha: float | None, peft: Mapping[str, Any]) -> float:
     if not entry.rank:
         return 1.0
     if alpha is None and peft:
-        own = (value for name, value in peft["alpha_pattern"].items() if f".{entry.name}".endswith(f".{name}"))
+        own = (value for pattern, value in peft["alpha_pattern"].items() if means(pattern, entry.name))
         root = math.sqrt(entry.rank) if peft["use_rslora"] else entry.rank
         return float(next(own, peft["lora_alpha"])) / root
     return alpha / entry.rank if alpha is not None else 1.0

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_utils.files import Header, LoraError
 
+# Names have some fifty characters: what so many of these can do to one is over at once, unless groups are repeated.
+LONGEST_PATTERN, MOST_QUANTIFIERS = 200, 3
+QUANTIFIER, AFTER_GROUP = re.compile(r"[*+?{]"), re.compile(r"\)[*+?{]")
 KEY, CONFIG, MODEL = "lora_adapter_metadata", "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -50,6 +54,19 @@ def config_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     if not all(isinstance(value, (int, float)) for value in (plain.get("lora_alpha"), *pattern.values())):
         return {}
     return {"lora_alpha": plain["lora_alpha"], "alpha_pattern": pattern, "use_rslora": bool(plain.get("use_rslora"))}
+
+
+def means(pattern: str, name: str) -> bool:
+    """Whether a key of alpha_pattern speaks of the layer of this name: its end, or a regular expression for it, as PEFT reads
+    them. Of an expression whose reading could take for ever only the former is tried."""
+    if f".{name}".endswith(f".{pattern}"):
+        return True
+    if len(pattern) > LONGEST_PATTERN or len(QUANTIFIER.findall(pattern)) > MOST_QUANTIFIERS or AFTER_GROUP.search(pattern):
+        return False
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", name) is not None
+    except re.error:
+        return False
 
 
 def first_alpha_not_finite(metadata: Mapping[str, str]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
+from webui import words
 from webui.context import QUIET, Context
 from webui.form import Form, size_labels
 from webui.memory_panel import reserve_panel
@@ -61,7 +62,7 @@ def size_panel(form: Form) -> None:
     t = form.t
     with gr.Row():
         if form.has("window"):
-            labels = {9.0: t("page.window.long"), 4.5: t("page.window.short")}
+            labels = {window: t(word) for window, word in words.WINDOWS.items()}
             form.choice("window", labels, elem_id="window", elem_classes="eichi-chips", scale=1, min_width=150)
         form.choice("size", size_labels(form.choices("size")), elem_id="size", elem_classes="eichi-chips", scale=3)
 

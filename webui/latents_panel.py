@@ -52,11 +52,13 @@ class LatentsPanel:
         self.chosen.input(self.choose, self.chosen, self.file, **QUIET)
 
     def offer(self) -> Any:
-        return gr.update(choices=[(path.name, path.name) for path in recent(self.context.outputs)])
+        names = [_name(path, self.context.outputs) for path in recent(self.context.outputs)]
+        return gr.update(choices=[(name, name) for name in names])
 
     def choose(self, name: Any) -> str | None:
         """A browser may send any name; only a file that is offered is opened."""
-        return next((str(path) for path in recent(self.context.outputs) if path.name == name), None)
+        outputs = self.context.outputs
+        return next((str(path) for path in recent(outputs) if _name(path, outputs) == name), None)
 
     def look(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
         """What the file is, also where it does not fit the film; what is no file of latents is said beside the field."""
@@ -68,9 +70,13 @@ class LatentsPanel:
 
 
 def recent(folder: Path) -> Sequence[Path]:
-    """The newest files of latents in a folder; whether they hold latents is seen when one is chosen."""
-    found = [(path.stat().st_mtime, path) for path in folder.glob("*.safetensors") if path.is_file()]
+    """The newest files of latents in a folder and those below it; whether they hold latents is seen when one is chosen."""
+    found = [(path.stat().st_mtime, path) for path in folder.rglob("*.safetensors") if path.is_file()]
     return [path for _, path in sorted(found, reverse=True)[:OFFERED]]
+
+
+def _name(path: Path, outputs: Path) -> str:
+    return path.relative_to(outputs).as_posix()
 
 
 def shown(path: str) -> str | None:

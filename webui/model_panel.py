@@ -159,7 +159,7 @@ class ModelPanel:
             real = t("page.model.framepack_download", gigabytes=f"{gigabytes:.0f}")
         else:
             real = t("page.model.framepack")
-        return {"framepack": real, "miniature": t("page.model.miniature", smallest=sizes[0], largest=sizes[-1])}
+        return {"framepack": real, "miniature": t("page.model.miniature_sizes", smallest=sizes[0], largest=sizes[-1])}
 
     def _hint(self, model: str) -> str:
         gigabytes = self.context.models.gigabytes(self.form.kind.checkpoint)

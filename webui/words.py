@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from eichi_utils.append import DETAILS, whole_frames
@@ -21,6 +22,8 @@ from locales import Translator, table
 
 # A field that is merely still empty is no mistake yet, and is not shown as one.
 NOT_YET = ("picture_needed", "prompt_empty")
+# Latents of a section -> what that is called where it is chosen.
+WINDOWS = MappingProxyType({9.0: "page.window.long", 4.5: "page.window.short"})
 PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls", "append_latents")
 
 
@@ -148,7 +151,8 @@ def settings_list(t: Translator, document: Mapping[str, Any]) -> list[list[str]]
         if value in ("", None, [], {}) or value is False:
             continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if (word := f"page.{name}.{text}") in table("en"):
+        word = WINDOWS.get(value) if name == "window" else f"page.{name}.{text}"
+        if word in table("en"):
             text = t(word)
         label = t("page.mode") if name == "mode" else field_label(t, name) or name
         pairs.append([label, Path(text).name if name in PICTURES and isinstance(value, str) else text])

@@ -28,11 +28,8 @@ class LowRank(NamedTuple):
 Product = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, LowRank | None], Tensor]
 NARROW = torch.float8_e4m3fn
 LARGEST = 448.0
-# How much smaller the numbers of x are made where products with a low-rank addition share their scale: those are up to some
-# hundred times as large. The smallest normal number, 2**-6, is then still a hundredth of what a token usually holds.
-HEADROOM = 64.0
-# A product's inner and outer sizes are multiples of this.
-RANKS = 16
+# The outputs of a product are a multiple of twice this.
+RANKS = 8
 # Compute capability of the first cards with the units.
 FIRST_CAPABILITY = (8, 9)
 # Both paths multiply the same numbers; they differ by the order of additions and by 16-bit rounding of the result.
@@ -73,41 +70,22 @@ def scaled(
     added: LowRank | None = None,
 ) -> Tensor:
     """Through `torch._scaled_mm` with scales by row; the result in bfloat16 first, which that kernel wants."""
-    tokens, (outputs, inputs) = x[..., 0].numel(), weight.shape
-    if added is None:
-        y = _product(*_tokens_narrowed(x, largest), weight, weight_scale, bias.bfloat16())
-    elif (tokens + outputs) * inputs < 2 * tokens * outputs:
-        y = _extended(x, weight, weight_scale, bias, largest, added)
-    else:
-        q, scale = _tokens_narrowed(x, largest)
-        y = _product(q, scale, weight, weight_scale, bias.bfloat16())
-        added = _padded(added)
-        inner = _product(q, scale, *narrowed(added.down))
-        y = torch.addmm(y, inner, added.up.bfloat16().t())
+    q, scale = _tokens_narrowed(x, largest)
+    y = _product(q, scale, weight, weight_scale, bias.bfloat16())
+    if added is not None:
+        y = torch.addmm(y, _through(added.down, q, scale), added.up.bfloat16().t())
     return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def _extended(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, largest: Tensor | None, added: LowRank) -> Tensor:
-    """The addition as further columns of x and of the weight, in the same product: where outputs are many, x and the weight
-    are smaller than what the addition would be added to.
-
-    down @ x has to share the scale of its token. x takes HEADROOM of its range less, which costs 8-bit floating-point numbers
-    nothing, and up takes all of its own.
-    """
-    added = _padded(added)
-    q, scale = _tokens_narrowed(x, (x.abs().amax(dim=-1, keepdim=True) if largest is None else largest).float() * HEADROOM)
-    up = added.up.float() / weight_scale.float()
-    factor = LARGEST / up.abs().amax(dim=0).clamp_min(1e-20)
-    up = (up * factor).clamp(-LARGEST, LARGEST).to(NARROW)
-    down, down_scale = narrowed(added.down.float() / factor[:, None])
-    inner = _product(q, torch.ones_like(scale), down, down_scale).float().clamp(-LARGEST, LARGEST).to(NARROW)
-    return _product(torch.cat([q, inner], dim=1), scale, torch.cat([weight, up], dim=1), weight_scale, bias.bfloat16())
-
-
-def _padded(added: LowRank) -> LowRank:
-    """With zeros, to as many ranks as the units want."""
-    missing = -len(added.down) % RANKS
-    return LowRank(F.pad(added.down, (0, 0, 0, missing)), F.pad(added.up, (0, missing)))
+def _through(down: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+    """down (ranks, in) @ x, (tokens, ranks) bfloat16, of an x that is there in 8 bits alone: writing it in 16 besides costs a
+    step more than everything else of an addition. down is the sum of two numbers of 8 bits, the second what the first lacks."""
+    ranks = len(down)
+    down = F.pad(down.float(), (0, 0, 0, -ranks % RANKS))
+    coarse, coarse_scale = narrowed(down)
+    fine, fine_scale = narrowed(down - coarse.float() * coarse_scale)
+    made = _product(q, scale, torch.cat([coarse, fine]), torch.cat([coarse_scale, fine_scale]))
+    return (made[:, : len(down)] + made[:, len(down) :])[:, :ranks]
 
 
 def _product(q: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -134,7 +112,8 @@ def probe(device: torch.device, product: Product) -> bool:
     x, wide = (torch.randn(rows, 128, generator=generator).to(device) for rows in (48, 64))
     weight, scale = narrowed(wide)
     bias = torch.ones(64, dtype=torch.bfloat16, device=device)
-    given = x.bfloat16(), weight, scale, bias, None
+    added = LowRank(*(torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in ((3, 128), (64, 3))))
+    given = x.bfloat16(), weight, scale, bias, None, added
     try:
         made = product(*given).float()
     except kernel_errors():

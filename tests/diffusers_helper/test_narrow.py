@@ -10,6 +10,7 @@ from diffusers_helper.models import narrow
 from diffusers_helper.models.blocks import gelu, gelu_bound
 from diffusers_helper.models.linear import Linear, LowRankBranch, quantise, set_product
 from diffusers_helper.models.narrow import LowRank, choose_product, emulated, narrowed, probe
+from tests.diffusers_helper.inputs import product_on_a_processor
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -100,44 +101,37 @@ def test_what_gelu_does_not_exceed(dtype: torch.dtype, around: float):
     assert (bound <= made * 1.25)[made > 0.8].all()
 
 
-def product_on_a_processor(q, scale, weight, weight_scale, bias=None):
-    y = (q.float() @ weight.float().t()) * scale * weight_scale.float().t()
-    return (y if bias is None else y + bias.float()).bfloat16()
-
-
-@pytest.mark.parametrize("ranks", [4, 16, 40])
-@pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(1000, 64, 512), (1000, 512, 64), (7, 64, 512)])
+@pytest.mark.parametrize("ranks", [3, 8, 40])
 @pytest.mark.parametrize("size", [1e-3, 0.02, 0.3])
-def test_a_low_rank_addition_in_8_bits(monkeypatch, ranks: int, tokens: int, inputs: int, outputs: int, size: float):
-    """As further columns of the product, or beside it: what it adds is right to some percent of itself, whatever its size."""
+@pytest.mark.parametrize("outlier", [1.0, 1000.0])
+def test_a_low_rank_addition_to_a_product_in_8_bits(monkeypatch, ranks: int, size: float, outlier: float):
+    """What is added is right to a hundredth of itself for the input that is multiplied, whatever its size; and the product is
+    the same as without. Once both shared a scale, and a token's outliers, or a few small rows, took the addition or the product
+    along."""
     monkeypatch.setattr(narrow, "_product", product_on_a_processor)
-    x = random(1, tokens, inputs) * random(1, tokens, 1, seed=5).exp()
-    weight, scale = quantise(random(outputs, inputs, seed=1), "float8", torch.float32)
-    added = LowRank(size * random(ranks, inputs, seed=2), random(outputs, ranks, seed=3))
-    added.down[0], added.up[:, 1] = 0, 0
-    bias = random(outputs, seed=4)
-    made = narrow.scaled(x, weight, scale, bias, None, added)
-    wide = F.linear(F.linear(x, added.down), added.up)
-    exact = F.linear(x, weight.float() * scale, bias) + wide
-    without = narrow.scaled(x, weight, scale, bias)
-    rounding = (without - F.linear(x, weight.float() * scale, bias)).norm()
-    assert made.shape == (1, tokens, outputs) and made.dtype == x.dtype
-    assert (made - exact).norm() < 1.1 * rounding + 0.07 * wide.norm()
-    assert (made - without - wide).norm() < 0.07 * wide.norm() + 0.3 * rounding
+    x = random(1, 300, 64) * random(1, 300, 1, seed=5).exp()
+    x[..., 3] *= outlier
+    wide = random(512, 64, seed=1)
+    wide[:5] *= 1e-4
+    wide[:, 3] /= outlier
+    weight, scale = quantise(wide, "float8", torch.float32)
+    added, bias = LowRank(size * random(ranks, 64, seed=2), random(512, ranks, seed=3)), random(512, seed=4)
+    bias[:5] = 0
+    made, without = narrow.scaled(x, weight, scale, bias, None, added), narrow.scaled(x, weight, scale, bias)
+    q, scales = narrowed(x[0])
+    exact = F.linear(F.linear(q.float() * scales, added.down), added.up)
+    assert made.shape == (1, 300, 512) and made.dtype == x.dtype
+    # Results are bfloat16 first.
+    assert (made[0] - without[0] - exact).norm() < 0.01 * exact.norm() + 0.004 * without.norm()
+    assert ((made[0] - without[0] - exact)[:, :5]).norm() < 0.02 * exact[:, :5].norm()
 
 
-def test_the_addition_is_in_the_product_where_outputs_are_many(monkeypatch):
-    """One product over 64 + 16 columns, and one that makes those 16; not over 512 outputs once more."""
-    seen = []
+def test_the_probe_adds_as_well():
+    """A card on which only the addition failed was found in the middle of a film."""
 
-    def counted(q, scale, weight, *rest):
-        seen.append(tuple(weight.shape))
-        return product_on_a_processor(q, scale, weight, *rest)
+    def product(x, weight, scale, bias, largest=None, added=None):
+        if added is not None:
+            raise RuntimeError("no kernel image is available")
+        return emulated(x, weight, scale, bias)
 
-    monkeypatch.setattr(narrow, "_product", counted)
-    for inputs, outputs in ((64, 512), (512, 64)):
-        weight, scale = quantise(random(outputs, inputs), "float8", torch.float32)
-        narrow.scaled(
-            random(1000, inputs), weight, scale, random(outputs), None, LowRank(random(3, inputs), random(outputs, 3))
-        )
-    assert seen == [(16, 64), (512, 80), (64, 512), (16, 512)]
+    assert not probe(torch.device("cpu"), product)

@@ -60,7 +60,7 @@ def test_there_and_back(mode: str, sections: Run, pictures: list[str], tmp_path:
     code, out, _ = sections("import", tmp_path / "a.zip", "--uploads", tmp_path / "uploads", "--json")
     document = json.loads(out)
     assert document["notes"] == [] and document["request"] == json.loads((tmp_path / "b.json").read_text())
-    pictures_gone = {**document["request"], "image": made.image}
+    pictures_gone = {**document["request"], "image": made.image, "append_latents": made.append_latents}
     if mode == "reverse":
         pictures_gone |= {"end_image": made.end_image, "keyframes": to_json(made)["keyframes"]}
     assert pictures_gone == to_json(made)

@@ -18,8 +18,8 @@ from eichi_utils.legacy import LANGUAGES
 from eichi_utils.loras import Lora
 from eichi_utils.problems import UserError
 from eichi_utils.request import FilmRequest, Request
-from eichi_utils.sections_zip import STEMS, TEXT, export_sections, import_sections
-from tests.eichi_utils.helpers import changed, found, names_in, picture, request
+from eichi_utils.sections_zip import LATENTS, LATENTS_SUFFIX, STEMS, TEXT, export_sections, import_sections
+from tests.eichi_utils.helpers import changed, found, latent_file, names_in, picture, request
 from tests.eichi_utils.test_request import other_values
 from tests.eichi_utils.zips import COMPAT, MINIMAL, packed, png
 from tests.eichi_utils.zips import place as place
@@ -54,7 +54,7 @@ def same(made: Request, original: Request) -> bool:
 
     def plain(request: Request) -> dict[str, Any]:
         values = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-        for name in STEMS:
+        for name in (*STEMS, LATENTS):
             if values.get(name):
                 values[name] = Path(values[name]).read_bytes()
         return values | {"keyframes": {key: Path(file).read_bytes() for key, file in values.get("keyframes", {}).items()}}
@@ -115,10 +115,49 @@ def test_an_export_is_what_the_existing_program_wrote(language: str, uploads: Pa
     assert written == expected
 
 
+def test_latents_travel_with_the_film(uploads: Path, tmp_path: Path) -> None:
+    """A ZIP named the browser's temporary copy. On another computer, or after a restart, the film came without what was to be
+    appended, and nobody was told."""
+    latents = Path(latent_file(tmp_path / "earlier.safetensors"))
+    original = request("forward", "", append_latents=str(latents), append_trim_start=2, join_latents=4)
+    export_sections(original, tmp_path / "a.zip")
+    data = latents.read_bytes()
+    latents.unlink()
+    made, notes = import_sections(tmp_path / "a.zip", uploads=uploads)
+    assert notes == () and Path(made.append_latents).parent == uploads and Path(made.append_latents).read_bytes() == data
+    assert (made.append_trim_start, made.join_latents) == (2, 4)
+    with pytest.raises(UserError) as caught:
+        export_sections(original, tmp_path / "b.zip")
+    assert found(caught.value.problems) == {(LATENTS, "latents_missing")} and not (tmp_path / "b.zip").exists()
+
+
+def test_latents_that_a_zip_lacks_are_told(uploads: Path, tmp_path: Path) -> None:
+    """A path on this computer that somebody wrote into a ZIP is not followed either."""
+    latents = latent_file(tmp_path / "earlier.safetensors")
+    export_sections(request("forward", "", append_latents=latents), tmp_path / "a.zip")
+    entry = (f"sections/append{LATENTS_SUFFIX}",)
+    without = edited(tmp_path / "a.zip", tmp_path / "b.zip", lambda document: None, entry)
+    named = edited(tmp_path / "a.zip", tmp_path / "c.zip", lambda it: it["eichi"].update(append_latents=latents), entry)
+    for path, name in ((without, "append.safetensors"), (named, "earlier.safetensors")):
+        made, notes = import_sections(path, uploads=uploads)
+        assert made.append_latents == "" and [note.key for note in notes][0] == "zip_latents_missing"
+        assert notes[0].values == {"file": name}
+
+
+def test_a_file_of_latents_that_is_none(uploads: Path, tmp_path: Path) -> None:
+    export_sections(request("forward", "", append_latents=latent_file(tmp_path / "earlier.safetensors")), tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as old:
+        files = {name: old.read(name) for name in old.namelist()}
+    files["sections/append.safetensors"] = files["sections/append.safetensors"][:200]
+    with pytest.raises(UserError):
+        import_sections(packed(tmp_path / "b.zip", files), uploads=uploads)
+    assert not uploads.exists() or not list(uploads.iterdir())
+
+
 @pytest.mark.parametrize("mode", FILMS)
 def test_every_field_comes_back(mode: str, pictures: list[str], uploads: Path, tmp_path: Path) -> None:
     """Each alone and all at once, whatever was on the page before; a new field that is not carried fails here."""
-    values = other_values(mode, pictures)
+    values = {**other_values(mode, pictures), LATENTS: latent_file(tmp_path / "earlier.safetensors")}
     kind = modes.MODES[mode]
     assert {field.name for field in dataclasses.fields(kind)} == set(values)
     assert {field.name for field in dataclasses.fields(kind) if field.metadata["kind"] == "picture"} <= set(STEMS)

@@ -54,7 +54,7 @@ def test_an_example_becomes_a_film(
         monkeypatch.setattr(film, "decode_frames", grey)
     t = Translator(language)
     page = open_page(serve(mode, language, models=models).url, "/", width, height)
-    assert chosen(page, "model") == t("page.model.miniature", smallest=128, largest=192)
+    assert chosen(page, "model") == t("page.model.miniature_sizes", smallest=128, largest=192)
     assert "42" in page.inner_text("#model label:not(.selected)")
     assert page.evaluate(SIZES) == [128, 160, 192]
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -204,7 +204,7 @@ def test_everything_of_our_own_picture(whole: Page, tower: str, tmp_path: Path):
     request = page.request
     assert {name: getattr(request, name) for name in own} == own
     assert (request.image, request.end_image, set(request.keyframes)) == (kept, tower, {1})
-    assert said.count("secret.jpg is not on this computer") == 2 and "Final frame" in said and "Keyframe 2" in said
+    assert said.count("secret.jpg was not taken over") == 2 and "Final frame" in said and "Keyframe 2" in said
     page.fill(image=tower)
     page.see(page.offer.look(str(tmp_path / "j.png")))
     page.see(page.offer.take(page.holds, clicked("everything")))

@@ -34,11 +34,16 @@ def test_the_newest_files_are_offered_and_no_others_are_opened(page, tmp_path: P
     secret = latent_file(tmp_path.parent / "secret.safetensors")
     assert [path.name for path in recent(tmp_path)] == ["new.safetensors", "old.safetensors"]
     assert list(recent(tmp_path / "gone")) == []
+    # Where the page's output folder is one below; of one name in two folders each can be chosen.
+    (tmp_path / "sub").mkdir()
+    below = latent_file(tmp_path / "sub" / "old.safetensors")
+    os.utime(below, (2, 2))
     panel = panel_of(page("reverse"))
     assert panel.choose("old.safetensors") == str(tmp_path / "old.safetensors")
+    assert panel.choose("sub/old.safetensors") == below
     for name in (f"../{Path(secret).name}", secret, "film.mp4", None, 5):
         assert panel.choose(name) is None
-    assert [value for _, value in panel.offer()["choices"]] == ["new.safetensors", "old.safetensors"]
+    assert [value for _, value in panel.offer()["choices"]] == ["sub/old.safetensors", "new.safetensors", "old.safetensors"]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

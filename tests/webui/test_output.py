@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -152,7 +153,7 @@ def test_the_files_are_named(language, tower):
     ):
         assert t(f"page.files.{kind}", count=count) in text
     plain = words.files(t, MODES["single"](image=tower, prompt="x"), ())
-    assert t("page.files.picture") in plain and t("page.files.latents") not in plain
+    assert t("page.files.picture") in plain and t("page.files.latents", count=1) not in plain
 
 
 def test_problems_stand_at_their_fields():
@@ -182,6 +183,20 @@ def test_settings_for_reading():
     assert json.loads(dict(map(tuple, words.settings_list(Translator("en"), {"keyframes": {"1": "a"}})))["Keyframe"]) == {
         "1": "a"
     }
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_choice_is_shown_as_it_is_called(language):
+    """ "Miniature, for trying out; sizes {smallest} to {largest}" stood there, and 9.0 for a section of one second."""
+    t = Translator(language)
+    for kind in MODES.values():
+        for field in dataclasses.fields(kind):
+            for choice in field.metadata.get("choices") or ():
+                for _, text in words.settings_list(t, {field.name: choice}):
+                    assert "{" not in text
+    for name, value, word in (("window", 9.0, "window.long"), ("window", 4.5, "window.short"), ("model", "miniature", "")):
+        ((label, text),) = words.settings_list(t, {name: value})
+        assert (label, text) == (t(f"page.field.{name}"), t(f"page.{word or 'model.miniature'}"))
 
 
 @pytest.mark.parametrize("fields", [("image",), ("image", "end_image")])

@@ -1,0 +1,40 @@
+"""PEFT's own ways to say how strong an adapter is."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from lora_utils.peft import means
+
+NAME = "transformer_blocks.0.attn.to_q"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "to_q",
+        NAME,
+        f"^{NAME}",
+        NAME.replace(".", r"\."),
+        "transformer_blocks.0.*",
+        r"attn\.to_[qk]",
+        r"transformer_blocks\.\d\.attn\.to_q",
+    ],
+)
+def test_a_pattern_is_a_regular_expression(pattern):
+    """Only plain ends of names were understood, and a layer of another alpha acted several times too strongly, unsaid."""
+    assert means(pattern, NAME)
+
+
+@pytest.mark.parametrize("pattern", ["o_q", "to_k", "transformer_blocks.1.*", "attn", "(", "to_q$x"])
+def test_other_layers_are_not_meant(pattern):
+    assert not means(pattern, NAME)
+
+
+@pytest.mark.parametrize("pattern", ["(.+)+!", "(a|.)*" * 5, ".*" * 50 + "!", "x" * 1000, "(.*){9}!"])
+def test_no_file_can_have_us_search_for_ever(pattern):
+    began = time.perf_counter()
+    assert not means(pattern, NAME)
+    assert time.perf_counter() - began < 1
