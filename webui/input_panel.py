@@ -62,7 +62,7 @@ def size_panel(form: Form) -> None:
     t = form.t
     with gr.Row():
         if form.has("window"):
-            labels = {window: t(word) for window, word in words.WINDOWS.items()}
+            labels = {window: t(word) for (name, window), word in words.CHOICES.items() if name == "window"}
             form.choice("window", labels, elem_id="window", elem_classes="eichi-chips", scale=1, min_width=150)
         form.choice("size", size_labels(form.choices("size")), elem_id="size", elem_classes="eichi-chips", scale=3)
 

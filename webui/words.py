@@ -22,8 +22,14 @@ from locales import Translator, table
 
 # A field that is merely still empty is no mistake yet, and is not shown as one.
 NOT_YET = ("picture_needed", "prompt_empty")
-# Latents of a section -> what that is called where it is chosen.
-WINDOWS = MappingProxyType({9.0: "page.window.long", 4.5: "page.window.short"})
+# What choices are called whose name is not `page.`, field, dot, value.
+CHOICES = MappingProxyType(
+    {
+        ("window", 9.0): "page.window.long",
+        ("window", 4.5): "page.window.short",
+        ("model", "miniature"): "page.model.miniature",
+    }
+)
 PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls", "append_latents")
 
 
@@ -151,7 +157,7 @@ def settings_list(t: Translator, document: Mapping[str, Any]) -> list[list[str]]
         if value in ("", None, [], {}) or value is False:
             continue
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        word = WINDOWS.get(value) if name == "window" else f"page.{name}.{text}"
+        word = CHOICES.get((name, value if isinstance(value, (str, float)) else None)) or f"page.{name}.{text}"
         if word in table("en"):
             text = t(word)
         label = t("page.mode") if name == "mode" else field_label(t, name) or name
