@@ -58,9 +58,10 @@ def jobs(fake: Fake, settings: AppSettings, heard: Heard) -> Iterator[Jobs]:
 
 def silence(heard: Heard) -> bool:
     """Nothing more was heard once every sound that was asked for has come to its end."""
-    for thread in threading.enumerate():
-        if thread.name == "eichi-alarm":
-            thread.join(WAIT)
+    began = time.monotonic()
+    # Not joined: one that was made and has not begun to run cannot be.
+    while any(thread.name == "eichi-alarm" for thread in threading.enumerate()) and time.monotonic() - began < WAIT:
+        time.sleep(0.01)
     return not heard.played.acquire(blocking=False)
 
 
@@ -215,10 +216,11 @@ def test_a_player_that_hangs_is_ended(installed: Callable, tmp_path: Path, monke
     monkeypatch.setattr(notify, "PLAYER_SECONDS", 0.2)
     installed("paplay", f"echo $$ > {tmp_path}/pid; exec sleep 60")
     assert play_sound("linux", {}) == ""
+    player = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+        os.kill(player, 0)
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(player, os.WNOHANG)
 
 
 def test_a_bell_is_for_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
