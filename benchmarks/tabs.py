@@ -20,6 +20,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,8 +114,12 @@ def processor_seconds(pid: int) -> float:
 def run(url: str, page: Any, others: Sequence[Any]) -> tuple[float, list[float]]:
     """One film: its seconds, and milliseconds of clicks meanwhile, in the tabs in turn."""
     page.wait_for_selector("#start:enabled")
-    page.click("#start")
-    began, clicks, number = wait_until(url, True), [], 0
+    with ThreadPoolExecutor(1) as pool:
+        # Watched while the click is under way: with many tabs it comes back when the film is half done.
+        begins = pool.submit(wait_until, url, True)
+        page.click("#start")
+        began = begins.result()
+    clicks, number = [], 0
     while busy(url):
         tab = others[number % len(others)]
         clicks.append(tab.evaluate(CLICK))
