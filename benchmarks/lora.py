@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.film import HostWatch
 from benchmarks.load import write_checkpoint
-from benchmarks.measure import GIB, forget_peak, gpu_peak, pair, relative, timed
+from benchmarks.measure import GIB, finish, forget_peak, gpu_peak, pair, relative, timed
 from benchmarks.quality import machine
 from benchmarks.step import SIGMA, TINY, Work, tokens_of
 from diffusers_helper.device import CudaDevice
@@ -136,12 +136,6 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         host_above_gib=max(beside.anonymous_gib, other.anonymous_gib) - without.anonymous_gib,
         difference=relative(made[1], exact),
     )
-
-
-def finish(device: torch.device) -> None:
-    """Wait for what the card was told to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def lora(folder: Path, strength: float) -> Lora:

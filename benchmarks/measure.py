@@ -55,6 +55,12 @@ def timed(function: Callable[[], Any], device: torch.device, runs: int) -> float
     return statistics.median(times)
 
 
+def finish(device: torch.device) -> None:
+    """Wait for what the card was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from benchmarks.measure import (
     GIB,
     Row,
+    finish,
     forget_peak,
     gpu_peak,
     host_peak,
@@ -233,7 +234,7 @@ def measure(
             began = time.perf_counter()
             while place.type == "cuda" and time.perf_counter() - began < WARM:
                 run()
-                torch.cuda.synchronize(place)
+                finish(place)
             took = timed(run, place, steps)
             made = run().float().cpu()
             before, exact = first.setdefault(size, (took, made))

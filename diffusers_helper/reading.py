@@ -60,7 +60,7 @@ def read_into(file: Path, begin: int, memory: Tensor, pool: Executor) -> bool:
 
 
 class Reader:
-    """A context: files are open inside of it. Raises CheckpointError for a tensor of a dtype or length it cannot have."""
+    """A context, outside of which nothing is read. Raises CheckpointError for a tensor of a dtype or length it cannot have."""
 
     def __init__(self, found: Tensors):
         self._found = found

@@ -63,7 +63,6 @@ def problem_sentence(t: Translator, problem: Problem) -> str:
 
 def _sentence(t: Translator, problem: Problem) -> str:
     values, field = dict(problem.values), problem.field.split("/")[0]
-    # On a page a file is known by its name; where the server keeps it tells nobody anything.
     if "file" in values and field == "loras":
         values |= _without_folder(values) | {"file": shown_name(values["file"])}
     elif field in (*PICTURES, *DETAILS, "sections", "request"):
