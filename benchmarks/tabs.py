@@ -1,10 +1,12 @@
-"""`python -m benchmarks.tabs [--tabs 20] [--clients] [--runs 3] [--seconds 2] [--steps 15] [--json]`: tabs while a film runs.
+"""`python -m benchmarks.tabs [--tabs 20] [--others behind] [--runs 3] [--seconds 2] [--steps 15] [--json]`: tabs while a film
+runs.
 
-A real server in a process of its own makes the same small film on the CPU, with one tab open and with many of one browser, in
-turn. How long a click waits for its answer meanwhile, and how much longer the film takes. All tabs count as seen, which is the
-worst case: a tab behind another asks the server nothing. Browser and film share this machine's processors, and a browser that
-draws twenty films without a card takes much of them; --clients lets plain clients ask what so many tabs would, for what the
-server alone takes from the film.
+A real server in a process of its own makes the same small film on the CPU, with two tabs open and with many, in turn. How long
+a click waits for its answer meanwhile, and how much longer the film takes. Browser and film share this machine's processors.
+
+--others behind: the further tabs lie behind another one, as in one window of a browser; what they load counts, and what they
+ask. seen: all are in view, each in a window of its own, and this machine draws them all without a card. clients: plain clients
+ask what tabs in view would, as those of other machines do: what the server alone takes from the film.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ CHROMIUM = "/usr/bin/chromium"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 # Where a tab asks, and seconds between two questions while a job runs: webui/pulse.py's, which a benchmark may not import.
 ADDRESS, PERIOD = "/pulse", 0.5
+# What a page sees of a tab that lies behind another; a browser without a screen shows all of its tabs.
+BEHIND = """for (const [name, value] of Object.entries({ hidden: true, visibilityState: 'hidden' }))
+  Object.defineProperty(document, name, { get: () => value });"""
 # A run that takes longer than this has met a server that hangs.
 LONGEST = 300.0
 # In the page: the time from a click on another length to the line that says what will come out of it, in milliseconds.
@@ -47,9 +52,10 @@ CLICK = """() => new Promise((done, failed) => {
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds of a run, medians; milliseconds of clicks during the runs with many tabs, and with one; shares of a processor."""
+    """Seconds of a run, medians; milliseconds of clicks during the runs with many tabs, and with two; shares of a processor."""
 
     tabs: int
+    others: str
     alone_seconds: float
     together_seconds: float
     slowdown: float
@@ -164,8 +170,10 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         context = browser.new_context(viewport={"width": 1280, "height": 900})
         context.set_default_timeout(60_000)
 
-        def opened() -> Any:
+        def opened(behind: bool = False) -> Any:
             tab = context.new_page()
+            if behind:
+                tab.add_init_script(BEHIND)
             tab.goto(url)
             tab.wait_for_selector("#start")
             return tab
@@ -185,10 +193,12 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
             alone.append(seconds)
             alone_clicks += waited
             since = time.monotonic()
-            others = [] if options.clients else [opened() for _ in range(options.tabs - 2)]
+            asking, behind = options.others == "clients", options.others == "behind"
+            others = [] if asking else [opened(behind) for _ in range(options.tabs - 2)]
             loads.append((time.monotonic() - since) / max(1, len(others)))
-            with clients(url, options.tabs - 2 if options.clients else 0):
-                seconds, waited = run(url, first, [clicker, *others])
+            with clients(url, options.tabs - 2 if asking else 0):
+                # Nobody can click what lies behind.
+                seconds, waited = run(url, first, [clicker] if behind else [clicker, *others])
                 together.append(seconds)
                 clicks += waited
                 before = processor_seconds(pid)
@@ -200,6 +210,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     alone_median, together_median = statistics.median(alone), statistics.median(together)
     return Result(
         tabs=options.tabs,
+        others=options.others,
         alone_seconds=round(alone_median, 2),
         together_seconds=round(together_median, 2),
         slowdown=round(statistics.median(b / a for a, b in zip(alone, together, strict=True)), 3),
@@ -214,7 +225,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 def table(result: Result) -> str:
     rows = [
         ("film with 2 tabs", f"{result.alone_seconds:.2f} s"),
-        (f"film with {result.tabs} tabs", f"{result.together_seconds:.2f} s"),
+        (f"film with {result.tabs} tabs, {result.others}", f"{result.together_seconds:.2f} s"),
         ("in turn, so much longer", f"{100 * (result.slowdown - 1):+.1f} %"),
         ("click with 2 tabs", ", ".join(f"{name} {value:.0f} ms" for name, value in result.click_alone_ms.items())),
         (f"click with {result.tabs} tabs", ", ".join(f"{name} {value:.0f} ms" for name, value in result.click_ms.items())),
@@ -229,7 +240,7 @@ def table(result: Result) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tabs", description=__doc__.splitlines()[0])
     parser.add_argument("--tabs", type=int, default=20, help="tabs in all, at least 3")
-    parser.add_argument("--clients", action="store_true", help="all but two are no tabs, but ask the server as tabs do")
+    parser.add_argument("--others", choices=("behind", "seen", "clients"), default="behind", help="what all but two are")
     parser.add_argument("--runs", type=int, default=3, help="films of each kind")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of the film")
     parser.add_argument("--steps", type=int, default=15)

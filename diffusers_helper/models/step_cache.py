@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -22,6 +23,12 @@ class StepCache(Protocol):
     def must_compute(self, seen: Tensor) -> bool:
         """Called once per step with what the first block added to its input, or else with its modulated input, (1, tokens,
         width)."""
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to undo a step that did not end."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Be as when `state` was asked for."""
 
 
 class _ByChange:
@@ -47,6 +54,12 @@ class _ByChange:
         self._remember(seen, compute)
         self._step += 1
         return compute
+
+    def state(self) -> dict[str, Any]:
+        return {**vars(self), "computed": [*self.computed]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, computed=[*state["computed"]])
 
     def _changed(self, seen: Tensor) -> bool:
         raise NotImplementedError

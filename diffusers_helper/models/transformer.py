@@ -237,6 +237,11 @@ class PackedTransformer(nn.Module):
         sigmas: noise level of each step. Time (1000 sigma) and guidance (1000 scale) are rounded to the weights' dtype
         before they are embedded, as the reference does.
         """
+        return self._again(lambda: self._job_tables(text, pooled_text, image, guidance, sigmas))
+
+    def _job_tables(
+        self, text: Tensor, pooled_text: Tensor, image: Tensor | None, guidance: float, sigmas: Sequence[float]
+    ) -> JobTables:
         text, pooled_text = self._cast(text), self._cast(pooled_text)
         levels = torch.as_tensor(list(sigmas), dtype=torch.float32, device=self.device)
         times = (levels * 1000.0).to(self.dtype).split(1)
@@ -283,10 +288,15 @@ class PackedTransformer(nn.Module):
         """
         if height % 2 or width % 2:
             raise ValueError(f"latents of {height}x{width} do not divide into 2x2 patches; pixel sides must be multiples of 16")
-        grid = height // 2, width // 2
+        parts = (4, clean_4x), (2, clean_2x), (1, clean)
+        return self._again(lambda: self._section_tables(times, (height // 2, width // 2), parts))
+
+    def _section_tables(
+        self, times: Sequence[int], grid: tuple[int, int], parts: Sequence[tuple[int, Clean | None]]
+    ) -> SectionTables:
         axes, theta = self.config.rope_axes_dim, self.config.rope_theta
         tokens, tables = [], []
-        for factor, part in ((4, clean_4x), (2, clean_2x), (1, clean)):
+        for factor, part in parts:
             if part is None:
                 continue
             tokens.append(self.clean_x_embedder(self._cast(part.latents), factor))
@@ -298,7 +308,20 @@ class PackedTransformer(nn.Module):
 
     @torch.inference_mode()
     def step(self, x: Tensor, index: int, job: JobTables, section: SectionTables, cache: StepCache | None = None) -> Tensor:
-        """Velocity, (1, channels, T, h, w) float32, of noisy latents x of the same shape at step `index` of the tables."""
+        """Velocity, (1, channels, T, h, w) float32, of noisy latents x of the same shape at step `index` of the tables.
+
+        Raises torch.OutOfMemoryError where memory runs out though fewer weights are on the card.
+        """
+        before = cache.state() if cache else None
+
+        def run() -> Tensor:
+            if cache:
+                cache.restore(before)
+            return self._step(x, index, job, section, cache)
+
+        return self._again(run)
+
+    def _step(self, x: Tensor, index: int, job: JobTables, section: SectionTables, cache: StepCache | None) -> Tensor:
         _, _, frames, height, width = x.shape
         noisy = self.x_embedder(self._cast(x))
         hidden = torch.cat([section.clean, noisy], dim=1)
@@ -313,15 +336,15 @@ class PackedTransformer(nn.Module):
         """What the blocks make of x, or where the cache says so what they made of it at the last computed step."""
         text = job.context[index : index + 1]
         if cache is None:
-            return self._again(lambda: self._blocks(x, text, 0, index, job, section))
+            return self._blocks(x, text, 0, index, job, section)
         if cache.after_first_block:
-            first, text = self._again(lambda: self._dual(x, text, range(1), index, job, section))
+            first, text = self._dual(x, text, range(1), index, job, section)
             seen, begin = first - x, 1
         else:
             first, seen, begin = x, self._first_modulated(x, index, job), 0
         if not cache.must_compute(seen):
             return first + cache.residual
-        made = self._again(lambda: self._blocks(first, text, begin, index, job, section))
+        made = self._blocks(first, text, begin, index, job, section)
         cache.residual = made - first
         return made
 
