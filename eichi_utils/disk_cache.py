@@ -56,8 +56,10 @@ class DiskCache:
         except FileNotFoundError:
             return None
         except OSError:
-            # Somebody else's, but readable.
-            return path if path.is_file() else None
+            # Somebody else's, but readable; or in a folder that this user may not enter.
+            with suppress(OSError):
+                return path if path.is_file() else None
+            return None
         return path
 
     def add(self, key: str, size: int, write: Callable[[Path], Any]) -> bool:
@@ -106,11 +108,14 @@ class DiskCache:
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """(last use, bytes, path), what was used longest ago first."""
-        found = []
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+        found, paths = [], []
+        # Another user's, or none: what cannot be seen takes no room that could be made.
+        with suppress(OSError):
+            paths = list(self.folder.iterdir())
+        for path in paths:
             if path.suffix in (SUFFIX, UNFINISHED):
                 # Another process may have deleted it just now.
-                with suppress(FileNotFoundError):
+                with suppress(OSError):
                     stat = path.stat()
                     found.append((stat.st_mtime, stat.st_size, path))
         return sorted(found)

@@ -186,11 +186,17 @@ class ModelPool:
         return choose(size, precision, tokens, self.machine())
 
     def machine(self) -> Machine:
-        """What networks can have here, the reserve left out; what they hold already is theirs."""
-        working = WORKING_BYTES if self._worked else 0
-        host = host_available() + working + sum(loaded.bytes for loaded in self._loaded.values())
+        """What networks can have here, the reserve left out; what they hold already is theirs.
+
+        Pages of files are not held: the system counts them as available.
+        """
         if self.card is None:
-            return Machine(host)
+            modules = (module for loaded in self._loaded.values() for module in loaded.modules)
+            return Machine(host_available() + sum(map(memory.held_bytes, modules)))
+        # Of a network beside a card, what is no slab stays in its file or is small, and counted with what work takes.
+        streamers = (loaded.streamer for loaded in self._loaded.values() if loaded.streamer)
+        host = host_available() + sum(streamer.host_bytes for streamer in streamers)
+        host += WORKING_BYTES if self._worked else 0
         on_card = sum(loaded.streamer.card_bytes for loaded in self._loaded.values() if loaded.streamer)
         wide = "bfloat16" if self.placement.transformer == torch.bfloat16 else "auto"
         return Machine(host, self.card.free() + on_card - self.budget.reserve, wide, self.narrow)

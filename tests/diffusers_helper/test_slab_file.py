@@ -119,3 +119,6 @@ def test_the_checksum_knows_order_and_place() -> None:
     assert checksum(buffer) == checksum(buffer.clone()) != checksum(buffer[:-1])
     swapped = torch.cat([torch.zeros(PIECE, dtype=torch.uint8), torch.ones(PIECE, dtype=torch.uint8)])
     assert checksum(swapped) != checksum(swapped.flip(0))
+    rows = torch.randint(256, (64, 3072), dtype=torch.uint8)
+    # They were the same while whole megabytes were summed up.
+    assert checksum(rows.view(-1)) != checksum(rows[[1, 0, *range(2, 64)]].reshape(-1))

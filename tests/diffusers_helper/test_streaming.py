@@ -327,6 +327,14 @@ def test_memory_that_may_not_be_locked_is_staged(long_net):
     assert stream(long_net, 0).lock(sum(sizes) // 4) <= sum(sizes) // 4
 
 
+def test_one_slab_that_may_not_be_locked_is_not_the_last(long_net, monkeypatch):
+    device, asked = FakeDevice(), []
+    streamer, lock = stream(long_net, 0, device), device.lock
+    monkeypatch.setattr(device, "lock", lambda memory: asked.append(memory) or (len(asked) != 3 and lock(memory)))
+    streamer.lock(2**40)
+    assert len(device.locked) == len(asked) - 1 > 3
+
+
 def test_every_block_is_one_copy(long_net):
     """Weights, scales and LoRA factors of a block move together: a copy for each tensor would be two thousand a step."""
     eight_bits(long_net)

@@ -100,6 +100,21 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     assert cache.find("a") is None and cache.usage() == (0, 0)
 
 
+def test_a_folder_that_may_not_be_entered(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A film ended there, and so did `eichi doctor` and `eichi cache`: keeping is a help, and fails nothing."""
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("stat", "iterdir", "is_file", "is_dir", "mkdir"):
+        monkeypatch.setattr(Path, name, closed)
+    monkeypatch.setattr(os, "utime", closed)
+    monkeypatch.setattr(os, "scandir", closed)
+    assert cache.find("key") is None and cache.usage() == (0, 0)
+    assert cache.add("key", 1, lambda path: path.write_bytes(b"x")) is False
+    cache.empty()
+
+
 def test_files_of_a_process_that_was_ended(cache: DiskCache) -> None:
     """Another process may be writing the fresh one."""
     cache.folder.mkdir()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffusers_helper.files import folder_identity, identity
+from diffusers_helper.files import SMALL_FILE, folder_identity, identity
 from diffusers_helper.text import TextEmbedding
 from eichi_utils import paths, runner
 from eichi_utils.encode import Conditions
@@ -158,6 +158,15 @@ def test_another_preprocessing_is_another_encoder(copy: Path, pictures: list[str
     assert conditions(keeping(copy), it)[1] == {"vision"}
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+def test_another_tokenizer_reads_another_prompt(name: str, copy: Path, pictures: list[str]) -> None:
+    it = request("single", pictures[0])
+    conditions(keeping(copy), it)
+    file = copy / name / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "comment": "another"}))
+    assert conditions(keeping(copy), it)[1] == {"text"}
+
+
 def test_moved_models_are_known(copy: Path, tmp_path: Path, pictures: list[str]) -> None:
     it = request("single", pictures[0])
     conditions(keeping(copy), it)
@@ -251,6 +260,11 @@ def test_a_file_is_known_by_its_content(size: int, tmp_path: Path) -> None:
     other.write_bytes(data + b"x")
     shutil.copystat(one, other)
     assert identity(one) != identity(other)
+    if size > SMALL_FILE:
+        # Between the pieces that are looked at, the time of change tells.
+        other.write_bytes(data[: 2**20] + b"x" + data[2**20 + 1 :])
+        shutil.os.utime(other, ns=(1, 1))
+        assert identity(one) != identity(other)
     assert folder_identity(tmp_path) != (other.unlink() or folder_identity(tmp_path))
 
 
