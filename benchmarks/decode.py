@@ -22,10 +22,10 @@ from benchmarks.measure import (
     host_peak,
     make_parser,
     matrix_rate,
-    pair,
     relative,
     report,
     shown,
+    sizes_of,
     timed,
 )
 from benchmarks.step import empty
@@ -130,10 +130,11 @@ def measure(
 
 def main() -> None:
     parser = make_parser("decode", __doc__, "640x608", list(CASES))
-    parser.add_argument("--latents", default="10,18")
+    parser.add_argument("--latents", help="default: 10,18, with --tiny 3")
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
-    sizes, lengths = [pair(text) for text in options.sizes.split(",")], [int(n) for n in options.latents.split(",")]
+    usual = "3" if options.tiny else "10,18"
+    sizes, lengths = sizes_of(options), [int(n) for n in (options.latents or usual).split(",")]
     fields = TINY if options.tiny else {}
     rows = shown(measure(fields, sizes, lengths, options.only or list(CASES), options.steps, options.device))
     print(report(rows, placement(options.device).device, options.json))

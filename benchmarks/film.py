@@ -207,7 +207,7 @@ def table(result: Result, where: dict[str, object]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.film", description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=640, help="size family of the film")
+    parser.add_argument("--size", type=int, help="size family of the film; default: 640, with --tiny 128")
     parser.add_argument("--precision", default="auto", help="as a request's")
     parser.add_argument("--card-gib", type=float, default=8.0, help="all of the card that the film may take")
     parser.add_argument("--seconds", type=float, default=2.4, help="of the film; 2.4 are two sections")
@@ -218,6 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    options.size = options.size or (128 if options.tiny else 640)
     device = placement(options.device).device
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.model is None:

@@ -168,7 +168,7 @@ def measure(size: str, cases: list[str], folder: Path, device: torch.device) -> 
 
 def run(options: argparse.Namespace, folder: Path) -> list[Row]:
     device = placement(options.device).device
-    sizes = ["tiny"] if options.tiny else options.sizes.split(",")
+    sizes = ["tiny"] if options.tiny else (options.sizes or options.usual_sizes).split(",")
     return shown(row for size in sizes for row in measure(size, options.only or list(CASES), folder, device))
 
 

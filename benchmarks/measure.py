@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from benchmarks.quality import machine
 
 GIB = 2**30
+# Of pictures for the small architecture, where nothing is said.
+TINY_SIZE = "64x48"
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,16 @@ def pair(text: str) -> tuple[int, int]:
     return width, height
 
 
+def sizes_of(options: argparse.Namespace) -> list[tuple[int, int]]:
+    """(width, height) of each picture to measure with, of `make_parser`'s flags."""
+    return [pair(text) for text in (options.sizes or (TINY_SIZE if options.tiny else options.usual_sizes)).split(",")]
+
+
 def make_parser(program: str, about: str, sizes: str, cases: Sequence[str]) -> argparse.ArgumentParser:
     """The flags that every speed benchmark has."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}", description=about.splitlines()[0])
-    parser.add_argument("--sizes", default=sizes)
+    parser.add_argument("--sizes", help=f"of pictures; default: {sizes}, with --tiny {TINY_SIZE}")
+    parser.set_defaults(usual_sizes=sizes)
     parser.add_argument("--only", action="append", choices=cases, help="a case; repeat it. Ratios are against the first")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true")

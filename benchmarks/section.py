@@ -21,10 +21,10 @@ from benchmarks.measure import (
     host_peak,
     make_parser,
     matrix_rate,
-    pair,
     relative,
     report,
     shown,
+    sizes_of,
     timed,
 )
 from benchmarks.step import CASES, TINY, Work, empty, operations, own, tokens_of
@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
         kind, *choice = CASES[case]
         net = kind(config, place, dtype, *choice)
         ours = kind is own
-        for width, height in (pair(text) for text in options.sizes.split(",")):
+        for width, height in sizes_of(options):
             size, work = f"{width}x{height}", Work(config, height, width, place, dtype)
             sigmas = schedule(options.sampling, work.x[0, 0].numel() // 4)
 

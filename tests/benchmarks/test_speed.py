@@ -38,6 +38,19 @@ def test_a_step_of_the_own_class_is_the_others(monkeypatch, capsys):
     assert all(row["milliseconds"] > 0 and row["floor"] > 0 for row in rows.values())
 
 
+def test_without_a_card_a_step_needs_no_further_flag(monkeypatch):
+    """The first case that wants a card ended the program, and the rows before it were lost."""
+    asked = {}
+    monkeypatch.setattr(step, "measure", lambda config, sizes, cases, *rest: asked.update(sizes=sizes, cases=cases) or iter(()))
+    monkeypatch.setattr(step, "report", lambda *_: "")
+    monkeypatch.setattr("sys.argv", ["benchmark", "--tiny", "--device", "cpu"])
+    step.main()
+    assert asked["sizes"] == [(64, 48)] and set(step.CASES) - set(asked["cases"]) == set(step.ON_A_CARD)
+    monkeypatch.setattr("sys.argv", ["benchmark", "--tiny", "--device", "cpu", *only(step.ON_A_CARD[0])])
+    with pytest.raises(SystemExit):
+        step.main()
+
+
 def test_a_streamed_step_is_a_resident_one():
     """With a card too small for the blocks, through the benchmark's own wiring."""
     config = replace(step.TINY, num_layers=3, num_single_layers=3)
