@@ -98,7 +98,7 @@ class Built:
 
 
 @pytest.fixture
-def page(jobs, tmp_path, monkeypatch):
+def page(jobs, tmp_path, monkeypatch, unserved):
     def build(mode: str, language: str = "en", plain: bool = False, models: Models | None = None) -> Built:
         made = {}
 
@@ -114,8 +114,6 @@ def page(jobs, tmp_path, monkeypatch):
 
         monkeypatch.setattr(frame, "Form", Noted)
         monkeypatch.setattr(frame, "StartPanel", NotedStart)
-        # Half the time of a page is gradio's routes, made anew for each; nobody asks these pages anything.
-        monkeypatch.setattr(gr.routes.App, "create_app", lambda *args, **settings: None)
         links = {name: f"/{name}" for name in MODES}
         context = Context(
             jobs,
