@@ -23,7 +23,7 @@ from eichi_utils.pictures import fitted_size
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
 from eichi_utils.settings import CHOICES
-from eichi_utils.sizes import model_size
+from eichi_utils.sizes import model_size, with_film
 from eichi_utils.timings import Stopwatch, Timings
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class Engine:
         plan, files = request.plan(), self.models.files(request.model)
         height, width = fitted_size(request.image, request.size)
         machine = self._machine()
-        size = size_with(model_size(files, plan.checkpoint), request.loras, request.merge_loras, files, plan.checkpoint)
+        size = with_film(model_size(files, plan.checkpoint), preflight.film_cells(plan, height // CELL, width // CELL))
+        size = size_with(size, request.loras, request.merge_loras, files, plan.checkpoint)
         tokens = preflight.most_tokens(plan, height // CELL, width // CELL)
         problems: tuple[Problem, ...] = ()
         try:

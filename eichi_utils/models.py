@@ -47,9 +47,9 @@ from eichi_utils.engine import MOST_RESERVED, RESERVE_GB
 from eichi_utils.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
 from eichi_utils.lora_fit import size_with
 from eichi_utils.loras import Lora
-from eichi_utils.preflight import Machine, Way, choose, host_available
+from eichi_utils.preflight import WORKING_BYTES, Machine, Way, choose, host_available
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.sizes import model_size
+from eichi_utils.sizes import model_size, with_film
 
 # Networks and the system share the memory; above this share of it, what was used longest ago is dropped.
 HOST_SHARE = 0.6
@@ -131,6 +131,8 @@ class ModelPool:
         self.host_budget = int(HOST_SHARE * host_memory())
         self._loaded: dict[str, _Loaded] = {}
         self._checked: dict[str, tuple] = {}
+        # Since a transformer was on the card, this process has taken what is asked for beside weights.
+        self._worked = False
 
     def use(self, files: ModelFiles) -> None:
         """Lend another model's networks from now on; those of the one before are dropped at once."""
@@ -167,15 +169,26 @@ class ModelPool:
             raise UserError(wrong)
 
     def preflight(
-        self, checkpoint_name: str, precision: str, tokens: int, loras: Sequence[Lora] = (), merge: bool = False
+        self,
+        checkpoint_name: str,
+        precision: str,
+        tokens: int,
+        loras: Sequence[Lora] = (),
+        merge: bool = False,
+        film_cells: int = 0,
     ) -> Way:
-        """How this checkpoint is run here. Raises UserError where memory or card are too small, whatever is streamed."""
-        size = size_with(model_size(self.files, checkpoint_name), loras, merge, self.files, checkpoint_name)
+        """How this checkpoint is run here. Raises UserError where memory or card are too small, whatever is streamed.
+
+        film_cells: of a latent of a film that is decoded in order, else 0.
+        """
+        size = with_film(model_size(self.files, checkpoint_name), film_cells)
+        size = size_with(size, loras, merge, self.files, checkpoint_name)
         return choose(size, precision, tokens, self.machine())
 
     def machine(self) -> Machine:
         """What networks can have here, the reserve left out; what they hold already is theirs."""
-        host = host_available() + sum(loaded.bytes for loaded in self._loaded.values())
+        working = WORKING_BYTES if self._worked else 0
+        host = host_available() + working + sum(loaded.bytes for loaded in self._loaded.values())
         if self.card is None:
             return Machine(host)
         on_card = sum(loaded.streamer.card_bytes for loaded in self._loaded.values() if loaded.streamer)
@@ -307,6 +320,7 @@ class ModelPool:
             work = self.budget.estimate(tokens, width, spec.dtype.itemsize)
         available = self.card.free() + streamer.card_bytes
         streamer.fit(self.budget.for_weights(available, max(work, streamer.job_bytes)))
+        self._worked |= tokens > 0
 
     def _drop(self, component: str) -> _Loaded:
         loaded = self._loaded.pop(component)

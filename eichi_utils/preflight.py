@@ -23,6 +23,9 @@ CONTEXT_TOKENS = 985
 # Bytes of a number: on a card everything is computed in 16 bits, on a CPU in 32 unless told otherwise.
 CARD_BYTES, HOST_BYTES = 2, 4
 EIGHT_BITS = ("int8", "float8")
+# Of the computer's memory, beside the weights, while a network runs on a card: torch, its driver, the compiler, the buffers
+# that weights pass through and the smaller networks. benchmarks.film grew by 2.8 GiB more than its weights.
+WORKING_BYTES = 3 * 2**30
 # Compute capability of the first cards that multiply 8-bit floating-point numbers.
 FLOAT8_CAPABILITY = (8, 9)
 # Segments and film stand side by side, each with about a tenth of a byte for a pixel at a usual CRF and up to 1.5 at the
@@ -66,14 +69,18 @@ def needs(size: ModelSize, precision: str, tokens: int, *, on_card: bool) -> Nee
     """The most that one of the stages takes; they follow each other, and what was lent can be dropped. precision: of the
     transformer, as in a request. tokens: of a step."""
     every = stages(size, precision, tokens, on_card=on_card).values()
-    return Needs(max(stage.host for stage in every), max(stage.card for stage in every))
+    working = WORKING_BYTES if on_card else 0
+    return Needs(max(stage.host for stage in every) + working, max(stage.card for stage in every))
 
 
 def stages(size: ModelSize, precision: str, tokens: int, *, on_card: bool) -> dict[str, Needs]:
+    """What a film remembers is counted to the computer's memory, because it lies there where the card has no room for it."""
     own = CARD_BYTES if on_card else HOST_BYTES
-    found = {"sample": transformer_needs(size.transformer, precision, tokens, on_card=on_card)}
+    sample = transformer_needs(size.transformer, precision, tokens, on_card=on_card)
+    found = {"sample": Needs(sample.host + size.film * own, sample.card)}
     for name, part in (("text", size.text), ("vision", size.vision), ("vae", size.vae)):
-        found[name] = Needs(part.whole * own, (part.card + part.work) * own if on_card else 0)
+        host = part.whole - part.mapped if on_card else part.whole
+        found[name] = Needs(host * own, (part.card + part.work) * own if on_card else 0)
     return found
 
 
@@ -140,6 +147,11 @@ def step_tokens(section: Section, height: int, width: int) -> int:
 def most_tokens(plan: Plan, height: int, width: int) -> int:
     """Of a step of the plan's largest section; height, width: of the latents."""
     return max(step_tokens(section, height, width) for section in plan.samplings)
+
+
+def film_cells(plan: Plan, height: int, width: int) -> int:
+    """Of a latent, where the film is decoded in order and remembers something for each of them, else 0."""
+    return height * width if plan.vae_cache else 0
 
 
 def output_bytes(frames: int, height: int, width: int, crf: int) -> int:

@@ -29,6 +29,7 @@ from eichi_utils.preflight import (
     download_bytes,
     download_problems,
     figures,
+    film_cells,
     most_tokens,
     output_bytes,
 )
@@ -88,8 +89,9 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     if missing:
         pool.check(plan.checkpoint)
 
-    tokens = most_tokens(plan, pictures.height // SPATIAL, pictures.width // SPATIAL)
-    way = pool.preflight(plan.checkpoint, request.precision, tokens, request.loras, request.merge_loras)
+    latent = pictures.height // SPATIAL, pictures.width // SPATIAL
+    most, cells = most_tokens(plan, *latent), film_cells(plan, *latent)
+    way = pool.preflight(plan.checkpoint, request.precision, most, request.loras, request.merge_loras, cells)
     request = replace(request, precision=way.precision)
     if way.chosen:
         yield _choice(way.instead is not None, figures(way, pool.machine(), *disk))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
-from diffusers_helper.files import CheckpointError, Shapes, read_headers, weight_files
+from diffusers_helper.files import CheckpointError, Shapes, Tensors, read_headers, weight_files
 from eichi_utils.hub import STEMS, ModelFiles
 
 BLOCK = re.compile(r"(single_)?transformer_blocks\.\d+\.")
@@ -19,6 +18,13 @@ JOB = ("time_text_embed.", "context_embedder.", "image_projection.", "norm_out."
 LAYER = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.\d+\.")
 # Spatial side and frames of the smallest tile that is decoded, and tensors of its widest layer that are alive together.
 TILE, TILE_FRAMES, TILE_TENSORS = 128, 21, 6
+# Convolutions of the VAE's decoder that look back in time, each at two frames; the block of upsamplers' names says its size.
+UPSAMPLER = re.compile(r"decoder\.up_blocks\.(\d+)\.upsamplers\.")
+LOOKS_BACK = re.compile(r"decoder\.(?:up_blocks\.(\d+)\.|mid_block\.|conv_(in|out)\.).*conv.*weight")
+# Latent frames that its attention looks back at, by keys and values; as diffusers_helper.past says.
+ATTENTION_LATENTS = 33
+# The type that encoders are computed in beside a card, in the words of safetensors.
+CARD_TYPE = "F16"
 
 
 @dataclass(frozen=True)
@@ -39,19 +45,28 @@ class TransformerSize:
 
 @dataclass(frozen=True)
 class EncoderSize:
-    """Numbers. whole: of all weights. card: what a card holds of them at a time. work: what computing takes besides."""
+    """Numbers. whole: of all weights. card: what a card holds of them at a time. work: what computing takes besides.
+
+    mapped: weights that stay in their files beside a card, because there they have the type that they are computed in.
+    past: what a film that is decoded in order remembers for each cell of a latent (`past_bytes`).
+    """
 
     whole: int
     card: int
     work: int = 0
+    mapped: int = 0
+    past: int = 0
 
 
 @dataclass(frozen=True)
 class ModelSize:
+    """film: numbers that a film remembers while its sections are sampled and decoded."""
+
     transformer: TransformerSize
     text: EncoderSize
     vision: EncoderSize
     vae: EncoderSize
+    film: int = 0
 
 
 # The hub's models, before they are downloaded.
@@ -60,22 +75,25 @@ PUBLISHED = ModelSize(
         whole=12_874_314_816, linear=9_059_696_640, rest=2_109_440, block_linear=226_492_416, block_rest=55_808,
         job=309_175_296, always=14_757_952, width=3072,
     ),
-    EncoderSize(whole=7_628_000_000, card=1_085_000_000),
+    EncoderSize(whole=7_628_000_000, card=1_085_000_000, mapped=7_628_000_000),
     EncoderSize(whole=428_000_000, card=428_000_000),
-    EncoderSize(whole=246_478_803, card=246_478_803, work=TILE_TENSORS * 256 * TILE_FRAMES * TILE**2),
+    EncoderSize(whole=246_478_803, card=246_478_803, work=TILE_TENSORS * 256 * TILE_FRAMES * TILE**2, past=270_368),
 )  # fmt: skip
 
 
 def model_size(files: ModelFiles, checkpoint: str) -> ModelSize:
     """Of the files that are there; of the hub's models where one is missing."""
     try:
-        found = {name: _shapes(files, name) for name in (checkpoint, "text_encoder", "text_encoder_2", "image_encoder", "vae")}
-        vision = _numbers(found["image_encoder"])
+        names = checkpoint, "text_encoder", "text_encoder_2", "image_encoder", "vae"
+        found = {name: read_headers(weight_files(files.folder(name), STEMS[name])) for name in names}
+        vision = _numbers(found["image_encoder"].shapes)
+        text = text_size(found["text_encoder"].shapes, found["text_encoder_2"].shapes)
+        mapped = sum(_mapped(found[name]) for name in ("text_encoder", "text_encoder_2"))
         return ModelSize(
-            transformer_size(found[checkpoint]),
-            text_size(found["text_encoder"], found["text_encoder_2"]),
+            transformer_size(found[checkpoint].shapes),
+            replace(text, mapped=mapped),
             EncoderSize(vision, vision),
-            vae_size(found["vae"]),
+            vae_size(found["vae"].shapes),
         )
     # What is missing or another model's is said elsewhere.
     except (CheckpointError, LookupError, ValueError):
@@ -132,11 +150,31 @@ def vae_size(shapes: Shapes) -> EncoderSize:
     blocks = (shape for name, shape in shapes.items() if name.startswith("decoder.up_blocks.") and len(shape) == 5)
     # The last block works at the picture's own size, and has the narrowest layers.
     narrowest = min((shape[0] for shape in blocks), default=0)
-    return EncoderSize(whole, whole, TILE_TENSORS * 2 * narrowest * TILE_FRAMES * TILE**2)
+    work = TILE_TENSORS * 2 * narrowest * TILE_FRAMES * TILE**2
+    return EncoderSize(whole, whole, work, past=_past(shapes))
 
 
-def _shapes(files: ModelFiles, name: str) -> Mapping[str, tuple[int, ...]]:
-    return read_headers(weight_files(files.folder(name), STEMS[name])).shapes
+def with_film(size: ModelSize, cells: int) -> ModelSize:
+    """For a film with so many cells in a latent that is decoded in order; 0 for any other. What it remembers is there twice
+    until a stretch is decoded."""
+    return replace(size, film=2 * size.vae.past * cells)
+
+
+def _past(shapes: Shapes) -> int:
+    """Without the borders of frames, which are few, and as if no upsampler doubled time."""
+    upsamplers = {int(found.group(1)) for name in shapes if (found := UPSAMPLER.match(name))}
+    total = 0
+    for name, shape in shapes.items():
+        if (found := LOOKS_BACK.match(name)) and len(shape) == 5 and shape[2] > 1:
+            block = int(found.group(1)) if found.group(1) else len(upsamplers) * (found.group(2) == "out")
+            total += 2 * shape[1] * 4 ** sum(1 for one in upsamplers if one < block)
+        elif name.startswith("decoder.mid_block.") and name.endswith(("to_k.weight", "to_v.weight")):
+            total += shape[0] * ATTENTION_LATENTS
+    return total
+
+
+def _mapped(found: Tensors) -> int:
+    return sum(prod(shape) for name, shape in found.shapes.items() if found.dtypes[name] == CARD_TYPE)
 
 
 def _numbers(shapes: Shapes) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 # Flattened; taken off one after the other until the rest is known.
 PREFIXES = (
     "lora_unet_", "lora_transformer_", "Hunyuan_video_I2V_lora_", "lycoris_", "base_model_model_", "base_model_",
-    "diffusion_model_", "transformer_", "model_", "module_",
+    "diffusion_model_", "transformer_", "unet_", "model_", "module_", "_orig_mod_",
 )  # fmt: skip
 TEXT_ENCODERS = ("lora_te", "te_", "te1_", "te2_", "text_encoder", "cond_stage_model", "conditioner", "text_model", "clip_")
 

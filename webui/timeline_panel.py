@@ -37,6 +37,10 @@ PUT_PICTURE = """(value, section, all) => {
   const values = JSON.parse(all || '{}'), own = document.querySelector('#timeline .strip').cellOf(value?.orig_name) ?? section;
   if (value && own !== '') values[own] = value.path;
   return [JSON.stringify(values), own === section ? own : '']; }"""
+# Of an opened section: the section, if it has a picture that is not shown, because it came while the section was looked up.
+LATE = """(shown, section, all) => {
+  const own = JSON.parse(all || '{}')[section];
+  return own && shown?.path !== own ? `${section} ${Date.now()}` : ''; }"""
 # 0 is a scale like others, 1 is what a section has without one of its own; an empty box is null, which is refused.
 PUT_SCALE = PUT.replace("VALUE", "value !== 1").replace("= kept;", "= value;")
 # (keyframes, strip, overwrite): keyframe 0 into even sections, 1 into odd ones.
@@ -71,6 +75,7 @@ class TimelinePanel:
         if self.pictures:
             self.keyframes = gr.Textbox("{}", elem_id="keyframes-json", **hidden)
             self.landed = gr.Textbox("", elem_id="section-landed", **hidden)
+            self.late = gr.Textbox("", elem_id="section-late", **hidden)
         with gr.Column(visible=False, elem_id="section-editor", elem_classes="eichi-editor") as self.editor:
             self.title = gr.HTML(elem_id="section-title")
             with gr.Row(equal_height=False):
@@ -122,7 +127,7 @@ class TimelinePanel:
         data = {self.prompts, self.scales, *([self.keyframes] if self.pictures else [])}
         opened = [self.editor, self.title, self.prompt, self.scale, self.section]
         opened += [self.picture, *self.offer.outcome.outputs] if self.pictures else []
-        self.strip.click(self.open, data, opened, **QUIET)
+        self.opened = self.strip.click(self.open, data, opened, **QUIET)
         self.prompt.change(inputs=[self.prompt, self.section, self.prompts], outputs=self.prompts, js=PUT_PROMPT, **IN_BROWSER)
         self.scale.change(inputs=[self.scale, self.section, self.scales], outputs=self.scales, js=PUT_SCALE, **IN_BROWSER)
 
@@ -131,6 +136,8 @@ class TimelinePanel:
         self.picture.clear(inputs=picture, outputs=self.keyframes, js=REMOVE_PICTURE, **IN_BROWSER)
         uploaded = self.picture.upload(inputs=picture, outputs=[self.keyframes, self.landed], js=PUT_PICTURE, **IN_BROWSER)
         uploaded.then(self.restore, [self.landed, self.section, self.keyframes], self.picture, **QUIET)
+        self.opened.then(inputs=picture, outputs=self.late, js=LATE, **IN_BROWSER)
+        self.late.change(self.catch_up, [self.late, self.section, self.keyframes], self.picture, **QUIET)
         seen = [self.keyframes, self.strip, self.overwrite]
         copied = self.copy.click(inputs=seen, outputs=self.keyframes, js=COPY, **IN_BROWSER)
         self.offer.wire(self.picture, uploaded, self.landed, self.section, self.prompt)
@@ -155,6 +162,10 @@ class TimelinePanel:
     def restore(self, landed: str, section: str, keyframes: str) -> Any:
         """The open section's own picture, where an uploaded one went to another. None is open while one is looked up."""
         return gr.skip() if landed or not section else self._picture_of(section, keyframes)
+
+    def catch_up(self, late: str, section: str, keyframes: str) -> Any:
+        """The open section's picture that came too late for `open`."""
+        return self._picture_of(section, keyframes) if late.split(" ")[0] == section else gr.skip()
 
     def look(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
         """The strip of a request whose length can be understood."""

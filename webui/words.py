@@ -132,7 +132,8 @@ def summary(
         text = t("page.summary.one" if len(plan.sections) == 1 else "page.summary.many", size=shown, **values)
     if plan.append and not {problem.field for problem in problems} & {APPEND, *DETAILS}:
         whole = whole_frames(plan)
-        text = t("page.summary.joined", summary=text, frames=whole, seconds=f"{whole / FPS:.2f}")
+        key = "page.summary.bridged" if plan.append.bridge else "page.summary.joined"
+        text = t(key, summary=text, frames=whole, seconds=f"{whole / FPS:.2f}")
     text = text if request.batch == 1 else f"{request.batch} × ({text})"
     seconds = took(request, *size) if took and size and not problems else None
     about = [] if seconds is None else [t("page.summary.about", time=duration(seconds))]

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusers_helper.checkpoint import check_transformer, load_transformer
-from eichi_utils import bake, cli
+from eichi_utils import bake, cli, paths
 from eichi_utils.hub import ModelFiles
 from eichi_utils.lora_fit import shapes_in
 from eichi_utils.models import ModelPool
@@ -249,3 +249,28 @@ def test_a_bake_that_fails_half_way_leaves_no_checkpoint(
     with pytest.raises(OSError):
         lora("bake", file, "--out", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_stopped_bake_is_begun_again(lora: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wanted its folder emptied by hand. A finished checkpoint and anybody else's file are never written over."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    with monkeypatch.context() as broken:
+        broken.setattr(bake.shutil, "copyfile", raise_stop)
+        assert lora("bake", file, "--out", out)[0] == 130
+    (left,) = out.iterdir()
+    paths.temporary_path(left).write_bytes(b"half a file")
+    shutil.copytree(out, other)
+    (other / "notes.txt").write_text("mine")
+    code, _, err = lora("bake", file, "--out", other)
+    assert code == 2 and "has files in it" in err and (other / "notes.txt").read_text() == "mine"
+    before = left.read_bytes()
+    left.write_bytes(Path(file).read_bytes())
+    assert lora("bake", file, "--out", out)[0] == 2, "weights that no bake wrote"
+    left.write_bytes(before)
+    assert lora("bake", file, "--out", out)[0] == 0
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", left.name] and left.read_bytes() == before
+    assert lora("bake", file, "--out", out)[0] == 2, "a checkpoint that is whole"
+
+
+def raise_stop(*names: object) -> None:
+    raise KeyboardInterrupt

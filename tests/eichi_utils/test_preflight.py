@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
+from transformers import LlamaModel
 
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.parts import Parts
+from diffusers_helper.past import past_bytes
 from diffusers_helper.streaming import Streamer, tensors_of
 from diffusers_helper.vae_decode import peak_bytes
 from eichi_utils import engine, models, preflight
 from eichi_utils.cards import Card, read, visible
 from eichi_utils.catalogue import Models
+from eichi_utils.components import pretrained
 from eichi_utils.engine import Engine
 from eichi_utils.events import Notice
 from eichi_utils.hub import PLACES, ModelFiles
@@ -25,9 +29,10 @@ from eichi_utils.lora_fit import shapes_in, size_with
 from eichi_utils.loras import Lora
 from eichi_utils.metadata import read_document
 from eichi_utils.models import ModelPool
+from eichi_utils.pictures import fitted_size
 from eichi_utils.preflight import Machine, choose, download_problems, host_available, needs, transformer_needs
 from eichi_utils.problems import UserError
-from eichi_utils.sizes import PUBLISHED, TransformerSize, model_size, transformer_size, vae_size
+from eichi_utils.sizes import PUBLISHED, TransformerSize, model_size, transformer_size, vae_size, with_film
 from tests.eichi_utils.helpers import carry_out, changed, found, request, say_everything
 from tests.fake_device import FakeDevice
 from tests.lora_files import write_lora
@@ -53,6 +58,7 @@ def test_the_published_sizes_are_those_of_the_architecture(full: PackedTransform
     with torch.device("meta"):
         vae = AutoencoderKLHunyuanVideo().half()
     assert vae_size(shapes_of(vae)) == PUBLISHED.vae
+    assert abs(2 * 80 * 76 * PUBLISHED.vae.past / past_bytes(vae, 80, 76) - 1) < 0.03
     assert peak_bytes(vae, 6, 16, 16) <= 2 * PUBLISHED.vae.work < 1.3 * peak_bytes(vae, 6, 16, 16)
     for name, size in (("text_encoder", PUBLISHED.text), ("image_encoder", PUBLISHED.vision)):
         assert abs(2 * size.whole / 1e9 - PLACES[name].gigabytes) < 0.3
@@ -81,6 +87,42 @@ def test_sizes_come_from_the_files_headers(checkpoint: Path) -> None:
         assert size.text.card <= size.text.whole and size.text.whole >= numbers([encoders.llama, encoders.clip])
 
 
+def test_the_prompts_encoder_stays_in_its_files_beside_a_card(checkpoint: Path, tmp_path: Path) -> None:
+    """As the preflight counts on: its weights are pages of the file, if that has the type they are computed in."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    LlamaModel.from_pretrained(folder / "text_encoder").half().save_pretrained(folder / "text_encoder")
+    size = model_size(ModelFiles(folder), "framepack")
+    assert model_size(ModelFiles(checkpoint), "framepack").text.mapped == 0 < size.text.mapped < size.text.whole
+    llama = pretrained(LlamaModel, folder / "text_encoder", torch.float16)
+    ranges = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    places = [tensor.data_ptr() for tensor in llama.parameters()]
+    assert all(any(int(begin, 16) <= place < int(end, 16) for begin, end in ranges) for place in places)
+
+
+def test_what_a_film_remembers_is_asked_for(pictures: list[str], tmp_path: Path) -> None:
+    """It was left out: a film with vae_cache took 6 GiB more than was said at 640x608, beside a card that was full."""
+    engine, it = Engine(Models(tmp_path), tmp_path, "cpu"), changed(request("forward", pictures[0], size=640), seconds=1)
+    height, width = fitted_size(pictures[0], 640)
+    sampling = needs(PUBLISHED, "auto", 1, on_card=False).host
+    remembered = with_film(PUBLISHED, height * width // 64).film * 4
+    assert remembered > 6 * GIB
+    figures = {on: engine.forecast(changed(it, vae_cache=on))[0]["memory"] for on in (False, True)}
+    assert figures == {False: preflight.gib(sampling), True: preflight.gib(sampling + remembered)}
+
+
+def test_what_the_first_film_took_is_not_asked_for_again(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's and the driver's memory is held from the first film on; what is free then is less by it."""
+    monkeypatch.setattr(models, "host_available", lambda: 0)
+    pool = ModelPool(checkpoint, device="cpu", card=FakeDevice(), reserve_gb=0)
+    with pool.text():
+        pass
+    assert pool.machine().host == 0
+    with pool.transformer("framepack"):
+        pass
+    assert pool.machine().host == preflight.WORKING_BYTES + sum(loaded.bytes for loaded in pool._loaded.values())
+
+
 def test_what_is_not_there_is_judged_as_published(tmp_path: Path) -> None:
     assert model_size(ModelFiles(tmp_path), "framepack") is PUBLISHED
 
@@ -97,9 +139,13 @@ def test_what_the_published_model_needs() -> None:
 
 
 def test_the_largest_stage_counts() -> None:
-    """In 8 bits the prompt's encoder is the largest: 15.3 GB; never the sum."""
-    assert round(needs(PUBLISHED, "int8", TOKENS, on_card=True).host / 1e9, 1) == 15.3
-    assert round(needs(PUBLISHED, "bfloat16", TOKENS, on_card=True).host / 1e9, 1) == 18.1
+    """Never the sum. The prompt's encoder stays in its files beside a card: it used to be asked for, 15.3 GB of it, so that
+    8 bits were refused where they had room. What a film in 8 bits took in all was measured: 11.2 GiB after the check."""
+    narrow, wide = (needs(PUBLISHED, name, TOKENS, on_card=True).host for name in ("int8", "bfloat16"))
+    assert round((narrow - preflight.WORKING_BYTES) / 1e9, 1) == 9.1 and 11.2 * GIB < narrow < 11.7 * GIB
+    assert round((wide - preflight.WORKING_BYTES) / 1e9, 1) == 18.1
+    copied = dataclasses.replace(PUBLISHED, text=dataclasses.replace(PUBLISHED.text, mapped=0))
+    assert round((needs(copied, "int8", TOKENS, on_card=True).host - preflight.WORKING_BYTES) / 1e9, 1) == 15.3
     small = TransformerSize(10, 4, 2, 4, 2, 4, 0, 1)
     stages = preflight.stages(dataclasses.replace(PUBLISHED, transformer=small), "auto", 1, on_card=True)
     assert max(stages, key=lambda name: stages[name].card) == "text"
@@ -122,9 +168,9 @@ def test_sixteen_bits_where_they_fit_else_eight(host: int, card: int, precision:
     ("host", "card", "precision", "keys"),
     [
         (16, 6, "bfloat16", ["too_little_memory"]),
-        (12, 6, "auto", ["too_little_memory_narrow"]),
+        (11, 6, "auto", ["too_little_memory_narrow"]),
         (20, 3, "auto", ["too_little_card_memory"]),
-        (12, 3, "int8", ["too_little_memory_narrow", "too_little_card_memory"]),
+        (11, 3, "int8", ["too_little_memory_narrow", "too_little_card_memory"]),
         (32, None, "auto", ["too_little_memory"]),
     ],
 )
@@ -134,7 +180,7 @@ def test_what_fits_no_way_is_refused_with_figures(host: int, card: int | None, p
     problems = say_everything(error.value.problems)
     assert [problem.key for problem in problems] == keys
     if precision == "bfloat16":
-        assert problems[0].values == {"needed": "16.9", "free": "16.0"}
+        assert problems[0].values == {"needed": "19.9", "free": "16.0"}
 
 
 def test_without_a_card_auto_stays_what_it_is() -> None:

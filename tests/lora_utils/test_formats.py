@@ -258,7 +258,15 @@ def test_loha_stays_as_small_as_its_file(shapes, tmp_path):
 
 def test_names_are_read_whatever_stands_before_them(shapes, tmp_path):
     """Prefixes pile up as files go from tool to tool."""
-    for prefix in ("model.diffusion_model.", "base_model.model.transformer.", "module.", "lora_transformer_"):
+    for prefix in (
+        "model.diffusion_model.",
+        "base_model.model.transformer.",
+        "module.",
+        "lora_transformer_",
+        "unet.",
+        "_orig_mod.",
+        "base_model.model._orig_mod.",
+    ):
         tensors = {f"{prefix}proj_out.lora_A.weight": torch.ones(1, 32), f"{prefix}proj_out.lora_B.weight": torch.ones(64, 1)}
         save_file(tensors, tmp_path / "a.safetensors")
         assert set(read(tmp_path / "a.safetensors", shapes)[0]) == {"proj_out"}

@@ -75,6 +75,9 @@ def test_the_panel_follows_the_form(page, mode: str, tower: str, tmp_path: Path)
         return told[panel.info], words.summary(built.form.t, *built.form.read(built.values(image=tower, append_latents=path)))
 
     assert "512 × 768" in told_of(good)[0] and "joined 77 frames, 2.57 s" in told_of(good)[1]
+    bridged = built.form.read(built.values(image=tower, append_latents=good, join_latents=9))
+    # The bar counts the section that is sampled for joining; the line before Start did not.
+    assert ("one more section between, in all" in words.summary(built.form.t, *bridged)) is (mode == "reverse")
     assert "96 × 64" in told_of(small)[0] and "joined" not in told_of(small)[1]
     assert told_of(str(tmp_path / "cat.safetensors"))[0] == told_of("")[0] == ""
     told = built.start.look(built.values(image=tower, prompt="x", append_latents=small))

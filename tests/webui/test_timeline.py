@@ -163,6 +163,24 @@ def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, lan
             f"document.querySelector(\"#timeline [data-section='{section}']\").innerText.includes('{section}.')"
         )
     choose(1)
+    # Clicked once more while its own picture is on the way, it stood there with the one before.
+    opening: list = []
+    page.route("**/upload?*", lambda route: held.append(route), times=1)
+    Image.new("RGB", (64, 65), colours[1]).save(tmp_path / "late.png")
+    page.set_input_files("#section-picture input[type=file]", str(tmp_path / "late.png"))
+    while not held:
+        page.wait_for_timeout(20)
+    page.route("**/gradio_api/run/**", lambda route: route.continue_() if opening else opening.append(route))
+    page.locator("#timeline [data-section='1']").click()
+    while not opening:
+        page.wait_for_timeout(20)
+    before = page.evaluate(f"{KEYFRAMES}[1]")
+    held.pop().continue_()
+    page.wait_for_function(f"{KEYFRAMES}[1] !== {json.dumps(before)}")
+    opening[0].continue_()
+    page.wait_for_function("document.querySelector('#section-number textarea').value === '1'")
+    page.wait_for_selector("#section-picture img[src$='late.png']")
+    page.unroute("**/gradio_api/run/**")
     assert page.input_value("#section-prompt textarea") == "She turns 1."
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     # The box with all pictures' paths showed from the second opened section on, and emptying it deleted them.
