@@ -32,7 +32,7 @@ DEAR = (
     "webui/test_browser.py",
     "webui/test_browser_models.py",
     "webui/test_timeline.py",
-    "webui/test_lora_panel.py",
+    "webui/test_browser_lora.py",
     "diffusers_helper/test_compiled.py",
     "miniature/test_sampled.py",
     "benchmarks/test_speed.py",
