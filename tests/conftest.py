@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,11 +67,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("models") / "checkpoint")
 
 
+@pytest.fixture(scope="session")
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Paths below one folder, another with every `next`: pytest's own way looks through all that were made before."""
+    folder = tmp_path_factory.mktemp("own")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(own_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A test neither reads nor fills the program's own caches and measured times."""
-    monkeypatch.setattr("eichi_utils.paths.CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr("eichi_utils.timings.SETTINGS", tmp_path_factory.mktemp("settings"))
+    folder = next(own_folders)
+    for place, name in (("eichi_utils.paths.CACHE", "cache"), ("eichi_utils.timings.SETTINGS", "settings")):
+        (folder / name).mkdir(parents=True)
+        monkeypatch.setattr(place, folder / name)
 
 
 @pytest.fixture(scope="session")
