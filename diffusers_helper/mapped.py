@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import suppress
 
 from torch import Tensor
 
@@ -16,17 +14,19 @@ MAPS = "/proc/self/maps"
 def windows() -> list[tuple[int, int]]:
     """Address ranges (first byte, end) of this process that are unshared windows into safetensors files; none where the system
     does not tell."""
-    return list(_windows())
-
-
-def _windows() -> Iterator[tuple[int, int]]:
-    with suppress(OSError), open(MAPS, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            # address, permissions, offset, device, inode, path; the kernel marks a path whose file was deleted.
-            place, permissions, *_, path = line.rstrip("\n").split(maxsplit=5) if line.count("/") else ("", "", "")
-            if permissions.endswith("p") and path.endswith(".safetensors"):
-                begin, end = (int(part, 16) for part in place.split("-"))
-                yield begin, end
+    try:
+        with open(MAPS, "rb") as lines:
+            # Bytes, and only the few lines that count are taken apart: a process with our libraries has a thousand.
+            found = [line.split(maxsplit=2) for line in lines.read().splitlines() if line.endswith(b".safetensors")]
+    except OSError:
+        return []
+    # address, permissions, and the rest with the path at its end; the kernel marks a path whose file was deleted.
+    return [
+        (int(begin, 16), int(end, 16))
+        for place, permissions, _ in found
+        if permissions.endswith(b"p")
+        for begin, end in [place.split(b"-")]
+    ]
 
 
 def inside(memory: Tensor, known: list[tuple[int, int]]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,13 @@ class Part:
 
     def forget(self) -> None:
         """After a copy of it was made: what of it are windows into files need not stay in memory."""
-        known = mapped.windows()
         for run in self.runs:
-            mapped.forget(run.source, known)
+            mapped.forget(run.source, self._windows)
+
+    @cached_property
+    def _windows(self) -> list[tuple[int, int]]:
+        """Asked once: memory that this part holds neither becomes a window into a file nor ceases to be one."""
+        return mapped.windows()
 
     def pairs(self, buffer: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(target, source) of the copies that fill a slot."""

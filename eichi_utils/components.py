@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from diffusers_helper import checkpoint
+from diffusers_helper.convolution import quicken
 from diffusers_helper.files import CheckpointError, Tensors, compare, read_headers, read_json, weight_files
 from diffusers_helper.text import load_tokenizer, load_tokenizer_2
 from diffusers_helper.vision import VisionPreprocessing
@@ -34,7 +35,9 @@ ConfigTrouble = (TypeError, ValueError, LookupError, AttributeError, ArithmeticE
 
 
 def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLHunyuanVideo:
-    return pretrained(AutoencoderKLHunyuanVideo, folder, dtype)
+    vae = pretrained(AutoencoderKLHunyuanVideo, folder, dtype)
+    quicken(vae)
+    return vae
 
 
 def pretrained(kind: type[T], folder: Path, dtype: torch.dtype) -> T:

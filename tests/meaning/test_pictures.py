@@ -18,8 +18,10 @@ from tests.meaning.checks import goes, nears, smooth, starts_with, stays
 from tests.meaning.measure import place
 from tests.meaning.studio import LAST, LEFT, NOWHERE, Studio, moves
 
-# Sections of each mode's film. Decoding is slow, and the join is looked at in one film; `test_sections.py` has both modes'.
+# Sections of each mode's film. Decoding is slow, so they are short ones, and the join is looked at in one film;
+# `test_sections.py` has both modes'.
 SECTIONS = {"reverse": 2, "forward": 1}
+SHORT_LATENTS, SHORT_SECONDS = 5, 0.6
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,8 @@ def watched(studio: Studio, circle: str, tmp_path_factory: pytest.TempPathFactor
     frames = {}
     for mode, sections in SECTIONS.items():
         folder = tmp_path_factory.mktemp(mode)
-        carry_out(studio.request(mode, circle, moves(LEFT), sections), studio.pool, folder)
+        length = {"seconds": sections * SHORT_SECONDS, "window": 4.5}
+        carry_out(studio.request(mode, circle, moves(LEFT), **length), studio.pool, folder)
         frames[mode] = read(next(folder.glob("*.mp4")))
     return frames
 
@@ -43,15 +46,15 @@ def test_a_film_starts_with_its_picture(
     studio: Studio, watched: dict[str, Tensor], circle: str, corner: str, tmp_path: Path, mode: str
 ) -> None:
     frames = watched[mode]
-    assert len(frames) == 4 * LAST * SECTIONS[mode] + 1
+    assert len(frames) == 4 * SHORT_LATENTS * SECTIONS[mode] + 1
     encode_h264(tmp_path / "best.mp4", to_uint8(studio.reconstructed(circle)[None, :, None]).numpy(), FilmRequest.crf)
     starts_with(frames[0], studio.pixels(circle), read(tmp_path / "best.mp4")[0], studio.pixels(corner))
-    goes(place(frames[4 * LAST]) - place(frames[0]), LEFT)
+    goes(place(frames[4 * SHORT_LATENTS]) - place(frames[0]), LEFT, SHORT_LATENTS)
 
 
 def test_a_film_goes_on_without_a_jump(watched: dict[str, Tensor]) -> None:
     """From frame to frame around the join of two sections."""
-    join = watched["reverse"][4 * LAST - 6 : 4 * LAST + 8]
+    join = watched["reverse"][4 * SHORT_LATENTS - 6 : 4 * SHORT_LATENTS + 8]
     smooth([(after - before).abs().mean().item() for before, after in pairwise(join)])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import io
 import threading
 import time
@@ -120,6 +122,21 @@ class Site:
     url: str
     jobs: Jobs
     engine: FakeEngine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signatures_are_read_once() -> Iterator[None]:
+    """For each of a page's hundreds of components gradio asks anew what its constructors take: a quarter of a page's making."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(inspect, "getfullargspec", functools.cache(inspect.getfullargspec))
+        yield
+
+
+@pytest.fixture
+def unserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that nobody asks anything: without gradio's routes and its description for browsers, half of a page's making."""
+    monkeypatch.setattr(gradio.routes.App, "create_app", lambda *args, **settings: None)
+    monkeypatch.setattr(gradio.Blocks, "get_config_file", lambda self: {})
 
 
 @pytest.fixture

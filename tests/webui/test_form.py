@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 from pathlib import Path
 
@@ -14,16 +13,13 @@ from eichi_utils.catalogue import Models
 from eichi_utils.loras import MOST_LORAS, Lora
 from eichi_utils.modes import MODES
 from eichi_utils.pictures import fitted_size
-from eichi_utils.problems import Problem
 from eichi_utils.request import to_json
 from eichi_utils.single import Control
-from locales import LANGUAGES, Translator, table
+from locales import Translator, table
 from tests.eichi_utils.helpers import latent_file
-from tests.eichi_utils.test_plan import SECTIONS
 from webui import endframe_ichi, endframe_ichi_f1, frame, oneframe_ichi, start_panel, words
 from webui.context import Context
 from webui.form import Form
-from webui.input_panel import QUICK_SECONDS
 from webui.model_panel import ModelPanel
 from webui.start_panel import StartPanel
 from webui.uploads import keep_pictures
@@ -98,7 +94,7 @@ class Built:
 
 
 @pytest.fixture
-def page(jobs, tmp_path, monkeypatch):
+def page(jobs, tmp_path, monkeypatch, unserved):
     def build(mode: str, language: str = "en", plain: bool = False, models: Models | None = None) -> Built:
         made = {}
 
@@ -114,8 +110,6 @@ def page(jobs, tmp_path, monkeypatch):
 
         monkeypatch.setattr(frame, "Form", Noted)
         monkeypatch.setattr(frame, "StartPanel", NotedStart)
-        # Half the time of a page is gradio's routes, made anew for each; nobody asks these pages anything.
-        monkeypatch.setattr(gr.routes.App, "create_app", lambda *args, **settings: None)
         links = {name: f"/{name}" for name in MODES}
         context = Context(
             jobs,
@@ -290,95 +284,11 @@ def test_uploads_are_kept(page, jobs, tower):
     assert back == job.request and list(built.context.uploads.iterdir()) == [kept]
 
 
-def test_a_page_names_pictures_without_their_folder(tmp_path):
-    """Where a server keeps an upload tells the user nothing."""
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    (problem,) = [p for p in MODES["single"](image=str(tmp_path / "broken.png"), prompt="x").check()]
-    sentence = words.problem_sentence(Translator("en"), problem)
-    assert "broken.png" in sentence and str(tmp_path) not in sentence
-
-
 @pytest.mark.parametrize("text,value", [("", -1), (" ", -1), ("-1", -1), ("42", 42), ("４２", 42), ("1e3x", "1e3x")])
 def test_seed_box(page, text, value):
     built = page("reverse")
     entry = built.form.entries["seed"]
     assert entry.read(text) == value
-
-
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_summary_names_what_comes_out(language, tower):
-    t = Translator(language)
-    request = MODES["reverse"](image=tower, prompt="a cat", seconds=5.0)
-    text = words.summary(t, request, ())
-    plan = request.plan()
-    for part in (len(plan.sections), plan.frames, f"{plan.frames / 30:.2f}", "512 × 768"):
-        assert str(part) in text.replace("\u00a0", " ")
-    assert words.summary(t, request, (Problem("seconds", "out_of_range"),)) == ""
-
-
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_a_length_means_the_same_in_every_language(page, tower, language):
-    """The existing program compared words: some of its languages knew no sections of 0.5 s, and offered impossible lengths."""
-    built, t = page("reverse", language), Translator(language)
-    (quick,) = (block for block in built.blocks.blocks.values() if block.elem_id == "quick")
-    assert tuple(seconds for _, seconds in quick.choices) == QUICK_SECONDS
-    (window,) = built.form.entries["window"].components
-    assert [value for _, value in window.choices] == [9.0, 4.5]
-    counts = {seconds: (long, short) for seconds, long, short in SECTIONS}
-    for seconds in QUICK_SECONDS:
-        for window, count, frames in zip((9.0, 4.5), counts[seconds], (36, 20), strict=True):
-            values = built.values(image=tower, prompt="x", seconds=seconds, window=window)
-            request, problems = built.form.read(values)
-            assert problems == () and len(request.plan().sections) == count
-            said = words.summary(t, request, problems)
-            assert str(count) in said and str(frames * count + 1) in said
-
-
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_pictures_are_not_called_films(page, language):
-    """The one-frame page asked for the "Number of films", and so did what it said of the box and what a result told."""
-    built = {mode: page(mode, language) for mode in ("reverse", "single")}
-    labels = {mode: one.form.entries["batch"].components[0].label for mode, one in built.items()}
-    assert labels["reverse"] == table(language)["page.field.batch"]
-    assert labels["single"] == table(language)["page.field.batch:single"] != labels["reverse"]
-    for mode, one in built.items():
-        shown = one.start.look(one.values() | {one.form.entries["batch"].components[0]: None})
-        assert f"{labels[mode]}:" in shown[one.start.problems].replace("\N{FULLWIDTH COLON}", ":")
-        told = words.settings_list(Translator(language), {"mode": mode, "batch": 2})
-        assert [labels[mode], "2"] in told
-
-
-def test_problem_list_escapes_and_names_fields():
-    t = Translator("en")
-    problem = Problem("controls/0/image", "picture_missing", {"file": "<b>.png"})
-    assert words.field_label(t, "controls/0/image") == "Reference 1 Picture"
-    assert "<b>" not in words.problem_list(t, (problem,))
-
-
-@pytest.mark.parametrize("seconds,text", [(0, "0:00"), (-3, "0:00"), (62.9, "1:02"), (3661, "1:01:01")])
-def test_duration(seconds, text):
-    assert words.duration(seconds) == text
-
-
-def test_languages_have_the_same_page_keys_and_placeholders():
-    english = {key: text for key, text in table("en").items() if key.startswith("page.")}
-    for language in LANGUAGES:
-        own = {key: text for key, text in table(language).items() if key.startswith("page.")}
-        assert set(own) == set(english)
-        for key, text in own.items():
-            assert sorted(re.findall(r"{(\w+)}", text)) == sorted(re.findall(r"{(\w+)}", english[key])), (
-                language,
-                key,
-            )
-
-
-def test_every_page_key_is_used_and_exists():
-    sources = [path.read_text() for path in Path(words.__file__).parent.glob("*.py")]
-    used = {key for text in sources for key in re.findall(r'"(page\.[\w.]*\w)"', text)}
-    prefixes = {key for text in sources for key in re.findall(r'f"(page\.[\w.]*\.){', text)}
-    keys = {key for key in table("en") if key.startswith("page.")}
-    assert used <= keys
-    assert {key for key in keys - used if not any(key.startswith(prefix) for prefix in prefixes)} == set()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from webui.memory_panel import change
 
 GIB = 2**30
 CARD = Card("A card", "580.95", (8, 9), 24 * GIB, 20 * GIB)
+pytestmark = pytest.mark.usefixtures("unserved")
 PAGES = {"reverse": endframe_ichi.page, "forward": endframe_ichi_f1.page, "single": oneframe_ichi.page}
 
 

@@ -1,0 +1,239 @@
+"""LoRA in a real browser: picked, set, started, changed and started again; slots, sets and files that are missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from eichi_utils import models as loading
+from eichi_utils.catalogue import Models
+from eichi_utils.engine import Engine
+from eichi_utils.jobs import Jobs
+from eichi_utils.loras import Lora
+from eichi_utils.metadata import read_document
+from locales import Translator
+from tests.diffusers_helper.inputs import GOLDEN
+from tests.webui.test_lora_panel import INK, MINI, STYLE
+
+ODD = """絵 の it's "0=0.5" <img src=x onerror=alert(1)> %20&amp;.safetensors"""
+
+
+def choose(tab, number: int, file: str) -> None:
+    """A file in a slot, typed as a user finds it among many."""
+    tab.fill(f"#lora-file-{number} input", file)
+    tab.keyboard.press("Enter")
+
+
+def strength(tab, number: int, value: str) -> None:
+    tab.fill(f"#lora-strength-{number} input[type=number]", value)
+    tab.keyboard.press("Tab")
+
+
+def press(tab, selector: str) -> None:
+    """A click on what may be below the pinned film or Start, to which a user would scroll."""
+    tab.locator(selector).evaluate("element => element.click()")
+
+
+def slots(tab) -> list[tuple[str, float]]:
+    return [(slot["file"], slot["strength"]) for slot in json.loads(tab.input_value("#loras-json textarea"))]
+
+
+def box_is(tab, *wanted: tuple[str, float]) -> None:
+    """Wait until the slots hold this, and show it."""
+    text = json.dumps([list(slot) for slot in wanted])
+    tab.wait_for_function(
+        "wanted => JSON.stringify(JSON.parse(document.querySelector('#loras-json textarea').value)"
+        ".map(slot => [slot.file, slot.strength])) === JSON.stringify(JSON.parse(wanted))",
+        arg=text,
+    )
+    for number, (file, value) in enumerate(wanted):
+        shown = "([id, text]) => document.querySelector(id)?.value === text"
+        tab.wait_for_function(shown, arg=[f"#lora-file-{number} input", file or "None"])
+        tab.wait_for_function(shown, arg=[f"#lora-strength-{number} input[type=number]", f"{value:g}"])
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Jobs]:
+    """The real one, with the miniature."""
+    jobs = Jobs(Engine(Models(), tmp_path / "outputs", "cpu"))
+    yield jobs
+    jobs.close(60)
+
+
+@pytest.mark.browser
+class TestWithTheRealWorker:
+    @pytest.fixture
+    def jobs(self, worker: Jobs) -> Jobs:
+        return worker
+
+    def test_pick_set_start_and_start_again(self, serve, open_page, tower, jobs, lora_folder, monkeypatch):
+        """The result's metadata names file and strength; another strength, or none, is another picture without a reload."""
+        loads, load = [], loading.load_transformer
+        monkeypatch.setattr(loading, "load_transformer", lambda *given: loads.append(given) or load(*given))
+        (lora_folder / "small" / "mini.txt").write_text("zooming ink")
+        Image.new("RGB", (64, 64), "red").save(lora_folder / "small" / "mini.png")
+        tab = open_page(serve("single", "en", models=Models()).url)
+        tab.locator("#model label", has_text="Miniature").click()
+        tab.set_input_files("#image input[type=file]", tower)
+        tab.fill("#prompt textarea", "The camera zooms in.")
+        tab.fill("#seed textarea, #seed input", "7")
+        tab.click("#advanced button")
+        tab.fill("#advanced input[type=number] >> nth=0", "2")
+        tab.click("#loras button")
+        tab.check("#lora-switch input")
+        choose(tab, 0, MINI)
+        strength(tab, 0, "1.5")
+        tab.wait_for_selector("#lora-card-0 img")
+        card = tab.inner_text("#lora-card-0")
+        assert "zooming ink" in card and "PEFT, FramePack names, rank 1; changes 1 of 90 layers" in card
+        # Any name that a file can have is only a name.
+        shutil.copy(lora_folder / MINI, lora_folder / ODD)
+        press(tab, "#lora-rescan")
+        choose(tab, 1, ODD)
+        strength(tab, 1, "-0.35")
+        box_is(tab, (MINI, 1.5), (ODD, -0.35), ("", 0.8))
+        tab.wait_for_selector("#lora-card-1 .eichi-hint")
+        pictures = []
+
+        def made() -> list[dict]:
+            tab.wait_for_selector("#start:enabled")
+            before = len(jobs.all())
+            tab.click("#start")
+            while len(jobs.all()) == before or not jobs.all()[-1].view.ended:
+                tab.wait_for_timeout(50)
+            assert jobs.all()[-1].view.state == "finished", jobs.all()[-1].view.problems
+            pictures.append(Path(jobs.all()[-1].view.picture))
+            return read_document(pictures[-1])["loras"]
+
+        # What a slider shows is what counts, also after its reset button, and where its box holds too much.
+        tab.locator("#lora-strength-0 button").click()
+        box_is(tab, (MINI, 0.8), (ODD, -0.35), ("", 0.8))
+        strength(tab, 0, "7")
+        box_is(tab, (MINI, 2), (ODD, -0.35), ("", 0.8))
+        strength(tab, 0, "1.5")
+        tab.evaluate("window.untouched = true")
+        odd = {"file": ODD, "strength": -0.35}
+        assert made() == [{"file": MINI, "strength": 1.5}, odd]
+        strength(tab, 0, "-0.5")
+        box_is(tab, (MINI, -0.5), (ODD, -0.35), ("", 0.8))
+        assert made() == [{"file": MINI, "strength": -0.5}, odd]
+        tab.uncheck("#lora-switch input")
+        tab.wait_for_selector("#lora-file-0", state="detached")
+        assert made() == []
+        assert len(loads) == 1 and tab.evaluate("window.untouched")
+        assert len({Image.open(picture).tobytes() for picture in pictures}) == 3
+
+        # Another file under the name between pick and Start: nothing runs, and the page says which and why.
+        tab.check("#lora-switch input")
+        box_is(tab, (MINI, -0.5), (ODD, -0.35), ("", 0.8))
+        tab.wait_for_selector("#start:enabled")
+        tensors = load_file(lora_folder / ODD)
+        save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, lora_folder / ODD)
+        tab.click("#start")
+        tab.wait_for_selector("#problems .wrong")
+        assert ODD in tab.inner_text("#problems") and "NaN" in tab.inner_text("#problems") and len(jobs.all()) == 3
+        assert tab.locator("img[src=x]").count() == 0
+
+
+@pytest.mark.browser
+def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_path):
+    """On a telephone, in Japanese: nothing runs without a file that is missing, and nothing that was chosen gets lost: no
+    strength beside the slider's steps, and no slot while LoRA are off when the page is reloaded."""
+    t = Translator("ja")
+    (tmp_path / "presets").mkdir()
+    old = {"name": "設定1", "lora1": INK, "lora2": "なし", "lora3": "gone.safetensors", "scales": "0.5,0.8,0.333"}
+    (tmp_path / "presets" / "lora_presets.json").write_text(json.dumps({"presets": [old]}))
+    site = serve("reverse", "ja")
+    tab = open_page(site.url, "/", 390, 844)
+    tab.set_input_files("#image input[type=file]", tower)
+    tab.fill("#prompt textarea", "She dances.")
+    press(tab, "#loras button")
+    tab.fill("#lora-preset input", "設定1")
+    tab.keyboard.press("Enter")
+    press(tab, "#lora-preset-load")
+    # A strength belongs to its own file, and what is not there is said beside its slot.
+    tab.wait_for_selector("#lora-card-1 .wrong")
+    assert slots(tab)[:2] == [(INK, 0.5), ("gone.safetensors", 0.333)]
+    assert "gone.safetensors" in tab.inner_text("#lora-card-1") and str(lora_folder) not in tab.inner_text("#lora-card-1")
+    tab.wait_for_selector("#problems .wrong")
+    assert tab.is_disabled("#start")
+
+    # It comes into the folder; scanned again, everything that was chosen is still chosen, and it can start.
+    shutil.copy(lora_folder / INK, lora_folder / "gone.safetensors")
+    press(tab, "#lora-rescan")
+    tab.wait_for_selector("#lora-card-1 .eichi-hint")
+    choose(tab, 2, "gone.safetensors")
+    press(tab, "#lora-add")
+    tab.wait_for_selector("#lora-file-3")
+    choose(tab, 3, STYLE)
+    strength(tab, 3, "-2")
+    chosen = (INK, 0.5), ("gone.safetensors", 0.333), ("gone.safetensors", 0.8), (STYLE, -2)
+    tab.wait_for_function("document.querySelectorAll('.eichi-lora-card').length === 4")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.wait_for_selector("#start:enabled")
+
+    # A section may have its LoRA weaker; the whole choice is the film's, and there again after a reload.
+    press(tab, "#quick label >> nth=1")
+    press(tab, "#timeline [data-section='1']")
+    tab.wait_for_selector("#section-lora-scale")
+    tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
+    # Left empty, it was made 0 by gradio.
+    tab.fill("#section-lora-scale input[type=number]", "")
+    tab.keyboard.press("Tab")
+    said = f"{t('problem.value_needed')!r}"
+    tab.wait_for_function(f"document.querySelector('.field-section_lora_scales > .eichi-wrong')?.innerText === {said}")
+    assert tab.is_disabled("#start")
+    tab.fill("#section-lora-scale input[type=number]", "0.33")
+    tab.keyboard.press("Tab")
+    tab.wait_for_selector("#timeline [data-section='1'] .lora")
+    tab.wait_for_selector("#start:enabled")
+    press(tab, "#start")
+    tab.wait_for_selector("#progress [data-state=finished]")
+    (request,) = site.engine.seen
+    assert request.loras == tuple(Lora(*slot) for slot in chosen) and request.section_lora_scales == {1: 0.33}
+    assert request.plan().sections[1].lora_strengths == pytest.approx((0.165, 0.10989, 0.264, -0.66))
+    tab.reload()
+    tab.wait_for_selector("#timeline [data-section='1'] .lora")
+    press(tab, "#loras button")
+    box_is(tab, *chosen)
+    # A section that is opened while LoRA are off keeps its scale.
+    press(tab, "#lora-switch input")
+    press(tab, "#timeline [data-section='1']")
+    tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
+    press(tab, "#lora-switch input")
+    tab.wait_for_selector("#section-lora-scale")
+    assert tab.input_value("#section-lora-scale input[type=number]") == "0.33"
+    assert json.loads(tab.input_value("#section-lora-scales-json textarea")) == {"1": 0.33}
+
+    # Off, no film names the slots; reloaded, they are there again.
+    press(tab, "#lora-switch input")
+    tab.wait_for_selector("#start:enabled")
+    press(tab, "#start")
+    tab.wait_for_function("document.querySelector('#progress [data-state]')?.dataset.state === 'finished'")
+    while len(site.engine.seen) < 2:
+        tab.wait_for_timeout(50)
+    assert site.engine.seen[1].loras == ()
+    tab.reload()
+    press(tab, "#loras button")
+    tab.wait_for_function("document.querySelector('#prompt textarea').value === 'She dances.'")
+    assert not tab.is_checked("#lora-switch input")
+    press(tab, "#lora-switch input")
+    box_is(tab, *chosen)
+
+    # A slot that is removed takes its strength along; an upload fills the first free one.
+    press(tab, "#lora-remove-0")
+    box_is(tab, *chosen[1:])
+    shutil.copy(GOLDEN / "lora" / "bad_shape.safetensors", tmp_path / "small.safetensors")
+    (tmp_path / "bad.pt").write_bytes(b"x")
+    with tab.expect_file_chooser() as chooser:
+        press(tab, "#lora-upload")
+    chooser.value.set_files([tmp_path / "small.safetensors", tmp_path / "bad.pt"])
+    tab.wait_for_selector("#lora-card-3 .wrong")
+    assert slots(tab)[3][0] == "uploads/small.safetensors"
+    assert "torch.load" in tab.inner_text("#lora-said") and t("page.lora.count", count=4) in tab.inner_text("#loras")
