@@ -205,5 +205,5 @@ def host_available(cgroup: Path = CGROUP) -> int:
 
 
 def gib(size: int) -> str:
-    """For reading; a little is not nothing."""
-    return f"{max(size / 2**30, 0.1 if size else 0.0):.1f}"
+    """For reading; a little is not nothing, and less than nothing is."""
+    return f"{max(size / 2**30, 0.1 if size > 0 else 0.0):.1f}"

@@ -25,6 +25,8 @@ ENTRIES = "presets"
 STARTUP = "default_startup_prompt"
 # What the existing program calls the entry of its start-up prompt.
 STARTUP_NAME = "起動時デフォルト"
+# Of a name's characters: as many as a list can show.
+MOST_NAME = 100
 Notes = tuple[Problem, ...]
 
 
@@ -220,6 +222,9 @@ def _is(entry: Mapping[str, Any], flag: str) -> bool:
 
 
 def _named(name: str) -> str:
-    if not name.strip():
+    name = name.strip()
+    if not name:
         raise UserError([Problem(FIELD, "preset_name_needed")])
-    return name.strip()
+    if len(name) > MOST_NAME:
+        raise UserError([Problem(FIELD, "preset_name_too_long", {"max": MOST_NAME})])
+    return name

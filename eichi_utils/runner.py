@@ -25,6 +25,7 @@ from eichi_utils.media import write_png
 from eichi_utils.metadata import png_info
 from eichi_utils.plan import Plan
 from eichi_utils.preflight import (
+    Way,
     disk_free,
     download_bytes,
     download_problems,
@@ -93,8 +94,7 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     most, cells = most_tokens(plan, *latent), film_cells(plan, *latent)
     way = pool.preflight(plan.checkpoint, request.precision, most, request.loras, request.merge_loras, cells)
     request = replace(request, precision=way.precision)
-    if way.chosen:
-        yield _choice(way.instead is not None, figures(way, pool.machine(), *disk))
+    yield _needs(way, pool, figures(way, pool.machine(), *disk))
 
     conditions = None
     for event in prepare(request, plan, pictures, pool):
@@ -168,10 +168,16 @@ def _started(request: Request, plan: Plan, pictures: Pictures, frames: int) -> S
     )
 
 
-def _choice(narrow: bool, values: Mapping[str, Any]) -> Notice:
-    if narrow:
-        return Notice(at=time.time(), key="precision_narrow", values=values)
-    return Notice(at=time.time(), key="precision_wide", values=values)
+def _needs(way: Way, pool: ModelPool, values: Mapping[str, Any]) -> Notice:
+    """What is needed and what there is, before anything is loaded."""
+    at = time.time()
+    if pool.card is None:
+        return Notice(at=at, key="processor", values=values)
+    if not way.chosen:
+        return Notice(at=at, key="precision_asked", values=values)
+    if way.instead:
+        return Notice(at=at, key="precision_narrow", values=values)
+    return Notice(at=at, key="precision_wide", values=values)
 
 
 def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -> Iterator[Event | Conditions]:

@@ -90,9 +90,9 @@ class NamedPanel:
 
     def apply(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """What is kept under the name, into the form."""
-        name = str(values[self.name] or "").strip()
         try:
             kept, _ = self.store.all()
+            name = _known(values[self.name], kept)
             if name not in kept:
                 raise UserError([unknown(name)])
             updates, held = self.put(values, kept[name])
@@ -113,9 +113,10 @@ class NamedPanel:
 
     def delete(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """Forget what is kept under the name."""
-        name = str(values[self.name] or "").strip()
         try:
-            before = self.store.all()[0].get(name)
+            kept, _ = self.store.all()
+            name = _known(values[self.name], kept)
+            before = kept.get(name)
             if before is None:
                 raise UserError([unknown(name)])
             notes = self.store.delete(name)
@@ -147,3 +148,9 @@ class NamedPanel:
 def unknown(name: str) -> Problem:
     """That nothing is kept under the name, or that there is none."""
     return Problem("presets", "preset_unknown", {"name": name}) if name else Problem("presets", "preset_name_needed")
+
+
+def _known(typed: Any, kept: Mapping[str, Any]) -> str:
+    """The name that is meant: an existing file may have names with spaces at their ends, which nobody types."""
+    name = str(typed or "")
+    return name if name in kept else name.strip()

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from eichi_utils import modes
-from eichi_utils.events import Event, Step
+from eichi_utils.events import Event, Notice, Step
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
 from eichi_utils.paths import Outputs
@@ -68,6 +68,16 @@ def changed(request: Request, **fields: Any) -> Request:
 def carry_out(request: Request, pool: ModelPool, folder: Path, name: str = "job", stop: Stop | None = None) -> list[Event]:
     """All events of a run with the real networks."""
     return list(run(request, request.plan(), pool, Outputs(folder, name), stop or Stop()))
+
+
+# What every run says before it loads anything, one of them.
+PREFLIGHT = {"processor", "precision_asked", "precision_wide", "precision_narrow"}
+
+
+def notices_of(events: Iterable[Event]) -> list[Notice]:
+    """All but the one that every run begins with, about memory."""
+    every = [event for event in events if isinstance(event, Notice)]
+    return [notice for notice in every if notice.key not in PREFLIGHT]
 
 
 def last_preview(events: Iterable[Event]) -> bytes:

@@ -15,7 +15,6 @@ from diffusers_helper.models import linear
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from eichi_utils import loras, models
 from eichi_utils.adapters import fingerprints, read_updates, shapes_of
-from eichi_utils.events import Notice
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.hub import ModelFiles
 from eichi_utils.jobs import Stop
@@ -25,7 +24,7 @@ from eichi_utils.models import ModelPool
 from eichi_utils.plan import Plan
 from eichi_utils.problems import UserError
 from eichi_utils.request import Request
-from tests.eichi_utils.helpers import THREE, carry_out, changed, found, request
+from tests.eichi_utils.helpers import THREE, carry_out, changed, found, notices_of, request
 from tests.eichi_utils.test_effects import conditions_of, differ, latents_of
 from tests.lora_files import FAMILIES, write_lora
 
@@ -217,7 +216,7 @@ def test_merging_anew_for_every_section_is_said(
     it = request("reverse", pictures[0], loras=(Lora(files["peft"]),), merge_loras=True, **{**THREE, "seconds": 1.2})
     for scales, keys in (({}, []), ({1: 0.5}, ["lora_merged_again"])):
         events = carry_out(changed(it, section_lora_scales=scales), pool, tmp_path, str(len(keys)))
-        assert [event.key for event in events if isinstance(event, Notice)] == keys
+        assert [notice.key for notice in notices_of(events)] == keys
 
 
 @pytest.mark.parametrize("kind", ["shape", "no_modules", "dora", "not_finite"])
@@ -327,13 +326,13 @@ def test_a_partly_known_file_is_used_and_said(files: dict, pool: ModelPool, pict
     extra["lora_te_text_model.lora_up.weight"] = torch.zeros(2, 2)
     save_file({**load_file(files["kohya_framepack"]), **extra}, path)
     it = request("single", pictures[0], loras=(Lora(str(path)),))
-    notices = {event.key: event.values for event in carry_out(it, pool, tmp_path / "out") if isinstance(event, Notice)}
-    assert set(notices) == {"lora_partial", "lora_text_encoder"}
-    assert notices["lora_partial"]["found"] == notices["lora_partial"]["used"] + 1
-    assert notices["lora_text_encoder"] == {"file": str(path), "count": 1}
+    said = {notice.key: notice.values for notice in notices_of(carry_out(it, pool, tmp_path / "out"))}
+    assert set(said) == {"lora_partial", "lora_text_encoder"}
+    assert said["lora_partial"]["found"] == said["lora_partial"]["used"] + 1
+    assert said["lora_text_encoder"] == {"file": str(path), "count": 1}
     whole = changed(it, loras=(Lora(files["kohya_framepack"]),))
     assert torch.equal(latents_of(it, pool), latents_of(whole, pool))
-    assert not any(isinstance(event, Notice) for event in carry_out(whole, pool, tmp_path / "out", "other"))
+    assert notices_of(carry_out(whole, pool, tmp_path / "out", "other")) == []
 
 
 def test_a_file_that_vanishes_or_changes_meanwhile(files: dict, checkpoint: Path, tmp_path: Path) -> None:

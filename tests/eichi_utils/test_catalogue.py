@@ -12,14 +12,14 @@ import pytest
 from eichi_utils import modes, previews
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
-from eichi_utils.events import Finished, Notice
+from eichi_utils.events import Finished
 from eichi_utils.hub import HUB_SIZES, PLACES, ModelFiles
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
 from eichi_utils.paths import MINIATURE
 from eichi_utils.problems import UserError
 from eichi_utils.request import SIZES
-from tests.eichi_utils.helpers import SHORTEST, carry_out, changed, found, request
+from tests.eichi_utils.helpers import SHORTEST, carry_out, changed, found, notices_of, request
 
 
 @pytest.fixture
@@ -184,6 +184,6 @@ def test_one_transformer_for_both_is_no_fault_where_it_was_trained_so(
     (described / "eichi.json").write_text(json.dumps({**document, "checkpoints": checkpoints}))
     pool = ModelPool(described, device="cpu")
     events = carry_out(request("forward", pictures[0], **SHORTEST["forward"]), pool, tmp_path / "out")
-    keys = [event.key for event in events if isinstance(event, Notice)]
+    keys = [notice.key for notice in notices_of(events)]
     assert keys == ([] if "framepack_f1" in checkpoints else ["transformer_shared"])
     assert not ModelFiles(MINIATURE).shares_transformer("framepack_f1")

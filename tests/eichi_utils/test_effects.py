@@ -12,7 +12,6 @@ from PIL import Image
 
 from diffusers_helper.latents import rounded
 from eichi_utils import modes, runner
-from eichi_utils.events import Notice
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
@@ -20,7 +19,7 @@ from eichi_utils.problems import UserError
 from eichi_utils.request import Request, to_json
 from eichi_utils.single import Control
 from eichi_utils.view import View
-from tests.eichi_utils.helpers import THREE, carry_out, changed, decoded, request
+from tests.eichi_utils.helpers import THREE, carry_out, changed, decoded, notices_of, request
 
 
 def conditions_of(it: Request, pool: ModelPool) -> tuple:
@@ -158,8 +157,8 @@ def test_what_has_no_effect_is_said(pool: ModelPool, pictures: list[str], tmp_pa
     base = request("single", pictures[0])
     idle = changed(base, negative_prompt="blurry", guidance_rescale=0.5)
     assert not differ(latents_of(base, pool), latents_of(idle, pool))
-    notices = [[(e.key, e.values["name"]) for e in carry_out(r, pool, tmp_path) if isinstance(e, Notice)] for r in (base, idle)]
-    assert notices == [[], [("no_effect", "negative_prompt"), ("no_effect", "guidance_rescale")]]
+    said = [[(e.key, e.values["name"]) for e in notices_of(carry_out(r, pool, tmp_path))] for r in (base, idle)]
+    assert said == [[], [("no_effect", "negative_prompt"), ("no_effect", "guidance_rescale")]]
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from eichi_utils import hub as places
-from eichi_utils.events import Finished, Notice, StopLevel, Stopped
+from eichi_utils.events import Finished, StopLevel, Stopped
 from eichi_utils.hub import HUNYUAN, PLACES, SHARED
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
 from eichi_utils.paths import Outputs
 from eichi_utils.problems import UserError
 from eichi_utils.runner import run
-from tests.eichi_utils.helpers import SHORTEST, carry_out, found, request
+from tests.eichi_utils.helpers import SHORTEST, carry_out, found, notices_of, request
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_complete_cache_is_used_as_it_is(hub: Path, pictures: list[str], tmp_p
     assert pool.folder("vae") == snapshot_of(hub, "vae")
     events = carry_out(request("single", pictures[0]), pool, tmp_path / "out")
     assert isinstance(events[-1], Finished)
-    assert not any(isinstance(event, Notice) for event in events)
+    assert notices_of(events) == []
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME"])
@@ -105,11 +105,7 @@ def test_a_download_stops_when_told(hub: Path, pictures: list[str], tmp_path: Pa
 def test_one_transformer_for_both_modes_is_said(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
     """A folder without transformer_f1 used to run F1 with the standard weights without a word."""
     keys = {
-        mode: [
-            event.key
-            for event in carry_out(request(mode, pictures[0], **SHORTEST[mode]), pool, tmp_path)
-            if isinstance(event, Notice)
-        ]
+        mode: [notice.key for notice in notices_of(carry_out(request(mode, pictures[0], **SHORTEST[mode]), pool, tmp_path))]
         for mode in ("forward", "single")
     }
     assert keys == {"forward": ["transformer_shared"], "single": []}
@@ -139,8 +135,8 @@ def test_a_run_downloads_what_is_missing(
     monkeypatch.setattr(places, "snapshot_download", fetch)
     events = carry_out(request("single", pictures[0]), ModelPool(hub, device="cpu"), tmp_path / "out")
     assert isinstance(events[-1], Finished)
-    notices = [(event.key, dict(event.values)) for event in events if isinstance(event, Notice)]
-    assert notices == [("downloading", {"repository": HUNYUAN, "folder": "vae"})]
+    said = [(notice.key, dict(notice.values)) for notice in notices_of(events)]
+    assert said == [("downloading", {"repository": HUNYUAN, "folder": "vae"})]
 
 
 def test_a_damaged_file_in_the_cache_is_reported_not_downloaded_over(hub: Path) -> None:

@@ -25,7 +25,7 @@ from eichi_utils.cards import Card, read, visible
 from eichi_utils.catalogue import Models
 from eichi_utils.components import pretrained
 from eichi_utils.engine import Engine
-from eichi_utils.events import Notice
+from eichi_utils.events import Notice, Stage
 from eichi_utils.hub import PLACES, ModelFiles
 from eichi_utils.lora_fit import shapes_in, size_with
 from eichi_utils.loras import Lora
@@ -35,6 +35,7 @@ from eichi_utils.pictures import fitted_size
 from eichi_utils.preflight import Machine, choose, download_problems, host_available, needs, transformer_needs
 from eichi_utils.problems import UserError
 from eichi_utils.sizes import PUBLISHED, TransformerSize, model_size, transformer_size, vae_size, with_film
+from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import carry_out, changed, found, request, say_everything
 from tests.fake_device import FakeDevice
 from tests.lora_files import write_lora
@@ -302,6 +303,31 @@ def test_the_choice_is_said_and_goes_into_the_film(
     assert {read_document(file)["precision"] for file in events[-1].files} == {chosen}
     with pool.transformer("framepack", chosen) as net:
         assert net.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("card", "precision", "key"),
+    [
+        (True, "auto", "precision_wide"),
+        (True, "int8", "precision_asked"),
+        (False, "auto", "processor"),
+        (False, "int8", "processor"),
+    ],
+)
+def test_what_is_needed_is_said_before_anything_is_loaded(
+    card: bool, precision: str, key: str, checkpoint: Path, pictures: list[str], tmp_path: Path, cheap_decode: None
+) -> None:
+    """It was said for "auto" on a card alone; whoever had chosen a precision waited for a system that ended the program."""
+    pool = ModelPool(checkpoint, device="cpu", card=FakeDevice() if card else None, reserve_gb=0)
+    if card:
+        pool.placement = dataclasses.replace(pool.placement, transformer=torch.bfloat16)
+    events = carry_out(changed(request("single", pictures[0]), precision=precision), pool, tmp_path)
+    (notice,) = [event for event in events if isinstance(event, Notice)]
+    (first,) = [number for number, event in enumerate(events) if isinstance(event, Stage) and event.name == "vision"]
+    assert notice.key == key and events.index(notice) < first
+    for language in LANGUAGES:
+        said = Translator(language)(f"notice.{key}", **notice.values)
+        assert notice.values["memory"] in said and notice.values["disk_free"] in said and "{" not in said
 
 
 def test_a_card_too_small_ends_a_run_before_it_works(checkpoint: Path, pictures: list[str], tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from eichi_utils.events import (
     STAGES,
     Event,
     Finished,
-    Notice,
     Saved,
     Stage,
     Started,
@@ -39,7 +38,7 @@ from eichi_utils.paths import Outputs
 from eichi_utils.problems import UserError
 from eichi_utils.single import Control
 from eichi_utils.view import View
-from tests.eichi_utils.helpers import SHORT, SHORTEST, THREE, carry_out, decoded, found, names_in, request
+from tests.eichi_utils.helpers import SHORT, SHORTEST, THREE, carry_out, decoded, found, names_in, notices_of, request
 from tests.eichi_utils.test_jobs import ending
 
 # "start" is the engine's: it comes before the networks' libraries are imported.
@@ -141,7 +140,7 @@ def test_compression_changes_the_file(pool: ModelPool, pictures: list[str], tmp_
 def test_a_long_prompt_is_cut_with_a_notice(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
     """The model reads 256 tokens; the user is told how many there were."""
     it = request("single", pictures[0], prompt="cat " * 400)
-    (notice,) = [event for event in carry_out(it, pool, tmp_path) if isinstance(event, Notice)]
+    (notice,) = notices_of(carry_out(it, pool, tmp_path))
     assert notice.key == "prompt_cut"
     assert notice.values["read"] == 256 < notice.values["written"]
 

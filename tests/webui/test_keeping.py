@@ -42,6 +42,21 @@ def test_the_existing_programs_prompts(whole: Page, compat: Path):
     assert page.request.prompt == "mine"
 
 
+def test_names_as_an_existing_file_has_them(whole: Page, compat: Path):
+    """One with spaces at its ends was offered, and then there was nothing under it. Ours have none, and an end."""
+    path = compat / "presets" / "prompt_presets.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["presets"].append({"name": " spaced ", "prompt": "spaced out"})
+    path.write_text(json.dumps(document), encoding="utf-8")
+    page = whole()
+    panel = page.prompts.panel
+    page.see(panel.apply(page.holds | {panel.name: " spaced "}))
+    assert page.request.prompt == "spaced out"
+    page.see(panel.delete({panel.name: " spaced "}))
+    assert " spaced " not in panel.names()
+    assert "at most 100" in page.see(panel.save(page.holds | {panel.name: "n" * 101}))
+
+
 def test_saving_a_prompt_over_another_can_be_undone(whole: Page, compat: Path):
     """And a long one with "A character" in it twice is kept whole: the existing page cut it."""
     page = whole()
