@@ -4,9 +4,10 @@ runs.
 A real server in a process of its own makes the same small film on the CPU, with two tabs open and with many, in turn. How long
 a click waits for its answer meanwhile, and how much longer the film takes. Browser and film share this machine's processors.
 
---others behind: the further tabs lie behind another one, as in one window of a browser; what they load counts, and what they
-ask. seen: all are in view, each in a window of its own, and this machine draws them all without a card. clients: plain clients
-ask what tabs in view would, as those of other machines do: what the server alone takes from the film.
+--others behind: the further tabs lie behind an empty one in a window of their own, which needs a screen (`xvfb-run -a python -m
+benchmarks.tabs` where there is none). seen: all are in view, each in its own window, and this machine draws them all without a
+card. clients: plain clients ask what tabs in view would, as those of other machines do: what the server alone takes from the
+film.
 """
 
 from __future__ import annotations
@@ -23,21 +24,22 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 # Where a tab asks, and seconds between two questions while a job runs: webui/pulse.py's, which a benchmark may not import.
 ADDRESS, PERIOD = "/pulse", 0.5
-# What a page sees of a tab that lies behind another; a browser without a screen shows all of its tabs.
-BEHIND = """for (const [name, value] of Object.entries({ hidden: true, visibilityState: 'hidden' }))
-  Object.defineProperty(document, name, { get: () => value });"""
 # A run that takes longer than this has met a server that hangs.
 LONGEST = 300.0
+# Seconds between two clicks: a person clicks, and looks.
+PAUSE = 2.0
 # In the page: the time from a click on another length to the line that says what will come out of it, in milliseconds.
 CLICK = """() => new Promise((done, failed) => {
   const summary = document.querySelector('#summary'), before = summary.innerText, since = performance.now();
@@ -130,8 +132,7 @@ def run(url: str, page: Any, others: Sequence[Any]) -> tuple[float, list[float]]
         tab = others[number % len(others)]
         clicks.append(tab.evaluate(CLICK))
         number += 1
-        # A person clicks, and looks.
-        time.sleep(0.3)
+        time.sleep(PAUSE)
     return wait_until(url, False) - began, clicks
 
 
@@ -162,6 +163,39 @@ def clients(url: str, count: int) -> Iterator[None]:
             thread.join(30)
 
 
+@contextmanager
+def window(chromium: str, url: str, count: int) -> Iterator[None]:
+    """So many tabs behind an empty one, from when they have loaded. Nobody drives that browser: a driven one shows all tabs."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        flags = [flag for flag in FLAGS.split() if "background" not in flag]
+        command = [chromium, *flags, "--no-default-browser-check", f"--user-data-dir={profile}", "about:blank", *[url] * count]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + LONGEST
+            busy_share = 1.0
+            while busy_share > 0.1:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("the browser's window did not load; it needs a screen")
+                before = family_seconds(process.pid)
+                time.sleep(3)
+                busy_share = (family_seconds(process.pid) - before) / 3 if before else 1.0
+            yield
+        finally:
+            process.terminate()
+            process.wait(15)
+
+
+def family_seconds(pid: int) -> float:
+    """Processor seconds of a process and all that it started."""
+    total = 0.0
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += sum(process.cpu_times()[:2])
+    return total
+
+
 def measure(options: argparse.Namespace, folder: Path) -> Result:
     from playwright.sync_api import sync_playwright
 
@@ -170,10 +204,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         context = browser.new_context(viewport={"width": 1280, "height": 900})
         context.set_default_timeout(60_000)
 
-        def opened(behind: bool = False) -> Any:
+        def opened() -> Any:
             tab = context.new_page()
-            if behind:
-                tab.add_init_script(BEHIND)
             tab.goto(url)
             tab.wait_for_selector("#start")
             return tab
@@ -193,12 +225,13 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
             alone.append(seconds)
             alone_clicks += waited
             since = time.monotonic()
-            asking, behind = options.others == "clients", options.others == "behind"
-            others = [] if asking else [opened(behind) for _ in range(options.tabs - 2)]
-            loads.append((time.monotonic() - since) / max(1, len(others)))
-            with clients(url, options.tabs - 2 if asking else 0):
+            count = options.tabs - 2
+            others = [opened() for _ in range(count)] if options.others == "seen" else []
+            behind = window(options.chromium, url, count) if options.others == "behind" else nullcontext()
+            with behind, clients(url, count if options.others == "clients" else 0):
+                loads.append((time.monotonic() - since) / count)
                 # Nobody can click what lies behind.
-                seconds, waited = run(url, first, [clicker] if behind else [clicker, *others])
+                seconds, waited = run(url, first, [clicker, *others])
                 together.append(seconds)
                 clicks += waited
                 before = processor_seconds(pid)
