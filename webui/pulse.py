@@ -1,4 +1,5 @@
-"""How tabs follow a job: a small question every half second, which the server answers without gradio.
+"""How tabs follow a job: a small question every half second, which the server answers without gradio. Where many tabs are seen
+at once, each asks more seldom, so that a film is not slower for them.
 
 The answer holds the progress and where the newest preview is, and a word that changes with everything else: only then a tab
 looks again through gradio, which costs the server twenty times as much. A tab that nobody sees asks nothing.
@@ -18,8 +19,10 @@ from locales import Translator
 from webui.progress import progress_of
 
 ADDRESS = "/pulse"
-# Milliseconds between two questions while a job runs, and while none does.
-BUSY, IDLE = 500, 1000
+# Milliseconds between two questions of a tab while a job runs, and while none does; and questions a second of all tabs.
+BUSY, IDLE, MOST = 500, 1000, 10
+# Seconds after which a tab that asked nothing is seen by nobody; more than twenty tabs wait.
+GONE = 5.0
 # What progress and viewer listen to; its detail is the answer.
 EVENT = "eichi-news"
 
@@ -27,25 +30,26 @@ HTML = "<div hidden></div>"
 
 # The element's value is the state that the tab has been shown by a look.
 JS = """
+const me = Math.random().toString(36).slice(2);
 let seen = null, timer = 0, asks = 0;
 async function ask() {
   clearTimeout(timer);
   if (document.hidden) return;
   const own = ++asks;
-  let busy = false;
+  let wait = IDLE;
   try {
-    const answer = await fetch('ADDRESS');
+    const answer = await fetch('ADDRESS?tab=' + me);
     const news = answer.ok ? await answer.json() : null;
     // An answer that was overtaken by a newer question is old.
     if (news && own === asks && element.isConnected) {
-      busy = news.busy;
+      wait = news.wait;
       document.dispatchEvent(new CustomEvent('EVENT', { detail: news }));
       if (news.state !== seen) { seen = news.state; trigger('click'); }
     }
   } catch (error) {
     // The server starts anew, or the network is gone for a while.
   }
-  if (own === asks && element.isConnected) timer = setTimeout(ask, busy ? BUSY : IDLE);
+  if (own === asks && element.isConnected) timer = setTimeout(ask, wait);
 }
 document.addEventListener('visibilitychange', ask);
 watch('value', () => { seen = props.value; ask(); });
@@ -56,17 +60,35 @@ ask();
 def pulse(mode: str) -> gr.HTML:
     """An element that is clicked by itself whenever a look is worth its price. mode: of the page."""
     js = JS.replace("ADDRESS", f"{ADDRESS}/{mode}").replace("EVENT", EVENT)
-    js = js.replace("BUSY", str(BUSY)).replace("IDLE", str(IDLE))
+    js = js.replace("IDLE", str(IDLE))
     return gr.HTML(None, html_template=HTML, js_on_load=js, elem_id="pulse", padding=False)
+
+
+class Crowd:
+    """The tabs that ask, and how long each of them shall wait until it asks again."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, float] = {}
+
+    def wait(self, tab: str, busy: bool) -> int:
+        """Milliseconds. tab: a word of its own for each."""
+        now = time.monotonic()
+        self._asked[tab] = now
+        for other in [other for other, asked in self._asked.items() if now - asked > GONE]:
+            del self._asked[other]
+        return max(BUSY if busy else IDLE, 1000 * len(self._asked) // MOST)
 
 
 def add_routes(app: FastAPI, jobs: Jobs, t: Translator, may_see: Callable[[Request], bool]) -> None:
     """What answers the questions, and the previews. may_see: whether who asks has logged in where that is needed."""
 
-    async def news(mode: str, request: Request) -> dict[str, Any]:
+    crowd = Crowd()
+
+    async def news(mode: str, request: Request, tab: str = "") -> dict[str, Any]:
         if not may_see(request):
             raise HTTPException(401)
-        return news_of(jobs, t, mode)
+        told = news_of(jobs, t, mode)
+        return told | {"wait": crowd.wait(tab, told["busy"])}
 
     async def preview(name: str, request: Request) -> Response:
         job = jobs.current()

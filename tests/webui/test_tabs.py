@@ -10,8 +10,16 @@ from benchmarks import tabs
 from webui import pulse
 
 
-def test_clients_ask_what_tabs_ask():
-    assert (tabs.ADDRESS, 1000 * tabs.PERIOD) == (pulse.ADDRESS, pulse.BUSY)
+def test_many_tabs_ask_more_seldom(monkeypatch):
+    """Ten questions a second at most, of all of them: twenty that asked twice a second each took from the film they showed."""
+    assert tabs.ADDRESS == pulse.ADDRESS
+    crowd, now = pulse.Crowd(), [100.0]
+    monkeypatch.setattr(pulse.time, "monotonic", lambda: now[0])
+    assert crowd.wait("a", busy=True) == pulse.BUSY and crowd.wait("a", busy=False) == pulse.IDLE
+    waits = [crowd.wait(str(number), busy=True) for number in range(19)]
+    assert waits[0] == pulse.BUSY and waits[-1] == 2000
+    now[0] += pulse.GONE + 0.1
+    assert crowd.wait("a", busy=True) == pulse.BUSY, "who is gone does not count"
 
 
 def test_percentiles_are_of_what_was_measured():
