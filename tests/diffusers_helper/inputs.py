@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusers_helper.models.transformer import Clean, PackedTransformer
+from diffusers_helper.models.transformer import Clean, PackedTransformer, TransformerConfig
 from diffusers_helper.streaming import gather, tensors_of
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -111,6 +111,15 @@ def in_slabs(net: PackedTransformer) -> None:
     parts = net.parts()
     gather({name: tensors_of(modules) for name, modules in parts.step.items()}, parts.neighbours)
     assert all(view for block in (*net.transformer_blocks, *net.single_transformer_blocks) for view in block.fused())
+
+
+def random_net(config: dict, dual: int, single: int) -> PackedTransformer:
+    """So many blocks, with weights of their own."""
+    torch.manual_seed(0)
+    net = PackedTransformer(TransformerConfig.from_json({**config, "num_layers": dual, "num_single_layers": single}))
+    for parameter in net.parameters():
+        parameter.normal_(std=0.08)
+    return net.eval().requires_grad_(False)
 
 
 def velocity(net: PackedTransformer, given: Inputs, sigma: float = 0.7, guidance: float = 10.0) -> Tensor:

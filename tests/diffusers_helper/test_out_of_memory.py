@@ -7,9 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
-from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.streaming import Streamer
-from tests.diffusers_helper.inputs import section_of
+from tests.diffusers_helper.inputs import random_net, section_of
 from tests.diffusers_helper.test_streaming import GIVEN, grad_is_off, stream
 from tests.fake_device import FakeDevice
 
@@ -20,13 +19,7 @@ CACHES = {"none": lambda: None, "teacache": lambda: TeaCache(0.3, 4), "first_blo
 
 @pytest.fixture
 def net(tiny):
-    """Two dual and two single blocks."""
-    _, config = tiny
-    torch.manual_seed(0)
-    net = PackedTransformer(TransformerConfig.from_json({**config, "num_layers": 2, "num_single_layers": 2}))
-    for parameter in net.parameters():
-        parameter.normal_(std=0.08)
-    return net.eval().requires_grad_(False)
+    return random_net(tiny[1], 2, 2)
 
 
 class FullAt(TorchDispatchMode):

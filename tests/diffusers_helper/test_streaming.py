@@ -13,7 +13,7 @@ from diffusers_helper.models.linear import LowRankBranch, quantise, set_strength
 from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
 from diffusers_helper.parts import InPlace, Parts
 from diffusers_helper.streaming import Part, Ring, Streamer, spread, tensors_of
-from tests.diffusers_helper.inputs import LAYOUTS, inputs, section_of, velocity
+from tests.diffusers_helper.inputs import LAYOUTS, inputs, random_net, section_of, velocity
 from tests.fake_device import FakeDevice
 
 GIVEN = inputs(LAYOUTS["forward"], 10, 6)
@@ -27,15 +27,7 @@ def grad_is_off():
 
 @pytest.fixture
 def long_net(tiny):
-    """Five dual and seven single blocks with weights of their own."""
-    from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-
-    _, config = tiny
-    torch.manual_seed(0)
-    net = PackedTransformer(TransformerConfig.from_json({**config, "num_layers": 5, "num_single_layers": 7}))
-    for parameter in net.parameters():
-        parameter.normal_(std=0.08)
-    return net.eval().requires_grad_(False)
+    return random_net(tiny[1], 5, 7)
 
 
 def stream(net, budget: int, device: FakeDevice | None = None, slots: int = 3) -> Streamer:
