@@ -11,8 +11,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from diffusers_helper import mapped
-
 T = TypeVar("T")
 
 
@@ -80,13 +78,6 @@ def device_name(device: torch.device) -> str:
 def module_bytes(module: nn.Module) -> int:
     """Bytes of all parameters and buffers."""
     return sum(t.numel() * t.element_size() for t in _tensors(module))
-
-
-def held_bytes(module: nn.Module) -> int:
-    """Of them what is the computer's memory and no window into a file, which the system takes back when it must."""
-    known = mapped.windows()
-    here = (t for t in _tensors(module) if t.device.type == "cpu")
-    return sum(t.numel() * t.element_size() for t in here if not mapped.inside(t, known))
 
 
 def move(module: nn.Module, device: torch.device) -> int:

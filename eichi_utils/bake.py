@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,56 +16,51 @@ from diffusers_helper import checkpoint
 from diffusers_helper.files import weight_files
 from eichi_utils.adapters import Merging, shapes_of
 from eichi_utils.loras import Lora
-from eichi_utils.paths import folder_problem, temporary_path, written_atomically
+from eichi_utils.paths import folder_problem
 from eichi_utils.problems import Problem, UserError
-from lora_utils.files import Header, LoraError, read_header, write_stream
+from lora_utils.files import Header, read_header, write_stream
 
 STEM, INDEX = "diffusion_pytorch_model", "diffusion_pytorch_model.safetensors.index.json"
-# The name, in a written file's metadata, of what was merged into it.
-MERGED = "merged_loras"
 NARROW = ("F8_E4M3", "F8_E5M2")
 
 
 def bake(loras: Sequence[Lora], source: Path, target: Path) -> Iterator[Path]:
-    """Merge the files into the transformer in folder `source` and write it to folder `target`; yields each finished file.
+    """Merge the files into the transformer in folder `source` and write it to folder `target`; yields each file's place there
+    as it is finished.
 
     Raises UserError, before anything is written, if a file does not fit, or the target has something in it or too little room;
-    and CheckpointError if the source is not whole. config.json is written last: without it the folder is no checkpoint yet, and
-    what an earlier call left there when it was stopped is written anew.
+    and CheckpointError if the source is not whole. The folder takes its name when it is whole: what is stopped leaves nothing,
+    and of two at once the second to end raises UserError.
     """
     size = checkpoint.check_transformer(source)
     change = Merging(loras, shapes_of(checkpoint.meta_transformer(source)))
-    files = weight_files(source, STEM)
-    if target.exists() and not (target.is_dir() and all(_unfinished(path, files) for path in target.iterdir())):
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError([Problem("out", "folder_not_empty", {"folder": str(target)})])
     if problem := folder_problem(target, size):
         raise UserError([problem])
-    target.mkdir(parents=True, exist_ok=True)
-    written = 0
-    for file in files:
-        with written_atomically(target / file.name) as temporary:
-            _write_merged(file, temporary, change, loras)
-            written += temporary.stat().st_size
-        yield target / file.name
-    if (source / INDEX).is_file():
-        index = json.loads((source / INDEX).read_text(encoding="utf-8"))
-        index.setdefault("metadata", {})["total_size"] = written
-        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    shutil.copyfile(source / "config.json", target / "config.json")
-    yield target / "config.json"
-
-
-def _unfinished(path: Path, files: Sequence[Path]) -> bool:
-    """Whether a bake that was stopped left this file. config.json is none of them."""
-    if path.name == INDEX:
-        return True
-    names = {file.name for file in files}
-    if path.name in {temporary_path(file).name for file in files}:
-        return True
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    unfinished.mkdir(parents=True)
     try:
-        return path.name in names and MERGED in read_header(path).metadata
-    except LoraError:
-        return False
+        written = 0
+        for file in weight_files(source, STEM):
+            _write_merged(file, unfinished / file.name, change, loras)
+            written += (unfinished / file.name).stat().st_size
+            yield target / file.name
+        if (source / INDEX).is_file():
+            index = json.loads((source / INDEX).read_text(encoding="utf-8"))
+            index.setdefault("metadata", {})["total_size"] = written
+            (unfinished / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        shutil.copyfile(source / "config.json", unfinished / "config.json")
+        try:
+            # Only an empty folder goes.
+            if target.is_dir():
+                target.rmdir()
+            unfinished.rename(target)
+        except OSError:
+            raise UserError([Problem("out", "folder_not_empty", {"folder": str(target)})]) from None
+        yield target / "config.json"
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_merged(file: Path, target: Path, change: Merging, loras: Sequence[Lora]) -> None:
@@ -74,7 +70,7 @@ def _write_merged(file: Path, target: Path, change: Merging, loras: Sequence[Lor
     strengths = json.dumps([{"file": Path(lora.file).name, "strength": lora.strength} for lora in loras])
     with safe_open(file, framework="pt") as opened:
         parts = (_bytes(change(name, opened.get_tensor(name))) for name in header.shapes)
-        write_stream(target, Header(dtypes, header.shapes, {**header.metadata, MERGED: strengths}), parts)
+        write_stream(target, Header(dtypes, header.shapes, {**header.metadata, "merged_loras": strengths}), parts)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -47,7 +47,7 @@ from eichi_utils.engine import MOST_RESERVED, RESERVE_GB
 from eichi_utils.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
 from eichi_utils.lora_fit import size_with
 from eichi_utils.loras import Lora
-from eichi_utils.preflight import WORKING_BYTES, Machine, Way, choose, host_available
+from eichi_utils.preflight import Machine, Way, choose, host_available, own_memory
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.sizes import model_size, with_film
 
@@ -131,8 +131,7 @@ class ModelPool:
         self.host_budget = int(HOST_SHARE * host_memory())
         self._loaded: dict[str, _Loaded] = {}
         self._checked: dict[str, tuple] = {}
-        # Since a transformer was on the card, this process has taken what is asked for beside weights.
-        self._worked = False
+        self._began = own_memory()
 
     def use(self, files: ModelFiles) -> None:
         """Lend another model's networks from now on; those of the one before are dropped at once."""
@@ -186,17 +185,11 @@ class ModelPool:
         return choose(size, precision, tokens, self.machine())
 
     def machine(self) -> Machine:
-        """What networks can have here, the reserve left out; what they hold already is theirs.
-
-        Pages of files are not held: the system counts them as available.
-        """
+        """What networks can have here, the reserve left out. What this process took since the pool was made is theirs: weights,
+        and what the first use of a card takes."""
+        host = host_available() + max(0, own_memory() - self._began)
         if self.card is None:
-            modules = (module for loaded in self._loaded.values() for module in loaded.modules)
-            return Machine(host_available() + sum(map(memory.held_bytes, modules)))
-        # Of a network beside a card, what is no slab stays in its file or is small, and counted with what work takes.
-        streamers = (loaded.streamer for loaded in self._loaded.values() if loaded.streamer)
-        host = host_available() + sum(streamer.host_bytes for streamer in streamers)
-        host += WORKING_BYTES if self._worked else 0
+            return Machine(host)
         on_card = sum(loaded.streamer.card_bytes for loaded in self._loaded.values() if loaded.streamer)
         wide = "bfloat16" if self.placement.transformer == torch.bfloat16 else "auto"
         return Machine(host, self.card.free() + on_card - self.budget.reserve, wide, self.narrow)
@@ -326,7 +319,6 @@ class ModelPool:
             work = self.budget.estimate(tokens, width, spec.dtype.itemsize)
         available = self.card.free() + streamer.card_bytes
         streamer.fit(self.budget.for_weights(available, max(work, streamer.job_bytes)))
-        self._worked |= tokens > 0
 
     def _drop(self, component: str) -> _Loaded:
         loaded = self._loaded.pop(component)

@@ -45,18 +45,13 @@ def new_job_id() -> str:
     return f"{stamp}_{int(now * 1000) % 1000:03d}_{random.SystemRandom().randrange(10000)}"
 
 
-def temporary_path(path: Path) -> Path:
-    """Where `written_atomically` lets a file be written first; a process that is killed leaves it."""
-    return path.with_name(f".{path.stem}.part{path.suffix}")
-
-
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name if the block ends well and vanishes if not.
 
     Whatever library wrote it, the file may be read by whom the system's umask says.
     """
-    temporary = temporary_path(path)
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         temporary.unlink(missing_ok=True)
         temporary.touch()

@@ -32,6 +32,8 @@ FLOAT8_CAPABILITY = (8, 9)
 # lowest; with some room the promise holds for noise too.
 BYTES_PER_PIXEL, LOSSLESS_BYTES_PER_PIXEL, LOSSLESS_CRF = 1.0, 4.0, 10
 SPARE_BYTES = 16 * 2**20
+# Pixels of a latent's cell, and cells by which the decoder's tiles overlap.
+TILE_CELL, TILE_OVERLAP = 8, 8
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,15 @@ def stages(size: ModelSize, precision: str, tokens: int, *, on_card: bool) -> di
 
 
 def transformer_needs(size: TransformerSize, precision: str, tokens: int, *, on_card: bool) -> Needs:
-    """The least that sampling takes. What only tables are made of stays in the files, beside a card."""
+    """The least that sampling takes. What only tables are made of stays in the files, beside a card and where they have its
+    type."""
     wide = CARD_BYTES if on_card or precision == "bfloat16" else HOST_BYTES
     narrow = 1 if precision in EIGHT_BITS else wide
     if not on_card:
         return Needs((size.whole - size.linear) * wide + size.linear * narrow, 0)
     largest = max(size.block_linear * narrow + size.block_rest * wide, size.job * wide)
     work = Budget(0).estimate(tokens, size.width, wide)
-    return Needs(size.linear * narrow + size.rest * wide, size.always * wide + 2 * largest + work)
+    return Needs(size.linear * narrow + (size.rest + size.copied) * wide, size.always * wide + 2 * largest + work)
 
 
 def choose(size: ModelSize, precision: str, tokens: int, machine: Machine) -> Way:
@@ -149,9 +152,15 @@ def most_tokens(plan: Plan, height: int, width: int) -> int:
     return max(step_tokens(section, height, width) for section in plan.samplings)
 
 
-def film_cells(plan: Plan, height: int, width: int) -> int:
-    """Of a latent, where the film is decoded in order and remembers something for each of them, else 0."""
-    return height * width if plan.vae_cache else 0
+def film_cells(plan: Plan, height: int, width: int, tile: int | None = None) -> int:
+    """Of a latent, where the film is decoded in order and remembers something for each of them, else 0.
+
+    height, width: in cells. tile: side in pixels of the tiles that are asked for, None for whole frames where they fit. Tiles
+    overlap, and each remembers all of its own.
+    """
+    side = (tile or 0) // TILE_CELL
+    again = (side / (side - TILE_OVERLAP)) ** 2 if TILE_OVERLAP < side < max(height, width) else 1.0
+    return int(height * width * again) if plan.vae_cache else 0
 
 
 def output_bytes(frames: int, height: int, width: int, crf: int) -> int:
@@ -202,6 +211,12 @@ def host_available(cgroup: Path = CGROUP) -> int:
         return there if limit == "max" else min(there, int(limit) - used + int(cached.get("file", 0)))
     except (OSError, ValueError):
         return there
+
+
+def own_memory() -> int:
+    """Bytes that this process has taken; pages of files are the system's."""
+    info = psutil.Process().memory_info()
+    return getattr(info, "private", info.rss - getattr(info, "shared", 0))
 
 
 def gib(size: int) -> str:

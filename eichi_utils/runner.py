@@ -82,6 +82,12 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         yield Notice(at=time.time(), key="no_effect", values={"name": name})
     if pool.files.shares_transformer(plan.checkpoint):
         yield Notice(at=time.time(), key="transformer_shared", values={"folder": str(pool.files.models)})
+    latent = pictures.height // SPATIAL, pictures.width // SPATIAL
+    most, cells = most_tokens(plan, *latent), film_cells(plan, *latent, request.vae_tile)
+    asked = plan.checkpoint, request.precision, most, request.loras, request.merge_loras, cells
+    # Before hours of downloading too; the published sizes are known.
+    way = pool.preflight(*asked)
+    yield _needs(way, pool, figures(way, pool.machine(), *disk))
     for place in missing:
         yield Notice(at=time.time(), key="downloading", values={"repository": place.repository, "folder": place.folder})
         if not pool.files.download(place, lambda: stop.level < StopLevel.NOW):
@@ -89,12 +95,8 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
             return
     if missing:
         pool.check(plan.checkpoint)
-
-    latent = pictures.height // SPATIAL, pictures.width // SPATIAL
-    most, cells = most_tokens(plan, *latent), film_cells(plan, *latent)
-    way = pool.preflight(plan.checkpoint, request.precision, most, request.loras, request.merge_loras, cells)
+        way = pool.preflight(*asked)
     request = replace(request, precision=way.precision)
-    yield _needs(way, pool, figures(way, pool.machine(), *disk))
 
     conditions = None
     for event in prepare(request, plan, pictures, pool):

@@ -25,13 +25,15 @@ LOOKS_BACK = re.compile(r"decoder\.(?:up_blocks\.(\d+)\.|mid_block\.|conv_(in|ou
 ATTENTION_LATENTS = 33
 # The type that encoders are computed in beside a card, in the words of safetensors.
 CARD_TYPE = "F16"
+# The same for the transformer.
+TRANSFORMER_TYPE = "BF16"
 
 
 @dataclass(frozen=True)
 class TransformerSize:
     """Numbers. whole: everything. linear: matrices of blocks, which 8 bits are for; rest: what else runs at every step of
     them. block_linear, block_rest: the same of the largest block. job: the largest part that only tables are made of.
-    always: what stays on a card. width: of a token."""
+    always: what stays on a card. width: of a token. copied: beside blocks, what has another type in its file than on a card."""
 
     whole: int
     linear: int
@@ -41,6 +43,7 @@ class TransformerSize:
     job: int
     always: int
     width: int
+    copied: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def model_size(files: ModelFiles, checkpoint: str) -> ModelSize:
         text = text_size(found["text_encoder"].shapes, found["text_encoder_2"].shapes)
         mapped = sum(_mapped(found[name]) for name in ("text_encoder", "text_encoder_2"))
         return ModelSize(
-            transformer_size(found[checkpoint].shapes),
+            replace(transformer_size(found[checkpoint].shapes), copied=_copied(found[checkpoint])),
             replace(text, mapped=mapped),
             EncoderSize(vision, vision),
             vae_size(found["vae"].shapes),
@@ -171,6 +174,15 @@ def _past(shapes: Shapes) -> int:
         elif name.startswith("decoder.mid_block.") and name.endswith(("to_k.weight", "to_v.weight")):
             total += shape[0] * ATTENTION_LATENTS
     return total
+
+
+def _copied(found: Tensors) -> int:
+    """Beside a card; without one the whole is counted."""
+    return sum(
+        prod(shape)
+        for name, shape in found.shapes.items()
+        if part_of(name)[0] != "block" and found.dtypes[name] != TRANSFORMER_TYPE
+    )
 
 
 def _mapped(found: Tensors) -> int:

@@ -13,10 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusers_helper.checkpoint import check_transformer, load_transformer
-from eichi_utils import bake, cli, paths
+from eichi_utils import bake, cli
 from eichi_utils.hub import ModelFiles
 from eichi_utils.lora_fit import shapes_in
+from eichi_utils.loras import Lora
 from eichi_utils.models import ModelPool
+from eichi_utils.problems import UserError
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.lora_files import write_lora
 
@@ -248,28 +250,38 @@ def test_a_bake_that_fails_half_way_leaves_no_checkpoint(
     monkeypatch.setattr(bake, "_bytes", broken)
     with pytest.raises(OSError):
         lora("bake", file, "--out", tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists() and [path.name for path in tmp_path.iterdir()] == [Path(file).name]
 
 
-def test_a_stopped_bake_is_begun_again(lora: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It wanted its folder emptied by hand. A finished checkpoint and anybody else's file are never written over."""
-    out, other = tmp_path / "out", tmp_path / "other"
+def test_a_stopped_bake_leaves_nothing(lora: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wanted its folder emptied by hand before it could begin again. Nobody else's files are ever touched."""
+    out = tmp_path / "out"
     with monkeypatch.context() as broken:
         broken.setattr(bake.shutil, "copyfile", raise_stop)
         assert lora("bake", file, "--out", out)[0] == 130
-    (left,) = out.iterdir()
-    paths.temporary_path(left).write_bytes(b"half a file")
-    shutil.copytree(out, other)
-    (other / "notes.txt").write_text("mine")
-    code, _, err = lora("bake", file, "--out", other)
-    assert code == 2 and "has files in it" in err and (other / "notes.txt").read_text() == "mine"
-    before = left.read_bytes()
-    left.write_bytes(Path(file).read_bytes())
-    assert lora("bake", file, "--out", out)[0] == 2, "weights that no bake wrote"
-    left.write_bytes(before)
+    assert [path.name for path in tmp_path.iterdir()] == [Path(file).name]
+    for name in (bake.INDEX, f".{STEM}.part.safetensors", f"{STEM}.safetensors"):
+        out.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+        assert lora("bake", file, "--out", out)[0] == 2 and (out / name).read_text() == "mine"
+        (out / name).unlink()
     assert lora("bake", file, "--out", out)[0] == 0
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", left.name] and left.read_bytes() == before
-    assert lora("bake", file, "--out", out)[0] == 2, "a checkpoint that is whole"
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", f"{STEM}.safetensors"]
+
+
+def test_two_bakes_into_one_folder(checkpoint: Path, file: Path, tmp_path: Path) -> None:
+    """The later one wrote into the files of the earlier one, which said that all was well: half a file, or two strengths."""
+    out, folder = tmp_path / "out", checkpoint / "transformer"
+    bakes = [bake.bake([Lora(str(file), strength)], folder, out) for strength in (1.0, -1.0)]
+    next(bakes[0])
+    next(bakes[1])
+    list(bakes[0])
+    before = (out / f"{STEM}.safetensors").read_bytes()
+    with pytest.raises(UserError) as error:
+        list(bakes[1])
+    assert error.value.problems[0].key == "folder_not_empty"
+    assert (out / f"{STEM}.safetensors").read_bytes() == before and check_transformer(out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [Path(file).name, "out"]
 
 
 def raise_stop(*names: object) -> None:

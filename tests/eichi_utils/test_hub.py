@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from eichi_utils import hub as places
+from eichi_utils import models
 from eichi_utils.events import Finished, StopLevel, Stopped
 from eichi_utils.hub import HUNYUAN, PLACES, SHARED
 from eichi_utils.jobs import Stop
@@ -28,6 +29,8 @@ def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         pytest.fail(f"asks the hub for {args} {settings}")
 
     monkeypatch.setattr(places, "snapshot_download", forbidden)
+    # What is missing is judged as the published model, which this computer need not hold.
+    monkeypatch.setattr(models, "host_available", lambda: 2**40)
     cache = tmp_path / "hub"
     for name, place in PLACES.items():
         snapshot = cache / f"models--{place.repository.replace('/', '--')}" / "snapshots" / "0123abcd"
@@ -137,6 +140,17 @@ def test_a_run_downloads_what_is_missing(
     assert isinstance(events[-1], Finished)
     said = [(notice.key, dict(notice.values)) for notice in notices_of(events)]
     assert said == [("downloading", {"repository": HUNYUAN, "folder": "vae"})]
+
+
+def test_what_cannot_run_here_is_not_downloaded(
+    hub: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had too little memory was told so after 42 GB. The fixture's download fails the test."""
+    (snapshot_of(hub, "vae") / "diffusion_pytorch_model.safetensors").unlink()
+    monkeypatch.setattr(models, "host_available", lambda: 2**30)
+    with pytest.raises(UserError) as error:
+        carry_out(request("single", pictures[0]), ModelPool(hub, device="cpu"), tmp_path / "out")
+    assert found(error.value.problems) == {("", "too_little_memory")}
 
 
 def test_a_damaged_file_in_the_cache_is_reported_not_downloaded_over(hub: Path) -> None:

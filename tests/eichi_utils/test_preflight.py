@@ -11,10 +11,9 @@ import psutil
 import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
+from safetensors.torch import load_file, save_file
 from transformers import LlamaModel
 
-from diffusers_helper.mapped import inside, windows
-from diffusers_helper.memory import held_bytes
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.parts import Parts
 from diffusers_helper.past import past_bytes
@@ -32,7 +31,7 @@ from eichi_utils.loras import Lora
 from eichi_utils.metadata import read_document
 from eichi_utils.models import ModelPool
 from eichi_utils.pictures import fitted_size
-from eichi_utils.preflight import Machine, choose, download_problems, host_available, needs, transformer_needs
+from eichi_utils.preflight import Machine, choose, download_problems, host_available, needs, own_memory, transformer_needs
 from eichi_utils.problems import UserError
 from eichi_utils.sizes import PUBLISHED, TransformerSize, model_size, transformer_size, vae_size, with_film
 from locales import LANGUAGES, Translator
@@ -114,32 +113,52 @@ def test_what_a_film_remembers_is_asked_for(pictures: list[str], tmp_path: Path)
     assert figures == {False: preflight.gib(sampling), True: preflight.gib(sampling + remembered)}
 
 
-def test_what_the_first_film_took_is_not_asked_for_again(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's and the driver's memory is held from the first film on, and so are its slabs. Pages of files are available
-    already: counted as well, they let the second film have 16 bits where the first had room for 8 only."""
-    monkeypatch.setattr(models, "host_available", lambda: 0)
-    pool = ModelPool(checkpoint, device="cpu", card=FakeDevice(), reserve_gb=0)
-    with pool.text():
-        pass
-    assert pool.machine().host == 0
-    with pool.transformer("framepack"):
-        pass
-    size = model_size(pool.files, "framepack").transformer
-    slabs = pool.machine().host - preflight.WORKING_BYTES
-    # Of the published model the tables are 30 %. A slab ends at a page.
-    assert 4 * (size.linear + size.rest) <= slabs < 1.1 * 4 * (size.linear + size.rest) < pool._loaded["transformer"].bytes
+@pytest.mark.parametrize("card", [True, False])
+def test_what_the_process_took_is_its_networks(card: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the next film as for the first, whatever it took. Pages of files are available already: counted as held, they let the
+    second film have 16 bits where the first had room for 8 only; and so did 3 GiB for a card's first use that took less."""
+    held = [5 * GIB]
+    monkeypatch.setattr(models, "host_available", lambda: 20 * GIB - held[0])
+    monkeypatch.setattr(models, "own_memory", lambda: held[0])
+    pool = ModelPool(checkpoint, device="cpu", card=FakeDevice() if card else None, reserve_gb=0)
+    for taken in (5, 6, 14, 5):
+        held[0] = taken * GIB
+        assert pool.machine().host == 15 * GIB
+    held[0] = GIB
+    assert pool.machine().host == 19 * GIB
 
 
-def test_without_a_card_pages_of_files_are_not_counted_twice(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a network was copied to is its own; what of it lies in its file the system can have back."""
-    monkeypatch.setattr(models, "host_available", lambda: 0)
-    pool = ModelPool(checkpoint, device="cpu")
-    with pool.transformer("framepack") as net:
-        own = pool.machine().host
-        assert own == sum(t.numel() * t.element_size() for t in net.state_dict().values() if not inside(t, windows()))
-    llama = pretrained(LlamaModel, checkpoint / "text_encoder", torch.float32)
-    # Rotary embedding's frequencies are computed.
-    assert held_bytes(llama) < 100 < held_bytes(llama.double())
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell")
+def test_pages_of_files_are_not_this_process_memory(checkpoint: Path) -> None:
+    before = own_memory()
+    block = torch.ones(2**26, dtype=torch.uint8)
+    assert abs(own_memory() - before - 2**26) < 2**24
+    del block
+    info = psutil.Process().memory_info()
+    assert own_memory() == pytest.approx(info.rss - info.shared, rel=0.05) and info.shared > 2**26
+
+
+@pytest.mark.parametrize(("dtype", "copied"), [(torch.bfloat16, False), (torch.float16, True), (torch.float32, True)])
+def test_a_transformer_of_another_type_is_copied(dtype: torch.dtype, copied: bool, checkpoint: Path, tmp_path: Path) -> None:
+    """Beside a card its tables' weights stay in the file only where they need no conversion; 7 GB were left out."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+    size = model_size(ModelFiles(folder), "framepack").transformer
+    assert size.copied == (size.whole - size.linear - size.rest if copied else 0)
+    plain = dataclasses.replace(size, copied=0)
+    beside, without = (transformer_needs(one, "int8", 0, on_card=True).host for one in (size, plain))
+    assert beside - without == 2 * size.copied
+    assert transformer_needs(size, "int8", 0, on_card=False) == transformer_needs(plain, "int8", 0, on_card=False)
+
+
+def test_tiles_remember_what_they_share(pictures: list[str]) -> None:
+    """Of tiles of 128 pixels, which overlap by half, a cell is in up to four: 297 MB where 122 were counted."""
+    plan = changed(request("forward", pictures[0], size=640), vae_cache=True).plan()
+    cells = [preflight.film_cells(plan, 24, 24, tile) for tile in (None, 1024, 192, 128)]
+    assert cells == [576, 576, 576, 4 * 576]
+    assert preflight.film_cells(plan, 80, 76, 256) == int(80 * 76 * (32 / 24) ** 2)
 
 
 def test_the_reserve_is_not_the_networks(checkpoint: Path) -> None:

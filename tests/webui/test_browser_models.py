@@ -71,7 +71,7 @@ def test_an_example_becomes_a_film(
     (job,) = jobs.all()
     stored = read_document(job.view.files[0])
     assert (stored["model"], stored["size"], stored["steps"], stored["seed"]) == ("miniature", 128, 15, 7)
-    assert stored["prompt"] == example.prompt and job.view.notices == ()
+    assert stored["prompt"] == example.prompt and [notice.key for notice in job.view.notices] == ["processor"]
 
 
 def test_an_example_can_be_taken_back(serve, open_page, models, tower: str, tmp_path: Path) -> None:
