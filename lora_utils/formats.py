@@ -26,6 +26,7 @@ ENDS = (
     (re.compile(r"\.lora_B(?P<adapter>\.[^.]+)?\.weight$"), "up"),
     (re.compile(r"\.alpha$"), "alpha"),
     (re.compile(r"\.(?=(?:hada|lokr)_w[12](?:_[ab])?$)"), ""),
+    (re.compile(r"\.(?:lora_mid\.weight|hada_t[12]|lokr_t[12])$"), "tucker"),
     (re.compile(r"\.(?:dora_scale|lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?)$"), "dora"),
 )
 KINDS = {"up": "LoRA", "down": "LoRA", "hada": "LoHa", "lokr": "LoKr"}
@@ -119,6 +120,8 @@ def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
         name, role, adapter = _split(key)
         if role == "dora":
             raise LoraError("dora", file=file, example=key)
+        if role == "tucker":
+            raise LoraError("tucker", file=file, example=key)
         if role is None:
             unknown.append(key)
         elif role == "alpha":

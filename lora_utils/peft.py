@@ -16,7 +16,9 @@ from lora_utils.files import Header, LoraError
 
 # Names have some fifty characters: what so many of these can do to one is over at once, unless groups are repeated.
 LONGEST_PATTERN, MOST_QUANTIFIERS = 200, 3
-QUANTIFIER, AFTER_GROUP = re.compile(r"[*+?{]"), re.compile(r"\)[*+?{]")
+QUANTIFIER, AFTER_GROUP = re.compile(r"[*+?{]"), re.compile(r"\)[*+{]")
+# What stands before a module's own name in a file, one after the other; PEFT's expressions are for that name.
+PREFIXES = ("base_model.model.", "base_model.", "diffusion_model.", "transformer.", "unet.", "model.", "module.", "_orig_mod.")
 KEY, CONFIG, MODEL = "lora_adapter_metadata", "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -57,16 +59,34 @@ def config_of(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def means(pattern: str, name: str) -> bool:
-    """Whether a key of alpha_pattern speaks of the layer of this name: its end, or a regular expression for it, as PEFT reads
-    them. Of an expression whose reading could take for ever only the former is tried."""
+    """Whether a key of alpha_pattern speaks of the layer of this name in a file: its end, or a regular expression for it, as
+    PEFT reads them. Of an expression that `first_unread` finds only the former is tried."""
     if f".{name}".endswith(f".{pattern}"):
         return True
+    return _is_read(pattern) and any(re.match(rf"(.*\.)?({pattern})$", own) for own in _without_prefixes(name))
+
+
+def first_unread(metadata: Mapping[str, str]) -> str | None:
+    """The first expression of alpha_pattern that is none, or whose reading could take for ever."""
+    config = config_of(metadata)
+    return next((pattern for pattern in config.get("alpha_pattern", ()) if not _is_read(pattern)), None)
+
+
+def _is_read(pattern: str) -> bool:
     if len(pattern) > LONGEST_PATTERN or len(QUANTIFIER.findall(pattern)) > MOST_QUANTIFIERS or AFTER_GROUP.search(pattern):
         return False
     try:
-        return re.match(rf"(.*\.)?({pattern})$", name) is not None
+        re.compile(pattern)
     except re.error:
         return False
+    return True
+
+
+def _without_prefixes(name: str) -> list[str]:
+    names = [name]
+    while prefix := next((one for one in PREFIXES if names[-1].startswith(one)), None):
+        names.append(names[-1].removeprefix(prefix))
+    return names
 
 
 def first_alpha_not_finite(metadata: Mapping[str, str]) -> str | None:

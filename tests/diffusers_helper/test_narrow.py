@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from diffusers_helper.models import narrow
 from diffusers_helper.models.blocks import gelu, gelu_bound
-from diffusers_helper.models.linear import Linear, LowRankBranch, quantise, set_product
+from diffusers_helper.models.hadamard import HadamardBranch
+from diffusers_helper.models.linear import KroneckerBranch, Linear, LowRankBranch, quantise, set_product
 from diffusers_helper.models.narrow import LowRank, choose_product, emulated, narrowed, probe
 from tests.diffusers_helper.inputs import product_on_a_processor
 
@@ -60,6 +61,20 @@ def test_branches_see_what_is_multiplied(layer):
     q, scale = narrowed(x[0])
     seen = (q.float() * scale)[None]
     assert torch.allclose(layer(x) - before, 0.5 * F.linear(F.linear(seen, branch.down), branch.up), atol=1e-3)
+
+
+def test_branches_of_other_kinds_are_added_beside_the_product(layer):
+    """LoHa and LoKr have no place in it; forgotten, such a file would do nothing on a card."""
+    x = random(1, 7, 128)
+    set_product(layer, emulated)
+    before = layer(x)
+    hadamard = HadamardBranch(0, random(64, 2), random(2, 128, seed=1), random(64, 2, seed=2), random(2, 128, seed=3), 0.5)
+    kronecker = KroneckerBranch(0, random(8, 16, seed=4), random(8, 8, seed=5), 0.5, (0, 64))
+    for branch in (hadamard, kronecker):
+        layer.branches = torch.nn.ModuleList([branch])
+        expected = branch.add_to(torch.zeros_like(before), x)
+        assert expected.norm() > before.norm() / 10
+        assert torch.allclose(layer(x) - before, expected, atol=1e-3)
 
 
 def test_other_weights_are_multiplied_as_before():

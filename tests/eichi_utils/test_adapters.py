@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from diffusers_helper.memory import module_bytes
 from diffusers_helper.models import linear
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from eichi_utils import loras, models
+from eichi_utils import film, loras, models
 from eichi_utils.adapters import fingerprints, read_updates, shapes_of
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.hub import ModelFiles
@@ -168,9 +168,10 @@ def with_strengths(it: Request, *strengths: tuple[float, ...] | None) -> Plan:
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_plan_may_give_each_section_its_own_strengths(
-    merge: bool, files: dict, pool: ModelPool, pictures: list, cheap_decode
+    merge: bool, files: dict, pool: ModelPool, pictures: list, cheap_decode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Same prompt, another strength: tables made for the first section must not serve the second."""
+    """Same prompt, another strength: tables made for the first section must not serve the second, which are as if nothing was
+    kept."""
     it = request("forward", pictures[0], loras=(Lora(files["peft"], 0.6),), merge_loras=merge, **THREE)
     _, conditions = conditions_of(it, pool)
 
@@ -181,6 +182,10 @@ def test_a_plan_may_give_each_section_its_own_strengths(
     assert all(map(torch.equal, same, parts(with_strengths(it, None, (0.6,), None))))
     first, second, third = parts(with_strengths(it, None, (-1.5,), None))
     assert torch.equal(first, same[0]) and differ(second, same[1]) and differ(third, same[2])
+    with monkeypatch.context() as nothing_kept:
+        nothing_kept.setattr(film, "KEPT_TABLES", 0)
+        fresh = parts(with_strengths(it, None, (-1.5,), None))
+    assert all(map(torch.equal, (first, second, third), fresh))
     off = changed(it, loras=())
     without = [item.latents for item in sample_film(off, off.plan(), conditions, pool, Stop()) if isinstance(item, Decoded)]
     assert all(map(torch.equal, parts(with_strengths(it, (0.0,), (0.0,), (0.0,))), without))

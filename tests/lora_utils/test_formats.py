@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -86,6 +87,17 @@ def test_the_alpha_of_diffusers_metadata_counts(shapes, tmp_path):
     """Without it, a file saved with alpha 8 and rank 2 would act with a quarter of its strength."""
     plain = write_lora(tmp_path / "a.safetensors", "peft", shapes, rank=2)
     write_lora(tmp_path / "b.safetensors", "peft", shapes, rank=2, metadata=peft_metadata(8.0, 2))
+    found, _ = read(tmp_path / "b.safetensors", shapes)
+    assert all(torch.allclose(found[layer], 4 * delta) for layer, delta in plain.items())
+
+
+def test_rslora_divides_by_the_root_of_the_rank(shapes, tmp_path):
+    metadata = peft_metadata(8.0, 4)
+    config = {**json.loads(metadata["lora_adapter_metadata"]), "transformer.use_rslora": True}
+    plain = write_lora(tmp_path / "a.safetensors", "peft", shapes, rank=4)
+    write_lora(
+        tmp_path / "b.safetensors", "peft", shapes, rank=4, metadata={**metadata, "lora_adapter_metadata": json.dumps(config)}
+    )
     found, _ = read(tmp_path / "b.safetensors", shapes)
     assert all(torch.allclose(found[layer], 4 * delta) for layer, delta in plain.items())
 
@@ -227,6 +239,15 @@ def test_dora_is_refused(end, shapes, tmp_path):
     write_lora(path, "peft", shapes)
     change(path, lambda tensors: tensors.update({f"transformer.proj_out.{end}": torch.zeros(64)}))
     assert refused(path, shapes).key == "dora"
+
+
+@pytest.mark.parametrize("end", ["lora_mid.weight", "lokr_t2", "hada_t1"])
+def test_tuckers_core_is_refused(end, shapes, tmp_path):
+    """It was left out, and the rest of its layer added: another update than the author's."""
+    path = tmp_path / "a.safetensors"
+    write_lora(path, "kohya_framepack", shapes)
+    change(path, lambda tensors: tensors.update({f"lora_unet_proj_out.{end}": torch.zeros(2, 2)}))
+    assert refused(path, shapes).key == "tucker"
 
 
 def test_merging_rounds_once(shapes, tmp_path):

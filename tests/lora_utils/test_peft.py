@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 
-from lora_utils.peft import means
+from lora_utils.peft import first_unread, means
 
 NAME = "transformer_blocks.0.attn.to_q"
 
@@ -21,11 +22,26 @@ NAME = "transformer_blocks.0.attn.to_q"
         "transformer_blocks.0.*",
         r"attn\.to_[qk]",
         r"transformer_blocks\.\d\.attn\.to_q",
+        "(single_)?transformer_blocks.0.attn.to_q",
+        r"(.*\.)?attn\.to_q",
     ],
 )
 def test_a_pattern_is_a_regular_expression(pattern):
     """Only plain ends of names were understood, and a layer of another alpha acted several times too strongly, unsaid."""
     assert means(pattern, NAME)
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "base_model.model.transformer.", "diffusion_model.", "_orig_mod."])
+def test_a_pattern_is_for_the_modules_own_name(prefix):
+    """With what stands before it in a file, one that begins with ^ was never found."""
+    assert means(f"^{NAME}", prefix + NAME) and not means("^attn.to_q", prefix + NAME)
+
+
+@pytest.mark.parametrize("pattern", ["transformer_blocks.(0|1)+.attn.to_q", "(", "x" * 201, ".*.*.*.*to_q"])
+def test_a_pattern_that_is_not_read_is_told(pattern):
+    """The layers it means acted with another strength, unsaid."""
+    metadata = {"lora_adapter_metadata": json.dumps({"lora_alpha": 8, "alpha_pattern": {"to_q": 1, pattern: 2}})}
+    assert first_unread(metadata) == pattern and first_unread({}) is None
 
 
 @pytest.mark.parametrize("pattern", ["o_q", "to_k", "transformer_blocks.1.*", "attn", "(", "to_q$x"])
