@@ -116,6 +116,12 @@ class Script:
     def must_compute(self, modulated):
         return next(self.answers)
 
+    def state(self):
+        return {}
+
+    def restore(self, state):
+        assert state == {}
+
 
 class Seeing(Script):
     """Notes what it is shown, after the first block."""

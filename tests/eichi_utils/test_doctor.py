@@ -70,7 +70,7 @@ def test_the_precision_of_auto_and_why_the_others_are_out(
         text = "\n".join(report_lines(found, t))
         assert (chosen or t("doctor.nothing_fits")) in text
         if "too_large" in why.values():
-            assert "16.9" in text
+            assert "19.9" in text
 
 
 def test_memory_that_cannot_be_locked(examined: Callable[..., dict]) -> None:

@@ -131,8 +131,9 @@ def test_what_the_process_took_is_its_networks(card: bool, checkpoint: Path, mon
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell")
 def test_pages_of_files_are_not_this_process_memory(checkpoint: Path) -> None:
     before = own_memory()
-    block = torch.ones(2**26, dtype=torch.uint8)
-    assert abs(own_memory() - before - 2**26) < 2**24
+    # More than was freed before and is used again.
+    block = torch.ones(2**29, dtype=torch.uint8)
+    assert 2**28 < own_memory() - before < 2**29 + 2**26
     del block
     info = psutil.Process().memory_info()
     assert own_memory() == pytest.approx(info.rss - info.shared, rel=0.05) and info.shared > 2**26
