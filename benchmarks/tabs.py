@@ -111,12 +111,8 @@ def wait_until(url: str, wanted: bool) -> float:
 
 
 def processor_seconds(pid: int) -> float:
-    """What a process has used so far, all threads; 0 where the system does not tell."""
-    stat = Path(f"/proc/{pid}/stat")
-    if not stat.exists():
-        return 0.0
-    user, system = stat.read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """What a process has used so far, all threads."""
+    return sum(psutil.Process(pid).cpu_times()[:2])
 
 
 def run(url: str, page: Any, others: Sequence[Any]) -> tuple[float, list[float]]:
@@ -192,7 +188,7 @@ def family_seconds(pid: int) -> float:
         parent = psutil.Process(pid)
         for process in (parent, *parent.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
-                total += sum(process.cpu_times()[:2])
+                total += processor_seconds(process.pid)
     return total
 
 

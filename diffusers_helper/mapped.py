@@ -29,29 +29,19 @@ def windows() -> list[tuple[int, int]]:
     ]
 
 
-def inside(memory: Tensor, known: list[tuple[int, int]]) -> bool:
-    """Whether all of a CPU tensor's memory lies in one of the windows `known`."""
-    begin, end = _range(memory)
-    at = bisect_right(known, (begin, float("inf"))) - 1
-    return at >= 0 and known[at][0] <= begin <= end <= known[at][1]
-
-
 def forget(memory: Tensor, known: list[tuple[int, int]]) -> bool:
     """Let the system take back the pages of a CPU tensor's memory; the next use reads them from the file again.
 
     Only whole pages, and only where all of it lies in one of the windows `known`: pages that are no file's would come back as
     zeros. Nobody may have written to them. False where nothing was given back.
     """
-    if not inside(memory, known) or not hasattr(mmap, "MADV_DONTNEED"):
+    begin = memory.data_ptr()
+    end = begin + memory.numel() * memory.element_size()
+    at = bisect_right(known, (begin, float("inf"))) - 1
+    if at < 0 or not known[at][0] <= begin <= end <= known[at][1] or not hasattr(mmap, "MADV_DONTNEED"):
         return False
-    begin, end = _range(memory)
     first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if last <= first:
         return False
     libc = ctypes.CDLL(None)
     return libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED) == 0
-
-
-def _range(memory: Tensor) -> tuple[int, int]:
-    begin = memory.data_ptr()
-    return begin, begin + memory.numel() * memory.element_size()

@@ -187,11 +187,6 @@ class Streamer:
         return sum(buffer.numel() for buffer in buffers) + sum(ring.bytes for ring in rings)
 
     @property
-    def host_bytes(self) -> int:
-        """What the parts that run at every step take of the computer's memory, on the card or not."""
-        return sum(run.source.numel() for part in self._step.values() for run in part.runs)
-
-    @property
     def step_bytes(self) -> int:
         """On the card when every part stays."""
         return self._always.bytes + sum(part.bytes for part in self._step.values())
@@ -220,7 +215,7 @@ class Streamer:
                     continue
                 self._locked.append(run.source)
                 done += run.source.numel()
-        total = self.host_bytes
+        total = sum(run.source.numel() for part in self._step.values() for run in part.runs)
         say = logger.warning if done < total else logger.info
         say("%.2f of %.2f GiB of weights are locked in memory, the rest is staged", done / 2**30, total / 2**30)
         return done

@@ -17,6 +17,7 @@ from eichi_utils.events import Event, Stage
 from eichi_utils.extras import extra_bytes
 from eichi_utils.folders import OutputFolders
 from eichi_utils.jobs import Stop
+from eichi_utils.latent_info import CELL
 from eichi_utils.lora_fit import size_with
 from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs
 from eichi_utils.pictures import fitted_size
@@ -29,8 +30,6 @@ from eichi_utils.timings import Stopwatch, Timings
 if TYPE_CHECKING:
     from eichi_utils.models import ModelPool
 
-# Pixels that a latent covers in height and width.
-CELL = 8
 # GiB of a card that are left to others.
 RESERVE_GB, MOST_RESERVED = CHOICES["reserve_gb"], 80
 

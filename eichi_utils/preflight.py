@@ -13,6 +13,7 @@ import psutil
 
 from diffusers_helper.budget import Budget
 from eichi_utils.hub import ModelFiles, Place
+from eichi_utils.latent_info import CELL
 from eichi_utils.plan import Plan, Section
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.sizes import ModelSize, TransformerSize
@@ -32,8 +33,8 @@ FLOAT8_CAPABILITY = (8, 9)
 # lowest; with some room the promise holds for noise too.
 BYTES_PER_PIXEL, LOSSLESS_BYTES_PER_PIXEL, LOSSLESS_CRF = 1.0, 4.0, 10
 SPARE_BYTES = 16 * 2**20
-# Pixels of a latent's cell, and cells by which the decoder's tiles overlap.
-TILE_CELL, TILE_OVERLAP = 8, 8
+# Cells by which the decoder's tiles overlap.
+TILE_OVERLAP = 8
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def film_cells(plan: Plan, height: int, width: int, tile: int | None = None) -> 
     height, width: in cells. tile: side in pixels of the tiles that are asked for, None for whole frames where they fit. Tiles
     overlap, and each remembers all of its own.
     """
-    side = (tile or 0) // TILE_CELL
+    side = (tile or 0) // CELL
     again = (side / (side - TILE_OVERLAP)) ** 2 if TILE_OVERLAP < side < max(height, width) else 1.0
     return int(height * width * again) if plan.vae_cache else 0
 

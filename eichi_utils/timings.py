@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from eichi_utils.events import Event, Finished, Stage, Started, Step
+from eichi_utils.latent_info import CELL
 from eichi_utils.paths import SETTINGS
 from eichi_utils.preflight import most_tokens
 from eichi_utils.problems import Problem, UserError
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 # Kinds of runs that are remembered; those that were made longest ago go.
 KEPT = 200
-# Pixels that a latent covers in height and width.
-CELL = 8
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class _ByChange:
         return {**vars(self), "computed": [*self.computed]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state, computed=[*state["computed"]])
+        vars(self).update(state)
 
     def _changed(self, seen: Tensor) -> bool:
         raise NotImplementedError

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -312,14 +313,8 @@ class PackedTransformer(nn.Module):
 
         Raises torch.OutOfMemoryError where memory runs out though fewer weights are on the card.
         """
-        before = cache.state() if cache else None
-
-        def run() -> Tensor:
-            if cache:
-                cache.restore(before)
-            return self._step(x, index, job, section, cache)
-
-        return self._again(run)
+        undo = partial(cache.restore, cache.state()) if cache else None
+        return self._again(lambda: self._step(x, index, job, section, cache), undo)
 
     def _step(self, x: Tensor, index: int, job: JobTables, section: SectionTables, cache: StepCache | None) -> Tensor:
         _, _, frames, height, width = x.shape
@@ -352,14 +347,19 @@ class PackedTransformer(nn.Module):
         shift, scale = job.dual[0][0][index : index + 1].unsqueeze(1).chunk(6, dim=-1)[:2]
         return modulate(layer_norm(hidden), shift, scale)
 
-    def _again(self, run: Callable[[], T]) -> T:
-        """What `run` makes; once more with fewer weights on the card if something else took its memory meanwhile."""
+    def _again(self, run: Callable[[], T], undo: Callable[[], None] | None = None) -> T:
+        """What `run` makes; once more with fewer weights on the card if something else took its memory meanwhile.
+
+        undo: what to do before, where `run` changes something on its way.
+        """
         try:
             return run()
         except torch.OutOfMemoryError:
             if not self.weights.make_room():
                 raise
         # Outside of the handler, which holds everything that was computed.
+        if undo:
+            undo()
         return run()
 
     def _blocks(self, x: Tensor, text: Tensor, begin: int, index: int, job: JobTables, section: SectionTables) -> Tensor:
