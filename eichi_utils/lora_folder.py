@@ -20,7 +20,7 @@ from PIL import Image
 from eichi_utils import loras
 from eichi_utils.loras import lora_problem
 from eichi_utils.paths import written_atomically
-from eichi_utils.pictures import MAX_PIXELS, is_unicode, open_picture
+from eichi_utils.pictures import MAX_PIXELS, is_unicode, open_picture, opened
 from eichi_utils.problems import Problem, UserError
 from lora_utils.files import PICKLES, LoraError, read_header
 
@@ -151,7 +151,7 @@ def _picture(path: Path, metadata: Mapping[str, str]) -> bytes:
                 continue
     _, _, data = metadata.get(OWN_PICTURE, "").partition(";base64,")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        with opened(io.BytesIO(base64.b64decode(data))) as picture:
             return _small(picture.convert("RGB")) if picture.width * picture.height <= MAX_PIXELS else b""
     # What Pillow's decoders report damaged pictures with.
     except (binascii.Error, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, IndexError):

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from eichi_utils.loras import named_beside
 from eichi_utils.paths import KEY
+from eichi_utils.pictures import opened
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request, to_json
 from eichi_utils.request_files import map_pictures
@@ -72,7 +73,7 @@ def _read_json(path: Path) -> str:
 
 
 def _read_png(path: Path) -> str:
-    with Image.open(path) as picture:
+    with opened(path) as picture:
         picture.load()
         return picture.info.get(KEY, "")
 

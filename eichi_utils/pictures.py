@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from diffusers_helper.buckets import bucket
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.safe_reading import open_regular
 
 # Below this a picture has less detail than one cell of the model's patch grid (16 pixels).
 MIN_SIDE = 16
@@ -20,8 +23,21 @@ MIN_SIDE = 16
 MAX_PIXELS = 100_000_000
 # A camera's 45 megapixels are 15 to 100 MB, as JPEG or PNG; the model looks at one megapixel.
 MAX_BYTES = 150 * 2**20
+# Pillow's names; without such a list it hands PostScript to Ghostscript, and reads forty formats that nobody tries.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PSD")
 # EXIF orientations in which the stored picture lies on its side.
 LYING = (5, 6, 7, 8)
+
+
+@contextmanager
+def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open a picture without decoding it, if it has one of the formats that this program reads.
+
+    source: a path, which must be a regular file's, or a stream of bytes. Raises what Pillow raises, and UnsafeError.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(open_regular(source)) if isinstance(source, (str, Path)) else source
+        yield stack.enter_context(Image.open(file, formats=FORMATS))
 
 
 def picture_problem(field: str, path: Any) -> Problem | None:
@@ -64,7 +80,7 @@ def fitted_size(path: str | Path, size: int) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with opened(path) as picture:
                 width, height = picture.size
                 if picture.getexif().get(ExifTags.Base.Orientation, 1) in LYING:
                     width, height = height, width
@@ -114,7 +130,7 @@ def _load(path: str | Path, field: str) -> Image.Image:
             raise UserError([Problem(field, "picture_too_many_bytes", {**values, **sizes})])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with opened(path) as picture:
                 width, height = picture.size
                 values |= {"width": width, "height": height}
                 if width * height > MAX_PIXELS:

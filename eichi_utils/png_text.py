@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from eichi_utils import modes
 from eichi_utils.fields import for_mode, from_the_end, usable
 from eichi_utils.metadata import KEY, read_document
+from eichi_utils.pictures import opened
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import to_json
 
@@ -49,7 +50,7 @@ def read_picture_text(path: str | Path) -> PictureText:
     path = Path(path)
     values = {"file": str(path)}
     try:
-        with Image.open(path) as picture:
+        with opened(path) as picture:
             # Text may stand behind the pixels.
             picture.load()
             chunks = {name: text for name, text in picture.info.items() if isinstance(text, str)}

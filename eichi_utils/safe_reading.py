@@ -1,0 +1,186 @@
+"""Read documents that others made, under limits: bytes, texts of any encoding, JSON and YAML.
+
+Whatever a file holds, its reading ends soon, takes memory in proportion to the file, and gives values that can be stored and
+written again: no endless nesting, no numbers of thousands of digits, no NaN, no half surrogate pairs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import charset_normalizer
+import yaml
+
+# A request with a prompt for each of a thousand sections has half a megabyte; graphs of other programs have up to five.
+MOST_BYTES = 16 * 2**20
+# Nobody's settings are nested deeper; Python's own limit is a thousand, less what the caller has used.
+DEEPEST = 64
+# An unsigned 64-bit number has 20 digits; no seed has more, and Python refuses thousands of them with an error.
+MOST_DIGITS = 20
+# A thousand sections with a prompt each have about 5,000 nodes.
+MOST_NODES = 20_000
+# Encodings of text files that are no UTF-8, in the languages of our users.
+ENCODINGS = ("cp932", "gb18030", "big5", "cp1251", "cp1252")
+BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+class UnsafeError(ValueError):
+    """Say in English why a document is not read; a ValueError, as from any parser."""
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading in binary, but only a regular one: reading a pipe or a device may never end.
+
+    Raises OSError as `open` does, and UnsafeError for what is no regular file.
+    """
+    # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever. Windows has neither the flag nor such files.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnsafeError("it is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
+    """Return a regular file's content. Raises OSError, or UnsafeError if it has more than `most` bytes."""
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise UnsafeError(f"it has more than {most // 2**20} MB")
+    return data
+
+
+def read_text(path: str | Path, most: int = MOST_BYTES) -> str:
+    """Return a text file's content in whatever encoding it has; see `decode`. Raises OSError or UnsafeError."""
+    return decode(read_bytes(path, most))
+
+
+def decode(data: bytes) -> str:
+    """Return the text that bytes mean: by byte order mark, else as UTF-8, else in the likeliest encoding of our users'."""
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            return data.decode(encoding, "replace")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        best = charset_normalizer.from_bytes(data, cp_isolation=list(ENCODINGS)).best()
+        return str(best) if best else data.decode("utf-8", "replace")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON document; bytes may begin with a byte order mark.
+
+    Raises UnsafeError or another ValueError for what is no JSON, nested too deeply, or holds a number or text that no other
+    document could: NaN, 1e999, an integer of more than 20 digits, half a surrogate pair.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-16" if text[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    try:
+        value = json.loads(text.removeprefix("\ufeff"), parse_int=_integer, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise UnsafeError(f"it is nested more than {DEEPEST} levels deep") from None
+    check_value(value)
+    return value
+
+
+def read_json(path: str | Path, most: int = MOST_BYTES) -> Any:
+    """Return the value of a JSON file; see `parse_json`. Raises OSError or ValueError."""
+    return parse_json(read_bytes(path, most))
+
+
+def parse_yaml(data: str | bytes) -> Any:
+    """Return the value of a YAML document that holds plain data: texts, decimal numbers, true and false, null.
+
+    Aliases and tags are refused; dates and numbers in base 60 are texts. Raises UnsafeError.
+    """
+    try:
+        value = yaml.load(data, PlainLoader)
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise UnsafeError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+    check_value(value)
+    return value
+
+
+def check_value(value: Any) -> None:
+    """Raise UnsafeError if a parsed document is nested too deeply or holds half a surrogate pair or an endless number."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        for one in level:
+            _check_scalar(one)
+        level = [part for one in level for part in _parts(one)]
+        if not level:
+            return
+    raise UnsafeError(f"it is nested more than {DEEPEST} levels deep")
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        yield from value.keys()
+        yield from value.values()
+    elif isinstance(value, (list, tuple)):
+        yield from value
+
+
+def _check_scalar(value: Any) -> None:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UnsafeError("a text in it has half a surrogate pair") from None
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UnsafeError(f"{value} is no number")
+
+
+def _integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > MOST_DIGITS:
+        raise UnsafeError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise UnsafeError(f"{digits[:20]} is no number")
+    return number
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Read plain data only, and no more than was written: with aliases, a few lines are a document of any size."""
+
+    nodes = 0
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.nodes += 1
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*) are not read")
+        if self.nodes > MOST_NODES:
+            raise yaml.YAMLError(f"more than {MOST_NODES} values")
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep")
+        event = self.peek_event()
+        if getattr(event, "tag", None):
+            raise yaml.YAMLError(f"tags ({event.tag[:60]}) are not read")
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+# Class variables, because PyYAML finds them there; without the rules for dates, base 60, other bases and merged mappings.
+PlainLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$", "yYnNtTfFoO"),
+    ("null", r"(?:~|null|Null|NULL|)$", ("~", "n", "N", "")),
+    ("int", rf"[-+]?(?:0|[1-9][0-9]{{0,{MOST_DIGITS - 1}}})$", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9]{1,40}\.[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,3})?$", "-+.0123456789"),
+):
+    PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
