@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 
+from eichi_utils.picture_files import FORMAT_NAMES
 from locales import Translator
 
 HTML = "<span></span>"
@@ -118,7 +119,7 @@ def js(t: Translator) -> str:
     said = {
         "NO_PICTURE_IN_CLIPBOARD": t("page.paste.no_picture"),
         "CLIPBOARD_REFUSED": t("page.paste.refused"),
-        "NOT_A_PICTURE": t("problem.picture_unknown_format", file="{file}"),
+        "NOT_A_PICTURE": t("problem.picture_unknown_format", file="{file}", formats=FORMAT_NAMES),
     }
     script = JS
     for name, text in said.items():
