@@ -13,7 +13,8 @@ from typing import Any
 import numpy
 from PIL import Image, ImageCms
 
-# The gamma by which programs that know of no sRGB chunk write sRGB (PNG 3rd edition, 11.3.2.5): its curve is meant then.
+# What programs that know of no sRGB chunk write for sRGB (PNG 3rd edition, 11.3.2.5). With primaries beside it, browsers take
+# it for the power that it is.
 SRGB_GAMMA = 0.45455
 # x and y of white, red, green and blue.
 SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
@@ -105,12 +106,13 @@ def _described(info: dict[Any, Any]) -> bytes | None:
         curve = info["nclx_profile"].get("transfer_characteristics")
         return _profile_of(P3_PRIMARIES, None) if curve in SRGB_CURVES else None
     gamma, primaries = info.get("gamma"), info.get("chromaticity")
-    # More or less than this is a mistake, and would show next to nothing of the picture.
+    # More or less than this is a mistake, and would leave next to nothing of the picture.
     if "srgb" in info or not isinstance(gamma, float) or not 0.1 < gamma < 5:
         return None
-    plain = abs(gamma - SRGB_GAMMA) < 0.002
+    if primaries is None and abs(gamma - SRGB_GAMMA) < 0.002:
+        return None
     try:
-        return _profile_of(primaries or SRGB_PRIMARIES, None if plain else 1 / gamma)
+        return _profile_of(primaries or SRGB_PRIMARIES, 1 / gamma)
     except (ValueError, ArithmeticError, numpy.linalg.LinAlgError):
         # No colours are those.
         return None

@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-from PIL import Image
+from typing import Any, BinaryIO
 
 from eichi_utils import loras
 from eichi_utils.loras import lora_problem
 from eichi_utils.paths import written_atomically
-from eichi_utils.pictures import MAX_PIXELS, is_unicode, open_picture, opened
+from eichi_utils.pictures import is_unicode, small_picture
 from eichi_utils.problems import Problem, UserError
 from lora_utils.files import PICKLES, LoraError, read_header
 
@@ -146,22 +144,20 @@ def _picture(path: Path, metadata: Mapping[str, str]) -> bytes:
     for suffix in PICTURES:
         if (file := _with_suffix(path, suffix)).is_file():
             try:
-                return _small(open_picture(file))
+                return _small(file)
             except UserError:
                 continue
     _, _, data = metadata.get(OWN_PICTURE, "").partition(";base64,")
     try:
-        with opened(io.BytesIO(base64.b64decode(data))) as picture:
-            return _small(picture.convert("RGB")) if picture.width * picture.height <= MAX_PIXELS else b""
-    # What Pillow's decoders report damaged pictures with.
-    except (binascii.Error, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, IndexError):
+        return _small(io.BytesIO(base64.b64decode(data)))
+    except (binascii.Error, ValueError, UserError):
         return b""
 
 
-def _small(picture: Image.Image) -> bytes:
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+def _small(source: Path | BinaryIO) -> bytes:
+    """Return a thumbnail as WebP. Raises UserError for what is no picture."""
     data = io.BytesIO()
-    picture.save(data, "WEBP", quality=80)
+    small_picture(source, THUMBNAIL).save(data, "WEBP", quality=80)
     return data.getvalue()
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from eichi_utils.loras import named_beside
+from eichi_utils.media import open_container
 from eichi_utils.paths import KEY
 from eichi_utils.pictures import opened
 from eichi_utils.problems import Problem, UserError
@@ -79,7 +80,7 @@ def _read_png(path: Path) -> str:
 
 
 def _read_mp4(path: Path) -> str:
-    with av.open(str(path)) as container:
+    with open_container(path) as container:
         return container.metadata.get(KEY, "")
 
 

@@ -82,7 +82,7 @@ def open_picture(path: str | Path, field: str = "image") -> Image.Image:
 
     A profile that cannot be used is left out; see `profile_problem`. Raises UserError if the file cannot be used.
     """
-    return _read(path, field, lambda picture: _upright(picture, as_rgb(picture)))
+    return _read(path, field, as_rgb)
 
 
 def open_mask(path: str | Path, field: str = "mask") -> Image.Image:
@@ -96,9 +96,9 @@ def open_mask(path: str | Path, field: str = "mask") -> Image.Image:
             alpha = _in_strips(picture, "L", lambda strip: strip.convert("RGBA").getchannel("A"))
             # Paint programs save black-and-white masks with an alpha channel that is opaque everywhere.
             if alpha.getextrema()[0] < 255:
-                return _upright(picture, alpha)
+                return alpha
         white = _white(picture)
-        return _upright(picture, _in_strips(picture, "L", lambda strip: _grey(_16_bits(strip, white))))
+        return _in_strips(picture, "L", lambda strip: _grey(_16_bits(strip, white)))
 
     return _read(path, field, read)
 
@@ -122,7 +122,7 @@ def profile_problem(field: str, path: str | Path) -> Problem | None:
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """Return a loaded picture as RGB in sRGB, strip by strip, as its file has it: it may lie on its side."""
+    """Return a loaded picture as upright RGB in sRGB; nothing else of EXIF than its orientation is looked at."""
     try:
         convert = Conversion(picture)
     except ProfileError:
@@ -177,25 +177,25 @@ def _check_file(path: Path, field: str, values: dict[str, Any]) -> None:
 
 
 def _in_strips(picture: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Return a picture of another mode, made of `convert`ed strips; only one strip needs room beside the two pictures."""
-    result = Image.new(mode, picture.size)
-    rows = max(1, STRIP // picture.width)
-    for top in range(0, picture.height, rows):
-        bottom = min(top + rows, picture.height)
-        result.paste(convert(picture.crop((0, top, picture.width, bottom))), (0, top))
+    """Return a picture of another mode, upright, made of `convert`ed strips; only one needs room beside the two pictures."""
+    turned = orientation(picture)
+    width, height = picture.size
+    result = Image.new(mode, (height, width) if turned in LYING else (width, height))
+    rows = max(1, STRIP // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        strip = convert(picture.crop((0, top, width, bottom)))
+        # Where EXIF turns the first row to the bottom or to the right, strips come in reverse.
+        at = height - bottom if turned in (3, 4, 6, 7) else top
+        upright = strip.transpose(TURNS[turned]) if turned in TURNS else strip
+        result.paste(upright, (at, 0) if turned in LYING else (0, at))
     return result
-
-
-def _upright(stored: Image.Image, picture: Image.Image) -> Image.Image:
-    """Return `picture`, made of `stored`, as that one's EXIF orientation wants it seen; no other EXIF is looked at."""
-    turn = TURNS.get(orientation(stored))
-    return picture if turn is None else picture.transpose(turn)
 
 
 def _shrunk(picture: Image.Image, side: int) -> Image.Image:
     small = as_rgb(picture)
     small.thumbnail((side, side))
-    return _upright(picture, small)
+    return small
 
 
 def _grey(strip: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from diffusers_helper.latents import SPATIAL, encode_picture
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
 from eichi_utils.append import whole_frames, written_frames
-from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of
+from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, picture_notices, pixels_of
 from eichi_utils.encoded import Encoded
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
 from eichi_utils.extras import extra_bytes
@@ -62,6 +62,7 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         raise UserError(problems)
     notices = [*lora_notices(request.loras, pool.files, plan.checkpoint)]
     pictures = fit_pictures(plan, request.size)
+    notices += picture_notices(plan)
     total = result_frames(plan)
     for_files = output_bytes(written_frames(plan), pictures.height, pictures.width, getattr(request, "crf", 0))
     for_files += extra_bytes(request, plan, pictures.height, pictures.width)
