@@ -123,6 +123,8 @@ def _profile_of(primaries: tuple[float, ...], gamma: float | None) -> bytes:
 
     Raises ValueError, ArithmeticError or LinAlgError for primaries that are none.
     """
+    if min(primaries[1::2]) <= 0:
+        raise ValueError("these are no primaries")
     white, *corners = (numpy.array([x, y, 1 - x - y]) / y for x, y in zip(primaries[::2], primaries[1::2], strict=True))
     corners = numpy.stack(corners, axis=1)
     corners = corners * numpy.linalg.solve(corners, white)
