@@ -37,6 +37,7 @@ from webui.context import Context
 from webui.frame import STYLE, theme
 from webui.memory_panel import RESERVE, change
 from webui.pulse import add_routes
+from webui.shown import ShownPictures
 
 PAGES = MappingProxyType(
     {
@@ -78,6 +79,7 @@ def build(
     more_outputs: folders beside `outputs` that pages may save to and serve. timings: for estimates. log: for pages to switch.
     """
     app = FastAPI(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(ShownPictures)
     models = models or Models()
     # The pictures themselves, never their folders: a description may come from anywhere.
     examples = {example.picture for name in models.names for example in models.examples(name)}
