@@ -92,6 +92,15 @@ def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
         yield picture
 
 
+def picture_format(path: str | Path) -> str:
+    """Return the format of a picture file in Pillow's words, whatever its name says; "" if it is none that is read."""
+    try:
+        with opened(path) as picture:
+            return picture.format or ""
+    except (*DAMAGE, Image.DecompressionBombError):
+        return ""
+
+
 def left_out(picture: Image.Image) -> tuple[str, ...]:
     """Return the names of texts and profiles that an opened picture's file holds, but that were too large to be read."""
     return picture.info.get(LEFT_OUT, ())

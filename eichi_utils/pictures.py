@@ -111,14 +111,25 @@ def small_picture(source: str | Path | BinaryIO, side: int) -> Image.Image:
 def profile_problem(field: str, path: str | Path) -> Problem | None:
     """Return why a picture's colours are taken for sRGB although its file has a profile, or None. Decodes nothing."""
     try:
+        state = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    reason = _profile_reason(str(path), state.st_mtime_ns, state.st_size)
+    return Problem(field, "picture_profile", {"file": str(path), "reason": reason}) if reason else None
+
+
+@lru_cache(maxsize=64)
+def _profile_reason(path: str, mtime_ns: int, size: int) -> str:
+    """Kept by file state, as `_judged`."""
+    try:
         with opened(path) as picture:
             Conversion(picture)
     except ProfileError as error:
-        return Problem(field, "picture_profile", {"file": str(path), "reason": str(error)[:200]})
+        return str(error)[:200]
     except (*DAMAGE, Image.DecompressionBombError):
         # What else is wrong, `picture_problem` says.
         pass
-    return None
+    return ""
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
