@@ -18,6 +18,7 @@ from diffusers_helper.latents import to_uint8
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils import film, media, modes, previews, runner, saving
 from eichi_utils.catalogue import Models
+from eichi_utils.encode import picture_notices
 from eichi_utils.engine import Engine
 from eichi_utils.events import (
     STAGES,
@@ -38,7 +39,7 @@ from eichi_utils.paths import Outputs
 from eichi_utils.problems import UserError
 from eichi_utils.single import Control
 from eichi_utils.view import View
-from tests.eichi_utils.helpers import SHORT, SHORTEST, THREE, carry_out, decoded, found, names_in, notices_of, request
+from tests.eichi_utils.helpers import SHORT, SHORTEST, THREE, carry_out, decoded, found, names_in, notices_of, picture, request
 from tests.eichi_utils.test_jobs import ending
 
 # "start" is the engine's: it comes before the networks' libraries are imported.
@@ -416,3 +417,11 @@ def test_pixels_become_bytes_as_they_should() -> None:
     """-1 is 0 and 1 is 255; beyond is cut, not wrapped round."""
     values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0]).view(1, 1, 5, 1, 1).expand(1, 3, 5, 1, 1)
     assert to_uint8(values)[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_profile_that_cannot_be_used_is_a_notice(tmp_path: Path) -> None:
+    """The film is made, with the picture's colours taken for sRGB; once, however often the picture is named."""
+    path = picture(tmp_path / "a.png", icc_profile=b"no profile")
+    (notice,) = picture_notices(request("reverse", path, end_image=path).plan())
+    assert (notice.key, notice.values["file"]) == ("picture_profile", path)
+    assert not [*picture_notices(request("reverse", picture(tmp_path / "b.png")).plan())]
