@@ -24,6 +24,18 @@ from eichi_utils import modes
 from eichi_utils.catalogue import Models
 from eichi_utils.cli_cache import add_cache_command
 from eichi_utils.cli_lora import add_lora_command
+from eichi_utils.cli_output import (
+    BAD_INPUT,
+    CONTROL_FLAGS,
+    DONE,
+    FAILED,
+    STOPPED,
+    flag_of,
+    problem_lines,
+    problems_document,
+    report_problems,
+    request_fields,
+)
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.cli_sections import add_sections_commands
 from eichi_utils.cli_tensors import add_tensors_commands
@@ -45,13 +57,7 @@ from eichi_utils.timings import Timings
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator, preferred_language
 
-DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 SWITCH_WORDS = {"on": True, "off": False, "true": True, "false": False}
-# Flags whose name is not the field's with dashes.
-FLAG_NAMES = {
-    "keyframes": "--keyframe", "section_prompts": "--section-prompt", "section_lora_scales": "--section-lora-scale",
-    "image_mask": "--mask", "loras": "--lora",
-}  # fmt: skip
 OUT_OF_MEMORY = ("out_of_memory", "out_of_card_memory")
 
 
@@ -64,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options, t)
     except UserError as error:
-        return report_problems(error.problems, t, options.json)
+        return report_problems(error.problems, t, options)
     except KeyboardInterrupt:
         return STOPPED
 
@@ -107,22 +113,17 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
     return parser
 
 
-def request_fields() -> dict[str, dataclasses.Field]:
-    """Every field of every mode, by name."""
-    return {field.name: field for kind in modes.MODES.values() for field in dataclasses.fields(kind)}
-
-
 def add_request_flags(parser: argparse.ArgumentParser, t: Translator) -> None:
     """A flag for every request field. Values stay text here: the request's own reading finds what is wrong with them."""
     parser.add_argument("--mode", metavar="|".join(modes.MODES), help=t("cli.help.mode"))
     for name, field in request_fields().items():
-        flag, kind = FLAG_NAMES.get(name, f"--{name.replace('_', '-')}"), field.metadata["kind"]
+        flag, kind = flag_of(name), field.metadata["kind"]
         text = t(f"cli.help.{name}")
         if kind == "controls":
-            parser.add_argument("--reference", dest=name, action=_Reference, part="image", metavar="FILE", help=text)
+            parser.add_argument(flag, dest=name, action=_Reference, part="image", metavar="FILE", help=text)
             for part, value in (("index", "N"), ("mask", "FILE")):
-                flag, text = f"--reference-{part}", t(f"cli.help.reference_{part}")
-                parser.add_argument(flag, dest=name, action=_Reference, part=part, metavar=value, help=text)
+                text = t(f"cli.help.reference_{part}")
+                parser.add_argument(CONTROL_FLAGS[part], dest=name, action=_Reference, part=part, metavar=value, help=text)
         elif kind == "loras":
             parser.add_argument(flag, dest=name, action="append", metavar="FILE[=STRENGTH]", help=text)
         elif kind in SECTION_KINDS:
@@ -262,7 +263,7 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
         request = read_request(options, defaults or {}, lambda key, **values: sys.stderr.write(t(key, **values) + "\n"))
         problems: tuple[Problem, ...] = engine.models.problems(request) if options.dry_run else engine.problems(request)
     except UserError as error:
-        problems = error.problems if options.dry_run else error.problems + engine.problems(None)
+        problems = error.problems if options.dry_run else error.problems + engine.problems_without_torch(None)
     log = Log(COMMAND_LINE, t, OutputFolders(Path.cwd(), field=FOLDER))
     folder = "" if options.log_folder is None else os.path.abspath(options.log_folder)
     if folder and (problem := log.problem(folder)):
@@ -271,14 +272,14 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
         raise UserError(problems)
     if options.dry_run:
         needs, short = engine.forecast(request)
-        for line in problem_lines(short, t):
+        for line in problem_lines(short, t, options):
             sys.stderr.write(line + "\n")
         text = json.dumps(plan_document(request, needs)) if options.json else "\n".join(plan_lines(request, needs, t))
         sys.stdout.write(text + "\n")
         return DONE
     with _terminated_as_interrupted(), closing(log):
         log.apply(bool(folder), folder)
-        codes = [report(view, t, options.json) for view in follow_jobs(Jobs(engine, [Story(log, t)]), request, t)]
+        codes = [report(view, t, options) for view in follow_jobs(Jobs(engine, [Story(log, t)]), request, t)]
         # One film that failed makes the whole a failure.
         return next((code for code in codes if code != DONE), DONE)
 
@@ -345,13 +346,13 @@ def run_doctor(options: argparse.Namespace, t: Translator) -> int:
     return DONE
 
 
-def report(view: View, t: Translator, as_json: bool) -> int:
+def report(view: View, t: Translator, options: argparse.Namespace) -> int:
     """Say how a job ended; the exit code."""
-    if view.state == "failed" and not view.files and not as_json:
-        return report_problems(view.problems, t, as_json, _failure_code(view))
-    for line in problem_lines(view.problems, t):
+    if view.state == "failed" and not view.files and not options.json:
+        return report_problems(view.problems, t, options, _failure_code(view))
+    for line in problem_lines(view.problems, t, options):
         sys.stderr.write(line + "\n")
-    if as_json:
+    if options.json:
         document = {
             "files": list(view.files),
             "frames": view.frames,
@@ -377,22 +378,6 @@ def report(view: View, t: Translator, as_json: bool) -> int:
 def _failure_code(view: View) -> int:
     program = any(problem.key in ("unexpected", *OUT_OF_MEMORY, "download_failed") for problem in view.problems)
     return FAILED if program or view.sampling_since is not None else BAD_INPUT
-
-
-def report_problems(problems: Sequence[Problem], t: Translator, as_json: bool, code: int = BAD_INPUT) -> int:
-    for line in problem_lines(problems, t):
-        sys.stderr.write(line + "\n")
-    if as_json:
-        sys.stdout.write(json.dumps({"files": [], "problems": problems_document(problems, t)}) + "\n")
-    return code
-
-
-def problem_lines(problems: Sequence[Problem], t: Translator) -> list[str]:
-    return [f"{problem.field}: {t(f'problem.{problem.key}', **problem.values)}".removeprefix(": ") for problem in problems]
-
-
-def problems_document(problems: Sequence[Problem], t: Translator) -> list[dict[str, str]]:
-    return [{"field": p.field, "key": p.key, "text": t(f"problem.{p.key}", **p.values)} for p in problems]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eichi_utils.catalogue import Models
+from eichi_utils.cli_output import FAILED, report_problems
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import problems_of
 from eichi_utils.latent_info import PARTS, LatentInfo, latents_problem, read_info
@@ -22,7 +23,6 @@ from eichi_utils.request import MODELS, MOST_TRIMMED, FilmRequest
 from locales import Translator
 
 LATENTS_SUFFIX, FILM_SUFFIX = ".safetensors", ".mp4"
-FAILED = 1
 # The highest CRF of H.264.
 MOST_CRF = 51
 
@@ -186,6 +186,4 @@ def _written(options: argparse.Namespace, t: Translator, out: Path, write: Calla
 
 
 def _failed(problems: Sequence[Problem], options: argparse.Namespace, t: Translator) -> int:
-    from eichi_utils.cli import report_problems
-
-    return report_problems(problems, t, options.json, FAILED)
+    return report_problems(problems, t, options, FAILED)

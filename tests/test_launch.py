@@ -1,5 +1,6 @@
 """The launcher: what it decides, what it does when an installation fails, and the .bat files that call it."""
 
+import argparse
 import ast
 import json
 import os
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import launch
-from eichi_utils import environment, tool_run
+from eichi_utils import cli, environment, tool_run
+from locales import Translator
 
 ROOT = Path(launch.__file__).parent
 
@@ -70,6 +72,16 @@ def test_old_python_is_named_and_refused(version, monkeypatch, capsys):
     assert launch.main(["setup"]) == 1
     message = capsys.readouterr().err
     assert "3.10" in message and f"3.{version[1]}" in message and "python.org" in message
+
+
+def test_every_command_of_the_command_line_is_known():
+    """`launch.py lora`, `cache`, `sections` and `tensors` were unknown commands."""
+    parser = cli.make_parser(Translator("en"))
+    (commands,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    assert set(launch.CLI_COMMANDS) == set(commands)
+    for name in commands:
+        assert launch.parse((name, "--help")).child == ("-m", "eichi_utils.cli", name, "--help")
+        assert f"\n  {name} " in launch.HELP
 
 
 def test_supported_pythons_pass_the_gate():
