@@ -35,10 +35,13 @@ from eichi_utils.cli_output import (
     problems_document,
     report_problems,
     request_fields,
+    result,
+    say,
 )
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.cli_sections import add_sections_commands
 from eichi_utils.cli_tensors import add_tensors_commands
+from eichi_utils.console import ready
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
@@ -63,16 +66,17 @@ OUT_OF_MEMORY = ("out_of_memory", "out_of_card_memory")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    t = Translator(_language(arguments))
-    options = make_parser(t).parse_args(arguments)
-    try:
-        return options.run(options, t)
-    except UserError as error:
-        return report_problems(error.problems, t, options)
-    except KeyboardInterrupt:
-        return STOPPED
+    with ready():
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        t = Translator(_language(arguments))
+        options = make_parser(t).parse_args(arguments)
+        try:
+            return options.run(options, t)
+        except UserError as error:
+            return report_problems(error.problems, t, options)
+        except KeyboardInterrupt:
+            return STOPPED
 
 
 def _language(arguments: Sequence[str]) -> str:
@@ -260,7 +264,7 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
     settings["timings"] = Timings()
     engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention, **settings)
     try:
-        request = read_request(options, defaults or {}, lambda key, **values: sys.stderr.write(t(key, **values) + "\n"))
+        request = read_request(options, defaults or {}, lambda key, **values: say(t(key, **values)))
         problems: tuple[Problem, ...] = engine.models.problems(request) if options.dry_run else engine.problems(request)
     except UserError as error:
         problems = error.problems if options.dry_run else error.problems + engine.problems_without_torch(None)
@@ -273,9 +277,9 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
     if options.dry_run:
         needs, short = engine.forecast(request)
         for line in problem_lines(short, t, options):
-            sys.stderr.write(line + "\n")
+            say(line)
         text = json.dumps(plan_document(request, needs)) if options.json else "\n".join(plan_lines(request, needs, t))
-        sys.stdout.write(text + "\n")
+        result(text)
         return DONE
     with _terminated_as_interrupted(), closing(log):
         log.apply(bool(folder), folder)
@@ -333,7 +337,7 @@ def run_demo(options: argparse.Namespace, t: Translator) -> int:
 
     models = Models(options.models)
     if options.models is None and "miniature" not in models.names and not options.dry_run:
-        options.models = untrained_models(lambda key: sys.stderr.write(t(key) + "\n"))
+        options.models = untrained_models(lambda key: say(t(key)))
     return run_render(options, t, demo_defaults(models))
 
 
@@ -341,8 +345,7 @@ def run_doctor(options: argparse.Namespace, t: Translator) -> int:
     from eichi_utils.doctor import examine, report_lines
 
     findings = examine(Models(options.models), options.device, options.attention, options.compile)
-    sys.stdout.write(json.dumps(findings) if options.json else "\n".join(report_lines(findings, t)))
-    sys.stdout.write("\n")
+    result(json.dumps(findings) if options.json else "\n".join(report_lines(findings, t)))
     return DONE
 
 
@@ -351,7 +354,7 @@ def report(view: View, t: Translator, options: argparse.Namespace) -> int:
     if view.state == "failed" and not view.files and not options.json:
         return report_problems(view.problems, t, options, _failure_code(view))
     for line in problem_lines(view.problems, t, options):
-        sys.stderr.write(line + "\n")
+        say(line)
     if options.json:
         document = {
             "files": list(view.files),
@@ -365,13 +368,13 @@ def report(view: View, t: Translator, options: argparse.Namespace) -> int:
         }
         if view.problems:
             document["problems"] = problems_document(view.problems, t)
-        sys.stdout.write(json.dumps(document) + "\n")
+        result(json.dumps(document))
     else:
-        sys.stderr.write(t(f"cli.{view.state}", frames=view.frames, seconds=f"{view.film_seconds:.2f}") + "\n")
+        say(t(f"cli.{view.state}", frames=view.frames, seconds=f"{view.film_seconds:.2f}"))
         if view.computed_steps < view.all_steps:
-            sys.stderr.write(t("cli.computed", computed=view.computed_steps, steps=view.all_steps) + "\n")
+            say(t("cli.computed", computed=view.computed_steps, steps=view.all_steps))
         for file in view.files:
-            sys.stdout.write(file + "\n")
+            result(file)
     return {"finished": DONE, "stopped": STOPPED}.get(view.state) if view.state != "failed" else _failure_code(view)
 
 

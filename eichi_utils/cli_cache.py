@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from eichi_utils import paths
-from eichi_utils.cli_output import DONE, FAILED, problem_lines, problems_document
+from eichi_utils.cli_output import DONE, FAILED, problem_lines, problems_document, result, say
 from eichi_utils.disk_cache import open_caches
 from eichi_utils.problems import Problem
 from locales import Translator
@@ -36,20 +35,20 @@ def run_cache(options: argparse.Namespace, t: Translator) -> int:
     deleted = before - sum(size for _, size in usages.values())
     problems = [Problem("", "cache_not_deleted", _reasons(errors))] if errors else []
     for line in problem_lines(problems, t, options):
-        sys.stderr.write(line + "\n")
+        say(line)
     if options.json:
         document = {kind: {"files": files, "bytes": size} for kind, (files, size) in usages.items()}
         document |= {"folder": str(paths.CACHE), "deleted_bytes": deleted}
         if problems:
             document["problems"] = problems_document(problems, t)
-        sys.stdout.write(json.dumps(document) + "\n")
+        result(json.dumps(document))
     else:
         lines = [str(paths.CACHE)]
         for kind, (files, size) in usages.items():
             lines.append(t("cli.cache.line", name=t(NAMES[kind]), files=files, megabytes=f"{size / MB:.1f}"))
         if options.delete:
             lines.append(t("cli.cache.deleted", megabytes=f"{deleted / MB:.1f}"))
-        sys.stdout.write("\n".join(lines) + "\n")
+        result("\n".join(lines))
     return FAILED if problems else DONE
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from eichi_utils import modes
+from eichi_utils.console import write
 from eichi_utils.problems import Problem, Translate
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
@@ -24,6 +25,16 @@ OTHER_FLAGS = (
     "models", "out", "device", "attention", "reserve_gb", "cache_gb", "crf", "join_latents", "trim_start", "trim_end",
     "log_folder",
 )  # fmt: skip
+
+
+def result(text: str) -> None:
+    """Write a line of what was asked for: the result goes to stdout, the rest to stderr."""
+    write(sys.stdout, text + "\n")
+
+
+def say(text: str) -> None:
+    """Write a line for the person in front of it."""
+    write(sys.stderr, text + "\n")
 
 
 def request_fields() -> dict[str, dataclasses.Field]:
@@ -58,9 +69,9 @@ def place_of(field: str, options: argparse.Namespace) -> str:
 def report_problems(problems: Sequence[Problem], t: Translate, options: argparse.Namespace, code: int = BAD_INPUT) -> int:
     """Say what is wrong, on stderr and with `--json` as a document on stdout too, and return the exit code."""
     for line in problem_lines(problems, t, options):
-        sys.stderr.write(line + "\n")
+        say(line)
     if options.json:
-        sys.stdout.write(json.dumps({"files": [], "problems": problems_document(problems, t)}) + "\n")
+        result(json.dumps({"files": [], "problems": problems_document(problems, t)}))
     return code
 
 
