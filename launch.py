@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from eichi_utils import environment, tool_run
+from eichi_utils import console, environment, tool_run
 from eichi_utils.tool_run import say
 
 ROOT = Path(__file__).resolve().parent
@@ -146,7 +146,7 @@ def start(root: Path, arguments: tuple[str, ...]) -> int:
     command = [str(environment.venv_python(root)), *arguments]
     variables = tool_run.child_environment(dict(os.environ))
     os.chdir(str(root))
-    sys.stdout.flush()
+    console.write(sys.stdout, "")
     if os.name != "nt":
         os.execve(command[0], command, variables)
     process = subprocess.Popen(command, env=variables)
@@ -188,7 +188,7 @@ def main(arguments: list[str]) -> int:
         say(problem)
         return 1
     if arguments and arguments[0] in ("-h", "--help"):
-        print(HELP)
+        console.write(sys.stdout, HELP + "\n")
         return 0
     try:
         chosen = tuple(arguments) or ask_menu()

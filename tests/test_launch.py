@@ -40,6 +40,7 @@ BATCH_FILES = {
 STANDARD_LIBRARY_FILES = (
     "launch.py",
     "eichi_utils/__init__.py",
+    "eichi_utils/console.py",
     "eichi_utils/environment.py",
     "eichi_utils/tool_run.py",
 )
@@ -54,7 +55,7 @@ def test_imports_only_the_standard_library(file):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            own = node.module in ("eichi_utils", "eichi_utils.tool_run")
+            own = node.module in ("eichi_utils", "eichi_utils.console", "eichi_utils.tool_run")
             names.update([] if own else [node.module])
     assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
 
@@ -72,6 +73,14 @@ def test_old_python_is_named_and_refused(version, monkeypatch, capsys):
     assert launch.main(["setup"]) == 1
     message = capsys.readouterr().err
     assert "3.10" in message and f"3.{version[1]}" in message and "python.org" in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="written for a POSIX shell")
+def test_closed_streams_end_nothing():
+    """Without streams the launcher ended in a traceback at its first sentence."""
+    command = ["/bin/sh", "-c", '"$0" "$@" >&- 2>&-', sys.executable, str(ROOT / "launch.py")]
+    assert subprocess.run([*command, "--help"], capture_output=True).returncode == 0
+    assert subprocess.run([*command, "paint"], capture_output=True).returncode == 2
 
 
 def test_every_command_of_the_command_line_is_known():
