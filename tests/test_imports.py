@@ -41,6 +41,7 @@ WITHOUT_TORCH = (
     "engine", "cli", "catalogue", "hub", "description", "preflight", "sizes", "cards", "legacy", "archive",
     "fields", "kept", "lora_fit", "lora_folder", "loras", "png_text", "sections_text", "sections_zip", "settings", "presets",
     "append", "latent_info", "request_files", "safe_reading", "log", "notify", "story",
+    "console", "progress",
 )  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
 
