@@ -16,7 +16,8 @@ from eichi_utils.problems import Problem, UserError
 from lora_utils.files import Header, LoraError, read_header
 from lora_utils.finite import first_not_finite
 from lora_utils.formats import Layout, Shapes, analyse
-from lora_utils.peft import config_beside, first_alpha_not_finite, first_unread, scaling_metadata
+from lora_utils.peft import config_beside
+from lora_utils.scales import check_alphas
 
 STRONGEST = 2.0
 # As many slots as a page has; what is more would be out of its user's sight.
@@ -171,11 +172,7 @@ def layouts(loras: Sequence[Lora], layers: Shapes) -> list[tuple[Header, Layout]
 def layout_of(path: Path, header: Header, layers: Shapes) -> Layout:
     """Raises LoraError for a file that does not fit these layers, and for one that would make every film of it black."""
     layout = analyse(header, layers, str(path))
-    scaling = scaling_metadata(path, header)
-    if pattern := first_unread(scaling):
-        raise LoraError("pattern", file=str(path), pattern=pattern[:80])
-    if name := first_alpha_not_finite(scaling):
-        raise LoraError("not_finite", file=str(path), name=name)
+    check_alphas(path, header, layout)
     used = tuple(key for entry in layout.entries for key in entry.keys.values())
     if name := _first_not_finite(path, file_state(path), used):
         raise LoraError("not_finite", file=str(path), name=name)
