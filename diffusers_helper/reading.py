@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from diffusers_helper.files import CheckpointError, Header, Tensors
+from diffusers_helper.files import CheckpointError, Tensors
 from diffusers_helper.slabs import Spec
 
 DTYPES = MappingProxyType(
@@ -60,19 +60,21 @@ def read_into(file: Path, begin: int, memory: Tensor, pool: Executor) -> bool:
     return all(list(pool.map(read, starts) if memory.numel() > PIECE else map(read, starts)))
 
 
-def read_tensor(file: Path, header: Header, name: str) -> Tensor:
-    """One tensor in memory of its own, whatever becomes of the file. Raises CheckpointError ("file_damaged", "file_missing")."""
-    begin, end = header.places[name]
+def read_tensor(file: Path, place: tuple[int, int], dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """One tensor in memory of its own, whatever becomes of the file. place: (first byte, end). dtype: in the format's words.
+
+    Raises CheckpointError ("file_missing", or "file_damaged" where the file ends before it or the dtype is none of torch's).
+    """
+    begin, end = place
     memory = torch.empty(end - begin, dtype=torch.uint8)
     try:
         with readers() as pool:
             whole = read_into(file, begin, memory, pool)
     except OSError:
         raise CheckpointError("file_missing", file=str(file)) from None
-    dtype = DTYPES.get(header.dtypes[name])
-    if not whole or dtype is None:
-        raise CheckpointError("file_damaged", file=str(file), expected=f"{name}: {header.dtypes[name]}", actual=end - begin)
-    return memory.view(dtype).view(header.shapes[name])
+    if not whole or dtype not in DTYPES:
+        raise CheckpointError("file_damaged", file=str(file), expected=f"{dtype} {shape}", actual=end - begin)
+    return memory.view(DTYPES[dtype]).view(shape)
 
 
 class Reader:

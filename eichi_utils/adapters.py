@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from diffusers_helper import checkpoint
 from diffusers_helper.files import CheckpointError
-from diffusers_helper.files import Header as Places
 from diffusers_helper.models.hadamard import HadamardBranch
 from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, SideBranch, layers, remove_branches, set_strengths
 from diffusers_helper.models.transformer import PackedTransformer
@@ -44,7 +43,7 @@ def read_updates(loras: Sequence[Lora], shapes: Shapes) -> list[Iterator[Update]
 def _updates(number: int, path: Path, header: Header, layout: Layout) -> Iterator[Update]:
     def tensor(key: str) -> Tensor:
         try:
-            return read_tensor(path, Places(header.dtypes, header.shapes, header.places, header.metadata), key)
+            return read_tensor(path, header.places[key], header.dtypes[key], header.shapes[key])
         except CheckpointError:
             raise LoraError("changed", file=str(path)) from None
 
