@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
+FORMAT = "safetensors"
 # Of every dtype, as the format calls it (https://huggingface.co/docs/safetensors).
 BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
-# A header of 10,000 tensors takes about a megabyte, and a film's request in it half a one at most. Parsed, a header takes up to
-# thirty times its length, so no file may have one of any length.
-SMALL_HEADER, LARGE_HEADER, HEADER_PART = 4 * 2**20, 8 * 2**20, 8
-# No tensor's name is a quarter as long; a place in a file has 19 digits at most; torch's tensors have few sides.
-LONGEST_NAME, MOST_DIGITS, MOST_SIDES = 500, 19, 8
+# A header of 10,000 tensors takes about a megabyte, and a film's request in it half a one at most. What is parsed takes ten
+# times its length, and of brackets alone thirty times, so no file may have a header of any length.
+SMALL_HEADER, LARGE_HEADER, HEADER_PART = 4 * 2**20, 16 * 2**20, 8
+MOST_BRACKETS = 2**17
+# No tensor's name is a quarter as long; no file is larger than its system can say; torch's tensors have few sides.
+LONGEST_NAME, LARGEST_SIZE, MOST_SIDES = 500, 2**63 - 1, 8
 # A checkpoint's longest JSON files are its tokenizer's, which transformers reads; ours have some kilobytes, an index 100.
 LONGEST_JSON = 16 * 2**20
 # A file's identity reads it whole up to this size; of a larger one so many pieces.
@@ -138,7 +140,7 @@ def read_header(file: Path) -> Header:
         expected = error.strerror or str(error)
         raise CheckpointError("file_damaged", file=str(file), expected=expected, actual=size) from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError("file_damaged", file=str(file), expected="safetensors", actual=size) from None
+        raise CheckpointError("file_damaged", file=str(file), expected=FORMAT, actual=size) from None
     expected = max((end for _, end in header.places.values()), default=8 + length)
     if size != expected:
         raise CheckpointError("file_damaged", file=str(file), expected=expected, actual=size)
@@ -147,9 +149,9 @@ def read_header(file: Path) -> Header:
 
 def _parsed(data: bytes, start: int) -> Header:
     """A header's text, as strictly as the format's own reader. start: where data begins. Raises ValueError and its like."""
-    document = json.loads(
-        data.decode("utf-8"), parse_int=_integer, parse_float=_no_size, parse_constant=_no_size, object_pairs_hook=_once
-    )
+    if data.count(b"{") > MOST_BRACKETS or data.count(b"[") > MOST_BRACKETS:
+        raise ValueError("more brackets than any network has tensors")
+    document = json.loads(data.decode("utf-8"), parse_float=_no_size, parse_constant=_no_size, object_pairs_hook=_once)
     metadata = document.pop("__metadata__", None)
     header = Header({}, {}, {}, {} if metadata is None else metadata)
     for text in (*header.metadata, *header.metadata.values()):
@@ -159,7 +161,7 @@ def _parsed(data: bytes, start: int) -> Header:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         if len(name) > LONGEST_NAME or not name.isprintable():
             raise ValueError("a name that cannot be shown")
-        if not isinstance(shape, list) or len(shape) > MOST_SIDES or not all(type(n) is int for n in (*shape, begin, end)):
+        if not isinstance(shape, list) or len(shape) > MOST_SIDES or not all(map(_is_size, (*shape, begin, end))):
             raise ValueError(f"{name}: sides or places that are none")
         if (end - begin) * 8 != math.prod(shape) * BITS[dtype]:
             raise ValueError(f"{name}: {end - begin} bytes")
@@ -170,10 +172,8 @@ def _parsed(data: bytes, start: int) -> Header:
     return header
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > MOST_DIGITS or digits.startswith("-"):
-        raise ValueError(f"{digits[:20]} is no size")
-    return int(digits)
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_SIZE
 
 
 def _no_size(number: str) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from diffusers_helper.files import CheckpointError, read_header
 from diffusers_helper.latents import SPATIAL
 from diffusers_helper.reading import read_tensor
-from eichi_utils.latent_info import LATENTS, PARTS, SIZES, LatentInfo, read_info
+from eichi_utils.latent_info import LATENTS, PARTS, SIZES, LatentInfo, damaged, read_info
 from eichi_utils.metadata import document_of
 from eichi_utils.paths import KEY, written_atomically
 from eichi_utils.plan import MOST_BETWEEN
@@ -70,7 +70,7 @@ def read_latents(path: str | Path, where: str = "append_latents") -> tuple[Laten
         latents = read_tensor(Path(path), header.places[LATENTS], header.dtypes[LATENTS], header.shapes[LATENTS])
     except CheckpointError as error:
         # It was changed a moment ago.
-        raise UserError([Problem(where, "latents_damaged", {"file": str(path), "reason": str(error)[:200]})]) from None
+        raise UserError([damaged(where, path, error)]) from None
     return info, latents.float()
 
 

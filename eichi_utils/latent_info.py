@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy
 
-from diffusers_helper.files import CheckpointError, read_header
+from diffusers_helper.files import FORMAT, CheckpointError, read_header
 from diffusers_helper.preview import CHANNELS
 from eichi_utils.paths import KEY
 from eichi_utils.pictures import is_unicode
@@ -114,10 +114,23 @@ def _judged(path: str, mtime_ns: int, size: int) -> Problem | None:
             raise UserError([Problem("", "latents_not_finite", {"file": path})])
     except UserError as error:
         return error.problems[0]
-    except (CheckpointError, OSError) as error:
+    except CheckpointError as error:
         # Somebody is writing it just now.
-        return Problem("", "latents_damaged", {"file": path, "reason": str(error)[:200]})
+        return damaged("", path, error)
+    except OSError as error:
+        return Problem("", "latents_damaged", {"file": path, "reason": error.strerror or str(error)})
     return None
+
+
+def damaged(where: str, path: str | Path, error: CheckpointError) -> Problem:
+    """Why a file cannot be read, for the field `where`."""
+    expected, actual = error.values.get("expected"), error.values.get("actual")
+    reason = "it is no regular file" if error.key == "file_missing" else "its header makes no sense"
+    if isinstance(expected, int):
+        reason = f"{actual} bytes instead of {expected}"
+    elif expected not in (None, FORMAT):
+        reason = str(expected)
+    return Problem(where, "latents_damaged", {"file": str(path), "reason": reason})
 
 
 def _info(path: str) -> LatentInfo:
@@ -125,7 +138,7 @@ def _info(path: str) -> LatentInfo:
     try:
         header = read_header(Path(path))
     except CheckpointError as error:
-        raise UserError([Problem("", "latents_damaged", {**values, "reason": str(error)[:200]})]) from None
+        raise UserError([damaged("", path, error)]) from None
     if LATENTS not in header.shapes:
         raise UserError([Problem("", "latents_none", {**values, "name": LATENTS})])
     shape, dtype = header.shapes[LATENTS], header.dtypes[LATENTS]

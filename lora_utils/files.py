@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -24,11 +24,12 @@ BITS = {
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 # The format allows no longer one; what says so is another kind of file.
 LONGEST_HEADER = 100 * 2**20
-# A header of 10,000 tensors takes about a megabyte, trainers' lists of tags and a thumbnail some more. Parsed, one takes up to
-# thirty times its length, so no file may have one of any length.
-SMALL_HEADER, LARGE_HEADER, HEADER_PART = 4 * 2**20, 8 * 2**20, 8
-# No layer's name is a quarter as long; a place in a file has 19 digits at most; torch's tensors have few sides.
-LONGEST_NAME, MOST_DIGITS, MOST_SIDES = 500, 19, 8
+# A header of 10,000 tensors takes about a megabyte, trainers' lists of tags and a thumbnail some more. What is parsed takes
+# ten times its length, and of brackets alone thirty times, so no file may have a header of any length.
+SMALL_HEADER, LARGE_HEADER, HEADER_PART = 4 * 2**20, 16 * 2**20, 8
+MOST_BRACKETS = 2**17
+# No layer's name is a quarter as long; no file is larger than its system can say; torch's tensors have few sides.
+LONGEST_NAME, LARGEST_SIZE, MOST_SIDES = 500, 2**63 - 1, 8
 # Bytes that tell a safetensors file from another.
 BEGINNING = 40
 
@@ -92,9 +93,9 @@ def read_header(path: Path) -> Header:
 
 def _parsed(data: bytes, start: int) -> Header:
     """A header's text, as strictly as the format's own reader. start: where data begins. Raises ValueError and its like."""
-    document = json.loads(
-        data.decode("utf-8"), parse_int=_integer, parse_float=_no_size, parse_constant=_no_size, object_pairs_hook=_once
-    )
+    if data.count(b"{") > MOST_BRACKETS or data.count(b"[") > MOST_BRACKETS:
+        raise ValueError("more brackets than any network has tensors")
+    document = json.loads(data.decode("utf-8"), parse_float=_no_size, parse_constant=_no_size, object_pairs_hook=_once)
     metadata = document.pop("__metadata__", None)
     header = Header({}, {}, {} if metadata is None else metadata, {})
     for text in (*header.metadata, *header.metadata.values()):
@@ -104,7 +105,7 @@ def _parsed(data: bytes, start: int) -> Header:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         if len(name) > LONGEST_NAME or not name.isprintable():
             raise ValueError("a name that cannot be shown")
-        if not isinstance(shape, list) or len(shape) > MOST_SIDES or not all(type(n) is int for n in (*shape, begin, end)):
+        if not isinstance(shape, list) or len(shape) > MOST_SIDES or not all(map(_is_size, (*shape, begin, end))):
             raise ValueError(f"{name}: sides or places that are none")
         if (end - begin) * 8 != prod(shape) * BITS[dtype]:
             raise ValueError(f"{name}: {end - begin} bytes")
@@ -115,10 +116,8 @@ def _parsed(data: bytes, start: int) -> Header:
     return header
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > MOST_DIGITS or digits.startswith("-"):
-        raise ValueError(f"{digits[:20]} is no size")
-    return int(digits)
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_SIZE
 
 
 def _no_size(number: str) -> None:

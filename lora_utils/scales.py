@@ -23,9 +23,9 @@ def scale_of(entry: Entry, alpha: float | None, said: Scaling, stabilised: bool)
     """alpha / rank, or alpha / sqrt(rank) where the file says that it is rank-stabilised (https://arxiv.org/abs/2312.03732);
     without an alpha 1.
 
-    alpha: that of the file's own tensors, None without one. stabilised: what the flag beside them says. It speaks of LoRA
-    only: the trainer that writes it passes it over for other kinds. LyCORIS needs none, whatever `rs_lora` its metadata say: the
-    alpha that it writes is multiplied by sqrt(rank), so that alpha / rank is right.
+    alpha: that of the file's own tensors, None without one. stabilised: what the flag beside them says; it speaks of LoRA
+    alone, because its trainer passes it over for other kinds. LyCORIS' `rs_lora` in a file's metadata changes nothing: the
+    alpha that it writes has been multiplied by sqrt(rank), so that alpha / rank is right.
 
     Two whole matrices have no rank, and LyCORIS ignores their alpha.
     """
