@@ -127,7 +127,7 @@ class Engine:
 
     def __call__(self, request: Request, job_id: str, stop: Stop) -> Iterator[Event]:
         # The first import of the networks' libraries takes seconds; the observer is told before.
-        yield Stage(at=time.time(), name="start")
+        yield Stage(at=time.monotonic(), name="start")
         from eichi_utils.runner import run
 
         if problems := self.models.problems(request):

@@ -1,4 +1,5 @@
-"""What a running job reports: plain data, in order. `at` is the time in seconds since the epoch."""
+"""What a running job reports: plain data, in order. `at` is the time of `time.monotonic()`:
+seconds that no change of the clock touches, in which a computer that sleeps counts on Windows and not elsewhere."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def sample_film(
         if plan.closing and number == len(plan.sections) - 1:
             history.grow(history.read(plan.closing, conditions.latents, conditions.masks))
             added += 1
-        yield Stage(at=time.time(), name="decode", section=number)
+        yield Stage(at=time.monotonic(), name="decode", section=number)
         # The neighbouring section is decoded again beside the new latents, so that the blend has two versions of it.
         again = 0 if plan.vae_cache else plan.section_latents
         stretch = history.film if number == 0 else history.edge(added + again)
@@ -134,7 +134,7 @@ def append_film(
         between = interpolate(film[:, :, -1:], appended.latents[:, :, :1], append.between)
     own = {"file": "", "latents": film.shape[2], "trim_start": 0, "trim_end": append.trim}
     whole = put_together(Piece(film, (own,)), between, appended)
-    yield Stage(at=time.time(), name="decode", section=number)
+    yield Stage(at=time.monotonic(), name="decode", section=number)
     with pool.vae(whole.latents.numel()) as vae:
         known = Past() if sampler.vae_cache else None
         for piece in (decode_after if sampler.vae_cache else decode_frames)(vae, whole.latents, known, pool.room, side):
@@ -168,7 +168,7 @@ class SectionSampler:
 
     def section(self, section: Section, number: int, pool: ModelPool, stop: Stop) -> Generator[Event, None, Tensor | None]:
         """Stage and Step events; returns the latents (1, 16, T, h, w) on the CPU, or None when told to stop NOW."""
-        yield Stage(at=time.time(), name="sample", section=number)
+        yield Stage(at=time.monotonic(), name="sample", section=number)
         request, matrix = self.request, pool.files.describe().preview
         loras = section_loras(request, section)
         tokens = step_tokens(section, self.height, self.width)
@@ -176,7 +176,7 @@ class SectionSampler:
             caches = step_cache(request), step_cache(request)
             for done in watched(self.sample(net, section, caches), matrix, net.device, pool.card):
                 computed = caches[0] is None or done.step in caches[0].computed
-                yield Step(at=time.time(), section=number, step=done.step, preview=done.preview, computed=computed)
+                yield Step(at=time.monotonic(), section=number, step=done.step, preview=done.preview, computed=computed)
                 if stop.level >= StopLevel.NOW:
                     return None
         return done.latents.cpu()

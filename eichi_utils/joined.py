@@ -39,7 +39,7 @@ class JoinedFilm:
         path = self.outputs.path("_combined.mp4")
         self.stream.write(path)
         self.files = [str(path)]
-        yield Saved(at=time.time(), path=str(path), kind="joined", frames=frames_of(joined.piece.latents.shape[2]))
+        yield Saved(at=time.monotonic(), path=str(path), kind="joined", frames=frames_of(joined.piece.latents.shape[2]))
         if self.request.save_latents:
             path = self.outputs.path("_combined_tensors.safetensors")
             own, *others = joined.piece.parts
@@ -47,7 +47,7 @@ class JoinedFilm:
             parts = {**own, "file": self.outputs.path(".safetensors").name}, *others
             write_piece(path, Piece(joined.piece.latents, parts), self.request)
             self.files.append(str(path))
-            yield Saved(at=time.time(), path=str(path), kind="latents")
+            yield Saved(at=time.monotonic(), path=str(path), kind="latents")
 
 
 def decode_film(pool: ModelPool, latents: Tensor, path: Path, crf: int, tags: Mapping[str, str]) -> Iterator[int]:

@@ -32,7 +32,7 @@ SAMPLING = 0.85
 class View:
     """state: "waiting", "running", "finished", "stopped" or "failed". fraction: 0 to 1 of the whole job, never falling.
 
-    section, step: finished ones of the current section count; times are seconds since the epoch. all_steps, computed_steps: of
+    section, step: finished ones of the current section count; times are as events' `at`. all_steps, computed_steps: of
     the whole job so far, and those of them that the step cache did not leave out.
     """
 
