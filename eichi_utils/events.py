@@ -68,6 +68,13 @@ class Step(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share(Event):
+    """So much of the stage in hand is done: 0 to 1."""
+
+    done: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Saved(Event):
     """A file is complete on disk. kind: "start", "so_far" (the film up to now), "film", "joined" (the film with what is
     appended to it), "picture", "still", "frames" (folder), "latents".

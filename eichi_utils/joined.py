@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from diffusers_helper.latents import decode_frames, images, rounded_on_host
+from diffusers_helper.vae_decode import only_frames
 from eichi_utils.events import Saved
 from eichi_utils.film import Joined, Stretch
 from eichi_utils.latent_files import Piece, write_piece
@@ -57,7 +58,7 @@ def decode_film(pool: ModelPool, latents: Tensor, path: Path, crf: int, tags: Ma
     """
     frames = 0
     with FilmStream(path.parent, crf, tags) as film, pool.vae(latents.numel()) as vae:
-        for piece in decode_frames(vae, latents, None, pool.room):
+        for piece in only_frames(decode_frames(vae, latents, None, pool.room)):
             film.add(images(rounded_on_host(piece)).numpy())
             frames += piece.shape[2]
             yield frames

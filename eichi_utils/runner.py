@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from diffusers_helper.interrupt import Interrupted
 from diffusers_helper.latents import SPATIAL, encode_picture
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
@@ -44,12 +45,22 @@ if TYPE_CHECKING:
     from eichi_utils.paths import Outputs
 
 
-def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Iterator[Event]:
+def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Generator[Event, None, None]:
     """Do the whole job. Ends with Finished or Stopped; whatever goes wrong is raised, a user's mistake as UserError.
 
     The request's seed must be drawn (not -1). Files so far are complete at every event, and carry the precision that was
     chosen for "auto".
     """
+
+    def tick() -> None:
+        if stop.level >= StopLevel.NOW:
+            raise Interrupted
+
+    with pool.broken_off_by(tick):
+        yield from _run(request, plan, pool, outputs, stop)
+
+
+def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Iterator[Event]:
     began = time.monotonic()
     yield Stage(at=began, name="check")
     problems = request.check() + pool.files.problems(request)
@@ -99,14 +110,18 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     request = replace(request, precision=way.precision)
 
     conditions = None
-    for event in prepare(request, plan, pictures, pool):
-        if stop.level >= StopLevel.NOW:
-            yield stopped()
-            return
-        if isinstance(event, Conditions):
-            conditions = event
-        else:
-            yield event
+    # Generators are closed where they are left: what they have on loan stays with nobody.
+    with suppress(Interrupted), closing(prepare(request, plan, pictures, pool)) as events:
+        for event in events:
+            if stop.level >= StopLevel.NOW:
+                break
+            if isinstance(event, Conditions):
+                conditions = event
+            else:
+                yield event
+    if conditions is None:
+        yield stopped()
+        return
     start = outputs.path(".png" if plan.output == "film" else "_input.png")
     write_png(start, pictures.start, png_info(request))
     files.append(str(start))
@@ -115,25 +130,26 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     film, joined, broken = Film(request, plan, outputs), JoinedFilm(request, outputs), True
     with film.writer, joined.stream:
         try:
-            for event in sample_film(request, plan, conditions, pool, stop):
-                if isinstance(event, Decoded):
-                    yield Stage(at=time.monotonic(), name="save", section=event.section)
-                    for saved in film.save(event):
-                        files[:-1] = film.files
-                        frames = saved.frames or frames
-                        yield saved
-                elif isinstance(event, Stretch):
-                    joined.add(event)
-                elif isinstance(event, Joined):
-                    yield Stage(at=time.monotonic(), name="save", section=len(plan.sections))
-                    for saved in joined.save(event):
-                        files[:-1] = [*joined.files, *film.files]
-                        frames = saved.frames or frames
-                        yield saved
-                else:
-                    yield event
-                if stop.level >= StopLevel.NOW or (isinstance(event, Decoded) and stop.level >= StopLevel.SECTION):
-                    break
+            with suppress(Interrupted), closing(sample_film(request, plan, conditions, pool, stop)) as events:
+                for event in events:
+                    if isinstance(event, Decoded):
+                        yield Stage(at=time.monotonic(), name="save", section=event.section)
+                        for saved in film.save(event):
+                            files[:-1] = film.files
+                            frames = saved.frames or frames
+                            yield saved
+                    elif isinstance(event, Stretch):
+                        joined.add(event)
+                    elif isinstance(event, Joined):
+                        yield Stage(at=time.monotonic(), name="save", section=len(plan.sections))
+                        for saved in joined.save(event):
+                            files[:-1] = [*joined.files, *film.files]
+                            frames = saved.frames or frames
+                            yield saved
+                    else:
+                        yield event
+                    if stop.level >= StopLevel.NOW or (isinstance(event, Decoded) and stop.level >= StopLevel.SECTION):
+                        break
             broken = False
         except GeneratorExit:
             # Nobody waits for anything any more.
