@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusers_helper import checkpoint
 from diffusers_helper.files import CheckpointError
+from diffusers_helper.interrupt import Tick, never
 from diffusers_helper.models.hadamard import HadamardBranch
 from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, SideBranch, layers, remove_branches, set_strengths
 from diffusers_helper.models.transformer import PackedTransformer
@@ -103,14 +104,15 @@ def load_transformer(
     device: torch.device,
     beside_card: bool,
     cache: DiskCache,
+    tick: Tick = never,
 ) -> PackedTransformer:
     """The transformer of a folder with these files merged into it; see `checkpoint.load_transformer`.
 
-    cache: where weights of 8 bits are kept.
+    cache: where weights of 8 bits are kept. tick: is called for every tensor.
     """
     change = Merging(merged_in, shapes_of(checkpoint.meta_transformer(folder))) if merged_in else None
     kept = kept_weights(cache, folder, dtype, storage, merged_in, device, beside_card)
-    return checkpoint.load_transformer(folder, dtype, storage, change, device, beside_card, kept)
+    return checkpoint.load_transformer(folder, dtype, storage, change, device, beside_card, kept, tick)
 
 
 class Merging:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -145,9 +146,9 @@ class Engine:
             if not 0 <= (value := getattr(self, name)) <= most:
                 yield Problem(name, "out_of_range", {"value": value, "min": 0, "max": most})
 
-    def __call__(self, request: Request, job_id: str, stop: Stop) -> Iterator[Event]:
+    def __call__(self, request: Request, job_id: str, stop: Stop) -> Generator[Event, None, None]:
         # The first import of the networks' libraries takes seconds; the observer is told before.
-        yield Stage(at=time.time(), name="start")
+        yield Stage(at=time.monotonic(), name="start")
         from eichi_utils.runner import run
 
         if problems := self.models.problems(request):
@@ -158,8 +159,9 @@ class Engine:
         self.pool.reserve(self.reserve_gb)
         outputs = Outputs(self.folders.of(request.output_folder), job_id)
         stopwatch = Stopwatch(request)
-        for event in run(request, request.plan(), self.pool, outputs, stop):
-            stopwatch.see(event)
-            yield event
+        with closing(run(request, request.plan(), self.pool, outputs, stop)) as events:
+            for event in events:
+                stopwatch.see(event)
+                yield event
         if self.timings and (taken := stopwatch.taken()):
             self.timings.keep(taken)

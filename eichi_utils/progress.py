@@ -13,7 +13,7 @@ BAR = 24
 
 
 class Progress:
-    """Elsewhere than on a terminal a line is written when stage or section change, and at every tenth of the steps."""
+    """Elsewhere than on a terminal a line is written when stage or section change, and at every tenth of steps or decoding."""
 
     def __init__(self, stream: TextIO | None, t: Translate):
         self._stream, self._t = stream, t
@@ -34,7 +34,7 @@ class Progress:
             write(self._stream, f"\r{line[:width]:<{width}}")
             self._drawn = True
         else:
-            tenth = 10 * view.step // view.steps if view.steps and view.stage == "sample" else 0
+            tenth = 10 * view.step // view.steps if view.steps and view.stage == "sample" else int(10 * view.share)
             if (view.stage, view.section, tenth) != self._said:
                 self._said = view.stage, view.section, tenth
                 write(self._stream, line + "\n")

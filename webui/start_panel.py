@@ -93,7 +93,7 @@ class StartPanel:
     def _just_submitted(self, request: Request) -> bool:
         """Whether this is the second half of a double click; a film takes too long to be made twice by accident."""
         jobs = self.context.jobs.all()
-        if not jobs or time.time() - jobs[-1].submitted > DOUBLE_CLICK_SECONDS:
+        if not jobs or time.monotonic() - jobs[-1].submitted > DOUBLE_CLICK_SECONDS:
             return False
         return jobs[-1].asked == request
 
