@@ -44,8 +44,9 @@ WITHOUT_TORCH = (
 )  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
 
-# A worker that must end every job in one of its three ways, whatever happens.
-CATCH_ALL = {"eichi_utils/jobs.py"}
+# A worker that must end every job in one of its three ways, whatever happens; and the pages' handlers, whose errors end in a
+# sentence.
+CATCH_ALL = {"eichi_utils/jobs.py", "webui/boundary.py"}
 MAY_PRINT = ("launch.py", "eichi_utils/cli", "miniature/", "benchmarks/")
 LONGEST = 420
 
