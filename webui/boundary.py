@@ -28,7 +28,8 @@ HTML = '<div class="told" role="alert" hidden><ul></ul><button type="button"></b
 
 CSS = """
 .told { position: fixed; top: 8px; left: 50%; z-index: 200; transform: translateX(-50%); display: flex; align-items: flex-start;
-  gap: 8px; width: max-content; max-width: min(720px, calc(100vw - 16px)); max-height: 50vh; overflow: auto; padding: 8px 8px 8px 16px;
+  gap: 8px; width: max-content; max-width: min(720px, calc(100vw - 16px)); max-height: 50vh; overflow: auto;
+  padding: 8px 8px 8px 16px;
   box-sizing: border-box; border-radius: 8px; font-size: 14px; color: var(--body-text-color);
   background: var(--background-fill-primary); border: 1px solid var(--border-color-primary);
   border-left: 4px solid var(--color-accent); box-shadow: 0 4px 16px rgb(0 0 0 / 30%); }
@@ -84,7 +85,9 @@ class Bounded(gr.Blocks):
         self.told = gr.HTML({}, html_template=HTML, css_template=CSS, js_on_load=JS, elem_id="told", padding=False)
         return self.told
 
-    async def process_api(self, block_fn: BlockFunction | int, inputs: list[Any], *args: Any, **settings: Any) -> dict[str, Any]:
+    async def process_api(
+        self, block_fn: BlockFunction | int, inputs: list[Any], *args: Any, **settings: Any
+    ) -> dict[str, Any]:
         call = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
         said = gr.skip()
         try:
