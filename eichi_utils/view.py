@@ -34,15 +34,16 @@ DECODING = 0.95
 class View:
     """state: "waiting", "running", "finished", "stopped" or "failed". fraction: 0 to 1 of the whole job, never falling.
 
-    section, step: finished ones of the current section count; times are as events' `at`. all_steps, computed_steps: of
-    the whole job so far, and those of them that the step cache did not leave out. share: of the stage in hand that is done,
-    where it says so.
+    section, step: finished ones of the current section count; made: those that are in the result on the disk; times are as
+    events' `at`. all_steps, computed_steps: of the whole job so far, and those of them that the step cache did not leave out.
+    share: of the stage in hand that is done, where it says so.
     """
 
     state: Literal["waiting", "running", "finished", "stopped", "failed"] = "waiting"
     stage: str = ""
     sections: int = 0
     section: int = 0
+    made: int = 0
     steps: int = 0
     step: int = 0
     share: float = 0.0
@@ -141,9 +142,12 @@ class View:
         film = event.path if event.kind in ("so_far", "film", "joined") else self.film
         picture = event.path if event.kind == "picture" else self.picture
         others = tuple(path for path in self.files if path not in (event.replaces, event.path))
+        made = self.made
+        if event.kind in ("so_far", "film", "joined", "picture") and event.section is not None:
+            made = max(made, event.section + 1)
         # The result first.
         files = (event.path, *others) if event.kind in ("so_far", "film", "joined", "picture") else (*others, event.path)
-        return replace(self, film=film, picture=picture, frames=event.frames or self.frames, files=files)
+        return replace(self, film=film, picture=picture, made=made, frames=event.frames or self.frames, files=files)
 
     def _ended(self, event: Ended) -> View:
         states = {Finished: "finished", Stopped: "stopped", Failed: "failed"}

@@ -45,8 +45,9 @@ WITHOUT_TORCH = (
 )  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
 
-# A worker that must end every job in one of its three ways, whatever happens.
-CATCH_ALL = {"eichi_utils/jobs.py"}
+# A worker that must end every job in one of its three ways, whatever happens; and the pages' handlers, whose errors end in a
+# sentence.
+CATCH_ALL = {"eichi_utils/jobs.py", "webui/boundary.py"}
 # What names files by day and hour, or compares with the times of files; and the training of the miniature.
 WALL_CLOCK = {"eichi_utils/paths.py", "eichi_utils/disk_cache.py", "webui/sections_panel.py", "miniature/training.py"}
 MAY_PRINT = ("launch.py", "eichi_utils/cli", "miniature/", "benchmarks/")

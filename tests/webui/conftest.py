@@ -136,7 +136,7 @@ def signatures_are_read_once() -> Iterator[None]:
 def unserved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that nobody asks anything: without gradio's routes and its description for browsers, half of a page's making."""
     monkeypatch.setattr(gradio.routes.App, "create_app", lambda *args, **settings: None)
-    monkeypatch.setattr(gradio.Blocks, "get_config_file", lambda self: {})
+    monkeypatch.setattr(gradio.Blocks, "get_config_file", lambda self: {"dependencies": []})
 
 
 @pytest.fixture
