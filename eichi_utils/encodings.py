@@ -1,4 +1,4 @@
-"""Which encoding a text without a mark has: Japanese, Chinese, Russian and Western ones, as older programs and systems write them.
+"""Which encoding a text without a mark has: Japanese, Chinese, Russian and Western ones, as older programs write them.
 
 charset-normalizer needs some sentences to tell them apart; names of files and trigger words are two or three words. Here each
 encoding that can be meant is judged by how much of the text is what its language is mostly made of. Their tables are ordered so
@@ -16,7 +16,7 @@ import charset_normalizer
 
 # Bytes that are looked at, from the first that is no ASCII on, and some before it.
 SAMPLE, BEFORE = 2**14, 64
-# Of what is no ASCII, how much must be what the language is mostly made of; below, charset-normalizer is asked about all others.
+# Of what is no ASCII, how much must be what the language is mostly made of; below, charset-normalizer is asked.
 LIKELY = 0.6
 # Characters that are a little common, and half-width katakana, which any Chinese text looks like.
 RARE, HALF_WIDTH = 0.2, 0.3

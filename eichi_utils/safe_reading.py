@@ -140,7 +140,7 @@ def parse_yaml(data: str | bytes) -> Any:
 
 
 def check_value(value: Any) -> None:
-    """Raise UnsafeError if a document is nested too deeply, or holds half a surrogate pair or a number that is none or too long."""
+    """Raise UnsafeError if a document is nested too deeply, or holds half a surrogate pair, NaN or too long a number."""
     level = [value]
     for _ in range(DEEPEST + 1):
         for one in level:
