@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -103,8 +104,10 @@ def named_beside(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _beside(entry: Any, folder: Path) -> Any:
     file = entry.get("file") if isinstance(entry, Mapping) else None
-    if isinstance(file, str) and file and (folder / file).is_file():
-        return {**entry, "file": named(folder / file)}
+    # A name that no file can have is said by the request's check.
+    with suppress(OSError, ValueError):
+        if isinstance(file, str) and file and (folder / file).is_file():
+            return {**entry, "file": named(folder / file)}
     return entry
 
 
