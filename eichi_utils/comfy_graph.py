@@ -14,8 +14,10 @@ from typing import Any
 MOST_NODES = 5_000
 # Inputs of a node that hold its text, in this order; "" stands for the role itself ("positive", "positive_prompt").
 TEXTS = ("text", "prompt", "populated_text", "string", "value", "t5xxl", "text_g", "clip_l", "text_l")
+# Inputs of a node that makes one text of two.
+JOINED = ("string_a", "string_b")
 # Inputs along which a conditioning, or a text made of others, comes.
-WAYS = ("conditioning", "conditioning_1", "conditioning_to", "cond", "text_embeds", "guider", "string_a", "text_a", "text1")
+WAYS = ("conditioning", "conditioning_1", "conditioning_to", "cond", "text_embeds", "guider", *JOINED)
 SEEDS = ("seed", "noise_seed")
 FRAMES = ("length", "num_frames", "video_frames", "frames")
 RATES = ("frame_rate", "fps")
@@ -104,6 +106,8 @@ def _followed(nodes: Mapping[str, Any], key: str | None, role: str) -> str | Non
         inputs = _inputs(node)
         if node.get("class_type") in EMPTY:
             return None
+        if all(isinstance(inputs.get(name), str) for name in JOINED):
+            return str(inputs.get("delimiter", "")).join(inputs[name] for name in JOINED if inputs[name].strip())
         for name in (f"{role}_prompt", role, *TEXTS):
             if isinstance(inputs.get(name), str) and inputs[name].strip():
                 return inputs[name]

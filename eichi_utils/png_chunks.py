@@ -56,6 +56,8 @@ def png_texts(path: str | Path) -> PngTexts:
                 found.too_large.append(_keyword(file.read(80)))
                 continue
             data = file.read(length)
+            if len(data) < length:
+                break
             if kind == b"eXIf":
                 found.exif = data
                 continue

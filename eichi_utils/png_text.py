@@ -21,7 +21,7 @@ from eichi_utils.named_files import FILES, is_file, with_paths
 from eichi_utils.pictures import opened
 from eichi_utils.png_chunks import MOST_TEXT, is_png, png_texts
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import to_json
+from eichi_utils.request import MAX_PROMPT_CHARACTERS, to_json
 from eichi_utils.safe_reading import parse_json
 
 Wanted = Literal["prompt", "seed", "everything"]
@@ -29,8 +29,8 @@ Wanted = Literal["prompt", "seed", "everything"]
 BESIDE = ("mode", FILES)
 # What other programs' files say.
 SAID = ("prompt", "seed", "negative_prompt", "seconds")
-# A text longer than this is no prompt.
-MOST_PROMPT = 2**20
+# A text longer than this is no prompt; one longer than the other cannot be meant for one.
+MOST_PROMPT, MOST_TAKEN = 2**20, 20 * MAX_PROMPT_CHARACTERS
 # What Pillow and its readers of EXIF raise for damaged files.
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error, Image.DecompressionBombError)
 # EXIF texts in which ComfyUI's WebP files hold what a PNG has in chunks: "prompt:{...}", "workflow:{...}".
@@ -57,7 +57,7 @@ class PictureText:
         """Return what was not read, for the user."""
         if not self.too_large:
             return []
-        values = {"file": file, "names": ", ".join(self.too_large)[:200], "limit": MOST_TEXT // 2**20}
+        values = {"file": file, "names": ", ".join(self.too_large)[:200]}
         return [Problem("request", "text_too_large", values)]
 
 
@@ -140,13 +140,25 @@ def request_fields(text: PictureText, mode: str, wanted: Wanted) -> tuple[dict[s
         fields, notes = usable(kind.mode, {str(name): value for name, value in document.items() if name not in BESIDE})
         whole = from_the_end({**to_json(kind()), **fields})
         fields, lost = for_mode(kind.mode, mode, {name: value for name, value in whole.items() if name != "mode"})
-        return fields, notes + lost
+        return _not_too_long(fields, notes + lost)
     known = modes.MODES[mode].__dataclass_fields__
     said = {name: getattr(text, name) for name in SAID if name in known}
     # `parameters` loses lines of a prompt that look like its own; the document beside it does not.
     said |= {name: document[name] for name in said if name in document}
     names = said.keys() if wanted == "everything" else {wanted}
-    return usable(mode, {name: value for name, value in said.items() if name in names and value is not None})
+    return _not_too_long(*usable(mode, {name: one for name, one in said.items() if name in names and one is not None}))
+
+
+def _not_too_long(fields: Mapping[str, Any], notes: list[Problem]) -> tuple[dict[str, Any], list[Problem]]:
+    """Leave out texts that are too long for anybody to make shorter on a page."""
+    kept = dict(fields)
+    for name, value in fields.items():
+        texts = value.values() if isinstance(value, Mapping) else (value,)
+        longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
+        if longest > MOST_TAKEN:
+            notes = [*notes, Problem(name, "text_too_long", {"characters": longest, "limit": MAX_PROMPT_CHARACTERS})]
+            del kept[name]
+    return kept, notes
 
 
 def _png_chunks(path: Path) -> tuple[dict[str, str], list[str]]:

@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.named_files import is_file
-from eichi_utils.png_text import PictureText, read_text, request_fields
+from eichi_utils.png_text import MOST_TAKEN, PictureText, read_text, request_fields
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import PICTURE_FIELDS, to_json
 from eichi_utils.request_files import FILE_FIELDS
@@ -159,7 +159,7 @@ class SectionOffer:
         except UserError:
             text = PictureText()
         own = (text.section_prompt or text.prompt or "").strip()
-        if not own or not section:
+        if not own or not section or len(own) > MOST_TAKEN:
             return self.outcome.nothing()
         shown = own if len(own) <= SHOWN_CHARACTERS else f"{own[: SHOWN_CHARACTERS - 1]}\u2026"
         said = self.t("page.metadata.found_prompt", file=Path(path).name, prompt=shown)
