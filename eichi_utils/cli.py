@@ -96,6 +96,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
     for command in (render, demo):
         add_request_flags(command, t)
         command.add_argument("--request", metavar="FILE", help=t("cli.help.request"))
+        command.add_argument("--look-in", metavar="DIR", type=Path, action="append", help=t("cli.help.look_in"))
         command.add_argument("--out", metavar="DIR", type=Path, default=DEFAULT_OUTPUTS, help=t("cli.help.out"))
         command.add_argument("--reserve-gb", type=float, default=RESERVE_GB, metavar="N", help=t("cli.help.reserve_gb"))
         command.add_argument("--cache-gb", type=float, default=DEFAULT_GB, metavar="N", help=t("cli.help.cache_gb"))
@@ -216,7 +217,7 @@ def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
     """What the flags are laid over. With `--mode`, a file of another mode gives only the fields both modes have."""
     document: Any = {"mode": "reverse", **defaults}
     if options.request is not None:
-        document = read_placed_document(options.request)
+        document = read_placed_document(options.request, options.look_in or ())
     if not isinstance(document, Mapping):
         return document
     wanted = options.mode or document.get("mode")
@@ -262,6 +263,8 @@ _READ_FLAG = {
 def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:
     settings = {"reserve_gb": options.reserve_gb, "compiler": options.compile, "cache_gb": options.cache_gb}
     settings["timings"] = Timings()
+    # A file that came from elsewhere chooses no place outside of the output folder; who types the flag does.
+    settings["allowed"] = () if options.request is not None and options.output_folder is None else None
     engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention, **settings)
     try:
         request = read_request(options, defaults or {}, lambda key, **values: say(t(key, **values)))
@@ -273,7 +276,7 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
     if folder and (problem := log.problem(folder)):
         problems = (*problems, problem)
     if problems:
-        raise UserError(problems)
+        raise UserError([_of_a_file(problem) for problem in problems])
     if options.dry_run:
         needs, short = engine.forecast(request)
         for line in problem_lines(short, t, options):
@@ -286,6 +289,12 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
         codes = [report(view, t, options) for view in follow_jobs(Jobs(engine, [Story(log, t)]), request, t)]
         # One film that failed makes the whole a failure.
         return next((code for code in codes if code != DONE), DONE)
+
+
+def _of_a_file(problem: Problem) -> Problem:
+    """Say of a folder that is not allowed that the request's file, and not the user, named it."""
+    named = problem.key == "folder_not_allowed"
+    return Problem(problem.field, "folder_from_file", problem.values) if named else problem
 
 
 def follow_jobs(jobs: Jobs, request: Request, t: Translator) -> list[View]:

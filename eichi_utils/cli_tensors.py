@@ -15,7 +15,9 @@ from eichi_utils.cli_output import FAILED, report_problems, result, say
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import problems_of
 from eichi_utils.latent_info import PARTS, LatentInfo, latents_problem, read_info
-from eichi_utils.paths import KEY, folder_problem
+from eichi_utils.metadata import film_tags, text_of
+from eichi_utils.named_files import parts_without_paths, without_paths
+from eichi_utils.paths import folder_problem
 from eichi_utils.plan import MOST_BETWEEN
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import MODELS, MOST_TRIMMED, FilmRequest
@@ -132,12 +134,13 @@ def run_decode(options: argparse.Namespace, t: Translator) -> int:
     from eichi_utils.joined import decode_film
     from eichi_utils.latent_files import read_latents
 
-    tags = {KEY: info.request, PARTS: list(info.parts)}
-    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in tags.items() if value}
+    tags = film_tags(text_of(without_paths(info.request))) if info.request else {}
+    if info.parts:
+        tags[PARTS] = text_of(parts_without_paths(info.parts))
     _, latents = read_latents(file, "files")
 
     def decode() -> None:
-        for frames in decode_film(pool, latents, out, options.crf, texts):
+        for frames in decode_film(pool, latents, out, options.crf, tags):
             say(t("cli.tensors.progress", frames=frames, total=info.frames))
 
     return _written(options, t, out, decode)

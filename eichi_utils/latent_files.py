@@ -25,6 +25,7 @@ from diffusers_helper.latents import SPATIAL
 from diffusers_helper.reading import read_tensor
 from eichi_utils.latent_info import LATENTS, PARTS, SIZES, LatentInfo, damaged, read_info
 from eichi_utils.metadata import document_of
+from eichi_utils.named_files import parts_without_paths
 from eichi_utils.paths import KEY, written_atomically
 from eichi_utils.plan import MOST_BETWEEN
 from eichi_utils.problems import Problem, UserError
@@ -83,7 +84,8 @@ def trim(info: LatentInfo, latents: Tensor, start: int = 0, end: int = 0, where:
     # Of a joined file, the parts of the part are in its own place.
     own = {"request": info.request} if info.request else {"parts": _shallow(info.parts)} if info.parts else {}
     part = {"file": Path(info.file).name, "latents": kept.shape[2], "trim_start": start, "trim_end": end, **own}
-    return Piece(kept, (part,))
+    # Files of earlier versions have paths in them.
+    return Piece(kept, tuple(parts_without_paths([part])))
 
 
 def _shallow(parts: Sequence[Mapping[str, Any]], generations: int = GENERATIONS) -> list[Mapping[str, Any]]:
