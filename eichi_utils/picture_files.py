@@ -1,7 +1,7 @@
-"""Open picture files of a list of formats, whatever their names say, without metadata that is larger than anybody's.
+"""Open picture files of a list of formats, whatever their names say.
 
-Pillow would hand PostScript to Ghostscript, read forty formats that nobody tries, and refuse a PNG for what stands beside its
-pixels.
+Pillow would hand PostScript to Ghostscript, read forty formats that nobody tries, and refuse a good PNG for a text of more than
+a megabyte. It sees no texts of PNGs here; png_chunks.py reads those.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Where a picture's `info` says what was left out of it.
-LEFT_OUT = "eichi_left_out"
 # What decoders report damaged files with.
 DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, RuntimeError, MemoryError, ArithmeticError,
@@ -57,8 +55,6 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 # What Pillow unpacks of one chunk (PngImagePlugin.MAX_TEXT_CHUNK) before it refuses the picture.
 MOST_UNPACKED = 2**20
-# All texts together; the largest graphs of other programs have 5 MB.
-MOST_TEXT = 16 * 2**20
 # Profiles of printers and scanners have up to 4 MB.
 MOST_PROFILE = 16 * 2**20
 # 150 MB in parts of 1 kB; empty ones would keep a reader busy for minutes.
@@ -69,7 +65,7 @@ MOST_CHUNKS = 200_000
 def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
     """Open a picture without decoding it, if it has one of the formats that this program reads.
 
-    source: a path, which must be a regular file's, or a stream of bytes. `left_out` tells what of its texts was not read.
+    source: a path, which must be a regular file's, or a stream of bytes.
     Raises UnidentifiedImageError for other formats, DecompressionBombError for more than MAX_PIXELS, else one of DAMAGE.
     """
     with ExitStack() as stack:
@@ -80,7 +76,6 @@ def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
             parts = _png_parts(file)
             with _calmly():
                 picture = stack.enter_context(Image.open(parts.stream(file), formats=("PNG",)))
-            picture.info[LEFT_OUT] = parts.left_out
             if parts.profile:
                 picture.info["icc_profile"] = parts.profile
         elif (brands := _brands(head)) & HEIF_BRANDS and not brands & AVIF_BRANDS:
@@ -99,11 +94,6 @@ def picture_format(path: str | Path) -> str:
             return picture.format or ""
     except (*DAMAGE, Image.DecompressionBombError):
         return ""
-
-
-def left_out(picture: Image.Image) -> tuple[str, ...]:
-    """Return the names of texts and profiles that an opened picture's file holds, but that were too large to be read."""
-    return picture.info.get(LEFT_OUT, ())
 
 
 def orientation(picture: Image.Image) -> int:
@@ -145,11 +135,10 @@ def _brands(head: bytes) -> set[bytes]:
 class PngParts:
     """What of a PNG file Pillow gets to see: byte ranges (start, end) in the order of reading.
 
-    left_out: keywords of texts that it does not see. profile: one that it would refuse for its size.
+    profile: one that it would refuse for its size.
     """
 
     ranges: tuple[tuple[int, int], ...]
-    left_out: tuple[str, ...]
     profile: bytes
 
     def stream(self, file: BinaryIO) -> BinaryIO:
@@ -159,7 +148,7 @@ class PngParts:
 def _png_parts(file: BinaryIO) -> PngParts:
     """Look through a PNG's chunks, and leave the stream at its beginning. Raises SyntaxError for an endless lot of them."""
     ranges: list[tuple[int, int]] = []
-    names, profile, start, at, texts = [], b"", 0, len(PNG_MAGIC), 0
+    profile, start, at = b"", 0, len(PNG_MAGIC)
     for _ in range(MOST_CHUNKS):
         file.seek(at)
         head = file.read(8)
@@ -167,66 +156,31 @@ def _png_parts(file: BinaryIO) -> PngParts:
             break
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         after = at + 12 + length
-        name = ""
-        if kind in PNG_TEXTS:
-            name, size = _text_size(kind, file, length, MOST_TEXT - texts)
-            too_large = size > MOST_TEXT - texts
-            texts += 0 if too_large else size
-        elif kind == b"iCCP":
-            name, unpacked = _unpacked(file.read(min(length, MOST_PROFILE)), MOST_PROFILE)
-            too_large = len(unpacked) > MOST_UNPACKED
-            if too_large and len(unpacked) <= MOST_PROFILE:
-                profile, name = unpacked, ""
+        if kind == b"iCCP":
+            unpacked = _unpacked(file.read(min(length, MOST_PROFILE)))
+            hidden = len(unpacked) > MOST_UNPACKED
+            profile = unpacked if hidden and len(unpacked) <= MOST_PROFILE else b""
         else:
             # A small letter first: not needed to show the picture. Frames of animations are.
-            too_large = bool(kind[0] & 0x20) and kind != b"fdAT" and length > MOST_UNPACKED
-        if too_large:
+            hidden = kind in PNG_TEXTS or (kind[0] & 0x20 and kind != b"fdAT" and length > MOST_UNPACKED)
+        if hidden:
             ranges.append((start, at))
             start = after
-            names += [name] if name else []
         at = after
     else:
         raise SyntaxError(f"more than {MOST_CHUNKS} chunks")
     end = file.seek(0, io.SEEK_END)
     file.seek(0)
-    return PngParts((*ranges, (min(start, end), end)), tuple(names), profile)
+    return PngParts((*ranges, (min(start, end), end)), profile)
 
 
-def _text_size(kind: bytes, file: BinaryIO, length: int, room: int) -> tuple[str, int]:
-    """Return the keyword of a text chunk, and its size as Pillow would unpack it; more than MOST_TEXT if it would not.
-
-    room: characters that may still come; a chunk that is longer as it stands is not unpacked.
-    """
-    if length > room:
-        return _keyword(file.read(80)), length
-    data = file.read(length)
-    name = _keyword(data)
-    rest = data[data.find(b"\0") + 1 :]
-    if kind == b"tEXt" or (kind == b"iTXt" and rest[:1] != b"\1"):
-        return name, length
-    if kind == b"iTXt":
-        # Behind the keyword: compressed, method, language, translated keyword, text.
-        rest = b"\0" + rest[2:].split(b"\0", 2)[-1]
-    size = len(_inflated(rest[1:], MOST_UNPACKED))
-    return name, size if size <= MOST_UNPACKED else MOST_TEXT + 1
-
-
-def _unpacked(data: bytes, most: int) -> tuple[str, bytes]:
-    """Return name and content of a profile's chunk; at most one byte more than `most`."""
-    at = data.find(b"\0")
-    return _keyword(data), _inflated(data[at + 2 :], most)
-
-
-def _inflated(data: bytes, most: int) -> bytes:
+def _unpacked(data: bytes) -> bytes:
+    """Return the profile in a chunk, or one byte more than the longest that is read; nothing if it was not packed well."""
     try:
-        return zlib.decompressobj().decompress(data, most + 1)
+        # Behind the name and its end stands the way of packing.
+        return zlib.decompressobj().decompress(data[data.find(b"\0") + 2 :], MOST_PROFILE + 1)
     except zlib.error:
-        # Pillow passes it over.
         return b""
-
-
-def _keyword(data: bytes) -> str:
-    return data[:80].split(b"\0", 1)[0].decode("latin-1")
 
 
 class _Spliced(io.RawIOBase):

@@ -103,9 +103,12 @@ def open_mask(path: str | Path, field: str = "mask") -> Image.Image:
     return _read(path, field, read)
 
 
-def small_picture(source: str | Path | BinaryIO, side: int) -> Image.Image:
-    """Return a thumbnail as upright RGB, of at most `side` pixels each way. Raises UserError if there is none to be made."""
-    return _read(source, "", lambda picture: _shrunk(picture, side))
+def small_picture(source: str | Path | BinaryIO, side: int, most: int = MAX_PIXELS) -> Image.Image:
+    """Return a thumbnail as upright RGB, of at most `side` pixels each way.
+
+    Raises UserError if there is none to be made, or the picture has more than `most` pixels.
+    """
+    return _read(source, "", lambda picture: _shrunk(picture, side), most)
 
 
 def profile_problem(field: str, path: str | Path) -> Problem | None:
@@ -153,7 +156,9 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     return _in_strips(picture, "RGB", converted)
 
 
-def _read(source: str | Path | BinaryIO, field: str, read: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def _read(
+    source: str | Path | BinaryIO, field: str, read: Callable[[Image.Image], Image.Image], most: int = MAX_PIXELS
+) -> Image.Image:
     """Return what is made of a loaded picture. Raises UserError if it cannot be loaded or made."""
     values: dict[str, Any] = {"file": str(source) if isinstance(source, (str, Path)) else ""}
     try:
@@ -164,10 +169,12 @@ def _read(source: str | Path | BinaryIO, field: str, read: Callable[[Image.Image
             if min(width, height) < MIN_SIDE:
                 sizes = {"width": width, "height": height, "min": MIN_SIDE}
                 raise UserError([Problem(field, "picture_too_small", {**values, **sizes})])
+            if width * height > most:
+                raise Image.DecompressionBombError
             picture.load()
             return read(picture)
     except Image.DecompressionBombError:
-        raise UserError([Problem(field, "picture_too_large", {**values, "limit": MAX_PIXELS // 1_000_000})]) from None
+        raise UserError([Problem(field, "picture_too_large", {**values, "limit": most // 1_000_000})]) from None
     except UnidentifiedImageError:
         raise UserError([Problem(field, "picture_unknown_format", {**values, "formats": FORMAT_NAMES})]) from None
     except PermissionError:
