@@ -11,9 +11,11 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.testclient import TestClient
+from gradio.components.image import ImageData
 from PIL import Image
 
 from tests.eichi_utils.test_picture_files import CASES
+from webui import fields
 from webui.shown import ShownPictures
 
 
@@ -66,3 +68,16 @@ def test_a_telephone_s_photo_in_the_page(serve: Callable, open_page: Callable, t
         page.wait_for_timeout(20)
     kept = Path(site.engine.seen[0].image)
     assert kept.read_bytes() == (CASES / "iphone_photo.heic").read_bytes()
+
+
+def test_gradio_opens_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradio's own place for pictures opens whatever is uploaded, PostScript under a picture's name too."""
+
+    def fail(*args: object, **settings: object) -> None:
+        raise AssertionError("opened")
+
+    monkeypatch.setattr(Image, "open", fail)
+    script = str(CASES / "hostile" / "eps_endless_loop_named.png")
+    place = fields.picture(label="x")
+    assert place.preprocess(ImageData(path=script, orig_name="a.png")) == script
+    assert Path(place.postprocess(script).path).read_bytes() == Path(script).read_bytes()
