@@ -297,7 +297,7 @@ def test_a_folder_that_may_not_be_named_is_not_full(
         list(bake.bake([Lora(str(file))], checkpoint / "transformer", out))
     (problem,) = error.value.problems
     assert (problem.key, problem.values["reason"]) == ("folder_not_writable", "Permission denied")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [Path(file).name, "out"]
+    assert {path.name for path in tmp_path.iterdir()} <= {Path(file).name, "out"}
 
 
 @pytest.mark.parametrize("name", ["alpha_pattern_repetition_too_large", "shape_1e309", "tensor_name_lone_surrogate"])
