@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, suppress
@@ -84,7 +85,9 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
     frames = 0
 
     def stopped() -> Stopped:
-        return Stopped(at=time.monotonic(), files=tuple(files), frames=frames, took=time.monotonic() - began, level=stop.level)
+        return Stopped(
+            at=time.monotonic(), files=existing(files), frames=frames, took=time.monotonic() - began, level=stop.level
+        )
 
     yield from notices
     if request.merge_loras and len({section.lora_strengths for section in plan.sections}) > 1:
@@ -158,7 +161,7 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
         finally:
             # Hours of work may lie before an error; what is finished is kept as when the run is stopped.
             if broken:
-                with suppress(OSError):
+                with suppress(OSError, UserError):
                     yield from film.rest()
         for saved in film.rest():
             files[:-1] = [*joined.files, *film.files]
@@ -166,12 +169,17 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
     if frames < total:
         yield stopped()
     else:
-        yield Finished(at=time.monotonic(), files=tuple(files), frames=frames, took=time.monotonic() - began)
+        yield Finished(at=time.monotonic(), files=existing(files), frames=frames, took=time.monotonic() - began)
 
 
 def result_frames(plan: Plan) -> int:
     """Frames of what the job is for: the film with what is appended to it, or one picture."""
     return whole_frames(plan) if plan.output == "film" else 1
+
+
+def existing(files: list[str]) -> tuple[str, ...]:
+    """Without those that somebody deleted or moved while the film was made."""
+    return tuple(file for file in files if os.path.lexists(file))
 
 
 def _started(request: Request, plan: Plan, pictures: Pictures, frames: int) -> Started:
