@@ -12,8 +12,8 @@ from traceback import walk_tb
 from typing import Any
 
 import gradio as gr
-import orjson
 from gradio.blocks import BlockFunction
+from gradio.routes import ORJSONResponse
 
 from eichi_utils.jobs import problems_of
 from eichi_utils.problems import Problem, UserError
@@ -124,7 +124,7 @@ def sendable(data: list[Any]) -> list[Any]:
     """Return an answer as gradio's JSON can hold it: without halves of surrogate pairs, which names of files and what was typed
     may have, and without integers of more than 64 bits."""
     try:
-        orjson.dumps(data, default=str)
+        ORJSONResponse(data)
     except TypeError:
         return _whole(data)
     return data

@@ -13,8 +13,8 @@ from typing import Any
 
 import anyio.to_thread
 import gradio as gr
-import orjson
 import pytest
+from gradio.routes import ORJSONResponse
 from gradio.state_holder import SessionState
 
 from eichi_utils.catalogue import Models
@@ -82,7 +82,7 @@ def ask(page: Bounded, call: Any, inputs: list, event: Any = None, state: Sessio
     state = state or SessionState(page)
     asked = page.process_api(call, inputs, state=state, request=ASKER, event_data=gr.EventData(None, event))
     answer = asyncio.run(asked)
-    orjson.dumps(answer["data"])
+    ORJSONResponse(answer["data"])
     return answer
 
 
