@@ -117,7 +117,7 @@ class Bounded(gr.Blocks):
 def telling(t: Translator, problems: Iterable[Problem], look: str = "wrong") -> dict[str, Any]:
     """The value of `told` that shows these sentences. look: "wrong", or "note" where nothing failed."""
     lines = [words.problem_sentence(t, problem) for problem in problems]
-    return {"lines": lines, "look": look, "at": time.time_ns(), "close": t("page.close")} if lines else {}
+    return {"lines": lines, "look": look, "at": time.monotonic_ns(), "close": t("page.close")} if lines else {}
 
 
 def sendable(data: list[Any]) -> list[Any]:

@@ -18,6 +18,7 @@ from eichi_utils.events import StopLevel
 from eichi_utils.jobs import Job
 from eichi_utils.media import last_frame
 from eichi_utils.metadata import read_document
+from eichi_utils.named_files import FILES
 from eichi_utils.paths import written_atomically
 from eichi_utils.problems import UserError
 from eichi_utils.request import to_json
@@ -223,7 +224,8 @@ class ResultPanel:
             document = read_document(job.view.picture or job.view.film)
         except UserError:
             document = None
-        return words.settings_list(self.t, document if isinstance(document, dict) else to_json(job.request))
+        shown = document if isinstance(document, dict) else to_json(job.request)
+        return words.settings_list(self.t, {name: value for name, value in shown.items() if name != FILES})
 
     def _facts(self, job: Job) -> str:
         view = job.view
