@@ -38,6 +38,7 @@ from webui.context import Context
 from webui.frame import STYLE, theme
 from webui.memory_panel import RESERVE, change
 from webui.pulse import add_routes
+from webui.set_aside import SetAside
 
 PAGES = MappingProxyType(
     {
@@ -87,6 +88,7 @@ def build(
         _redirect(app, path, links[name])
     add_routes(app, jobs, t, lambda request: auth is None or _has_logged_in(app, request))
     # What is mounted at "/" takes every address that is not taken before.
+    set_aside = SetAside(settings, presets)
     for name in sorted(PAGES, key=lambda name: name == mode):
         path, page = PAGES[name]
         root = "" if name == mode else path
@@ -106,6 +108,7 @@ def build(
             more_outputs=more_outputs,
             timings=timings,
             log=log,
+            set_aside=set_aside,
         )
         gr.mount_gradio_app(
             app,
