@@ -6,12 +6,12 @@ import argparse
 import dataclasses
 import itertools
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from eichi_utils.catalogue import Models
+from eichi_utils.cli_output import FAILED, report_problems, result, say
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import problems_of
 from eichi_utils.latent_info import PARTS, LatentInfo, latents_problem, read_info
@@ -24,7 +24,6 @@ from eichi_utils.request import MODELS, MOST_TRIMMED, FilmRequest
 from locales import Translator
 
 LATENTS_SUFFIX, FILM_SUFFIX = ".safetensors", ".mp4"
-FAILED = 1
 # The highest CRF of H.264.
 MOST_CRF = 51
 
@@ -68,7 +67,7 @@ def run_info(options: argparse.Namespace, t: Translator) -> int:
         else:
             documents.append(info_document(read_info(file)))
             lines += [file, *(f"  {line}" for line in info_lines(read_info(file), t))]
-    sys.stdout.write((json.dumps(documents) if options.json else "\n".join(lines)) + "\n")
+    result(json.dumps(documents) if options.json else "\n".join(lines))
     return 2 if any("problem" in document for document in documents) else 0
 
 
@@ -127,7 +126,7 @@ def run_decode(options: argparse.Namespace, t: Translator) -> int:
     try:
         for place in pool.files.missing_of("vae"):
             said = {"repository": place.repository, "folder": place.folder}
-            sys.stderr.write(t("notice.downloading", **said) + "\n")
+            say(t("notice.downloading", **said))
             pool.files.download(place)
     except UserError as error:
         return _failed(error.problems, options, t)
@@ -142,7 +141,7 @@ def run_decode(options: argparse.Namespace, t: Translator) -> int:
 
     def decode() -> None:
         for frames in decode_film(pool, latents, out, options.crf, tags):
-            sys.stderr.write(t("cli.tensors.progress", frames=frames, total=info.frames) + "\n")
+            say(t("cli.tensors.progress", frames=frames, total=info.frames))
 
     return _written(options, t, out, decode)
 
@@ -184,11 +183,9 @@ def _written(options: argparse.Namespace, t: Translator, out: Path, write: Calla
         if any(problem.key == "unexpected" for problem in problems):
             raise
         return _failed(problems, options, t)
-    sys.stdout.write((json.dumps({"files": [str(out)]}) if options.json else str(out)) + "\n")
+    result(json.dumps({"files": [str(out)]}) if options.json else str(out))
     return 0
 
 
 def _failed(problems: Sequence[Problem], options: argparse.Namespace, t: Translator) -> int:
-    from eichi_utils.cli import report_problems
-
-    return report_problems(problems, t, options.json, FAILED)
+    return report_problems(problems, t, options, FAILED)

@@ -20,27 +20,12 @@ from eichi_utils.paths import KEY
 from eichi_utils.plan import section_count
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import FilmRequest, to_json
+from eichi_utils.safe_reading import UnsafeError, parse_yaml
 
-# A thousand sections with a prompt each have about 5,000 nodes.
-MAX_NODES = 20_000
 SLOTS = ("lora1", "lora2", "lora3")
 # What the existing page shows where a film has no padding of its own.
 IDLE_PADDING = 1.0
 NEXT_LINE = "\x85"
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data only, and no more than was written: with aliases, a few lines are a document of any size."""
-
-    nodes = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        self.nodes += 1
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*) are not read")
-        if self.nodes > MAX_NODES:
-            raise yaml.YAMLError(f"more than {MAX_NODES} values")
-        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -58,10 +43,9 @@ _Dumper.add_representer(str, _quoted)
 def parse(data: bytes, file: str) -> Mapping[str, Any]:
     """The document in `sections.yaml`. Raises UserError if it is no plain YAML mapping."""
     try:
-        document = yaml.load(data, _Loader)
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": reason})]) from None
+        document = parse_yaml(data)
+    except UnsafeError as error:
+        raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": str(error)})]) from None
     if not isinstance(document, Mapping):
         raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": str(document)[:80]})])
     return document

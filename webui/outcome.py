@@ -92,6 +92,14 @@ class Outcome:
         return {self.box: {"lines": lines, "actions": dict(actions)}, self.about: about}
 
 
+def clicked(event: gr.EventData, name: str) -> Any:
+    """Return what an element's `trigger` said under a name, or None; only another program than our page says nothing."""
+    try:
+        return getattr(event, name)
+    except (AttributeError, TypeError):
+        return None
+
+
 def action_of(event: gr.EventData) -> str:
-    """Which button was clicked."""
-    return str(event._data["action"])
+    """Return which button was clicked."""
+    return str(clicked(event, "action"))
