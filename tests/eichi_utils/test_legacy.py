@@ -52,10 +52,10 @@ def test_no_label_means_two_things() -> None:
 
 def test_a_label_of_a_thousand_spaces_takes_no_time() -> None:
     """A settings file or a ZIP from anywhere held one, and the work on it grew with the cube of the spaces: minutes."""
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ValueError):
         seconds_of("1" + " " * 100_000 + "x")
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("word", ["", None, "ja", "Save", 3, "1秒"])

@@ -33,10 +33,10 @@ def test_strange_numbers_and_names(name: str, tmp_path: Path, pictures: list[str
     """A name of 5,000 characters and a seed of 400 digits were tracebacks."""
     shutil.copy(HOSTILE / name, tmp_path / name)
     shutil.copy(pictures[0], tmp_path / "start.jpg")
-    before, started = names_in(tmp_path), time.perf_counter()
+    before, started = names_in(tmp_path), time.process_time()
     code, problems, _ = eichi(capsys, "--request", tmp_path / name, "--out", tmp_path / "out", "--device", "cpu")
     assert code == 2 and problems
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert names_in(tmp_path) == before
 
 
