@@ -16,6 +16,7 @@ from eichi_utils import loras, modes
 from eichi_utils.cli import main
 from eichi_utils.loras import MOST_LORAS, Lora, from_flag, named, named_beside
 from eichi_utils.metadata import KEY, png_info
+from eichi_utils.named_files import with_paths
 from eichi_utils.problems import UserError
 from eichi_utils.request import to_json
 from tests.diffusers_helper.inputs import GOLDEN
@@ -149,13 +150,13 @@ def test_a_requests_file_finds_what_lies_beside_it(folder: Path, tmp_path: Path)
 
 
 def test_metadata_names_file_and_strength(pictures: list[str], tmp_path: Path) -> None:
-    """Whoever has the picture can make it again."""
+    """Whoever has the picture and the LoRA can make it again."""
     it = request("single", pictures[0], loras=(Lora(str(FILE), -0.3), Lora(str(FILE), 0.8)), precision="int8")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=png_info(it))
     with Image.open(tmp_path / "a.png") as picture:
         document = json.loads(picture.info[KEY])
-    assert document["loras"] == [{"file": str(FILE), "strength": -0.3}, {"file": str(FILE), "strength": 0.8}]
-    assert modes.from_json(document) == it
+    assert document["loras"] == [{"file": FILE.name, "strength": -0.3}, {"file": FILE.name, "strength": 0.8}]
+    assert modes.from_json(with_paths(document, [FILE.parent, Path(pictures[0]).parent])) == it
 
 
 def test_a_sections_scale_is_checked_like_a_strength(pictures: list[str]) -> None:

@@ -33,7 +33,7 @@ from eichi_utils.events import (
 )
 from eichi_utils.jobs import Jobs, Stop
 from eichi_utils.media import FilmWriter
-from eichi_utils.metadata import read_document
+from eichi_utils.metadata import read_placed_document
 from eichi_utils.models import ModelPool
 from eichi_utils.paths import Outputs
 from eichi_utils.problems import UserError
@@ -108,7 +108,7 @@ def test_the_same_request_makes_the_same_film(mode: str, runs: dict, pool: Model
     """To the last bit, read back from the result or from the start picture beside it."""
     made, _, events = runs[mode]
     for number, file in enumerate(events[-1].files):
-        again = modes.from_json(read_document(file))
+        again = modes.from_json(read_placed_document(file, [Path(made.image).parent]))
         assert again == made
         if number == 0:
             repeated = carry_out(again, pool, tmp_path)
@@ -179,7 +179,7 @@ def test_stop_after_a_section_leaves_its_film(mode: str, pool: ModelPool, pictur
     assert event.level == StopLevel.SECTION
     frames = 17 if mode == "reverse" else 21
     assert event.frames == len(decoded(event.files[0])) == frames
-    assert modes.from_json(read_document(event.files[0])) == it
+    assert modes.from_json(read_placed_document(event.files[0], [Path(it.image).parent])) == it
     assert {Path(file).name for file in event.files} == names_in(tmp_path) == {"j.png", f"j_{5 if frames == 17 else 6}.mp4"}
 
 
