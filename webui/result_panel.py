@@ -104,7 +104,7 @@ class ResultPanel:
             elem_id="queue",
         )
         self.seen = gr.State(Seen())
-        self.pulse = pulse(context.mode)
+        self.pulse = pulse(context.mode, context.front)
 
     @property
     def outputs(self) -> list[Component]:
