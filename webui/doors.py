@@ -156,7 +156,10 @@ class Doors:
         if refusal is not None:
             await visit.refuse(refusal)
         elif visit.local in (LOGIN, LOGOUT):
-            await self.page(scope, visit.receive, visit.send)
+            try:
+                await self.page(scope, visit.receive, visit.send)
+            except Cut as cut:
+                await visit.refuse(self._say(visit.headers, cut.status_code, cut.detail))
         else:
             await self.app(scope, visit.receive, visit.send)
 
@@ -196,12 +199,11 @@ class Doors:
         return link and scope["method"] == "GET" and local != LOGOUT
 
     def _is_origin(self, origin: str, scope: Scope, headers: Headers) -> bool:
-        if _place(origin) == _place(f"http://{headers['host']}"):
+        place = _place(origin)
+        if place == _place(f"http://{headers['host']}"):
             return True
         # A proxy that does not say what it was called; only the name given for it then counts.
-        asked = urlsplit(origin)
-        proxied = scope["peer"] in self._proxied.trusted_hosts
-        return proxied and asked.hostname in self.rules.names and _place(origin)[1] is None
+        return scope["peer"] in self._proxied.trusted_hosts and place in [(name, None) for name in self.rules.names]
 
     def inner(self, local: str) -> str:
         """A path as the page's own application has it, whichever page's it is."""

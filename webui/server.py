@@ -7,6 +7,7 @@ is cut is one that sends no request, or only parts of one, and one whose answer 
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import ipaddress
 import logging
@@ -38,6 +39,8 @@ EACH = 2
 MOST, LEAST = 400, 8
 # Descriptors asked for where a system gives more to those who ask (macOS begins with 256).
 WANTED = 4096
+# Seconds to wait for a descriptor.
+PAUSE = 0.05
 # Seconds between two lines about connections that were refused.
 QUIET = 60.0
 
@@ -54,6 +57,51 @@ class Patience:
     head: float = 15.0
     idle: float = 10.0
     stalled: float = 600.0
+
+
+class Listener(socket.socket):
+    """Accepts while there are descriptors, and turns away who comes when there are none.
+
+    The event loop would try again and again, each time as often as connections may wait, and log each try. Turning away takes
+    a descriptor as well: one that is held for it.
+    """
+
+    def __init__(self, family: int):
+        super().__init__(family)
+        self._spare = os.open(os.devnull, os.O_RDONLY)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        logger.warning("no file descriptor is left: a connection was turned away")
+        os.close(self._spare)
+        try:
+            super().accept()[0].close()
+        except OSError:
+            # Another thread was quicker. Whoever waits can be seen only by trying, so not too often.
+            time.sleep(PAUSE)
+        self._spare = _opened_again()
+        raise BlockingIOError(errno.EAGAIN, "no file descriptor was left")
+
+    def close(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+        super().close()
+
+
+def _opened_again() -> int:
+    """A descriptor to hold; waits for one."""
+    while True:
+        try:
+            return os.open(os.devnull, os.O_RDONLY)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            time.sleep(PAUSE)
 
 
 class Gate:
@@ -262,7 +310,7 @@ def listen(server: str, port: int) -> socket.socket:
     family, *_, place = socket.getaddrinfo(server, port, type=socket.SOCK_STREAM)[0]
     last = min(port + PORTS_TRIED, 65536) - 1
     for number in range(port, last + 1):
-        listener = socket.socket(family)
+        listener = Listener(family)
         # Elsewhere the option means "take over a port in use", the opposite of looking for a free one.
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
