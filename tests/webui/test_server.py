@@ -75,11 +75,15 @@ def test_a_connection_that_is_used_lasts() -> None:
                 time.sleep(0.2)
         assert answer(connect(port, head("/ticking", connection="close"))).count(b"\r\ndata: ") == 8
         size = 12 << 20
-        with connect(port, head(f"/large?bytes={size}", connection="close")) as slow:
-            got = 0
-            for _ in range(6):
-                got += len(slow.recv(1 << 20, socket.MSG_WAITALL if hasattr(socket, "MSG_WAITALL") else 0))
-                time.sleep(0.3)
+        with socket.socket() as slow:
+            # Else the system takes all of it at once, and then nothing for long.
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+            slow.connect(("127.0.0.1", port))
+            slow.sendall(head(f"/large?bytes={size}", connection="close"))
+            got, began = 0, time.monotonic()
+            while time.monotonic() < began + 2:
+                got += len(slow.recv(100_000))
+                time.sleep(0.02)
             got += len(answer(slow))
         assert got > size
 
