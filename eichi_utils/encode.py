@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy
@@ -14,10 +13,10 @@ from torch import Tensor
 from diffusers_helper.buckets import bucket, cover_crop
 from diffusers_helper.latents import SPATIAL
 from diffusers_helper.text import TextEmbedding
-from eichi_utils.events import Notice
 from eichi_utils.latent_files import Piece
 from eichi_utils.pictures import open_mask, open_picture, profile_problem
 from eichi_utils.plan import Plan
+from eichi_utils.problems import Problem
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,10 @@ def fit_pictures(plan: Plan, size: int) -> Pictures:
     return Pictures(height, width, by_name, masks)
 
 
-def picture_notices(plan: Plan) -> Iterator[Notice]:
-    """Say which pictures are taken for sRGB, because their colour profiles cannot be used."""
-    for path in dict.fromkeys(plan.pictures.values()):
-        if problem := profile_problem("", path):
-            yield Notice(at=time.time(), key="picture_profile", values=problem.values)
+def profile_problems(plan: Plan) -> list[Problem]:
+    """Return which pictures are taken for sRGB, because their colour profiles cannot be used, and why."""
+    paths = dict.fromkeys(plan.pictures.values())
+    return [problem for path in paths if (problem := profile_problem("", path))]
 
 
 def pixels_of(picture: Image.Image) -> Tensor:

@@ -180,12 +180,14 @@ def keep_upload(path: Path) -> str:
         names = (f"{path.stem}-{number}{path.suffix}" if number > 1 else path.name for number in itertools.count(1))
         try:
             for name in names:
+                target = folder / name
+                if not os.path.exists(target):
+                    if not os.path.exists(temporary):
+                        shutil.copyfile(path, temporary)
+                    if _named(temporary, target):
+                        break
                 # What lies there is whole: it got its name when it was.
-                if filecmp.cmp(path, folder / name, shallow=False) if os.path.exists(folder / name) else False:
-                    break
-                if not os.path.exists(temporary):
-                    shutil.copyfile(path, temporary)
-                if _named(temporary, folder / name):
+                if os.path.exists(target) and filecmp.cmp(path, target, shallow=False):
                     break
         finally:
             temporary.unlink(missing_ok=True)

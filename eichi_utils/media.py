@@ -9,11 +9,11 @@ from __future__ import annotations
 import io
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 import av
 import numpy
@@ -44,6 +44,9 @@ MATRICES = {
 # Rounded to the nearest level, and the same on every processor.
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
 
+# A file's path, or a file that is open in both directions.
+Place = Path | IO[bytes]
+
 
 def write_png(path: Path, picture: Image.Image, info: PngInfo) -> None:
     with written_atomically(path) as temporary:
@@ -69,14 +72,17 @@ def animated_webp(frames: numpy.ndarray) -> bytes:
 
 
 @contextmanager
-def open_container(path: Path) -> Iterator[InputContainer]:
+def open_container(place: Place | str) -> Iterator[InputContainer]:
     """Open a film for reading, if it is a regular file of one of CONTAINERS. Raises OSError, UnsafeError or av.FFmpegError.
 
-    FFmpeg gets an open file and no name: it knows of no folder, device or network from which to read more.
+    place: a path, or a file that is open, read from its beginning. FFmpeg gets an open file and no name in either case: it
+    knows of no folder, device or network from which to read more.
     """
     options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
-    with open_regular(path) as file, av.open(file, "r", options=options) as container:
-        yield container
+    with open_regular(place) if isinstance(place, (str, Path)) else nullcontext(place) as file:
+        file.seek(0)
+        with av.open(file, "r", options=options) as container:
+            yield container
 
 
 def last_frame(path: Path) -> Image.Image:
@@ -124,39 +130,58 @@ class FilmWriter:
 
     Final frames become segments; a film is the segments' packets one after another plus the frames that are still open. So a
     film of n sections costs n encodings of a section, not n films, and no frame waits in memory for the end.
+
+    Segments lie one after another in a file on the folder's disk that is open all the time: who deletes or moves the folder
+    does not take them away, and nobody has to clear it up.
     """
 
     def __init__(self, folder: Path, grows: Literal["front", "back"], crf: int, tags: Mapping[str, str]):
         self._grows, self._crf, self._tags = grows, crf, tags
-        self._temporary = tempfile.TemporaryDirectory(prefix=".eichi-", dir=folder)
-        self._segments: list[Path] = []
-        self._count = 0
+        self._file = tempfile.TemporaryFile(prefix=".eichi-", dir=folder)  # noqa: SIM115 (`__exit__` closes it)
+        # Where each begins in the file, and its bytes.
+        self._segments: list[tuple[int, int]] = []
+        self._end = 0
 
     def __enter__(self) -> FilmWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._temporary.cleanup()
+        # What a full disk did not take is tried once more.
+        with suppress(OSError):
+            self._file.close()
 
     def add(self, frames: numpy.ndarray) -> None:
         """(frames, height, width, 3) uint8 that will not change any more."""
         if len(frames):
-            self._segments = self._in_order(self._encode(frames))
+            segment = self._encode(frames).getbuffer()
+            self._file.seek(self._end)
+            self._file.write(segment)
+            self._file.flush()
+            self._segments = self._in_order((self._end, len(segment)), self._segments)
+            self._end += len(segment)
 
     def write(self, path: Path, open_frames: numpy.ndarray) -> None:
         """The film so far, with the frames at its growing edge that may still change."""
-        segments = self._in_order(self._encode(open_frames)) if len(open_frames) else self._segments
+        segments: list[Any] = self._segments
+        if len(open_frames):
+            segments = self._in_order(self._encode(open_frames), segments)
         with written_atomically(path) as temporary:
-            join_segments(segments, temporary, self._tags)
+            join_segments(map(self._read, segments), temporary, self._tags)
 
-    def _in_order(self, segment: Path) -> list[Path]:
-        return [segment, *self._segments] if self._grows == "front" else [*self._segments, segment]
+    def _in_order(self, segment: Any, others: list[Any]) -> list[Any]:
+        return [segment, *others] if self._grows == "front" else [*others, segment]
 
-    def _encode(self, frames: numpy.ndarray) -> Path:
-        path = Path(self._temporary.name) / f"{self._count:05d}.mp4"
-        self._count += 1
-        encode_h264(path, frames, self._crf)
-        return path
+    def _encode(self, frames: numpy.ndarray) -> io.BytesIO:
+        segment = io.BytesIO()
+        encode_h264(segment, frames, self._crf)
+        return segment
+
+    def _read(self, segment: io.BytesIO | tuple[int, int]) -> io.BytesIO:
+        if isinstance(segment, io.BytesIO):
+            return segment
+        begin, size = segment
+        self._file.seek(begin)
+        return io.BytesIO(self._file.read(size))
 
 
 class FilmStream:
@@ -176,9 +201,10 @@ class FilmStream:
     def add(self, frames: numpy.ndarray) -> None:
         """(frames, height, width, 3) uint8, even sides. Nothing is on the disk before."""
         if self._encoder is None:
-            folder = self._files.enter_context(tempfile.TemporaryDirectory(prefix=".eichi-", dir=self._folder))
-            self._path = Path(folder) / "film.mp4"
-            self._encoder = H264(self._path, *frames.shape[1:3], self._crf)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # Open all the time, as in `FilmWriter`.
+            self._file = self._files.enter_context(tempfile.TemporaryFile(prefix=".eichi-", dir=self._folder))
+            self._encoder = H264(self._file, *frames.shape[1:3], self._crf)
             self._files.callback(self._encoder.container.close)
         self._encoder.add(frames)
 
@@ -186,14 +212,14 @@ class FilmStream:
         """All frames as a film; the last call."""
         self._encoder.finish()
         with written_atomically(path) as temporary:
-            join_segments([self._path], temporary, self._tags)
+            join_segments([self._file], temporary, self._tags)
 
 
 class H264:
     """An open file of H.264, yuv420p, BT.709 of limited range, 30 frames a second; its sides are even."""
 
-    def __init__(self, path: Path, height: int, width: int, crf: int):
-        self.container = av.open(str(path), "w", format="mp4")
+    def __init__(self, place: Place, height: int, width: int, crf: int):
+        self.container = av.open(place, "w", format="mp4")
         stream = self.container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         # The muxer writes them into the container too, as a box `colr` of the kind `nclx`.
@@ -214,9 +240,9 @@ class H264:
         self.container.close()
 
 
-def encode_h264(path: Path, frames: numpy.ndarray, crf: int) -> None:
+def encode_h264(place: Place, frames: numpy.ndarray, crf: int) -> None:
     """(frames, height, width, 3) uint8, even sides -> H.264, yuv420p, BT.709, 30 frames a second."""
-    encoder = H264(path, *frames.shape[1:3], crf)
+    encoder = H264(place, *frames.shape[1:3], crf)
     try:
         encoder.add(frames)
         encoder.finish()
@@ -224,7 +250,7 @@ def encode_h264(path: Path, frames: numpy.ndarray, crf: int) -> None:
         encoder.container.close()
 
 
-def join_segments(segments: list[Path], path: Path, tags: Mapping[str, str]) -> None:
+def join_segments(segments: Iterable[Place], path: Path, tags: Mapping[str, str]) -> None:
     """Films of the same encoder and settings one after another, without encoding again; playable while it loads."""
     options = {"movflags": "use_metadata_tags+faststart"}
     with av.open(str(path), "w", format="mp4", options=options) as container:

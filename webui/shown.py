@@ -20,6 +20,8 @@ FILES = "/gradio_api/file="
 # How files begin that browsers show, whatever their names say.
 KNOWN = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
 AVIF = (b"avif", b"avis")
+# Headers that are about the file itself.
+OF_THE_FILE = (b"content-type", b"content-length", b"content-disposition", b"accept-ranges", b"etag", b"last-modified")
 # Pixels each way; a place for a picture is smaller, its full view about as large.
 SIDE = 1280
 
@@ -68,7 +70,8 @@ class _Answer:
             if not shown:
                 await self._pass(self.start, {**message, "body": bytes(self.body)})
                 return
-            headers = [(b"content-type", b"image/webp"), (b"content-length", str(len(shown)).encode())]
+            headers = [(name, value) for name, value in self.start["headers"] if name.lower() not in OF_THE_FILE]
+            headers += [(b"content-type", b"image/webp"), (b"content-length", str(len(shown)).encode())]
             await self._pass({**self.start, "headers": headers}, {**message, "body": shown})
 
     async def _pass(self, *messages: Message) -> None:

@@ -175,7 +175,6 @@ def test_a_writer_cleans_up_however_it_ends(tmp_path: Path) -> None:
     """Segments are hidden work files: none may stay after an exception."""
     with pytest.raises(RuntimeError), FilmWriter(tmp_path, "front", 30, {}) as writer:
         writer.add(moving(4))
-        assert len(names_in(tmp_path)) == 2
         raise RuntimeError("stop")
     assert names_in(tmp_path) == set()
 
