@@ -40,7 +40,7 @@ WITHOUT_TORCH = (
     "request", "plan", "reverse", "forward", "single", "modes", "events", "view", "jobs", "metadata", "pictures", "paths",
     "engine", "cli", "catalogue", "hub", "description", "preflight", "sizes", "cards", "legacy", "archive",
     "fields", "kept", "lora_fit", "lora_folder", "loras", "png_text", "sections_text", "sections_zip", "settings", "presets",
-    "append", "latent_info", "request_files", "safe_reading", "encodings", "log", "notify", "story",
+    "append", "latent_info", "request_files", "safe_reading", "encodings", "request_values", "log", "notify", "story",
 )  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
 
