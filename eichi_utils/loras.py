@@ -103,7 +103,7 @@ def named_beside(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _beside(entry: Any, folder: Path) -> Any:
     file = entry.get("file") if isinstance(entry, Mapping) else None
-    if isinstance(file, str) and file and (folder / file).is_file():
+    if isinstance(file, str) and file and os.path.isfile(folder / file):
         return {**entry, "file": named(folder / file)}
     return entry
 

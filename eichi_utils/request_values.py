@@ -18,7 +18,7 @@ SECTION_NUMBER = re.compile("[0-9]{1,6}")
 
 
 def read_value(value: Any, limits: Mapping[str, Any]) -> Any:
-    """Return a field's value. limits: its metadata. Raises TypeError, ValueError or OverflowError, or UserError with a place."""
+    """Return a field's value. limits: its metadata. Raises TypeError, ValueError, OverflowError, or UserError with a place."""
     if value is None and limits.get("optional"):
         return "" if limits["kind"] in ("picture", "latents") else None
     return _READERS[limits["kind"]](value, limits)

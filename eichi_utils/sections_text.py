@@ -6,6 +6,7 @@ language, our own key holds the whole request; where somebody changed an old val
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +18,9 @@ from eichi_utils.legacy import LANGUAGES, NO_LORA, label_of, length_label, loras
 from eichi_utils.loras import Lora
 from eichi_utils.metadata import KEY
 from eichi_utils.plan import section_count
-from eichi_utils.problems import Problem, UserError
+from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.request import FilmRequest, to_json
+from eichi_utils.request_values import SECTION_NUMBER
 from eichi_utils.safe_reading import UnsafeError, parse_yaml
 
 SLOTS = ("lora1", "lora2", "lora3")
@@ -46,7 +48,7 @@ def parse(data: bytes, file: str) -> Mapping[str, Any]:
     except UnsafeError as error:
         raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": str(error)})]) from None
     if not isinstance(document, Mapping):
-        raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": str(document)[:80]})])
+        raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": str(shown(document))})])
     return document
 
 
@@ -120,7 +122,7 @@ def own_fields(document: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[P
 
 
 def not_understood(name: str, value: Any) -> Problem:
-    return Problem("sections", "legacy_value", {"name": name, "value": str(value)[:80]})
+    return Problem("sections", "legacy_value", {"name": name, "value": shown(value)})
 
 
 def _prompts(value: Any) -> tuple[dict[str, Any], list[Problem]]:
@@ -129,7 +131,7 @@ def _prompts(value: Any) -> tuple[dict[str, Any], list[Problem]]:
     entries = value if isinstance(value, list) else [value]
     for entry in entries:
         number, prompt = (entry.get("section"), entry.get("prompt")) if isinstance(entry, Mapping) else (None, None)
-        if isinstance(number, bool) or not str(number).isdecimal() or not isinstance(prompt, str | None):
+        if isinstance(number, bool) or not SECTION_NUMBER.fullmatch(str(number)) or not isinstance(prompt, str | None):
             notes.append(not_understood("section_info", entry))
         elif prompt and prompt.strip():
             prompts[str(int(number))] = prompt
@@ -141,7 +143,7 @@ def _prompt(value: Any) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _seed(value: Any) -> tuple[dict[str, Any], list[Problem]]:
-    return usable("reverse", {"seed": int(value) if isinstance(value, str) and value.isdecimal() else value})
+    return usable("reverse", {"seed": int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,20}", value) else value})
 
 
 def _loras(value: Any) -> tuple[dict[str, Any], list[Problem]]:

@@ -24,6 +24,7 @@ from eichi_utils.lora_folder import about, found, is_below, keep_upload, look_th
 from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora, shown_name
 from eichi_utils.presets import lora_presets
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.safe_reading import parse_json
 from webui import boxes, fields, words
 from webui.context import QUIET, Context
 from webui.form import Form
@@ -245,9 +246,12 @@ class LoraPanel:
 
     def take(self, name: str | None) -> dict[Component, Any]:
         """The set of this name in the slots, and switched on."""
-        values, notes = self.presets.read()
+        try:
+            values, notes = self.presets.read()
+        except UserError as error:
+            return {self.said: self._sentences(error.problems)}
         if name not in values:
-            return {self.said: self._sentences([unknown((name or "").strip())])}
+            return {self.said: self._sentences([unknown(str(name or "").strip())])}
         return {self.switch: True, self.box: json.dumps(values[name]), self.said: self._sentences(notes)}
 
     def keep(self, name: str | None, text: str) -> dict[Component, Any]:
@@ -259,7 +263,7 @@ class LoraPanel:
             notes = self.presets.save(name or "", chosen)
         except UserError as error:
             return {self.said: self._sentences(error.problems)}
-        name = (name or "").strip()
+        name = str(name or "").strip()
         said = self._sentences(notes) or self._note(self.t("page.lora.preset.saved", name=name))
         return {self.preset: gr.update(choices=self._preset_names(), value=name), self.said: said}
 
@@ -278,7 +282,7 @@ class LoraPanel:
         if not on:
             return []
         try:
-            slots = json.loads(text or "[]")
+            slots = parse_json(text or "[]")
         except ValueError:
             return text
         if not isinstance(slots, list) or not all(isinstance(slot, dict) for slot in slots):
@@ -303,7 +307,7 @@ class LoraPanel:
     def _slots(self, text: str) -> list[dict[str, Any]]:
         """At least those that are always there; what is no slot is an empty one."""
         try:
-            read = json.loads(text or "[]")
+            read = parse_json(text or "[]")
         except ValueError:
             read = []
         slots = [slot if isinstance(slot, dict) else {} for slot in (read if isinstance(read, list) else [])]
@@ -313,7 +317,7 @@ class LoraPanel:
     def _theirs(self, text: str) -> set[int]:
         """Slots that show what the user did in them."""
         try:
-            read = json.loads(text or "[]")
+            read = parse_json(text or "[]")
         except ValueError:
             return set()
         slots = read if isinstance(read, list) else []
@@ -323,7 +327,11 @@ class LoraPanel:
         return [(self.t("page.lora.none"), ""), *((name, name) for name in found())]
 
     def _preset_names(self) -> list[tuple[str, str]]:
-        return [(name, name) for name in self.presets.read()[0]]
+        try:
+            return [(name, name) for name in self.presets.read()[0]]
+        except UserError:
+            # Said when one is asked for.
+            return []
 
     def _card(self, file: Any, model: str) -> str:
         """What a slot's file is: its picture, the words that trigger it, how much of it fits, or why it cannot be used."""
