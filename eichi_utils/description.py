@@ -8,7 +8,6 @@ Every entry may be missing, and others are ignored.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_helper.preview import CHANNELS, HUNYUAN_PREVIEW, PreviewMatrix
-from eichi_utils.problems import Problem, UserError
+from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.request import SIZES, check_fields
 from eichi_utils.reverse import ReverseRequest
+from eichi_utils.safe_reading import read_json
 
 FILE = "eichi.json"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -56,11 +56,10 @@ def read_description(folder: Path) -> Description:
     """
     path = folder / FILE
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return _description(document, folder)
+        return _description(read_json(path), folder)
     except FileNotFoundError:
         return Description()
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, LookupError) as error:
         values = {"file": str(path), "reason": str(error)[:200] or type(error).__name__}
         raise UserError([Problem("models", "description_damaged", values)]) from None
 
@@ -116,5 +115,5 @@ def _examples(entries: list[Any], folder: Path) -> list[Example]:
 
 def _typed(value: Any, kind: type | tuple[type, ...], name: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{name}: {str(value)[:80]!r} is not possible")
+        raise TypeError(f"{name}: {shown(value)!r} is not possible")
     return value

@@ -6,6 +6,7 @@ each label of its four languages has one value.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from eichi_utils.fields import usable
 from eichi_utils.loras import Lora
-from eichi_utils.problems import Problem
+from eichi_utils.problems import Problem, shown
 
 LANGUAGES = ("ja", "en", "zh-tw", "ru")
 # Its word for an empty LoRA slot, in that order.
@@ -160,10 +161,13 @@ def loras_of(names: Sequence[Any], scales: Any) -> tuple[list[dict[str, Any]], l
     strengths, notes = [], []
     for part in re.split("[,，、]", str(scales or "")):
         try:
-            strengths.append(float(part) if part.strip() else Lora.strength)
+            strength = float(part) if part.strip() else Lora.strength
+            if not math.isfinite(strength):
+                raise ValueError(part)
         except ValueError:
-            strengths.append(Lora.strength)
+            strength = Lora.strength
             notes.append(_not_understood("scales", part))
+        strengths.append(strength)
     found = []
     for number, name in enumerate(names):
         if not names_no_lora(name):
@@ -242,4 +246,4 @@ _READERS = {
 
 
 def _not_understood(name: str, value: Any) -> Problem:
-    return Problem(name, "legacy_value", {"name": name, "value": str(value)[:80]})
+    return Problem(name, "legacy_value", {"name": name, "value": shown(value)})

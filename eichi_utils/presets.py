@@ -7,6 +7,8 @@ they are; ours, which hold more, lie in files beside.
 from __future__ import annotations
 
 import hashlib
+import math
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,9 +17,11 @@ from typing import Any
 
 from eichi_utils.fields import usable
 from eichi_utils.legacy import LORA_KEYS, loras_of, migrated
+from eichi_utils.loras import Lora
 from eichi_utils.modes import MODES
 from eichi_utils.paths import PRESETS
-from eichi_utils.problems import Problem, UserError
+from eichi_utils.pictures import is_unicode
+from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.settings import Document, JsonFile
 
 FIELD = "presets"
@@ -27,6 +31,8 @@ STARTUP = "default_startup_prompt"
 STARTUP_NAME = "起動時デフォルト"
 # Of a name's characters: as many as a list can show.
 MOST_NAME = 100
+# Unicode's kinds of characters that no name has: control characters, half a surrogate pair, breaks of lines and paragraphs.
+UNNAMABLE = ("Cc", "Cs", "Zl", "Zp")
 Notes = tuple[Problem, ...]
 
 
@@ -64,8 +70,8 @@ class PromptPresets:
         return next((preset.prompt for preset in self.read()[0] if preset.is_startup), "")
 
     def save(self, name: str, prompt: str) -> Notes:
-        """Keep a prompt; one of the same name is replaced."""
-        return self.file.update(lambda document: _save_prompt(document, _named(name), prompt))
+        """Keep a prompt; one of the same name is replaced. Raises UserError for what is no name or no text."""
+        return self.file.update(lambda document: _save_prompt(document, _named(name), _text(prompt)))
 
     def save_startup(self, prompt: str) -> Notes:
         """Begin new pages with this prompt."""
@@ -73,7 +79,7 @@ class PromptPresets:
         def change(document: Document) -> None:
             entries, _ = _entries(document, ENTRIES, "prompt")
             name = next((entry["name"] for entry in entries if _is(entry, "is_startup_default")), STARTUP_NAME)
-            _save_prompt(document, name, prompt)
+            _save_prompt(document, name, _text(prompt))
             entry = _find(document, name)
             entry |= {"is_default": True, "is_startup_default": True}
             document[STARTUP] = prompt
@@ -126,6 +132,7 @@ class Presets:
 
     def delete(self, name: str) -> Notes:
         """Forget a value of the user's own."""
+        name = name if isinstance(name, str) else ""
         is_old = name in _values(self.old.read()[0], self.old, self._read_old)[0]
 
         def change(document: Document) -> None:
@@ -154,7 +161,11 @@ def favourites(folder: Path = PRESETS) -> Presets:
 
 def _checked_loras(value: Any) -> tuple[Any, list[Problem]]:
     fields, problems = usable("reverse", {"loras": value})
-    return fields.get("loras"), problems
+    for number, lora in enumerate(fields.get("loras", ())):
+        strength = lora.get("strength", Lora.strength)
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
+            problems.append(Problem(f"loras/{number}/strength", "wrong_type", {"value": shown(strength)}))
+    return None if problems else fields.get("loras"), problems
 
 
 def _old_loras(entry: Mapping[str, Any]) -> tuple[Any, list[Problem]]:
@@ -194,7 +205,7 @@ def _entries(document: Mapping[str, Any], key: str, *texts: str) -> tuple[list[D
         if isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("name", *texts)):
             good.append(entry)
         else:
-            notes.append(Problem(FIELD, "legacy_value", {"name": key, "value": str(entry)[:80]}))
+            notes.append(Problem(FIELD, "legacy_value", {"name": key, "value": shown(entry)}))
     return good, notes
 
 
@@ -204,7 +215,7 @@ def _save_prompt(document: Document, name: str, prompt: str) -> None:
     if entry is None:
         document.setdefault(ENTRIES, []).append(entry := {"name": name, "is_default": False})
     # The existing program names its cached text by this hash, of prompt and empty negative prompt.
-    digest = hashlib.md5(f"{prompt}||".encode(errors="surrogatepass"), usedforsecurity=False).hexdigest()
+    digest = hashlib.md5(f"{prompt}||".encode(), usedforsecurity=False).hexdigest()
     entry |= {"prompt": prompt, "timestamp": datetime.now().isoformat(), "prompt_hash": digest}
     if _is(entry, "is_startup_default"):
         document[STARTUP] = prompt
@@ -221,10 +232,21 @@ def _is(entry: Mapping[str, Any], flag: str) -> bool:
     return entry.get(flag) is True
 
 
-def _named(name: str) -> str:
-    name = name.strip()
+def _text(prompt: Any) -> str:
+    if not isinstance(prompt, str):
+        raise UserError([Problem("prompt", "wrong_type", {"value": shown(prompt)})])
+    if not is_unicode(prompt):
+        raise UserError([Problem("prompt", "text_not_unicode")])
+    return prompt
+
+
+def _named(name: Any) -> str:
+    """A name that can be stored, listed and typed again. Raises UserError."""
+    name = name.strip() if isinstance(name, str) else ""
     if not name:
         raise UserError([Problem(FIELD, "preset_name_needed")])
     if len(name) > MOST_NAME:
         raise UserError([Problem(FIELD, "preset_name_too_long", {"max": MOST_NAME})])
+    if any(unicodedata.category(character) in UNNAMABLE for character in name):
+        raise UserError([Problem(FIELD, "preset_name_characters")])
     return name

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,10 +16,11 @@ from typing import Any, ClassVar, Literal
 
 from eichi_utils.append import append_of, append_problems, check_latents, idle_details
 from eichi_utils.folders import check_folder
-from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora, check_loras, check_scales, read_loras
+from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora, check_loras, check_scales
 from eichi_utils.pictures import is_unicode, picture_problem
 from eichi_utils.plan import MOST_BETWEEN, Append, Plan, section_count
-from eichi_utils.problems import Problem, UserError
+from eichi_utils.problems import MOST_PROBLEMS, Problem, UserError, shown
+from eichi_utils.request_values import SECTION_KINDS, read_value, wrong_type
 
 # Seeds travel through JSON and JavaScript, whose numbers are exact up to 2**53.
 MAX_SEED = 2**53 - 1
@@ -39,8 +39,6 @@ MODELS = ("framepack", "miniature")
 # Films that one Start may ask for.
 MAX_BATCH = 100
 SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
-# Kinds of fields with a value for each of some sections.
-SECTION_KINDS = ("section_pictures", "section_texts", "section_numbers")
 # After these, in any script, the next sentence begins without a comma.
 SENTENCE_ENDS = ".,;:!?\u3001\u3002\uff0c\uff0e\uff01\uff1f"
 
@@ -211,10 +209,10 @@ def check_prompts(request: Request, sections: int | None = None) -> list[Problem
 def check_sections(name: str, keys: Mapping[int, str], sections: int) -> list[Problem]:
     """Each key must be the number of a section that the film has."""
     return [
-        Problem(name, "section_unknown", {"section": key, "last": sections - 1})
+        Problem(name, "section_unknown", {"section": shown(key), "last": sections - 1})
         for key in keys
         if not (isinstance(key, int) and 0 <= key < sections)
-    ]
+    ][:MOST_PROBLEMS]
 
 
 def with_seed(request: Request) -> Request:
@@ -254,110 +252,27 @@ def from_json(document: Any, kinds: Mapping[str, type[Request]]) -> Request:
         raise UserError([Problem("", "not_an_object")])
     mode = document.get("mode")
     if not isinstance(mode, str) or mode not in kinds:
-        raise UserError([Problem("mode", "mode_unknown", {"mode": mode, "modes": ", ".join(kinds)})])
+        raise UserError([Problem("mode", "mode_unknown", {"mode": shown(mode), "modes": ", ".join(kinds)})])
     fields = {field.name: field for field in dataclasses.fields(kinds[mode])}
-    problems, values = [], {}
+    unknown = [key for key in document if key != "mode" and key not in fields]
+    problems = [Problem(str(shown(key)), "key_unknown", {"name": shown(key), "mode": mode}) for key in unknown[:MOST_PROBLEMS]]
+    values = {}
     for key, value in document.items():
-        if key == "mode":
-            continue
         if key not in fields:
-            problems.append(Problem(str(key), "key_unknown", {"name": key, "mode": mode}))
-            continue
-        limits = fields[key].metadata
-        if value is None and limits.get("optional"):
-            values[key] = "" if limits["kind"] in ("picture", "latents") else None
             continue
         try:
-            values[key] = _READERS[limits["kind"]](value, limits)
+            values[key] = read_value(value, fields[key].metadata)
         except UserError as error:
             problems += [dataclasses.replace(problem, field=f"{key}/{problem.field}") for problem in error.problems]
         except (TypeError, ValueError, OverflowError):
-            problems.append(_wrong_type(key, value))
+            problems.append(wrong_type(key, value))
     request = kinds[mode](**values)
     if problems:
         # What could be read is checked too, so that nobody mends a request one sentence at a time.
         named = {problem.field for problem in problems}
-        raise UserError(problems + [problem for problem in request.check() if problem.field not in named])
+        problems += [problem for problem in request.check() if problem.field not in named]
+        raise UserError(problems[:MOST_PROBLEMS])
     return request
-
-
-def _read_text(value: Any, limits: Mapping[str, Any]) -> str:
-    if not isinstance(value, str):
-        raise TypeError(value)
-    return value
-
-
-def _read_integer(value: Any, limits: Mapping[str, Any]) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
-        raise TypeError(value)
-    return int(value)
-
-
-def _read_number(value: Any, limits: Mapping[str, Any]) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(value)
-    return float(value)
-
-
-def _read_choice(value: Any, limits: Mapping[str, Any]) -> Any:
-    if isinstance(value, bool) or not isinstance(value, type(limits["choices"][0]) | int):
-        raise TypeError(value)
-    return type(limits["choices"][0])(value)
-
-
-def _read_switch(value: Any, limits: Mapping[str, Any]) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(value)
-    return value
-
-
-def _read_sections(value: Any, limits: Mapping[str, Any]) -> dict[int, str]:
-    if not isinstance(value, Mapping):
-        raise TypeError(value)
-    problems = [Problem(str(key), "section_number", {"value": key}) for key in value if not str(key).isdecimal()]
-    read = _read_number if limits["kind"] == "section_numbers" else _read_text
-    problems += [Problem(str(key), "value_needed") for key, one in value.items() if read is _read_number and one in (None, "")]
-    if problems:
-        raise UserError(problems)
-    return {int(key): read(part, limits) for key, part in value.items()}
-
-
-def _read_controls(value: Any, limits: Mapping[str, Any]) -> tuple:
-    item = limits["item"]
-    names = {field.name for field in dataclasses.fields(item)}
-    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in value):
-        raise TypeError(value)
-    problems = []
-    for number, entry in enumerate(value):
-        problems += [Problem(str(number), "control_unknown_key", {"name": name}) for name in entry if name not in names]
-        if "image" not in entry:
-            problems.append(Problem(f"{number}/image", "picture_needed"))
-    if problems:
-        raise UserError(problems)
-    return tuple(item(**entry) for entry in value)
-
-
-_READERS = {
-    "picture": _read_text,
-    "text": _read_text,
-    "folder": _read_text,
-    "integer": _read_integer,
-    "number": _read_number,
-    "choice": _read_choice,
-    "switch": _read_switch,
-    "section_pictures": _read_sections,
-    "section_texts": _read_sections,
-    "section_numbers": _read_sections,
-    "controls": _read_controls,
-    "loras": read_loras,
-    "latents": _read_text,
-}
-
-
-def _wrong_type(name: str, value: Any) -> Problem:
-    if value is None or value == "":
-        return Problem(name, "value_needed")
-    return Problem(name, "wrong_type", {"value": str(value)[:80]})
 
 
 def _tidy(number: float) -> float | int:
@@ -373,7 +288,7 @@ def _check_picture(name: str, value: Any, limits: Mapping[str, Any]) -> Problem 
 
 def _check_text(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
     if not isinstance(value, str):
-        return _wrong_type(name, value)
+        return wrong_type(name, value)
     if len(value) > MAX_PROMPT_CHARACTERS:
         return Problem(name, "text_too_long", {"characters": len(value), "limit": MAX_PROMPT_CHARACTERS})
     return None if is_unicode(value) else Problem(name, "text_not_unicode")
@@ -387,9 +302,10 @@ def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> Problem |
     whole = limits["kind"] == "integer"
     wanted = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, wanted):
-        return _wrong_type(name, value)
-    if not math.isfinite(value) or not limits["min"] <= value <= limits["max"]:
-        numbers = {"value": value, "min": limits["min"], "max": limits["max"]}
+        return wrong_type(name, value)
+    # A number that is none is in no range.
+    if not limits["min"] <= value <= limits["max"]:
+        numbers = {"value": shown(value), "min": limits["min"], "max": limits["max"]}
         return Problem(name, "out_of_range", {name: _tidy(number) for name, number in numbers.items()})
     return None
 
@@ -398,11 +314,11 @@ def _check_choice(name: str, value: Any, limits: Mapping[str, Any]) -> Problem |
     if value in limits["choices"]:
         return None
     choices = ", ".join(f"{choice:g}" if isinstance(choice, float) else str(choice) for choice in limits["choices"])
-    return Problem(name, "not_a_choice", {"value": value, "choices": choices})
+    return Problem(name, "not_a_choice", {"value": shown(value), "choices": choices})
 
 
 def _check_switch(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:
-    return None if isinstance(value, bool) else _wrong_type(name, value)
+    return None if isinstance(value, bool) else wrong_type(name, value)
 
 
 def _each_section(check: Callable[..., Problem | None]) -> Callable[..., list[Problem]]:

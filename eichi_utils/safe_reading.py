@@ -11,7 +11,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,6 +47,8 @@ BYTE_ORDER_MARKS = {
 HEAD = 1024
 # A text in a JSON document whose escapes are taken away; the last may be cut off.
 QUOTED = re.compile(rb'"[^"]*"?')
+# Stands for a value that cannot be stored.
+UNSAFE = object()
 
 
 class UnsafeError(ValueError):
@@ -104,6 +106,24 @@ def parse_json(text: str | bytes) -> Any:
     Raises UnsafeError or another ValueError for what is no JSON, nested too deeply, of too many values, or holds a number or
     text that no other document could: NaN, 1e999, an integer of more than 20 digits, half a surrogate pair.
     """
+    value = _parsed(text, _integer, _finite)
+    check_value(value)
+    return value
+
+
+def parse_json_parts(text: str | bytes) -> tuple[Any, bool]:
+    """Return the value of a JSON document without the parts that `parse_json` refuses, and whether there were any.
+
+    Raises UnsafeError or another ValueError for what is no JSON, too large, or nested so deeply that nothing is left.
+    """
+    value = _parsed(text, lambda digits: _or_unsafe(_integer, digits), lambda digits: _or_unsafe(_finite, digits))
+    pruned = _pruned(value, DEEPEST)
+    if pruned is UNSAFE:
+        raise UnsafeError("nothing in it can be kept")
+    return pruned, pruned != value
+
+
+def _parsed(text: str | bytes, integer: Callable[[str], Any], number: Callable[[str], Any]) -> Any:
     text = decode(text) if isinstance(text, bytes) else text
     text = text.removeprefix("\ufeff")
     structure = text.encode(errors="surrogatepass").replace(rb"\\", b"").replace(rb"\"", b"")
@@ -112,11 +132,28 @@ def parse_json(text: str | bytes) -> Any:
         raise UnsafeError(f"it has more than {MOST_VALUES} values")
     del structure
     try:
-        value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
+        return json.loads(text, parse_int=integer, parse_float=number, parse_constant=number)
     except RecursionError:
         raise UnsafeError(f"it is nested more than {DEEPEST} levels deep") from None
-    check_value(value)
-    return value
+
+
+def _or_unsafe(read: Callable[[str], Any], digits: str) -> Any:
+    try:
+        return read(digits)
+    except UnsafeError:
+        return UNSAFE
+
+
+def _pruned(value: Any, depth: int) -> Any:
+    """A parsed value without its unsafe parts, or UNSAFE."""
+    if isinstance(value, (dict, list)) and depth == 0:
+        return UNSAFE
+    if isinstance(value, dict):
+        parts = ((_pruned(key, depth), _pruned(part, depth - 1)) for key, part in value.items())
+        return {key: part for key, part in parts if key is not UNSAFE and part is not UNSAFE}
+    if isinstance(value, list):
+        return [part for one in value if (part := _pruned(one, depth - 1)) is not UNSAFE]
+    return value if not isinstance(value, str) or _is_whole(value) else UNSAFE
 
 
 def read_json(path: str | Path, most: int = MOST_BYTES) -> Any:
@@ -161,14 +198,20 @@ def _parts(value: Any) -> Iterator[Any]:
 
 def _check_scalar(value: Any) -> None:
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise UnsafeError("a text in it has half a surrogate pair") from None
+        if not _is_whole(value):
+            raise UnsafeError("a text in it has half a surrogate pair")
     elif isinstance(value, float) and not math.isfinite(value):
         raise UnsafeError(f"{value} is no number")
     elif isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
         raise UnsafeError(f"a number of more than {MOST_DIGITS} digits")
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _integer(digits: str) -> int:

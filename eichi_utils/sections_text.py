@@ -6,6 +6,7 @@ language, our own key holds the whole request; where somebody changed an old val
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,10 @@ from eichi_utils.loras import Lora
 from eichi_utils.named_files import FILES, lora_name, without_paths
 from eichi_utils.paths import KEY
 from eichi_utils.plan import section_count
-from eichi_utils.problems import Problem, UserError
+from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.request import FilmRequest, to_json
-from eichi_utils.safe_reading import MOST_DIGITS, UnsafeError, parse_yaml
+from eichi_utils.request_values import SECTION_NUMBER
+from eichi_utils.safe_reading import UnsafeError, parse_yaml
 
 SLOTS = ("lora1", "lora2", "lora3")
 # What the existing page shows where a film has no padding of its own.
@@ -47,7 +49,7 @@ def parse(data: bytes, file: str) -> Mapping[str, Any]:
     except UnsafeError as error:
         raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": str(error)})]) from None
     if not isinstance(document, Mapping):
-        raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": str(document)[:80]})])
+        raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": str(shown(document))})])
     return document
 
 
@@ -122,7 +124,7 @@ def own_fields(document: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[P
 
 
 def not_understood(name: str, value: Any) -> Problem:
-    return Problem("sections", "legacy_value", {"name": name, "value": str(value)[:80]})
+    return Problem("sections", "legacy_value", {"name": name, "value": shown(value)})
 
 
 def _prompts(value: Any) -> tuple[dict[str, Any], list[Problem]]:
@@ -131,7 +133,7 @@ def _prompts(value: Any) -> tuple[dict[str, Any], list[Problem]]:
     entries = value if isinstance(value, list) else [value]
     for entry in entries:
         number, prompt = (entry.get("section"), entry.get("prompt")) if isinstance(entry, Mapping) else (None, None)
-        if isinstance(number, bool) or not _is_number(number) or not isinstance(prompt, str | None):
+        if isinstance(number, bool) or not SECTION_NUMBER.fullmatch(str(number)) or not isinstance(prompt, str | None):
             notes.append(not_understood("section_info", entry))
         elif prompt and prompt.strip():
             prompts[str(int(number))] = prompt
@@ -143,12 +145,7 @@ def _prompt(value: Any) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _seed(value: Any) -> tuple[dict[str, Any], list[Problem]]:
-    return usable("reverse", {"seed": int(value) if isinstance(value, str) and _is_number(value) else value})
-
-
-def _is_number(value: Any) -> bool:
-    """Say whether a value is written as a whole number; Python refuses thousands of digits with an error."""
-    return str(value).isdecimal() and len(str(value)) <= MOST_DIGITS
+    return usable("reverse", {"seed": int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,20}", value) else value})
 
 
 def _loras(value: Any) -> tuple[dict[str, Any], list[Problem]]:

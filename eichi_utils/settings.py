@@ -24,8 +24,8 @@ from eichi_utils.fields import usable
 from eichi_utils.legacy import SETTINGS_BLOCKS, migrated
 from eichi_utils.metadata import KEY
 from eichi_utils.paths import SETTINGS, written_atomically
-from eichi_utils.pictures import is_unicode
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.safe_reading import MOST_BYTES, UnsafeError, check_value, parse_json_parts, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +79,16 @@ class JsonFile:
             document, notes = self._load()
             before = _text(document)
             change(document)
-            if _text(document) != before:
-                self._write(_text(document))
+            try:
+                # What could not be read again would be lost with all that lies beside it.
+                check_value(document)
+                text = _text(document)
+            except ValueError as error:
+                raise UserError([self._refused(str(error))]) from None
+            if len(text) > MOST_BYTES // 4:
+                raise UserError([self._refused(f"it would have more than {MOST_BYTES // 4 // 2**20} MB")])
+            if text != before:
+                self._write(text)
         return notes
 
     @contextmanager
@@ -99,21 +107,33 @@ class JsonFile:
 
     def _load(self) -> tuple[Document, tuple[Problem, ...]]:
         try:
-            data = self.path.read_bytes()
+            data = read_bytes(self.path)
         except FileNotFoundError:
             return {}, ()
         except OSError as error:
-            raise UserError([self._unreadable(error)]) from None
+            raise UserError([self._unreadable(error.strerror or str(error))]) from None
+        except UnsafeError as error:
+            raise UserError([self._unreadable(str(error))]) from None
         if not data.strip():
             return {}, ()
         try:
-            document = json.loads(data.decode("utf-8-sig"))
-        except (ValueError, RecursionError):
-            return {}, (self._set_aside(),)
-        whole = isinstance(document, dict) and all(isinstance(document.get(name, []), list) for name in self.lists)
-        return (document, ()) if whole else ({}, (self._set_aside(),))
+            document, damaged = parse_json_parts(data)
+        except ValueError:
+            document, damaged = None, True
+        if not isinstance(document, dict) or not all(isinstance(document.get(name, []), list) for name in self.lists):
+            return {}, (Problem(FIELD, "settings_damaged", {"file": str(self.path), "kept": self._set_aside()}),)
+        if not damaged:
+            return document, ()
+        try:
+            # What is whole goes on in the file's place, so that this is said once.
+            kept = self._set_aside()
+            self._write(_text(document))
+        except UserError as error:
+            return document, error.problems
+        return document, (Problem(FIELD, "settings_partly_damaged", {"file": str(self.path), "kept": kept}),)
 
-    def _set_aside(self) -> Problem:
+    def _set_aside(self) -> str:
+        """Give the file another name, which is returned. Raises UserError."""
         stamp = time.strftime("%Y%m%d_%H%M%S")
         number, target = 1, self.path.with_name(f"{self.path.name}.damaged-{stamp}")
         while target.exists():
@@ -121,10 +141,10 @@ class JsonFile:
         try:
             self.path.rename(target)
         except OSError as error:
-            raise UserError([self._unreadable(error)]) from None
+            raise UserError([self._unreadable(error.strerror or str(error))]) from None
         # Whoever reads first is told, and that may be somebody who speaks to no user.
         logger.warning("%s was damaged and is kept as %s", self.path, target.name)
-        return Problem(FIELD, "settings_damaged", {"file": str(self.path), "kept": target.name})
+        return target.name
 
     def _write(self, text: str) -> None:
         try:
@@ -137,12 +157,14 @@ class JsonFile:
         except OSError as error:
             raise UserError([self._not_written(error)]) from None
 
-    def _unreadable(self, error: OSError) -> Problem:
-        values = {"file": str(self.path), "reason": error.strerror or str(error)}
-        return Problem(FIELD, "settings_unreadable", values)
+    def _unreadable(self, reason: str) -> Problem:
+        return Problem(FIELD, "settings_unreadable", {"file": str(self.path), "reason": reason})
 
     def _not_written(self, error: OSError) -> Problem:
-        return Problem(FIELD, "settings_not_written", {"file": str(self.path), "reason": error.strerror or str(error)})
+        return self._refused(error.strerror or str(error))
+
+    def _refused(self, reason: str) -> Problem:
+        return Problem(FIELD, "settings_not_written", {"file": str(self.path), "reason": reason})
 
 
 class AppSettings:
@@ -232,6 +254,4 @@ def _old_block(document: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
 
 
 def _text(document: Document) -> str:
-    text = json.dumps(document, ensure_ascii=False, indent=2)
-    # Half a surrogate pair has no UTF-8; escaped, it stays what it was.
-    return text if is_unicode(text) else json.dumps(document, indent=2)
+    return json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)

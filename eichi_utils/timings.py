@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Kinds of runs that are remembered; those that were made longest ago go.
 KEPT = 200
+# A year; what says more was not measured.
+LONGEST = 366 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -150,5 +152,6 @@ def _read(kind: str, entry: Any) -> Taken | None:
     if not isinstance(entry, Mapping) or set(names) - set(entry):
         return None
     values = {name: entry[name] for name in names}
-    good = all(isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 for value in values.values())
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values.values())
+    good = numbers and all(0 <= value <= LONGEST for value in values.values())
     return Taken(kind, **values) if good else None

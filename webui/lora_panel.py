@@ -24,6 +24,7 @@ from eichi_utils.lora_folder import about, found, keep_upload, look_through
 from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora, is_below, shown_name
 from eichi_utils.presets import lora_presets
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.safe_reading import parse_json
 from webui import boxes, fields, words
 from webui.context import QUIET, Context
 from webui.form import Form
@@ -245,7 +246,10 @@ class LoraPanel:
 
     def take(self, name: str | None) -> dict[Component, Any]:
         """The set of this name in the slots, and switched on."""
-        values, notes = self.presets.read()
+        try:
+            values, notes = self.presets.read()
+        except UserError as error:
+            return {self.said: self._sentences(error.problems)}
         name = str(name or "")
         if name not in values:
             return {self.said: self._sentences([unknown(name.strip())])}
@@ -261,6 +265,7 @@ class LoraPanel:
             notes = self.presets.save(name, chosen)
         except UserError as error:
             return {self.said: self._sentences(error.problems)}
+        name = str(name or "").strip()
         said = self._sentences(notes) or self._note(self.t("page.lora.preset.saved", name=name))
         return {self.preset: gr.update(choices=self._preset_names(), value=name), self.said: said}
 
@@ -280,8 +285,8 @@ class LoraPanel:
         if not on:
             return []
         try:
-            slots = json.loads(text or "[]")
-        except (ValueError, RecursionError):
+            slots = parse_json(text or "[]")
+        except ValueError:
             return text
         if not isinstance(slots, list) or not all(isinstance(slot, dict) for slot in slots):
             return slots
@@ -305,8 +310,8 @@ class LoraPanel:
     def _slots(self, text: str) -> list[dict[str, Any]]:
         """At least those that are always there; what is no slot is an empty one."""
         try:
-            read = json.loads(text or "[]")
-        except (ValueError, RecursionError):
+            read = parse_json(text or "[]")
+        except ValueError:
             read = []
         slots = [slot if isinstance(slot, dict) else {} for slot in (read if isinstance(read, list) else [])]
         slots += [{}] * (SHOWN - len(slots))
@@ -315,8 +320,8 @@ class LoraPanel:
     def _theirs(self, text: str) -> set[int]:
         """Slots that show what the user did in them."""
         try:
-            read = json.loads(text or "[]")
-        except (ValueError, RecursionError):
+            read = parse_json(text or "[]")
+        except ValueError:
             return set()
         slots = read if isinstance(read, list) else []
         return {number for number, slot in enumerate(slots) if isinstance(slot, dict) and slot.get("theirs") is True}
@@ -325,7 +330,11 @@ class LoraPanel:
         return [(self.t("page.lora.none"), ""), *((name, name) for name in found())]
 
     def _preset_names(self) -> list[tuple[str, str]]:
-        return [(name, name) for name in self.presets.read()[0]]
+        try:
+            return [(name, name) for name in self.presets.read()[0]]
+        except UserError:
+            # Said when one is asked for.
+            return []
 
     def _card(self, file: Any, model: str) -> str:
         """What a slot's file is: its picture, the words that trigger it, how much of it fits, or why it cannot be used."""

@@ -19,6 +19,7 @@ from gradio.processing_utils import save_file_to_cache
 
 from eichi_utils.problems import Problem
 from eichi_utils.request import FilmRequest, Request
+from eichi_utils.safe_reading import parse_json
 from webui import fields, timeline
 from webui.context import QUIET, Context
 from webui.form import Form
@@ -203,9 +204,8 @@ class TimelinePanel:
 def _read(text: str) -> Any:
     """A dictionary; anything else that a browser may send is left to the request's own reading, which refuses it."""
     try:
-        return json.loads(text or "{}")
-    # Brackets in brackets, thousands deep.
-    except (ValueError, RecursionError):
+        return parse_json(text or "{}")
+    except ValueError:
         return text
 
 

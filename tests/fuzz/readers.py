@@ -1,0 +1,337 @@
+"""The readers of files that users bring: good files to begin with, what reads them, and how they may refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import save_file
+
+from eichi_utils import loras, media, metadata, modes, png_text
+from eichi_utils.description import read_description
+from eichi_utils.latent_info import read_info
+from eichi_utils.lora_fit import fit, published_layers
+from eichi_utils.lora_folder import about
+from eichi_utils.pictures import fitted_size, open_mask, open_picture, picture_problem
+from eichi_utils.presets import ENTRIES, PromptPresets, favourites, lora_presets
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.request import to_json
+from eichi_utils.sections_zip import import_sections
+from eichi_utils.settings import CHOICES, AppSettings, JsonFile
+from eichi_utils.timings import Timings, kind_of
+from locales import Translator
+from tests.eichi_utils.helpers import latent_file, request
+
+TESTS = Path(__file__).parents[1]
+CASES, COMPAT = TESTS / "cases", TESTS / "golden" / "compat"
+# Seeds that are larger make slow cases.
+MOST_SEED = 3 * 2**20
+
+
+@dataclass(frozen=True)
+class Reader:
+    """read: of a file, in a folder of its own. errors: beside UserError, what callers of the reader expect."""
+
+    name: str
+    seeds: Callable[[Path], Iterable[Path]]
+    read: Callable[[Path], None]
+    errors: tuple[type[Exception], ...] = ()
+
+
+def say(problems: Iterable[Problem]) -> None:
+    """Every problem as the user is told it."""
+    t = Translator("en")
+    for problem in problems:
+        t(f"problem.{problem.key}", **problem.values).encode()
+        problem.field.encode()
+
+
+def _cases(*suffixes: str) -> list[Path]:
+    files = [file for folder in (CASES, CASES / "hostile", COMPAT) for file in sorted(folder.iterdir())]
+    return [file for file in files if file.suffix.lower() in suffixes and file.stat().st_size < MOST_SEED]
+
+
+def _written(folder: Path, files: dict[str, object]) -> list[Path]:
+    for name, document in files.items():
+        (folder / name).write_text(json.dumps(document), encoding="utf-8")
+    return [folder / name for name in files]
+
+
+def _whole_request(mode: str) -> dict:
+    """A document with something in every field that may have it."""
+    more: dict = {"prompt": "a cat", "loras": [{"file": "ink.safetensors", "strength": 0.5}]}
+    if mode == "single":
+        more["controls"] = [{"image": "a.png", "index": 3, "mask": "m.png"}]
+    else:
+        more |= {"section_prompts": {"0": "it runs"}, "section_lora_scales": {"1": 0.5}, "append_latents": "x.safetensors"}
+    if mode == "reverse":
+        more |= {"keyframes": {"0": "k.png"}, "end_image": "e.png"}
+    return {**to_json(modes.MODES[mode](image="a.png")), **more}
+
+
+def request_seeds(folder: Path) -> list[Path]:
+    return [*_written(folder, {f"{mode}.json": _whole_request(mode) for mode in modes.MODES}), *_cases(".json")]
+
+
+def read_request(path: Path) -> None:
+    made = modes.from_json(metadata.read_placed_document(path))
+    problems = made.check()
+    say(problems)
+    if not problems:
+        made.plan()
+
+
+def document_seeds(folder: Path) -> list[Path]:
+    info = metadata.png_info(request("reverse", "a.png", section_prompts={0: "it runs"}), section=0)
+    Image.new("RGB", (32, 32), "red").save(folder / "own.png", pnginfo=info)
+    return [*request_seeds(folder), folder / "own.png", film(folder), *_cases(".png", ".mp4")]
+
+
+def film(folder: Path) -> Path:
+    """A film as the program writes it, with its request."""
+    path = folder / "own.mp4"
+    with av.open(str(path), "w", options={"movflags": "use_metadata_tags"}) as container:
+        container.metadata.update(metadata.mp4_tags(request("forward", "a.png")))
+        stream = container.add_stream("libx264", rate=30, width=64, height=64, pix_fmt="yuv420p")
+        for number in range(4):
+            frame = av.VideoFrame.from_ndarray(numpy.full((64, 64, 3), 60 * number, numpy.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def read_document(path: Path) -> None:
+    metadata.read_placed_document(path)
+
+
+def picture_seeds(folder: Path) -> list[Path]:
+    y, x = numpy.mgrid[0:24, 0:40]
+    colour = numpy.stack([x * 6, y * 9, x + y], -1).astype(numpy.uint8)
+    rgb = Image.fromarray(colour)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a picture"
+    made: dict[str, tuple[Image.Image, dict]] = {
+        "a.png": (rgb, {}), "palette.png": (rgb.quantize(16), {"transparency": 3}), "grey16.png": (Image.fromarray(colour[..., 0].astype(numpy.uint16) * 250), {}),
+        "alpha.png": (rgb.convert("RGBA"), {}), "a.jpg": (rgb, {"exif": exif}), "cmyk.jpg": (rgb.convert("CMYK"), {}),
+        "progressive.jpg": (rgb, {"progressive": True}), "a.webp": (rgb, {"exif": exif}), "lossless.webp": (rgb.convert("RGBA"), {"lossless": True}),
+        "a.gif": (rgb, {"save_all": True, "append_images": [rgb.rotate(90)]}), "a.bmp": (rgb, {}), "a.tif": (rgb, {"compression": "tiff_lzw"}),
+        "float.tif": (Image.fromarray(colour[..., 0].astype(numpy.float32)), {}), "zip.tif": (rgb, {"compression": "tiff_adobe_deflate"}),
+        "jpeg.tif": (rgb, {"compression": "jpeg"}), "fax.tif": (rgb.convert("1"), {"compression": "group4"}), "a.avif": (rgb, {}),
+    }  # fmt: skip
+    for name, (picture, settings) in made.items():
+        picture.save(folder / name, **settings)
+    (folder / "a.psd").write_bytes(_psd())
+    return [*(folder / name for name in made), folder / "a.psd", *_cases(".png", ".jpg", ".heic", ".emf")]
+
+
+def _psd() -> bytes:
+    """The smallest Photoshop file: 16 x 16 pixels of three channels, not compressed."""
+    head = b"8BPS\0\1" + bytes(6) + b"\0\3" + b"\0\0\0\x10" * 2 + b"\0\x08\0\3"
+    return head + bytes(12) + b"\0\0" + bytes(range(256)) * 3
+
+
+def read_picture(path: Path) -> None:
+    problem = picture_problem("image", str(path))
+    say([problem] if problem else [])
+    for read in (open_picture, open_mask):
+        try:
+            read(path).tobytes()
+            assert problem is None or problem.key == "picture_too_small", problem
+        except UserError as error:
+            say(error.problems)
+    try:
+        fitted_size(path, 640)
+    except (OSError, ValueError):
+        pass
+
+
+def text_seeds(folder: Path) -> list[Path]:
+    info = PngInfo()
+    info.add_text(
+        "parameters", "a cat\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x512"
+    )
+    Image.new("RGB", (16, 16)).save(folder / "a1111.png", pnginfo=info)
+    graph = {"3": {"class_type": "KSampler", "inputs": {"seed": 5, "positive": ["6", 0]}}, "6": {"inputs": {"text": "a cat"}}}
+    info = PngInfo()
+    info.add_text("prompt", json.dumps(graph))
+    Image.new("RGB", (16, 16)).save(folder / "comfy.png", pnginfo=info)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "a cat\nSteps: 20, Seed: 5".encode("utf-16-be")
+    Image.new("RGB", (16, 16)).save(folder / "a.jpg", exif=exif)
+    return [folder / "a1111.png", folder / "comfy.png", folder / "a.jpg", *document_seeds(folder)]
+
+
+def read_texts(path: Path) -> None:
+    text = png_text.read_text(path)
+    for mode in modes.MODES:
+        for wanted in ("prompt", "seed", "everything"):
+            fields, notes = png_text.request_fields(text, mode, wanted)
+            say(notes)
+            say(modes.from_json({"mode": mode, **fields}).check())
+
+
+def latent_seeds(folder: Path) -> list[Path]:
+    latent_file(
+        folder / "a.safetensors", eichi=json.dumps(_whole_request("reverse")), eichi_parts='[{"file": "a", "latents": 3}]'
+    )
+    return [folder / "a.safetensors", *[file for file in _cases(".safetensors") if "lora" not in file.name]]
+
+
+def read_latents(path: Path) -> None:
+    info = read_info(path)
+    json.dumps([dataclasses.asdict(info), info.model, info.seconds]).encode()
+
+
+def write_lora(path: Path) -> Path:
+    """Two layers of PEFT's names, rank 1."""
+    tensors: dict[str, numpy.ndarray] = {}
+    for layer in ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.attn.to_q"):
+        tensors[f"transformer.{layer}.lora_A.weight"] = numpy.full((1, 3072), 0.1, numpy.float16)
+        tensors[f"transformer.{layer}.lora_B.weight"] = numpy.full((3072, 1), 0.1, numpy.float16)
+    save_file(tensors, path, {"modelspec.trigger_phrase": "ink", "ss_network_alpha": "4"})
+    return path
+
+
+def lora_seeds(folder: Path) -> list[Path]:
+    return [write_lora(folder / "a.safetensors"), *[file for file in _cases(".safetensors") if "lora" in file.name]]
+
+
+def read_lora(path: Path) -> None:
+    judged = fit(loras.Lora(str(path)), published_layers())
+    say([judged.problem] if judged.problem else [])
+    say(loras.Lora(str(path)).check("loras/0"))
+    about(path)
+
+
+def peft_seeds(folder: Path) -> list[Path]:
+    own = {"r": 4, "lora_alpha": 16, "use_rslora": True, "alpha_pattern": {"to_q": 2.0}, "rank_pattern": {"^a.*b$": 3}}
+    return [*_written(folder, {"own.json": own}), *_cases(".json")]
+
+
+def read_peft(path: Path) -> None:
+    place = path.parent / "peft"
+    place.mkdir(exist_ok=True)
+    if not (place / "adapter_model.safetensors").exists():
+        write_lora(place / "adapter_model.safetensors")
+    (place / "adapter_config.json").write_bytes(path.read_bytes())
+    read_lora(place / "adapter_model.safetensors")
+
+
+def sections_seeds(folder: Path) -> list[Path]:
+    return _cases(".zip")
+
+
+def read_sections(path: Path) -> None:
+    made, notes = import_sections(path, uploads=path.parent / "uploads")
+    say(notes)
+    say(made.check())
+
+
+def _store(path: Path, name: str) -> JsonFile:
+    """The file in a folder of its own, since what is damaged is kept beside it."""
+    place = path.parent / path.stem
+    place.mkdir()
+    (place / name).write_bytes(path.read_bytes())
+    return JsonFile(place / name, (ENTRIES,) if name == "prompt_presets.json" else ())
+
+
+def settings_seeds(folder: Path) -> list[Path]:
+    own = {"eichi": {"reverse": {"steps": 12}, "program": {**CHOICES, "reserve_gb": 2}}, "log_settings": {"log_enabled": True}}
+    return [*_written(folder, {"own.json": own}), COMPAT / "app_settings.json"]
+
+
+def read_settings(path: Path) -> None:
+    app = AppSettings(_store(path, "app_settings.json"))
+    for mode in modes.MODES:
+        fields, notes = app.fields(mode)
+        say(notes)
+        json.dumps([fields, app.program(mode), [app.choice(mode, name) for name in CHOICES]], allow_nan=False).encode()
+    app.save_fields("reverse", {"steps": 5})
+    assert app.fields("reverse")[0]["steps"] == 5
+
+
+def preset_seeds(folder: Path) -> list[Path]:
+    entry = {"name": "mine", "timestamp": "2026"}
+    own = {
+        "loras.json": {"loras": [{**entry, "value": [{"file": "a.safetensors", "strength": 0.5}]}]},
+        "favorites.json": {"favorites": [{**entry, "value": _whole_request("single")}]},
+    }
+    return [
+        *_written(folder, own),
+        *(COMPAT / name for name in ("prompt_presets.json", "lora_presets.json", "favorite_settings.json")),
+    ]
+
+
+def read_presets(path: Path) -> None:
+    for name in ("prompt_presets.json", "loras.json", "lora_presets.json", "favorites.json", "favorite_settings.json"):
+        (path.parent / name).write_bytes(path.read_bytes())
+    prompts = PromptPresets(JsonFile(path.parent / "prompt_presets.json", (ENTRIES,)))
+    for store in (prompts, lora_presets(path.parent), favourites(path.parent)):
+        values, notes = store.read()
+        say(notes)
+        json.dumps([str(value) for value in values], allow_nan=False).encode()
+    prompts.startup()
+    prompts.save("a", "b")
+    for file in path.parent.glob("*.damaged-*"):
+        file.unlink()
+
+
+ASKED = request("reverse", "")
+
+
+def timing_seeds(folder: Path) -> list[Path]:
+    return _written(folder, {"own.json": {kind_of(ASKED, 128, 128): {"start": 1.0, "step": 0.5, "share": 0.5, "section": 2.0}}})
+
+
+def read_timings(path: Path) -> None:
+    seconds = Timings(_store(path, "timings.json")).seconds(ASKED, 128, 128)
+    assert seconds is None or 0 <= seconds < 1e12, seconds
+
+
+def description_seeds(folder: Path) -> list[Path]:
+    preview = {"rows": [[0.1, 0.2, 0.3]] * 16, "bias": [0, 0, 0]}
+    own = {"name": "small", "sizes": [128, 160], "size": 128, "steps": 15, "checkpoints": ["framepack"], "preview": preview}
+    return _written(folder, {"own.json": {**own, "examples": [{"picture": "a.png", "prompt": "a cat"}]}})
+
+
+def read_model_description(path: Path) -> None:
+    (path.parent / "eichi.json").write_bytes(path.read_bytes())
+    found = read_description(path.parent)
+    json.dumps([found.name, found.sizes, dict(found.recommended), found.checkpoints], allow_nan=False).encode()
+
+
+def film_seeds(folder: Path) -> list[Path]:
+    return [film(folder), *_cases(".mp4")]
+
+
+def read_film(path: Path) -> None:
+    target = io.BytesIO()
+    media.last_frame(path).save(target, "PNG")
+
+
+READERS = {
+    reader.name: reader
+    for reader in (
+        Reader("request", request_seeds, read_request),
+        Reader("metadata", document_seeds, read_document),
+        Reader("pictures", picture_seeds, read_picture),
+        Reader("texts", text_seeds, read_texts),
+        Reader("latents", latent_seeds, read_latents),
+        Reader("lora", lora_seeds, read_lora),
+        Reader("peft", peft_seeds, read_peft),
+        Reader("sections", sections_seeds, read_sections),
+        Reader("settings", settings_seeds, read_settings),
+        Reader("presets", preset_seeds, read_presets),
+        Reader("timings", timing_seeds, read_timings),
+        Reader("description", description_seeds, read_model_description),
+        Reader("films", film_seeds, read_film, (av.FFmpegError, OSError, ValueError)),
+    )
+}
