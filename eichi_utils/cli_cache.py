@@ -35,9 +35,9 @@ def run_cache(options: argparse.Namespace, t: Translator) -> int:
     deleted = before - sum(size for _, size in usages.values())
     if options.json:
         kept = {kind: {"files": files, "bytes": size} for kind, (files, size) in usages.items()}
-        sys.stdout.write(json.dumps({"folder": str(paths.CACHE), "deleted_bytes": deleted, **kept}) + "\n")
+        sys.stdout.write(json.dumps({"folder": str(paths.place(paths.CACHE)), "deleted_bytes": deleted, **kept}) + "\n")
         return 0
-    lines = [str(paths.CACHE)]
+    lines = [str(paths.place(paths.CACHE))]
     for kind, (files, size) in usages.items():
         lines.append(t("cli.cache.line", name=t(NAMES[kind]), files=files, megabytes=f"{size / MB:.1f}"))
     if options.delete:

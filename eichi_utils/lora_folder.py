@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from PIL import Image
@@ -82,8 +82,9 @@ def _walk(folder: Path) -> Iterator[str]:
 
 def is_below(file: str) -> bool:
     """Whether a request's name of a file can only mean one below webui/lora, wherever links in there lead."""
-    path = PurePosixPath(file.replace("\\", "/"))
-    return bool(file) and not Path(file).is_absolute() and not path.is_absolute() and ".." not in path.parts
+    # Both kinds of slashes, and a drive such as C:, whatever the system.
+    path = PureWindowsPath(file)
+    return bool(file) and not path.anchor and ".." not in path.parts
 
 
 def about(path: Path) -> About:

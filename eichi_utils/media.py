@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from eichi_utils.paths import written_atomically
 from eichi_utils.plan import FPS
+from eichi_utils.temporary import own_prefix
 
 # Preview cells are small; the page scales them up. 7.5 latents a second is the film's own pace (30 frames, 4 to a latent).
 PREVIEW_MS = round(1000 * 4 / FPS)
@@ -67,7 +68,7 @@ class FilmWriter:
 
     def __init__(self, folder: Path, grows: Literal["front", "back"], crf: int, tags: Mapping[str, str]):
         self._grows, self._crf, self._tags = grows, crf, tags
-        self._temporary = tempfile.TemporaryDirectory(prefix=".eichi-", dir=folder)
+        self._temporary = tempfile.TemporaryDirectory(prefix=own_prefix(), dir=folder)
         self._segments: list[Path] = []
         self._count = 0
 
@@ -115,7 +116,7 @@ class FilmStream:
     def add(self, frames: numpy.ndarray) -> None:
         """(frames, height, width, 3) uint8, even sides. Nothing is on the disk before."""
         if self._encoder is None:
-            folder = self._files.enter_context(tempfile.TemporaryDirectory(prefix=".eichi-", dir=self._folder))
+            folder = self._files.enter_context(tempfile.TemporaryDirectory(prefix=own_prefix(), dir=self._folder))
             self._path = Path(folder) / "film.mp4"
             self._encoder = H264(self._path, *frames.shape[1:3], self._crf)
             self._files.callback(self._encoder.container.close)

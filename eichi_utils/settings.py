@@ -23,7 +23,7 @@ import filelock
 from eichi_utils.fields import usable
 from eichi_utils.legacy import SETTINGS_BLOCKS, migrated
 from eichi_utils.metadata import KEY
-from eichi_utils.paths import SETTINGS, written_atomically
+from eichi_utils.paths import SETTINGS, place, written_atomically
 from eichi_utils.pictures import is_unicode
 from eichi_utils.problems import Problem, UserError
 
@@ -129,11 +129,8 @@ class JsonFile:
     def _write(self, text: str) -> None:
         try:
             # Where a link leads, not the link, gets the new content.
-            with written_atomically(self.path.resolve()) as temporary, temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                # A rename can reach the disk before the content does.
-                os.fsync(file.fileno())
+            with written_atomically(self.path.resolve(), durable=True) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError([self._not_written(error)]) from None
 
@@ -153,7 +150,7 @@ class AppSettings:
     """
 
     def __init__(self, file: JsonFile | None = None):
-        self.file = file or JsonFile(SETTINGS / "app_settings.json")
+        self.file = file or JsonFile(place(SETTINGS) / "app_settings.json")
 
     def fields(self, mode: str) -> tuple[dict[str, Any], tuple[Problem, ...]]:
         """Saved request fields of a mode in JSON form, and what was not understood."""

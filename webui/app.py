@@ -27,7 +27,7 @@ from eichi_utils.jobs import Jobs
 from eichi_utils.log import FOLDER, SOURCES, Log
 from eichi_utils.notify import Alarm
 from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS, PRESETS, SETTINGS, WEBUI
-from eichi_utils.problems import UserError
+from eichi_utils.problems import Problem, UserError
 from eichi_utils.settings import AppSettings
 from eichi_utils.story import Story
 from eichi_utils.timings import Timings
@@ -36,6 +36,7 @@ from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context
 from webui.frame import STYLE, theme
 from webui.memory_panel import RESERVE, change
+from webui.path_check import ServedFiles
 from webui.pulse import add_routes
 
 PAGES = MappingProxyType(
@@ -69,6 +70,8 @@ def build(
     more_outputs: tuple[Path, ...] = (),
     timings: Timings | None = None,
     log: Log | None = None,
+    more_uploads: tuple[Path, ...] = (),
+    notices: tuple[Problem, ...] = (),
 ) -> FastAPI:
     """The three pages in one application: `mode`'s at "/", the others at their own paths.
 
@@ -76,11 +79,10 @@ def build(
     logged in at one is known to the others. engine: what the jobs run with, where pages may change it.
     settings, presets: folders of what users saved.
     more_outputs: folders beside `outputs` that pages may save to and serve. timings: for estimates. log: for pages to switch.
+    more_uploads: further folders of pictures that came through a page. notices: for every page to say.
     """
     app = FastAPI(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
     models = models or Models()
-    # The pictures themselves, never their folders: a description may come from anywhere.
-    examples = {example.picture for name in models.names for example in models.examples(name)}
     links = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
     for name, (path, _) in PAGES.items():
         _redirect(app, path, links[name])
@@ -105,6 +107,8 @@ def build(
             more_outputs=more_outputs,
             timings=timings,
             log=log,
+            more_uploads=more_uploads,
+            notices=notices,
         )
         gr.mount_gradio_app(
             app,
@@ -112,7 +116,8 @@ def build(
             path=root or "/",
             auth=auth,
             # The form of a running job shows its pictures again after a reload.
-            allowed_paths=[*(str(folder.resolve()) for folder in (*context.folders.all, uploads)), *examples],
+            allowed_paths=[*(str(folder.resolve()) for folder in context.files.folders), *context.files.files],
+            blocked_paths=[str(folder.resolve()) for folder in context.files.closed],
             footer_links=[],
             run_history=False,
             theme=theme(),
@@ -121,6 +126,7 @@ def build(
             head=f'<script>document.documentElement.lang = "{t.language}"</script>',
         )
     _share_login(app)
+    app.add_middleware(ServedFiles, serves=context.files.serves)
     return app
 
 

@@ -13,10 +13,11 @@ from gradio.components import Component
 
 from eichi_utils.modes import MODES
 from eichi_utils.request import FilmRequest
-from webui import boxes
+from webui import boxes, words
 from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form
+from webui.gradio_compat import CheckedBlocks
 from webui.metadata_panel import MetadataPanel
 from webui.presets_panel import FavouritesPanel
 from webui.result_panel import ResultPanel
@@ -45,7 +46,7 @@ SESSIONS = 500
 QUEUE_PAUSE = 0.25
 
 
-class Page(gr.Blocks):
+class Page(CheckedBlocks):
     """A page that costs the server nothing while nobody clicks, and holds no connection to it open.
 
     Gradio keeps a stream for each tab that has state, to forget it with the tab. Browsers open six connections to a server, so
@@ -72,10 +73,13 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
     It sets `form.model`, and may add followers (`StartPanel`) for what it shows of the request.
     """
     followers: dict[Component, Follower] = {}
-    form = Form(MODES[context.mode], context.t, context.models, context.folders)
+    form = Form(MODES[context.mode], context.t, context.models, context.folders, context.holds)
     title = f"{context.t(f'page.mode.{context.mode}')} - FramePack-eichi"
-    with Page(title=title, analytics_enabled=False, fill_width=True) as blocks:
+    checks = {"holds": context.holds, "refusal": context.refusal}
+    with Page(title=title, analytics_enabled=False, fill_width=True, **checks) as blocks:
         gr.HTML(header(context), js_on_load=boxes.JS, elem_id="header")
+        for notice in context.notices:
+            gr.HTML(f'<p class="eichi-hint">{escape(words.problem_sentence(context.t, notice))}</p>', elem_id="notice")
         with gr.Row(elem_classes="eichi-page"):
             with gr.Column(elem_classes="eichi-form", min_width=0):
                 yield blocks, form, followers

@@ -18,6 +18,7 @@ from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form
 from webui.outcome import UNDO, Outcome, action_of
+from webui.path_check import with_files
 
 WANTED = ("prompt", "seed", "everything")
 SHOWN_CHARACTERS = 120
@@ -89,29 +90,11 @@ class MetadataPanel:
 
     def _with_pictures_here(self, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         """Without pictures that are on another computer, or that a browser may not name; those of the form stay."""
-        kept, gone = dict(found), []
-
-        def here(path: Any, field: str) -> bool:
-            if self.context.holds(path) and Path(path).is_file():
-                return True
-            if path:
-                gone.append(Problem(field, "picture_elsewhere", {"file": str(path)}))
-            return False
-
-        for name in (*PICTURE_FIELDS, *FILE_FIELDS):
-            # The start picture that says all this was chosen a moment ago.
-            if name in kept and ((self.picture and name == "image") or not here(kept[name], name)):
-                del kept[name]
-        if "keyframes" in kept:
-            kept["keyframes"] = {key: path for key, path in kept["keyframes"].items() if here(path, f"keyframes/{key}")}
-        if "controls" in kept:
-            files = [(number, control, control.get("mask")) for number, control in enumerate(kept["controls"])]
-            kept["controls"] = [
-                control
-                for number, control, mask in files
-                if here(control["image"], f"controls/{number}/image") and (not mask or here(mask, f"controls/{number}/mask"))
-            ]
-        return kept, gone
+        # The start picture that says all this was chosen a moment ago.
+        wanted = {name: value for name, value in found.items() if not (self.picture and name == "image")}
+        kept, left_out = with_files(wanted, lambda path: self.context.holds(path) and Path(path).is_file())
+        gone = [Problem(field, "picture_elsewhere", {"file": path}) for field, path in left_out]
+        return {name: value for name, value in kept.items() if value or name not in (*PICTURE_FIELDS, *FILE_FIELDS)}, gone
 
 
 class SectionOffer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from html import escape
@@ -11,7 +12,7 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.extras import extra_counts
-from eichi_utils.problems import Problem
+from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
 from webui import field_problems, words
 from webui.context import QUIET, Context
@@ -33,6 +34,8 @@ class StartPanel:
     def __init__(self, context: Context, form: Form, followers: Mapping[Component, Follower]):
         self.followers = followers
         self.context, self.form, self.t = context, form, context.t
+        # The clicks of a double one are answered by two threads.
+        self._submitting = threading.Lock()
         with gr.Column(elem_classes="eichi-start", min_width=0):
             self.problems = gr.HTML(elem_id="problems")
             self.wrong = gr.HTML(
@@ -85,9 +88,13 @@ class StartPanel:
         """Queue a job, unless anything is wrong."""
         request, problems = self.form.read(values)
         if request is not None and not problems:
-            request = keep_pictures(request, self.context.uploads)
-            if not self._just_submitted(request):
-                self.context.jobs.submit(request)
+            try:
+                request = keep_pictures(request, self.context.uploads)
+            except UserError as error:
+                return self.look(values) | {self.problems: words.problem_list(self.t, error.problems)}
+            with self._submitting:
+                if not self._just_submitted(request):
+                    self.context.jobs.submit(request)
         return self.look(values)
 
     def _just_submitted(self, request: Request) -> bool:

@@ -122,6 +122,8 @@ def page(jobs, tmp_path, monkeypatch, unserved):
             models=models or Models(tmp_path),
             settings=tmp_path / "settings",
             presets=tmp_path / "presets",
+            # As if the photo had been uploaded.
+            more_uploads=(Path(gr.__file__).parent / "media_assets",),
         )
         return Built(PAGES[mode](context), made["form"], made["start"], context)
 
