@@ -82,6 +82,11 @@ class UserFolders:
     logs: Path
 
     @property
+    def home(self) -> Path:
+        """The user's own folder, below which lies what is not beside the program."""
+        return platformdirs.user_data_path(PROGRAM, appauthor=False)
+
+    @property
     def moved(self) -> bool:
         """Whether any of them is not beside the program."""
         return self != beside_program()

@@ -40,6 +40,7 @@ SHARED = ("output_folder", "input_folder", "reference_folder")
 LOGS = "log_settings"
 LOG_KEYS = {"log_enabled": bool, "log_folder": str}
 # Values of the program that no request has, and what they are where nobody chose. reserve_gb: GiB of the card left to others.
+# uploads_days, uploads_gb: for how long, and as how much at most, pictures that nothing names any more are kept.
 CHOICES: Mapping[str, Any] = MappingProxyType(
     {
         "save_settings_on_start": False,
@@ -47,6 +48,8 @@ CHOICES: Mapping[str, Any] = MappingProxyType(
         "log_enabled": False,
         "log_folder": "logs",
         "reserve_gb": 0.5,
+        "uploads_days": 30.0,
+        "uploads_gb": 10.0,
     }
 )
 

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import webbrowser
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,10 +24,11 @@ from eichi_utils.catalogue import Models
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import Engine
 from eichi_utils.folders import OutputFolders
+from eichi_utils.housekeeping import Housekeeper
 from eichi_utils.jobs import Jobs
 from eichi_utils.log import FOLDER, SOURCES, Log
 from eichi_utils.notify import Alarm
-from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS, PRESETS, SETTINGS, WEBUI
+from eichi_utils.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.settings import AppSettings
 from eichi_utils.story import Story
@@ -47,6 +49,8 @@ PAGES = MappingProxyType(
     }
 )
 FIRST_PORT = 7861
+# What gradio is told its folder of uploads by.
+UPLOADED = "GRADIO_TEMP_DIR"
 # Ports tried before giving up; seconds the worker may take to reach its next step on the way out.
 PORTS_TRIED = 100
 CLOSING_SECONDS = 10
@@ -135,16 +139,22 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     options = read_flags(argv)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    outputs = options.out.resolve()
+    folders = user_folders()
+    folders.take_over()
+    outputs = (options.out or folders.outputs).resolve()
     models = Models(options.models)
     settings = {"compiler": options.compile, "cache_gb": options.cache_gb}
     where = {"more_outputs": tuple(folder.resolve() for folder in options.allow_folder), "timings": Timings()}
     settings |= {"allowed": where["more_outputs"], "timings": where["timings"]}
     engine = Engine(models, outputs, options.device, options.attention, **settings)
-    saved, log = AppSettings(), Log(SOURCES[mode], options.t, OutputFolders(WEBUI, where["more_outputs"], FOLDER))
+    saved, log = AppSettings(), Log(SOURCES[mode], options.t, OutputFolders(folders.logs, where["more_outputs"], FOLDER))
     begin(saved, log, engine, mode, options.reserve_gb)
     jobs = Jobs(engine, [Story(log, options.t), Alarm(saved)])
     where |= {"plain": options.plain, "auth": options.auth, "engine": engine, "log": log}
+    where |= {"uploads": folders.uploads, "settings": folders.settings, "presets": folders.presets}
+    if folders.moved:
+        where |= {"more_uploads": (DEFAULT_UPLOADS,), "notices": (_moved(folders, options.t),)}
+    housekeeper = tidied(folders, saved, mode, jobs, (outputs, *where["more_outputs"]))
     app = build(jobs, mode, options.t, outputs, models=models, **where)
     try:
         with listen(options.server, options.port) as listener:
@@ -154,8 +164,35 @@ def serve(mode: str, argv: Sequence[str]) -> None:
             with suppress(KeyboardInterrupt):
                 _Server(config, url, options.inbrowser).run(sockets=[listener])
     finally:
+        housekeeper.close()
         jobs.close(CLOSING_SECONDS)
         log.close()
+
+
+def tidied(folders: UserFolders, saved: AppSettings, mode: str, jobs: Jobs, results: tuple[Path, ...]) -> Housekeeper:
+    """Give gradio a folder of this program's own for what is uploaded, and begin to tidy up. results: where films lie."""
+    passing = folders.cache / "uploads"
+    # Gradio's usual one is shared by all programs with gradio, lies in memory on some systems, and is never emptied.
+    own = os.environ.setdefault(UPLOADED, str(passing)) == str(passing)
+    keeper = Housekeeper(
+        saved,
+        mode,
+        jobs.all,
+        uploads=folders.uploads,
+        presets=folders.presets,
+        results=results,
+        passing=passing if own else None,
+        others=(folders.settings, folders.cache, LORAS, Path(tempfile.gettempdir())),
+    )
+    keeper.start()
+    return keeper
+
+
+def _moved(folders: UserFolders, t: Translator) -> Problem:
+    """What is said, once in the log and on every page, of a program whose own folders cannot be written."""
+    notice = Problem("", "program_folder_read_only", {"folder": str(WEBUI), "place": str(folders.home)})
+    logger.warning("%s", t(f"problem.{notice.key}", **notice.values))
+    return notice
 
 
 def begin(settings: AppSettings, log: Log, engine: Engine, mode: str, reserve_gb: float | None) -> None:
@@ -182,7 +219,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=FIRST_PORT, help=words("page.flag.port", port=FIRST_PORT))
     parser.add_argument("--inbrowser", action="store_true", help=words("page.flag.inbrowser"))
     parser.add_argument("--models", type=Path, metavar="DIR", help=words("page.flag.models"))
-    parser.add_argument("--out", type=Path, metavar="DIR", default=DEFAULT_OUTPUTS, help=words("page.flag.out"))
+    parser.add_argument("--out", type=Path, metavar="DIR", help=words("page.flag.out"))
     parser.add_argument(
         "--allow-folder", type=Path, action="append", default=[], metavar="DIR", help=words("page.flag.allow_folder")
     )

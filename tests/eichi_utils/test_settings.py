@@ -207,6 +207,8 @@ def test_the_existing_programs_settings_are_the_first_ones(app: AppSettings) -> 
         "log_enabled": True,
         "log_folder": "logs",
         "reserve_gb": 2,
+        "uploads_days": 30.0,
+        "uploads_gb": 10.0,
     }
     assert app.choice("forward", "alarm_on_completion") is True
     assert content(app.file) == before
@@ -251,7 +253,8 @@ def test_choices_of_a_wrong_kind_are_the_usual_ones(value: Any, tmp_path: Path) 
     own = {"program": dict.fromkeys(settings.CHOICES, value)}
     app.file.update(lambda document: document.update(eichi=own, log_settings={"log_enabled": value, "log_folder": value}))
     found = {name: app.choice("reverse", name) for name in settings.CHOICES}
-    expected = {**settings.CHOICES, **({"log_folder": "yes"} if value == "yes" else {"reserve_gb": 1} if value == 1 else {})}
+    numbers = {name: 1 for name in ("reserve_gb", "uploads_days", "uploads_gb")} if value == 1 else {}
+    expected = {**settings.CHOICES, **numbers, **({"log_folder": "yes"} if value == "yes" else {})}
     assert found == expected
 
 
