@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from eichi_utils.jobs import Job
@@ -19,10 +20,9 @@ from eichi_utils.temporary import remove_abandoned
 logger = logging.getLogger(__name__)
 
 HOUR = 3600.0
-# Settings, see `settings.CHOICES`; least values, below which a film that is begun today could lose its picture.
+# Settings, see `settings.CHOICES`, and their least and greatest values.
 DAYS, GIGABYTES = "uploads_days", "uploads_gb"
-LEAST = {DAYS: 1.0, GIGABYTES: 0.1}
-MOST = {DAYS: 36_500.0, GIGABYTES: 100_000.0}
+LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType({DAYS: (1, 36_500), GIGABYTES: (0.1, 100_000)})
 
 
 class Housekeeper:
@@ -67,7 +67,7 @@ class Housekeeper:
         """Delete the uploads that nobody needs. Returns how many."""
         deleted = purge_passing(self.passing) if self.passing else 0
         try:
-            days, gigabytes = (max(LEAST[name], float(self.settings.choice(self.mode, name))) for name in (DAYS, GIGABYTES))
+            days, gigabytes = (max(LIMITS[name][0], float(self.settings.choice(self.mode, name))) for name in (DAYS, GIGABYTES))
         except UserError as error:
             # Settings that cannot be read now may say something else.
             logger.warning("no uploads are deleted: %s", error)

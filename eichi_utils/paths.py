@@ -62,12 +62,16 @@ def is_writable(folder: Path) -> bool:
 def place(beside: Path, writable: Callable[[Path], bool] = is_writable) -> Path:
     """`beside`, one of the program's folders for users' files, if it can be written, else the same below the user's own folder.
 
-    A program that an administrator installed, or that runs in a container, lies where its users may not write.
+    A program that an administrator installed, or that runs in a container, lies where its users may not write. What has come
+    to lie in the user's own folder is used as long as nothing lies beside the program.
     """
-    if writable(beside):
-        return beside
-    inside = beside.relative_to(WEBUI) if beside.is_relative_to(WEBUI) else Path(beside.name)
-    return platformdirs.user_data_path(PROGRAM, appauthor=False) / inside
+    own = user_home() / (beside.relative_to(WEBUI) if beside.is_relative_to(WEBUI) else beside.name)
+    return beside if writable(beside) and (_holds_any(beside) or not _holds_any(own)) else own
+
+
+def user_home() -> Path:
+    """The user's own folder, below which lies what cannot lie beside the program."""
+    return platformdirs.user_data_path(PROGRAM, appauthor=False)
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,6 @@ class UserFolders:
     presets: Path
     cache: Path
     logs: Path
-
-    @property
-    def home(self) -> Path:
-        """The user's own folder, below which lies what is not beside the program."""
-        return platformdirs.user_data_path(PROGRAM, appauthor=False)
 
     @property
     def moved(self) -> bool:
@@ -222,6 +221,13 @@ def folder_problem(folder: Path, needed_bytes: int = 0) -> Problem | None:
         sizes = {"needed": needed_bytes // 2**20 + 1, "free": free // 2**20}
         return Problem("out", "disk_space", {"folder": str(folder), **sizes})
     return None
+
+
+def _holds_any(folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
 
 
 def _nearest(folder: Path) -> Path:

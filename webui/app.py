@@ -28,7 +28,7 @@ from eichi_utils.housekeeping import Housekeeper
 from eichi_utils.jobs import Jobs
 from eichi_utils.log import FOLDER, SOURCES, Log
 from eichi_utils.notify import Alarm
-from eichi_utils.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders
+from eichi_utils.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders, user_home
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.settings import AppSettings
 from eichi_utils.story import Story
@@ -190,7 +190,7 @@ def tidied(folders: UserFolders, saved: AppSettings, mode: str, jobs: Jobs, resu
 
 def _moved(folders: UserFolders, t: Translator) -> Problem:
     """What is said, once in the log and on every page, of a program whose own folders cannot be written."""
-    notice = Problem("", "program_folder_read_only", {"folder": str(WEBUI), "place": str(folders.home)})
+    notice = Problem("", "program_folder_read_only", {"folder": str(WEBUI), "place": str(user_home())})
     logger.warning("%s", t(f"problem.{notice.key}", **notice.values))
     return notice
 
