@@ -1,18 +1,27 @@
-"""ZIP files from anywhere, read without trust: everything is judged by the directory before anything is unpacked."""
+"""ZIP files from anywhere, read without trust: everything is judged by the directory before anything is unpacked.
+
+What the directory says is then held to: no entry gives more bytes than it declares, whatever its compression makes of few.
+"""
 
 from __future__ import annotations
 
+import bz2
+import copy
 import io
 import lzma
 import re
 import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from eichi_utils.encodings import likeliest
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.safe_reading import open_regular
 
 FIELD = "sections"
 MAX_ENTRIES = 1000
@@ -23,60 +32,195 @@ MAX_LATENTS_BYTES = 2**30
 MAX_TOTAL_BYTES = 2 * 2**30
 # Most that is read from the file at once; a directory of more than this has far over MAX_ENTRIES entries.
 MAX_READ = 4 * 2**20
+# Of an entry, compressed or not, at once.
+PIECE = 2**18
+# LZMA's own memory; 7-Zip's strongest setting takes 64 MB for its dictionary.
+MAX_LZMA_BYTES = 100 * 2**20
 # What zipfile and its decompressors raise for damaged, encrypted or exotic archives.
-ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
+ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError, struct.error, IndexError)
+# The general purpose flags of an entry that say: encrypted; LZMA with a mark at its end; a name in UTF-8.
+ENCRYPTED, END_MARK, UTF_8 = 1, 2, 0x800
+# Info-ZIP's extra field with the entry's name in UTF-8: version, CRC of the name it belongs to, the name.
+UNICODE_PATH, UNICODE_PATH_VERSION = 0x7075, 1
+# Before an entry's name and data, in the file.
+HEADER_BYTES = 30
 
 
-def most_bytes(name: str) -> int:
-    """Of a file of this name."""
-    return MAX_LATENTS_BYTES if name.lower().endswith(".safetensors") else MAX_ENTRY_BYTES
+@dataclass(frozen=True)
+class Archive:
+    """An opened ZIP. entries: by name, as its maker wrote it and with slashes; without folders."""
+
+    file: zipfile.ZipFile
+    entries: Mapping[str, zipfile.ZipInfo]
+
+    def read(self, name: str) -> bytes:
+        """Return an entry's content. Errors are those of `opened`."""
+        return b"".join(self._pieces(self.entries[name]))
+
+    def unpack(self, name: str, target: Path) -> None:
+        """Write an entry to the file `target`. Errors are those of `opened`."""
+        with target.open("wb") as file:
+            for piece in self._pieces(self.entries[name]):
+                file.write(piece)
+
+    def _pieces(self, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+        """The content in pieces of limited size, no more than the directory says, and proved by its checksum."""
+        size = total = 0
+        for piece in _inflated(self.file, entry):
+            size += len(piece)
+            total = zlib.crc32(piece, total)
+            if size > entry.file_size:
+                raise zipfile.BadZipFile(f"an entry holds more than the {entry.file_size} bytes that it declares")
+            yield piece
+        if size < entry.file_size or total != entry.CRC:
+            raise zipfile.BadZipFile("the checksum of an entry is wrong")
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive; raises UserError if it is none, or if anything about its entries is not as it should be."""
+def opened(path: Path) -> Iterator[Archive]:
+    """Open an archive; raises UserError if it is none, or if anything about its entries is not as it should be."""
     try:
-        with _BoundedFile(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
-            problems = entry_problems(archive, path)
-            if problems:
+        with _BoundedFile(open_regular(path).detach()) as file, zipfile.ZipFile(file) as archive:
+            if (count := len(archive.infolist())) > MAX_ENTRIES:
+                values = {"file": str(path), "count": count, "limit": MAX_ENTRIES}
+                raise UserError([Problem(FIELD, "zip_entries", values)])
+            names = names_of(archive.infolist())
+            if problems := entry_problems(archive, names, path):
                 raise UserError(problems)
-            yield archive
+            files = {name: entry for name, entry in names.items() if not name.endswith("/")}
+            yield Archive(archive, files)
     except FileNotFoundError:
         raise UserError([Problem(FIELD, "zip_missing", {"file": str(path)})]) from None
     except ERRORS as error:
         raise UserError([_damaged(path, error)]) from None
 
 
-def entry_problems(archive: zipfile.ZipFile, path: Path) -> list[Problem]:
-    """What forbids unpacking, from the directory alone."""
-    entries = archive.infolist()
-    if len(entries) > MAX_ENTRIES:
-        return [Problem(FIELD, "zip_entries", {"file": str(path), "count": len(entries), "limit": MAX_ENTRIES})]
+def names_of(entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """Return the entries by their names as their maker wrote them, with slashes; equal names get a number.
+
+    Only a name that is marked so is in UTF-8. The others are in whatever encoding the system had, which the names say all
+    together; zipfile takes them for cp437, which is right for nobody outside of America. Raises ValueError for no name.
+    """
+    marked = {number: name for number, entry in enumerate(entries) if (name := _marked_name(entry)) is not None}
+    raw = {number: entry.orig_filename.encode("cp437") for number, entry in enumerate(entries) if number not in marked}
+    encoding = _encoding(b"\n".join(raw.values()))
+    named = marked | {number: name.decode(encoding, "replace") for number, name in raw.items()}
+    found: dict[str, zipfile.ZipInfo] = {}
+    for number, entry in enumerate(entries):
+        name = named[number].replace("\\", "/")
+        if not name or "\0" in name:
+            raise ValueError("an entry has no name")
+        count, unique = 1, name
+        while unique in found:
+            count, unique = count + 1, f"{name} ({count + 1})"
+        found[unique] = entry
+    return found
+
+
+def _encoding(names: bytes) -> str:
+    try:
+        names.decode()
+    except UnicodeDecodeError:
+        return likeliest(names)
+    return "utf-8"
+
+
+def _marked_name(entry: zipfile.ZipInfo) -> str | None:
+    """The name of an entry that says in which encoding it is, or that is the same in all."""
+    if entry.flag_bits & UTF_8 or entry.orig_filename.isascii():
+        return entry.orig_filename
+    extra = entry.extra
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        part, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == UNICODE_PATH and len(part) > 5:
+            version, checksum = struct.unpack_from("<BI", part)
+            # A program that does not know the field may have renamed the entry.
+            if version == UNICODE_PATH_VERSION and checksum == zlib.crc32(entry.orig_filename.encode("cp437")):
+                return part[5:].decode()
+    return None
+
+
+def entry_problems(archive: zipfile.ZipFile, names: Mapping[str, zipfile.ZipInfo], path: Path) -> list[Problem]:
+    """Return what forbids unpacking, from the directory alone. Raises BadZipFile if entries lie over each other."""
     problems = []
-    for entry in entries:
-        name = entry.filename.replace("\\", "/")
-        shown = {"file": str(path), "name": entry.filename[:200]}
+    for name, entry in names.items():
+        shown = {"file": str(path), "name": shown_name(name)[:200]}
         if name.startswith("/") or ".." in PurePosixPath(name).parts or re.match("[A-Za-z]:", name):
             problems.append(Problem(FIELD, "zip_name", shown))
         elif stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             problems.append(Problem(FIELD, "zip_link", shown))
-        elif entry.flag_bits & 1:
+        elif entry.flag_bits & ENCRYPTED:
             problems.append(Problem(FIELD, "zip_encrypted", shown))
         elif entry.file_size > (limit := most_bytes(name)):
             sizes = {"size": entry.file_size // 2**20, "limit": limit // 2**20}
             problems.append(Problem(FIELD, "zip_entry_size", {**shown, **sizes}))
-    total = sum(entry.file_size for entry in entries)
+    total = sum(entry.file_size for entry in names.values())
     if not problems and total > MAX_TOTAL_BYTES:
         sizes = {"size": total // 2**20, "limit": MAX_TOTAL_BYTES // 2**20}
         problems.append(Problem(FIELD, "zip_total_size", {"file": str(path), **sizes}))
+    if not problems:
+        _check_places(archive)
     return problems
 
 
-def unpack(archive: zipfile.ZipFile, name: str, target: Path) -> None:
-    """One entry into the file `target`: never more than its directory promised. Errors are those of `opened`."""
-    with archive.open(name) as source, target.open("wb") as file:
-        while chunk := source.read(MAX_READ):
-            file.write(chunk)
+def _check_places(archive: zipfile.ZipFile) -> None:
+    """Thousands of entries over the same data make a bomb of a small file."""
+    end = 0
+    for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
+        if entry.header_offset < end:
+            raise zipfile.BadZipFile("entries lie over each other")
+        end = entry.header_offset + HEADER_BYTES + entry.compress_size
+    if end > archive.start_dir:
+        raise zipfile.BadZipFile("an entry lies over the directory")
+
+
+def most_bytes(name: str) -> int:
+    """Return the most bytes that a file of this name may have."""
+    return MAX_LATENTS_BYTES if name.lower().endswith(".safetensors") else MAX_ENTRY_BYTES
+
+
+def shown_name(name: str) -> str:
+    """Return an entry's name without characters that a screen would obey."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in name)
+
+
+def _inflated(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    """An entry's content in pieces; zipfile itself hands out whatever bzip2 or LZMA make of 4 kB, which may be gigabytes."""
+    stored = copy.copy(entry)
+    # As if it were not compressed, and without the checksum of what it holds.
+    stored.compress_type, stored.file_size, stored.CRC = zipfile.ZIP_STORED, entry.compress_size, None  # type: ignore
+    with archive.open(stored) as source:
+        if entry.compress_type == zipfile.ZIP_STORED:
+            while piece := source.read(PIECE):
+                yield piece
+        elif entry.compress_type == zipfile.ZIP_DEFLATED:
+            inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+            while not inflate.eof:
+                yield inflate.decompress(inflate.unconsumed_tail or _more(source), PIECE)
+        else:
+            other = _decompressor(entry, source)
+            while not other.eof:
+                yield other.decompress(_more(source) if other.needs_input else b"", PIECE)
+
+
+def _decompressor(entry: zipfile.ZipInfo, source: io.BufferedIOBase) -> bz2.BZ2Decompressor | lzma.LZMADecompressor:
+    if entry.compress_type == zipfile.ZIP_BZIP2:
+        return bz2.BZ2Decompressor()
+    if entry.compress_type != zipfile.ZIP_LZMA:
+        raise NotImplementedError(f"compression method {entry.compress_type}")
+    # APPNOTE 5.8: version, size of the properties, properties; of a .lzma file they are the head, with the size behind.
+    _, size = struct.unpack("<HH", source.read(4))
+    length = -1 if entry.flag_bits & END_MARK else entry.file_size
+    found = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MAX_LZMA_BYTES)
+    found.decompress(source.read(size) + struct.pack("<q", length), 0)
+    return found
+
+
+def _more(source: io.BufferedIOBase) -> bytes:
+    if not (data := source.read(PIECE)):
+        raise EOFError("an entry ends too early")
+    return data
 
 
 class _BoundedFile(io.BufferedReader):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from eichi_utils import modes
+from eichi_utils.cli_output import result, say
 from eichi_utils.metadata import read_placed_document
 from eichi_utils.paths import DEFAULT_UPLOADS, place
 from eichi_utils.request import Request, to_json
@@ -38,7 +38,7 @@ def run_export(options: argparse.Namespace, t: Translator) -> int:
     path = options.zip.resolve()
     # Its words are those of the existing program's page in the language that this one speaks.
     export_sections(_request(options.request), path, t.language)
-    sys.stdout.write((json.dumps({"files": [str(path)]}) if options.json else str(path)) + "\n")
+    result(json.dumps({"files": [str(path)]}) if options.json else str(path))
     return 0
 
 
@@ -49,11 +49,11 @@ def run_import(options: argparse.Namespace, t: Translator) -> int:
     request, notes = import_sections(options.zip, _request(onto) if onto else None, how, options.uploads.resolve())
     said = [{"field": note.field, "key": note.key, "text": t(f"problem.{note.key}", **note.values)} for note in notes]
     if options.json:
-        sys.stdout.write(json.dumps({"request": to_json(request), "notes": said}) + "\n")
+        result(json.dumps({"request": to_json(request), "notes": said}))
         return 0
     for note in said:
-        sys.stderr.write(f"{note['field']}: {note['text']}\n")
-    sys.stdout.write(json.dumps(to_json(request), ensure_ascii=False, indent=2) + "\n")
+        say(f"{note['field']}: {note['text']}")
+    result(json.dumps(to_json(request), ensure_ascii=False, indent=2))
     return 0
 
 

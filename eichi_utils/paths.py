@@ -202,16 +202,22 @@ class Outputs:
         return True
 
 
-def folder_problem(folder: Path, needed_bytes: int = 0) -> Problem | None:
+def folder_problem(folder: Path, needed_bytes: int = 0, trial: bool = True) -> Problem | None:
     """None if files can be written to the folder and `needed_bytes` are free.
 
-    A folder that does not exist yet is judged by the nearest one above it that does; nothing is left behind.
+    A folder that does not exist yet is judged by the nearest one above it that does; nothing is left behind. trial: whether a
+    file is written to find out; without one only the permissions are asked, which a full disk has too.
     """
     try:
         # Asking for a name that is too long is an error by itself.
         place = _nearest(folder)
         # A file in the folder's way is no folder, and neither is one below a file.
-        _try_writing(place)
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if trial:
+            _try_writing(place)
         free = shutil.disk_usage(place).free
     except OSError as error:
         if error.errno in DISK_FULL:

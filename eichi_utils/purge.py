@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from eichi_utils.metadata import KEY, read_document
+from eichi_utils.named_files import FILES, bare_name
 from eichi_utils.problems import UserError
-from eichi_utils.request_files import map_pictures
+from eichi_utils.request_files import map_files
 from lora_utils.files import LoraError, read_header
 
 logger = logging.getLogger(__name__)
@@ -37,11 +38,20 @@ FRAMES = "_frames_section"
 
 
 def names_in(document: Any) -> frozenset[str]:
-    """Return the names, without folders, of the files that a request's JSON document names, of whatever system it is."""
-    found: list[str] = []
-    if isinstance(document, Mapping):
-        map_pictures(document, lambda path: found.append(path) or path)
-    return frozenset(re.split(r"[\\/]", path)[-1] for path in found)
+    """Return what tells the files that a request's JSON document names: the first digits of their content, else their names."""
+    if not isinstance(document, Mapping):
+        return frozenset()
+    entries = document.get(FILES)
+    found: set[str] = set()
+
+    def note(where: str, path: str) -> str:
+        entry = entries.get(where) if isinstance(entries, Mapping) else None
+        digest = entry.get("sha256") if isinstance(entry, Mapping) else None
+        found.add(digest[:DIGITS] if isinstance(digest, str) else bare_name(path))
+        return path
+
+    map_files(document, note)
+    return frozenset(found)
 
 
 def digits_in(file: Path) -> frozenset[str]:
@@ -96,8 +106,8 @@ def _document(path: Path) -> Any:
 def purge(folder: Path, days: float, gigabytes: float, needed: Callable[[], frozenset[str] | None]) -> int:
     """Delete what was not used for so many days, and then the oldest until the rest takes so much room. Returns how many.
 
-    needed: the names of files that stay, or their first `DIGITS`, None where nobody knows; it takes time, and is asked only if
-    there is any to delete.
+    needed: what tells the files that stay (`names_in`), None where nobody knows; it takes time, and is asked only if there is
+    any to delete.
     What was used today stays too: a form may hold it.
     """
     now, files, deleted = time.time(), _kept_files(folder), 0
@@ -107,7 +117,7 @@ def purge(folder: Path, days: float, gigabytes: float, needed: Callable[[], froz
         return 0
     names = needed()
     for used, size, path in files if names is not None else ():
-        age, is_needed = now - used, bool({path.name, path.name[:DIGITS]} & names)
+        age, is_needed = now - used, bool({path.name, path.name[:DIGITS], path.name[DIGITS + 1 :]} & names)
         unwanted = age > days * DAY_SECONDS or (total > most and age > DAY_SECONDS)
         if unwanted and not is_needed and _delete(path, used):
             total, deleted = total - size, deleted + 1

@@ -15,8 +15,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import charset_normalizer
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.parser import Parser
+from yaml.reader import Reader
+from yaml.resolver import Resolver
+from yaml.scanner import Scanner
+
+from eichi_utils.encodings import likeliest
 
 # A request with a prompt for each of a thousand sections has half a megabyte; graphs of other programs have up to five.
 MOST_BYTES = 16 * 2**20
@@ -24,11 +31,22 @@ MOST_BYTES = 16 * 2**20
 DEEPEST = 64
 # An unsigned 64-bit number has 20 digits; no seed has more, and Python refuses thousands of them with an error.
 MOST_DIGITS = 20
-# A thousand sections with a prompt each have about 5,000 nodes.
+# A thousand sections with a prompt each have about 5,000 nodes in YAML; reading one takes 0.1 ms.
 MOST_NODES = 20_000
-# Encodings of text files that are no UTF-8, in the languages of our users.
-ENCODINGS = ("cp932", "gb18030", "big5", "cp1251", "cp1252")
-BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+# Of a JSON document. A graph of nodes of another program has some thousands; each value is 50 bytes or more in memory.
+MOST_VALUES = 300_000
+# The longer marks first: UTF-16's is the beginning of UTF-32's.
+BYTE_ORDER_MARKS = {
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+# Bytes by which a text in UTF-16 without a mark is known.
+HEAD = 1024
+# A text in a JSON document whose escapes are taken away; the last may be cut off.
+QUOTED = re.compile(rb'"[^"]*"?')
 
 
 class UnsafeError(ValueError):
@@ -63,27 +81,38 @@ def read_text(path: str | Path, most: int = MOST_BYTES) -> str:
 
 
 def decode(data: bytes) -> str:
-    """Return the text that bytes mean: by byte order mark, else as UTF-8, else in the likeliest encoding of our users'."""
+    """Return the text that bytes mean: by byte order mark, else as UTF-8 or UTF-16, else in the likeliest encoding.
+
+    Bytes that mean nothing become U+FFFD. Takes time in proportion to the bytes.
+    """
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
             return data.decode(encoding, "replace")
+    # In UTF-16 every other byte of a Western text, or of one with digits and line ends, is 0; in others none is.
+    low, high = data[:HEAD:2].count(0), data[1:HEAD:2].count(0)
+    if low != high and max(low, high) > min(len(data), HEAD) // 16:
+        return data.decode("utf-16-le" if high > low else "utf-16-be", "replace")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        best = charset_normalizer.from_bytes(data, cp_isolation=list(ENCODINGS)).best()
-        return str(best) if best else data.decode("utf-8", "replace")
+        return data.decode(likeliest(data), "replace")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON document; bytes may begin with a byte order mark.
+    """Return the value of a JSON document, bytes in whatever encoding; see `decode`.
 
-    Raises UnsafeError or another ValueError for what is no JSON, nested too deeply, or holds a number or text that no other
-    document could: NaN, 1e999, an integer of more than 20 digits, half a surrogate pair.
+    Raises UnsafeError or another ValueError for what is no JSON, nested too deeply, of too many values, or holds a number or
+    text that no other document could: NaN, 1e999, an integer of more than 20 digits, half a surrogate pair.
     """
-    if isinstance(text, bytes):
-        text = text.decode("utf-16" if text[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    text = decode(text) if isinstance(text, bytes) else text
+    text = text.removeprefix("\ufeff")
+    structure = text.encode(errors="surrogatepass").replace(rb"\\", b"").replace(rb"\"", b"")
+    texts = structure.count(b'"') // 2
+    if texts > MOST_VALUES or sum(map(QUOTED.sub(b"", structure).count, (b"[", b"{", b",", b":"))) > MOST_VALUES:
+        raise UnsafeError(f"it has more than {MOST_VALUES} values")
+    del structure
     try:
-        value = json.loads(text.removeprefix("\ufeff"), parse_int=_integer, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise UnsafeError(f"it is nested more than {DEEPEST} levels deep") from None
     check_value(value)
@@ -98,10 +127,12 @@ def read_json(path: str | Path, most: int = MOST_BYTES) -> Any:
 def parse_yaml(data: str | bytes) -> Any:
     """Return the value of a YAML document that holds plain data: texts, decimal numbers, true and false, null.
 
-    Aliases and tags are refused; dates and numbers in base 60 are texts. Raises UnsafeError.
+    Bytes may be in whatever encoding; see `decode`. Aliases, anchors and tags are refused; dates and numbers in base 60 are
+    texts. Raises UnsafeError.
     """
+    text = decode(data) if isinstance(data, bytes) else data
     try:
-        value = yaml.load(data, PlainLoader)
+        value = PlainLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UnsafeError(" ".join(str(error).split())[:200] or type(error).__name__) from None
     check_value(value)
@@ -109,7 +140,7 @@ def parse_yaml(data: str | bytes) -> Any:
 
 
 def check_value(value: Any) -> None:
-    """Raise UnsafeError if a parsed document is nested too deeply or holds half a surrogate pair or an endless number."""
+    """Raise UnsafeError if a document is nested too deeply, or holds half a surrogate pair, NaN or too long a number."""
     level = [value]
     for _ in range(DEEPEST + 1):
         for one in level:
@@ -136,11 +167,13 @@ def _check_scalar(value: Any) -> None:
             raise UnsafeError("a text in it has half a surrogate pair") from None
     elif isinstance(value, float) and not math.isfinite(value):
         raise UnsafeError(f"{value} is no number")
+    elif isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        raise UnsafeError(f"a number of more than {MOST_DIGITS} digits")
 
 
 def _integer(digits: str) -> int:
-    if len(digits.lstrip("-")) > MOST_DIGITS:
-        raise UnsafeError(f"a number of {len(digits)} digits")
+    if (count := len(digits.lstrip("-"))) > MOST_DIGITS:
+        raise UnsafeError(f"a number of {count} digits")
     return int(digits)
 
 
@@ -151,22 +184,30 @@ def _finite(digits: str) -> float:
     return number
 
 
-class PlainLoader(yaml.SafeLoader):
+# libyaml's parser is fifty times as fast; PyYAML's own stands in where it was built without.
+_PARSERS = (yaml.cyaml.CParser,) if yaml.__with_libyaml__ else (Reader, Scanner, Parser)
+
+
+class PlainLoader(Composer, *_PARSERS, SafeConstructor, Resolver):
     """Read plain data only, and no more than was written: with aliases, a few lines are a document of any size."""
 
-    nodes = 0
-    depth = 0
+    def __init__(self, text: str):
+        Composer.__init__(self)
+        _PARSERS[0].__init__(self, text)
+        for part in (*_PARSERS[1:], SafeConstructor, Resolver):
+            part.__init__(self)
+        self.nodes = self.depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.nodes += 1
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*) are not read")
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.anchor:
+            raise yaml.YAMLError("anchors (&) and aliases (*) are not read")
         if self.nodes > MOST_NODES:
             raise yaml.YAMLError(f"more than {MOST_NODES} values")
         if self.depth > DEEPEST:
             raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep")
-        event = self.peek_event()
-        if getattr(event, "tag", None):
+        if event.tag:
             raise yaml.YAMLError(f"tags ({event.tag[:60]}) are not read")
         self.depth += 1
         try:
@@ -181,6 +222,6 @@ for _tag, _pattern, _first in (
     ("bool", r"(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$", "yYnNtTfFoO"),
     ("null", r"(?:~|null|Null|NULL|)$", ("~", "n", "N", "")),
     ("int", rf"[-+]?(?:0|[1-9][0-9]{{0,{MOST_DIGITS - 1}}})$", "-+0123456789"),
-    ("float", r"[-+]?(?:[0-9]{1,40}\.[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,3})?$", "-+.0123456789"),
+    ("float", r"[-+]?(?:[0-9]{1,40}\.[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,2})?$", "-+.0123456789"),
 ):
     PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))

@@ -15,31 +15,17 @@ from eichi_utils import modes
 from eichi_utils.fields import from_the_end, usable
 from eichi_utils.legacy import LANGUAGES, NO_LORA, label_of, length_label, loras_of, seconds_of, value_of
 from eichi_utils.loras import Lora
-from eichi_utils.metadata import KEY
+from eichi_utils.named_files import FILES, lora_name, without_paths
+from eichi_utils.paths import KEY
 from eichi_utils.plan import section_count
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import FilmRequest, to_json
+from eichi_utils.safe_reading import UnsafeError, parse_yaml
 
-# A thousand sections with a prompt each have about 5,000 nodes.
-MAX_NODES = 20_000
 SLOTS = ("lora1", "lora2", "lora3")
 # What the existing page shows where a film has no padding of its own.
 IDLE_PADDING = 1.0
 NEXT_LINE = "\x85"
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data only, and no more than was written: with aliases, a few lines are a document of any size."""
-
-    nodes = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        self.nodes += 1
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*) are not read")
-        if self.nodes > MAX_NODES:
-            raise yaml.YAMLError(f"more than {MAX_NODES} values")
-        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -57,10 +43,9 @@ _Dumper.add_representer(str, _quoted)
 def parse(data: bytes, file: str) -> Mapping[str, Any]:
     """The document in `sections.yaml`. Raises UserError if it is no plain YAML mapping."""
     try:
-        document = yaml.load(data, _Loader)
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": reason})]) from None
+        document = parse_yaml(data)
+    except UnsafeError as error:
+        raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": str(error)})]) from None
     if not isinstance(document, Mapping):
         raise UserError([Problem("sections", "sections_damaged", {"file": file, "reason": str(document)[:80]})])
     return document
@@ -71,7 +56,8 @@ def text_of(request: FilmRequest, names: Mapping[str, Any], language: str) -> st
 
     language: of the page of the existing program that shall read it.
     """
-    own = {**to_json(request), **names}
+    # What has no picture of its own in the ZIP is known by name and content.
+    own = without_paths({name: value for name, value in to_json(request).items() if name not in names}) | dict(names)
     document = {**old_document(request, language), KEY: own}
     return yaml.dump(document, Dumper=_Dumper, allow_unicode=True, sort_keys=True, default_flow_style=False)
 
@@ -102,7 +88,7 @@ def old_document(request: FilmRequest, language: str) -> dict[str, Any]:
         old["lora_settings"] = {
             "mode": label_of("lora_mode", "directory", language),
             "scales": ",".join(f"{slots[slot].strength if slot in slots else Lora.strength:g}" for slot in SLOTS),
-            "selections": {slot: slots[slot].file if slot in slots else none for slot in SLOTS},
+            "selections": {slot: lora_name(slots[slot].file) if slot in slots else none for slot in SLOTS},
             "use_lora": True,
         }
     return old
@@ -131,7 +117,7 @@ def own_fields(document: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[P
     kind = modes.MODES.get(mode) if isinstance(mode, str) else None
     if kind is None or not issubclass(kind, FilmRequest):
         return "", {}, [not_understood(KEY, own)]
-    fields, notes = usable(kind.mode, {str(name): value for name, value in own.items() if name != "mode"})
+    fields, notes = usable(kind.mode, {str(name): value for name, value in own.items() if name not in ("mode", FILES)})
     return kind.mode, fields, notes
 
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from eichi_utils import modes
-from eichi_utils.archive import MAX_READ, most_bytes, opened, unpack
+from eichi_utils.archive import MAX_READ, Archive, most_bytes, opened, shown_name
 from eichi_utils.fields import for_mode, from_the_end
 from eichi_utils.kept import keep
 from eichi_utils.latent_info import latents_problem
@@ -42,7 +42,9 @@ LATENTS, LATENTS_STEM, LATENTS_SUFFIX = "append_latents", "append", ".safetensor
 # What a ZIP holds, so that where it lacks one of these it says that there is none.
 CONTENTS = ("image", "end_image", "keyframes", "section_prompts", "prompt", "loras", "section_lora_scales")
 # Files that systems add to archives by themselves.
-CLUTTER = re.compile(r"__MACOSX/|(.*/)?(\.[^/]*|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
+CLUTTER = re.compile(r"__MACOSX/|(.*/)?(\._[^/]*|\.DS_Store|Thumbs\.db|desktop\.ini)$", re.IGNORECASE | re.DOTALL)
+# Names in a note.
+MOST_LISTED = 50
 
 
 @dataclass(frozen=True)
@@ -104,21 +106,19 @@ def import_sections(
     return modes.from_json(document), (*contents.notes, *notes)
 
 
-def _contents(archive: zipfile.ZipFile, path: Path) -> Contents:
-    entries = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-    names = {name: name.replace("\\", "/") for name in entries}
-    useful = sorted(name for name in entries if not CLUTTER.match(names[name]))
-    texts = [name for name in useful if PurePosixPath(names[name]).name.lower().endswith(("sections.yaml", "sections.yml"))]
+def _contents(archive: Archive, path: Path) -> Contents:
+    useful = sorted(name for name in archive.entries if not CLUTTER.match(name))
+    texts = [name for name in useful if PurePosixPath(name).name.lower().endswith(("sections.yaml", "sections.yml"))]
     if not texts:
         raise UserError([Problem("sections", "zip_without_sections", {"file": str(path)})])
     # The exact name before "mysections.yaml", the outer folder before the inner.
-    text = min(texts, key=lambda name: (len(PurePosixPath(names[name]).stem), names[name].count("/"), name))
-    if (size := archive.getinfo(text).file_size) > MAX_READ:
+    text = min(texts, key=lambda name: (len(PurePosixPath(name).stem), name.count("/"), name))
+    if (size := archive.entries[text].file_size) > MAX_READ:
         sizes = {"size": size // 2**20, "limit": MAX_READ // 2**20}
         raise UserError([Problem("sections", "zip_entry_size", {"file": str(path), "name": text, **sizes})])
     document = parse(archive.read(text), text)
     fields, notes = fields_of(document)
-    found, unused = _found_files({name: names[name] for name in useful if name != text})
+    found, unused = _found_files([name for name in useful if name != text])
     mode, own, bad = own_fields(document)
     if mode:
         fields = _edited(mode, own, {**fields, **found})
@@ -128,17 +128,24 @@ def _contents(archive: zipfile.ZipFile, path: Path) -> Contents:
         fields = {**fields, LATENTS: ""}
         notes.append(Problem("sections", "zip_latents_missing", {"file": PurePosixPath(named.replace("\\", "/")).name}))
     if unused:
-        notes.append(Problem("sections", "zip_unused", {"names": ", ".join(unused)[:200]}))
+        notes.append(Problem("sections", "zip_unused", {"names": _listed(unused)}))
     return Contents(mode, fields, tuple(notes + bad))
 
 
-def _found_files(names: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """Pictures and latents by field, as entries; and the entries that are none. names: entry -> its path with slashes."""
+def _listed(names: Sequence[str]) -> str:
+    """As many names as can be read, and how many more there are."""
+    shown = names[:MOST_LISTED]
+    more = f", \u2026 (+{len(names) - len(shown)})" if len(names) > len(shown) else ""
+    return ", ".join(shown_name(name)[-100:] for name in shown) + more
+
+
+def _found_files(entries: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Pictures and latents by field, as entries; and the entries that are none."""
     found: dict[str, Any] = {}
     keyframes: dict[str, str] = {}
     unused = []
-    for entry, name in names.items():
-        base = PurePosixPath(name).name.lower()
+    for entry in entries:
+        base = PurePosixPath(entry).name.lower()
         field = next((field for field, stem in STEMS.items() if base.startswith(stem)), "")
         # Of several for one place, the last name in the order of the alphabet counts.
         if base == LATENTS_STEM + LATENTS_SUFFIX:
@@ -169,14 +176,14 @@ def _edited(mode: str, own: Mapping[str, Any], old: Mapping[str, Any]) -> dict[s
     return {**kept, **changed}
 
 
-def _unpacked(archive: zipfile.ZipFile, fields: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+def _unpacked(archive: Archive, fields: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     """Entry -> unpacked file, each of which can be read. Raises UserError with all that cannot."""
     entries, problems = {}, []
     for place, entry in _named(fields):
         if entry in entries:
             continue
         entries[entry] = folder / f"{len(entries)}{PurePosixPath(entry).suffix.lower()}"
-        unpack(archive, entry, entries[entry])
+        archive.unpack(entry, entries[entry])
         problem = _file_problem(place, entries[entry])
         if problem:
             problems.append(replace(problem, values={**problem.values, "file": entry}))

@@ -21,6 +21,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 
 from eichi_utils.catalogue import Models
+from eichi_utils.console import ready, write
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import Engine
 from eichi_utils.folders import OutputFolders
@@ -134,6 +135,7 @@ def build(
     return app
 
 
+@ready()
 def serve(mode: str, argv: Sequence[str]) -> None:
     """Read the flags, start the worker and the server, and run until interrupted."""
     options = read_flags(argv)
@@ -288,8 +290,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        sys.stdout.write(f"{self._url}\n")
-        sys.stdout.flush()
+        write(sys.stdout, f"{self._url}\n")
         if self._inbrowser:
             webbrowser.open(self._url)
 

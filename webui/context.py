@@ -85,10 +85,6 @@ class Context:
         """Whether a browser may name the file."""
         return self.files.holds(path)
 
-    def refusal(self, path: str) -> str:
-        """Why a file that a browser named is not taken."""
-        return self.t("problem.file_not_uploaded", file=path)
-
     def job_to_fill_from(self) -> Job | None:
         """The job whose request a freshly loaded form shows: the current one, else this mode's newest."""
         current = self.jobs.current()

@@ -109,7 +109,7 @@ def news_of(jobs: Jobs, t: Translator, mode: str) -> dict[str, Any]:
     return {
         "state": state_of(job, every),
         "busy": any(other.view.state in ("running", "waiting") for other in every),
-        "progress": progress_of(t, job, mode, time.time()) if job else {},
+        "progress": progress_of(t, job, mode, time.monotonic()) if job else {},
         "preview": f"{ADDRESS}/preview/{job.id}-{abs(hash(job.view.preview))}" if job and job.view.preview else "",
     }
 

@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.extras import extra_counts
-from eichi_utils.problems import Problem, UserError
+from eichi_utils.problems import Problem
 from eichi_utils.request import Request
 from webui import field_problems, words
 from webui.context import QUIET, Context
@@ -34,8 +34,9 @@ class StartPanel:
     def __init__(self, context: Context, form: Form, followers: Mapping[Component, Follower]):
         self.followers = followers
         self.context, self.form, self.t = context, form, context.t
-        # The clicks of a double one are answered by two threads.
         self._submitting = threading.Lock()
+        # The request that was submitted last, and when by the monotonic clock.
+        self._submitted: tuple[Request | None, float] = (None, 0.0)
         with gr.Column(elem_classes="eichi-start", min_width=0):
             self.problems = gr.HTML(elem_id="problems")
             self.wrong = gr.HTML(
@@ -79,30 +80,35 @@ class StartPanel:
         }
         return news | {
             self.summary: self._summary(request, problems),
+            self.start: gr.update(interactive=not problems),
+            **self._said(problems),
+        }
+
+    def _said(self, problems: tuple[Problem, ...]) -> dict[Component, Any]:
+        return {
             self.problems: words.problem_list(self.t, problems),
             self.wrong: words.problems_by_field(self.t, problems),
-            self.start: gr.update(interactive=not problems),
         }
 
     def submit(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """Queue a job, unless anything is wrong."""
-        request, problems = self.form.read(values)
-        if request is not None and not problems:
-            try:
-                request = keep_pictures(request, self.context.uploads)
-            except UserError as error:
-                return self.look(values) | {self.problems: words.problem_list(self.t, error.problems)}
-            with self._submitting:
-                if not self._just_submitted(request):
-                    self.context.jobs.submit(request)
-        return self.look(values)
+        request, problems = self.form.read(values, trial=True)
+        shown = self.look(values)
+        if request is None or problems:
+            # Start stays as the look leaves it: what only a trial finds, such as a full disk, is mended outside of the page.
+            return shown | self._said(problems)
+        # The halves of a double click come at the same time, and keeping a new picture takes a while.
+        with self._submitting:
+            request = keep_pictures(request, self.context.uploads)
+            if not self._just_submitted(request):
+                self.context.jobs.submit(request)
+                self._submitted = request, time.monotonic()
+        return shown
 
     def _just_submitted(self, request: Request) -> bool:
         """Whether this is the second half of a double click; a film takes too long to be made twice by accident."""
-        jobs = self.context.jobs.all()
-        if not jobs or time.time() - jobs[-1].submitted > DOUBLE_CLICK_SECONDS:
-            return False
-        return jobs[-1].asked == request
+        before, at = self._submitted
+        return before == request and time.monotonic() - at < DOUBLE_CLICK_SECONDS
 
     def _summary(self, request: Any, problems: Any) -> str:
         took = self.context.timings.seconds if self.context.timings else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils import cli, demo, modes
 from eichi_utils.catalogue import Models
+from eichi_utils.cli_output import flag_of
 from eichi_utils.metadata import read_document
 from eichi_utils.paths import ROOT
 from eichi_utils.pictures import fitted_size
@@ -148,7 +150,7 @@ def flags_for(values: dict) -> list[str]:
     """Command line flags for request fields."""
     flags = []
     for name, value in values.items():
-        flag = cli.FLAG_NAMES.get(name, "--" + name.replace("_", "-"))
+        flag = flag_of(name)
         if name == "controls":
             for control in value:
                 flags += ["--reference", control.image, "--reference-index", str(control.index)]
@@ -230,7 +232,7 @@ def test_every_mistake_is_said_and_nothing_is_written(eichi: Run, quick: list, t
         "image", "seconds", "steps", "seed", "padding", "size", "window", "step_cache", "keyframes", "section_prompts",
         "guidance_scale", "crf",
     }  # fmt: skip
-    assert {line.split(":")[0] for line in lines} == fields
+    assert {re.split("[: ]", line)[0] for line in lines} == {flag_of(field) for field in fields}
     assert len(lines) == len(fields)
     assert not (tmp_path / "out").exists()
     code, out, _ = eichi("render", *quick, *bad, "--json")

@@ -109,7 +109,7 @@ def test_a_sections_scale_has_a_flag(file: Path, checkpoint: Path, pictures: lis
     assert [section["lora_strengths"] for section in plan["sections"]] == [[0.0, -0.0], [0.25, -0.5]]
     for wrong in ("1=strong", "half", "7=1", "0=3"):
         assert cli.main([*words, "--section-lora-scale", wrong]) == 2
-        assert "section_lora_scales" in capsys.readouterr().err
+        assert "--section-lora-scale" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dry", [True, False])
