@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -59,6 +60,8 @@ class Housekeeper:
 
     def _work(self) -> None:
         remove_abandoned(self.folders)
+        # Unpacked ZIPs; all programs' other files lie there too, so nothing below is looked through.
+        remove_abandoned([Path(tempfile.gettempdir())], 0)
         while not self._closed.is_set():
             self.round()
             self._closed.wait(HOUR)

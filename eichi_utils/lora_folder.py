@@ -22,6 +22,7 @@ from eichi_utils.loras import lora_problem
 from eichi_utils.pictures import is_unicode, open_picture, opened
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.safe_reading import UnsafeError, parse_json, read_text
+from eichi_utils.temporary import own_prefix
 from lora_utils.files import PICKLES, LoraError, read_header
 
 SUFFIX = ".safetensors"
@@ -177,7 +178,7 @@ def keep_upload(path: Path) -> str:
         values = {**error.values, "file": path.name}
         raise UserError([lora_problem("loras", LoraError(error.key, **values))]) from None
     folder = loras.LORAS / UPLOADS
-    temporary = folder / f".{secrets.token_hex(8)}.part"
+    temporary = folder / f"{own_prefix()}{secrets.token_hex(8)}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = (f"{path.stem}-{number}{path.suffix}" if number > 1 else path.name for number in itertools.count(1))

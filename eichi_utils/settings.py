@@ -26,6 +26,7 @@ from eichi_utils.metadata import KEY
 from eichi_utils.paths import SETTINGS, place, written_atomically
 from eichi_utils.pictures import is_unicode
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.safe_reading import UnsafeError, open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +103,12 @@ class JsonFile:
 
     def _load(self) -> tuple[Document, tuple[Problem, ...]]:
         try:
-            data = self.path.read_bytes()
+            with open_regular(self.path) as file:
+                data = file.read()
         except FileNotFoundError:
             return {}, ()
+        except UnsafeError:
+            return {}, (self._set_aside(),)
         except OSError as error:
             raise UserError([self._unreadable(error)]) from None
         if not data.strip():

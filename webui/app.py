@@ -8,9 +8,8 @@ import logging
 import os
 import socket
 import sys
-import tempfile
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -22,11 +21,12 @@ from fastapi.responses import RedirectResponse
 
 from eichi_utils.catalogue import Models
 from eichi_utils.console import ready, write
+from eichi_utils.demo import UNTRAINED
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import Engine
 from eichi_utils.folders import OutputFolders
 from eichi_utils.housekeeping import Housekeeper
-from eichi_utils.jobs import Jobs
+from eichi_utils.jobs import Job, Jobs
 from eichi_utils.log import FOLDER, SOURCES, Log
 from eichi_utils.notify import Alarm
 from eichi_utils.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders, user_home
@@ -156,7 +156,7 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     where |= {"uploads": folders.uploads, "settings": folders.settings, "presets": folders.presets}
     if folders.moved:
         where |= {"more_uploads": (DEFAULT_UPLOADS,), "notices": (_moved(folders, options.t),)}
-    housekeeper = tidied(folders, saved, mode, jobs, (outputs, *where["more_outputs"]))
+    housekeeper = tidied(folders, saved, mode, jobs.all, (outputs, *where["more_outputs"]))
     app = build(jobs, mode, options.t, outputs, models=models, **where)
     try:
         with listen(options.server, options.port) as listener:
@@ -171,7 +171,9 @@ def serve(mode: str, argv: Sequence[str]) -> None:
         log.close()
 
 
-def tidied(folders: UserFolders, saved: AppSettings, mode: str, jobs: Jobs, results: tuple[Path, ...]) -> Housekeeper:
+def tidied(
+    folders: UserFolders, saved: AppSettings, mode: str, jobs: Callable[[], Iterable[Job]], results: tuple[Path, ...]
+) -> Housekeeper:
     """Give gradio a folder of this program's own for what is uploaded, and begin to tidy up. results: where films lie."""
     passing = folders.cache / "uploads"
     # Gradio's usual one is shared by all programs with gradio, lies in memory on some systems, and is never emptied.
@@ -179,12 +181,12 @@ def tidied(folders: UserFolders, saved: AppSettings, mode: str, jobs: Jobs, resu
     keeper = Housekeeper(
         saved,
         mode,
-        jobs.all,
+        jobs,
         uploads=folders.uploads,
         presets=folders.presets,
         results=results,
         passing=passing if own else None,
-        others=(folders.settings, folders.cache, LORAS, Path(tempfile.gettempdir())),
+        others=(folders.settings, folders.cache, LORAS, UNTRAINED.parent),
     )
     keeper.start()
     return keeper

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from eichi_utils.housekeeping import DAYS
+from eichi_utils.housekeeping import DAYS, Housekeeper
 from eichi_utils.kept import keep
-from eichi_utils.problems import UserError
+from eichi_utils.paths import UserFolders
+from eichi_utils.problems import Problem, UserError
 from eichi_utils.safe_reading import UnsafeError
+from eichi_utils.settings import AppSettings, JsonFile
 from tests.webui.test_form import page as page
 from tests.webui.whole import sentence
 from tests.webui.whole import whole as whole
+from webui.app import UPLOADED, tidied
 
 
 def full(*_: object) -> None:
@@ -92,3 +97,29 @@ def test_for_how_long_pictures_are_kept_is_a_number(whole, value: object):
     program = it.settings.program
     assert it.see(program.choose_uploads(DAYS, value)) and program.saved()[DAYS] == 30
     assert it.see(program.choose_uploads(DAYS, 7)) == "" and program.saved()[DAYS] == 7
+
+
+def test_gradios_uploads_lie_in_a_folder_of_this_programs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In the system's temporary folder they lay in memory on some systems, beside those of other programs, and for ever.
+
+    A folder that the user has named belongs to other programs too, and nothing is deleted there.
+    """
+    folders = UserFolders(**{name: tmp_path / name for name in ("outputs", "uploads", "settings", "presets", "cache", "logs")})
+    monkeypatch.setattr(Housekeeper, "start", lambda self: None)
+    saved = AppSettings(JsonFile(tmp_path / "app_settings.json"))
+    monkeypatch.setenv(UPLOADED, "")
+    monkeypatch.delenv(UPLOADED)
+    keeper = tidied(folders, saved, "reverse", lambda: (), (tmp_path,))
+    assert os.environ[UPLOADED] == str(tmp_path / "cache" / "uploads") == str(keeper.passing)
+    assert tmp_path in keeper.results.folders and keeper.uploads == tmp_path / "uploads"
+    monkeypatch.setenv(UPLOADED, str(tmp_path / "other"))
+    assert tidied(folders, saved, "reverse", lambda: (), ()).passing is None
+
+
+@pytest.mark.parametrize("language", ["en", "ja", "zh-tw", "ru"])
+def test_a_page_says_where_things_are_kept(serve, language: str):
+    """A program in a folder that cannot be written keeps them elsewhere, which users must be able to find."""
+    notice = Problem("", "program_folder_read_only", {"folder": "/opt/eichi", "place": "/home/me/<eichi>"})
+    with urllib.request.urlopen(f"{serve('single', language, notices=(notice,)).url}/config") as answer:
+        blocks = {block["props"].get("elem_id"): block["props"] for block in json.load(answer)["components"]}
+    assert "/opt/eichi" in blocks["notice"]["value"] and "/home/me/&lt;eichi&gt;" in blocks["notice"]["value"]
