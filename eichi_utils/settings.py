@@ -107,9 +107,7 @@ class JsonFile:
                 data = file.read()
         except FileNotFoundError:
             return {}, ()
-        except UnsafeError:
-            return {}, (self._set_aside(),)
-        except OSError as error:
+        except (OSError, UnsafeError) as error:
             raise UserError([self._unreadable(error)]) from None
         if not data.strip():
             return {}, ()
@@ -141,8 +139,8 @@ class JsonFile:
         except OSError as error:
             raise UserError([self._not_written(error)]) from None
 
-    def _unreadable(self, error: OSError) -> Problem:
-        values = {"file": str(self.path), "reason": error.strerror or str(error)}
+    def _unreadable(self, error: OSError | UnsafeError) -> Problem:
+        values = {"file": str(self.path), "reason": getattr(error, "strerror", None) or str(error)}
         return Problem(FIELD, "settings_unreadable", values)
 
     def _not_written(self, error: OSError) -> Problem:
