@@ -13,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.blocks import BlockFunction
+from gradio.routes import ORJSONResponse
 
 from eichi_utils.jobs import problems_of
 from eichi_utils.problems import Problem, UserError
@@ -94,6 +95,7 @@ class Bounded(gr.Blocks):
             if sum(len(value) for value in inputs if isinstance(value, str)) > MOST_CHARACTERS:
                 raise UserError([Problem("", "page_too_much", {"most": MOST_CHARACTERS})])
             answer = await super().process_api(call, inputs, *args, **settings)
+            answer["data"] = sendable(answer["data"])
         except Exception as error:
             _log(call, error)
             said = telling(self.t, problems_at(error))
@@ -116,6 +118,26 @@ def telling(t: Translator, problems: Iterable[Problem], look: str = "wrong") -> 
     """The value of `told` that shows these sentences. look: "wrong", or "note" where nothing failed."""
     lines = [words.problem_sentence(t, problem) for problem in problems]
     return {"lines": lines, "look": look, "at": time.monotonic_ns(), "close": t("page.close")} if lines else {}
+
+
+def sendable(data: list[Any]) -> list[Any]:
+    """Return an answer as gradio's JSON can hold it: without halves of surrogate pairs, which names of files and what was typed
+    may have, and without integers of more than 64 bits."""
+    try:
+        ORJSONResponse(data)
+    except TypeError:
+        return _whole(data)
+    return data
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return str(value)
+    if isinstance(value, dict):
+        return {_whole(name): _whole(part) for name, part in value.items()}
+    return [_whole(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def problems_at(error: Exception) -> tuple[Problem, ...]:

@@ -15,7 +15,7 @@ from eichi_utils.modes import MODES
 from eichi_utils.request import FilmRequest
 from locales import Translator
 from webui import boxes, words
-from webui.boundary import Bounded
+from webui.boundary import Bounded, telling
 from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form
@@ -113,16 +113,18 @@ def saving_panels(context: Context, form: Form) -> SettingsPanel:
         return SettingsPanel(context, form)
 
 
-def fill_on_load(context: Context, form: Form, filling: Filling, settings: SettingsPanel | None, blocks: gr.Blocks) -> None:
+def fill_on_load(context: Context, form: Form, filling: Filling, settings: SettingsPanel | None, blocks: Page) -> None:
     """On load the form shows the request of the job that the page shows; else what the user begins with."""
     model = filling.model
-    outputs = [*filling.outputs, *(settings.outputs if settings else []), *form.fresh]
+    outputs = [*filling.outputs, *(settings.outputs if settings else []), *form.fresh, blocks.told]
 
     def fill() -> dict[Component, Any]:
         job = context.job_to_fill_from()
         fields, notes = begin_with(context, form) if settings and job is None else ({}, [])
         said = settings.loaded(notes) if settings else {}
         said |= {component: update() for component, update in form.fresh.items()}
+        if damaged := context.set_aside.news(notes):
+            said[blocks.told] = telling(context.t, damaged, "note")
         if job is None:
             return filling.begin(fields) | said
         return form.write(job.asked) | model.shown(job.asked) | said
@@ -138,7 +140,12 @@ def header(context: Context) -> str:
     for mode, address in context.links.items():
         here = ' aria-current="page"' if mode == context.mode else ""
         links += f'<a href="{escape(address)}"{here}>{escape(t(f"page.mode.{mode}"))}</a>'
-    return f'<header class="eichi-header"><h1>FramePack-eichi</h1><nav>{links}</nav></header>'
+    leave = ""
+    if context.has_login:
+        # A form, so that no other site's link ends a session.
+        button = f"<button>{escape(t('page.login.leave'))}</button>"
+        leave = f'<form method="post" action="{escape(context.front)}/logout">{button}</form>'
+    return f'<header class="eichi-header"><h1>FramePack-eichi</h1><nav>{links}</nav>{leave}</header>'
 
 
 def theme() -> gr.themes.Base:

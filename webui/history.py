@@ -52,7 +52,7 @@ function line(job) {
   for (const why of job.why) add('p', 'why', why);
   add('span', 'name', job.name).title = job.name;
   add('span', 'facts', job.facts);
-  if (job.file) Object.assign(add('a', 'file', job.file.name), { href: job.file.url, target: '_blank' });
+  if (job.file) Object.assign(add('a', 'result', job.file.name), { href: job.file.url, target: '_blank' });
   return item;
 }
 function show() {

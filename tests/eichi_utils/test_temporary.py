@@ -128,8 +128,6 @@ def test_a_folder_that_vanished_is_made_again(tmp_path: Path):
     with written_atomically(tmp_path / "gone" / "film.mp4") as part:
         part.write_bytes(b"film")
     assert (tmp_path / "gone" / "film.mp4").read_bytes() == b"film"
-    outputs = paths.Outputs(tmp_path / "other", "job")
-    assert outputs.again() and outputs.folder.is_dir() and not outputs.again()
 
 
 def test_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
