@@ -49,7 +49,10 @@ HEAVY = ("torch", "diffusers", "transformers", "gradio")
 # sentence.
 CATCH_ALL = {"eichi_utils/jobs.py", "webui/boundary.py"}
 # What names files by day and hour, or compares with the times of files; and the training of the miniature.
-WALL_CLOCK = {"eichi_utils/paths.py", "eichi_utils/disk_cache.py", "webui/sections_panel.py", "miniature/training.py"}
+WALL_CLOCK = {
+    "eichi_utils/paths.py", "eichi_utils/disk_cache.py", "webui/sections_panel.py", "webui/set_aside.py",
+    "miniature/training.py",
+}  # fmt: skip
 MAY_PRINT = ("launch.py", "eichi_utils/cli", "miniature/", "benchmarks/")
 LONGEST = 420
 
