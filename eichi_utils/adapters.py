@@ -76,10 +76,12 @@ def bind(net: PackedTransformer, loras: Sequence[Lora]) -> None:
     if net.branches_from != wanted:
         remove_branches(net)
         net.branches_from = ()
+        found = enumerate(read_updates(loras, shapes_of(net)))
+        # All are made before one is given: a file that cannot be read to its end leaves the network without any.
+        made = [(update.layer, _branch(update, slot, net.dtype)) for slot, of_file in found for update in of_file]
         places = layers(net)
-        for slot, found in enumerate(read_updates(loras, shapes_of(net))):
-            for update in found:
-                places[update.layer].branches.append(_branch(update, slot, net.dtype))
+        for layer, branch in made:
+            places[layer].branches.append(branch)
         net.branches_from = wanted
     set_strengths(net, [lora.strength for lora in loras])
 

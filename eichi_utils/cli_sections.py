@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def add_sections_commands(commands: Any, t: Translator) -> tuple[argparse.Argume
     out.set_defaults(run=run_export)
     out.add_argument("request", metavar="REQUEST", help=t("cli.help.request"))
     out.add_argument("zip", metavar="OUT.zip", type=Path, help=t("cli.sections.out"))
+    out.add_argument("--look-in", metavar="DIR", type=Path, action="append", help=t("cli.help.look_in"))
     into = kinds.add_parser("import", help=t("cli.sections.import"), description=t("cli.sections.import"), allow_abbrev=False)
     into.set_defaults(run=run_import)
     into.add_argument("zip", metavar="FILE.zip", type=Path, help=t("cli.sections.file"))
@@ -37,7 +39,7 @@ def add_sections_commands(commands: Any, t: Translator) -> tuple[argparse.Argume
 def run_export(options: argparse.Namespace, t: Translator) -> int:
     path = options.zip.resolve()
     # Its words are those of the existing program's page in the language that this one speaks.
-    export_sections(_request(options.request), path, t.language)
+    export_sections(_request(options.request, options.look_in or ()), path, t.language)
     result(json.dumps({"files": [str(path)]}) if options.json else str(path))
     return 0
 
@@ -57,5 +59,5 @@ def run_import(options: argparse.Namespace, t: Translator) -> int:
     return 0
 
 
-def _request(path: str) -> Request:
-    return modes.from_json(read_placed_document(path))
+def _request(path: str, folders: Iterable[Path] = ()) -> Request:
+    return modes.from_json(read_placed_document(path, folders))

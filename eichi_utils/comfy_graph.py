@@ -36,15 +36,7 @@ def read_graph(graph: Mapping[str, Any], rate: float = 0.0) -> dict[str, Any]:
     """Return what a graph says: prompt, negative_prompt, seed, seconds. rate: frames a second where the graph has none."""
     nodes = {key: node for key, node in list(graph.items())[:MOST_NODES] if isinstance(node, Mapping)}
     order = list(_from_the_end(nodes))
-    said: dict[str, Any] = {}
-    for node in order:
-        inputs = _inputs(node)
-        if "prompt" not in said and (text := _text_of(nodes, node, inputs, "positive")):
-            said["prompt"] = text
-            if negative := _text_of(nodes, node, inputs, "negative"):
-                said["negative_prompt"] = negative
-    if "prompt" not in said:
-        said |= _without_sampler(nodes, order)
+    said = _from_sampler(nodes, order) or _without_sampler(nodes, order)
     for name, names in (("seed", SEEDS), ("seconds", SECONDS)):
         number = _first_number(nodes, order, names)
         if number is not None:
@@ -84,18 +76,30 @@ def _from_the_end(nodes: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             level = [key for key in dict.fromkeys(links) if key is not None and key not in seen]
 
 
-def _text_of(nodes: Mapping[str, Any], node: Mapping[str, Any], inputs: Mapping[str, Any], role: str) -> str | None:
+def _from_sampler(nodes: Mapping[str, Any], order: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the texts of the first node that has a positive side."""
+    seen: set[str] = set()
+    for node in order:
+        if text := _text_of(nodes, _inputs(node), "positive", seen):
+            negative = _text_of(nodes, _inputs(node), "negative", set())
+            return {"prompt": text} | ({"negative_prompt": negative} if negative else {})
+    return {}
+
+
+def _text_of(nodes: Mapping[str, Any], inputs: Mapping[str, Any], role: str, seen: set[str]) -> str | None:
     """Return the text that comes in at a node's `positive` or `negative`, or along a text encoder's link."""
     if role in inputs:
         value = inputs[role]
-        return value if isinstance(value, str) else _followed(nodes, _linked(nodes, value), role)
+        return value if isinstance(value, str) else _followed(nodes, _linked(nodes, value), role, seen)
     embeds = _linked(nodes, inputs.get("text_embeds"))
-    return _followed(nodes, embeds, role) if embeds else None
+    return _followed(nodes, embeds, role, seen) if embeds else None
 
 
-def _followed(nodes: Mapping[str, Any], key: str | None, role: str) -> str | None:
-    """Return the first text on the way back from a node. Each node is looked at once, so a circle ends."""
-    seen: set[str] = set()
+def _followed(nodes: Mapping[str, Any], key: str | None, role: str, seen: set[str]) -> str | None:
+    """Return the first text on the way back from a node.
+
+    seen: nodes from which none was found before. Each is looked at once, so a circle ends.
+    """
     waiting = deque([key])
     while waiting:
         key = waiting.popleft()
@@ -118,10 +122,10 @@ def _followed(nodes: Mapping[str, Any], key: str | None, role: str) -> str | Non
 
 def _without_sampler(nodes: Mapping[str, Any], order: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the prompt of graphs whose guidance has no negative side, or that ask another computer."""
+    seen: set[str] = set()
     for node in order:
-        inputs = _inputs(node)
-        link = _linked(nodes, inputs.get("conditioning"))
-        if link and (text := _followed(nodes, link, "positive")):
+        link = _linked(nodes, _inputs(node).get("conditioning"))
+        if link and (text := _followed(nodes, link, "positive", seen)):
             return {"prompt": text}
     for node in order:
         inputs = _inputs(node)
@@ -135,10 +139,11 @@ def _without_sampler(nodes: Mapping[str, Any], order: list[Mapping[str, Any]]) -
 
 def _first_number(nodes: Mapping[str, Any], order: list[Mapping[str, Any]], names: tuple[str, ...]) -> float | None:
     """Return the first number under one of these names, or at the end of a link there."""
+    seen: set[str] = set()
     for node in order:
         inputs = _inputs(node)
         for name in names:
-            value, seen = inputs.get(name), set()
+            value = inputs.get(name)
             while (key := _linked(nodes, value)) and key not in seen:
                 seen.add(key)
                 own = _inputs(nodes[key])

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import av
-
+from eichi_utils.media import open_container
 from eichi_utils.png_chunks import MOST_TEXT
 from eichi_utils.safe_reading import UnsafeError, open_regular
 
@@ -35,8 +34,8 @@ class FilmTexts:
 def film_texts(path: str | Path) -> FilmTexts:
     """Return a film's tags. Raises OSError or av.FFmpegError, and UnsafeError for what is not read here."""
     found = FilmTexts()
-    # The format is named, for FFmpeg takes a playlist under any name and opens what it lists, on the network too.
-    with av.open(str(path), format=_format(path)) as container:
+    _check_kind(path)
+    with open_container(path) as container:
         streams = container.streams.video
         if streams and streams[0].average_rate:
             found.rate = float(streams[0].average_rate)
@@ -48,11 +47,8 @@ def film_texts(path: str | Path) -> FilmTexts:
     return found
 
 
-def _format(path: str | Path) -> str:
+def _check_kind(path: str | Path) -> None:
     with open_regular(path) as file:
         head = file.read(12)
-    if head[4:8] in BOXES:
-        return "mp4"
-    if head.startswith(EBML):
-        return "matroska"
-    raise NoFilmError("it is no film of a kind that is read here: MP4, MOV, MKV or WebM")
+    if head[4:8] not in BOXES and not head.startswith(EBML):
+        raise NoFilmError("it is no film of a kind that is read here: MP4, MOV, MKV or WebM")

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eichi_utils.comfy_graph import is_graph, read_graph
@@ -23,6 +22,8 @@ MOST_CHARACTERS = 2**20
 SEED = re.compile(r"Seed:[ \t]*(-?\d{1,20})[ \t]*")
 SECTION_NUMBER = re.compile(r"Section Number:[ \t]*(\d{1,20})[ \t]*")
 SECTION_PROMPT, NEGATIVE = "Section Prompt:", "Negative prompt:"
+# How lines begin that may not belong to a prompt.
+MARKS = ("Steps: ", "Seed:", "Section ", NEGATIVE)
 # What Stable Diffusion programs write below the prompts: "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x512".
 STEPS = re.compile(r"Steps: \d{1,9}, [A-Z][\w ]{0,40}: ")
 STEPS_SEED = re.compile(r"\bSeed: (-?\d{1,20})\b")
@@ -62,25 +63,26 @@ def parse_parameters(text: str) -> Said:
     if len(text) > MOST_CHARACTERS:
         return {}
     lines = text.replace("\r\n", "\n").strip().split("\n")
-    if (steps := _steps(lines)) is not None:
-        return _stable_diffusion(lines, steps)
-    seed = _seed_line(lines)
-    section = next((at for at in range(seed or 0, len(lines)) if _is_section(lines[at])), None)
-    end = next(at for at in (seed, section, len(lines)) if at is not None)
+    # A text may have a million lines, of which few can mean something.
+    marked = [at for at, line in enumerate(lines) if line.startswith(MARKS)]
+    if (steps := next((at for at in reversed(marked) if STEPS.match(lines[at])), None)) is not None:
+        return _stable_diffusion(lines, marked, steps)
+    seed = next((at for at in marked if SEED.fullmatch(lines[at]) and _ends_prompt(lines, at)), None)
+    tail = [at for at in marked if _is_section(lines[at]) and (seed is None or at > seed)]
+    end = min([at for at in (seed, *tail[:1]) if at is not None], default=len(lines))
     said = {"prompt": _joined(lines[:end])}
     if seed is not None:
         said["seed"] = int(SEED.fullmatch(lines[seed])[1])
-    tail = lines[section:] if section is not None else []
-    if number := next(filter(None, map(SECTION_NUMBER.fullmatch, tail)), None):
+    if number := next(filter(None, (SECTION_NUMBER.fullmatch(lines[at]) for at in tail)), None):
         said["section_number"] = int(number[1])
-    begin = next((at for at, line in enumerate(tail) if line.startswith(SECTION_PROMPT)), None)
+    begin = next((at for at in tail if lines[at].startswith(SECTION_PROMPT)), None)
     if begin is not None:
-        own = takewhile(lambda line: not line.startswith("Section Number:"), tail[begin:])
-        said["section_prompt"] = _joined(own).removeprefix(SECTION_PROMPT).strip()
+        end = next((at for at in marked if at > begin and lines[at].startswith("Section Number:")), len(lines))
+        said["section_prompt"] = _joined(lines[begin:end]).removeprefix(SECTION_PROMPT).strip()
     return {name: value for name, value in said.items() if value != ""}
 
 
-def _joined(lines: Iterable[str]) -> str:
+def _joined(lines: Sequence[str]) -> str:
     return "\n".join(lines).strip()
 
 
@@ -88,24 +90,15 @@ def _is_section(line: str) -> bool:
     return line.startswith(SECTION_PROMPT) or SECTION_NUMBER.fullmatch(line) is not None
 
 
-def _seed_line(lines: Sequence[str]) -> int | None:
-    """Return the first line that says the seed and has nothing, or a section's lines, after it."""
-    found, after = None, None
-    for at in range(len(lines) - 1, -1, -1):
-        if SEED.fullmatch(lines[at]) and (after is None or _is_section(lines[after].lstrip())):
-            found = at
-        if lines[at].strip():
-            after = at
-    return found
+def _ends_prompt(lines: Sequence[str], seed: int) -> bool:
+    """Say whether nothing, or a section's lines, come after the line of a seed."""
+    after = next((at for at in range(seed + 1, len(lines)) if lines[at].strip()), None)
+    return after is None or _is_section(lines[after].lstrip())
 
 
-def _steps(lines: Sequence[str]) -> int | None:
-    return next((at for at in range(len(lines) - 1, -1, -1) if STEPS.match(lines[at])), None)
-
-
-def _stable_diffusion(lines: Sequence[str], steps: int) -> Said:
+def _stable_diffusion(lines: Sequence[str], marked: Sequence[int], steps: int) -> Said:
     """Return what stands above the line of steps; below it, some programs write their templates."""
-    negative = next((at for at in range(steps) if lines[at].startswith(NEGATIVE)), steps)
+    negative = next((at for at in marked if at < steps and lines[at].startswith(NEGATIVE)), steps)
     seed = STEPS_SEED.search(lines[steps])
     said = {
         "prompt": _joined(lines[:negative]),

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import Any, BinaryIO
 
 from eichi_utils import loras
 from eichi_utils.loras import lora_problem
-from eichi_utils.pictures import is_unicode, open_picture, opened
+from eichi_utils.picture_files import MAX_PIXELS
+from eichi_utils.pictures import is_unicode, small_picture
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.safe_reading import UnsafeError, parse_json, read_text
 from lora_utils.files import PICKLES, LoraError, read_header
@@ -144,24 +143,22 @@ def _picture(path: Path, metadata: Mapping[str, str]) -> bytes:
     for suffix in PICTURES:
         if os.path.isfile(file := _with_suffix(path, suffix)):
             try:
-                return _small(open_picture(file))
+                return _small(file)
             except UserError:
                 continue
     _, _, data = metadata.get(OWN_PICTURE, "").partition(";base64,")
     if len(data) > LONGEST_THUMBNAIL:
         return b""
     try:
-        with opened(io.BytesIO(base64.b64decode(data))) as picture:
-            return _small(picture.convert("RGB")) if picture.width * picture.height <= THUMBNAIL_PIXELS else b""
-    # What Pillow's decoders report damaged pictures with.
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError):
+        return _small(io.BytesIO(base64.b64decode(data)), THUMBNAIL_PIXELS)
+    except (ValueError, UserError):
         return b""
 
 
-def _small(picture: Image.Image) -> bytes:
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+def _small(source: Path | BinaryIO, most: int = MAX_PIXELS) -> bytes:
+    """Return a thumbnail as WebP. Raises UserError for what is no picture, or has more than `most` pixels."""
     data = io.BytesIO()
-    picture.save(data, "WEBP", quality=80)
+    small_picture(source, THUMBNAIL, most).save(data, "WEBP", quality=80)
     return data.getvalue()
 
 
@@ -183,12 +180,14 @@ def keep_upload(path: Path) -> str:
         names = (f"{path.stem}-{number}{path.suffix}" if number > 1 else path.name for number in itertools.count(1))
         try:
             for name in names:
+                target = folder / name
+                if not os.path.exists(target):
+                    if not os.path.exists(temporary):
+                        shutil.copyfile(path, temporary)
+                    if _named(temporary, target):
+                        break
                 # What lies there is whole: it got its name when it was.
-                if filecmp.cmp(path, folder / name, shallow=False) if os.path.exists(folder / name) else False:
-                    break
-                if not os.path.exists(temporary):
-                    shutil.copyfile(path, temporary)
-                if _named(temporary, folder / name):
+                if os.path.exists(target) and filecmp.cmp(path, target, shallow=False):
                     break
         finally:
             temporary.unlink(missing_ok=True)

@@ -68,24 +68,22 @@ def read_document(path: str | Path) -> Any:
     try:
         if not is_file(path):
             raise UserError([Problem("request", "request_missing", values)])
-        document = _READERS.get(path.suffix.lower(), _read_json)(path)
+        return _READERS.get(path.suffix.lower(), _read_json)(path)
     except (OSError, ValueError, av.FFmpegError) as error:
         raise UserError([Problem("request", "request_damaged", {**values, "reason": str(error)[:200]})]) from None
-    if document is None:
-        raise UserError([Problem("request", "request_not_in_file", values)])
-    return document
 
 
 def read_placed_document(path: str | Path, folders: Iterable[Path] = ()) -> Any:
     """Return the same with absolute paths: those in a file are relative to it, and LoRA that lie beside it are meant.
 
-    Files that are known by their content are looked for beside it, in `folders` and among the pictures that pages kept.
+    Files that are known by their content are looked for beside it, in `folders`, in the current one, and among the pictures
+    that pages kept.
     """
     document = read_document(path)
     if not isinstance(document, Mapping):
         return document
     folder = Path(path).resolve().parent
-    placed = with_paths(document, (folder, *folders, DEFAULT_UPLOADS), folder)
+    placed = with_paths(document, (folder, *folders, Path.cwd(), DEFAULT_UPLOADS), folder)
     return named_beside(placed, folder)
 
 
@@ -109,10 +107,19 @@ def is_ours(document: Any) -> bool:
 
 
 def _read_json(path: Path) -> Any:
-    return read_json(path) if path.stat().st_size else None
+    return read_json(path) if path.stat().st_size else _nothing(path)
 
 
-_READERS = {
-    ".png": lambda path: document_among(png_texts(path).texts),
-    **dict.fromkeys(SUFFIXES, lambda path: document_among(film_texts(path).texts)),
-}
+def _read_png(path: Path) -> Any:
+    return document_among(png_texts(path).texts) or _nothing(path)
+
+
+def _read_film(path: Path) -> Any:
+    return document_among(film_texts(path).texts) or _nothing(path)
+
+
+def _nothing(path: Path) -> Any:
+    raise UserError([Problem("request", "request_not_in_file", {"file": str(path)})])
+
+
+_READERS = {".png": _read_png, **dict.fromkeys(SUFFIXES, _read_film)}

@@ -72,15 +72,25 @@ class Outputs:
     job_id: str
 
     def path(self, name: str) -> Path:
-        """`name` such as ".png" or "_10.mp4"."""
+        """`name` such as ".png" or "_10.mp4". A folder that somebody deleted is made again; raises UserError where that cannot
+        be done."""
+        self.make()
         return self.folder / f"{self.job_id}{name}"
+
+    def make(self) -> Path:
+        """The folder, which is there afterwards. Raises UserError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError([_not_writable(self.folder, error)]) from None
+        return self.folder
 
     def prepare(self, needed_bytes: int) -> None:
         """Make the folder and try it; raises UserError if it cannot be written or has too little room."""
         problem = folder_problem(self.folder, needed_bytes)
         if problem:
             raise UserError([problem])
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.make()
 
 
 def folder_problem(folder: Path, needed_bytes: int = 0, trial: bool = True) -> Problem | None:
@@ -105,10 +115,14 @@ def folder_problem(folder: Path, needed_bytes: int = 0, trial: bool = True) -> P
                 file.flush()
         free = shutil.disk_usage(place).free
     except OSError as error:
-        if error.errno in DISK_FULL:
-            return Problem("out", "disk_full")
-        return Problem("out", "folder_not_writable", {"folder": str(folder)[:500], "reason": error.strerror or str(error)})
+        return _not_writable(folder, error)
     if free < needed_bytes:
         sizes = {"needed": needed_bytes // 2**20 + 1, "free": free // 2**20}
         return Problem("out", "disk_space", {"folder": str(folder), **sizes})
     return None
+
+
+def _not_writable(folder: Path, error: OSError) -> Problem:
+    if error.errno in DISK_FULL:
+        return Problem("out", "disk_full")
+    return Problem("out", "folder_not_writable", {"folder": str(folder)[:500], "reason": error.strerror or str(error)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, suppress
@@ -14,7 +15,7 @@ from diffusers_helper.latents import SPATIAL, encode_picture
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
 from eichi_utils.append import whole_frames, written_frames
-from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of
+from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of, profile_problems
 from eichi_utils.encoded import Encoded
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
 from eichi_utils.extras import extra_bytes
@@ -73,6 +74,7 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
         raise UserError(problems)
     notices = [*lora_notices(request.loras, pool.files, plan.checkpoint)]
     pictures = fit_pictures(plan, request.size)
+    notices += [Notice(at=time.time(), key="picture_profile", values=said.values) for said in profile_problems(plan)]
     total = result_frames(plan)
     for_files = output_bytes(written_frames(plan), pictures.height, pictures.width, getattr(request, "crf", 0))
     for_files += extra_bytes(request, plan, pictures.height, pictures.width)
@@ -84,7 +86,9 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
     frames = 0
 
     def stopped() -> Stopped:
-        return Stopped(at=time.monotonic(), files=tuple(files), frames=frames, took=time.monotonic() - began, level=stop.level)
+        return Stopped(
+            at=time.monotonic(), files=existing(files), frames=frames, took=time.monotonic() - began, level=stop.level
+        )
 
     yield from notices
     if request.merge_loras and len({section.lora_strengths for section in plan.sections}) > 1:
@@ -158,7 +162,7 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
         finally:
             # Hours of work may lie before an error; what is finished is kept as when the run is stopped.
             if broken:
-                with suppress(OSError):
+                with suppress(OSError, UserError):
                     yield from film.rest()
         for saved in film.rest():
             files[:-1] = [*joined.files, *film.files]
@@ -166,12 +170,17 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
     if frames < total:
         yield stopped()
     else:
-        yield Finished(at=time.monotonic(), files=tuple(files), frames=frames, took=time.monotonic() - began)
+        yield Finished(at=time.monotonic(), files=existing(files), frames=frames, took=time.monotonic() - began)
 
 
 def result_frames(plan: Plan) -> int:
     """Frames of what the job is for: the film with what is appended to it, or one picture."""
     return whole_frames(plan) if plan.output == "film" else 1
+
+
+def existing(files: list[str]) -> tuple[str, ...]:
+    """Without those that somebody deleted or moved while the film was made."""
+    return tuple(file for file in files if os.path.lexists(file))
 
 
 def _started(request: Request, plan: Plan, pictures: Pictures, frames: int) -> Started:

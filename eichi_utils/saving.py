@@ -36,7 +36,7 @@ class Film:
 
     def __init__(self, request: Request, plan: Plan, outputs: Outputs):
         self.request, self.plan, self.outputs = request, plan, outputs
-        self.writer = FilmWriter(outputs.folder, plan.grows, getattr(request, "crf", 0), mp4_tags(request))
+        self.writer = FilmWriter(outputs.make(), plan.grows, getattr(request, "crf", 0), mp4_tags(request))
         self.files: list[str] = []
         self._pngs = FramePngs(request, plan, outputs)
         self._newest: Path | None = None

@@ -20,7 +20,7 @@ from eichi_utils.paths import KEY
 from eichi_utils.plan import section_count
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import FilmRequest, to_json
-from eichi_utils.safe_reading import UnsafeError, parse_yaml
+from eichi_utils.safe_reading import MOST_DIGITS, UnsafeError, parse_yaml
 
 SLOTS = ("lora1", "lora2", "lora3")
 # What the existing page shows where a film has no padding of its own.
@@ -131,7 +131,7 @@ def _prompts(value: Any) -> tuple[dict[str, Any], list[Problem]]:
     entries = value if isinstance(value, list) else [value]
     for entry in entries:
         number, prompt = (entry.get("section"), entry.get("prompt")) if isinstance(entry, Mapping) else (None, None)
-        if isinstance(number, bool) or not str(number).isdecimal() or not isinstance(prompt, str | None):
+        if isinstance(number, bool) or not _is_number(number) or not isinstance(prompt, str | None):
             notes.append(not_understood("section_info", entry))
         elif prompt and prompt.strip():
             prompts[str(int(number))] = prompt
@@ -143,7 +143,12 @@ def _prompt(value: Any) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _seed(value: Any) -> tuple[dict[str, Any], list[Problem]]:
-    return usable("reverse", {"seed": int(value) if isinstance(value, str) and value.isdecimal() else value})
+    return usable("reverse", {"seed": int(value) if isinstance(value, str) and _is_number(value) else value})
+
+
+def _is_number(value: Any) -> bool:
+    """Say whether a value is written as a whole number; Python refuses thousands of digits with an error."""
+    return str(value).isdecimal() and len(str(value)) <= MOST_DIGITS
 
 
 def _loras(value: Any) -> tuple[dict[str, Any], list[Problem]]:

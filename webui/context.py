@@ -30,7 +30,8 @@ QUIET = MappingProxyType({"queue": False, "show_progress": "hidden", "api_visibi
 class Context:
     """mode: the page's own, in whose words `t` speaks. root: the path it is mounted at, "" for "/".
 
-    links: mode -> address of its page.
+    front: the path at which a proxy has the program, with which `root` and `links` begin; "" without one.
+    links: mode -> address of its page. has_login: whether one can leave.
 
     outputs, uploads: where results go, and where pictures that came through a page are kept.
     more_outputs: further folders that results may go to and are shown from. timings: of this machine's runs so far.
@@ -46,6 +47,7 @@ class Context:
     outputs: Path
     uploads: Path = DEFAULT_UPLOADS
     root: str = ""
+    front: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
     plain: bool = False
     models: Models = field(default_factory=Models)
@@ -56,6 +58,7 @@ class Context:
     timings: Timings | None = None
     log: Log | None = None
     set_aside: SetAside | None = None
+    has_login: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t", self.t.of(self.mode))

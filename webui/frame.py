@@ -136,7 +136,12 @@ def header(context: Context) -> str:
     for mode, address in context.links.items():
         here = ' aria-current="page"' if mode == context.mode else ""
         links += f'<a href="{escape(address)}"{here}>{escape(t(f"page.mode.{mode}"))}</a>'
-    return f'<header class="eichi-header"><h1>FramePack-eichi</h1><nav>{links}</nav></header>'
+    leave = ""
+    if context.has_login:
+        # A form, so that no other site's link ends a session.
+        button = f"<button>{escape(t('page.login.leave'))}</button>"
+        leave = f'<form method="post" action="{escape(context.front)}/logout">{button}</form>'
+    return f'<header class="eichi-header"><h1>FramePack-eichi</h1><nav>{links}</nav>{leave}</header>'
 
 
 def theme() -> gr.themes.Base:

@@ -116,7 +116,7 @@ class ResultPanel:
             elem_id="history",
         )
         self.seen = gr.State(Seen())
-        self.pulse = pulse(context.mode)
+        self.pulse = pulse(context.mode, context.front)
 
     @property
     def outputs(self) -> list[Component]:

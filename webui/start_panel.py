@@ -12,6 +12,7 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.extras import extra_counts
+from eichi_utils.pictures import profile_problem
 from eichi_utils.problems import Problem
 from eichi_utils.request import Request
 from webui import field_problems, words
@@ -81,12 +82,12 @@ class StartPanel:
         return news | {
             self.summary: self._summary(request, problems),
             self.start: gr.update(interactive=not problems),
-            **self._said(problems),
+            **self._said(problems, _notes(request, problems)),
         }
 
-    def _said(self, problems: tuple[Problem, ...]) -> dict[Component, Any]:
+    def _said(self, problems: tuple[Problem, ...], notes: tuple[Problem, ...] = ()) -> dict[Component, Any]:
         return {
-            self.problems: words.problem_list(self.t, problems),
+            self.problems: words.problem_list(self.t, problems, notes),
             self.wrong: words.problems_by_field(self.t, problems),
         }
 
@@ -116,3 +117,11 @@ class StartPanel:
         shown = "".join(f"<span>{escape(line)}</span>" for line in lines if line)
         usual = "" if request is not None and lines[1] and extra_counts(request, request.plan()) else " usual"
         return f'<p class="eichi-summary{usual}">{shown}</p>'
+
+
+def _notes(request: Request | None, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
+    """What of the request's pictures is left out: profiles that cannot be used."""
+    if request is None or problems:
+        return ()
+    paths = dict.fromkeys(request.plan().pictures.values())
+    return tuple(problem for path in paths if (problem := profile_problem("image", path)))

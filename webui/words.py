@@ -95,15 +95,16 @@ def notice_sentence(t: Translator, notice: Notice) -> str:
     return _say(t, f"notice.{notice.key}", values)
 
 
-def problem_list(t: Translator, problems: tuple[Problem, ...]) -> str:
-    """All problems as a list in HTML; what is still empty comes first and looks milder."""
-    if not problems:
+def problem_list(t: Translator, problems: tuple[Problem, ...], notes: tuple[Problem, ...] = ()) -> str:
+    """All problems as a list in HTML; what is still empty comes first and looks milder, as do notes, which keep nobody."""
+    if not problems and not notes:
         return ""
     ordered = sorted(problems, key=lambda problem: problem.key not in NOT_YET)
     items = ""
     for problem in ordered:
         look = "todo" if problem.key in NOT_YET else "wrong"
         items += f'<li class="{look}">{escape(problem_sentence(t, problem))}</li>'
+    items += "".join(f'<li class="todo">{escape(problem_sentence(t, note))}</li>' for note in notes)
     return f'<ul class="eichi-problems" role="status">{items}</ul>'
 
 

@@ -124,7 +124,7 @@ def test_render_as_json_and_again_from_its_files(eichi: Run, quick: list, tmp_pa
     document = read_document(first["files"][0])
     assert document["seed"] == first["seed"]
 
-    where = quick[quick.index("--models") :]
+    where = [*quick[quick.index("--models") :], "--look-in", Path(pictures[0]).parent]
     same = last_json(eichi("render", "--request", first["files"][0], *where, "--json")[1])
     assert Path(same["files"][0]).read_bytes() == Path(first["files"][0]).read_bytes()
     (tmp_path / "request.json").write_text(json.dumps(document))
@@ -132,8 +132,11 @@ def test_render_as_json_and_again_from_its_files(eichi: Run, quick: list, tmp_pa
     assert read_document(other["files"][0]) == {**document, "seed": 5}
 
 
-def test_a_film_from_a_film(eichi: Run, quick: list, tmp_path: Path) -> None:
-    """`--request film.mp4 --seed 5` is the same film with another seed."""
+def test_a_film_from_a_film(
+    eichi: Run, quick: list, tmp_path: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--request film.mp4 --seed 5` is the same film with another seed, in the folder of its picture."""
+    monkeypatch.chdir(Path(pictures[0]).parent)
     film = ["--mode", "reverse", "--seconds", 0.5, "--window", 4.5, "--step-cache", "none", "--seed", 1]
     first = last_json(eichi("render", *quick, *film, "--json")[1])
     assert (first["frames"], first["seconds"]) == (21, 0.7)

@@ -90,11 +90,13 @@ def test_a_graph_without_a_negative_side() -> None:
 
 def test_a_graph_that_goes_round_in_circles_ends() -> None:
     circle = {"3": sampler(seed=["3", 0]), "6": text_node(["7", 0]), "7": text_node(["6", 0]), "9": SAVE}
-    started = time.perf_counter()
+    started = time.process_time()
     assert said_by_document(circle) == {}
-    chain = {str(n): text_node([str(n + 1), 0]) for n in range(50_000)}
+    chain = {str(n): text_node([str(n + 1), 0]) for n in range(10_000)}
     assert said_by_document({"s": sampler(positive=["0", 0]), **chain}) == {"seed": SEED}
-    assert time.perf_counter() - started < 2
+    many = {str(n): sampler(positive=[str(n + 1), 0], seed=[str(n + 1), 0]) for n in range(2_000)}
+    assert said_by_document(many) == {}
+    assert time.process_time() - started < 2
 
 
 def test_the_length_of_a_comfyui_film() -> None:
@@ -239,18 +241,18 @@ def test_the_length_comes_only_where_there_is_one() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["\n" * 900_000, "Steps: 1, \n" * 80_000, "Seed: 1\n" * 100_000, "Section Prompt: \n" * 50_000, "Seed: " + " " * 900_000,
-     "Negative prompt:" * 60_000, "Steps: 1, A" + "a " * 400_000, '"' + "[" * 900_000, "{" * 900_000,
-     '{"a":"' + '\\"' * 400_000],
+    ["\n" * 200_000, "Steps: 1, \n" * 20_000, "Seed: 1\n" * 25_000, "Section Prompt: \n" * 12_000, "Seed: " + " " * 200_000,
+     "Negative prompt:" * 15_000, "Steps: 1, A" + "a " * 100_000, '"' + "[" * 200_000, "{" * 200_000,
+     '{"a":"' + '\\"' * 100_000],
 )  # fmt: skip
 def test_work_is_bounded_by_the_texts_length(text: str) -> None:
     """A picture of one kilobyte froze the server: a regular expression began anew at each of its 900,000 line ends."""
-    started = time.perf_counter()
+    started = time.process_time()
     for name in ("parameters", "comment", "dream", "prompt", "sd-metadata"):
         said_by({name: text})
         said_by({name: text + "NaN"})
     picture_text({"prompt": text, "seed": text, "section_number": text})
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_text_longer_than_any_prompt_is_not_looked_at() -> None:
@@ -259,9 +261,9 @@ def test_a_text_longer_than_any_prompt_is_not_looked_at() -> None:
 
 def test_the_picture_that_froze_the_reader() -> None:
     """Its section prompt of 900,000 lines is read in no time, and not shown to anybody."""
-    started = time.perf_counter()
+    started = time.process_time()
     text = read_text(CASES / "hostile" / "png_parameters_900000_newlines_freezes_metadata_reader.png")
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert text.seed == 5 and len(text.section_prompt) > MOST_TAKEN
 
 

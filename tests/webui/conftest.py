@@ -16,7 +16,6 @@ import av
 import gradio
 import numpy
 import pytest
-import uvicorn
 from PIL import Image
 
 from eichi_utils import loras
@@ -30,6 +29,7 @@ from locales import Translator
 from tests.lora_files import write_lora
 from webui.app import PAGES, build, listen
 from webui.context import Context
+from webui.server import MOST, Gate, Patience, Server
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
@@ -163,7 +163,9 @@ def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     running = []
 
-    def start(mode: str = "reverse", language: str = "en", others: bool = False, **settings) -> Site:
+    def start(
+        mode: str = "reverse", language: str = "en", others: bool = False, patience: Patience | None = None, **settings
+    ) -> Site:
         pages = {name: (path, page if others or name == mode else empty_page) for name, (path, page) in PAGES.items()}
         monkeypatch.setattr("webui.app.PAGES", pages)
         uploads = engine.outputs.parent / "uploads"
@@ -171,7 +173,7 @@ def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> It
         settings = {"models": Models(engine.outputs.parent), **folders, **settings}
         app = build(jobs, mode, Translator(language), engine.outputs, uploads=uploads, **settings)
         listener = listen("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        server = Server(app, Gate(MOST), patience=patience)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         running.append((server, thread, listener))
