@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from html import escape
 from pathlib import Path
 from types import MappingProxyType
@@ -173,7 +174,8 @@ class TimelinePanel:
         """The strip of a request whose length can be understood."""
         if not isinstance(request, FilmRequest) or {problem.field for problem in problems} & {"seconds", "window"}:
             return {}
-        return {self.strip: timeline.strip(request, self.t, self._url)}
+        # Of a hundred cells most show the same picture, and whether it may be shown takes a third of a millisecond.
+        return {self.strip: timeline.strip(request, self.t, cache(self._url))}
 
     def _picture_of(self, section: str, keyframes: str) -> str | None:
         pictures = _read(keyframes)
