@@ -16,21 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from eichi_utils import environment, tool_run
+from eichi_utils import console, environment, tool_run
 from eichi_utils.tool_run import say
 
 ROOT = Path(__file__).resolve().parent
 
 OLDEST_PYTHON = (3, 10)
 
+# What `eichi` is told first; tests compare them with its own list.
+CLI_COMMANDS = ("demo", "doctor", "render", "lora", "cache", "sections", "tensors")
+
 COMMANDS = MappingProxyType(
     {
         "endframe": ("webui/endframe_ichi.py",),
         "f1": ("webui/endframe_ichi_f1.py",),
         "oneframe": ("webui/oneframe_ichi.py",),
-        "demo": ("-m", "eichi_utils.cli", "demo"),
-        "doctor": ("-m", "eichi_utils.cli", "doctor"),
-        "render": ("-m", "eichi_utils.cli", "render"),
+        **{name: ("-m", "eichi_utils.cli", name) for name in CLI_COMMANDS},
         # Files beside each other on as many processors as there are; each process holds PyTorch and a browser, so at most four.
         # In the order of tests/conftest.py: pytest-xdist would begin with the files of most tests, not with the dear ones.
         "test": ("-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"),
@@ -51,6 +52,10 @@ usage: launch.py [command] [arguments]
   demo           a small run with a miniature model, to see that everything works
   doctor         a report on this machine and the installation
   render         a video from the command line
+  lora           what LoRA files hold; `lora bake` writes a checkpoint with them
+  sections       a film's pictures and prompts as one ZIP file: `sections export`, `sections import`
+  tensors        files of latents: `tensors info`, `trim`, `join`, `decode`
+  cache          what is kept on the disk because it takes time to make, and `cache --delete`
   test           the test suite; arguments go to pytest
   setup          only set up; with --test including what the tests need, with --no-speed-ups
                  from now on without optional packages for faster attention (--speed-ups: with them)
@@ -141,7 +146,7 @@ def start(root: Path, arguments: tuple[str, ...]) -> int:
     command = [str(environment.venv_python(root)), *arguments]
     variables = tool_run.child_environment(dict(os.environ))
     os.chdir(str(root))
-    sys.stdout.flush()
+    console.write(sys.stdout, "")
     if os.name != "nt":
         os.execve(command[0], command, variables)
     process = subprocess.Popen(command, env=variables)
@@ -183,7 +188,7 @@ def main(arguments: list[str]) -> int:
         say(problem)
         return 1
     if arguments and arguments[0] in ("-h", "--help"):
-        print(HELP)
+        console.write(sys.stdout, HELP + "\n")
         return 0
     try:
         chosen = tuple(arguments) or ask_menu()

@@ -150,7 +150,7 @@ class HostWatch:
 def stages(events: Iterator[Event], watch: HostWatch) -> tuple[dict[str, float], float, int]:
     """Seconds by stage, median milliseconds between two steps of a section, frames."""
     seconds: dict[str, float] = defaultdict(float)
-    since, before, steps, frames = time.time(), 0.0, [], 0
+    since, before, steps, frames = time.monotonic(), 0.0, [], 0
     for event in events:
         if isinstance(event, Stage):
             seconds[watch.stage] += event.at - since

@@ -9,6 +9,9 @@ from PIL import Image
 
 Size = tuple[int, int]
 
+# Times longer than wanted, from where a picture is a strip.
+FAR = 16
+
 # (height, width) from the flattest to the square; taller ones are the mirror images. Families 384 and up as users know them,
 # except that 960x1080 is 960x1088: every side must be a multiple of 16. 128 to 192 serve small models.
 _WIDE: Mapping[int, tuple[Size, ...]] = MappingProxyType(
@@ -49,10 +52,25 @@ def bucket(size: int, height: int, width: int) -> Size:
 
 def cover_crop(picture: Image.Image, height: int, width: int, filter: int = Image.Resampling.LANCZOS) -> Image.Image:
     """Scale until the picture covers height x width, then crop its middle."""
+    picture = _without_far_ends(picture, height, width)
     scale = max(width / picture.width, height / picture.height)
     scaled = resize(picture, round(picture.height * scale), round(picture.width * scale), filter)
     left, top = (scaled.width - width) / 2, (scaled.height - height) / 2
     return scaled.crop((left, top, left + width, top + height))
+
+
+def _without_far_ends(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """Return a strip without most of what the crop would take away: 6 million x 16 pixels, scaled to cover, are gigabytes.
+
+    Pictures of up to FAR times the wanted proportions stay as they are. What is left is wider than any filter reaches.
+    """
+    if picture.width * height > FAR * picture.height * width:
+        ends = (picture.width - FAR * picture.height * width // height // 2) // 2
+        return picture.crop((ends, 0, picture.width - ends, picture.height))
+    if picture.height * width > FAR * picture.width * height:
+        ends = (picture.height - FAR * picture.width * height // width // 2) // 2
+        return picture.crop((0, ends, picture.width, picture.height - ends))
+    return picture
 
 
 def resize(picture: Image.Image, height: int, width: int, filter: int) -> Image.Image:

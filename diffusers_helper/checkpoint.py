@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from diffusers_helper.files import CheckpointError, compare, read_headers, read_json, weight_files
+from diffusers_helper.interrupt import Tick, never
 from diffusers_helper.models.linear import STORAGES, quantise
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.reading import Reader
 from diffusers_helper.slabs import Arena, Place, Spec, lay_out
 from diffusers_helper.streaming import tensors_of
+
+T = TypeVar("T")
 
 STEM = "diffusion_pytorch_model"
 # Numbers of a weight, where the host does it.
@@ -25,15 +28,28 @@ CPU = torch.device("cpu")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars: loading from a local disk takes seconds, and they would tear up ours."""
+def quiet(tick: Tick = never) -> Iterator[None]:
+    """Without transformers' progress bars: loading from a local disk takes seconds, and they would tear up ours. In their
+    place, tick is called for every tensor."""
+
+    def bar(factory: Callable[..., Any], args: tuple, settings: dict[str, Any]) -> Any:
+        return ticking(args[0], tick) if args else factory(*args, **settings)
+
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
+    before = transformers_logging.set_tqdm_hook(bar)
     try:
         yield
     finally:
+        transformers_logging.set_tqdm_hook(before)
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def ticking(things: Iterable[T], tick: Tick) -> Iterator[T]:
+    for thing in things:
+        tick()
+        yield thing
 
 
 def meta_transformer(folder: Path) -> PackedTransformer:
@@ -86,11 +102,12 @@ def load_transformer(
     device: torch.device = CPU,
     beside_card: bool = False,
     store: SlabStore | None = None,
+    tick: Tick = never,
 ) -> PackedTransformer:
     """Strict, tensor by tensor, each into its place in a slab; on the CPU. The host holds the slabs and one tensor besides.
 
     storage: "int8" or "float8" keeps the weights of the blocks' linear layers in 8 bits. change: is asked in `dtype`, before
-    that. device: where both are worked out. store: where finished slabs come from, and go to.
+    that. device: where both are worked out. store: where finished slabs come from, and go to. tick: is called for every tensor.
 
     Every part of a step is one slab. beside_card: the rest is copied from, not computed with here; what is in the files as it
     shall be stays there. Elsewhere it lies in slabs too, because kernels round differently over memory that begins anywhere.
@@ -108,6 +125,7 @@ def load_transformer(
         arena = Arena(*layout, buffer)
         if buffer is None:
             for name in (name for name in reader.names() if name in arena):
+                tick()
                 if name in same and name not in narrow:
                     reader.into(name, arena.bytes_of(name))
                     continue

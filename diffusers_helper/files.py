@@ -7,13 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
+FORMAT = "safetensors"
+# Of every dtype, as the format calls it (https://huggingface.co/docs/safetensors).
+BITS = {
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
+# A header of 10,000 tensors takes about a megabyte, and a film's request in it half a one at most. What is parsed takes ten
+# times its length, and of brackets alone thirty times, so no file may have a header of any length.
+SMALL_HEADER, LARGE_HEADER, HEADER_PART = 4 * 2**20, 16 * 2**20, 8
+MOST_BRACKETS = 2**17
+# No tensor's name is a quarter as long; no file is larger than its system can say; torch's tensors have few sides.
+LONGEST_NAME, LARGEST_SIZE, MOST_SIDES = 500, 2**63 - 1, 8
+# A checkpoint's longest JSON files are its tokenizer's, which transformers reads; ours have some kilobytes, an index 100.
+LONGEST_JSON = 16 * 2**20
 # A file's identity reads it whole up to this size; of a larger one so many pieces.
 SMALL_FILE = 32 * 2**20
 SAMPLES, SAMPLE = 16, 2**16
@@ -31,6 +47,16 @@ class CheckpointError(Exception):
 
 
 @dataclass(frozen=True)
+class Header:
+    """dtypes (in the format's words), shapes and places (first byte, end) of a file's tensors, and the texts beside them."""
+
+    dtypes: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    places: dict[str, tuple[int, int]]
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Tensors:
     """shapes by tensor name, and the file that holds each. dtypes, in the format's words, and places, (first byte, end) in the
     file: of tensors that are read by them."""
@@ -42,15 +68,31 @@ class Tensors:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file. Raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError("file_missing", file=str(path))
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            data = stream.read(LONGEST_JSON + 1)
+        if len(data) > LONGEST_JSON:
+            raise ValueError(f"longer than {LONGEST_JSON // 2**20} MB")
+        document = json.loads(data.decode("utf-8-sig"), parse_float=_finite, parse_constant=_finite)
     except FileNotFoundError:
         raise CheckpointError("file_missing", file=str(path)) from None
+    except RecursionError:
+        raise CheckpointError("config_damaged", file=str(path), reason="nested too deeply") from None
     except (OSError, ValueError) as error:
         raise CheckpointError("config_damaged", file=str(path), reason=str(error)[:200]) from None
     if not isinstance(document, dict):
         raise CheckpointError("config_damaged", file=str(path), reason="not a JSON object")
     return document
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:20]} is no number")
+    return number
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
@@ -74,31 +116,76 @@ def read_headers(files: list[Path]) -> Tensors:
     """Names, shapes, dtypes and places of all tensors; raises CheckpointError for a file that is cut off or not safetensors."""
     found = Tensors({}, {})
     for file in files:
-        start, header = _header(file)
-        for name, (dtype, shape, begin, end) in header.items():
-            found.shapes[name], found.files[name], found.dtypes[name] = shape, file, dtype
-            found.places[name] = start + begin, start + end
+        header = read_header(file)
+        found.shapes.update(header.shapes)
+        found.dtypes.update(header.dtypes)
+        found.places.update(header.places)
+        found.files.update(dict.fromkeys(header.shapes, file))
     return found
 
 
-def _header(file: Path) -> tuple[int, dict[str, tuple[str, tuple[int, ...], int, int]]]:
-    """Where data begins, and (dtype, shape, first byte, end) of each tensor from there."""
-    size = file.stat().st_size
+def read_header(file: Path) -> Header:
+    """What one file says of itself. Raises CheckpointError ("file_missing" for what is no regular file, "file_damaged")."""
+    if not file.is_file():
+        raise CheckpointError("file_missing", file=str(file))
+    size = os.path.getsize(file)
     try:
         with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size - 8:
-                raise CheckpointError("file_damaged", file=str(file), expected=length + 8, actual=size)
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        kinds = {name: (str(entry["dtype"]), tuple(entry["shape"])) for name, entry in header.items()}
-        entries = {name: (*kinds[name], *map(int, entry["data_offsets"])) for name, entry in header.items()}
-        expected = 8 + length + max((end for _, _, _, end in entries.values()), default=0)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError("file_damaged", file=str(file), expected="safetensors", actual=size) from None
+            start = stream.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or length > min(LARGE_HEADER, SMALL_HEADER + size // HEADER_PART, size - 8):
+                raise ValueError("a header of impossible length")
+            header = _parsed(stream.read(length), 8 + length)
+    except OSError as error:
+        expected = error.strerror or str(error)
+        raise CheckpointError("file_damaged", file=str(file), expected=expected, actual=size) from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError("file_damaged", file=str(file), expected=FORMAT, actual=size) from None
+    expected = max((end for _, end in header.places.values()), default=8 + length)
     if size != expected:
         raise CheckpointError("file_damaged", file=str(file), expected=expected, actual=size)
-    return 8 + length, entries
+    return header
+
+
+def _parsed(data: bytes, start: int) -> Header:
+    """A header's text, as strictly as the format's own reader. start: where data begins. Raises ValueError and its like."""
+    if data.count(b"{") > MOST_BRACKETS or data.count(b"[") > MOST_BRACKETS:
+        raise ValueError("more brackets than any network has tensors")
+    document = json.loads(data.decode("utf-8"), parse_float=_no_size, parse_constant=_no_size, object_pairs_hook=_once)
+    metadata = document.pop("__metadata__", None)
+    header = Header({}, {}, {}, {} if metadata is None else metadata)
+    for text in (*header.metadata, *header.metadata.values()):
+        # Of half a surrogate pair nothing could be written or shown.
+        text.encode()
+    for name, entry in document.items():
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise ValueError("a name that cannot be shown")
+        if not isinstance(shape, list) or len(shape) > MOST_SIDES or not all(map(_is_size, (*shape, begin, end))):
+            raise ValueError(f"{name}: sides or places that are none")
+        if (end - begin) * 8 != math.prod(shape) * BITS[dtype]:
+            raise ValueError(f"{name}: {end - begin} bytes")
+        header.dtypes[name], header.shapes[name], header.places[name] = dtype, tuple(shape), (start + begin, start + end)
+    # One after the other, without gaps, as the format asks.
+    if any(begin != end for (_, end), (begin, _) in pairwise([(start, start), *sorted(header.places.values())])):
+        raise ValueError("gaps")
+    return header
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_SIZE
+
+
+def _no_size(number: str) -> None:
+    raise ValueError(f"{number[:20]} is no size")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of two tensors of one name nobody knows which is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
 
 
 def compare(expected: Shapes, found: Tensors, folder: Path, *, strict: bool) -> None:

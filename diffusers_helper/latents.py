@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusers_helper.memory import Room, free_bytes
 from diffusers_helper.past import SAMPLING_BYTES, Past, past_bytes
 from diffusers_helper.preview import PreviewMatrix
-from diffusers_helper.vae_decode import STRETCH, Decoder, KeptTiles, peak_bytes, side_for
+from diffusers_helper.vae_decode import STRETCH, Decoder, KeptTiles, only_frames, peak_bytes, side_for
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
@@ -37,9 +37,9 @@ def decode_frames(
     kept: KeptTiles | None = None,
     room: Room | None = None,
     side: int | None = None,
-) -> Iterator[Tensor]:
+) -> Iterator[Tensor | float]:
     """(1, 16, T, h, w) -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all; as the VAE makes
-    them, on its device and in its dtype. diffusers' default tiles in time.
+    them, on its device and in its dtype. diffusers' default tiles in time. Between them the share of the work that is done.
 
     kept: what the film's stretch before left to be used again. room: by default the card's free memory. side: the most that a
     tile in space may have, in latent cells; without it whole frames where the room allows. Raises torch.OutOfMemoryError where
@@ -48,13 +48,13 @@ def decode_frames(
     latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
     room = room or Room(lambda: free_bytes(vae.device))
     side = narrower(side, side_for(vae, *latents.shape[2:], room.free()))
-    yield from Decoder(vae, side, room=room).frames(latents, kept)
+    yield from Decoder(vae, side, room=room).parts(latents, kept)
 
 
 @torch.inference_mode()
 def decode_after(
     vae: AutoencoderKLHunyuanVideo, latents: Tensor, past: Past, room: Room | None = None, side: int | None = None
-) -> Iterator[Tensor]:
+) -> Iterator[Tensor | float]:
     """A film's next latents (1, 16, T, h, w), each decoded once, as `Decoder.frames_after` and `decode_frames` say.
 
     side: as there; it counts at the film's beginning, and stays.
@@ -71,7 +71,7 @@ def decode_after(
         if free < kept + max(SAMPLING_BYTES, peak_bytes(vae, STRETCH + 1, *size)):
             past.leave()
         past.side = narrower(side, side_for(vae, latents.shape[2], *size, free))
-    yield from Decoder(vae, past.side, room=room).frames_after(latents, past)
+    yield from Decoder(vae, past.side, room=room).parts_after(latents, past)
 
 
 def narrower(side: int | None, other: int | None) -> int | None:
@@ -81,7 +81,7 @@ def narrower(side: int | None, other: int | None) -> int | None:
 
 def decode(vae: AutoencoderKLHunyuanVideo, latents: Tensor) -> Tensor:
     """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w) in about -1..1, float32 on the CPU."""
-    return torch.cat([on_host(frames) for frames in decode_frames(vae, latents)], dim=2)
+    return torch.cat([on_host(frames) for frames in only_frames(decode_frames(vae, latents))], dim=2)
 
 
 def preview_weights(matrix: PreviewMatrix, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,8 @@ DTYPES = MappingProxyType(
     {
         "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
         "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
+        "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
     }
 )  # fmt: skip
 
@@ -57,6 +58,23 @@ def read_into(file: Path, begin: int, memory: Tensor, pool: Executor) -> bool:
         return True
 
     return all(list(pool.map(read, starts) if memory.numel() > PIECE else map(read, starts)))
+
+
+def read_tensor(file: Path, place: tuple[int, int], dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """One tensor in memory of its own, whatever becomes of the file. place: (first byte, end). dtype: in the format's words.
+
+    Raises CheckpointError ("file_missing", or "file_damaged" where the file ends before it or the dtype is none of torch's).
+    """
+    begin, end = place
+    memory = torch.empty(end - begin, dtype=torch.uint8)
+    try:
+        with readers() as pool:
+            whole = read_into(file, begin, memory, pool)
+    except OSError:
+        raise CheckpointError("file_missing", file=str(file)) from None
+    if not whole or dtype not in DTYPES:
+        raise CheckpointError("file_damaged", file=str(file), expected=f"{dtype} {shape}", actual=end - begin)
+    return memory.view(DTYPES[dtype]).view(shape)
 
 
 class Reader:

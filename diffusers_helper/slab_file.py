@@ -6,21 +6,23 @@ begins at a page, so that it can be mapped.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from diffusers_helper.files import CheckpointError, read_header
 from diffusers_helper.reading import read_into, readers
 from diffusers_helper.slabs import Arena, Place, aligned, allocate
 
-FORMAT = "1"
+FORMAT, NAME = "2", "slabs"
 # Of mappings on any system.
 GRANULARITY = 2**16
 PIECE = 2**20
@@ -32,25 +34,27 @@ class SlabFileError(Exception):
     """The file is cut off, damaged, or of other slabs; the message says which."""
 
 
-def write(path: Path, arena: Arena) -> None:
-    """Raises OSError. Takes no memory."""
+def write(path: Path, arena: Arena, key: str = "") -> None:
+    """Write slabs into a file without taking memory. key: what the weights are made of; others have the same layout.
+
+    Raises OSError.
+    """
     data = {"dtype": "U8", "shape": [arena.bytes], "data_offsets": [0, arena.bytes]}
-    metadata = {"format": FORMAT, "places": _described(arena.places), "checksum": checksum(arena.buffer)}
-    text = json.dumps({"__metadata__": metadata, "slabs": data}).encode()
+    metadata = {"format": FORMAT, "key": key, "places": _described(arena.places), "checksum": checksum(arena.buffer)}
+    text = json.dumps({"__metadata__": metadata, NAME: data}).encode()
     text += b" " * (aligned(8 + len(text), GRANULARITY) - 8 - len(text))
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         stream.write(arena.buffer.numpy().data)
 
 
-def read(path: Path, places: Mapping[str, Place], size: int) -> Tensor:
-    """The buffer of slabs with these places, `size` bytes of uint8, in memory of this process.
+def read(path: Path, places: Mapping[str, Place], size: int, key: str = "") -> Tensor:
+    """Return the buffer of slabs with these places and this key, `size` bytes of uint8, in memory of this process.
 
     For weights that a card copies from: memory that belongs to a file may be refused when it shall be locked, and what is not
     locked is staged at every step. Raises SlabFileError and OSError.
     """
-    with path.open("rb", buffering=0) as stream:
-        start, expected = _begin(stream, places, size)
+    start, expected = _begin(path, places, size, key)
     buffer = allocate(size)
     with readers() as pool:
         if not read_into(path, start, buffer, pool):
@@ -58,13 +62,13 @@ def read(path: Path, places: Mapping[str, Place], size: int) -> Tensor:
     return _checked(buffer, expected)
 
 
-def mapped(path: Path, places: Mapping[str, Place], size: int) -> Tensor:
+def mapped(path: Path, places: Mapping[str, Place], size: int, key: str = "") -> Tensor:
     """The same without taking memory: the system gives up pages of it when it must. Nothing written to it reaches the file.
 
     For weights that are computed with where they lie. Raises SlabFileError and OSError.
     """
+    start, expected = _begin(path, places, size, key)
     with path.open("rb", buffering=0) as stream:
-        start, expected = _begin(stream, places, size)
         mapping = mmap.mmap(stream.fileno(), start + size, access=mmap.ACCESS_COPY)
     with torch.inference_mode(False):
         return _checked(torch.frombuffer(mapping, dtype=torch.uint8, offset=start, count=size), expected)
@@ -87,20 +91,22 @@ def _checked(buffer: Tensor, expected: str) -> Tensor:
     return buffer
 
 
-def _begin(stream: BinaryIO, places: Mapping[str, Place], size: int) -> tuple[int, str]:
+def _begin(path: Path, places: Mapping[str, Place], size: int, key: str) -> tuple[int, str]:
     """Where data begins, and its checksum."""
-    there = stream.seek(0, 2)
-    stream.seek(0)
     try:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if there != 8 + length + size:
-            raise SlabFileError(f"{there} bytes instead of {8 + length + size}")
-        metadata = json.loads(stream.read(length))["__metadata__"]
-        if metadata["format"] != FORMAT or metadata["places"] != _described(places):
-            raise SlabFileError("of other slabs")
-        return 8 + length, metadata["checksum"]
-    except (struct.error, ValueError, LookupError, TypeError) as error:
-        raise SlabFileError(f"damaged header: {error}") from None
+        header = read_header(path)
+    except CheckpointError as error:
+        if error.key == "file_missing":
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+        raise SlabFileError(f"damaged: {error.values['actual']} bytes instead of {error.values['expected']}") from None
+    begin, end = header.places.get(NAME, (0, 0))
+    if end - begin != size:
+        raise SlabFileError(f"{end - begin} bytes instead of {size}")
+    metadata = header.metadata
+    own = {"format": FORMAT, "places": _described(places), "key": key}
+    if any(metadata.get(name) != value for name, value in own.items()):
+        raise SlabFileError("of other slabs")
+    return begin, metadata.get("checksum", "")
 
 
 def _described(places: Mapping[str, Place]) -> str:

@@ -11,9 +11,9 @@ Same time tiles and cross-fades as diffusers' default, and in a tile the same nu
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import accumulate, product
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +37,9 @@ WORKING_TENSORS = 5
 SMALLEST_SIDE = 16
 # Latents that are decoded at a time where the past is remembered: as many frames as a time tile takes memory for.
 STRETCH = 4
+
+# What one tile's work says on its way: the share of itself that is done, rising to 1. It returns the frames.
+Tile = Generator[float, None, Tensor]
 
 
 @dataclass
@@ -70,20 +73,26 @@ class Decoder:
 
         Raises torch.OutOfMemoryError where not even the smallest tile finds room.
         """
+        return only_frames(self.parts(z, kept))
+
+    def parts(self, z: Tensor, kept: KeptTiles | None = None) -> Iterator[Tensor | float]:
+        """The same frames, and whenever a layer is done the share of the whole work that is, up to 1; what has to be
+        repeated because memory ran out begins again where it began."""
         vae = self.vae
         ratio = vae.temporal_compression_ratio
         length, stride = vae.tile_sample_min_num_frames // ratio, vae.tile_sample_stride_num_frames // ratio
         if not vae.use_framewise_decoding or z.shape[2] <= length:
-            yield self._tile(z, kept)
+            yield (yield from self._tile(z, kept))
             return
         fade = vae.tile_sample_min_num_frames - vae.tile_sample_stride_num_frames
         before, used = None, []
-        for begin in range(0, z.shape[2], stride):
-            part = z[:, :, begin : begin + length + 1]
-            if begin and part.shape[2] == 1:
-                # Its one frame is dropped below, so it would add none.
-                break
-            frames = self._tile(part, kept, used)
+        tiles = [(begin, z[:, :, begin : begin + length + 1]) for begin in range(0, z.shape[2], stride)]
+        # The one frame of such a tile is dropped below, so it would add none.
+        tiles = [(begin, part) for begin, part in tiles if begin == 0 or part.shape[2] > 1]
+        work = [0 if kept is not None and kept.find(part) is not None else part.shape[2] for _, part in tiles]
+        for number, (begin, part) in enumerate(tiles):
+            done, after = (sum(work[:end]) / max(1, sum(work)) for end in (number, number + 1))
+            frames = yield from scaled(self._tile(part, kept, used), done, after)
             if before is not None:
                 frames = faded(before, frames[:, :, 1:], fade, 2)
             yield frames[:, :, : stride * ratio + (begin == 0)]
@@ -94,23 +103,28 @@ class Decoder:
     def frames_after(self, z: Tensor, past: Past) -> Iterator[Tensor]:
         """The film's next latents (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w), in order: 4 T - 3 in all at its beginning,
         4 T later. Raises torch.OutOfMemoryError where there is no room; the past is then that of the last piece."""
+        return only_frames(self.parts_after(z, past))
+
+    def parts_after(self, z: Tensor, past: Past) -> Iterator[Tensor | float]:
+        """The same frames, with shares between them as `parts` has."""
         # The first latent is one frame: too little for statistics of its own.
         begin, end = 0, STRETCH + past.empty
         while begin < z.shape[2]:
-            yield self._in_room(z[:, :, begin:end], past)
+            shares = begin / z.shape[2], min(end, z.shape[2]) / z.shape[2]
+            yield (yield from scaled(self._in_room(z[:, :, begin:end], past), *shares))
             begin, end = end, end + STRETCH
 
-    def _tile(self, z: Tensor, kept: KeptTiles | None, used: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+    def _tile(self, z: Tensor, kept: KeptTiles | None, used: list[tuple[Tensor, Tensor]] | None = None) -> Tile:
         found = kept.find(z) if kept is not None else None
-        frames = self._in_room(z) if found is None else found.to(z.device)
+        frames = (yield from self._in_room(z)) if found is None else found.to(z.device)
         if kept is not None and used is not None:
             used.append((z.clone(), frames.cpu() if found is None else found))
         return frames
 
-    def _in_room(self, z: Tensor, past: Past | None = None) -> Tensor:
+    def _in_room(self, z: Tensor, past: Past | None = None) -> Tile:
         while True:
             try:
-                frames = self._in_space(z, past)
+                frames = yield from self._in_space(z, past)
             except torch.OutOfMemoryError as error:
                 short = error.with_traceback(None)
             else:
@@ -130,20 +144,23 @@ class Decoder:
             self.side = smaller or self.side
             logger.warning("memory ran out on the card: decoding goes on in tiles of %s latent cells", self.side or "all")
 
-    def _in_space(self, z: Tensor, past: Past | None = None) -> Tensor:
+    def _in_space(self, z: Tensor, past: Past | None = None) -> Tile:
         height, width = z.shape[-2:]
         if self.side is None or max(height, width) <= self.side:
-            return self.tile(z, past)
+            return (yield from self.tile(z, past))
         ratio = self.vae.spatial_compression_ratio
         stride, fade = self.side - self.overlap, self.overlap * ratio
         rows: list[Tensor] = []
         above: list[Tensor] = []
+        count, done = len(range(0, height, stride)) * len(range(0, width, stride)), 0
         for y in range(0, height, stride):
             row: list[Tensor] = []
             for x in range(0, width, stride):
                 if past is not None:
                     past.place = y, x
-                tile = self.tile(z[..., y : y + self.side, x : x + self.side], past)
+                part = self.tile(z[..., y : y + self.side, x : x + self.side], past)
+                tile = yield from scaled(part, done / count, (done + 1) / count)
+                done += 1
                 if above:
                     tile = faded(above[len(row)], tile, fade, 3)
                 if row:
@@ -153,26 +170,32 @@ class Decoder:
             above = row
         return torch.cat(rows, dim=-2)
 
-    def tile(self, z: Tensor, past: Past | None = None) -> Tensor:
+    def tile(self, z: Tensor, past: Past | None = None) -> Tile:
         """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w), all in one piece; 4 T frames where the past has something."""
         net = self.vae.decoder
+        shares = iter(layer_shares(self.vae, z.shape[2]))
         z = self.vae.post_quant_conv(z)
         x = self._empty(z, net.conv_in.conv.out_channels, *z.shape[2:])
         self._convolve(net.conv_in, z, x, past=past)
         middle, first, spare = net.mid_block, net.mid_block.resnets[0], None
         x, spare = self._resnet(first, x, spare, past)
+        yield next(shares)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
             if attention is not None:
                 attend(attention, x, past)
             x, spare = self._resnet(resnet, x, spare, past)
+            yield next(shares)
         for block in net.up_blocks:
             for resnet in block.resnets:
                 x, spare = self._resnet(resnet, x, spare, past)
+                yield next(shares)
             for upsampler in block.upsamplers or ():
                 spare = None
                 x = self._upsampled(upsampler, x, past)
+                yield next(shares)
         pixels = self._empty(x, net.conv_out.conv.out_channels, *x.shape[2:])
         self._convolve(net.conv_out, x, pixels, net.conv_norm_out, past=past)
+        yield 1.0
         return pixels
 
     def _resnet(self, module: nn.Module, x: Tensor, spare: Tensor | None, past: Past | None) -> tuple[Tensor, Tensor]:
@@ -285,6 +308,42 @@ class Decoder:
     def _empty(self, like: Tensor, *size: int) -> Tensor:
         layout = (torch.channels_last_3d if like.is_cuda else torch.contiguous_format) if self.layout is None else self.layout
         return torch.empty(1, *size, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+def only_frames(parts: Iterable[Tensor | float]) -> Iterator[Tensor]:
+    """Without the shares between them."""
+    return (part for part in parts if isinstance(part, Tensor))
+
+
+def scaled(tile: Tile, begin: float, end: float) -> Tile:
+    """A tile's work as the part of a larger one from the share `begin` to `end`."""
+    while True:
+        try:
+            share = next(tile)
+        except StopIteration as last:
+            return last.value
+        yield begin + (end - begin) * share
+
+
+def layer_shares(vae: AutoencoderKLHunyuanVideo, latents: int) -> list[float]:
+    """The share of a tile's multiplications that is done after each layer that `Decoder.tile` stops at; without the last."""
+    net, cells, frames = vae.decoder, 1, latents
+
+    def resnet(module: nn.Module) -> int:
+        inner, outer = module.conv1.conv, module.conv2.conv
+        return (inner.weight.numel() + outer.weight.numel()) * frames * cells
+
+    work = [resnet(module) for module in net.mid_block.resnets]
+    for block in net.up_blocks:
+        work += [resnet(module) for module in block.resnets]
+        for upsampler in block.upsamplers or ():
+            times, up, across = (int(factor) for factor in upsampler.upsample_factor)
+            # Of 27 taps 8 are left where time doubles, and 12 where it does not; the others are sums made beforehand.
+            taps = 8 if times == 2 else 12
+            frames, cells = times * (frames - 1) + 1, cells * up * across
+            work.append(upsampler.conv.conv.weight.numel() * taps // 27 * frames * cells)
+    every = sum(work) + net.conv_out.conv.weight.numel() * frames * cells
+    return [done / every for done in accumulate(work)]
 
 
 def frames_at_once(frame: Tensor) -> int:

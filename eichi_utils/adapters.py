@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from diffusers_helper import checkpoint
+from diffusers_helper.files import CheckpointError
+from diffusers_helper.interrupt import Tick, never
 from diffusers_helper.models.hadamard import HadamardBranch
 from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, SideBranch, layers, remove_branches, set_strengths
 from diffusers_helper.models.transformer import PackedTransformer
+from diffusers_helper.reading import read_tensor
 from eichi_utils.disk_cache import DiskCache
 from eichi_utils.kept_weights import kept_weights
 from eichi_utils.loras import Lora, file_state, layouts, lora_problem
 from eichi_utils.problems import UserError
 from lora_utils.factors import Hadamard, Kronecker, Update, merged, updates
-from lora_utils.files import LoraError
-from lora_utils.formats import Shapes
+from lora_utils.files import Header, LoraError
+from lora_utils.formats import Layout, Shapes
 from lora_utils.peft import scaling_metadata
 
 
@@ -29,13 +31,27 @@ def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(layer.weight.shape) for name, layer in layers(net).items()}
 
 
-def read_updates(loras: Sequence[Lora], shapes: Shapes) -> list[list[Update]]:
-    """The updates of each file. Raises UserError for files that do not fit."""
-    found = []
-    for lora, (header, layout) in zip(loras, layouts(loras, shapes), strict=True):
-        with safe_open(lora.path, framework="pt") as opened:
-            found.append(updates(layout, opened.get_tensor, scaling_metadata(lora.path, header)))
-    return found
+def read_updates(loras: Sequence[Lora], shapes: Shapes) -> list[Iterator[Update]]:
+    """The updates of each file, read as they are asked for. Raises UserError for files that do not fit, or that change
+    meanwhile.
+
+    They are read, not mapped: a mapped file that becomes shorter ends the whole program.
+    """
+    judged = layouts(loras, shapes)
+    return [_updates(number, lora.path, *known) for number, (lora, known) in enumerate(zip(loras, judged, strict=True))]
+
+
+def _updates(number: int, path: Path, header: Header, layout: Layout) -> Iterator[Update]:
+    def tensor(key: str) -> Tensor:
+        try:
+            return read_tensor(path, header.places[key], header.dtypes[key], header.shapes[key])
+        except CheckpointError:
+            raise LoraError("changed", file=str(path)) from None
+
+    try:
+        yield from updates(layout, tensor, scaling_metadata(path, header))
+    except LoraError as error:
+        raise UserError([lora_problem(f"loras/{number}", error)]) from None
 
 
 def fingerprints(loras: Sequence[Lora]) -> tuple[tuple, ...]:
@@ -60,16 +76,18 @@ def bind(net: PackedTransformer, loras: Sequence[Lora]) -> None:
     if net.branches_from != wanted:
         remove_branches(net)
         net.branches_from = ()
+        found = enumerate(read_updates(loras, shapes_of(net)))
+        # All are made before one is given: a file that cannot be read to its end leaves the network without any.
+        made = [(update.layer, _branch(update, slot, net.dtype)) for slot, of_file in found for update in of_file]
         places = layers(net)
-        for slot, found in enumerate(read_updates(loras, shapes_of(net))):
-            for update in found:
-                places[update.layer].branches.append(_branch(update, slot, net.dtype))
+        for layer, branch in made:
+            places[layer].branches.append(branch)
         net.branches_from = wanted
     set_strengths(net, [lora.strength for lora in loras])
 
 
 def _branch(update: Update, slot: int, dtype: torch.dtype) -> SideBranch:
-    # Copies: tensors of an opened file are windows into it, and the user may replace or delete it meanwhile.
+    # Copies: parts of a fused layer's factors are windows into the whole, which would stay in memory with each.
     if isinstance(update, Kronecker):
         left, right = (factor.to(dtype, copy=True) for factor in (update.left, update.right))
         return KroneckerBranch(slot, left, right, update.scale, update.rows)
@@ -88,14 +106,15 @@ def load_transformer(
     device: torch.device,
     beside_card: bool,
     cache: DiskCache,
+    tick: Tick = never,
 ) -> PackedTransformer:
     """The transformer of a folder with these files merged into it; see `checkpoint.load_transformer`.
 
-    cache: where weights of 8 bits are kept.
+    cache: where weights of 8 bits are kept. tick: is called for every tensor.
     """
     change = Merging(merged_in, shapes_of(checkpoint.meta_transformer(folder))) if merged_in else None
     kept = kept_weights(cache, folder, dtype, storage, merged_in, device, beside_card)
-    return checkpoint.load_transformer(folder, dtype, storage, change, device, beside_card, kept)
+    return checkpoint.load_transformer(folder, dtype, storage, change, device, beside_card, kept, tick)
 
 
 class Merging:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import secrets
 import shutil
@@ -9,18 +10,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from diffusers_helper import checkpoint
-from diffusers_helper.files import weight_files
+from diffusers_helper.files import read_headers, read_json, weight_files
+from diffusers_helper.reading import Reader
 from eichi_utils.adapters import Merging, shapes_of
 from eichi_utils.loras import Lora
-from eichi_utils.paths import folder_problem
+from eichi_utils.paths import DISK_FULL, folder_problem
 from eichi_utils.problems import Problem, UserError
 from lora_utils.files import Header, read_header, write_stream
 
 STEM, INDEX = "diffusion_pytorch_model", "diffusion_pytorch_model.safetensors.index.json"
+# A folder that has files in it keeps its name.
+FULL_FOLDER = (errno.ENOTEMPTY, errno.EEXIST)
 NARROW = ("F8_E4M3", "F8_E5M2")
 
 
@@ -47,20 +50,29 @@ def bake(loras: Sequence[Lora], source: Path, target: Path) -> Iterator[Path]:
             written += (unfinished / file.name).stat().st_size
             yield target / file.name
         if (source / INDEX).is_file():
-            index = json.loads((source / INDEX).read_text(encoding="utf-8"))
-            index.setdefault("metadata", {})["total_size"] = written
+            index = read_json(source / INDEX)
+            kept = index.get("metadata")
+            index["metadata"] = {**(kept if isinstance(kept, dict) else {}), "total_size": written}
             (unfinished / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(source / "config.json", unfinished / "config.json")
-        try:
-            # Only an empty folder goes.
-            if target.is_dir():
-                target.rmdir()
-            unfinished.rename(target)
-        except OSError:
-            raise UserError([Problem("out", "folder_not_empty", {"folder": str(target)})]) from None
+        # Only an empty folder goes.
+        if target.is_dir():
+            target.rmdir()
+        unfinished.rename(target)
         yield target / "config.json"
+    except OSError as error:
+        raise UserError([_unwritten(target, error)]) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unwritten(target: Path, error: OSError) -> Problem:
+    """Why a checkpoint did not get into its folder."""
+    if error.errno in FULL_FOLDER:
+        return Problem("out", "folder_not_empty", {"folder": str(target)})
+    if error.errno in DISK_FULL:
+        return Problem("out", "disk_full")
+    return Problem("out", "folder_not_writable", {"folder": str(target), "reason": error.strerror or str(error)})
 
 
 def _write_merged(file: Path, target: Path, change: Merging, loras: Sequence[Lora]) -> None:
@@ -68,8 +80,9 @@ def _write_merged(file: Path, target: Path, change: Merging, loras: Sequence[Lor
     # What is stored as 8-bit floats becomes 16 bits where it is changed; see `lora_utils.factors.merged`.
     dtypes = {name: "BF16" if kept in NARROW and change.changes(name) else kept for name, kept in header.dtypes.items()}
     strengths = json.dumps([{"file": Path(lora.file).name, "strength": lora.strength} for lora in loras])
-    with safe_open(file, framework="pt") as opened:
-        parts = (_bytes(change(name, opened.get_tensor(name))) for name in header.shapes)
+    # Read, not mapped: a mapped file that becomes shorter ends the whole program.
+    with Reader(read_headers([file])) as reader:
+        parts = (_bytes(change(name, reader.tensor(name))) for name in header.shapes)
         write_stream(target, Header(dtypes, header.shapes, {**header.metadata, "merged_loras": strengths}), parts)
 
 

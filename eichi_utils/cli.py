@@ -24,9 +24,24 @@ from eichi_utils import modes
 from eichi_utils.catalogue import Models
 from eichi_utils.cli_cache import add_cache_command
 from eichi_utils.cli_lora import add_lora_command
+from eichi_utils.cli_output import (
+    BAD_INPUT,
+    CONTROL_FLAGS,
+    DONE,
+    FAILED,
+    STOPPED,
+    flag_of,
+    problem_lines,
+    problems_document,
+    report_problems,
+    request_fields,
+    result,
+    say,
+)
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.cli_sections import add_sections_commands
 from eichi_utils.cli_tensors import add_tensors_commands
+from eichi_utils.console import ready
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
@@ -45,28 +60,23 @@ from eichi_utils.timings import Timings
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator, preferred_language
 
-DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 SWITCH_WORDS = {"on": True, "off": False, "true": True, "false": False}
-# Flags whose name is not the field's with dashes.
-FLAG_NAMES = {
-    "keyframes": "--keyframe", "section_prompts": "--section-prompt", "section_lora_scales": "--section-lora-scale",
-    "image_mask": "--mask", "loras": "--lora",
-}  # fmt: skip
 OUT_OF_MEMORY = ("out_of_memory", "out_of_card_memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    t = Translator(_language(arguments))
-    options = make_parser(t).parse_args(arguments)
-    try:
-        return options.run(options, t)
-    except UserError as error:
-        return report_problems(error.problems, t, options.json)
-    except KeyboardInterrupt:
-        return STOPPED
+    with ready():
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        t = Translator(_language(arguments))
+        options = make_parser(t).parse_args(arguments)
+        try:
+            return options.run(options, t)
+        except UserError as error:
+            return report_problems(error.problems, t, options)
+        except KeyboardInterrupt:
+            return STOPPED
 
 
 def _language(arguments: Sequence[str]) -> str:
@@ -86,6 +96,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
     for command in (render, demo):
         add_request_flags(command, t)
         command.add_argument("--request", metavar="FILE", help=t("cli.help.request"))
+        command.add_argument("--look-in", metavar="DIR", type=Path, action="append", help=t("cli.help.look_in"))
         command.add_argument("--out", metavar="DIR", type=Path, default=DEFAULT_OUTPUTS, help=t("cli.help.out"))
         command.add_argument("--reserve-gb", type=float, default=RESERVE_GB, metavar="N", help=t("cli.help.reserve_gb"))
         command.add_argument("--cache-gb", type=float, default=DEFAULT_GB, metavar="N", help=t("cli.help.cache_gb"))
@@ -107,22 +118,17 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
     return parser
 
 
-def request_fields() -> dict[str, dataclasses.Field]:
-    """Every field of every mode, by name."""
-    return {field.name: field for kind in modes.MODES.values() for field in dataclasses.fields(kind)}
-
-
 def add_request_flags(parser: argparse.ArgumentParser, t: Translator) -> None:
     """A flag for every request field. Values stay text here: the request's own reading finds what is wrong with them."""
     parser.add_argument("--mode", metavar="|".join(modes.MODES), help=t("cli.help.mode"))
     for name, field in request_fields().items():
-        flag, kind = FLAG_NAMES.get(name, f"--{name.replace('_', '-')}"), field.metadata["kind"]
+        flag, kind = flag_of(name), field.metadata["kind"]
         text = t(f"cli.help.{name}")
         if kind == "controls":
-            parser.add_argument("--reference", dest=name, action=_Reference, part="image", metavar="FILE", help=text)
+            parser.add_argument(flag, dest=name, action=_Reference, part="image", metavar="FILE", help=text)
             for part, value in (("index", "N"), ("mask", "FILE")):
-                flag, text = f"--reference-{part}", t(f"cli.help.reference_{part}")
-                parser.add_argument(flag, dest=name, action=_Reference, part=part, metavar=value, help=text)
+                text = t(f"cli.help.reference_{part}")
+                parser.add_argument(CONTROL_FLAGS[part], dest=name, action=_Reference, part=part, metavar=value, help=text)
         elif kind == "loras":
             parser.add_argument(flag, dest=name, action="append", metavar="FILE[=STRENGTH]", help=text)
         elif kind in SECTION_KINDS:
@@ -211,7 +217,7 @@ def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
     """What the flags are laid over. With `--mode`, a file of another mode gives only the fields both modes have."""
     document: Any = {"mode": "reverse", **defaults}
     if options.request is not None:
-        document = read_placed_document(options.request)
+        document = read_placed_document(options.request, options.look_in or ())
     if not isinstance(document, Mapping):
         return document
     wanted = options.mode or document.get("mode")
@@ -257,30 +263,38 @@ _READ_FLAG = {
 def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:
     settings = {"reserve_gb": options.reserve_gb, "compiler": options.compile, "cache_gb": options.cache_gb}
     settings["timings"] = Timings()
+    # A file that came from elsewhere chooses no place outside of the output folder; who types the flag does.
+    settings["allowed"] = () if options.request is not None and options.output_folder is None else None
     engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention, **settings)
     try:
-        request = read_request(options, defaults or {}, lambda key, **values: sys.stderr.write(t(key, **values) + "\n"))
+        request = read_request(options, defaults or {}, lambda key, **values: say(t(key, **values)))
         problems: tuple[Problem, ...] = engine.models.problems(request) if options.dry_run else engine.problems(request)
     except UserError as error:
-        problems = error.problems if options.dry_run else error.problems + engine.problems(None)
+        problems = error.problems if options.dry_run else error.problems + engine.problems_without_torch(None)
     log = Log(COMMAND_LINE, t, OutputFolders(Path.cwd(), field=FOLDER))
     folder = "" if options.log_folder is None else os.path.abspath(options.log_folder)
     if folder and (problem := log.problem(folder)):
         problems = (*problems, problem)
     if problems:
-        raise UserError(problems)
+        raise UserError([_of_a_file(problem) for problem in problems])
     if options.dry_run:
         needs, short = engine.forecast(request)
-        for line in problem_lines(short, t):
-            sys.stderr.write(line + "\n")
+        for line in problem_lines(short, t, options):
+            say(line)
         text = json.dumps(plan_document(request, needs)) if options.json else "\n".join(plan_lines(request, needs, t))
-        sys.stdout.write(text + "\n")
+        result(text)
         return DONE
     with _terminated_as_interrupted(), closing(log):
         log.apply(bool(folder), folder)
-        codes = [report(view, t, options.json) for view in follow_jobs(Jobs(engine, [Story(log, t)]), request, t)]
+        codes = [report(view, t, options) for view in follow_jobs(Jobs(engine, [Story(log, t)]), request, t)]
         # One film that failed makes the whole a failure.
         return next((code for code in codes if code != DONE), DONE)
+
+
+def _of_a_file(problem: Problem) -> Problem:
+    """Say of a folder that is not allowed that the request's file, and not the user, named it."""
+    named = problem.key == "folder_not_allowed"
+    return Problem(problem.field, "folder_from_file", problem.values) if named else problem
 
 
 def follow_jobs(jobs: Jobs, request: Request, t: Translator) -> list[View]:
@@ -332,7 +346,7 @@ def run_demo(options: argparse.Namespace, t: Translator) -> int:
 
     models = Models(options.models)
     if options.models is None and "miniature" not in models.names and not options.dry_run:
-        options.models = untrained_models(lambda key: sys.stderr.write(t(key) + "\n"))
+        options.models = untrained_models(lambda key: say(t(key)))
     return run_render(options, t, demo_defaults(models))
 
 
@@ -340,18 +354,17 @@ def run_doctor(options: argparse.Namespace, t: Translator) -> int:
     from eichi_utils.doctor import examine, report_lines
 
     findings = examine(Models(options.models), options.device, options.attention, options.compile)
-    sys.stdout.write(json.dumps(findings) if options.json else "\n".join(report_lines(findings, t)))
-    sys.stdout.write("\n")
+    result(json.dumps(findings) if options.json else "\n".join(report_lines(findings, t)))
     return DONE
 
 
-def report(view: View, t: Translator, as_json: bool) -> int:
+def report(view: View, t: Translator, options: argparse.Namespace) -> int:
     """Say how a job ended; the exit code."""
-    if view.state == "failed" and not view.files and not as_json:
-        return report_problems(view.problems, t, as_json, _failure_code(view))
-    for line in problem_lines(view.problems, t):
-        sys.stderr.write(line + "\n")
-    if as_json:
+    if view.state == "failed" and not view.files and not options.json:
+        return report_problems(view.problems, t, options, _failure_code(view))
+    for line in problem_lines(view.problems, t, options):
+        say(line)
+    if options.json:
         document = {
             "files": list(view.files),
             "frames": view.frames,
@@ -364,35 +377,19 @@ def report(view: View, t: Translator, as_json: bool) -> int:
         }
         if view.problems:
             document["problems"] = problems_document(view.problems, t)
-        sys.stdout.write(json.dumps(document) + "\n")
+        result(json.dumps(document))
     else:
-        sys.stderr.write(t(f"cli.{view.state}", frames=view.frames, seconds=f"{view.film_seconds:.2f}") + "\n")
+        say(t(f"cli.{view.state}", frames=view.frames, seconds=f"{view.film_seconds:.2f}"))
         if view.computed_steps < view.all_steps:
-            sys.stderr.write(t("cli.computed", computed=view.computed_steps, steps=view.all_steps) + "\n")
+            say(t("cli.computed", computed=view.computed_steps, steps=view.all_steps))
         for file in view.files:
-            sys.stdout.write(file + "\n")
+            result(file)
     return {"finished": DONE, "stopped": STOPPED}.get(view.state) if view.state != "failed" else _failure_code(view)
 
 
 def _failure_code(view: View) -> int:
     program = any(problem.key in ("unexpected", *OUT_OF_MEMORY, "download_failed") for problem in view.problems)
     return FAILED if program or view.sampling_since is not None else BAD_INPUT
-
-
-def report_problems(problems: Sequence[Problem], t: Translator, as_json: bool, code: int = BAD_INPUT) -> int:
-    for line in problem_lines(problems, t):
-        sys.stderr.write(line + "\n")
-    if as_json:
-        sys.stdout.write(json.dumps({"files": [], "problems": problems_document(problems, t)}) + "\n")
-    return code
-
-
-def problem_lines(problems: Sequence[Problem], t: Translator) -> list[str]:
-    return [f"{problem.field}: {t(f'problem.{problem.key}', **problem.values)}".removeprefix(": ") for problem in problems]
-
-
-def problems_document(problems: Sequence[Problem], t: Translator) -> list[dict[str, str]]:
-    return [{"field": p.field, "key": p.key, "text": t(f"problem.{p.key}", **p.values)} for p in problems]
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 from eichi_utils import paths
+from eichi_utils.cli_output import DONE, FAILED, problem_lines, problems_document, result, say
 from eichi_utils.disk_cache import open_caches
+from eichi_utils.problems import Problem
 from locales import Translator
 
 MB = 10**6
@@ -25,22 +27,31 @@ def add_cache_command(commands: Any, t: Translator) -> argparse.ArgumentParser:
 
 
 def run_cache(options: argparse.Namespace, t: Translator) -> int:
-    """Deletes first, if asked, and shows what is there then."""
+    """Delete first, if asked, and show what is there then. Exit code 1 if something could not be deleted."""
     caches = {kind: getattr(open_caches(0), kind) for kind in NAMES}
     before = sum(cache.usage()[1] for cache in caches.values())
-    for kind, cache in caches.items():
-        if options.delete in (EVERYTHING, kind):
-            cache.empty()
+    errors = [error for kind, cache in caches.items() if options.delete in (EVERYTHING, kind) for error in cache.empty()]
     usages = {kind: cache.usage() for kind, cache in caches.items()}
     deleted = before - sum(size for _, size in usages.values())
+    problems = [Problem("", "cache_not_deleted", _reasons(errors))] if errors else []
+    for line in problem_lines(problems, t, options):
+        say(line)
     if options.json:
-        kept = {kind: {"files": files, "bytes": size} for kind, (files, size) in usages.items()}
-        sys.stdout.write(json.dumps({"folder": str(paths.CACHE), "deleted_bytes": deleted, **kept}) + "\n")
-        return 0
-    lines = [str(paths.CACHE)]
-    for kind, (files, size) in usages.items():
-        lines.append(t("cli.cache.line", name=t(NAMES[kind]), files=files, megabytes=f"{size / MB:.1f}"))
-    if options.delete:
-        lines.append(t("cli.cache.deleted", megabytes=f"{deleted / MB:.1f}"))
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+        document = {kind: {"files": files, "bytes": size} for kind, (files, size) in usages.items()}
+        document |= {"folder": str(paths.CACHE), "deleted_bytes": deleted}
+        if problems:
+            document["problems"] = problems_document(problems, t)
+        result(json.dumps(document))
+    else:
+        lines = [str(paths.CACHE)]
+        for kind, (files, size) in usages.items():
+            lines.append(t("cli.cache.line", name=t(NAMES[kind]), files=files, megabytes=f"{size / MB:.1f}"))
+        if options.delete:
+            lines.append(t("cli.cache.deleted", megabytes=f"{deleted / MB:.1f}"))
+        result("\n".join(lines))
+    return FAILED if problems else DONE
+
+
+def _reasons(errors: Sequence[OSError]) -> dict[str, object]:
+    reasons = sorted({error.strerror or str(error) for error in errors})
+    return {"count": len(errors), "folder": str(paths.CACHE), "reason": ", ".join(reasons)[:200]}

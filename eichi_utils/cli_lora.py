@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from diffusers_helper.files import CheckpointError
 from eichi_utils.catalogue import Models
+from eichi_utils.cli_output import result, say
 from eichi_utils.hub import ModelFiles
 from eichi_utils.lora_fit import reports
 from eichi_utils.loras import Lora, from_flag
@@ -45,9 +45,9 @@ def run_lora(options: argparse.Namespace, t: Translator) -> int:
     files = Models(options.models).files(options.model)
     documents = [_examine(Lora(**from_flag(word)), files, options.checkpoint, t) for word in words]
     if options.json:
-        sys.stdout.write(json.dumps(documents) + "\n")
+        result(json.dumps(documents))
     else:
-        sys.stdout.write("\n".join(line for document in documents for line in _lines(document, t)) + "\n")
+        result("\n".join(line for document in documents for line in _lines(document, t)))
     return 2 if any("problem" in document for document in documents) else 0
 
 
@@ -94,8 +94,8 @@ def _bake(options: argparse.Namespace, loras: list[Lora], t: Translator) -> int:
         source = Models(options.models).files(options.model).folder(options.checkpoint)
         for file in bake(loras, source, options.out.resolve()):
             written.append(str(file))
-            sys.stderr.write(t("cli.lora.written", file=str(file)) + "\n")
+            say(t("cli.lora.written", file=str(file)))
     except CheckpointError as error:
         raise UserError([checkpoint_problem(error)]) from None
-    sys.stdout.write((json.dumps({"files": written}) if options.json else str(options.out.resolve())) + "\n")
+    result(json.dumps({"files": written}) if options.json else str(options.out.resolve()))
     return 0

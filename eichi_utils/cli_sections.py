@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from eichi_utils import modes
+from eichi_utils.cli_output import result, say
 from eichi_utils.metadata import read_placed_document
 from eichi_utils.paths import DEFAULT_UPLOADS
 from eichi_utils.request import Request, to_json
@@ -24,6 +25,7 @@ def add_sections_commands(commands: Any, t: Translator) -> tuple[argparse.Argume
     out.set_defaults(run=run_export)
     out.add_argument("request", metavar="REQUEST", help=t("cli.help.request"))
     out.add_argument("zip", metavar="OUT.zip", type=Path, help=t("cli.sections.out"))
+    out.add_argument("--look-in", metavar="DIR", type=Path, action="append", help=t("cli.help.look_in"))
     into = kinds.add_parser("import", help=t("cli.sections.import"), description=t("cli.sections.import"), allow_abbrev=False)
     into.set_defaults(run=run_import)
     into.add_argument("zip", metavar="FILE.zip", type=Path, help=t("cli.sections.file"))
@@ -37,8 +39,8 @@ def add_sections_commands(commands: Any, t: Translator) -> tuple[argparse.Argume
 def run_export(options: argparse.Namespace, t: Translator) -> int:
     path = options.zip.resolve()
     # Its words are those of the existing program's page in the language that this one speaks.
-    export_sections(_request(options.request), path, t.language)
-    sys.stdout.write((json.dumps({"files": [str(path)]}) if options.json else str(path)) + "\n")
+    export_sections(_request(options.request, options.look_in or ()), path, t.language)
+    result(json.dumps({"files": [str(path)]}) if options.json else str(path))
     return 0
 
 
@@ -49,13 +51,13 @@ def run_import(options: argparse.Namespace, t: Translator) -> int:
     request, notes = import_sections(options.zip, _request(onto) if onto else None, how, options.uploads.resolve())
     said = [{"field": note.field, "key": note.key, "text": t(f"problem.{note.key}", **note.values)} for note in notes]
     if options.json:
-        sys.stdout.write(json.dumps({"request": to_json(request), "notes": said}) + "\n")
+        result(json.dumps({"request": to_json(request), "notes": said}))
         return 0
     for note in said:
-        sys.stderr.write(f"{note['field']}: {note['text']}\n")
-    sys.stdout.write(json.dumps(to_json(request), ensure_ascii=False, indent=2) + "\n")
+        say(f"{note['field']}: {note['text']}")
+    result(json.dumps(to_json(request), ensure_ascii=False, indent=2))
     return 0
 
 
-def _request(path: str) -> Request:
-    return modes.from_json(read_placed_document(path))
+def _request(path: str, folders: Iterable[Path] = ()) -> Request:
+    return modes.from_json(read_placed_document(path, folders))

@@ -6,23 +6,24 @@ import argparse
 import dataclasses
 import itertools
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from eichi_utils.catalogue import Models
+from eichi_utils.cli_output import FAILED, report_problems, result, say
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import problems_of
 from eichi_utils.latent_info import PARTS, LatentInfo, latents_problem, read_info
-from eichi_utils.paths import KEY, folder_problem
+from eichi_utils.metadata import film_tags, text_of
+from eichi_utils.named_files import parts_without_paths, without_paths
+from eichi_utils.paths import folder_problem
 from eichi_utils.plan import MOST_BETWEEN
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import MODELS, MOST_TRIMMED, FilmRequest
 from locales import Translator
 
 LATENTS_SUFFIX, FILM_SUFFIX = ".safetensors", ".mp4"
-FAILED = 1
 # The highest CRF of H.264.
 MOST_CRF = 51
 
@@ -66,7 +67,7 @@ def run_info(options: argparse.Namespace, t: Translator) -> int:
         else:
             documents.append(info_document(read_info(file)))
             lines += [file, *(f"  {line}" for line in info_lines(read_info(file), t))]
-    sys.stdout.write((json.dumps(documents) if options.json else "\n".join(lines)) + "\n")
+    result(json.dumps(documents) if options.json else "\n".join(lines))
     return 2 if any("problem" in document for document in documents) else 0
 
 
@@ -125,7 +126,7 @@ def run_decode(options: argparse.Namespace, t: Translator) -> int:
     try:
         for place in pool.files.missing_of("vae"):
             said = {"repository": place.repository, "folder": place.folder}
-            sys.stderr.write(t("notice.downloading", **said) + "\n")
+            say(t("notice.downloading", **said))
             pool.files.download(place)
     except UserError as error:
         return _failed(error.problems, options, t)
@@ -133,13 +134,14 @@ def run_decode(options: argparse.Namespace, t: Translator) -> int:
     from eichi_utils.joined import decode_film
     from eichi_utils.latent_files import read_latents
 
-    tags = {KEY: info.request, PARTS: list(info.parts)}
-    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in tags.items() if value}
+    tags = film_tags(text_of(without_paths(info.request))) if info.request else {}
+    if info.parts:
+        tags[PARTS] = text_of(parts_without_paths(info.parts))
     _, latents = read_latents(file, "files")
 
     def decode() -> None:
-        for frames in decode_film(pool, latents, out, options.crf, texts):
-            sys.stderr.write(t("cli.tensors.progress", frames=frames, total=info.frames) + "\n")
+        for frames in decode_film(pool, latents, out, options.crf, tags):
+            say(t("cli.tensors.progress", frames=frames, total=info.frames))
 
     return _written(options, t, out, decode)
 
@@ -181,11 +183,9 @@ def _written(options: argparse.Namespace, t: Translator, out: Path, write: Calla
         if any(problem.key == "unexpected" for problem in problems):
             raise
         return _failed(problems, options, t)
-    sys.stdout.write((json.dumps({"files": [str(out)]}) if options.json else str(out)) + "\n")
+    result(json.dumps({"files": [str(out)]}) if options.json else str(out))
     return 0
 
 
 def _failed(problems: Sequence[Problem], options: argparse.Namespace, t: Translator) -> int:
-    from eichi_utils.cli import report_problems
-
-    return report_problems(problems, t, options.json, FAILED)
+    return report_problems(problems, t, options, FAILED)

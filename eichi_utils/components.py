@@ -24,6 +24,7 @@ from transformers import (
 from diffusers_helper import checkpoint
 from diffusers_helper.convolution import quicken
 from diffusers_helper.files import CheckpointError, Tensors, compare, read_headers, read_json, weight_files
+from diffusers_helper.interrupt import Tick, never
 from diffusers_helper.text import load_tokenizer, load_tokenizer_2
 from diffusers_helper.vision import VisionPreprocessing
 from eichi_utils.hub import PREPROCESSOR_FILE, STEMS
@@ -40,8 +41,9 @@ def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLHunyuanVideo:
     return vae
 
 
-def pretrained(kind: type[T], folder: Path, dtype: torch.dtype) -> T:
-    with checkpoint.quiet():
+def pretrained(kind: type[T], folder: Path, dtype: torch.dtype, tick: Tick = never) -> T:
+    """tick: is called for every tensor of transformers' networks."""
+    with checkpoint.quiet(tick):
         model = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
     return model.eval().requires_grad_(False)
 

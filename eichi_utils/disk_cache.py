@@ -98,10 +98,15 @@ class DiskCache:
         files = self._files()
         return sum(path.suffix == SUFFIX for _, _, path in files), sum(size for _, size, _ in files)
 
-    def empty(self) -> None:
-        """Delete everything; what another process has open stays until it is closed."""
+    def empty(self) -> list[OSError]:
+        """Delete everything that can be deleted, and return why other files could not be."""
+        errors = []
         for _, _, path in self._files():
-            _remove(path)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                errors.append(error)
+        return errors
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -79,7 +80,7 @@ def report_lines(findings: dict[str, Any], t: Translate) -> list[str]:
         (t("doctor.device"), f"{findings['device']} ({findings['transformer_dtype']})"),
         ("CUDA", f"{findings['cuda'] or t('doctor.none')}, cuDNN {findings['cudnn'] or t('doctor.none')}"),
         (t("doctor.locking"), locking),
-        (t("doctor.precision"), findings["precision"] or t("doctor.nothing_fits")),
+        (t("doctor.precision"), findings["precision"] or _no_precision(findings["precision_rejected"], t)),
     ]
     for name, reason in findings["precision_rejected"].items():
         rows.append((t("doctor.not_used", name=name), t(f"doctor.why.{reason['key']}", **reason["values"])))
@@ -123,8 +124,14 @@ def _cards() -> list[dict[str, Any]]:
     ]
 
 
+def _no_precision(rejected: Mapping[str, Any], t: Translate) -> str:
+    """Return the words for a machine on which "auto" fits in no precision: without a card others may, if they are chosen."""
+    others = ", ".join(name for name, reason in rejected.items() if reason["key"] == "only_asked_for")
+    return t("doctor.only_chosen", names=others) if others else t("doctor.nothing_fits")
+
+
 def _precision(pool: ModelPool) -> dict[str, Any]:
-    """What "auto" means here for a section of the usual size, None where nothing fits, and why not the others."""
+    """Return what "auto" means here for a section of the usual size, None where that does not fit, and why not the others."""
     size, machine = model_size(pool.files, "framepack"), pool.machine()
     try:
         chosen = choose(size, "auto", USUAL_TOKENS, machine).precision
@@ -132,14 +139,20 @@ def _precision(pool: ModelPool) -> dict[str, Any]:
         chosen = None
     names = ("bfloat16", *EIGHT_BITS)
     rejected = {name: _why_not(name, chosen, size, machine) for name in names if name != chosen}
-    if chosen == "auto":
-        chosen = str(pool.placement.transformer).removeprefix("torch.")
+    if machine.card is None:
+        # Without a card "auto" is what a processor computes in.
+        own = str(pool.placement.transformer).removeprefix("torch.")
+        rejected = rejected if chosen else {own: _why_not("auto", chosen, size, machine), **rejected}
+        chosen = own if chosen else None
     return {"precision": chosen, "precision_rejected": rejected}
 
 
 def _why_not(name: str, chosen: str | None, size: ModelSize, machine: Machine) -> dict[str, Any]:
     """key: of a sentence below `doctor.why.`, and its values."""
     if machine.card is None:
+        needed = needs(size, name, USUAL_TOKENS, on_card=False)
+        if needed.host > machine.host:
+            return {"key": "too_large_memory", "values": {"memory": gib(needed.host), "memory_free": gib(machine.host)}}
         return {"key": "only_asked_for", "values": {}}
     if name in EIGHT_BITS and name != machine.narrow:
         if name == "float8":

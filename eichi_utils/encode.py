@@ -14,8 +14,9 @@ from diffusers_helper.buckets import bucket, cover_crop
 from diffusers_helper.latents import SPATIAL
 from diffusers_helper.text import TextEmbedding
 from eichi_utils.latent_files import Piece
-from eichi_utils.pictures import open_mask, open_picture
+from eichi_utils.pictures import open_mask, open_picture, profile_problem
 from eichi_utils.plan import Plan
+from eichi_utils.problems import Problem
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,21 @@ def fit_pictures(plan: Plan, size: int) -> Pictures:
     """Open and fit a plan's pictures. Raises UserError if one cannot be used."""
     start = open_picture(plan.pictures["start"])
     height, width = bucket(size, start.height, start.width)
-    by_name = {name: cover_crop(open_picture(path, name), height, width) for name, path in plan.pictures.items()}
-    masks = {}
-    for name, path in plan.masks.items():
-        # The mask takes its picture's way through scaling and cropping, even when its own proportions differ.
-        mask = open_mask(path, name).resize(open_picture(plan.pictures[name], name).size, Image.Resampling.BILINEAR)
-        masks[name] = cover_crop(mask, height, width)
+    by_name, masks = {}, {}
+    for name, path in plan.pictures.items():
+        picture = start if path == plan.pictures["start"] else open_picture(path, name)
+        by_name[name] = cover_crop(picture, height, width)
+        if mask := plan.masks.get(name):
+            # The mask takes its picture's way through scaling and cropping, even when its own proportions differ.
+            resized = open_mask(mask, name).resize(picture.size, Image.Resampling.BILINEAR)
+            masks[name] = cover_crop(resized, height, width)
     return Pictures(height, width, by_name, masks)
+
+
+def profile_problems(plan: Plan) -> list[Problem]:
+    """Return which pictures are taken for sRGB, because their colour profiles cannot be used, and why."""
+    paths = dict.fromkeys(plan.pictures.values())
+    return [problem for path in paths if (problem := profile_problem("", path))]
 
 
 def pixels_of(picture: Image.Image) -> Tensor:

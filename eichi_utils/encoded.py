@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from eichi_utils.models import ModelPool
 
 # Another number wherever the same key would mean another content: the prompt's template, preprocessing, names in a file.
-FORMAT = 1
+FORMAT = 2
 TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 VISION = ("image_encoder", "feature_extractor")
 CHECKSUM = "sha256"
@@ -111,7 +111,7 @@ class Encoded:
             return None
         try:
             tensors = load(path.read_bytes())
-            if tensors.pop(CHECKSUM, torch.empty(0)).tolist() != list(_checksum(tensors)):
+            if tensors.pop(CHECKSUM, torch.empty(0)).tolist() != list(_checksum(tensors, key)):
                 raise ValueError("wrong checksum")
             return {name: tensors[name] for name in names}
         except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -121,7 +121,7 @@ class Encoded:
     def _write(self, cache: DiskCache, key: str, tensors: Mapping[str, Tensor]) -> None:
         if cache.limit:
             small = {name: self._narrowed(tensor).contiguous() for name, tensor in tensors.items()}
-            data = save({**small, CHECKSUM: torch.tensor(list(_checksum(small)), dtype=torch.uint8)})
+            data = save({**small, CHECKSUM: torch.tensor(list(_checksum(small, key)), dtype=torch.uint8)})
             cache.add(key, len(data), lambda path: path.write_bytes(data))
 
     def _narrowed(self, tensor: Tensor) -> Tensor:
@@ -130,8 +130,9 @@ class Encoded:
         return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> bytes:
-    total = hashlib.sha256()
+def _checksum(tensors: Mapping[str, Tensor], key: str) -> bytes:
+    """Return a hash of the tensors and of what they are kept as: a whole file under another's name is not that one's."""
+    total = hashlib.sha256(key.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +15,11 @@ from eichi_utils import preflight
 from eichi_utils.append import written_frames
 from eichi_utils.cards import Card, cards
 from eichi_utils.catalogue import Models
+from eichi_utils.disk_cache import MOST_GB
 from eichi_utils.events import Event, Stage
 from eichi_utils.extras import extra_bytes
 from eichi_utils.folders import OutputFolders
+from eichi_utils.hub import ModelFiles
 from eichi_utils.jobs import Stop
 from eichi_utils.latent_info import CELL
 from eichi_utils.lora_fit import size_with
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
 
 # GiB of a card that are left to others.
 RESERVE_GB, MOST_RESERVED = CHOICES["reserve_gb"], 80
+# The devices of diffusers_helper.memory and kernels of diffusers_helper.models.attention, for checks without torch.
+DEVICE = re.compile(r"auto|cpu(:0)?|cuda(:[0-9]{1,3})?")
+ATTENTION = ("auto", "sage", "flash3", "flash", "xformers", "sdpa")
 
 
 @dataclass
@@ -108,26 +115,40 @@ class Engine:
         index = int(number) if number.isdecimal() else 0
         return found[index] if index < len(found) else None
 
-    def problems(self, request: Request | None) -> tuple[Problem, ...]:
-        """Everything about models, device and output folder that keeps a job from starting, before it is submitted.
+    def problems(self, request: Request) -> tuple[Problem, ...]:
+        """Return everything about models, device and output folder that keeps a job from starting, before it is submitted.
 
-        request: None where it could not even be read.
+        What takes the networks' libraries, ten seconds to import, is looked at only where the rest is right.
         """
-        problems = [problem for problem in [self.folders.problem(request.output_folder if request else "")] if problem]
-        problems += self.models.problems(request) if request else ()
+        if problems := self.problems_without_torch(request):
+            return problems
         try:
-            pool = self.pool
-            if request and not problems:
-                pool.use(self.models.files(request.model))
-                if not pool.missing(request.checkpoint):
-                    pool.check(request.checkpoint)
+            self.pool.use(self.models.files(request.model))
+            if not self.pool.missing(request.checkpoint):
+                self.pool.check(request.checkpoint)
         except UserError as error:
-            problems += error.problems
-        return tuple(problems)
+            return error.problems
+        return ()
 
-    def __call__(self, request: Request, job_id: str, stop: Stop) -> Iterator[Event]:
+    def problems_without_torch(self, request: Request | None) -> tuple[Problem, ...]:
+        """Return what is wrong with settings and folders, and what models cannot do. request: None if it is unreadable."""
+        folder = self.folders.problem(request.output_folder if request else "")
+        models = self.models.problems(request) if request else ModelFiles(self.models.folder).folder_problems()
+        return (*self._settings_problems(), *([folder] if folder else ()), *models)
+
+    def _settings_problems(self) -> Iterator[Problem]:
+        if not DEVICE.fullmatch(self.device):
+            yield Problem("device", "device_unknown", {"reason": f"{self.device[:80]!r} is neither a CUDA card nor the CPU"})
+        if self.attention not in ATTENTION:
+            known = f"unknown attention kernel; known are {', '.join(ATTENTION)}"
+            yield Problem("attention", "attention_unusable", {"name": self.attention[:80], "reason": known})
+        for name, most in (("reserve_gb", MOST_RESERVED), ("cache_gb", MOST_GB)):
+            if not 0 <= (value := getattr(self, name)) <= most:
+                yield Problem(name, "out_of_range", {"value": value, "min": 0, "max": most})
+
+    def __call__(self, request: Request, job_id: str, stop: Stop) -> Generator[Event, None, None]:
         # The first import of the networks' libraries takes seconds; the observer is told before.
-        yield Stage(at=time.time(), name="start")
+        yield Stage(at=time.monotonic(), name="start")
         from eichi_utils.runner import run
 
         if problems := self.models.problems(request):
@@ -138,8 +159,9 @@ class Engine:
         self.pool.reserve(self.reserve_gb)
         outputs = Outputs(self.folders.of(request.output_folder), job_id)
         stopwatch = Stopwatch(request)
-        for event in run(request, request.plan(), self.pool, outputs, stop):
-            stopwatch.see(event)
-            yield event
+        with closing(run(request, request.plan(), self.pool, outputs, stop)) as events:
+            for event in events:
+                stopwatch.see(event)
+                yield event
         if self.timings and (taken := stopwatch.taken()):
             self.timings.keep(taken)

@@ -1,4 +1,5 @@
-"""What a running job reports: plain data, in order. `at` is the time in seconds since the epoch."""
+"""What a running job reports: plain data, in order. `at` is the time of `time.monotonic()`:
+seconds that no change of the clock touches, in which a computer that sleeps counts on Windows and not elsewhere."""
 
 from __future__ import annotations
 
@@ -64,6 +65,13 @@ class Step(Event):
     step: int
     preview: bytes | None = None
     computed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share(Event):
+    """So much of the stage in hand is done: 0 to 1."""
+
+    done: float
 
 
 @dataclass(frozen=True, kw_only=True)

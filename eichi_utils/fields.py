@@ -40,9 +40,10 @@ def usable(mode: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[P
 def from_the_end(document: Mapping[str, Any]) -> dict[str, Any]:
     """A film's JSON document with its sections counted from the end, or such a document counted as its mode does again.
 
+    What was no film, such as a single picture's document, has no length and no sections to be counted.
     Numbers beyond the film have no other end to be counted from, and stay.
     """
-    if document.get("mode") != "forward":
+    if document.get("mode") != "forward" or not {"seconds", "window"} <= document.keys():
         return dict(document)
     last = section_count(document["seconds"], document["window"]) - 1
     turned = {
@@ -54,9 +55,9 @@ def from_the_end(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def for_mode(source: str, target: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """Fields of a film of one mode, with sections counted from its end, as another mode has and counts them.
+    """Fields of a request of one mode, with sections counted from the film's end, as another mode has and counts them.
 
-    `fields` name seconds and window. The notes are what had a value of its own and has no place now.
+    `fields` of a film name seconds and window. The notes are what had a value of its own and has no place now.
     """
     known = {field.name for field in dataclasses.fields(modes.MODES[target])}
     defaults = to_json(modes.MODES[source]())

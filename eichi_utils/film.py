@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from diffusers_helper.past import Past
 from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
 from diffusers_helper.vae_decode import KeptTiles
 from eichi_utils.encode import Conditions
-from eichi_utils.events import Event, Stage, Step, StopLevel
+from eichi_utils.events import Event, Share, Stage, Step, StopLevel
 from eichi_utils.history import History, Stitch
 from eichi_utils.latent_files import Piece, interpolate, put_together
 from eichi_utils.loras import Lora
@@ -90,20 +91,25 @@ def sample_film(
         if plan.closing and number == len(plan.sections) - 1:
             history.grow(history.read(plan.closing, conditions.latents, conditions.masks))
             added += 1
-        yield Stage(at=time.time(), name="decode", section=number)
+        yield Stage(at=time.monotonic(), name="decode", section=number)
         # The neighbouring section is decoded again beside the new latents, so that the blend has two versions of it.
         again = 0 if plan.vae_cache else plan.section_latents
         stretch = history.film if number == 0 else history.edge(added + again)
-        with pool.vae(stretch.numel()) as vae:
-            known = past if plan.vae_cache else kept
-            pieces = (decode_after if plan.vae_cache else decode_frames)(vae, stretch, known, pool.room, side)
-            if plan.output == "picture" or plan.vae_cache:
-                every = torch.cat([finish(piece) for piece in pieces], dim=2)
-                decoded = Decoded(number, latents, every, every[:, :, :0], history.film)
-            else:
-                final = stitch.add(pieces, frames_of(stretch.shape[2]))
-                decoded = Decoded(number, latents, final, stitch.open, history.film)
-        yield decoded
+        known, alone = (past if plan.vae_cache else kept), plan.output == "picture" or plan.vae_cache
+        finished: list[Tensor] = []
+        stitch.begin(frames_of(stretch.shape[2]))
+        with decoding(pool, stretch, plan.vae_cache, known, side) as parts:
+            for part in parts:
+                if isinstance(part, Share):
+                    yield part
+                elif alone:
+                    finished.append(finish(part))
+                else:
+                    stitch.add(part)
+                if stop.level >= StopLevel.NOW:
+                    return
+        final = torch.cat(finished, dim=2) if alone else stitch.end()
+        yield Decoded(number, latents, final, final[:, :, :0] if alone else stitch.open, history.film)
     if plan.append and stop.level < StopLevel.SECTION:
         yield from append_film(sampler, plan.append, pool, stop, finish, side)
 
@@ -134,14 +140,41 @@ def append_film(
         between = interpolate(film[:, :, -1:], appended.latents[:, :, :1], append.between)
     own = {"file": "", "latents": film.shape[2], "trim_start": 0, "trim_end": append.trim}
     whole = put_together(Piece(film, (own,)), between, appended)
-    yield Stage(at=time.time(), name="decode", section=number)
-    with pool.vae(whole.latents.numel()) as vae:
-        known = Past() if sampler.vae_cache else None
-        for piece in (decode_after if sampler.vae_cache else decode_frames)(vae, whole.latents, known, pool.room, side):
-            yield Stretch(finish(piece))
+    yield Stage(at=time.monotonic(), name="decode", section=number)
+    known = Past() if sampler.vae_cache else None
+    with decoding(pool, whole.latents, sampler.vae_cache, known, side) as parts:
+        for part in parts:
+            yield part if isinstance(part, Share) else Stretch(finish(part))
             if stop.level >= StopLevel.NOW:
                 return
     yield Joined(whole)
+
+
+@contextmanager
+def decoding(
+    pool: ModelPool, latents: Tensor, in_order: bool, known: KeptTiles | Past | None, side: int | None
+) -> Iterator[Iterator[Tensor | Share]]:
+    """The frames of these latents as soon as they are final, and how far it is whenever another hundredth is done. Nothing is
+    on loan any more when the block is left.
+
+    in_order: as `plan.vae_cache` says. known: what was decoded before.
+    """
+    with (
+        pool.vae(latents.numel()) as vae,
+        closing((decode_after if in_order else decode_frames)(vae, latents, known, pool.room, side)) as parts,
+    ):
+        yield by_hundredths(parts)
+
+
+def by_hundredths(parts: Iterator[Tensor | float]) -> Iterator[Tensor | Share]:
+    """Frames as they come, and of the shares between them those that are worth telling."""
+    told = 0.0
+    for part in parts:
+        if isinstance(part, Tensor):
+            yield part
+        elif part >= told + 0.01:
+            told = part
+            yield Share(at=time.monotonic(), done=part)
 
 
 class SectionSampler:
@@ -168,17 +201,18 @@ class SectionSampler:
 
     def section(self, section: Section, number: int, pool: ModelPool, stop: Stop) -> Generator[Event, None, Tensor | None]:
         """Stage and Step events; returns the latents (1, 16, T, h, w) on the CPU, or None when told to stop NOW."""
-        yield Stage(at=time.time(), name="sample", section=number)
+        yield Stage(at=time.monotonic(), name="sample", section=number)
         request, matrix = self.request, pool.files.describe().preview
         loras = section_loras(request, section)
         tokens = step_tokens(section, self.height, self.width)
         with pool.transformer(self._checkpoint, request.precision, loras, request.merge_loras, tokens) as net:
             caches = step_cache(request), step_cache(request)
-            for done in watched(self.sample(net, section, caches), matrix, net.device, pool.card):
-                computed = caches[0] is None or done.step in caches[0].computed
-                yield Step(at=time.time(), section=number, step=done.step, preview=done.preview, computed=computed)
-                if stop.level >= StopLevel.NOW:
-                    return None
+            with closing(watched(self.sample(net, section, caches), matrix, net.device, pool.card)) as steps:
+                for done in steps:
+                    computed = caches[0] is None or done.step in caches[0].computed
+                    yield Step(at=time.monotonic(), section=number, step=done.step, preview=done.preview, computed=computed)
+                    if stop.level >= StopLevel.NOW:
+                        return None
         return done.latents.cpu()
 
     def sample(

@@ -45,8 +45,11 @@ class OutputFolders:
         """The folder that a checked name or path means."""
         return self.root / Path(name.strip()).expanduser()
 
-    def problem(self, name: str) -> Problem | None:
-        """Why nothing can be written there, if so. Nothing is left behind; the folder need not exist yet."""
+    def problem(self, name: str, trial: bool = True) -> Problem | None:
+        """Why nothing can be written there, if so. Nothing is left behind; the folder need not exist yet.
+
+        trial: whether something is written to find out, or only the folder's permissions are asked.
+        """
         if problem := check_folder(self.field, name):
             return problem
         try:
@@ -58,5 +61,5 @@ class OutputFolders:
         if not inside:
             allowed = ", ".join(str(one) for one in self.all)
             return Problem(self.field, "folder_not_allowed", {"folder": name[:200], "allowed": allowed})
-        problem = folder_problem(folder)
+        problem = folder_problem(folder, trial=trial)
         return dataclasses.replace(problem, field=self.field) if problem and name.strip() else problem

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from eichi_utils.loras import scaled
 from eichi_utils.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, section_count
-from eichi_utils.request import FilmRequest, setting
+from eichi_utils.request import FilmRequest, once, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class ForwardRequest(FilmRequest):
         without = self.influence == 100.0 or section_count(self.seconds, self.window) == 1
         return super().idle() + (("influence_sections",) if without and self.influence_sections == "all" else ())
 
+    @once
     def plan(self) -> Plan:
         one, two, four = CONTEXT
         start, at_4x, at_2x, at_1x, frames = lay(1, four, two, one, latents_per_section(self.window))

@@ -74,31 +74,40 @@ class Stitch:
         self.overlap = FRAMES_PER_LATENT * section_latents - 3
         self.open: Tensor | None = None
 
-    def add(self, pieces: Iterable[Tensor], count: int) -> Tensor:
-        """Pieces (1, 3, n, H, W) of a decoded stretch of `count` frames, in order -> the finished frames, possibly none."""
+    def begin(self, count: int) -> None:
+        """A stretch of `count` frames was decoded, or is about to be; its frames are added next."""
         # Where the film's open frames and the new open ones begin in the stretch.
-        old, new = (count - self.overlap, 0) if self.grows == "front" else (0, count - self.overlap)
-        final, edge = [], []
-        for at, frames in cut(pieces, (old, old + self.overlap, new, new + self.overlap)):
+        self._old, self._new = (count - self.overlap, 0) if self.grows == "front" else (0, count - self.overlap)
+        self._at = 0
+        self._final: list[Tensor] = []
+        self._edge: list[Tensor] = []
+
+    def add(self, piece: Tensor) -> None:
+        """The stretch's next frames, (1, 3, n, H, W)."""
+        old, new = self._old, self._new
+        for at, frames in cut(piece, self._at, (old, old + self.overlap, new, new + self.overlap)):
             if self.open is not None and old <= at < old + self.overlap:
                 known = self.open[:, :, at - old : at - old + frames.shape[2]].to(frames.device)
                 first, second = (frames, known) if self.grows == "front" else (known, frames)
                 frames = blend(first, second, at - old, self.overlap)
             if new <= at < new + self.overlap:
-                edge.append(frames.cpu())
+                self._edge.append(frames.cpu())
             else:
-                final.append(self.finish(frames))
-        self.open = torch.cat(edge, dim=2)
+                self._final.append(self.finish(frames))
+        self._at += piece.shape[2]
+
+    def end(self) -> Tensor:
+        """The stretch is whole: the finished frames, possibly none."""
+        final, self.open = self._final, torch.cat(self._edge, dim=2)
+        self._final, self._edge = [], []
         # Of the right kind even where there is none.
         return torch.cat(final, dim=2) if final else self.finish(self.open[:, :, :0])
 
 
-def cut(pieces: Iterable[Tensor], places: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
-    """The pieces cut along time wherever a place lies inside of one; with the number of each one's first frame."""
-    begin, places = 0, sorted(places)
-    for piece in pieces:
-        end = begin + piece.shape[2]
-        inside = sorted({begin, end, *(place for place in places if begin < place < end)})
-        for at, to in pairwise(inside):
-            yield at, piece[:, :, at - begin : to - begin]
-        begin = end
+def cut(piece: Tensor, begin: int, places: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
+    """A piece whose first frame has the number `begin`, cut along time wherever a place lies inside of it; with the number of
+    each part's first frame."""
+    end = begin + piece.shape[2]
+    inside = sorted({begin, end, *(place for place in places if begin < place < end)})
+    for at, to in pairwise(inside):
+        yield at, piece[:, :, at - begin : to - begin]

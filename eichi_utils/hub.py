@@ -155,8 +155,20 @@ class ModelFiles:
             raise UserError([Problem("models", "download_failed", values)]) from None
         return True
 
+    def present_bytes(self, place: Place) -> int:
+        """Return the bytes of a component's files that are in the hub cache."""
+        folder = next((folder for folder in self._cached_folders(place) if folder.is_dir()), None)
+        return 0 if folder is None else sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+    def interrupted_bytes(self, repository: str) -> int:
+        """Return the bytes of downloads from a repository that were interrupted, and go on from there."""
+        return sum(file.stat().st_size for file in (self._repository_folder(repository) / "blobs").glob("*.incomplete"))
+
+    def _repository_folder(self, repository: str) -> Path:
+        return self.cache / f"models--{repository.replace('/', '--')}"
+
     def _cached_folders(self, place: Place) -> list[Path]:
-        snapshots = self.cache / f"models--{place.repository.replace('/', '--')}" / "snapshots"
+        snapshots = self._repository_folder(place.repository) / "snapshots"
         if not snapshots.is_dir():
             return []
         newest_first = sorted(snapshots.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)

@@ -1,20 +1,34 @@
-"""Jobs belong to the server: one worker thread runs them in order, everybody else only looks."""
+"""Jobs belong to the server: one worker thread runs them in order, everybody else only looks.
+
+Whatever happens in a run or in a watcher, a job ends in exactly one way, and the next one begins. So one function here catches
+everything: `attempt`.
+"""
 
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from eichi_utils.events import Ended, Event, Failed, StopLevel, Stopped
+from eichi_utils.events import Event, Failed, StopLevel, Stopped
 from eichi_utils.paths import DISK_FULL, new_job_id
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request, spread
 from eichi_utils.view import View
 
 logger = logging.getLogger(__name__)
+
+# News that wait for a watcher that hangs, before more are passed over; they hold previews, some 50 KB each.
+MOST_NEWS = 500
+# Seconds that the end of the program waits for watchers to hear the last of it.
+HEARING_SECONDS = 5.0
+# Between the end of a worker that ended by itself and the next one.
+PAUSE_SECONDS = 0.1
 
 
 class Stop:
@@ -33,7 +47,7 @@ class Stop:
             self._level = max(self._level, level)
 
 
-Execute = Callable[[Request, str, Stop], Iterator[Event]]
+Execute = Callable[[Request, str, Stop], Generator[Event, None, None]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class Job:
     """A snapshot: the request with its seed, and what is to be seen of it.
 
     asked: what was submitted: with -1 for a random seed, and with the number of films. batch: the id of the first of the jobs
-    that were submitted together. submitted: seconds since the epoch.
+    that were submitted together. submitted: as events' `at`.
     """
 
     id: str
@@ -57,28 +71,78 @@ class Job:
 Watcher = Callable[[Job, Event], None]
 
 
+def attempt(work: Callable[..., Any], *arguments: Any) -> BaseException | None:
+    """Call it; what it raised, whatever that is: also an exit, or a panic inside a library."""
+    try:
+        work(*arguments)
+    except BaseException as error:
+        return error
+    return None
+
+
+class Listener:
+    """A watcher in a thread of its own: it hears everything in order, and nothing that it does reaches anybody else."""
+
+    def __init__(self, watcher: Watcher):
+        self._watcher = watcher
+        self._news: queue.Queue[tuple[Job, Event] | None] = queue.Queue(MOST_NEWS)
+        # Whether it failed at the newest event, and whether it was passed over: each is logged once.
+        self._failing = self._behind = False
+        self._thread = threading.Thread(target=self._listen, name="eichi-watcher", daemon=True)
+        self._thread.start()
+
+    def tell(self, job: Job, event: Event) -> None:
+        """Returns at once; a watcher that is far behind misses the event."""
+        try:
+            self._news.put_nowait((job, event))
+            self._behind = False
+        except queue.Full:
+            if not self._behind:
+                self._behind = True
+                logger.warning("%s hangs, and is not told everything", type(self._watcher).__name__)
+
+    def close(self, deadline: float) -> None:
+        """Let it hear what it was told, until that moment of `time.monotonic()`."""
+        try:
+            self._news.put(None, timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Full:
+            return
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _listen(self) -> None:
+        while (news := self._news.get()) is not None:
+            error = attempt(self._watcher, *news)
+            if error is not None and not self._failing:
+                attempt(self._report, error)
+            self._failing = error is not None
+
+    def _report(self, error: BaseException) -> None:
+        logger.error("%s failed; the job goes on", type(self._watcher).__name__, exc_info=error)
+
+
 class Jobs:
     """Submitted jobs in order of submission. `execute(request, job_id, stop)` does one and yields its events.
 
-    The worker thread is the only place that runs `execute`, and so the only one that uses the GPU.
-    watchers: called in the worker's thread, or in that of whoever drops a waiting job; they must neither raise nor take long.
+    The worker thread is the only place that runs `execute`, and so the only one that uses the GPU. Should it end by itself, its
+    job has failed and another worker goes on.
+    watchers: each is called in a thread of its own, and may raise or take as long as it likes.
     """
 
     def __init__(self, execute: Execute, watchers: Sequence[Watcher] = ()):
         self._execute = execute
-        self._watchers = tuple(watchers)
+        self._listeners = tuple(Listener(watcher) for watcher in watchers)
         self._jobs: dict[str, Job] = {}
         self._stops: dict[str, Stop] = {}
         self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="eichi-worker", daemon=True)
+        self._closed = self._left = False
+        self._thread = threading.Thread(target=self._keep, name="eichi-keeper", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> Job:
         """Append a job for each film of the request's batch and return the first; a random seed is drawn now. Checks nothing:
         that is `request.check()`'s."""
         with self._changed:
-            submitted = time.time()
+            submitted = time.monotonic()
             first = ""
             for one in spread(request):
                 # Of a hundred in the same millisecond two may well be equal.
@@ -109,7 +173,6 @@ class Jobs:
     def stop(self, level: StopLevel) -> None:
         """Stop the running job, or the next one if none has begun, and drop what waits of its batch. JOB lets it finish and
         drops every job that waits."""
-        dropped = []
         with self._changed:
             current = self.current()
             for job in self._jobs.values():
@@ -117,15 +180,14 @@ class Jobs:
                     self._stops[job.id].request(level)
                     self._publish(job.id, replace(job.view, stopping=self._stops[job.id].level))
                 elif job.view.state == "waiting" and (level == StopLevel.JOB or job.batch == current.batch):
-                    dropped.append(self._drop(job, level))
-        self._tell(dropped)
+                    self._see(job.id, Stopped(at=time.monotonic(), level=level))
 
     def remove(self, job_id: str) -> None:
         """Drop a waiting job; one that runs or has ended is left as it is."""
         with self._changed:
             job = self._jobs.get(job_id)
-            dropped = [self._drop(job, StopLevel.JOB)] if job and job.view.state == "waiting" else []
-        self._tell(dropped)
+            if job and job.view.state == "waiting":
+                self._see(job_id, Stopped(at=time.monotonic(), level=StopLevel.JOB))
 
     def move(self, job_id: str, places: int) -> None:
         """Let a waiting job come earlier (negative) or later among those that wait, as far as there are places."""
@@ -156,24 +218,16 @@ class Jobs:
                 return
 
     def close(self, timeout: float | None = None) -> None:
-        """Stop what runs, drop what waits and wait for the worker."""
+        """Stop what runs, drop what waits and wait for the worker, and a little for the watchers."""
         self.stop(StopLevel.JOB)
         self.stop(StopLevel.NOW)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join(timeout)
-
-    def _drop(self, job: Job, level: StopLevel) -> tuple[Job, Event]:
-        """End a waiting job; what to tell of it."""
-        event = Stopped(at=time.time(), level=level)
-        return self._publish(job.id, job.view.after(event)), event
-
-    def _tell(self, news: Iterable[tuple[Job, Event]]) -> None:
-        # Outside of the lock: a watcher may write to a slow disk.
-        for job, event in news:
-            for watcher in self._watchers:
-                watcher(job, event)
+        deadline = time.monotonic() + HEARING_SECONDS
+        for listener in self._listeners:
+            listener.close(deadline)
 
     def _publish(self, job_id: str, view: View) -> Job:
         with self._changed:
@@ -190,42 +244,67 @@ class Jobs:
                 if self._closed:
                     return None
                 if waiting:
-                    now = time.time()
+                    now = time.monotonic()
                     self._publish(waiting[0].id, replace(waiting[0].view, state="running", started=now, now=now))
                     return waiting[0]
                 self._changed.wait()
 
+    def _keep(self) -> None:
+        """Have a worker until the last one left in order."""
+        while not self._left:
+            attempt(self._employ)
+            if not self._left:
+                attempt(self._bury)
+                time.sleep(PAUSE_SECONDS)
+
+    def _employ(self) -> None:
+        worker = threading.Thread(target=self._work, name="eichi-worker", daemon=True)
+        worker.start()
+        worker.join()
+
+    def _bury(self) -> None:
+        """After a worker that ended by itself: its job has failed."""
+        logger.error("the worker ended by itself; another one goes on")
+        for job in self.all():
+            if job.view.state == "running":
+                self._fail(job.id, (Problem("", "worker_ended"),))
+
     def _work(self) -> None:
         while job := self._take():
-            ended = False
-            try:
-                for event in self._execute(job.request, job.id, self._stops[job.id]):
-                    self._see(job.id, event)
-                    ended = ended or isinstance(event, Ended)
-                if not ended:
-                    raise RuntimeError("the run ended without saying how")
-            # Nothing may end the worker but close(): not even an exit or a panic inside a library.
-            except BaseException as error:
-                problems = problems_of(error)
-                if any(problem.key == "unexpected" for problem in problems):
-                    logger.exception("job %s failed", job.id)
-                if not ended:
-                    view = self.get(job.id).view
-                    self._see(
-                        job.id,
-                        Failed(
-                            at=time.time(),
-                            problems=problems,
-                            files=view.files,
-                            frames=view.frames,
-                            took=time.time() - view.started,
-                        ),
-                    )
+            self._do(job)
+        self._left = True
+
+    def _do(self, job: Job) -> None:
+        """Run a job to its ending."""
+        error = attempt(self._run, job)
+        if error is None and not self.get(job.id).view.ended:
+            error = RuntimeError("the run ended without saying how")
+        if error is not None:
+            problems = problems_of(error)
+            if any(problem.key == "unexpected" for problem in problems):
+                logger.error("job %s failed", job.id, exc_info=error)
+            self._fail(job.id, problems)
+
+    def _run(self, job: Job) -> None:
+        # Closed here and now: what a run has on loan or open is given back before the next one begins.
+        with closing(self._execute(job.request, job.id, self._stops[job.id])) as events:
+            for event in events:
+                self._see(job.id, event)
+
+    def _fail(self, job_id: str, problems: tuple[Problem, ...]) -> None:
+        view, now = self.get(job_id).view, time.monotonic()
+        took = now - view.started
+        self._see(job_id, Failed(at=now, problems=problems, files=view.files, frames=view.frames, took=took))
 
     def _see(self, job_id: str, event: Event) -> None:
+        """Of what comes after an ending nothing counts."""
         with self._changed:
+            if self._jobs[job_id].view.ended:
+                return
             job = self._publish(job_id, self._jobs[job_id].view.after(event))
-        self._tell([(job, event)])
+            # Under the lock, so that all hear the same order.
+            for listener in self._listeners:
+                listener.tell(job, event)
 
 
 def problems_of(error: BaseException) -> tuple[Problem, ...]:

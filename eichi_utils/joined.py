@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from diffusers_helper.latents import decode_frames, images, rounded_on_host
+from diffusers_helper.vae_decode import only_frames
 from eichi_utils.events import Saved
 from eichi_utils.film import Joined, Stretch
 from eichi_utils.latent_files import Piece, write_piece
@@ -39,7 +40,7 @@ class JoinedFilm:
         path = self.outputs.path("_combined.mp4")
         self.stream.write(path)
         self.files = [str(path)]
-        yield Saved(at=time.time(), path=str(path), kind="joined", frames=frames_of(joined.piece.latents.shape[2]))
+        yield Saved(at=time.monotonic(), path=str(path), kind="joined", frames=frames_of(joined.piece.latents.shape[2]))
         if self.request.save_latents:
             path = self.outputs.path("_combined_tensors.safetensors")
             own, *others = joined.piece.parts
@@ -47,7 +48,7 @@ class JoinedFilm:
             parts = {**own, "file": self.outputs.path(".safetensors").name}, *others
             write_piece(path, Piece(joined.piece.latents, parts), self.request)
             self.files.append(str(path))
-            yield Saved(at=time.time(), path=str(path), kind="latents")
+            yield Saved(at=time.monotonic(), path=str(path), kind="latents")
 
 
 def decode_film(pool: ModelPool, latents: Tensor, path: Path, crf: int, tags: Mapping[str, str]) -> Iterator[int]:
@@ -57,7 +58,7 @@ def decode_film(pool: ModelPool, latents: Tensor, path: Path, crf: int, tags: Ma
     """
     frames = 0
     with FilmStream(path.parent, crf, tags) as film, pool.vae(latents.numel()) as vae:
-        for piece in decode_frames(vae, latents, None, pool.room):
+        for piece in only_frames(decode_frames(vae, latents, None, pool.room)):
             film.add(images(rounded_on_host(piece)).numpy())
             frames += piece.shape[2]
             yield frames

@@ -21,7 +21,7 @@ from lora_utils.peft import config_beside
 logger = logging.getLogger(__name__)
 
 # Another number wherever the same key would mean other weights.
-FORMAT = 1
+FORMAT = 2
 
 
 class KeptWeights:
@@ -35,13 +35,13 @@ class KeptWeights:
         if path is None:
             return None
         try:
-            return (slab_file.read if self._beside_card else slab_file.mapped)(path, places, size)
+            return (slab_file.read if self._beside_card else slab_file.mapped)(path, places, size, self._key)
         except (OSError, slab_file.SlabFileError) as error:
             self._cache.discard(self._key, error)
             return None
 
     def save(self, arena: Arena) -> None:
-        if self._cache.add(self._key, arena.bytes, lambda path: slab_file.write(path, arena)):
+        if self._cache.add(self._key, arena.bytes, lambda path: slab_file.write(path, arena, self._key)):
             logger.info("%.2f GiB of 8-bit weights are kept for the next start in %s", arena.bytes / 2**30, self._cache.folder)
 
 

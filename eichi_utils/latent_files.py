@@ -17,17 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from diffusers_helper.files import CheckpointError, read_header
 from diffusers_helper.latents import SPATIAL
-from eichi_utils.latent_info import LATENTS, PARTS, SIZES, LatentInfo, read_info
+from diffusers_helper.reading import read_tensor
+from eichi_utils.latent_info import LATENTS, PARTS, SIZES, LatentInfo, damaged, read_info
 from eichi_utils.metadata import document_of
+from eichi_utils.named_files import parts_without_paths
 from eichi_utils.paths import KEY, written_atomically
 from eichi_utils.plan import MOST_BETWEEN
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
+
+# A film that is gone on with again and again has parts of parts of parts; each is two levels of JSON, of which 64 are read.
+GENERATIONS = 20
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,13 @@ def _write(path: Path, latents: Tensor, texts: Mapping[str, str]) -> None:
 def read_latents(path: str | Path, where: str = "append_latents") -> tuple[LatentInfo, Tensor]:
     """What the file is, and its latents (1, 16, T, h, w), float32 on the CPU. Raises UserError, as `read_info` does."""
     info = read_info(path, where)
-    with safe_open(path, "pt") as file:
-        return info, file.get_tensor(LATENTS).float()
+    try:
+        header = read_header(Path(path))
+        latents = read_tensor(Path(path), header.places[LATENTS], header.dtypes[LATENTS], header.shapes[LATENTS])
+    except CheckpointError as error:
+        # It was changed a moment ago.
+        raise UserError([damaged(where, path, error)]) from None
+    return info, latents.float()
 
 
 def trim(info: LatentInfo, latents: Tensor, start: int = 0, end: int = 0, where: str = "") -> Piece:
@@ -72,9 +82,22 @@ def trim(info: LatentInfo, latents: Tensor, start: int = 0, end: int = 0, where:
         raise UserError([Problem(where, "latents_too_few", values)])
     kept = latents[:, :, start : info.latents - end]
     # Of a joined file, the parts of the part are in its own place.
-    own = {"request": info.request} if info.request else {"parts": list(info.parts)} if info.parts else {}
+    own = {"request": info.request} if info.request else {"parts": _shallow(info.parts)} if info.parts else {}
     part = {"file": Path(info.file).name, "latents": kept.shape[2], "trim_start": start, "trim_end": end, **own}
-    return Piece(kept, (part,))
+    # Files of earlier versions have paths in them.
+    return Piece(kept, tuple(parts_without_paths([part])))
+
+
+def _shallow(parts: Sequence[Mapping[str, Any]], generations: int = GENERATIONS) -> list[Mapping[str, Any]]:
+    """Parts without what their parts were made of, from so many generations on."""
+    if not generations:
+        return [{name: value for name, value in part.items() if name != "parts"} for part in parts]
+    return [
+        {**part, "parts": _shallow([one for one in inner if isinstance(one, Mapping)], generations - 1)}
+        if isinstance(inner := part.get("parts"), list)
+        else part
+        for part in parts
+    ]
 
 
 def join(pieces: Sequence[Piece], between: int = 0) -> Piece:

@@ -6,7 +6,6 @@ request that made them, or their parts' (see latent_files.py).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -14,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from safetensors import SafetensorError, safe_open
 
-from diffusers_helper.files import CheckpointError, read_headers
+from diffusers_helper.files import FORMAT, CheckpointError, read_header
 from diffusers_helper.preview import CHANNELS
 from eichi_utils.paths import KEY
 from eichi_utils.pictures import is_unicode
 from eichi_utils.plan import FPS, frames_of
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.safe_reading import UnsafeError, parse_json
 
 LATENTS, SIZES = "history_latents", "metadata"
 # The header's second entry of ours: what a joined or trimmed file was made of.
@@ -34,6 +33,8 @@ DTYPES = {"F32": numpy.float32, "F16": numpy.float16, "BF16": numpy.uint16}
 BF16_EXPONENT = 0x7F80
 # Numbers that are judged at a time.
 AT_ONCE = 2**22
+# Characters of a name that no file system would take.
+LONGEST_SHOWN = 300
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def latents_problem(where: str, path: Any) -> Problem | None:
     try:
         state = Path(path).stat()
     except (OSError, ValueError):
-        return Problem(where, "latents_missing", {"file": str(path)})
+        return Problem(where, "latents_missing", {"file": str(path)[:LONGEST_SHOWN]})
     problem = _judged(str(path), state.st_mtime_ns, state.st_size)
     return problem and replace(problem, field=where)
 
@@ -115,27 +116,42 @@ def _judged(path: str, mtime_ns: int, size: int) -> Problem | None:
         return error.problems[0]
     except CheckpointError as error:
         # Somebody is writing it just now.
-        return Problem("", "latents_damaged", {"file": path, "reason": str(error)[:200]})
+        return damaged("", path, error)
+    except OSError as error:
+        return Problem("", "latents_damaged", {"file": path, "reason": error.strerror or str(error)})
     return None
+
+
+def damaged(where: str, path: str | Path, error: CheckpointError) -> Problem:
+    """Why a file cannot be read, for the field `where`."""
+    expected, actual = error.values.get("expected"), error.values.get("actual")
+    reason = "it is no regular file" if error.key == "file_missing" else "its header makes no sense"
+    if isinstance(expected, int):
+        reason = f"{actual} bytes instead of {expected}"
+    elif expected not in (None, FORMAT):
+        reason = str(expected)
+    return Problem(where, "latents_damaged", {"file": str(path), "reason": reason})
 
 
 def _info(path: str) -> LatentInfo:
     values = {"file": path}
     try:
-        with safe_open(path, "numpy") as file:
-            if LATENTS not in file.keys():  # noqa: SIM118 - a safe_open has keys and is no mapping
-                raise UserError([Problem("", "latents_none", {**values, "name": LATENTS})])
-            part = file.get_slice(LATENTS)
-            shape, dtype, texts = tuple(part.get_shape()), part.get_dtype(), file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError([Problem("", "latents_damaged", {**values, "reason": str(error)[:200]})]) from None
+        header = read_header(Path(path))
+    except CheckpointError as error:
+        raise UserError([damaged("", path, error)]) from None
+    if LATENTS not in header.shapes:
+        raise UserError([Problem("", "latents_none", {**values, "name": LATENTS})])
+    shape, dtype = header.shapes[LATENTS], header.dtypes[LATENTS]
     if dtype not in DTYPES:
         raise UserError([Problem("", "latents_dtype", {**values, "dtype": dtype})])
     if len(shape) != 5 or shape[:2] != (1, CHANNELS) or 0 in shape:
         shown = " x ".join(map(str, shape))
         raise UserError([Problem("", "latents_shape", {**values, "shape": shown, "channels": CHANNELS})])
     _, _, latents, rows, columns = shape
-    request, parts = _read(texts.get(KEY, "")), _read(texts.get(PARTS, ""))
+    try:
+        request, parts = (_read(header.metadata.get(name, "")) for name in (KEY, PARTS))
+    except UnsafeError as error:
+        raise UserError([Problem("", "latents_unsafe", {**values, "reason": str(error)})]) from None
     return LatentInfo(
         file=path,
         latents=latents,
@@ -149,22 +165,29 @@ def _info(path: str) -> LatentInfo:
 
 
 def _read(text: str) -> Any:
-    """Who made the file says what he likes; what is no JSON says nothing."""
+    """Who made the file says what he likes; what is no JSON says nothing. Raises UnsafeError for what could not be kept."""
     try:
-        return json.loads(text, parse_constant=_refuse) if text else None
-    except (ValueError, RecursionError):
+        return parse_json(text) if text else None
+    except UnsafeError:
+        raise
+    except ValueError:
         return None
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
 def _finite(path: str, info: LatentInfo) -> bool:
-    begin, end = read_headers([Path(path)]).places[LATENTS]
-    kind = numpy.dtype(DTYPES[info.dtype])
-    numbers = numpy.memmap(path, kind, "r", begin, ((end - begin) // kind.itemsize,))
-    pieces = (numbers[at : at + AT_ONCE] for at in range(0, len(numbers), AT_ONCE))
-    if info.dtype == "BF16":
-        return not any(bool(((piece & BF16_EXPONENT) == BF16_EXPONENT).any()) for piece in pieces)
-    return all(bool(numpy.isfinite(piece).all()) for piece in pieces)
+    """Read, not mapped: a mapped file that becomes shorter ends the whole program. Raises OSError and CheckpointError."""
+    kind, (begin, end) = numpy.dtype(DTYPES[info.dtype]), read_header(Path(path)).places[LATENTS]
+    buffer = bytearray(AT_ONCE * kind.itemsize)
+    with open(path, "rb") as file:
+        file.seek(begin)
+        while begin < end:
+            count = file.readinto(memoryview(buffer)[: min(len(buffer), end - begin)])
+            if not count:
+                raise OSError("it became shorter while it was read")
+            begin += count
+            piece = numpy.frombuffer(buffer, kind, count // kind.itemsize)
+            if info.dtype == "BF16" and ((piece & BF16_EXPONENT) == BF16_EXPONENT).any():
+                return False
+            if info.dtype != "BF16" and not numpy.isfinite(piece).all():
+                return False
+    return True

@@ -59,6 +59,7 @@ LENGTH = re.compile(
     r"(?:秒|s|sec|secs|seconds?|с|сек|секунд[аы]?)?",
     re.IGNORECASE,
 )
+LONGEST_LABEL = 80
 SETTINGS_BLOCKS = {"reverse": "app_settings_eichi", "forward": "app_settings_f1", "single": "app_settings_oichi"}
 # Its names for what a request holds as it is.
 FIELDS = {
@@ -139,7 +140,9 @@ def label_of(group: str, value: Any, language: str) -> str:
 
 def seconds_of(label: Any) -> float:
     """Seconds of a video length such as "6秒", "1 second" or "1_5". Raises ValueError for other words."""
-    found = LENGTH.fullmatch(str(label).strip())
+    # The expression's work grows with the cube of a label's spaces.
+    text = str(label).strip()
+    found = LENGTH.fullmatch(text) if len(text) <= LONGEST_LABEL else None
     if not found or isinstance(label, bool):
         raise ValueError(label)
     return float(re.sub("[,_]", ".", found["number"]))

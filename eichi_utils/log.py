@@ -12,6 +12,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +33,12 @@ COMMAND_LINE = "eichi"
 STAMP = "%Y-%m-%d %H:%M:%S"
 # What says something to the log alone, and not to the console.
 SAID = "eichi_utils.log.said"
+# Bytes after which a file becomes the older one, of which there is one; both together are no more than twice as many.
+LARGEST = 16 << 20
+# How often the same thing is logged in so many seconds; and kinds of things that are counted.
+OFTEN, PERIOD, KINDS = 60, 60.0, 256
+# On a record: whether it passes.
+JUDGED = "eichi_passes"
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,44 @@ class Lines:
     def write(self, text: str) -> None:
         # Half a surrogate pair in somebody's prompt has no UTF-8.
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and self.path.stat().st_size > LARGEST:
+            self.path.replace(self.path.with_suffix(".old.log"))
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
 
     def flush(self) -> None:
         """Nothing is held back."""
+
+
+class Seldom(logging.Filter):
+    """Lets the same thing be logged `OFTEN` times in a period, and says with the first of the next how many it has left out.
+
+    Whoever can make a server fail can do it a thousand times a second, and would fill the disk. The same is what has the same
+    text before its values are put in, up to its first line's end. Several handlers may have it: a record is judged once.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        super().__init__()
+        self._clock = clock
+        self._seen: dict[tuple[str, int, str], tuple[float, int]] = {}
+        self._guard = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == SAID or hasattr(record, JUDGED):
+            return getattr(record, JUDGED, True)
+        kind = (record.name, record.levelno, str(record.msg).partition("\n")[0][:100])
+        with self._guard:
+            now = self._clock()
+            began, count = self._seen.pop(kind, (now, 0))
+            if now - began > PERIOD:
+                began, count, left = now, 0, count - OFTEN
+                if left > 0:
+                    record.msg = f"{record.msg} ({left} more like this one left out)"
+            self._seen[kind] = began, count + 1
+            if len(self._seen) > KINDS:
+                del self._seen[next(iter(self._seen))]
+        setattr(record, JUDGED, count < OFTEN)
+        return count < OFTEN
 
 
 class Stamped(logging.Formatter):
@@ -67,10 +107,11 @@ class Stamped(logging.Formatter):
 class LogFile(logging.StreamHandler):
     """Writes records to a file. What goes wrong is warned of once, and tried again with the next record."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, seldom: Seldom):
         super().__init__(Lines(path))
         self.path = path
         self.setFormatter(Stamped())
+        self.addFilter(seldom)
         self._warned = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
@@ -85,6 +126,7 @@ class LogFile(logging.StreamHandler):
 
 class Log:
     """Writes to a file of a folder while it is on. source: what the files' names begin with. folders: where they may lie.
+    seldom: what keeps the same from being logged without end, for other handlers too.
 
     Any thread may use it. What is logged elsewhere comes through the root logger, and so without what that leaves out.
     """
@@ -92,6 +134,7 @@ class Log:
     def __init__(self, source: str, t: Translate, folders: OutputFolders | None = None):
         self.source, self.t = source, t
         self.folders = folders or OutputFolders(WEBUI, field=FOLDER)
+        self.seldom = Seldom()
         self._lock = threading.RLock()
         self._file: LogFile | None = None
 
@@ -146,7 +189,7 @@ class Log:
                 self._file = None
 
     def _open(self, path: Path) -> None:
-        self._file = LogFile(path)
+        self._file = LogFile(path, self.seldom)
         logging.getLogger().addHandler(self._file)
         logging.captureWarnings(True)
         self.say(self.t("story.begin", source=self.source))

@@ -138,15 +138,15 @@ def report_notices(file: str, report: Report) -> Iterator[Notice]:
     """What is left out of a file: whole updates, or what stands beside updates that all fit."""
     if report.used < report.found:
         values = {"file": file, "used": report.used, "found": report.found, "example": report.unknown[0]}
-        yield Notice(at=time.time(), key="lora_partial", values=values)
+        yield Notice(at=time.monotonic(), key="lora_partial", values=values)
     elif report.unknown and report.only_biases:
         values = {"file": file, "count": len(report.unknown), "example": report.unknown[0]}
-        yield Notice(at=time.time(), key="lora_biases", values=values)
+        yield Notice(at=time.monotonic(), key="lora_biases", values=values)
     elif report.unknown:
         values = {"file": file, "count": len(report.unknown), "example": report.unknown[0]}
-        yield Notice(at=time.time(), key="lora_others", values=values)
+        yield Notice(at=time.monotonic(), key="lora_others", values=values)
     if report.text_encoder:
-        yield Notice(at=time.time(), key="lora_text_encoder", values={"file": file, "count": len(report.text_encoder)})
+        yield Notice(at=time.monotonic(), key="lora_text_encoder", values={"file": file, "count": len(report.text_encoder)})
 
 
 def size_with(size: ModelSize, loras: Sequence[Lora], merge: bool, files: ModelFiles, checkpoint_name: str) -> ModelSize:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import filecmp
 import io
-import json
+import itertools
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import Any
-
-from PIL import Image
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from eichi_utils import loras
 from eichi_utils.loras import lora_problem
-from eichi_utils.paths import written_atomically
-from eichi_utils.pictures import MAX_PIXELS, is_unicode, open_picture, opened
+from eichi_utils.picture_files import MAX_PIXELS
+from eichi_utils.pictures import is_unicode, small_picture
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.safe_reading import UnsafeError, parse_json, read_text
 from lora_utils.files import PICKLES, LoraError, read_header
 
 SUFFIX = ".safetensors"
@@ -29,6 +28,10 @@ UPLOADS = "uploads"
 # A picture beside `ink.safetensors`; the second kind is what download tools write.
 PICTURES = (".png", ".preview.png", ".jpg", ".jpeg", ".webp")
 THUMBNAIL = 192
+# Of one in a file's metadata, characters and pixels: those that trainers write have a hundredth of either.
+LONGEST_THUMBNAIL, THUMBNAIL_PIXELS = 4 * 2**20, 4096 * 4096
+# Bytes. Descriptions of download tools hold pages of HTML.
+LARGEST_TEXT, LARGEST_DESCRIPTION = 2**16, 2**20
 # Characters; a text beside a file may be anything.
 LONGEST_WORDS = 600
 # Trigger words in a file's own metadata: https://github.com/Stability-AI/ModelSpec, and kohya's trainer.
@@ -80,12 +83,6 @@ def _walk(folder: Path) -> Iterator[str]:
                 yield Path(place, file).relative_to(folder).as_posix()
 
 
-def is_below(file: str) -> bool:
-    """Whether a request's name of a file can only mean one below webui/lora, wherever links in there lead."""
-    path = PurePosixPath(file.replace("\\", "/"))
-    return bool(file) and not Path(file).is_absolute() and not path.is_absolute() and ".." not in path.parts
-
-
 def about(path: Path) -> About:
     """Of a file that may be missing or damaged: then as much as lies beside it."""
     try:
@@ -114,28 +111,28 @@ def _about(path: Path, state: tuple) -> About:
 
 def _beside(path: Path) -> list[Path]:
     names = (*PICTURES, ".civitai.info", ".json", ".txt")
-    return [file for suffix in names if (file := _with_suffix(path, suffix)).is_file()]
+    return [file for suffix in names if os.path.isfile(file := _with_suffix(path, suffix))]
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     """The file beside this one that ends so; in capitals too, as some cameras and systems write it."""
     plain, loud = path.with_suffix(suffix), path.with_suffix(suffix.upper())
-    return loud if not plain.is_file() and loud.is_file() else plain
+    return loud if not os.path.isfile(plain) and os.path.isfile(loud) else plain
 
 
 def _text(path: Path) -> str:
+    """In whatever encoding the user's editor wrote it; what is far too long holds no words."""
     try:
-        with path.open("rb") as file:
-            return file.read(8 * LONGEST_WORDS).decode("utf-8-sig", errors="ignore")
-    except OSError:
+        return read_text(path, LARGEST_TEXT)
+    except (OSError, UnsafeError):
         return ""
 
 
 def _described(path: Path, *keys: str) -> str:
     """Words in a JSON file of a download tool: a text, or a list of texts."""
     try:
-        document: Any = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        document: Any = parse_json(read_text(path, LARGEST_DESCRIPTION))
+    except (OSError, ValueError):
         return ""
     values = [document.get(key) for key in keys] if isinstance(document, dict) else []
     texts = [value if isinstance(value, list) else [value] for value in values]
@@ -144,24 +141,24 @@ def _described(path: Path, *keys: str) -> str:
 
 def _picture(path: Path, metadata: Mapping[str, str]) -> bytes:
     for suffix in PICTURES:
-        if (file := _with_suffix(path, suffix)).is_file():
+        if os.path.isfile(file := _with_suffix(path, suffix)):
             try:
-                return _small(open_picture(file))
+                return _small(file)
             except UserError:
                 continue
     _, _, data = metadata.get(OWN_PICTURE, "").partition(";base64,")
+    if len(data) > LONGEST_THUMBNAIL:
+        return b""
     try:
-        with opened(io.BytesIO(base64.b64decode(data))) as picture:
-            return _small(picture.convert("RGB")) if picture.width * picture.height <= MAX_PIXELS else b""
-    # What Pillow's decoders report damaged pictures with.
-    except (binascii.Error, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, IndexError):
+        return _small(io.BytesIO(base64.b64decode(data)), THUMBNAIL_PIXELS)
+    except (ValueError, UserError):
         return b""
 
 
-def _small(picture: Image.Image) -> bytes:
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+def _small(source: Path | BinaryIO, most: int = MAX_PIXELS) -> bytes:
+    """Return a thumbnail as WebP. Raises UserError for what is no picture, or has more than `most` pixels."""
     data = io.BytesIO()
-    picture.save(data, "WEBP", quality=80)
+    small_picture(source, THUMBNAIL, most).save(data, "WEBP", quality=80)
     return data.getvalue()
 
 
@@ -176,17 +173,41 @@ def keep_upload(path: Path) -> str:
     except LoraError as error:
         values = {**error.values, "file": path.name}
         raise UserError([lora_problem("loras", LoraError(error.key, **values))]) from None
-    folder, number = loras.LORAS / UPLOADS, 1
-    target = folder / path.name
+    folder = loras.LORAS / UPLOADS
+    temporary = folder / f".{secrets.token_hex(8)}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        while target.exists() and not filecmp.cmp(path, target, shallow=False):
-            number += 1
-            target = folder / f"{path.stem}-{number}{path.suffix}"
-        if not target.exists():
-            with written_atomically(target) as temporary:
-                shutil.copyfile(path, temporary)
+        names = (f"{path.stem}-{number}{path.suffix}" if number > 1 else path.name for number in itertools.count(1))
+        try:
+            for name in names:
+                target = folder / name
+                if not os.path.exists(target):
+                    if not os.path.exists(temporary):
+                        shutil.copyfile(path, temporary)
+                    if _named(temporary, target):
+                        break
+                # What lies there is whole: it got its name when it was.
+                if os.path.exists(target) and filecmp.cmp(path, target, shallow=False):
+                    break
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         values = {"folder": str(folder), "reason": error.strerror or str(error)}
         raise UserError([Problem("loras", "lora_folder_not_writable", values)]) from None
-    return f"{UPLOADS}/{target.name}"
+    return f"{UPLOADS}/{name}"
+
+
+def _named(temporary: Path, target: Path) -> bool:
+    """Give a file this name, unless another has it, even if that came this moment. Raises OSError."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError:
+        # A file system without links, such as exFAT: the name is taken first.
+        try:
+            target.open("xb").close()
+        except FileExistsError:
+            return False
+        os.replace(temporary, target)
+    return True

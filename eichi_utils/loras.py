@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from eichi_utils.paths import LORAS
@@ -16,11 +16,14 @@ from eichi_utils.problems import Problem, UserError
 from lora_utils.files import Header, LoraError, read_header
 from lora_utils.finite import first_not_finite
 from lora_utils.formats import Layout, Shapes, analyse
-from lora_utils.peft import config_beside, first_alpha_not_finite, first_unread, scaling_metadata
+from lora_utils.peft import config_beside
+from lora_utils.scales import check_alphas
 
 STRONGEST = 2.0
 # As many slots as a page has; what is more would be out of its user's sight.
 MOST_LORAS = 12
+# Characters; no file system takes longer paths.
+LONGEST_SHOWN = 4096
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,10 @@ class Lora:
 
     @property
     def path(self) -> Path:
-        return LORAS / self.file
+        """A name that leads out of webui/lora, as no request of ours has one, is looked for there by its last part."""
+        if is_below(self.file) or os.path.isabs(self.file):
+            return LORAS / self.file
+        return LORAS / Path(self.file.replace("\\", "/")).name
 
     def check(self, field: str) -> list[Problem]:
         """What is wrong with the file by itself, and with the strength."""
@@ -60,7 +66,20 @@ class Lora:
 
 
 def lora_problem(field: str, error: LoraError) -> Problem:
-    return Problem(f"{field}/file", f"lora_{error.key}", error.values)
+    values = {name: _short(value) if isinstance(value, str) else value for name, value in error.values.items()}
+    return Problem(f"{field}/file", f"lora_{error.key}", values)
+
+
+def _short(text: str) -> str:
+    """A name that no sentence could hold by its beginning and end; what cannot be written is a question mark."""
+    text = text.encode(errors="replace").decode()
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN // 2]} ... {text[-LONGEST_SHOWN // 2 :]}"
+
+
+def is_below(file: str) -> bool:
+    """Whether a request's name of a file can only mean one below webui/lora, wherever links in there lead."""
+    path = PurePosixPath(file.replace("\\", "/"))
+    return bool(file) and not Path(file).is_absolute() and not path.is_absolute() and ".." not in path.parts
 
 
 def named(path: str | Path) -> str:
@@ -69,7 +88,7 @@ def named(path: str | Path) -> str:
     A relative path is looked for in the current folder first, then below webui/lora.
     """
     absolute = Path(os.path.abspath(path))
-    if not os.path.exists(absolute) and os.path.exists(LORAS / path):
+    if not os.path.exists(absolute) and is_below(str(path)) and os.path.exists(LORAS / path):
         return Path(path).as_posix()
     return absolute.relative_to(LORAS).as_posix() if absolute.is_relative_to(LORAS) else str(absolute)
 
@@ -103,7 +122,8 @@ def named_beside(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _beside(entry: Any, folder: Path) -> Any:
     file = entry.get("file") if isinstance(entry, Mapping) else None
-    if isinstance(file, str) and file and os.path.isfile(folder / file):
+    # Asked so, a name that is too long or holds a NUL is that of no file.
+    if isinstance(file, str) and (is_below(file) or os.path.isabs(file)) and os.path.isfile(folder / file):
         return {**entry, "file": named(folder / file)}
     return entry
 
@@ -171,11 +191,7 @@ def layouts(loras: Sequence[Lora], layers: Shapes) -> list[tuple[Header, Layout]
 def layout_of(path: Path, header: Header, layers: Shapes) -> Layout:
     """Raises LoraError for a file that does not fit these layers, and for one that would make every film of it black."""
     layout = analyse(header, layers, str(path))
-    scaling = scaling_metadata(path, header)
-    if pattern := first_unread(scaling):
-        raise LoraError("pattern", file=str(path), pattern=pattern[:80])
-    if name := first_alpha_not_finite(scaling):
-        raise LoraError("not_finite", file=str(path), name=name)
+    check_alphas(path, header, layout)
     used = tuple(key for entry in layout.entries for key in entry.keys.values())
     if name := _first_not_finite(path, file_state(path), used):
         raise LoraError("not_finite", file=str(path), name=name)

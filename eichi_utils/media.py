@@ -1,26 +1,51 @@
-"""Files that people watch: MP4, PNG and animated previews. Everything is written beside its name and then renamed."""
+"""Files that people watch: MP4, PNG and animated previews. Everything is written beside its name and then renamed.
+
+Films are BT.709 of limited range, and say so in the stream and in the container. Players take an untagged film of 720 lines or
+more for that, and of fewer for BT.601, which is what this program once wrote.
+"""
 
 from __future__ import annotations
 
 import io
 import tempfile
 from collections import deque
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 import av
 import numpy
+from av.container import InputContainer
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from eichi_utils.paths import written_atomically
 from eichi_utils.plan import FPS
+from eichi_utils.safe_reading import open_regular
 
 # Preview cells are small; the page scales them up. 7.5 latents a second is the film's own pace (30 frames, 4 to a latent).
 PREVIEW_MS = round(1000 * 4 / FPS)
+# FFmpeg's readers of MP4 and MOV, Matroska and WebM, and old films; no playlists, no lists of files, nothing that opens others.
+CONTAINERS = ("mov", "matroska", "avi", "gif")
+# FFmpeg's numbers of matrices (ITU-T H.273), and those of swscale, which converts. Everything else is taken for BT.601.
+BT709 = 1
+MATRICES = {
+    BT709: Colorspace.ITU709,
+    4: Colorspace.FCC,
+    5: Colorspace.ITU601,
+    6: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
+    9: Colorspace.BT2020,
+    10: Colorspace.BT2020,
+}
+# Rounded to the nearest level, and the same on every processor.
+EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
+
+# A file's path, or a file that is open in both directions.
+Place = Path | IO[bytes]
 
 
 def write_png(path: Path, picture: Image.Image, info: PngInfo) -> None:
@@ -46,16 +71,58 @@ def animated_webp(frames: numpy.ndarray) -> bytes:
     return stream.getvalue()
 
 
+@contextmanager
+def open_container(place: Place | str) -> Iterator[InputContainer]:
+    """Open a film for reading, if it is a regular file of one of CONTAINERS. Raises OSError, UnsafeError or av.FFmpegError.
+
+    place: a path, or a file that is open, read from its beginning. FFmpeg gets an open file and no name in either case: it
+    knows of no folder, device or network from which to read more.
+    """
+    options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
+    with open_regular(place) if isinstance(place, (str, Path)) else nullcontext(place) as file:
+        file.seek(0)
+        with av.open(file, "r", options=options) as container:
+            yield container
+
+
 def last_frame(path: Path) -> Image.Image:
-    """The last frame of a film. Raises OSError or av.FFmpegError if there is none to be read."""
-    with av.open(str(path)) as container:
+    """Return the last frame of a film. Raises OSError or av.FFmpegError if there is none to be read."""
+    with open_container(path) as container:
+        if not container.streams.video:
+            raise OSError(f"{path} has no pictures")
         stream = container.streams.video[0]
         # To the last frame that needs none before it.
         container.seek(stream.duration or 0, stream=stream)
         frames = deque(container.decode(stream), maxlen=1)
         if not frames:
             raise OSError(f"{path} has no frames")
-        return frames[0].to_image()
+        return Image.fromarray(from_frame(frames[0]))
+
+
+def to_frame(array: numpy.ndarray) -> av.VideoFrame:
+    """Return a frame of a film: (height, width, 3) uint8 as yuv420p of BT.709 and limited range."""
+    frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(
+        format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, interpolation=EXACT
+    )
+    frame.color_primaries, frame.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    return frame
+
+
+def from_frame(frame: av.VideoFrame) -> numpy.ndarray:
+    """Return a film's frame as (height, width, 3) uint8, by the matrix and range that it says it has.
+
+    One that says nothing is of a film that this program or its predecessor wrote before films were tagged: BT.601, limited.
+    """
+    if frame.format.is_rgb:
+        return frame.to_ndarray(format="rgb24")
+    full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+    return frame.reformat(
+        format="rgb24",
+        src_colorspace=MATRICES.get(frame.colorspace, Colorspace.ITU601),
+        src_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=EXACT,
+    ).to_ndarray()
 
 
 class FilmWriter:
@@ -63,39 +130,58 @@ class FilmWriter:
 
     Final frames become segments; a film is the segments' packets one after another plus the frames that are still open. So a
     film of n sections costs n encodings of a section, not n films, and no frame waits in memory for the end.
+
+    Segments lie one after another in a file on the folder's disk that is open all the time: who deletes or moves the folder
+    does not take them away, and nobody has to clear it up.
     """
 
     def __init__(self, folder: Path, grows: Literal["front", "back"], crf: int, tags: Mapping[str, str]):
         self._grows, self._crf, self._tags = grows, crf, tags
-        self._temporary = tempfile.TemporaryDirectory(prefix=".eichi-", dir=folder)
-        self._segments: list[Path] = []
-        self._count = 0
+        self._file = tempfile.TemporaryFile(prefix=".eichi-", dir=folder)  # noqa: SIM115 (`__exit__` closes it)
+        # Where each begins in the file, and its bytes.
+        self._segments: list[tuple[int, int]] = []
+        self._end = 0
 
     def __enter__(self) -> FilmWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._temporary.cleanup()
+        # What a full disk did not take is tried once more.
+        with suppress(OSError):
+            self._file.close()
 
     def add(self, frames: numpy.ndarray) -> None:
         """(frames, height, width, 3) uint8 that will not change any more."""
         if len(frames):
-            self._segments = self._in_order(self._encode(frames))
+            segment = self._encode(frames).getbuffer()
+            self._file.seek(self._end)
+            self._file.write(segment)
+            self._file.flush()
+            self._segments = self._in_order((self._end, len(segment)), self._segments)
+            self._end += len(segment)
 
     def write(self, path: Path, open_frames: numpy.ndarray) -> None:
         """The film so far, with the frames at its growing edge that may still change."""
-        segments = self._in_order(self._encode(open_frames)) if len(open_frames) else self._segments
+        segments: list[Any] = self._segments
+        if len(open_frames):
+            segments = self._in_order(self._encode(open_frames), segments)
         with written_atomically(path) as temporary:
-            join_segments(segments, temporary, self._tags)
+            join_segments(map(self._read, segments), temporary, self._tags)
 
-    def _in_order(self, segment: Path) -> list[Path]:
-        return [segment, *self._segments] if self._grows == "front" else [*self._segments, segment]
+    def _in_order(self, segment: Any, others: list[Any]) -> list[Any]:
+        return [segment, *others] if self._grows == "front" else [*others, segment]
 
-    def _encode(self, frames: numpy.ndarray) -> Path:
-        path = Path(self._temporary.name) / f"{self._count:05d}.mp4"
-        self._count += 1
-        encode_h264(path, frames, self._crf)
-        return path
+    def _encode(self, frames: numpy.ndarray) -> io.BytesIO:
+        segment = io.BytesIO()
+        encode_h264(segment, frames, self._crf)
+        return segment
+
+    def _read(self, segment: io.BytesIO | tuple[int, int]) -> io.BytesIO:
+        if isinstance(segment, io.BytesIO):
+            return segment
+        begin, size = segment
+        self._file.seek(begin)
+        return io.BytesIO(self._file.read(size))
 
 
 class FilmStream:
@@ -115,9 +201,10 @@ class FilmStream:
     def add(self, frames: numpy.ndarray) -> None:
         """(frames, height, width, 3) uint8, even sides. Nothing is on the disk before."""
         if self._encoder is None:
-            folder = self._files.enter_context(tempfile.TemporaryDirectory(prefix=".eichi-", dir=self._folder))
-            self._path = Path(folder) / "film.mp4"
-            self._encoder = H264(self._path, *frames.shape[1:3], self._crf)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # Open all the time, as in `FilmWriter`.
+            self._file = self._files.enter_context(tempfile.TemporaryFile(prefix=".eichi-", dir=self._folder))
+            self._encoder = H264(self._file, *frames.shape[1:3], self._crf)
             self._files.callback(self._encoder.container.close)
         self._encoder.add(frames)
 
@@ -125,16 +212,20 @@ class FilmStream:
         """All frames as a film; the last call."""
         self._encoder.finish()
         with written_atomically(path) as temporary:
-            join_segments([self._path], temporary, self._tags)
+            join_segments([self._file], temporary, self._tags)
 
 
 class H264:
-    """An open file of H.264, yuv420p, 30 frames a second; its sides are even."""
+    """An open file of H.264, yuv420p, BT.709 of limited range, 30 frames a second; its sides are even."""
 
-    def __init__(self, path: Path, height: int, width: int, crf: int):
-        self.container = av.open(str(path), "w", format="mp4")
+    def __init__(self, place: Place, height: int, width: int, crf: int):
+        self.container = av.open(place, "w", format="mp4")
         stream = self.container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # The muxer writes them into the container too, as a box `colr` of the kind `nclx`.
+        context = stream.codec_context
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        context.colorspace, context.color_range = BT709, ColorRange.MPEG
         # The same film on every processor. Without it x264's AVX-512 code gave small pictures other bytes from call to call.
         stream.options = {"crf": str(crf), "preset": "medium", "x264-params": "cpu-independent=1"}
         self._stream = stream
@@ -142,16 +233,16 @@ class H264:
     def add(self, frames: numpy.ndarray) -> None:
         """(frames, height, width, 3) uint8."""
         for array in frames:
-            self.container.mux(self._stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+            self.container.mux(self._stream.encode(to_frame(array)))
 
     def finish(self) -> None:
         self.container.mux(self._stream.encode())
         self.container.close()
 
 
-def encode_h264(path: Path, frames: numpy.ndarray, crf: int) -> None:
-    """(frames, height, width, 3) uint8, even sides -> H.264, yuv420p, 30 frames a second."""
-    encoder = H264(path, *frames.shape[1:3], crf)
+def encode_h264(place: Place, frames: numpy.ndarray, crf: int) -> None:
+    """(frames, height, width, 3) uint8, even sides -> H.264, yuv420p, BT.709, 30 frames a second."""
+    encoder = H264(place, *frames.shape[1:3], crf)
     try:
         encoder.add(frames)
         encoder.finish()
@@ -159,14 +250,14 @@ def encode_h264(path: Path, frames: numpy.ndarray, crf: int) -> None:
         encoder.container.close()
 
 
-def join_segments(segments: list[Path], path: Path, tags: Mapping[str, str]) -> None:
+def join_segments(segments: Iterable[Place], path: Path, tags: Mapping[str, str]) -> None:
     """Films of the same encoder and settings one after another, without encoding again; playable while it loads."""
     options = {"movflags": "use_metadata_tags+faststart"}
     with av.open(str(path), "w", format="mp4", options=options) as container:
         container.metadata.update(tags)
         target, offset = None, 0
         for segment in segments:
-            with av.open(str(segment)) as source:
+            with open_container(segment) as source:
                 stream = source.streams.video[0]
                 if target is None:
                     target = container.add_stream_from_template(stream)

@@ -1,28 +1,40 @@
-"""The request inside every PNG and MP4, and reading it back."""
+"""The request inside every PNG and MP4, and reading it back.
+
+Files that others may get name the request's own files by name and content, never by path (see named_files.py).
+"""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import av
-from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from eichi_utils import modes
+from eichi_utils.film_texts import SUFFIXES, film_texts
 from eichi_utils.loras import named_beside
-from eichi_utils.paths import KEY
-from eichi_utils.pictures import opened
+from eichi_utils.named_files import is_file, with_paths, without_paths
+from eichi_utils.paths import DEFAULT_UPLOADS, KEY
+from eichi_utils.png_chunks import png_texts
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request, to_json
-from eichi_utils.request_files import map_pictures
+from eichi_utils.safe_reading import parse_json, read_json
+
+# A tag that every container knows. FFmpeg drops names of our own where a film is copied without `use_metadata_tags`.
+COMMON_TAG = "comment"
 
 
 def document_of(request: Request) -> str:
-    """The request as one line of JSON."""
-    return json.dumps(to_json(request), ensure_ascii=False, allow_nan=False)
+    """Return the request as one line of JSON, as it is given to others."""
+    return text_of(without_paths(to_json(request)))
+
+
+def text_of(document: Any) -> str:
+    """Return a JSON document as one line."""
+    return json.dumps(document, ensure_ascii=False, allow_nan=False)
 
 
 def png_info(request: Request, section: int | None = None, frame: int | None = None) -> PngInfo:
@@ -40,47 +52,74 @@ def png_info(request: Request, section: int | None = None, frame: int | None = N
 
 
 def mp4_tags(request: Request) -> dict[str, str]:
-    """Tags of an MP4 container; written with `movflags=use_metadata_tags`, which keeps names of our own."""
-    return {KEY: document_of(request)}
+    """Return the tags of an MP4 container; written with `movflags=use_metadata_tags`, which keeps names of our own."""
+    return film_tags(document_of(request))
+
+
+def film_tags(document: str) -> dict[str, str]:
+    """Return the tags that hold a request's line of JSON: under our own name, and under one that copies of the film keep."""
+    return {KEY: document, COMMON_TAG: document}
 
 
 def read_document(path: str | Path) -> Any:
-    """The JSON document of a request from a `.json`, `.png` or `.mp4` file. Raises UserError if there is none."""
+    """Return the JSON document of a request from a `.json`, `.png` or film file. Raises UserError if there is none."""
     path = Path(path)
     values = {"file": str(path)}
     try:
-        if not path.is_file():
+        if not is_file(path):
             raise UserError([Problem("request", "request_missing", values)])
-        text = _READERS.get(path.suffix.lower(), _read_json)(path)
-        if not text:
-            raise UserError([Problem("request", "request_not_in_file", values)])
-        return json.loads(text, parse_constant=float)
-    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError, av.FFmpegError) as error:
+        return _READERS.get(path.suffix.lower(), _read_json)(path)
+    except (OSError, ValueError, av.FFmpegError) as error:
         raise UserError([Problem("request", "request_damaged", {**values, "reason": str(error)[:200]})]) from None
 
 
-def read_placed_document(path: str | Path) -> Any:
-    """The same with absolute paths: those in a file are relative to it, and LoRA that lie beside it are meant."""
+def read_placed_document(path: str | Path, folders: Iterable[Path] = ()) -> Any:
+    """Return the same with absolute paths: those in a file are relative to it, and LoRA that lie beside it are meant.
+
+    Files that are known by their content are looked for beside it, in `folders`, in the current one, and among the pictures
+    that pages kept.
+    """
     document = read_document(path)
     if not isinstance(document, Mapping):
         return document
     folder = Path(path).resolve().parent
-    return named_beside(map_pictures(document, lambda picture: os.path.abspath(folder / picture)), folder)
+    placed = with_paths(document, (folder, *folders, Path.cwd(), DEFAULT_UPLOADS), folder)
+    return named_beside(placed, folder)
 
 
-def _read_json(path: Path) -> str:
-    return path.read_text(encoding="utf-8-sig")
+def document_among(texts: Mapping[str, str]) -> Any:
+    """Return the request's JSON document among a picture's or film's texts, None if it is not there.
+
+    Raises ValueError if it is there and damaged.
+    """
+    if KEY in texts:
+        return parse_json(texts[KEY])
+    try:
+        document = parse_json(texts.get(COMMON_TAG, ""))
+    except ValueError:
+        return None
+    return document if is_ours(document) else None
 
 
-def _read_png(path: Path) -> str:
-    with opened(path) as picture:
-        picture.load()
-        return picture.info.get(KEY, "")
+def is_ours(document: Any) -> bool:
+    """Say whether a JSON document is a request's, and not another program's."""
+    return isinstance(document, Mapping) and document.get("mode") in tuple(modes.MODES)
 
 
-def _read_mp4(path: Path) -> str:
-    with av.open(str(path)) as container:
-        return container.metadata.get(KEY, "")
+def _read_json(path: Path) -> Any:
+    return read_json(path) if path.stat().st_size else _nothing(path)
 
 
-_READERS = {".png": _read_png, ".mp4": _read_mp4}
+def _read_png(path: Path) -> Any:
+    return document_among(png_texts(path).texts) or _nothing(path)
+
+
+def _read_film(path: Path) -> Any:
+    return document_among(film_texts(path).texts) or _nothing(path)
+
+
+def _nothing(path: Path) -> Any:
+    raise UserError([Problem("request", "request_not_in_file", {"file": str(path)})])
+
+
+_READERS = {".png": _read_png, **dict.fromkeys(SUFFIXES, _read_film)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from diffusers_helper import memory
 from diffusers_helper.budget import Budget
 from diffusers_helper.device import CudaDevice, Device
 from diffusers_helper.files import CheckpointError, read_json
+from diffusers_helper.interrupt import Tick, between_layers, never
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
 from diffusers_helper.models.compiled import Passes, choose_passes
 from diffusers_helper.models.linear import set_product
@@ -132,6 +133,7 @@ class ModelPool:
         self._loaded: dict[str, _Loaded] = {}
         self._checked: dict[str, tuple] = {}
         self._began = own_memory()
+        self._tick: Tick = never
 
     def use(self, files: ModelFiles) -> None:
         """Lend another model's networks from now on; those of the one before are dropped at once."""
@@ -205,6 +207,15 @@ class ModelPool:
         return choose_passes(self.placement.device, self._compiler)
 
     @contextmanager
+    def broken_off_by(self, tick: Tick) -> Iterator[None]:
+        """Inside of the block, loading, encoding and decoding call tick again and again."""
+        self._tick = tick
+        try:
+            yield
+        finally:
+            self._tick = never
+
+    @contextmanager
     def transformer(
         self,
         checkpoint_name: str,
@@ -225,7 +236,7 @@ class ModelPool:
         device = self.placement.device
 
         def load() -> tuple[PackedTransformer, tuple[nn.Module, ...]]:
-            how = storage, merged, device, self.card is not None, self.caches.weights
+            how = storage, merged, device, self.card is not None, self.caches.weights, self._tick
             return self._one(lambda *place: load_transformer(*place, *how), folder, dtype)
 
         with self._loan(spec, load, lambda net: bind(net, beside), PackedTransformer.parts, tokens) as net:
@@ -240,26 +251,30 @@ class ModelPool:
         """work: how much there is to do, in any unit: room on a card is made by what the same amount was seen to take."""
         folder, dtype = self._folder("vae"), self.placement.encoder
         spec = NetworkSpec("vae", folder, dtype)
-        with self._loan(spec, lambda: self._one(load_vae, folder, dtype), work=work) as vae:
+        with self._loan(spec, lambda: self._one(load_vae, folder, dtype), work=work) as vae, between_layers(self._tick, vae):
             yield vae
 
     @contextmanager
     def text(self) -> Iterator[TextEncoders]:
         spec = NetworkSpec("text_encoder", self._folder("text_encoder"), self.placement.encoder)
-        with self._loan(spec, self._load_text, parts=text_parts) as encoders:
-            if self.card is None:
+        try:
+            with self._loan(spec, self._load_text, parts=text_parts) as encoders, ExitStack() as around:
+                if self.card is not None:
+                    streamer = self._loaded[spec.component].streamer
+                    around.enter_context(streamer.job())
+                    around.enter_context(lent_while_called(language_layers(encoders), streamer))
+                # After those: a layer that is broken off was lent, and is given back.
+                around.enter_context(between_layers(self._tick, encoders.llama, encoders.clip))
                 yield encoders
-                return
-            streamer = self._loaded[spec.component].streamer
-            with streamer.job(), lent_while_called(language_layers(encoders), streamer):
-                yield encoders
-        # 15 GB that only prompts need: the transformer takes their place.
-        self._drop(spec.component)
+        finally:
+            # 15 GB that only prompts need, also where they were not encoded: the transformer takes their place.
+            if spec.component in self._loaded:
+                self._drop(spec.component)
 
     @contextmanager
     def vision(self) -> Iterator[VisionEncoder]:
         spec = NetworkSpec("image_encoder", self._folder("image_encoder"), self.placement.encoder)
-        with self._loan(spec, self._load_vision) as encoder:
+        with self._loan(spec, self._load_vision) as encoder, between_layers(self._tick, encoder.model):
             yield encoder
 
     @contextmanager
@@ -373,12 +388,12 @@ class ModelPool:
     def _load_text(self) -> tuple[TextEncoders, tuple[nn.Module, ...]]:
         dtype = self.placement.encoder
         tokenizer, tokenizer_2 = load_tokenizer(self._folder("tokenizer")), load_tokenizer_2(self._folder("tokenizer_2"))
-        llama = without_unused_layers(pretrained(LlamaModel, self._folder("text_encoder"), dtype))
-        clip = pretrained(CLIPTextModel, self._folder("text_encoder_2"), dtype)
+        llama = without_unused_layers(pretrained(LlamaModel, self._folder("text_encoder"), dtype, self._tick))
+        clip = pretrained(CLIPTextModel, self._folder("text_encoder_2"), dtype, self._tick)
         return TextEncoders(tokenizer, llama, tokenizer_2, clip), (llama, clip)
 
     def _load_vision(self) -> tuple[VisionEncoder, tuple[nn.Module, ...]]:
-        model = pretrained(SiglipVisionModel, self._folder("image_encoder"), self.placement.encoder)
+        model = pretrained(SiglipVisionModel, self._folder("image_encoder"), self.placement.encoder, self._tick)
         document = read_json(self._folder("feature_extractor") / PREPROCESSOR_FILE)
         return VisionEncoder(model, VisionPreprocessing.from_json(document)), (model,)
 

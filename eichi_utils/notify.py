@@ -8,10 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from eichi_utils.console import is_terminal, write
 from eichi_utils.events import Event, Failed, Finished
 from eichi_utils.jobs import Job
 from eichi_utils.problems import UserError
@@ -103,9 +103,7 @@ def _played(command: tuple[str, ...]) -> bool:
 
 def _bell() -> bool:
     """The terminal's, where the program has one. A file that its output goes to gets no control characters."""
-    with suppress(OSError, ValueError, AttributeError):
-        if sys.stderr.isatty():
-            sys.stderr.write("\a")
-            sys.stderr.flush()
-            return True
-    return False
+    if not is_terminal(sys.stderr):
+        return False
+    write(sys.stderr, "\a")
+    return True

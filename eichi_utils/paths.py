@@ -72,21 +72,32 @@ class Outputs:
     job_id: str
 
     def path(self, name: str) -> Path:
-        """`name` such as ".png" or "_10.mp4"."""
+        """`name` such as ".png" or "_10.mp4". A folder that somebody deleted is made again; raises UserError where that cannot
+        be done."""
+        self.make()
         return self.folder / f"{self.job_id}{name}"
+
+    def make(self) -> Path:
+        """The folder, which is there afterwards. Raises UserError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError([_not_writable(self.folder, error)]) from None
+        return self.folder
 
     def prepare(self, needed_bytes: int) -> None:
         """Make the folder and try it; raises UserError if it cannot be written or has too little room."""
         problem = folder_problem(self.folder, needed_bytes)
         if problem:
             raise UserError([problem])
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.make()
 
 
-def folder_problem(folder: Path, needed_bytes: int = 0) -> Problem | None:
+def folder_problem(folder: Path, needed_bytes: int = 0, trial: bool = True) -> Problem | None:
     """None if files can be written to the folder and `needed_bytes` are free.
 
-    A folder that does not exist yet is judged by the nearest one above it that does; nothing is left behind.
+    A folder that does not exist yet is judged by the nearest one above it that does; nothing is left behind. trial: whether a
+    file is written to find out; without one only the permissions are asked, which a full disk has too.
     """
     place = folder
     try:
@@ -94,15 +105,24 @@ def folder_problem(folder: Path, needed_bytes: int = 0) -> Problem | None:
         while not place.exists() and place != place.parent:
             place = place.parent
         # A file in the folder's way is no folder, and neither is one below a file.
-        with tempfile.TemporaryFile(dir=place) as trial:
-            trial.write(b"\0" * 4096)
-            trial.flush()
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if trial:
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(b"\0" * 4096)
+                file.flush()
         free = shutil.disk_usage(place).free
     except OSError as error:
-        if error.errno in DISK_FULL:
-            return Problem("out", "disk_full")
-        return Problem("out", "folder_not_writable", {"folder": str(folder)[:500], "reason": error.strerror or str(error)})
+        return _not_writable(folder, error)
     if free < needed_bytes:
         sizes = {"needed": needed_bytes // 2**20 + 1, "free": free // 2**20}
         return Problem("out", "disk_space", {"folder": str(folder), **sizes})
     return None
+
+
+def _not_writable(folder: Path, error: OSError) -> Problem:
+    if error.errno in DISK_FULL:
+        return Problem("out", "disk_full")
+    return Problem("out", "folder_not_writable", {"folder": str(folder)[:500], "reason": error.strerror or str(error)})

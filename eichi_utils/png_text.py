@@ -1,40 +1,47 @@
-"""What a picture or film says of itself: ours, those of the existing program, and the `parameters` text of others."""
+"""What a picture, film or JSON file says of itself: ours, those of the existing program, and those of others."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import av
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from eichi_utils import modes
 from eichi_utils.fields import for_mode, from_the_end, usable
-from eichi_utils.metadata import KEY, read_document
+from eichi_utils.film_texts import SUFFIXES, NoFilmError, film_texts
+from eichi_utils.foreign_texts import said_by, said_by_document
+from eichi_utils.metadata import document_among, is_ours, read_document
+from eichi_utils.named_files import FILES, is_file, with_paths
 from eichi_utils.pictures import opened
+from eichi_utils.png_chunks import MOST_TEXT, is_png, png_texts
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import to_json
+from eichi_utils.request import MAX_PROMPT_CHARACTERS, to_json
+from eichi_utils.safe_reading import parse_json
 
 Wanted = Literal["prompt", "seed", "everything"]
-# "Seed: 7" alone on its line ends the prompt; one inside the prompt has more words after it, or the prompt goes on below.
-SEED = re.compile(r"^Seed:[ \t]*(-?\d{1,20})[ \t]*$", re.MULTILINE)
-SECTION = re.compile(r"^Section (?:Number:[ \t]*\d+[ \t]*$|Prompt:)", re.MULTILINE)
-SECTION_NUMBER = re.compile(r"^Section Number:[ \t]*(\d{1,20})[ \t]*$", re.MULTILINE)
-SECTION_PROMPT = re.compile(r"^Section Prompt:[ \t]*(.*?)\s*(?=^Section Number:|\Z)", re.MULTILINE | re.DOTALL)
-# The last line that Stable Diffusion programs write: "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x512".
-STEPS = re.compile(r"^Steps: \d+, .*\Z", re.MULTILINE)
-STEPS_SEED = re.compile(r"\bSeed: (-?\d{1,20})\b")
-NEGATIVE = re.compile(r"^Negative prompt:[ \t]*", re.MULTILINE)
+# What stands in a document beside the request's fields.
+BESIDE = ("mode", FILES)
+# What other programs' files say.
+SAID = ("prompt", "seed", "negative_prompt", "seconds")
+# A text longer than this is no prompt; one longer than the other cannot be meant for one.
+MOST_PROMPT, MOST_TAKEN = 2**20, 20 * MAX_PROMPT_CHARACTERS
+# What Pillow and its readers of EXIF raise for damaged files.
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error, Image.DecompressionBombError)
+# EXIF texts in which ComfyUI's WebP files hold what a PNG has in chunks: "prompt:{...}", "workflow:{...}".
+EXIF_CHUNKS = (ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.ImageDescription)
 
 
 @dataclass(frozen=True)
 class PictureText:
     """What a picture says of itself; None where it says nothing. A seed of 0 is a seed.
 
-    document: the whole request, in files of this program.
+    document: the whole request, in files of this program. too_large: names of texts that were left out for their size.
     """
 
     prompt: str | None = None
@@ -42,70 +49,84 @@ class PictureText:
     section_prompt: str | None = None
     section_number: int | None = None
     negative_prompt: str | None = None
+    seconds: float | None = None
     document: Mapping[str, Any] = field(default_factory=dict)
+    too_large: tuple[str, ...] = ()
+
+    def left_out(self, file: str) -> list[Problem]:
+        """Return what was not read, for the user."""
+        if not self.too_large:
+            return []
+        values = {"file": file, "names": ", ".join(self.too_large)[:200]}
+        return [Problem("request", "text_too_large", values)]
 
 
 def read_picture_text(path: str | Path) -> PictureText:
-    """The texts of a picture. Raises UserError if it cannot be read, or says neither prompt nor seed."""
+    """Return the texts of a picture. Raises UserError if it cannot be read, or says neither prompt nor seed."""
     path = Path(path)
     values = {"file": str(path)}
     try:
-        with opened(path) as picture:
-            # Text may stand behind the pixels.
-            picture.load()
-            chunks = {name: text for name, text in picture.info.items() if isinstance(text, str)}
-            comment = _comment(picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment))
-            chunks = {"parameters": comment, **chunks} if comment else chunks
+        chunks, too_large = _png_chunks(path) if is_png(path) else (_exif_chunks(path), ())
     except UnidentifiedImageError:
         raise UserError([Problem("request", "request_not_in_file", values)]) from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         raise UserError([Problem("request", "picture_damaged", {**values, "reason": str(error)[:200]})]) from None
-    found = picture_text(chunks)
-    if found == PictureText():
-        raise UserError([Problem("request", "picture_without_text", values)])
-    return found
+    text = replace(picture_text(chunks), too_large=tuple(too_large))
+    return _something(text, path, Problem("request", "picture_without_text", values))
 
 
-def read_text(path: str | Path) -> PictureText:
-    """The same of a picture, or of a film or a JSON file of this program."""
-    if Path(path).suffix.lower() not in (".mp4", ".json"):
-        return read_picture_text(path)
+def read_text(path: str | Path, folders: Iterable[Path] = ()) -> PictureText:
+    """Return the same of a picture, a film or a JSON file. folders: where the files are looked for that a request names."""
+    path = Path(path)
+    readers = {".json": _json_text, **dict.fromkeys(SUFFIXES, _film_text)}
+    text = readers.get(path.suffix.lower(), read_picture_text)(path)
+    return replace(text, document=with_paths(text.document, folders)) if text.document else text
+
+
+def _something(text: PictureText, path: Path, nothing: Problem) -> PictureText:
+    """Return a text that says something; otherwise raise what was left out as too large, or that there is nothing."""
+    if replace(text, too_large=()) != PictureText():
+        return text
+    raise UserError(text.left_out(str(path)) or [nothing])
+
+
+def _json_text(path: Path) -> PictureText:
     document = read_document(path)
-    if not isinstance(document, Mapping):
-        raise UserError([Problem("request", "request_not_in_file", {"file": str(path)})])
-    said = {name: document.get(name) for name in ("prompt", "seed", "negative_prompt")}
-    fields, _ = usable("reverse", {name: value for name, value in said.items() if value is not None})
-    return PictureText(**fields, document=document)
+    said = said_by_document(document)
+    ours = document if is_ours(document) else {}
+    if ours:
+        said = {name: value for name in ("prompt", "seed", "negative_prompt") if (value := said.get(name)) is not None}
+    nothing = Problem("request", "request_not_in_file", {"file": str(path)})
+    return _something(PictureText(**said, document=ours), path, nothing)
 
 
-def picture_text(chunks: Mapping[str, str]) -> PictureText:
-    """From a PNG's text chunks; what `parameters` says goes before the single ones."""
+def _film_text(path: Path) -> PictureText:
+    values = {"file": str(path)}
+    if not is_file(path):
+        raise UserError([Problem("request", "request_missing", values)])
+    try:
+        found = film_texts(path)
+        text = picture_text(found.texts, found.rate)
+    except NoFilmError:
+        raise UserError([Problem("request", "request_not_in_file", values)]) from None
+    except (OSError, ValueError, av.FFmpegError) as error:
+        raise UserError([Problem("request", "request_damaged", {**values, "reason": str(error)[:200]})]) from None
+    text = replace(text, too_large=tuple(found.too_large))
+    return _something(text, path, Problem("request", "request_not_in_file", values))
+
+
+def picture_text(chunks: Mapping[str, str], rate: float = 0.0) -> PictureText:
+    """From a file's texts; what the existing program writes as single ones comes last. rate: a film's frames a second."""
+    chunks = {name.lower(): text for name, text in chunks.items()}
     single = {
         "prompt": _text(chunks.get("prompt")),
         "seed": _integer(chunks.get("seed")),
         "section_prompt": _text(chunks.get("section_prompt")),
         "section_number": _integer(chunks.get("section_number")),
     }
-    read = {name: value for name, value in parse_parameters(chunks.get("parameters", "")).items() if value is not None}
-    return PictureText(**{**single, **read}, document=_document(chunks.get(KEY)))
-
-
-def parse_parameters(text: str) -> dict[str, Any]:
-    """`parameters`: the prompt, of any number of lines, then `Seed: N`, `Section Prompt: ...`, `Section Number: N`."""
-    text = text.replace("\r\n", "\n").strip()
-    if steps := STEPS.search(text):
-        return _parse_stable_diffusion(text[: steps.start()], steps[0])
-    seeds = [found for found in SEED.finditer(text) if not (rest := text[found.end() :].strip()) or SECTION.match(rest)]
-    section = SECTION.search(text, seeds[0].end()) if seeds else SECTION.search(text)
-    tail = text[section.start() :] if section else ""
-    end = seeds[0].start() if seeds else section.start() if section else len(text)
-    number, prompt = SECTION_NUMBER.search(tail), SECTION_PROMPT.search(tail)
-    return {
-        "prompt": text[:end].strip() or None,
-        "seed": int(seeds[0][1]) if seeds else None,
-        "section_prompt": prompt[1] or None if prompt else None,
-        "section_number": int(number[1]) if number else None,
-    }
+    document = _document(chunks)
+    others = said_by({name: text for name, text in chunks.items() if name != "comment" or not document}, rate)
+    return PictureText(**{**single, **others}, document=document)
 
 
 def request_fields(text: PictureText, mode: str, wanted: Wanted) -> tuple[dict[str, Any], list[Problem]]:
@@ -116,27 +137,52 @@ def request_fields(text: PictureText, mode: str, wanted: Wanted) -> tuple[dict[s
     document = text.document
     kind = modes.MODES.get(str(document.get("mode")))
     if wanted == "everything" and kind:
-        fields, notes = usable(kind.mode, {str(name): value for name, value in document.items() if name != "mode"})
+        fields, notes = usable(kind.mode, {str(name): value for name, value in document.items() if name not in BESIDE})
         whole = from_the_end({**to_json(kind()), **fields})
         fields, lost = for_mode(kind.mode, mode, {name: value for name, value in whole.items() if name != "mode"})
-        return fields, notes + lost
-    said = {"prompt": text.prompt, "seed": text.seed, "negative_prompt": text.negative_prompt}
+        return _not_too_long(fields, notes + lost)
+    known = modes.MODES[mode].__dataclass_fields__
+    said = {name: getattr(text, name) for name in SAID if name in known}
     # `parameters` loses lines of a prompt that look like its own; the document beside it does not.
     said |= {name: document[name] for name in said if name in document}
     names = said.keys() if wanted == "everything" else {wanted}
-    return usable(mode, {name: value for name, value in said.items() if name in names and value is not None})
+    return _not_too_long(*usable(mode, {name: one for name, one in said.items() if name in names and one is not None}))
 
 
-def _parse_stable_diffusion(before: str, steps: str) -> dict[str, Any]:
-    prompt, negative = before, ""
-    if found := NEGATIVE.search(before):
-        prompt, negative = before[: found.start()], before[found.end() :]
-    seed = STEPS_SEED.search(steps)
-    return {
-        "prompt": prompt.strip() or None,
-        "negative_prompt": negative.strip() or None,
-        "seed": int(seed[1]) if seed else None,
-    }
+def _not_too_long(fields: Mapping[str, Any], notes: list[Problem]) -> tuple[dict[str, Any], list[Problem]]:
+    """Leave out texts that are too long for anybody to make shorter on a page."""
+    kept = dict(fields)
+    for name, value in fields.items():
+        texts = value.values() if isinstance(value, Mapping) else (value,)
+        longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
+        if longest > MOST_TAKEN:
+            notes = [*notes, Problem(name, "text_too_long", {"characters": longest, "limit": MAX_PROMPT_CHARACTERS})]
+            del kept[name]
+    return kept, notes
+
+
+def _png_chunks(path: Path) -> tuple[dict[str, str], list[str]]:
+    found = png_texts(path)
+    exif = Image.Exif()
+    if found.exif:
+        exif.load(found.exif)
+    return {**_exif_texts(exif), **found.texts}, found.too_large
+
+
+def _exif_chunks(path: Path) -> dict[str, str]:
+    with opened(path) as picture:
+        return _exif_texts(picture.getexif())
+
+
+def _exif_texts(exif: Image.Exif) -> dict[str, str]:
+    """Return what JPEG and WebP files have in place of text chunks."""
+    texts = {}
+    for tag in EXIF_CHUNKS:
+        name, colon, text = str(exif.get(tag, "")).partition(":")
+        if colon and name in ("prompt", "workflow"):
+            texts[name] = text.rstrip("\0")
+    comment = _comment(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment))
+    return {**texts, "parameters": comment} if comment else texts
 
 
 def _comment(data: Any) -> str:
@@ -144,7 +190,7 @@ def _comment(data: Any) -> str:
 
     Its first eight bytes say how it is written (EXIF 2.3, 4.6.5 "UserComment").
     """
-    if not isinstance(data, bytes):
+    if not isinstance(data, bytes) or len(data) > MOST_TEXT:
         return ""
     kind, text = data[:8].rstrip(b"\0"), data[8:]
     # Either order of bytes is in use; in both, the high byte of "Seed" or a line's end is 0.
@@ -157,10 +203,14 @@ def _text(chunk: str | None) -> str | None:
     """A chunk's text. Some programs write it as JSON; a whole graph of nodes under the name "prompt" is no prompt."""
     if not chunk or not chunk.strip():
         return None
+    # A graph is often as long as this, and a prompt never.
+    if len(chunk) > MOST_PROMPT:
+        return None
     try:
-        value = json.loads(chunk)
-    except (ValueError, RecursionError):
-        return chunk
+        value = parse_json(chunk)
+    except ValueError:
+        # A graph with NaN in it is no prompt either.
+        return None if chunk.lstrip().startswith('{"') else chunk
     if isinstance(value, (dict, list)):
         return None
     return value if isinstance(value, str) else chunk
@@ -168,13 +218,13 @@ def _text(chunk: str | None) -> str | None:
 
 def _integer(chunk: str | None) -> int | None:
     # No seed has more digits, and Python refuses thousands of them.
-    found = re.fullmatch(r'\s*"?(-?\d{1,20})"?\s*', chunk or "")
+    found = re.fullmatch(r'"?(-?\d{1,20})"?', (chunk or "").strip())
     return int(found[1]) if found else None
 
 
-def _document(chunk: str | None) -> Mapping[str, Any]:
+def _document(texts: Mapping[str, str]) -> Mapping[str, Any]:
     try:
-        document = json.loads(chunk or "null")
-    except (ValueError, RecursionError):
+        document = document_among(texts)
+    except ValueError:
         return {}
     return document if isinstance(document, Mapping) else {}

@@ -174,10 +174,13 @@ def film_bytes_per_pixel(crf: int) -> float:
 
 
 def download_bytes(files: ModelFiles, missing: Sequence[Place]) -> int:
-    """What is still to be downloaded, about; what an interrupted download left counts."""
-    folders = {files.cache / f"models--{place.repository.replace('/', '--')}" / "blobs" for place in missing}
-    there = sum(file.stat().st_size for folder in folders if folder.is_dir() for file in folder.iterdir())
-    return max(0, int(sum(place.gigabytes for place in missing) * 1e9) - there)
+    """Return about how many bytes are still to be downloaded for these components.
+
+    What is there of them already is left out: their own files, and what interrupted downloads of their repositories left.
+    Repositories hold other models too, whose files help nobody here.
+    """
+    needed = sum(max(0, int(place.gigabytes * 1e9) - files.present_bytes(place)) for place in missing)
+    return max(0, needed - sum(files.interrupted_bytes(repository) for repository in {place.repository for place in missing}))
 
 
 def download_problems(files: ModelFiles, missing: Sequence[Place]) -> tuple[Problem, ...]:

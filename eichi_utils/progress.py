@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TextIO
 
+from eichi_utils.console import is_terminal, write
 from eichi_utils.problems import Translate
 from eichi_utils.view import View
 
@@ -12,11 +13,11 @@ BAR = 24
 
 
 class Progress:
-    """Elsewhere than on a terminal a line is written when stage or section change, and at every tenth of the steps."""
+    """Elsewhere than on a terminal a line is written when stage or section change, and at every tenth of steps or decoding."""
 
-    def __init__(self, stream: TextIO, t: Translate):
+    def __init__(self, stream: TextIO | None, t: Translate):
         self._stream, self._t = stream, t
-        self._redraw = stream.isatty()
+        self._redraw = is_terminal(stream)
         self._drawn = False
         self._said: tuple | None = None
         self._notices = 0
@@ -30,24 +31,22 @@ class Progress:
         line = self._line(view)
         if self._redraw:
             width = shutil.get_terminal_size().columns - 1
-            self._stream.write(f"\r{line[:width]:<{width}}")
+            write(self._stream, f"\r{line[:width]:<{width}}")
             self._drawn = True
         else:
-            tenth = 10 * view.step // view.steps if view.steps and view.stage == "sample" else 0
+            tenth = 10 * view.step // view.steps if view.steps and view.stage == "sample" else int(10 * view.share)
             if (view.stage, view.section, tenth) != self._said:
                 self._said = view.stage, view.section, tenth
-                self._stream.write(line + "\n")
-        self._stream.flush()
+                write(self._stream, line + "\n")
 
     def say(self, text: str) -> None:
         """A line of its own."""
         self.close()
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        write(self._stream, text + "\n")
 
     def close(self) -> None:
         if self._drawn:
-            self._stream.write("\n")
+            write(self._stream, "\n")
             self._drawn = False
 
     def _line(self, view: View) -> str:

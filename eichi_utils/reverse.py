@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from eichi_utils.loras import scaled
 from eichi_utils.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, section_count
-from eichi_utils.request import FilmRequest, setting
+from eichi_utils.request import FilmRequest, once, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ class ReverseRequest(FilmRequest):
         """The picture the film is drawn to, or ""."""
         return self.image if self.loop else self.end_image
 
+    @once
     def plan(self) -> Plan:
         count = section_count(self.seconds, self.window)
         latents = latents_per_section(self.window)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from diffusers_helper.interrupt import Interrupted
 from diffusers_helper.latents import SPATIAL, encode_picture
 from diffusers_helper.text import encode_prompt
 from diffusers_helper.vision import encode_image
 from eichi_utils.append import whole_frames, written_frames
-from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of
+from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of, profile_problems
 from eichi_utils.encoded import Encoded
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
 from eichi_utils.extras import extra_bytes
@@ -44,13 +46,23 @@ if TYPE_CHECKING:
     from eichi_utils.paths import Outputs
 
 
-def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Iterator[Event]:
+def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Generator[Event, None, None]:
     """Do the whole job. Ends with Finished or Stopped; whatever goes wrong is raised, a user's mistake as UserError.
 
     The request's seed must be drawn (not -1). Files so far are complete at every event, and carry the precision that was
     chosen for "auto".
     """
-    began = time.time()
+
+    def tick() -> None:
+        if stop.level >= StopLevel.NOW:
+            raise Interrupted
+
+    with pool.broken_off_by(tick):
+        yield from _run(request, plan, pool, outputs, stop)
+
+
+def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Iterator[Event]:
+    began = time.monotonic()
     yield Stage(at=began, name="check")
     problems = request.check() + pool.files.problems(request)
     if problems:
@@ -62,6 +74,7 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         raise UserError(problems)
     notices = [*lora_notices(request.loras, pool.files, plan.checkpoint)]
     pictures = fit_pictures(plan, request.size)
+    notices += [Notice(at=time.time(), key="picture_profile", values=said.values) for said in profile_problems(plan)]
     total = result_frames(plan)
     for_files = output_bytes(written_frames(plan), pictures.height, pictures.width, getattr(request, "crf", 0))
     for_files += extra_bytes(request, plan, pictures.height, pictures.width)
@@ -73,15 +86,17 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     frames = 0
 
     def stopped() -> Stopped:
-        return Stopped(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began, level=stop.level)
+        return Stopped(
+            at=time.monotonic(), files=existing(files), frames=frames, took=time.monotonic() - began, level=stop.level
+        )
 
     yield from notices
     if request.merge_loras and len({section.lora_strengths for section in plan.sections}) > 1:
-        yield Notice(at=time.time(), key="lora_merged_again")
+        yield Notice(at=time.monotonic(), key="lora_merged_again")
     for name in request.idle():
-        yield Notice(at=time.time(), key="no_effect", values={"name": name})
+        yield Notice(at=time.monotonic(), key="no_effect", values={"name": name})
     if pool.files.shares_transformer(plan.checkpoint):
-        yield Notice(at=time.time(), key="transformer_shared", values={"folder": str(pool.files.models)})
+        yield Notice(at=time.monotonic(), key="transformer_shared", values={"folder": str(pool.files.models)})
     latent = pictures.height // SPATIAL, pictures.width // SPATIAL
     most, cells = most_tokens(plan, *latent), film_cells(plan, *latent, request.vae_tile)
     asked = plan.checkpoint, request.precision, most, request.loras, request.merge_loras, cells
@@ -89,7 +104,7 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     way = pool.preflight(*asked)
     yield _needs(way, pool, figures(way, pool.machine(), *disk))
     for place in missing:
-        yield Notice(at=time.time(), key="downloading", values={"repository": place.repository, "folder": place.folder})
+        yield Notice(at=time.monotonic(), key="downloading", values={"repository": place.repository, "folder": place.folder})
         if not pool.files.download(place, lambda: stop.level < StopLevel.NOW):
             yield stopped()
             return
@@ -99,41 +114,46 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     request = replace(request, precision=way.precision)
 
     conditions = None
-    for event in prepare(request, plan, pictures, pool):
-        if stop.level >= StopLevel.NOW:
-            yield stopped()
-            return
-        if isinstance(event, Conditions):
-            conditions = event
-        else:
-            yield event
+    # Generators are closed where they are left: what they have on loan stays with nobody.
+    with suppress(Interrupted), closing(prepare(request, plan, pictures, pool)) as events:
+        for event in events:
+            if stop.level >= StopLevel.NOW:
+                break
+            if isinstance(event, Conditions):
+                conditions = event
+            else:
+                yield event
+    if conditions is None:
+        yield stopped()
+        return
     start = outputs.path(".png" if plan.output == "film" else "_input.png")
     write_png(start, pictures.start, png_info(request))
     files.append(str(start))
-    yield Saved(at=time.time(), path=str(start), kind="start")
+    yield Saved(at=time.monotonic(), path=str(start), kind="start")
 
     film, joined, broken = Film(request, plan, outputs), JoinedFilm(request, outputs), True
     with film.writer, joined.stream:
         try:
-            for event in sample_film(request, plan, conditions, pool, stop):
-                if isinstance(event, Decoded):
-                    yield Stage(at=time.time(), name="save", section=event.section)
-                    for saved in film.save(event):
-                        files[:-1] = film.files
-                        frames = saved.frames or frames
-                        yield saved
-                elif isinstance(event, Stretch):
-                    joined.add(event)
-                elif isinstance(event, Joined):
-                    yield Stage(at=time.time(), name="save", section=len(plan.sections))
-                    for saved in joined.save(event):
-                        files[:-1] = [*joined.files, *film.files]
-                        frames = saved.frames or frames
-                        yield saved
-                else:
-                    yield event
-                if stop.level >= StopLevel.NOW or (isinstance(event, Decoded) and stop.level >= StopLevel.SECTION):
-                    break
+            with suppress(Interrupted), closing(sample_film(request, plan, conditions, pool, stop)) as events:
+                for event in events:
+                    if isinstance(event, Decoded):
+                        yield Stage(at=time.monotonic(), name="save", section=event.section)
+                        for saved in film.save(event):
+                            files[:-1] = film.files
+                            frames = saved.frames or frames
+                            yield saved
+                    elif isinstance(event, Stretch):
+                        joined.add(event)
+                    elif isinstance(event, Joined):
+                        yield Stage(at=time.monotonic(), name="save", section=len(plan.sections))
+                        for saved in joined.save(event):
+                            files[:-1] = [*joined.files, *film.files]
+                            frames = saved.frames or frames
+                            yield saved
+                    else:
+                        yield event
+                    if stop.level >= StopLevel.NOW or (isinstance(event, Decoded) and stop.level >= StopLevel.SECTION):
+                        break
             broken = False
         except GeneratorExit:
             # Nobody waits for anything any more.
@@ -142,7 +162,7 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
         finally:
             # Hours of work may lie before an error; what is finished is kept as when the run is stopped.
             if broken:
-                with suppress(OSError):
+                with suppress(OSError, UserError):
                     yield from film.rest()
         for saved in film.rest():
             files[:-1] = [*joined.files, *film.files]
@@ -150,7 +170,7 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     if frames < total:
         yield stopped()
     else:
-        yield Finished(at=time.time(), files=tuple(files), frames=frames, took=time.time() - began)
+        yield Finished(at=time.monotonic(), files=existing(files), frames=frames, took=time.monotonic() - began)
 
 
 def result_frames(plan: Plan) -> int:
@@ -158,9 +178,14 @@ def result_frames(plan: Plan) -> int:
     return whole_frames(plan) if plan.output == "film" else 1
 
 
+def existing(files: list[str]) -> tuple[str, ...]:
+    """Without those that somebody deleted or moved while the film was made."""
+    return tuple(file for file in files if os.path.lexists(file))
+
+
 def _started(request: Request, plan: Plan, pictures: Pictures, frames: int) -> Started:
     return Started(
-        at=time.time(),
+        at=time.monotonic(),
         sections=plan.parts,
         steps=request.steps,
         frames=frames,
@@ -172,7 +197,7 @@ def _started(request: Request, plan: Plan, pictures: Pictures, frames: int) -> S
 
 def _needs(way: Way, pool: ModelPool, values: Mapping[str, Any]) -> Notice:
     """What is needed and what there is, before anything is loaded."""
-    at = time.time()
+    at = time.monotonic()
     if pool.card is None:
         return Notice(at=at, key="processor", values=values)
     if not way.chosen:
@@ -185,24 +210,24 @@ def _needs(way: Way, pool: ModelPool, values: Mapping[str, Any]) -> Notice:
 def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -> Iterator[Event | Conditions]:
     """Encode prompts and pictures, as far as nobody did before; the last thing yielded is the Conditions."""
     kept, again = Encoded(pool), pool.room.again
-    yield Stage(at=time.time(), name="text")
+    yield Stage(at=time.monotonic(), name="text")
     texts = list(dict.fromkeys((*plan.prompts, *([request.negative_prompt] if request.cfg_scale != 1.0 else ()))))
     found = {text: kept.prompt(text) for text in texts}
     if missing := [text for text in texts if found[text] is None]:
         with pool.text() as encoders:
             for text in missing:
                 found[text] = kept.keep_prompt(text, again(partial(encode_prompt, encoders, text)))
-                yield Stage(at=time.time(), name="text")
+                yield Stage(at=time.monotonic(), name="text")
     for embedding in found.values():
         if embedding.read < embedding.written:
             values = {"read": embedding.read, "written": embedding.written}
-            yield Notice(at=time.time(), key="prompt_cut", values=values)
-    yield Stage(at=time.time(), name="vision")
+            yield Notice(at=time.monotonic(), key="prompt_cut", values=values)
+    yield Stage(at=time.monotonic(), name="vision")
     image = kept.image(pictures.start)
     if image is None:
         with pool.vision() as encoder:
             image = kept.keep_image(pictures.start, again(partial(encode_image, encoder, pictures.start)))
-    yield Stage(at=time.time(), name="encode")
+    yield Stage(at=time.monotonic(), name="encode")
     latents = {name: kept.latents(picture) for name, picture in pictures.by_name.items()}
     if missing := [name for name, encoded in latents.items() if encoded is None]:
         with pool.vae(pictures.height * pictures.width) as vae:
@@ -214,7 +239,7 @@ def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -
         info, appended = read_latents(plan.append.file)
         append = trim(info, appended, plan.append.skip_start, plan.append.skip_end)
     masks = {name: encode_mask(mask) for name, mask in pictures.masks.items()}
-    yield Stage(at=time.time(), name="load")
+    yield Stage(at=time.monotonic(), name="load")
     prompts = {prompt: found[prompt] for prompt in plan.prompts}
     negative = found[request.negative_prompt] if request.cfg_scale != 1.0 else None
     yield Conditions(prompts=prompts, image=image, latents=latents, masks=masks, negative=negative, append=append)

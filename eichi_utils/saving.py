@@ -36,7 +36,7 @@ class Film:
 
     def __init__(self, request: Request, plan: Plan, outputs: Outputs):
         self.request, self.plan, self.outputs = request, plan, outputs
-        self.writer = FilmWriter(outputs.folder, plan.grows, getattr(request, "crf", 0), mp4_tags(request))
+        self.writer = FilmWriter(outputs.make(), plan.grows, getattr(request, "crf", 0), mp4_tags(request))
         self.files: list[str] = []
         self._pngs = FramePngs(request, plan, outputs)
         self._newest: Path | None = None
@@ -51,7 +51,7 @@ class Film:
             path = self.outputs.path("_oneframe.png")
             write_png(path, Image.fromarray(images(decoded.final)[0].numpy()), png_info(self.request))
             self.files = [str(path)]
-            yield Saved(at=time.time(), path=str(path), kind="picture", section=decoded.section, frames=1)
+            yield Saved(at=time.monotonic(), path=str(path), kind="picture", section=decoded.section, frames=1)
             return
         final = images(decoded.final).numpy()
         self.writer.add(final)
@@ -68,7 +68,7 @@ class Film:
         if getattr(self.request, "save_latents", False):
             path = self.outputs.path(".safetensors")
             write_latents(path, self._last.film, self.request)
-            yield from self._noted([Saved(at=time.time(), path=str(path), kind="latents")])
+            yield from self._noted([Saved(at=time.monotonic(), path=str(path), kind="latents")])
 
     def _film(self, decoded: Decoded) -> Saved:
         latents = self.plan.latents_after(decoded.section + 1)
@@ -83,7 +83,7 @@ class Film:
         self.files.insert(0, str(path))
         kind = "film" if decoded.section == len(self.plan.sections) - 1 else "so_far"
         frames = frames_of(latents)
-        return Saved(at=time.time(), path=str(path), kind=kind, section=decoded.section, frames=frames, replaces=replaces)
+        return Saved(at=time.monotonic(), path=str(path), kind=kind, section=decoded.section, frames=frames, replaces=replaces)
 
     def _noted(self, saved: Iterator[Saved] | list[Saved]) -> Iterator[Saved]:
         for event in saved:
@@ -112,7 +112,7 @@ class FramePngs:
                 ends = number == 0 and plan.grows == "front" and not plan.opening
                 path = self.outputs.path("_0_end.png" if ends else f"_{number}.png")
                 self._write(path, frames[own[-1] - first], number, own[-1])
-                yield Saved(at=time.time(), path=str(path), kind="still", section=number)
+                yield Saved(at=time.monotonic(), path=str(path), kind="still", section=number)
             wanted = request.save_frames == "all" or (request.save_frames == "last" and number == len(plan.sections) - 1)
             if wanted and len(new):
                 folder = self.outputs.path(f"_frames_section{number}")
@@ -121,7 +121,7 @@ class FramePngs:
                     self._write(folder / f"frame_{frame:05d}.png", frames[frame - first], number, frame)
                 if number not in self._announced:
                     self._announced.add(number)
-                    yield Saved(at=time.time(), path=str(folder), kind="frames", section=number)
+                    yield Saved(at=time.monotonic(), path=str(folder), kind="frames", section=number)
 
     def _write(self, path: Path, frame: numpy.ndarray, section: int, number: int) -> None:
         write_png(path, Image.fromarray(frame), png_info(self.request, section, number))

@@ -16,7 +16,8 @@ from eichi_utils import modes
 from eichi_utils.fields import from_the_end, usable
 from eichi_utils.legacy import LANGUAGES, NO_LORA, label_of, length_label, loras_of, seconds_of, value_of
 from eichi_utils.loras import Lora
-from eichi_utils.metadata import KEY
+from eichi_utils.named_files import FILES, lora_name, without_paths
+from eichi_utils.paths import KEY
 from eichi_utils.plan import section_count
 from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.request import FilmRequest, to_json
@@ -57,7 +58,8 @@ def text_of(request: FilmRequest, names: Mapping[str, Any], language: str) -> st
 
     language: of the page of the existing program that shall read it.
     """
-    own = {**to_json(request), **names}
+    # What has no picture of its own in the ZIP is known by name and content.
+    own = without_paths({name: value for name, value in to_json(request).items() if name not in names}) | dict(names)
     document = {**old_document(request, language), KEY: own}
     return yaml.dump(document, Dumper=_Dumper, allow_unicode=True, sort_keys=True, default_flow_style=False)
 
@@ -88,7 +90,7 @@ def old_document(request: FilmRequest, language: str) -> dict[str, Any]:
         old["lora_settings"] = {
             "mode": label_of("lora_mode", "directory", language),
             "scales": ",".join(f"{slots[slot].strength if slot in slots else Lora.strength:g}" for slot in SLOTS),
-            "selections": {slot: slots[slot].file if slot in slots else none for slot in SLOTS},
+            "selections": {slot: lora_name(slots[slot].file) if slot in slots else none for slot in SLOTS},
             "use_lora": True,
         }
     return old
@@ -117,7 +119,7 @@ def own_fields(document: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[P
     kind = modes.MODES.get(mode) if isinstance(mode, str) else None
     if kind is None or not issubclass(kind, FilmRequest):
         return "", {}, [not_understood(KEY, own)]
-    fields, notes = usable(kind.mode, {str(name): value for name, value in own.items() if name != "mode"})
+    fields, notes = usable(kind.mode, {str(name): value for name, value in own.items() if name not in ("mode", FILES)})
     return kind.mode, fields, notes
 
 

@@ -24,6 +24,7 @@ from eichi_utils.fields import for_mode, from_the_end
 from eichi_utils.kept import keep
 from eichi_utils.latent_info import latents_problem
 from eichi_utils.paths import DEFAULT_UPLOADS, written_atomically
+from eichi_utils.picture_files import picture_format
 from eichi_utils.pictures import open_picture, picture_problem
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import FilmRequest, Request, to_json
@@ -268,11 +269,16 @@ def _entry_name(place: str, file: str) -> str:
     suffix = Path(file).suffix.lower()
     number = place.partition("/")[2]
     stem = f"{int(number):03d}" if number else STEMS[place]
-    return f"{FOLDER}/{stem}{suffix if suffix in SUFFIXES else '.png'}"
+    return f"{FOLDER}/{stem}{suffix if _as_it_is(file) else '.png'}"
+
+
+def _as_it_is(file: str) -> bool:
+    """Whether the existing program reads a picture, by its name and by what it is."""
+    return Path(file).suffix.lower() in SUFFIXES and picture_format(file) in ("PNG", "JPEG", "MPO", "WEBP")
 
 
 def _write(archive: zipfile.ZipFile, file: str, name: str) -> None:
-    if Path(file).suffix.lower() in (*SUFFIXES, LATENTS_SUFFIX):
+    if name.endswith(LATENTS_SUFFIX) or _as_it_is(file):
         archive.write(file, name)
     else:
         # Kinds of pictures that the existing program does not find in a ZIP.

@@ -8,7 +8,7 @@ from typing import ClassVar
 from eichi_utils.pictures import picture_problem
 from eichi_utils.plan import CONTEXT, Plan, Ref, Section
 from eichi_utils.problems import Problem
-from eichi_utils.request import Request, setting
+from eichi_utils.request import Request, once, setting
 
 MAX_INDEX = 64
 
@@ -49,6 +49,7 @@ class SingleRequest(Request):
     context_2x: bool = setting(True, "switch")
     context_4x: bool = setting(True, "switch")
 
+    @once
     def plan(self) -> Plan:
         target = self.target_index if self.target_index is not None else (5 if self.controls else self.rope_value)
         context_1x = self.context_1x if self.context_1x is not None else not self.controls

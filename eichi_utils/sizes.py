@@ -20,7 +20,7 @@ LAYER = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.\d+\.")
 TILE, TILE_FRAMES, TILE_TENSORS = 128, 21, 6
 # Convolutions of the VAE's decoder that look back in time, each at two frames; the block of upsamplers' names says its size.
 UPSAMPLER = re.compile(r"decoder\.up_blocks\.(\d+)\.upsamplers\.")
-LOOKS_BACK = re.compile(r"decoder\.(?:up_blocks\.(\d+)\.|mid_block\.|conv_(in|out)\.).*conv.*weight")
+LOOKS_BACK = re.compile(r"decoder\.(?:up_blocks\.(\d+)\.|mid_block\.|conv_(in|out)\.)")
 # Latent frames that its attention looks back at, by keys and values; as diffusers_helper.past says.
 ATTENTION_LATENTS = 33
 # The type that encoders are computed in beside a card, in the words of safetensors.
@@ -168,7 +168,8 @@ def _past(shapes: Shapes) -> int:
     upsamplers = {int(found.group(1)) for name in shapes if (found := UPSAMPLER.match(name))}
     total = 0
     for name, shape in shapes.items():
-        if (found := LOOKS_BACK.match(name)) and len(shape) == 5 and shape[2] > 1:
+        found = LOOKS_BACK.match(name)
+        if found and "weight" in name[found.end() :].partition("conv")[2] and len(shape) == 5 and shape[2] > 1:
             block = int(found.group(1)) if found.group(1) else len(upsamplers) * (found.group(2) == "out")
             total += 2 * shape[1] * 4 ** sum(1 for one in upsamplers if one < block)
         elif name.startswith("decoder.mid_block.") and name.endswith(("to_k.weight", "to_v.weight")):

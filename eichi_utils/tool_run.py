@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+from eichi_utils import console
+
 CHILD_DEFAULTS = MappingProxyType({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1"})
 
 
@@ -54,13 +56,12 @@ class PipProgress:
 
 def say(text: str = "") -> None:
     """Tells the user something without touching stdout."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    console.write(sys.stderr, text + "\n")
 
 
 def run_logged(command: list[str], root: Path, log_path: Path, title: str) -> tuple[int, list[str]]:
     """Runs a tool, keeps all it prints in the log and shows how far pip is; returns its code and output."""
-    live = sys.stderr.isatty()
+    live = console.is_terminal(sys.stderr)
     interval = 1 if live else 20
     progress = PipProgress()
     output: list[str] = []
@@ -105,8 +106,7 @@ def run_logged(command: list[str], root: Path, log_path: Path, title: str) -> tu
                     text = "      " + progress.text(now - started)
                     if live:
                         width = shutil.get_terminal_size().columns - 1
-                        sys.stderr.write("\r" + text[:width].ljust(width))
-                        sys.stderr.flush()
+                        console.write(sys.stderr, "\r" + text[:width].ljust(width))
                     else:
                         say(text)
         code = process.wait()

@@ -13,6 +13,7 @@ from eichi_utils.events import (
     Finished,
     Notice,
     Saved,
+    Share,
     Stage,
     Started,
     Step,
@@ -23,25 +24,29 @@ from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem
 
 # Shares of the whole job: everything before the first step, then per section sampling and the rest (decode, save).
-# Only the look of the bar depends on them; the time left is measured.
+# Of the rest, decoding is nearly all. Only the look of the bar depends on them; the time left is measured.
 PREPARATION = 0.04
 SAMPLING = 0.85
+DECODING = 0.95
 
 
 @dataclass(frozen=True)
 class View:
     """state: "waiting", "running", "finished", "stopped" or "failed". fraction: 0 to 1 of the whole job, never falling.
 
-    section, step: finished ones of the current section count; times are seconds since the epoch. all_steps, computed_steps: of
-    the whole job so far, and those of them that the step cache did not leave out.
+    section, step: finished ones of the current section count; made: those that are in the result on the disk; times are as
+    events' `at`. all_steps, computed_steps: of the whole job so far, and those of them that the step cache did not leave out.
+    share: of the stage in hand that is done, where it says so.
     """
 
     state: Literal["waiting", "running", "finished", "stopped", "failed"] = "waiting"
     stage: str = ""
     sections: int = 0
     section: int = 0
+    made: int = 0
     steps: int = 0
     step: int = 0
+    share: float = 0.0
     all_steps: int = 0
     computed_steps: int = 0
     fraction: float = 0.0
@@ -116,6 +121,8 @@ class View:
                     computed_steps=self.computed_steps + event.computed,
                     preview=event.preview or self.preview,
                 )
+            case Share():
+                view = replace(view, share=event.done)
             case Saved():
                 view = view._with_file(event)
             case Notice():
@@ -127,17 +134,20 @@ class View:
     def _at_stage(self, event: Stage) -> View:
         section = self.section if event.section is None else event.section
         if event.name != "sample":
-            return replace(self, stage=event.name, section=section)
+            return replace(self, stage=event.name, section=section, share=0.0)
         since = event.at if self.sampling_since is None else self.sampling_since
-        return replace(self, stage="sample", section=section, step=0, sampling_since=since, section_since=event.at)
+        return replace(self, stage="sample", section=section, step=0, share=0.0, sampling_since=since, section_since=event.at)
 
     def _with_file(self, event: Saved) -> View:
         film = event.path if event.kind in ("so_far", "film", "joined") else self.film
         picture = event.path if event.kind == "picture" else self.picture
         others = tuple(path for path in self.files if path not in (event.replaces, event.path))
+        made = self.made
+        if event.kind in ("so_far", "film", "joined", "picture") and event.section is not None:
+            made = max(made, event.section + 1)
         # The result first.
         files = (event.path, *others) if event.kind in ("so_far", "film", "joined", "picture") else (*others, event.path)
-        return replace(self, film=film, picture=picture, frames=event.frames or self.frames, files=files)
+        return replace(self, film=film, picture=picture, made=made, frames=event.frames or self.frames, files=files)
 
     def _ended(self, event: Ended) -> View:
         states = {Finished: "finished", Stopped: "stopped", Failed: "failed"}
@@ -151,5 +161,9 @@ class View:
         if not self.sections or self.sampling_since is None:
             before = STAGES[: STAGES.index("sample")]
             return PREPARATION * before.index(self.stage) / len(before) if self.stage in before else 0.0
-        within = SAMPLING * self.step / self.steps if self.stage == "sample" else SAMPLING
+        if self.stage == "sample":
+            within = SAMPLING * self.step / self.steps
+        else:
+            decoded = self.share if self.stage == "decode" else 1.0
+            within = SAMPLING + (1.0 - SAMPLING) * DECODING * decoded
         return PREPARATION + (1.0 - PREPARATION) * (self.section + within) / self.sections

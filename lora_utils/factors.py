@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lora_utils.formats import Entry, Layout, Part
-from lora_utils.peft import config_of, means
+from lora_utils.formats import STABILISED_FLAG, Layout, Part
+from lora_utils.peft import config_of
+from lora_utils.scales import scale_of
 
 
 @dataclass(frozen=True)
@@ -67,32 +66,34 @@ class Hadamard:
 Update = LowRank | Kronecker | Hadamard
 
 
-def updates(layout: Layout, tensor: Callable[[str], Tensor], metadata: Mapping[str, str] | None = None) -> list[Update]:
-    """Every update of a file. tensor: a key's tensor, asked for once. metadata: the file's, which may hold PEFT's alpha."""
-    peft = config_of(metadata or {})
-    made: list[Update] = []
+def updates(layout: Layout, tensor: Callable[[str], Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[Update]:
+    """Every update of a file, made when it is asked for. tensor: a key's tensor, asked for once. metadata: the file's, which
+    may hold PEFT's alpha. Raises LoraError, as `scales.check_alphas` does, for an alpha that is not understood."""
+    said = config_of(metadata or {})
+    stabilised = STABILISED_FLAG in layout.flags and bool(tensor(STABILISED_FLAG).item())
     for entry in layout.entries:
         factors = {role: tensor(key) for role, key in entry.keys.items()}
         alpha = factors.pop("alpha", None)
-        scale = _scale(entry, None if alpha is None else alpha.item(), peft)
+        scale = scale_of(entry, None if alpha is None else float(alpha.item()), said, stabilised)
         if entry.kind == "LoKr":
             left, right = (_whole(factors, name) for name in ("lokr_w1", "lokr_w2"))
             if entry.swapped:
                 # One layer only, the head's; its product is small enough to be made.
                 whole = torch.kron(left.float(), right.float())
                 left, right = torch.ones(1, 1), whole.roll(len(whole) // 2, dims=0)
-            made += [Kronecker(part.layer, left, right, scale, part.rows) for part in entry.parts]
+            yield from [Kronecker(part.layer, left, right, scale, part.rows) for part in entry.parts]
             continue
         if entry.kind == "LoHa":
             up_1, down_1, up_2, down_2 = (factors[f"hada_w{name}"].flatten(1) for name in ("1_a", "1_b", "2_a", "2_b"))
             up_1, up_2 = (up.roll(len(up) // 2, dims=0) if entry.swapped else up for up in (up_1, up_2))
-            made += [Hadamard(part.layer, _rows(up_1, part), down_1, _rows(up_2, part), down_2, scale) for part in entry.parts]
+            yield from [
+                Hadamard(part.layer, _rows(up_1, part), down_1, _rows(up_2, part), down_2, scale) for part in entry.parts
+            ]
             continue
         up, down = factors["up"].flatten(1), factors["down"].flatten(1)
         if entry.swapped:
             up = up.roll(len(up) // 2, dims=0)
-        made += [LowRank(part.layer, _rows(up, part), down, scale) for part in entry.parts]
-    return made
+        yield from [LowRank(part.layer, _rows(up, part), down, scale) for part in entry.parts]
 
 
 def merged(weight: Tensor, additions: list[tuple[Update, float]]) -> Tensor:
@@ -110,17 +111,6 @@ def merged(weight: Tensor, additions: list[tuple[Update, float]]) -> Tensor:
 def _rows(up: Tensor, part: Part) -> Tensor:
     first, end = part.rows
     return up[first:end]
-
-
-def _scale(entry: Entry, alpha: float | None, peft: Mapping[str, Any]) -> float:
-    """alpha / rank; without an alpha 1. Two whole matrices have no rank, and LyCORIS ignores their alpha."""
-    if not entry.rank:
-        return 1.0
-    if alpha is None and peft:
-        own = (value for pattern, value in peft["alpha_pattern"].items() if means(pattern, entry.name))
-        root = math.sqrt(entry.rank) if peft["use_rslora"] else entry.rank
-        return float(next(own, peft["lora_alpha"])) / root
-    return alpha / entry.rank if alpha is not None else 1.0
 
 
 def _whole(factors: Mapping[str, Tensor], name: str) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -17,13 +17,19 @@ from pathlib import Path
 from typing import Any
 
 BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-    "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8,
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 # Files that torch.save writes; opening one runs what its author wanted.
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-# A header of 10,000 tensors takes about a megabyte.
+# The format allows no longer one; what says so is another kind of file.
 LONGEST_HEADER = 100 * 2**20
+# A header of 10,000 tensors takes about a megabyte, trainers' lists of tags and a thumbnail some more. What is parsed takes
+# ten times its length, and of brackets alone thirty times, so no file may have a header of any length.
+SMALL_HEADER, LARGE_HEADER, HEADER_PART = 4 * 2**20, 16 * 2**20, 8
+MOST_BRACKETS = 2**17
+# No layer's name is a quarter as long; no file is larger than its system can say; torch's tensors have few sides.
+LONGEST_NAME, LARGEST_SIZE, MOST_SIDES = 500, 2**63 - 1, 8
 # Bytes that tell a safetensors file from another.
 BEGINNING = 40
 
@@ -43,10 +49,10 @@ class Header:
     places: (first byte, end) of each tensor in the file that was read.
     """
 
-    dtypes: Mapping[str, str]
-    shapes: Mapping[str, tuple[int, ...]]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    places: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False)
+    dtypes: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False)
 
 
 def read_header(path: Path) -> Header:
@@ -71,27 +77,59 @@ def read_header(path: Path) -> Header:
                 raise LoraError("not_safetensors", file=name, begins=_shown(start))
             if len(start) < 8 or length > size - 8:
                 raise LoraError("header_cut", file=name, actual=size)
+            if length > min(LARGE_HEADER, SMALL_HEADER + size // HEADER_PART):
+                raise LoraError("header_long", file=name, actual=length)
             stream.seek(8)
-            entries = json.loads(stream.read(length))
-        metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
-        dtypes = {key: entry["dtype"] for key, entry in entries.items()}
-        shapes = {key: tuple(int(side) for side in entry["shape"]) for key, entry in entries.items()}
-        places = {key: tuple(map(int, entry["data_offsets"])) for key, entry in entries.items()}
-        expected = 8 + length + max((end for _, end in places.values()), default=0)
-        whole = all(end - begin == prod(shapes[key]) * BITS[dtypes[key]] // 8 for key, (begin, end) in places.items())
-        # One after the other, without gaps, as the format asks.
-        whole = whole and all(begin == end for (_, end), (begin, _) in pairwise([(0, 0), *sorted(places.values())]))
+            header = _parsed(stream.read(length), 8 + length)
     except OSError as error:
         raise LoraError("unreadable", file=name, reason=error.strerror or str(error)) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise LoraError("header", file=name) from None
-    if not whole:
-        raise LoraError("header", file=name)
+    expected = max((end for _, end in header.places.values()), default=8 + length)
     if size != expected:
         raise LoraError("damaged", file=name, expected=expected, actual=size)
-    return Header(
-        dtypes, shapes, metadata, {key: (8 + length + begin, 8 + length + end) for key, (begin, end) in places.items()}
-    )
+    return header
+
+
+def _parsed(data: bytes, start: int) -> Header:
+    """A header's text, as strictly as the format's own reader. start: where data begins. Raises ValueError and its like."""
+    if data.count(b"{") > MOST_BRACKETS or data.count(b"[") > MOST_BRACKETS:
+        raise ValueError("more brackets than any network has tensors")
+    document = json.loads(data.decode("utf-8"), parse_float=_no_size, parse_constant=_no_size, object_pairs_hook=_once)
+    metadata = document.pop("__metadata__", None)
+    header = Header({}, {}, {} if metadata is None else metadata, {})
+    for text in (*header.metadata, *header.metadata.values()):
+        # Of half a surrogate pair nothing could be written or shown.
+        text.encode()
+    for name, entry in document.items():
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise ValueError("a name that cannot be shown")
+        if not isinstance(shape, list) or len(shape) > MOST_SIDES or not all(map(_is_size, (*shape, begin, end))):
+            raise ValueError(f"{name}: sides or places that are none")
+        if (end - begin) * 8 != prod(shape) * BITS[dtype]:
+            raise ValueError(f"{name}: {end - begin} bytes")
+        header.dtypes[name], header.shapes[name], header.places[name] = dtype, tuple(shape), (start + begin, start + end)
+    # One after the other, without gaps, as the format asks.
+    if any(begin != end for (_, end), (begin, _) in pairwise([(start, start), *sorted(header.places.values())])):
+        raise ValueError("gaps")
+    return header
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_SIZE
+
+
+def _no_size(number: str) -> None:
+    raise ValueError(f"{number[:20]} is no size")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of two tensors of one name nobody knows which is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
 
 
 def _converted(path: Path) -> str:

@@ -27,8 +27,15 @@ ENDS = (
     (re.compile(r"\.alpha$"), "alpha"),
     (re.compile(r"\.(?=(?:hada|lokr)_w[12](?:_[ab])?$)"), ""),
     (re.compile(r"\.(?:lora_mid\.weight|hada_t[12]|lokr_t[12])$"), "tucker"),
-    (re.compile(r"\.(?:dora_scale|lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?)$"), "dora"),
 )
+# Magnitudes of a DoRA's rows (https://arxiv.org/abs/2402.09353), by which a sum with the weights is divided and multiplied
+# again, which is no adding: `dora_scale` of LyCORIS and kohya's trainers, `lora_magnitude_vector` of PEFT, `dora_layer.weight`
+# of a branch of musubi-tuner, and whatever else is called so.
+DORA = re.compile(r"(?:^|[._])(?:dora|magnitude)(?:[._]|$)", re.IGNORECASE)
+# Tensors of one number for the whole file, of that branch: what its alphas are divided by, and whether it is a DoRA.
+STABILISED_FLAG, DORA_FLAG = "use_rslora_flag", "use_dora_flag"
+# What factors may be stored as.
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 KINDS = {"up": "LoRA", "down": "LoRA", "hada": "LoHa", "lokr": "LoKr"}
 COMPLETE = (
     ("LoRA", {"up", "down"}),
@@ -98,8 +105,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Layout:
+    """flags: keys of what is said of the whole file (STABILISED_FLAG, DORA_FLAG)."""
+
     entries: tuple[Entry, ...]
     report: Report
+    flags: frozenset[str] = frozenset()
 
 
 def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
@@ -112,22 +122,26 @@ def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
     # By layer and adapter: a file may have several for one layer.
     grouped: dict[tuple[str, str], dict[str, str]] = {}
     alphas: dict[str, str] = {}
+    flags: set[str] = set()
     unknown, text_encoder = [], []
     for key in header.shapes:
         if is_text_encoder(key):
             text_encoder.append(key)
             continue
-        name, role, adapter = _split(key)
-        if role == "dora":
+        if key in (STABILISED_FLAG, DORA_FLAG):
+            flags.add(key)
+            _check_one(header, key, file)
+            continue
+        if DORA.search(key):
             raise LoraError("dora", file=file, example=key)
+        name, role, adapter = _split(key)
         if role == "tucker":
             raise LoraError("tucker", file=file, example=key)
         if role is None:
             unknown.append(key)
         elif role == "alpha":
             alphas[name] = key
-            if prod(header.shapes[key]) != 1:
-                raise LoraError("alpha", file=file, layer=key, actual=_times(header.shapes[key]))
+            _check_one(header, key, file)
         else:
             grouped.setdefault((name, adapter), {})[role] = key
     known = {name for name, _ in grouped}
@@ -142,6 +156,8 @@ def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
         rows = [layers[layer][0] for layer in target.layers]
         wanted = sum(rows), prod(layers[target.layers[0]][1:])
         sides = {role: header.shapes[key] for role, key in keys.items()}
+        for key in (key for role, key in keys.items() if role != "alpha" and header.dtypes[key] not in FLOATS):
+            raise LoraError("dtype", file=file, name=key, dtype=header.dtypes[key])
         if any(0 in side for side in sides.values()):
             raise LoraError("rank_zero", file=file, layer=name)
         shape, rank = _shape(kind, sides)
@@ -165,7 +181,12 @@ def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
         unknown=tuple(unknown),
         text_encoder=tuple(text_encoder),
     )
-    return Layout(tuple(entries), report)
+    return Layout(tuple(entries), report, frozenset(flags))
+
+
+def _check_one(header: Header, key: str, file: str) -> None:
+    if prod(header.shapes[key]) != 1:
+        raise LoraError("alpha", file=file, layer=key, actual=_times(header.shapes[key]))
 
 
 def _useless(file: str, groups: list[dict[str, str]], unknown: list[str], text_encoder: list[str]) -> LoraError:

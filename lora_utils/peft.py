@@ -9,17 +9,54 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from lora_utils.files import Header, LoraError
 
-# Names have some fifty characters: what so many of these can do to one is over at once, unless groups are repeated.
-LONGEST_PATTERN, MOST_QUANTIFIERS = 200, 3
-QUANTIFIER, AFTER_GROUP = re.compile(r"[*+?{]"), re.compile(r"\)[*+{]")
+# What one expression can do to one name is over at once: both are short, and of three quantifiers two repeat without an end.
+LONGEST_PATTERN, LONGEST_NAME, MOST_QUANTIFIERS, MOST_ENDLESS = 200, 120, 3, 2
+# Layers are named by expressions to be named by few of them.
+MOST_EXPRESSIONS = 16
+QUANTIFIER, ENDLESS = re.compile(r"[*+?{]"), re.compile(r"[*+]|\{\d*,\}")
+# Groups that are repeated, repetitions of three digits and more, references to groups, and what only (?...) can say.
+UNREAD = re.compile(r"\)[*+{]|\{(?!\d{1,2}(?:,\d{0,2})?\})|\\[0-9]|\(\?(?!:)")
+# A module's name itself, with dots that may be written as underscores.
+PLAIN = re.compile(r"[\w.-]+")
 # What stands before a module's own name in a file, one after the other; PEFT's expressions are for that name.
 PREFIXES = ("base_model.model.", "base_model.", "diffusion_model.", "transformer.", "unet.", "model.", "module.", "_orig_mod.")
 KEY, CONFIG, MODEL = "lora_adapter_metadata", "adapter_config.json", "adapter_model.safetensors"
+# PEFT writes half a kilobyte, and a line for each layer that has an alpha of its own.
+LONGEST_CONFIG = 2**20
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """alpha: where a file says one for all its layers. own: those of some layers, by name or expression, in the file's order.
+
+    stabilised: the root of the rank divides, not the rank. dora: the file says that it is one.
+    """
+
+    alpha: float | None = None
+    own: Mapping[str, float] | None = None
+    stabilised: bool = False
+    dora: bool = False
+
+    def alpha_of(self, name: str) -> float | None:
+        """The alpha of a layer, by its name in the file: that of the first name or expression in `own` that means it."""
+        places = [self._names[end] for end in _ends(name) if end in self._names]
+        places += [place for place, pattern in self._expressions if means(pattern, name)]
+        return list(self.own.values())[min(places)] if places else self.alpha
+
+    @cached_property
+    def _names(self) -> dict[str, int]:
+        own = list(self.own or ())
+        return {_flat(own[place]): place for place in reversed(range(len(own))) if PLAIN.fullmatch(own[place])}
+
+    @cached_property
+    def _expressions(self) -> list[tuple[int, str]]:
+        return [(place, pattern) for place, pattern in enumerate(self.own or ()) if not PLAIN.fullmatch(pattern)]
 
 
 def config_beside(path: Path) -> Path | None:
@@ -31,31 +68,53 @@ def config_beside(path: Path) -> Path | None:
 
 
 def scaling_metadata(path: Path, header: Header) -> Mapping[str, str]:
-    """The file's own metadata, and what stands beside it. Raises LoraError ("unreadable")."""
+    """The file's own metadata, and what stands beside it. Raises LoraError ("unreadable", "config")."""
     beside = config_beside(path)
     if beside is None or KEY in header.metadata:
         return header.metadata
     try:
-        return {KEY: beside.read_text(encoding="utf-8", errors="replace"), **header.metadata}
+        with beside.open("rb") as stream:
+            data = stream.read(LONGEST_CONFIG + 1)
+        if len(data) > LONGEST_CONFIG:
+            raise ValueError(f"it has more than {LONGEST_CONFIG // 2**20} MB")
+        # UTF-8 and UTF-16, with a byte order mark or without.
+        return {KEY: json.dumps(json.loads(data)), **header.metadata}
     except OSError as error:
         raise LoraError("unreadable", file=str(beside), reason=error.strerror or str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise LoraError("config", file=str(path), reason=_reason(error)) from None
 
 
-def config_of(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """lora_alpha, alpha_pattern and use_rslora of the transformer's adapter; empty if they are not said."""
+def config_of(metadata: Mapping[str, str], file: str = "") -> Scaling:
+    """What is said of the transformer's adapter; nothing where nobody says anything.
+
+    Raises LoraError ("config"), naming `file`, for what is there and cannot be understood: a LoRA of another strength looks
+    like a bad one.
+    """
     try:
-        document = json.loads(metadata.get(KEY, "{}"))
-    except (ValueError, RecursionError):
-        return {}
+        document = json.loads(metadata.get(KEY) or "{}")
+    except (ValueError, RecursionError) as error:
+        raise LoraError("config", file=file, reason=_reason(error)) from None
     if not isinstance(document, dict):
-        return {}
+        raise LoraError("config", file=file, reason="it is no JSON object")
     plain = {str(key).removeprefix("transformer."): value for key, value in document.items()}
     pattern = plain.get("alpha_pattern") or {}
     if not isinstance(pattern, dict):
-        return {}
-    if not all(isinstance(value, (int, float)) for value in (plain.get("lora_alpha"), *pattern.values())):
-        return {}
-    return {"lora_alpha": plain["lora_alpha"], "alpha_pattern": pattern, "use_rslora": bool(plain.get("use_rslora"))}
+        raise LoraError("config", file=file, reason="alpha_pattern is no JSON object")
+    named = {f"alpha_pattern.{name}": value for name, value in pattern.items()}
+    for name, value in {"lora_alpha": plain.get("lora_alpha"), **named}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise LoraError("config", file=file, reason=f"{_shown(name)} is no number")
+        if value is not None and not _is_finite(value):
+            raise LoraError("not_finite", file=file, name=_shown(name))
+    switches = {name: plain.get(name) or False for name in ("use_rslora", "use_dora")}
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise LoraError("config", file=file, reason=f"{name} is neither true nor false")
+    alpha = plain.get("lora_alpha")
+    # null means that nothing is said of this layer.
+    own = {name: float(value) for name, value in pattern.items() if value is not None}
+    return Scaling(None if alpha is None else float(alpha), own, switches["use_rslora"], switches["use_dora"])
 
 
 def means(pattern: str, name: str) -> bool:
@@ -63,23 +122,40 @@ def means(pattern: str, name: str) -> bool:
     PEFT reads them. Of an expression that `first_unread` finds only the former is tried."""
     if f".{name}".endswith(f".{pattern}"):
         return True
-    return _is_read(pattern) and any(re.match(rf"(.*\.)?({pattern})$", own) for own in _without_prefixes(name))
+    if len(name) > LONGEST_NAME or not _is_read(pattern):
+        return False
+    expression = re.compile(pattern)
+    # PEFT's own is "(.*\.)?({pattern})$" for the module's own name.
+    starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+    return any(expression.fullmatch(name, start) for start in starts) or any(map(expression.fullmatch, _without_prefixes(name)))
 
 
 def first_unread(metadata: Mapping[str, str]) -> str | None:
-    """The first expression of alpha_pattern that is none, or whose reading could take for ever."""
-    config = config_of(metadata)
-    return next((pattern for pattern in config.get("alpha_pattern", ()) if not _is_read(pattern)), None)
+    """The first expression of alpha_pattern that is none, whose reading could take for ever, or that is one too many."""
+    expressions = [pattern for pattern in config_of(metadata).own if not PLAIN.fullmatch(pattern)]
+    unread = (pattern for pattern in expressions if not _is_read(pattern))
+    return next(unread, expressions[MOST_EXPRESSIONS] if len(expressions) > MOST_EXPRESSIONS else None)
 
 
 def _is_read(pattern: str) -> bool:
-    if len(pattern) > LONGEST_PATTERN or len(QUANTIFIER.findall(pattern)) > MOST_QUANTIFIERS or AFTER_GROUP.search(pattern):
+    if len(pattern) > LONGEST_PATTERN or UNREAD.search(pattern):
+        return False
+    if len(QUANTIFIER.findall(pattern)) > MOST_QUANTIFIERS or len(ENDLESS.findall(pattern)) > MOST_ENDLESS:
         return False
     try:
         re.compile(pattern)
-    except re.error:
+    except (re.error, OverflowError, RecursionError):
         return False
     return True
+
+
+def _ends(name: str) -> list[str]:
+    """A name and what follows each of its dots, with underscores for dots."""
+    return [_flat(name), *(_flat(name[dot.end() :]) for dot in re.finditer(r"\.", name))]
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
 
 
 def _without_prefixes(name: str) -> list[str]:
@@ -89,20 +165,16 @@ def _without_prefixes(name: str) -> list[str]:
     return names
 
 
-def first_alpha_not_finite(metadata: Mapping[str, str]) -> str | None:
-    """JSON as Python writes it can hold NaN and Infinity, and integers that no float can hold."""
-    config = config_of(metadata)
-    if not config:
-        return None
-    named = {
-        "lora_alpha": config["lora_alpha"],
-        **{f"alpha_pattern.{name}": it for name, it in config["alpha_pattern"].items()},
-    }
-    return next((name for name, value in named.items() if not _is_finite(value)), None)
-
-
 def _is_finite(value: int | float) -> bool:
     try:
         return math.isfinite(float(value))
     except OverflowError:
         return False
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+
+
+def _shown(name: str) -> str:
+    return name[:80].encode(errors="replace").decode()

@@ -38,14 +38,19 @@ EXCEPTIONS = {"eichi_utils/demo.py": {"miniature.random_checkpoint"}}
 # The upper half of eichi_utils: plans, requests, jobs. It starts in an instant and runs where torch is not installed.
 WITHOUT_TORCH = (
     "request", "plan", "reverse", "forward", "single", "modes", "events", "view", "jobs", "metadata", "pictures", "paths",
+    "png_chunks", "film_texts", "foreign_texts", "comfy_graph", "named_files",
     "engine", "cli", "catalogue", "hub", "description", "preflight", "sizes", "cards", "legacy", "archive",
     "fields", "kept", "lora_fit", "lora_folder", "loras", "png_text", "sections_text", "sections_zip", "settings", "presets",
-    "append", "latent_info", "request_files", "safe_reading", "encodings", "request_values", "log", "notify", "story",
+    "append", "latent_info", "request_files", "safe_reading", "encodings", "request_values", "picture_files", "colours", "log",
+    "notify", "story", "console", "progress",
 )  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
 
-# A worker that must end every job in one of its three ways, whatever happens.
-CATCH_ALL = {"eichi_utils/jobs.py"}
+# A worker that must end every job in one of its three ways, whatever happens; and the pages' handlers, whose errors end in a
+# sentence.
+CATCH_ALL = {"eichi_utils/jobs.py", "webui/boundary.py"}
+# What names files by day and hour, or compares with the times of files; and the training of the miniature.
+WALL_CLOCK = {"eichi_utils/paths.py", "eichi_utils/disk_cache.py", "webui/sections_panel.py", "miniature/training.py"}
 MAY_PRINT = ("launch.py", "eichi_utils/cli", "miniature/", "benchmarks/")
 LONGEST = 420
 
@@ -225,6 +230,17 @@ def test_nobody_prints_but_the_command_line(file):
     """The rest says what happens in events, and writes what went wrong to the log."""
     calls = (node for node in ast.walk(tree(file)) if isinstance(node, ast.Call))
     assert not [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
+
+
+def test_durations_are_taken_from_a_clock_that_nobody_sets():
+    """Where the system's clock was set while a film was made, it had taken a day, or less than nothing."""
+    users = {
+        file
+        for file in PRODUCT
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.time"
+    }
+    assert users <= WALL_CLOCK
 
 
 @pytest.mark.parametrize("file", PRODUCT)

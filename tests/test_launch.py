@@ -1,5 +1,6 @@
 """The launcher: what it decides, what it does when an installation fails, and the .bat files that call it."""
 
+import argparse
 import ast
 import json
 import os
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import launch
-from eichi_utils import environment, tool_run
+from eichi_utils import cli, environment, tool_run
+from locales import Translator
 
 ROOT = Path(launch.__file__).parent
 
@@ -38,6 +40,7 @@ BATCH_FILES = {
 STANDARD_LIBRARY_FILES = (
     "launch.py",
     "eichi_utils/__init__.py",
+    "eichi_utils/console.py",
     "eichi_utils/environment.py",
     "eichi_utils/tool_run.py",
 )
@@ -52,7 +55,7 @@ def test_imports_only_the_standard_library(file):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            own = node.module in ("eichi_utils", "eichi_utils.tool_run")
+            own = node.module in ("eichi_utils", "eichi_utils.console", "eichi_utils.tool_run")
             names.update([] if own else [node.module])
     assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
 
@@ -70,6 +73,24 @@ def test_old_python_is_named_and_refused(version, monkeypatch, capsys):
     assert launch.main(["setup"]) == 1
     message = capsys.readouterr().err
     assert "3.10" in message and f"3.{version[1]}" in message and "python.org" in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="written for a POSIX shell")
+def test_closed_streams_end_nothing():
+    """Without streams the launcher ended in a traceback at its first sentence."""
+    command = ["/bin/sh", "-c", '"$0" "$@" >&- 2>&-', sys.executable, str(ROOT / "launch.py")]
+    assert subprocess.run([*command, "--help"], capture_output=True).returncode == 0
+    assert subprocess.run([*command, "paint"], capture_output=True).returncode == 2
+
+
+def test_every_command_of_the_command_line_is_known():
+    """`launch.py lora`, `cache`, `sections` and `tensors` were unknown commands."""
+    parser = cli.make_parser(Translator("en"))
+    (commands,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    assert set(launch.CLI_COMMANDS) == set(commands)
+    for name in commands:
+        assert launch.parse((name, "--help")).child == ("-m", "eichi_utils.cli", name, "--help")
+        assert f"\n  {name} " in launch.HELP
 
 
 def test_supported_pythons_pass_the_gate():

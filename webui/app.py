@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging
 import os
-import socket
-import sys
-import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
 import gradio as gr
-import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
+from starlette.types import ASGIApp
 
 from eichi_utils.catalogue import Models
-from eichi_utils.disk_cache import DEFAULT_GB
+from eichi_utils.console import ready
 from eichi_utils.engine import Engine
 from eichi_utils.folders import OutputFolders
 from eichi_utils.jobs import Jobs
 from eichi_utils.log import FOLDER, SOURCES, Log
 from eichi_utils.notify import Alarm
-from eichi_utils.paths import DEFAULT_OUTPUTS, DEFAULT_UPLOADS, PRESETS, SETTINGS, WEBUI
+from eichi_utils.paths import DEFAULT_UPLOADS, PRESETS, SETTINGS, WEBUI
 from eichi_utils.problems import UserError
 from eichi_utils.settings import AppSettings
 from eichi_utils.story import Story
 from eichi_utils.timings import Timings
-from locales import LANGUAGES, Translator, preferred_language
+from locales import Translator
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context
+from webui.doors import Doors, Rules
+from webui.flags import AUTH_VARIABLE, read_flags
 from webui.frame import STYLE, theme
+from webui.login import Login
 from webui.memory_panel import RESERVE, change
 from webui.pulse import add_routes
+from webui.server import Gate, Server, address, ending_as_interrupted, listen, room
+from webui.server import is_loopback as is_loopback
+from webui.set_aside import SetAside
+from webui.shown import ShownPictures
 
 PAGES = MappingProxyType(
     {
@@ -45,12 +48,21 @@ PAGES = MappingProxyType(
         "single": ("/oneframe", oneframe_ichi.page),
     }
 )
-FIRST_PORT = 7861
-# Ports tried before giving up; seconds the worker may take to reach its next step on the way out.
-PORTS_TRIED = 100
+# Seconds the worker may take to reach its next step on the way out.
 CLOSING_SECONDS = 10
 
 logger = logging.getLogger(__name__)
+
+
+class Site(FastAPI):
+    """The application behind its doors, which are in front of everything, also of what answers to errors."""
+
+    def __init__(self, rules: Rules, t: Translator, login: Login | None, pages: Mapping[str, str]):
+        super().__init__(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
+        self._doors = (rules, t, login, pages)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Doors(super().build_middleware_stack(), *self._doors)
 
 
 def build(
@@ -62,7 +74,8 @@ def build(
     models: Models | None = None,
     uploads: Path = DEFAULT_UPLOADS,
     plain: bool = False,
-    auth: tuple[str, str] | None = None,
+    auth: tuple[str, str] | Mapping[str, str] | None = None,
+    rules: Rules | None = None,
     engine: Engine | None = None,
     settings: Path = SETTINGS,
     presets: Path = PRESETS,
@@ -72,20 +85,26 @@ def build(
 ) -> FastAPI:
     """The three pages in one application: `mode`'s at "/", the others at their own paths.
 
-    models: those to choose from, by default what this machine has. auth: (user, password) that every page asks for; who has
-    logged in at one is known to the others. engine: what the jobs run with, where pages may change it.
+    models: those to choose from, by default what this machine has. auth: (user, password), or user -> password or its hash,
+    that every page asks for; who has logged in at one is known to the others. rules: of the doors in front of all, by default
+    those of a loopback address. engine: what the jobs run with, where pages may change it.
     settings, presets: folders of what users saved.
     more_outputs: folders beside `outputs` that pages may save to and serve. timings: for estimates. log: for pages to switch.
     """
-    app = FastAPI(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
+    rules = rules or Rules()
+    places = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
+    login = Login(dict(auth if isinstance(auth, Mapping) else [auth])) if auth else None
+    app = Site(rules, t, login, places)
+    app.add_middleware(ShownPictures)
     models = models or Models()
     # The pictures themselves, never their folders: a description may come from anywhere.
     examples = {example.picture for name in models.names for example in models.examples(name)}
-    links = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
+    links = {name: rules.root + place for name, place in places.items()}
     for name, (path, _) in PAGES.items():
-        _redirect(app, path, links[name])
-    add_routes(app, jobs, t, lambda request: auth is None or _has_logged_in(app, request))
+        _redirect(app, path, links[name], both=name == mode)
+    add_routes(app, jobs, t, rules.root)
     # What is mounted at "/" takes every address that is not taken before.
+    set_aside = SetAside(settings, presets)
     for name in sorted(PAGES, key=lambda name: name == mode):
         path, page = PAGES[name]
         root = "" if name == mode else path
@@ -95,8 +114,10 @@ def build(
             mode=name,
             outputs=outputs,
             uploads=uploads,
-            root=root,
+            root=rules.root + root,
+            front=rules.root,
             links=links,
+            has_login=login is not None,
             plain=plain,
             models=models,
             engine=engine,
@@ -105,12 +126,13 @@ def build(
             more_outputs=more_outputs,
             timings=timings,
             log=log,
+            set_aside=set_aside,
         )
         gr.mount_gradio_app(
             app,
             page(context),
             path=root or "/",
-            auth=auth,
+            max_file_size=rules.upload_bytes,
             # The form of a running job shows its pictures again after a reload.
             allowed_paths=[*(str(folder.resolve()) for folder in (*context.folders.all, uploads)), *examples],
             footer_links=[],
@@ -120,15 +142,22 @@ def build(
             # Chinese and Japanese draw shared characters differently; the browser goes by the language.
             head=f'<script>document.documentElement.lang = "{t.language}"</script>',
         )
-    _share_login(app)
     return app
 
 
+@ready()
 def serve(mode: str, argv: Sequence[str]) -> None:
     """Read the flags, start the worker and the server, and run until interrupted."""
     options = read_flags(argv)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # What is started from here needs no password.
+    os.environ.pop(AUTH_VARIABLE, None)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with suppress(KeyboardInterrupt), ending_as_interrupted():
+        _serve(mode, options)
+
+
+def _serve(mode: str, options: argparse.Namespace) -> None:
     outputs = options.out.resolve()
     models = Models(options.models)
     settings = {"compiler": options.compile, "cache_gb": options.cache_gb}
@@ -136,17 +165,23 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     settings |= {"allowed": where["more_outputs"], "timings": where["timings"]}
     engine = Engine(models, outputs, options.device, options.attention, **settings)
     saved, log = AppSettings(), Log(SOURCES[mode], options.t, OutputFolders(WEBUI, where["more_outputs"], FOLDER))
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(log.seldom)
     begin(saved, log, engine, mode, options.reserve_gb)
+    rules = Rules(
+        options.server,
+        tuple(options.allow_host),
+        tuple(options.trust_proxy),
+        options.root_path,
+        options.max_upload_mb << 20,
+    )
+    where |= {"plain": options.plain, "auth": options.accounts, "rules": rules, "engine": engine, "log": log}
     jobs = Jobs(engine, [Story(log, options.t), Alarm(saved)])
-    where |= {"plain": options.plain, "auth": options.auth, "engine": engine, "log": log}
-    app = build(jobs, mode, options.t, outputs, models=models, **where)
     try:
+        app = build(jobs, mode, options.t, outputs, models=models, **where)
         with listen(options.server, options.port) as listener:
-            url = address(options.server, listener)
-            # Without handlers of its own: what the server has to say goes where everything goes.
-            config = uvicorn.Config(app, log_config=None, log_level="warning", timeout_graceful_shutdown=1)
-            with suppress(KeyboardInterrupt):
-                _Server(config, url, options.inbrowser).run(sockets=[listener])
+            url = address(options.server, listener) + rules.root
+            Server(app, Gate(room(), rules.proxies), url, options.inbrowser).run(sockets=[listener])
     finally:
         jobs.close(CLOSING_SECONDS)
         log.close()
@@ -166,118 +201,12 @@ def begin(settings: AppSettings, log: Log, engine: Engine, mode: str, reserve_gb
         logger.warning("%s", log.t(f"problem.{problem.key}", **problem.values))
 
 
-def read_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; leaves with code 2 and a sentence if it cannot be followed."""
-    language = preferred_language(os.environ)
-    words = Translator(language)
-    parser = argparse.ArgumentParser(description=words("page.flag.description"))
-    parser.add_argument("--lang", choices=LANGUAGES, default=language, help=words("page.flag.lang"))
-    parser.add_argument("--server", metavar="ADDRESS", default="127.0.0.1", help=words("page.flag.server"))
-    parser.add_argument("--port", type=int, default=FIRST_PORT, help=words("page.flag.port", port=FIRST_PORT))
-    parser.add_argument("--inbrowser", action="store_true", help=words("page.flag.inbrowser"))
-    parser.add_argument("--models", type=Path, metavar="DIR", help=words("page.flag.models"))
-    parser.add_argument("--out", type=Path, metavar="DIR", default=DEFAULT_OUTPUTS, help=words("page.flag.out"))
-    parser.add_argument(
-        "--allow-folder", type=Path, action="append", default=[], metavar="DIR", help=words("page.flag.allow_folder")
-    )
-    parser.add_argument("--attention", metavar="NAME", default="auto", help=words("page.flag.attention"))
-    parser.add_argument("--compile", choices=("auto", "off"), default="auto", help=words("page.flag.compile"))
-    parser.add_argument("--device", metavar="NAME", default="auto", help=words("page.flag.device"))
-    parser.add_argument("--reserve-gb", type=float, metavar="N", help=words("page.flag.reserve_gb"))
-    parser.add_argument("--cache-gb", type=float, metavar="N", default=DEFAULT_GB, help=words("page.flag.cache_gb"))
-    parser.add_argument("--plain", action="store_true", help=words("page.flag.plain"))
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help=words("page.flag.auth"))
-    options = parser.parse_args(argv)
-    options.t = Translator(options.lang)
-    if options.auth is not None:
-        user, _, password = options.auth.partition(":")
-        if not user or not password:
-            parser.error(options.t("page.flag.auth_form"))
-        options.auth = (user, password)
-    if not options.auth and not is_loopback(options.server):
-        parser.error(options.t("page.flag.auth_needed", address=options.server))
-    if not 0 <= options.port <= 65535:
-        parser.error(options.t("page.flag.port_range", port=options.port))
-    return options
+def _redirect(app: FastAPI, path: str, target: str, both: bool) -> None:
+    """both: also from the path with a slash at its end."""
 
-
-def is_loopback(server: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(server).is_loopback
-    except ValueError:
-        return server == "localhost"
-
-
-def listen(server: str, port: int) -> socket.socket:
-    """A listening socket at the port or the next free one; port 0 lets the system choose."""
-    family, *_, place = socket.getaddrinfo(server, port, type=socket.SOCK_STREAM)[0]
-    last = min(port + PORTS_TRIED, 65536) - 1
-    for number in range(port, last + 1):
-        listener = socket.socket(family)
-        # Elsewhere the option means "take over a port in use", the opposite of looking for a free one.
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((place[0], number, *place[2:]))
-            listener.listen(2048)
-        except OSError:
-            listener.close()
-            if number == last:
-                raise
-        else:
-            return listener
-    raise AssertionError("at least one port is tried")
-
-
-def address(server: str, listener: socket.socket) -> str:
-    """Where a browser on this machine finds the listener."""
-    host = "127.0.0.1" if server in ("0.0.0.0", "::") else server
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-
-
-class _Server(uvicorn.Server):
-    """Says where it is as soon as it answers."""
-
-    def __init__(self, config: uvicorn.Config, url: str, inbrowser: bool):
-        super().__init__(config)
-        self._url, self._inbrowser = url, inbrowser
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        sys.stdout.write(f"{self._url}\n")
-        sys.stdout.flush()
-        if self._inbrowser:
-            webbrowser.open(self._url)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Every open tab holds a stream; that it is cut off now is no error worth a traceback.
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        await super().shutdown(sockets)
-
-
-def _redirect(app: FastAPI, path: str, target: str) -> None:
     async def go() -> RedirectResponse:
         return RedirectResponse(target)
 
     app.add_api_route(path, go)
-    if target == "/":
+    if both:
         app.add_api_route(f"{path}/", go)
-
-
-def _gradio_apps(app: FastAPI) -> list[gr.routes.App]:
-    return [route.app for route in app.routes if isinstance(getattr(route, "app", None), gr.routes.App)]
-
-
-def _has_logged_in(app: FastAPI, request: Request) -> bool:
-    """Whether a request carries the cookie that one of the pages has given for name and password."""
-    first = _gradio_apps(app)[0]
-    names = (f"access-token-{first.cookie_id}", f"access-token-unsecure-{first.cookie_id}")
-    return any(request.cookies.get(name) in first.tokens for name in names)
-
-
-def _share_login(app: FastAPI) -> None:
-    # Each gradio application keeps its own cookie name and table of tokens; one login is enough for a user.
-    first, *others = _gradio_apps(app)
-    for other in others:
-        other.cookie_id, other.tokens = first.cookie_id, first.tokens

@@ -20,6 +20,7 @@ from eichi_utils.paths import DEFAULT_UPLOADS, PRESETS, SETTINGS
 from eichi_utils.settings import AppSettings, JsonFile
 from eichi_utils.timings import Timings
 from locales import Translator
+from webui.set_aside import SetAside
 
 # Events that neither wait in gradio's queue nor show its spinner: everything here answers at once.
 QUIET = MappingProxyType({"queue": False, "show_progress": "hidden", "api_visibility": "private"})
@@ -29,12 +30,14 @@ QUIET = MappingProxyType({"queue": False, "show_progress": "hidden", "api_visibi
 class Context:
     """mode: the page's own, in whose words `t` speaks. root: the path it is mounted at, "" for "/".
 
-    links: mode -> address of its page.
+    front: the path at which a proxy has the program, with which `root` and `links` begin; "" without one.
+    links: mode -> address of its page. has_login: whether one can leave.
 
     outputs, uploads: where results go, and where pictures that came through a page are kept.
     more_outputs: further folders that results may go to and are shown from. timings: of this machine's runs so far.
     models: those to choose from. engine: whose reserve of the card the page changes; None where it changes none.
     plain: only what the original FramePack page had. settings, presets: folders of what the user saved.
+    set_aside: damaged files that pages tell of; the same for all pages of a server.
     log: the program's, which the page switches on and off; None where it does not.
     """
 
@@ -44,6 +47,7 @@ class Context:
     outputs: Path
     uploads: Path = DEFAULT_UPLOADS
     root: str = ""
+    front: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
     plain: bool = False
     models: Models = field(default_factory=Models)
@@ -53,9 +57,13 @@ class Context:
     more_outputs: tuple[Path, ...] = ()
     timings: Timings | None = None
     log: Log | None = None
+    set_aside: SetAside | None = None
+    has_login: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t", self.t.of(self.mode))
+        if self.set_aside is None:
+            object.__setattr__(self, "set_aside", SetAside(self.settings, self.presets))
 
     @property
     def app_settings(self) -> AppSettings:

@@ -2,15 +2,16 @@
 
 A field's component has the class `field-NAME`; `keyframes/3` and `controls/0/mask` are shown at the nearest place that has one.
 
-What is dropped on a picture's place (class `eichi-picture`) and is no picture is refused here, before gradio empties the place
-and says so in English at the window's edge. What is pasted comes from here as if it were dropped: gradio empties the place
-before it looks whether the clipboard holds a picture.
+What is dropped on a picture's place (class `eichi-picture`) and is no picture, by its kind and its name, is refused here,
+before gradio empties the place and says so in English at the window's edge. What is pasted comes from here as if it were
+dropped: gradio empties the place before it looks whether the clipboard holds a picture.
 """
 
 from __future__ import annotations
 
 import json
 
+from eichi_utils.picture_files import FORMAT_NAMES, SUFFIXES
 from locales import Translator
 
 HTML = "<span></span>"
@@ -18,6 +19,7 @@ HTML = "<span></span>"
 # Gradio draws what is inside a closed group only when it is opened, so the page is watched.
 JS = """
 let waiting = false;
+const SUFFIXES = [];
 function place(field) {
   const parts = field.split('/');
   for (let count = parts.length; count; count--) {
@@ -31,13 +33,27 @@ const refused = new Map();
 const content = at => {
   const cell = at.closest('.eichi-editor')?.querySelector('[data-section]');
   return [at.querySelector('img')?.src, cell?.dataset.section].join(); };
+const suffix = file => file.name.slice(file.name.lastIndexOf('.')).toLowerCase();
+function drop(at, file) {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(file);
+  const dropped = new DragEvent('drop', { bubbles: true, cancelable: true, dataTransfer });
+  at.querySelector('.upload-container').dispatchEvent(dropped);
+}
 function refuse(event) {
   const at = event.target.closest?.('.eichi-picture'), input = event.type === 'change' ? event.target : null;
   const files = [...(input ? input.files : event.dataTransfer?.files) || []];
   if (!at || !files.length) return;
   refused.delete(at);
-  const wrong = files.find(file => !file.type.startsWith('image/'));
-  if (wrong) {
+  const wrong = files.find(file => !SUFFIXES.includes(suffix(file)) && !file.type.startsWith('image/'));
+  // Browsers name the kind of few of them, and gradio takes only what is named a picture.
+  const renamed = wrong ? null : files.find(file => !file.type.startsWith('image/'));
+  if (renamed) {
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (input) input.value = '';
+    drop(at, new File([renamed], renamed.name, { type: `image/${suffix(renamed).slice(1)}` }));
+  } else if (wrong) {
     event.preventDefault();
     event.stopImmediatePropagation();
     if (input) input.value = '';
@@ -76,16 +92,14 @@ async function paste(event) {
   if (typeof found === 'string') {
     refused.set(at, { text: found, content: before });
     soon();
-  } else {
-    const dataTransfer = new DataTransfer();
-    dataTransfer.items.add(found);
-    const drop = new DragEvent('drop', { bubbles: true, cancelable: true, dataTransfer });
-    at.querySelector('.upload-container').dispatchEvent(drop);
-  }
+  } else drop(at, found);
 }
 document.addEventListener('click', paste, true);
 function show() {
   waiting = false;
+  // The chooser of files would hide those whose kind the system does not know.
+  for (const input of document.querySelectorAll('.eichi-picture input[type=file]')) {
+    if (!input.accept.includes(SUFFIXES[0])) input.accept = ['image/*', ...SUFFIXES].join(); }
   const wrong = props.value || {}, wanted = new Map();
   for (const [at, said] of refused) {
     if (at.isConnected && content(at) === said.content) wanted.set(at, said.text);
@@ -118,9 +132,9 @@ def js(t: Translator) -> str:
     said = {
         "NO_PICTURE_IN_CLIPBOARD": t("page.paste.no_picture"),
         "CLIPBOARD_REFUSED": t("page.paste.refused"),
-        "NOT_A_PICTURE": t("problem.picture_unknown_format", file="{file}"),
+        "NOT_A_PICTURE": t("problem.picture_unknown_format", file="{file}", formats=FORMAT_NAMES),
     }
-    script = JS
+    script = JS.replace("const SUFFIXES = []", f"const SUFFIXES = {json.dumps(SUFFIXES)}")
     for name, text in said.items():
         script = script.replace(name, json.dumps(text))
     return script

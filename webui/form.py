@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import gradio as gr
@@ -166,18 +168,21 @@ class Form:
             document[name] = "" if value is None and not self.limits(name).get("optional") else value
         return document
 
-    def read(self, values: Mapping[Component, Any]) -> tuple[Request | None, tuple[Problem, ...]]:
-        """The request, or None if a value cannot even be read; and every problem at once."""
+    def read(self, values: Mapping[Component, Any], trial: bool = False) -> tuple[Request | None, tuple[Problem, ...]]:
+        """The request, or None if a value cannot even be read; and every problem at once.
+
+        trial: whether the output folder is tried by writing to it, as before a job; not at every key that is pressed.
+        """
         document = self.document(values)
         try:
-            request = modes.from_json(document)
+            request = _request(json.dumps(document))
         except UserError as error:
             unreadable = {problem.field.split("/")[0] for problem in error.problems}
             rest = modes.from_json({name: value for name, value in document.items() if name not in unreadable})
             return None, (*error.problems, *(p for p in rest.check() if p.field not in unreadable))
         problems = request.check()
         if self.folders and all(problem.field != "output_folder" for problem in problems):
-            folder = self.folders.problem(request.output_folder)
+            folder = self.folders.problem(request.output_folder, trial)
             problems += (folder,) if folder else ()
         return request, problems + self.models.problems(request)
 
@@ -191,6 +196,12 @@ class Form:
     def _words(self, name: str) -> dict[str, Any]:
         info = self.t(f"page.info.{name}") if f"page.info.{name}" in table("en") else None
         return {"label": self.t(f"page.field.{name}"), "info": info}
+
+
+@lru_cache(maxsize=8)
+def _request(document: str) -> Request:
+    """The request of a JSON document: the same one, with its plan, as long as nothing is changed."""
+    return modes.from_json(json.loads(document))
 
 
 def size_labels(sizes: Iterable[int]) -> dict[int, str]:

@@ -13,7 +13,9 @@ from gradio.components import Component
 
 from eichi_utils.modes import MODES
 from eichi_utils.request import FilmRequest
+from locales import Translator
 from webui import boxes
+from webui.boundary import Bounded, telling
 from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form
@@ -45,15 +47,15 @@ SESSIONS = 500
 QUEUE_PAUSE = 0.25
 
 
-class Page(gr.Blocks):
+class Page(Bounded):
     """A page that costs the server nothing while nobody clicks, and holds no connection to it open.
 
     Gradio keeps a stream for each tab that has state, to forget it with the tab. Browsers open six connections to a server, so
     the sixth tab would never load; here the oldest states are forgotten instead.
     """
 
-    def __init__(self, **settings: Any):
-        super().__init__(**settings)
+    def __init__(self, t: Translator, **settings: Any):
+        super().__init__(t, **settings)
         self.state_session_capacity = SESSIONS
 
     def queue(self, *args: Any, **settings: Any) -> gr.Blocks:
@@ -74,8 +76,9 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
     followers: dict[Component, Follower] = {}
     form = Form(MODES[context.mode], context.t, context.models, context.folders)
     title = f"{context.t(f'page.mode.{context.mode}')} - FramePack-eichi"
-    with Page(title=title, analytics_enabled=False, fill_width=True) as blocks:
+    with Page(context.t, title=title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(header(context), js_on_load=boxes.JS, elem_id="header")
+        blocks.place()
         with gr.Row(elem_classes="eichi-page"):
             with gr.Column(elem_classes="eichi-form", min_width=0):
                 yield blocks, form, followers
@@ -106,16 +109,18 @@ def saving_panels(context: Context, form: Form) -> SettingsPanel:
         return SettingsPanel(context, form)
 
 
-def fill_on_load(context: Context, form: Form, filling: Filling, settings: SettingsPanel | None, blocks: gr.Blocks) -> None:
+def fill_on_load(context: Context, form: Form, filling: Filling, settings: SettingsPanel | None, blocks: Page) -> None:
     """On load the form shows the request of the job that the page shows; else what the user begins with."""
     model = filling.model
-    outputs = [*filling.outputs, *(settings.outputs if settings else []), *form.fresh]
+    outputs = [*filling.outputs, *(settings.outputs if settings else []), *form.fresh, blocks.told]
 
     def fill() -> dict[Component, Any]:
         job = context.job_to_fill_from()
         fields, notes = begin_with(context, form) if settings and job is None else ({}, [])
         said = settings.loaded(notes) if settings else {}
         said |= {component: update() for component, update in form.fresh.items()}
+        if damaged := context.set_aside.news(notes):
+            said[blocks.told] = telling(context.t, damaged, "note")
         if job is None:
             return filling.begin(fields) | said
         return form.write(job.asked) | model.shown(job.asked) | said
@@ -131,7 +136,12 @@ def header(context: Context) -> str:
     for mode, address in context.links.items():
         here = ' aria-current="page"' if mode == context.mode else ""
         links += f'<a href="{escape(address)}"{here}>{escape(t(f"page.mode.{mode}"))}</a>'
-    return f'<header class="eichi-header"><h1>FramePack-eichi</h1><nav>{links}</nav></header>'
+    leave = ""
+    if context.has_login:
+        # A form, so that no other site's link ends a session.
+        button = f"<button>{escape(t('page.login.leave'))}</button>"
+        leave = f'<form method="post" action="{escape(context.front)}/logout">{button}</form>'
+    return f'<header class="eichi-header"><h1>FramePack-eichi</h1><nav>{links}</nav>{leave}</header>'
 
 
 def theme() -> gr.themes.Base:

@@ -20,8 +20,8 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.lora_fit import fit, report_notices, shapes_in
-from eichi_utils.lora_folder import about, found, is_below, keep_upload, look_through
-from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora, shown_name
+from eichi_utils.lora_folder import about, found, keep_upload, look_through
+from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora, is_below, shown_name
 from eichi_utils.presets import lora_presets
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.safe_reading import parse_json
@@ -250,31 +250,33 @@ class LoraPanel:
             values, notes = self.presets.read()
         except UserError as error:
             return {self.said: self._sentences(error.problems)}
+        name = str(name or "")
         if name not in values:
-            return {self.said: self._sentences([unknown(str(name or "").strip())])}
+            return {self.said: self._sentences([unknown(name.strip())])}
         return {self.switch: True, self.box: json.dumps(values[name]), self.said: self._sentences(notes)}
 
     def keep(self, name: str | None, text: str) -> dict[Component, Any]:
         """The slots as a set of this name."""
+        name = str(name or "").strip()
         chosen = [slot for slot in self._slots(text) if slot["file"]]
         try:
             if not chosen:
                 raise UserError([Problem("presets", "lora_set_empty")])
-            notes = self.presets.save(name or "", chosen)
+            notes = self.presets.save(name, chosen)
         except UserError as error:
             return {self.said: self._sentences(error.problems)}
-        name = str(name or "").strip()
         said = self._sentences(notes) or self._note(self.t("page.lora.preset.saved", name=name))
         return {self.preset: gr.update(choices=self._preset_names(), value=name), self.said: said}
 
     def forget(self, name: str | None) -> dict[Component, Any]:
+        name = str(name or "")
         try:
-            if not (name or "").strip():
+            if not name.strip():
                 raise UserError([unknown("")])
-            notes = self.presets.delete(name or "")
+            notes = self.presets.delete(name)
         except UserError as error:
             return {self.said: self._sentences(error.problems)}
-        said = self._sentences(notes) or self._note(self.t("page.lora.preset.deleted", name=name or ""))
+        said = self._sentences(notes) or self._note(self.t("page.lora.preset.deleted", name=name))
         return {self.preset: gr.update(choices=self._preset_names(), value=None), self.said: said}
 
     def _read(self, on: bool, text: str) -> Any:

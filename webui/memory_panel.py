@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 
 from eichi_utils.engine import MOST_RESERVED, Engine
@@ -41,7 +42,7 @@ def most_reserved(engine: Engine) -> float:
 
 def change(engine: Engine, value: float | None) -> None:
     """What the slider's box says counts as far as the card can; while the box is empty nothing changes."""
-    if value is not None:
+    if isinstance(value, (int, float)) and not math.isnan(value):
         engine.reserve_gb = min(max(float(value), 0.0), most_reserved(engine))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from eichi_utils.png_text import PictureText, read_text, request_fields
+from eichi_utils.named_files import is_file
+from eichi_utils.png_text import MOST_TAKEN, PictureText, read_text, request_fields
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import PICTURE_FIELDS, to_json
 from eichi_utils.request_files import FILE_FIELDS
@@ -18,6 +19,7 @@ from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form
 from webui.outcome import UNDO, Outcome, action_of
+from webui.reference_panel import REFERENCES
 
 WANTED = ("prompt", "seed", "everything")
 SHOWN_CHARACTERS = 120
@@ -46,15 +48,15 @@ class MetadataPanel:
         if not path:
             return self.outcome.same()
         try:
-            text = read_text(path)
+            text = read_text(path, (self.context.uploads,))
         except UserError as error:
             # Most pictures say nothing; what else is wrong with a start picture, the form says.
             return emptied | (self.outcome.nothing() if self.picture else self.outcome.refused(error.problems))
-        actions = self._actions(text)
+        actions, left_out = self._actions(text), text.left_out(Path(path).name)
         if not actions:
             return emptied | self.outcome.nothing()
         about = {"text": text, "file": Path(path).name}
-        return emptied | self.outcome.ask(self._offer(text, Path(path).name), actions, about)
+        return emptied | self.outcome.ask(self._offer(text, Path(path).name), actions, about, left_out)
 
     def take(self, values: Mapping[Component, Any], event: gr.EventData) -> dict[Component, Any]:
         """One of the offers; or what was there before."""
@@ -65,10 +67,11 @@ class MetadataPanel:
             return self.filling.back(about) | self.outcome.nothing()
         found, notes = request_fields(about["text"], self.form.kind.mode, action)
         found, gone = self._with_pictures_here(found)
+        found, no_room = self._with_what_fits(found)
         request = self.filling.made({**to_json(self.filling.standing(values)), **found})
         updates, held = self.filling.put(values, request)
         said = self.t(f"page.metadata.took_{action}", file=about["file"])
-        return updates | self.outcome.done(said, [*notes, *gone], held)
+        return updates | self.outcome.done(said, [*notes, *gone, *no_room], held)
 
     def _actions(self, text: PictureText) -> dict[str, str]:
         mode = self.form.kind.mode
@@ -92,10 +95,11 @@ class MetadataPanel:
         kept, gone = dict(found), []
 
         def here(path: Any, field: str) -> bool:
-            if self.context.holds(path) and Path(path).is_file():
+            # A bare name is one whose file was looked for and not found.
+            if isinstance(path, str) and Path(path).is_absolute() and self.context.holds(path) and is_file(Path(path)):
                 return True
             if path:
-                gone.append(Problem(field, "picture_elsewhere", {"file": str(path)}))
+                gone.append(Problem(field, "picture_elsewhere", {"file": str(path)[:200]}))
             return False
 
         for name in (*PICTURE_FIELDS, *FILE_FIELDS):
@@ -112,6 +116,25 @@ class MetadataPanel:
                 if here(control["image"], f"controls/{number}/image") and (not mask or here(mask, f"controls/{number}/mask"))
             ]
         return kept, gone
+
+    def _with_what_fits(self, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        """Without what this page cannot show, which is named."""
+        kept, lost = dict(found), []
+        for number, control in enumerate(kept.get("controls", ())[REFERENCES:], REFERENCES):
+            values = {"file": Path(control["image"]).name, "room": REFERENCES}
+            lost.append(Problem(f"controls/{number}/image", "reference_no_room", values))
+        if "controls" in kept:
+            kept["controls"] = kept["controls"][:REFERENCES]
+        folder = kept.get("output_folder")
+        problem = self.context.folders.problem(folder) if folder else None
+        if problem and problem.key == "folder_not_allowed":
+            lost.append(Problem("output_folder", "folder_left_out", problem.values))
+            del kept["output_folder"]
+        for name in sorted(kept.keys() - self.form.entries.keys()):
+            if kept[name] != self.form.default(name):
+                lost.append(Problem(name, "field_not_here", {"value": str(kept[name])[:80]}))
+            del kept[name]
+        return kept, lost
 
 
 class SectionOffer:
@@ -136,7 +159,7 @@ class SectionOffer:
         except UserError:
             text = PictureText()
         own = (text.section_prompt or text.prompt or "").strip()
-        if not own or not section:
+        if not own or not section or len(own) > MOST_TAKEN:
             return self.outcome.nothing()
         shown = own if len(own) <= SHOWN_CHARACTERS else f"{own[: SHOWN_CHARACTERS - 1]}\u2026"
         said = self.t("page.metadata.found_prompt", file=Path(path).name, prompt=shown)

@@ -13,6 +13,7 @@ from gradio.components import Component
 from eichi_utils.request import Request
 from webui.context import QUIET, Context
 from webui.form import Form, size_labels
+from webui.outcome import clicked
 
 EXAMPLES_HTML = '<p class="title"></p><div class="row"></div><button type="button" class="undo"></button>'
 # What the undo says instead of an example's number.
@@ -97,6 +98,8 @@ class ModelPanel:
     def choose(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """Another model: its sizes, the last one of them that was asked for, and its examples."""
         model, size = values[self.radio], self._field("size")
+        if model not in self.context.models.names:
+            return {self.hint: gr.skip()}
         updates = {self.hint: self._hint(model), self.examples: self._examples(model)}
         return updates | ({} if size is None else {size: self._sizes(model, values[self.chosen][model])})
 
@@ -106,14 +109,17 @@ class ModelPanel:
         return self._usual(model, "steps") if steps in usual and not asked else steps
 
     def remember(self, model: str, size: int, chosen: Mapping[str, int]) -> dict[str, int]:
-        return {**chosen, model: size}
+        return {**chosen, model: size} if model in self.context.models.names else dict(chosen)
 
     def take(self, model: str, image: str | None, prompt: str, replaced: tuple | None, event: gr.EventData) -> tuple:
         """Picture and prompt of the example that was clicked, or those that examples took the place of."""
-        number = event._data["index"]
+        number = clicked(event, "index")
         if number == UNDO:
             return (*(replaced or (image, prompt)), self._examples(model), None)
         examples = self.context.models.examples(model)
+        if not isinstance(number, int) or not 0 <= number < len(examples):
+            return (image, prompt, gr.skip(), replaced)
+        prompt = prompt or ""
         own_prompt = prompt.strip() and prompt not in [example.prompt for example in examples]
         if own_prompt or (image and not any(cmp(image, example.picture, shallow=False) for example in examples)):
             replaced = image, prompt

@@ -66,9 +66,9 @@ class Outcome:
         """It was done. notes: what of it was not. back: what is needed to undo it, None where it cannot be."""
         return self._say(text, notes, {} if back is None else {UNDO: self.t("page.undo")}, back)
 
-    def ask(self, text: str, actions: Mapping[str, str], about: Any) -> dict[Component, Any]:
-        """A question. actions: name -> words on the button. about: what the answer is about."""
-        return self._say(text, (), actions, about)
+    def ask(self, text: str, actions: Mapping[str, str], about: Any, notes: Iterable[Problem] = ()) -> dict[Component, Any]:
+        """A question. actions: name -> words on the button. about: what the answer is about. notes: what to know before."""
+        return self._say(text, notes, actions, about)
 
     def offer(self, url: str, name: str) -> dict[Component, Any]:
         """A file to download, which begins at once."""
@@ -92,6 +92,14 @@ class Outcome:
         return {self.box: {"lines": lines, "actions": dict(actions)}, self.about: about}
 
 
+def clicked(event: gr.EventData, name: str) -> Any:
+    """Return what an element's `trigger` said under a name, or None; only another program than our page says nothing."""
+    try:
+        return getattr(event, name)
+    except (AttributeError, TypeError):
+        return None
+
+
 def action_of(event: gr.EventData) -> str:
-    """Which button was clicked."""
-    return str(event._data["action"])
+    """Return which button was clicked."""
+    return str(clicked(event, "action"))

@@ -76,6 +76,7 @@ class PromptsPanel:
 
     def begin_with(self, prompt: str) -> dict[Component, Any]:
         """New pages begin with this prompt."""
+        prompt = prompt or ""
         try:
             before, _ = self.file.read()
             notes = self.file.save_startup(prompt)

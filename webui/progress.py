@@ -84,7 +84,7 @@ def progress_of(t: Translator, job: Job, page_mode: str, now: float) -> dict[str
         "state": view.state,
         "fraction": view.fraction,
         "bar": view.state != "waiting" and (not view.ended or view.state == "finished"),
-        "where": where(t, view),
+        "where": where(t.of(mode), view),
         "time": times(t, view, now),
         "mode": "" if mode == page_mode else t("page.progress.mode", mode=t(f"page.mode.{mode}")),
         "notices": [words.notice_sentence(t, notice) for notice in view.notices],
@@ -94,6 +94,8 @@ def progress_of(t: Translator, job: Job, page_mode: str, now: float) -> dict[str
 
 def where(t: Translator, view: View) -> str:
     """How far the job is: "Section 2 of 4, step 11 of 25"."""
+    if view.ended:
+        return words.end_of(t, view)
     if view.state != "running":
         return t(f"page.state.{view.state}")
     if view.stopping != StopLevel.NONE:

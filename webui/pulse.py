@@ -8,11 +8,10 @@ looks again through gradio, which costs the server twenty times as much. A tab t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Response
 
 from eichi_utils.jobs import Job, Jobs
 from locales import Translator
@@ -57,9 +56,9 @@ ask();
 """
 
 
-def pulse(mode: str) -> gr.HTML:
-    """An element that is clicked by itself whenever a look is worth its price. mode: of the page."""
-    js = JS.replace("ADDRESS", f"{ADDRESS}/{mode}").replace("EVENT", EVENT)
+def pulse(mode: str, front: str = "") -> gr.HTML:
+    """An element that is clicked by itself whenever a look is worth its price. mode: of the page. front: see `Context`."""
+    js = JS.replace("ADDRESS", f"{front}{ADDRESS}/{mode}").replace("EVENT", EVENT)
     js = js.replace("IDLE", str(IDLE))
     return gr.HTML(None, html_template=HTML, js_on_load=js, elem_id="pulse", padding=False)
 
@@ -79,21 +78,17 @@ class Crowd:
         return max(BUSY if busy else IDLE, 1000 * len(self._asked) // MOST)
 
 
-def add_routes(app: FastAPI, jobs: Jobs, t: Translator, may_see: Callable[[Request], bool]) -> None:
-    """What answers the questions, and the previews. may_see: whether who asks has logged in where that is needed."""
+def add_routes(app: FastAPI, jobs: Jobs, t: Translator, front: str = "") -> None:
+    """What answers the questions, and the previews. front: see `Context`."""
 
     crowd = Crowd()
 
-    async def news(mode: str, request: Request, tab: str = "") -> dict[str, Any]:
-        if not may_see(request):
-            raise HTTPException(401)
-        told = news_of(jobs, t, mode)
+    async def news(mode: str, tab: str = "") -> dict[str, Any]:
+        told = news_of(jobs, t, mode, front)
         return told | {"wait": crowd.wait(tab, told["busy"])}
 
-    async def preview(name: str, request: Request) -> Response:
+    async def preview(name: str) -> Response:
         job = jobs.current()
-        if not may_see(request):
-            raise HTTPException(401)
         if job is None or not job.view.preview:
             # It ended since the tab was told; no error that a browser would complain of.
             return Response(status_code=204)
@@ -103,14 +98,14 @@ def add_routes(app: FastAPI, jobs: Jobs, t: Translator, may_see: Callable[[Reque
     app.add_api_route(f"{ADDRESS}/{{mode}}", news)
 
 
-def news_of(jobs: Jobs, t: Translator, mode: str) -> dict[str, Any]:
+def news_of(jobs: Jobs, t: Translator, mode: str, front: str = "") -> dict[str, Any]:
     """The answer, for a page of a mode."""
     every, job = jobs.all(), jobs.current()
     return {
         "state": state_of(job, every),
         "busy": any(other.view.state in ("running", "waiting") for other in every),
-        "progress": progress_of(t, job, mode, time.time()) if job else {},
-        "preview": f"{ADDRESS}/preview/{job.id}-{abs(hash(job.view.preview))}" if job and job.view.preview else "",
+        "progress": progress_of(t, job, mode, time.monotonic()) if job else {},
+        "preview": f"{front}{ADDRESS}/preview/{job.id}-{abs(hash(job.view.preview))}" if job and job.view.preview else "",
     }
 
 

@@ -63,16 +63,18 @@ def queue_of(t: Translator, jobs: Sequence[Job]) -> dict[str, Any]:
     return {
         "title": t("page.progress.waiting", jobs=len(waiting)),
         "labels": {action: t(f"page.queue.{action}") for action in ACTIONS},
-        "jobs": [{"id": job.id, "name": _name(job), "facts": _facts(t, job)} for job in waiting],
+        "jobs": [{"id": job.id, "name": name_of(job), "facts": facts_of(t, job)} for job in waiting],
     }
 
 
-def _name(job: Job) -> str:
+def name_of(job: Job) -> str:
+    """Return the beginning of a job's prompt, by which its user knows it."""
     text = " ".join(job.request.prompt.split())
     return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1]}\u2026"
 
 
-def _facts(t: Translator, job: Job) -> str:
+def facts_of(t: Translator, job: Job) -> str:
+    """Return a job's page and length in words."""
     mode = t(f"page.mode.{job.request.mode}")
     plan = job.request.plan()
     return mode if plan.output == "picture" else f"{mode}, {t('page.seconds', seconds=f'{plan.frames / FPS:.1f}')}"

@@ -18,6 +18,7 @@ from eichi_utils.events import StopLevel
 from eichi_utils.jobs import Job
 from eichi_utils.media import last_frame
 from eichi_utils.metadata import read_document
+from eichi_utils.named_files import FILES
 from eichi_utils.paths import written_atomically
 from eichi_utils.problems import UserError
 from eichi_utils.request import to_json
@@ -25,6 +26,11 @@ from eichi_utils.view import View
 from webui import words
 from webui.context import QUIET, Context
 from webui.form import Form
+from webui.history import CSS as HISTORY_CSS
+from webui.history import HTML as HISTORY_HTML
+from webui.history import JS as HISTORY_JS
+from webui.history import history_of
+from webui.outcome import clicked
 from webui.progress import CSS as PROGRESS_CSS
 from webui.progress import HTML as PROGRESS_HTML
 from webui.progress import JS as PROGRESS_JS
@@ -37,7 +43,6 @@ from webui.viewer import CSS as VIEWER_CSS
 from webui.viewer import HTML as VIEWER_HTML
 from webui.viewer import JS as VIEWER_JS
 
-EARLIER = 6
 # Fields of the form that a result can become.
 USES = ("image", "end_image")
 # What the viewer says instead of a field when the folder is asked for.
@@ -63,7 +68,7 @@ class ResultPanel:
         self.context, self.t = context, context.t
         self.uses = {name: form.entries[name].components[0] for name in USES if name in form.entries}
         t = context.t
-        labels = {name: t(f"page.viewer.{name}") for name in ("empty", "preview", "so_far", "download", "earlier", "folder")}
+        labels = {name: t(f"page.viewer.{name}") for name in ("empty", "preview", "so_far", "download", "folder")}
         labels["metadata"] = t("page.metadata")
         self.viewer = gr.HTML(
             {"labels": labels},
@@ -103,12 +108,19 @@ class ResultPanel:
             js_on_load=QUEUE_JS,
             elem_id="queue",
         )
+        self.history = gr.HTML(
+            {},
+            html_template=HISTORY_HTML,
+            css_template=HISTORY_CSS,
+            js_on_load=HISTORY_JS,
+            elem_id="history",
+        )
         self.seen = gr.State(Seen())
-        self.pulse = pulse(context.mode)
+        self.pulse = pulse(context.mode, context.front)
 
     @property
     def outputs(self) -> list[Component]:
-        return [self.viewer, self.queue, *self.stops.values(), self.seen, self.pulse]
+        return [self.viewer, self.queue, self.history, *self.stops.values(), self.seen, self.pulse]
 
     def wire(self, page: gr.Blocks) -> None:
         page.load(partial(self.look, Seen()), None, self.outputs, **QUIET)
@@ -123,10 +135,8 @@ class ResultPanel:
 
     def use(self, event: gr.EventData) -> dict[Component, Any]:
         """The result, or its last frame, as a picture of the form."""
-        # An empty dictionary would be an error, or on a page with one such field empty it.
-        nothing = {other: gr.skip() for other in self.uses.values()}
         job = self.context.jobs.current()
-        component = self.uses.get(event._data["field"])
+        component = self.uses.get(str(clicked(event, "field")))
         # Gradio takes an empty dictionary for a value.
         nothing = dict.fromkeys(self.uses.values(), gr.skip())
         if job is None or component is None or not job.view.ended or not (job.view.picture or job.view.film):
@@ -144,16 +154,18 @@ class ResultPanel:
     def show_folder(self, event: gr.EventData, asker: gr.Request) -> Any:
         """Open the result's folder where the user can see it; in a browser on another machine, say where it is."""
         job = self.context.jobs.current()
-        if event._data["field"] != FOLDER or job is None or not job.view.files:
+        if clicked(event, "field") != FOLDER or job is None or not job.view.files:
             return gr.update()
         folder = Path(job.view.files[0]).parent
         opened = same_machine(asker.client.host) and open_folder(folder)
         return gr.update(value=str(folder), visible=not opened)
 
     def arrange(self, event: gr.EventData) -> None:
-        """Remove a waiting job, or let it come earlier or later."""
-        job, places = event._data["job"], ACTIONS[event._data["action"]]
-        if places is None:
+        """Remove a waiting job, or let it come earlier or later. One that another tab removed, or that began, is left alone."""
+        job, action = str(clicked(event, "job")), str(clicked(event, "action"))
+        if action not in ACTIONS:
+            return
+        if (places := ACTIONS[action]) is None:
             self.context.jobs.remove(job)
         else:
             self.context.jobs.move(job, places)
@@ -168,15 +180,17 @@ class ResultPanel:
             return updates
         if now.waiting != seen.waiting:
             updates[self.queue] = queue_of(self.t, jobs)
-        if (now.job, now.state, now.film, now.ended) != (seen.job, seen.state, seen.film, seen.ended):
-            updates[self.viewer] = self._viewer(job, jobs)
+        if (now.job, now.state, now.film) != (seen.job, seen.state, seen.film):
+            updates[self.viewer] = self._viewer(job)
+        if (now.job, now.state, now.ended) != (seen.job, seen.state, seen.ended):
+            updates[self.history] = history_of(self.t, jobs, job, self._file)
         if (now.state, now.stopping, now.job) != (seen.state, seen.stopping, seen.job):
             for level, button in self.stops.items():
                 running = now.state == "running"
                 updates[button] = gr.update(interactive=running and level > now.stopping)
         return updates
 
-    def _viewer(self, job: Job, jobs: tuple[Job, ...]) -> dict[str, Any]:
+    def _viewer(self, job: Job) -> dict[str, Any]:
         view = job.view
         result = view.picture or view.film
         labels = self.viewer.value["labels"]
@@ -191,14 +205,10 @@ class ResultPanel:
             "film": self._file(view.film, view.frames)["url"] if view.film else "",
             "picture": self._file(view.picture)["url"] if view.picture else "",
             "result": self._file(result) if result and view.ended else None,
+            "end": words.end_of(self.t.of(job.request.mode), view) if view.state in ("stopped", "failed") else "",
             "facts": self._facts(job) if result and view.ended else "",
             "metadata": self._metadata(job) if result and view.ended else [],
             "uses": {field: self.t(f"page.viewer.{_use(view)}_as_{field}") for field in self.uses},
-            "earlier": [
-                self._file(other.view.picture or other.view.film)
-                for other in reversed(jobs)
-                if other.id != job.id and other.view.ended and (other.view.picture or other.view.film)
-            ][:EARLIER],
         }
 
     def _file(self, path: str, frames: int = 0) -> dict[str, str]:
@@ -214,7 +224,8 @@ class ResultPanel:
             document = read_document(job.view.picture or job.view.film)
         except UserError:
             document = None
-        return words.settings_list(self.t, document if isinstance(document, dict) else to_json(job.request))
+        shown = document if isinstance(document, dict) else to_json(job.request)
+        return words.settings_list(self.t, {name: value for name, value in shown.items() if name != FILES})
 
     def _facts(self, job: Job) -> str:
         view = job.view

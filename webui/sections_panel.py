@@ -60,6 +60,10 @@ class SectionsPanel:
         request, problems = self.form.read(values)
         if request is None:
             return self.outcome.refused(problem for problem in problems if problem.key not in NOT_YET)
+        # What else is wrong can be mended after the import; a choice that there is none of cannot be written.
+        choices = {name for name in self.form.entries if self.form.limits(name)["kind"] == "choice"}
+        if wrong := [problem for problem in problems if problem.field in choices]:
+            return self.outcome.refused(wrong)
         name = time.strftime("section_export_%Y%m%d_%H%M%S.zip")
         folder = _fresh_folder()
         try:

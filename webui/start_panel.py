@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from html import escape
@@ -11,6 +12,7 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.extras import extra_counts
+from eichi_utils.pictures import profile_problem
 from eichi_utils.problems import Problem
 from eichi_utils.request import Request
 from webui import field_problems, words
@@ -33,6 +35,9 @@ class StartPanel:
     def __init__(self, context: Context, form: Form, followers: Mapping[Component, Follower]):
         self.followers = followers
         self.context, self.form, self.t = context, form, context.t
+        self._submitting = threading.Lock()
+        # The request that was submitted last, and when by the monotonic clock.
+        self._submitted: tuple[Request | None, float] = (None, 0.0)
         with gr.Column(elem_classes="eichi-start", min_width=0):
             self.problems = gr.HTML(elem_id="problems")
             self.wrong = gr.HTML(
@@ -76,26 +81,35 @@ class StartPanel:
         }
         return news | {
             self.summary: self._summary(request, problems),
-            self.problems: words.problem_list(self.t, problems),
-            self.wrong: words.problems_by_field(self.t, problems),
             self.start: gr.update(interactive=not problems),
+            **self._said(problems, _notes(request, problems)),
+        }
+
+    def _said(self, problems: tuple[Problem, ...], notes: tuple[Problem, ...] = ()) -> dict[Component, Any]:
+        return {
+            self.problems: words.problem_list(self.t, problems, notes),
+            self.wrong: words.problems_by_field(self.t, problems),
         }
 
     def submit(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """Queue a job, unless anything is wrong."""
-        request, problems = self.form.read(values)
-        if request is not None and not problems:
+        request, problems = self.form.read(values, trial=True)
+        shown = self.look(values)
+        if request is None or problems:
+            # Start stays as the look leaves it: what only a trial finds, such as a full disk, is mended outside of the page.
+            return shown | self._said(problems)
+        # The halves of a double click come at the same time, and keeping a new picture takes a while.
+        with self._submitting:
             request = keep_pictures(request, self.context.uploads)
             if not self._just_submitted(request):
                 self.context.jobs.submit(request)
-        return self.look(values)
+                self._submitted = request, time.monotonic()
+        return shown
 
     def _just_submitted(self, request: Request) -> bool:
         """Whether this is the second half of a double click; a film takes too long to be made twice by accident."""
-        jobs = self.context.jobs.all()
-        if not jobs or time.time() - jobs[-1].submitted > DOUBLE_CLICK_SECONDS:
-            return False
-        return jobs[-1].asked == request
+        before, at = self._submitted
+        return before == request and time.monotonic() - at < DOUBLE_CLICK_SECONDS
 
     def _summary(self, request: Any, problems: Any) -> str:
         took = self.context.timings.seconds if self.context.timings else None
@@ -103,3 +117,11 @@ class StartPanel:
         shown = "".join(f"<span>{escape(line)}</span>" for line in lines if line)
         usual = "" if request is not None and lines[1] and extra_counts(request, request.plan()) else " usual"
         return f'<p class="eichi-summary{usual}">{shown}</p>'
+
+
+def _notes(request: Request | None, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
+    """What of the request's pictures is left out: profiles that cannot be used."""
+    if request is None or problems:
+        return ()
+    paths = dict.fromkeys(request.plan().pictures.values())
+    return tuple(problem for path in paths if (problem := profile_problem("image", path)))

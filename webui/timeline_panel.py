@@ -24,6 +24,7 @@ from webui import fields, timeline
 from webui.context import QUIET, Context
 from webui.form import Form
 from webui.metadata_panel import SectionOffer
+from webui.outcome import clicked
 
 PICTURE_HEIGHT = 200
 # In the browser: (a cell's value, its section, all sections' values) -> all sections' values.
@@ -146,7 +147,7 @@ class TimelinePanel:
 
     def open(self, values: Mapping[Component, str], event: gr.EventData) -> dict[Component, Any]:
         """The clicked section in the editor."""
-        section = str(event._data["section"])
+        section = str(clicked(event, "section"))
         text = self.t("page.timeline.section", section=section)
         prompts, scales = _read(values[self.prompts]), _read(values[self.scales])
         updates = {
@@ -166,7 +167,7 @@ class TimelinePanel:
 
     def catch_up(self, late: str, section: str, keyframes: str) -> Any:
         """The open section's picture that came too late for `open`."""
-        return self._picture_of(section, keyframes) if late.split(" ")[0] == section else gr.skip()
+        return self._picture_of(section, keyframes) if (late or "").split(" ")[0] == section else gr.skip()
 
     def look(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
         """The strip of a request whose length can be understood."""

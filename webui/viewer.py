@@ -14,9 +14,8 @@ HTML = """
 </div>
 <div class="result"><a class="download" download></a><button type="button" class="use" data-field="image"></button
   ><button type="button" class="use" data-field="end_image"></button
-  ><button type="button" class="folder"></button><span class="facts"></span></div>
-<div class="more"><details class="metadata"><summary></summary><dl></dl></details
-  ><details class="earlier"><summary></summary><ul></ul></details></div>
+  ><button type="button" class="folder"></button><span class="end"></span><span class="facts"></span></div>
+<div class="more"><details class="metadata"><summary></summary><dl></dl></details></div>
 """
 
 CSS = """
@@ -37,13 +36,13 @@ figcaption { margin-top: 4px; font-size: 12px; text-align: center; color: var(--
   color: var(--body-text-color);
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
 .facts { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+.end { font-weight: 600; overflow-wrap: anywhere; }
 .more { display: flex; flex-wrap: wrap; gap: 0 24px; margin-top: 8px; font-size: 13px; }
 .more details[open] { flex-basis: 100%; }
 .metadata dl { display: grid; grid-template-columns: minmax(0, max-content) minmax(0, 1fr); gap: 2px 16px; margin: 4px 0 0;
   max-height: 30vh; overflow: auto; }
 dt { color: var(--body-text-color-subdued); }
 dd { margin: 0; overflow-wrap: anywhere; user-select: text; }
-.earlier ul { margin: 4px 0 0; padding: 0 0 0 16px; }
 [hidden] { display: none !important; }
 /* Pinned on a phone: every line is taken from the form, and the folder is on another machine. */
 @media (max-width: 800px) {
@@ -86,6 +85,7 @@ function show() {
     find('.download').href = result.url;
     find('.download').download = result.name;
     find('.download').textContent = labels.download;
+    find('.end').textContent = value.end;
     find('.facts').textContent = value.facts;
     find('.folder').textContent = labels.folder;
     for (const button of element.querySelectorAll('.use')) {
@@ -100,13 +100,6 @@ function show() {
     const cell = document.createElement(at ? 'dd' : 'dt');
     cell.textContent = text;
     return cell; })));
-  const earlier = value.earlier || [];
-  find('.earlier').hidden = !earlier.length;
-  find('.earlier summary').textContent = labels.earlier || '';
-  find('.earlier ul').replaceChildren(...earlier.map(file => {
-    const item = document.createElement('li'), link = document.createElement('a');
-    link.href = file.url; link.textContent = file.name; link.target = '_blank';
-    item.append(link); return item; }));
   element.dataset.filled = live || film || picture ? 'yes' : 'no';
 }
 for (const button of element.querySelectorAll('.use'))

@@ -11,13 +11,14 @@ from typing import Any
 
 from eichi_utils.append import DETAILS, whole_frames
 from eichi_utils.append import FIELD as APPEND
-from eichi_utils.events import Notice
+from eichi_utils.events import Notice, StopLevel
 from eichi_utils.extras import extra_counts
 from eichi_utils.loras import shown_name
 from eichi_utils.pictures import fitted_size
 from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem
 from eichi_utils.request import Request
+from eichi_utils.view import View
 from locales import Translator, table
 
 # A field that is merely still empty is no mistake yet, and is not shown as one.
@@ -30,6 +31,8 @@ CHOICES = MappingProxyType(
         ("model", "miniature"): "page.model.miniature",
     }
 )
+# Fields beside the length that the number of files depends on.
+COUNTED = ("keep_section_videos", "section_stills", "save_frames", "save_latents")
 PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls", "append_latents")
 
 
@@ -92,15 +95,16 @@ def notice_sentence(t: Translator, notice: Notice) -> str:
     return _say(t, f"notice.{notice.key}", values)
 
 
-def problem_list(t: Translator, problems: tuple[Problem, ...]) -> str:
-    """All problems as a list in HTML; what is still empty comes first and looks milder."""
-    if not problems:
+def problem_list(t: Translator, problems: tuple[Problem, ...], notes: tuple[Problem, ...] = ()) -> str:
+    """All problems as a list in HTML; what is still empty comes first and looks milder, as do notes, which keep nobody."""
+    if not problems and not notes:
         return ""
     ordered = sorted(problems, key=lambda problem: problem.key not in NOT_YET)
     items = ""
     for problem in ordered:
         look = "todo" if problem.key in NOT_YET else "wrong"
         items += f'<li class="{look}">{escape(problem_sentence(t, problem))}</li>'
+    items += "".join(f'<li class="todo">{escape(problem_sentence(t, note))}</li>' for note in notes)
     return f'<ul class="eichi-problems" role="status">{items}</ul>'
 
 
@@ -141,13 +145,32 @@ def summary(
 
 
 def files(t: Translator, request: Request | None, problems: tuple[Problem, ...]) -> str:
-    """Which files one film or picture leaves, in words; "" while the length itself is wrong."""
-    if not _has_length(request, problems):
+    """Which files one film or picture leaves, in words; "" while its length, or what is saved of it, is wrong."""
+    if not _has_length(request, problems) or {problem.field for problem in problems} & set(COUNTED):
         return ""
     plan = request.plan()
     kinds = {plan.output: 1, "start": 1, **extra_counts(request, plan)}
     names = [t(f"page.files.{kind}", count=count) for kind, count in kinds.items()]
     return t("page.summary.files", files=t("page.progress.separator").join(names))
+
+
+def end_of(t: Translator, view: View) -> str:
+    """Say how a job ended: finished, or how far it came and which button stopped it."""
+    if view.state == "finished":
+        return t("page.state.finished")
+    if not view.sections and view.state == "stopped":
+        return t("page.ended.dropped")
+    many = view.sections > 1
+    if view.made and many:
+        text = t(f"page.ended.{view.state}_after", section=view.made, sections=view.sections)
+    elif view.state == "failed":
+        return t("page.state.failed")
+    else:
+        text = t("page.ended.stopped_in_first" if many else "page.ended.stopped_before")
+    if view.state == "failed" or view.stopping == StopLevel.NONE:
+        return text
+    button = "section" if view.stopping == StopLevel.SECTION else "now"
+    return t("page.ended.by", end=text, button=t(f"page.stop.{button}"))
 
 
 def settings_list(t: Translator, document: Mapping[str, Any]) -> list[list[str]]:

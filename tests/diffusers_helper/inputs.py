@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -133,3 +134,12 @@ def product_on_a_processor(
     """What `narrow._product` has a card compute, for a computer without one."""
     y = (q.float() @ weight.float().t()) * scale * weight_scale.float().t()
     return (y if bias is None else y + bias.float()).bfloat16()
+
+
+def returned(work: Generator[object, None, torch.Tensor]) -> torch.Tensor:
+    """What a generator returns at its end."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value

@@ -140,3 +140,25 @@ def test_resizing_does_not_depend_on_pillows_order_of_axes(photo, size):
     assert numpy.array_equal(ours, numpy.array(ways[min(ways)]))
     own = numpy.array(picture.resize((width, height), lanczos))
     assert numpy.abs(ours.astype(int) - own.astype(int)).max() <= 12
+
+
+@pytest.mark.parametrize("shape", [(6_000_000, 16), (16, 6_000_000)])
+def test_a_strip_of_millions_of_pixels(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of 100 megapixels that is 16 of them high, scaled until it covers, would be hundreds of gigabytes."""
+    real, sizes = Image.Image.resize, []
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *rest: sizes.append(size) or real(self, size, *rest), raising=True
+    )
+    strip = Image.new("L", shape, 90)
+    strip.paste(200, (shape[0] // 2 - 4, shape[1] // 2 - 4, shape[0] // 2 + 4, shape[1] // 2 + 4))
+    result = cover_crop(strip, 416, 960)
+    assert (result.size, result.getpixel((480, 208))) == ((960, 416), 200)
+    assert max(width * height for width, height in sizes) < 2**25
+
+
+def test_long_pictures_are_fitted_as_others() -> None:
+    """Cutting the far ends of a strip first changes nothing of its middle."""
+    numbers = numpy.random.default_rng(0).integers(0, 256, (40, 4000), dtype=numpy.uint8)
+    strip = Image.fromarray(numbers)
+    scaled = resize(strip, 80, 8000, Image.Resampling.LANCZOS)
+    assert cover_crop(strip, 80, 100).tobytes() == scaled.crop((3950, 0, 4050, 80)).tobytes()

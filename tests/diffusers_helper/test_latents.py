@@ -21,6 +21,7 @@ from diffusers_helper.latents import (
 from diffusers_helper.memory import Room
 from diffusers_helper.past import Past
 from diffusers_helper.preview import HUNYUAN_PREVIEW
+from diffusers_helper.vae_decode import only_frames
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +102,9 @@ def test_decoding_stays_in_what_is_free(vae, monkeypatch):
     """Frames of a size for which nothing is free come in tiles: another picture than whole frames, but of the same size."""
     latents = torch.randn(1, 16, 2, 20, 24, generator=torch.Generator().manual_seed(0))
     whole = decode(vae, latents)
-    (tiled,) = decode_frames(vae, latents, room=Room(lambda: 0))
+    (tiled,) = only_frames(decode_frames(vae, latents, room=Room(lambda: 0)))
     assert tiled.shape == whole.shape and 1e-3 < (tiled - whole).abs().max()
-    (unlimited,) = decode_frames(vae, latents, room=Room())
+    (unlimited,) = only_frames(decode_frames(vae, latents, room=Room()))
     assert torch.equal(unlimited, whole)
 
 
@@ -112,12 +113,12 @@ def test_tiles_of_a_side_that_was_asked_for(vae):
     counts in the decoding that remembers too."""
     latents = torch.randn(1, 16, 1, 20, 24, generator=torch.Generator().manual_seed(0))
     whole = decode(vae, latents)
-    (tiled,) = decode_frames(vae, latents, room=Room(), side=20)
+    (tiled,) = only_frames(decode_frames(vae, latents, room=Room(), side=20))
     assert tiled.shape == whole.shape and 1e-3 < (tiled - whole).abs().max()
-    assert torch.equal(next(decode_frames(vae, latents, room=Room(), side=24)), whole)
-    (smallest,) = decode_frames(vae, latents, room=Room(lambda: 0))
-    assert torch.equal(next(decode_frames(vae, latents, room=Room(lambda: 0), side=20)), smallest)
-    once = [next(decode_after(vae, latents, Past(), Room(), side=side)) for side in (None, 20)]
+    assert torch.equal(next(only_frames(decode_frames(vae, latents, room=Room(), side=24))), whole)
+    (smallest,) = only_frames(decode_frames(vae, latents, room=Room(lambda: 0)))
+    assert torch.equal(next(only_frames(decode_frames(vae, latents, room=Room(lambda: 0), side=20))), smallest)
+    once = [next(only_frames(decode_after(vae, latents, Past(), Room(), side=side))) for side in (None, 20)]
     assert once[0].shape == once[1].shape and 1e-3 < (once[0] - once[1]).abs().max()
 
 

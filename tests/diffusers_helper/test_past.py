@@ -15,8 +15,9 @@ from diffusers_helper import vae_decode
 from diffusers_helper.latents import decode_after, decode_frames
 from diffusers_helper.memory import Room
 from diffusers_helper.past import Past, past_bytes
-from diffusers_helper.vae_decode import STRETCH, Decoder
+from diffusers_helper.vae_decode import STRETCH, Decoder, only_frames
 from eichi_utils.encode import pixels_of
+from tests.diffusers_helper.inputs import returned
 
 MINIATURE = Path(__file__).parent.parent.parent / "miniature" / "checkpoint" / "vae"
 
@@ -60,7 +61,7 @@ def test_in_order_it_is_the_whole_film(exact, monkeypatch, lengths, working):
     """4 T - 3 frames, whatever the sections' lengths; only norms that look at several frames make a difference."""
     monkeypatch.setattr(vae_decode, "WORKING_BYTES", working)
     z = noise(sum(lengths))
-    whole = exact.tile(z)
+    whole = returned(exact.tile(z))
     made = in_order(exact, z, lengths)
     assert made.shape == whole.shape and made.shape[2] == 4 * sum(lengths) - 3
     assert (made - whole).abs().max() <= 1e-10
@@ -68,13 +69,13 @@ def test_in_order_it_is_the_whole_film(exact, monkeypatch, lengths, working):
 
 def test_with_the_real_norms_it_is_another_picture(vae):
     z = noise(10).float()
-    assert (in_order(Decoder(vae), z, [10]) - Decoder(vae).tile(z)).abs().max() > 1e-3
+    assert (in_order(Decoder(vae), z, [10]) - returned(Decoder(vae).tile(z))).abs().max() > 1e-3
 
 
 def test_tiles_in_space_remember_each_their_own(exact):
     exact.side, exact.overlap = 8, 2
     z = noise(5, 11, 9)
-    assert (in_order(exact, z, [3, 2]) - exact._in_space(z)).abs().max() <= 1e-10
+    assert (in_order(exact, z, [3, 2]) - returned(exact._in_space(z))).abs().max() <= 1e-10
 
 
 def test_each_latent_is_decoded_once_and_a_few_at_a_time(vae, monkeypatch):
@@ -135,9 +136,9 @@ def test_a_stretch_that_fails_is_repeated_from_the_same_past(vae, monkeypatch, a
 def test_where_nothing_is_free_tiles_are_small_and_the_past_lies_in_the_computers_memory(vae):
     """And stay so for the whole film."""
     z, past = noise(4, 17, 4).float(), Past()
-    first = list(decode_after(vae, z[:, :, :2], past, Room(lambda: 0)))
+    first = list(only_frames(decode_after(vae, z[:, :, :2], past, Room(lambda: 0))))
     assert past.side == 16 and past.home == torch.device("cpu")
-    second = list(decode_after(vae, z[:, :, 2:], past, Room(lambda: 2**40)))
+    second = list(only_frames(decode_after(vae, z[:, :, 2:], past, Room(lambda: 2**40))))
     assert past.side == 16 and sum(frames.shape[2] for frames in first + second) == 13
     roomy = Past()
     list(decode_after(vae, z[:, :, :2], roomy, Room(lambda: 2**40)))
@@ -153,9 +154,10 @@ def test_the_miniature_is_decoded_much_the_same(photo):
         pixels = pixels_of(picture.convert("RGB").resize((96, 96)))
     clip = torch.cat([pixels[..., 8:72, at : at + 64] for at in range(21)], dim=2)
     z = trained.encode(clip).latent_dist.mode() * trained.config.scaling_factor
-    usual = torch.cat(list(decode_frames(trained, z)), dim=2)
+    usual = torch.cat(list(only_frames(decode_frames(trained, z))), dim=2)
     past = Past()
-    made = torch.cat([*decode_after(trained, z[:, :, :3], past), *decode_after(trained, z[:, :, 3:], past)], dim=2)
+    parts = [part for piece in (z[:, :, :3], z[:, :, 3:]) for part in only_frames(decode_after(trained, piece, past))]
+    made = torch.cat(parts, dim=2)
     assert made.shape == clip.shape
     decibels = 10 * torch.log10(4 / (made - usual).pow(2).mean()).item()
     assert 20 < decibels < 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from diffusers_helper import vae_decode
 from diffusers_helper.memory import Room
+from diffusers_helper.past import Past
 from diffusers_helper.vae_decode import Decoder, KeptTiles, peak_bytes, side_for, smaller_side
+from tests.diffusers_helper.inputs import returned
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +176,7 @@ def test_the_estimate_covers_what_is_allocated(full, height, width):
     """In the published size, on the device that only knows shapes."""
     with Live() as live:
         z = torch.empty(1, 16, 5, height, width, dtype=torch.float16, device="meta")
-        assert Decoder(full).tile(z).shape == (1, 3, 17, 8 * height, 8 * width)
+        assert returned(Decoder(full).tile(z)).shape == (1, 3, 17, 8 * height, 8 * width)
     assert 0.6 * peak_bytes(full, 5, height, width) <= live.peak <= peak_bytes(full, 5, height, width)
 
 
@@ -254,3 +257,31 @@ def test_the_miniature_is_decoded_the_same():
     trained = AutoencoderKLHunyuanVideo.from_pretrained(folder).eval()
     z = noise(6, 6, 5)
     assert (whole(Decoder(trained), z) - trained.decode(z).sample).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("side", [None, 4])
+@pytest.mark.parametrize("frames", [1, 4, 10])
+def test_it_says_how_far_it_is(own, frames, side):
+    """Nothing was heard of it between two time tiles, each of which takes seconds without a card. The frames are the same."""
+    z = noise(frames, 5, 3)
+    parts = list(Decoder(own, side, 1).parts(z))
+    shares = [part for part in parts if isinstance(part, float)]
+    assert shares == sorted(shares) and shares[-1] == 1.0 and shares[0] > 0.0
+    assert max(after - before for before, after in pairwise([0.0, *shares])) < 0.35
+    assert len(shares) > 10
+    assert torch.equal(
+        torch.cat([part for part in parts if not isinstance(part, float)], dim=2), whole(Decoder(own, side, 1), z)
+    )
+
+
+def test_what_is_known_is_no_share_of_the_work(own):
+    """Of the stretch of a film's second section a part was decoded with the first."""
+    film, kept = noise(10, 2, 2), KeptTiles()
+    whole(Decoder(own), film[:, :, :7], kept)
+    shares = [part for part in Decoder(own).parts(film, kept) if isinstance(part, float)]
+    assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) < 2 * 12
+
+
+def test_decoding_in_order_says_how_far_it_is(own):
+    shares = [part for part in Decoder(own).parts_after(noise(9, 2, 2), Past()) if isinstance(part, float)]
+    assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -364,13 +365,13 @@ def test_the_alpha_of_peft_lies_beside_the_file(checkpoint: Path, tmp_path: Path
     path = tmp_path / "adapter_model.safetensors"
     plain = write_lora(path, "peft_default", shapes, rank=2, only=("proj_out",))["proj_out"]
     deltas = {}
-    for text in (None, '{"r": 2, "lora_alpha": 6, "alpha_pattern": {}}', '{"r": 2, "lora_alpha": 6, "alpha_pattern": []}', "5"):
+    for text in (None, '{"r": 2, "lora_alpha": 6, "alpha_pattern": {}}', '{"r": 2, "lora_alpha": 6, "alpha_pattern": []}'):
         if text is not None:
             (tmp_path / "adapter_config.json").write_text(text)
         ((update,),) = read_updates((Lora(str(path)),), shapes)
         deltas[text] = update.delta()
     scales = [torch.linalg.norm(delta) / torch.linalg.norm(plain) for delta in deltas.values()]
-    assert torch.stack(scales).tolist() == pytest.approx([1.0, 3.0, 3.0, 1.0])
+    assert torch.stack(scales).tolist() == pytest.approx([1.0, 3.0, 3.0])
 
 
 @pytest.mark.parametrize("merge", [False, True])
@@ -412,3 +413,37 @@ def test_shapes_are_the_same_with_and_without_weights(pool: ModelPool, checkpoin
     for precision in ("auto", "int8"):
         with pool.transformer("framepack", precision) as net:
             assert shapes_of(net) == shapes_in(ModelFiles(checkpoint), "framepack")
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_file_that_becomes_shorter_while_it_is_read(
+    merge: bool, files: dict, checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """A mapped one ended the whole program with SIGBUS. It is a problem of its slot, and the network stays usable."""
+    path = tmp_path / "a.safetensors"
+    shutil.copy(files["peft"], path)
+    judge = loras.layouts
+
+    def judged(*given):
+        found = judge(*given)
+        os.truncate(path, path.stat().st_size // 2)
+        return found
+
+    pool = ModelPool(checkpoint, device="cpu")
+    with monkeypatch.context() as changed_meanwhile:
+        changed_meanwhile.setattr("eichi_utils.adapters.layouts", judged)
+        with pytest.raises(UserError) as error, pool.transformer("framepack", "auto", (Lora(str(path)),), merge):
+            pass
+    assert found(error.value.problems) == {("loras/0/file", "lora_changed")}
+    with pool.transformer("framepack") as net:
+        assert list(linear.branches(net)) == []
+
+
+def test_updates_are_no_windows_into_their_file(files: dict, checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    shutil.copy(files["peft"], path)
+    (updates,) = read_updates((Lora(str(path)),), shapes_in(ModelFiles(checkpoint), "framepack"))
+    held = list(updates)
+    before = [update.delta() for update in held]
+    os.truncate(path, 100)
+    assert all(torch.equal(update.delta(), delta) for update, delta in zip(held, before, strict=True))

@@ -20,7 +20,7 @@ from eichi_utils.extras import extra_bytes, extra_counts
 from eichi_utils.film import Decoded, Joined, Stretch, sample_film
 from eichi_utils.jobs import Stop
 from eichi_utils.latent_files import interpolate, read_latents
-from eichi_utils.metadata import read_document, read_placed_document
+from eichi_utils.metadata import document_of, read_placed_document
 from eichi_utils.models import ModelPool
 from eichi_utils.paths import Outputs
 from eichi_utils.plan import film_latents, frames_of
@@ -139,8 +139,8 @@ def test_both_films_are_kept(run: tuple) -> None:
 def test_a_joined_film_says_what_it_was_made_of(run: tuple) -> None:
     """Its request names the file and all that was done with it, and makes the same film again."""
     it, _, events = run
-    assert all(read_document(file) == to_json(it) for file in events[-1].files)
-    assert modes.from_json(read_document(events[-1].files[0])) == it
+    folders = [Path(it.image).parent, Path(it.append_latents).parent]
+    assert all(modes.from_json(read_placed_document(file, folders)) == it for file in events[-1].files)
 
 
 def test_the_events_of_a_join(run: tuple) -> None:
@@ -185,7 +185,8 @@ def test_a_joined_film_keeps_its_latents_where_that_is_wanted(
     events = carry_out(it, pool, tmp_path, "j")
     assert {"j_combined_tensors.safetensors", "j.safetensors"} <= names_in(tmp_path)
     info, latents = read_latents(tmp_path / "j_combined_tensors.safetensors")
-    assert info.latents == 6 + 2 + 5 and info.frames == events[-1].frames and info.request == to_json(it)
+    assert info.latents == 6 + 2 + 5 and info.frames == events[-1].frames
+    assert info.request == json.loads(document_of(it))
     own, file = info.parts
     assert (own["file"], own["latents"], own["trim_end"]) == ("j.safetensors", 6, 0)
     assert (file["file"], file["latents"], file["between"]) == ("earlier.safetensors", 5, 2)

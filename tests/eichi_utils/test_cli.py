@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils import cli, demo, modes
 from eichi_utils.catalogue import Models
+from eichi_utils.cli_output import flag_of
 from eichi_utils.metadata import read_document
 from eichi_utils.paths import ROOT
 from eichi_utils.pictures import fitted_size
@@ -122,7 +124,7 @@ def test_render_as_json_and_again_from_its_files(eichi: Run, quick: list, tmp_pa
     document = read_document(first["files"][0])
     assert document["seed"] == first["seed"]
 
-    where = quick[quick.index("--models") :]
+    where = [*quick[quick.index("--models") :], "--look-in", Path(pictures[0]).parent]
     same = last_json(eichi("render", "--request", first["files"][0], *where, "--json")[1])
     assert Path(same["files"][0]).read_bytes() == Path(first["files"][0]).read_bytes()
     (tmp_path / "request.json").write_text(json.dumps(document))
@@ -130,8 +132,11 @@ def test_render_as_json_and_again_from_its_files(eichi: Run, quick: list, tmp_pa
     assert read_document(other["files"][0]) == {**document, "seed": 5}
 
 
-def test_a_film_from_a_film(eichi: Run, quick: list, tmp_path: Path) -> None:
-    """`--request film.mp4 --seed 5` is the same film with another seed."""
+def test_a_film_from_a_film(
+    eichi: Run, quick: list, tmp_path: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--request film.mp4 --seed 5` is the same film with another seed, in the folder of its picture."""
+    monkeypatch.chdir(Path(pictures[0]).parent)
     film = ["--mode", "reverse", "--seconds", 0.5, "--window", 4.5, "--step-cache", "none", "--seed", 1]
     first = last_json(eichi("render", *quick, *film, "--json")[1])
     assert (first["frames"], first["seconds"]) == (21, 0.7)
@@ -148,7 +153,7 @@ def flags_for(values: dict) -> list[str]:
     """Command line flags for request fields."""
     flags = []
     for name, value in values.items():
-        flag = cli.FLAG_NAMES.get(name, "--" + name.replace("_", "-"))
+        flag = flag_of(name)
         if name == "controls":
             for control in value:
                 flags += ["--reference", control.image, "--reference-index", str(control.index)]
@@ -230,7 +235,7 @@ def test_every_mistake_is_said_and_nothing_is_written(eichi: Run, quick: list, t
         "image", "seconds", "steps", "seed", "padding", "size", "window", "step_cache", "keyframes", "section_prompts",
         "guidance_scale", "crf",
     }  # fmt: skip
-    assert {line.split(":")[0] for line in lines} == fields
+    assert {re.split("[: ]", line)[0] for line in lines} == {flag_of(field) for field in fields}
     assert len(lines) == len(fields)
     assert not (tmp_path / "out").exists()
     code, out, _ = eichi("render", *quick, *bad, "--json")

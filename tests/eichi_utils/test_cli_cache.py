@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +56,22 @@ def test_deleting(filled: None, capsys: pytest.CaptureFixture) -> None:
     assert names_in(paths.CACHE) == {"prompts", "pictures", "weights"}
 
 
+def test_files_that_cannot_be_deleted_are_told(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache on a read-only disk was "Deleted" with exit code 0, and was still there."""
+    open_caches(1).prompts.add("key", 1_000_000, lambda path: path.write_bytes(bytes(1_000_000)))
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert cli.main(["cache", "--delete", "--lang", "en"]) == 1
+    out, err = capsys.readouterr()
+    assert "1 files" in err and str(paths.CACHE) in err and "Read-only file system" in err
+    assert out.splitlines()[-1] == "Deleted: 0.0 MB"
+    assert cli.main(["cache", "--delete", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["problems"][0]["key"] == "cache_not_deleted"
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_in_every_language(language: str, capsys: pytest.CaptureFixture) -> None:
     """Also where there is no folder yet."""
@@ -75,7 +93,7 @@ def test_rendering_keeps_what_it_encoded(checkpoint, pictures, tmp_path, capsys:
     ]  # fmt: skip
     assert cli.main([*flags, "--cache-gb", "0"]) == 0 and names_in(paths.CACHE) == set()
     assert cli.main([*flags, "--cache-gb", "-1"]) == 2
-    assert "cache_gb" in capsys.readouterr().err
+    assert "--cache-gb" in capsys.readouterr().err
     assert cli.main(flags) == 0
     capsys.readouterr()
     document = json.loads(cache(capsys, "--json")[1])

@@ -24,6 +24,7 @@ from tests.lora_files import write_lora
 
 Run = Callable[..., tuple[int, str, str]]
 STEM = "diffusion_pytorch_model"
+CASES = Path(__file__).parents[1] / "cases" / "hostile"
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_a_sections_scale_has_a_flag(file: Path, checkpoint: Path, pictures: lis
     assert [section["lora_strengths"] for section in plan["sections"]] == [[0.0, -0.0], [0.25, -0.5]]
     for wrong in ("1=strong", "half", "7=1", "0=3"):
         assert cli.main([*words, "--section-lora-scale", wrong]) == 2
-        assert "section_lora_scales" in capsys.readouterr().err
+        assert "--section-lora-scale" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dry", [True, False])
@@ -248,8 +249,8 @@ def test_a_bake_that_fails_half_way_leaves_no_checkpoint(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bake, "_bytes", broken)
-    with pytest.raises(OSError):
-        lora("bake", file, "--out", tmp_path / "out")
+    code, _, errors = lora("bake", file, "--out", tmp_path / "out")
+    assert code == 2 and "disk is full" in errors
     assert not (tmp_path / "out").exists() and [path.name for path in tmp_path.iterdir()] == [Path(file).name]
 
 
@@ -282,6 +283,28 @@ def test_two_bakes_into_one_folder(checkpoint: Path, file: Path, tmp_path: Path)
     assert error.value.problems[0].key == "folder_not_empty"
     assert (out / f"{STEM}.safetensors").read_bytes() == before and check_transformer(out)
     assert sorted(path.name for path in tmp_path.iterdir()) == [Path(file).name, "out"]
+
+
+@pytest.mark.parametrize("place", ["rename", "rmdir"])
+def test_a_folder_that_may_not_be_named_is_not_full(
+    place: str, checkpoint: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever kept a finished checkpoint from its name was told as "the folder has files in it", which it had not."""
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(Path, place, lambda *names: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(UserError) as error:
+        list(bake.bake([Lora(str(file))], checkpoint / "transformer", out))
+    (problem,) = error.value.problems
+    assert (problem.key, problem.values["reason"]) == ("folder_not_writable", "Permission denied")
+    assert {path.name for path in tmp_path.iterdir()} <= {Path(file).name, "out"}
+
+
+@pytest.mark.parametrize("name", ["alpha_pattern_repetition_too_large", "shape_1e309", "tensor_name_lone_surrogate"])
+def test_hostile_files_end_in_a_sentence(name: str, lora: Run) -> None:
+    """Each was a traceback."""
+    code, output, errors = lora(CASES / f"lora_{name}.safetensors")
+    assert code == 2 and output.count("\n") == 2 and "Traceback" not in errors
 
 
 def raise_stop(*names: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zipfile
 from collections.abc import Callable
@@ -61,6 +62,9 @@ def test_there_and_back(mode: str, sections: Run, pictures: list[str], tmp_path:
     document = json.loads(out)
     assert document["notes"] == [] and document["request"] == json.loads((tmp_path / "b.json").read_text())
     pictures_gone = {**document["request"], "image": made.image, "append_latents": made.append_latents}
+    # Nor is it told where a LoRA lies.
+    pictures_gone["loras"] = [dataclasses.asdict(lora) for lora in made.loras]
+    assert [lora["file"] for lora in document["request"]["loras"]] == [Path(lora.file).name for lora in made.loras]
     if mode == "reverse":
         pictures_gone |= {"end_image": made.end_image, "keyframes": to_json(made)["keyframes"]}
     assert pictures_gone == to_json(made)

@@ -114,3 +114,22 @@ def test_without_a_card_nothing_is_chosen(tmp_path: Path, monkeypatch: pytest.Mo
     found = examine(Models(tmp_path), device="cpu")
     assert (found["precision"], found["locks_memory"], found["cards"]) == ("float32", None, [])
     assert {reason["key"] for reason in found["precision_rejected"].values()} == {"only_asked_for"}
+
+
+def test_what_fits_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a computer of 24 GiB without a card it said "none fits", although 8 bits do when they are chosen."""
+    monkeypatch.setattr(doctor, "cards", lambda: ())
+    monkeypatch.setattr(models, "host_available", lambda: 38 * GIB)
+    found = examine(Models(tmp_path), device="cpu")
+    reasons = {name: reason["key"] for name, reason in found["precision_rejected"].items()}
+    assert found["precision"] is None
+    assert reasons["float32"] == "too_large_memory" and reasons["int8"] == "only_asked_for"
+    fitting = ", ".join(name for name, key in reasons.items() if key == "only_asked_for")
+    for language in LANGUAGES:
+        t = Translator(language)
+        text = "\n".join(report_lines(found, t))
+        assert t("doctor.only_chosen", names=fitting) in text and t("doctor.nothing_fits") not in text
+    monkeypatch.setattr(models, "host_available", lambda: 4 * GIB)
+    found = examine(Models(tmp_path), device="cpu")
+    assert {reason["key"] for reason in found["precision_rejected"].values()} == {"too_large_memory"}
+    assert Translator("en")("doctor.nothing_fits") in "\n".join(report_lines(found, Translator("en")))

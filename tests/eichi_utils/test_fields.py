@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from eichi_utils import modes
 from eichi_utils.fields import for_mode, from_the_end, usable
+from eichi_utils.png_text import PictureText, request_fields
+from eichi_utils.request import to_json
 from tests.eichi_utils.helpers import found
 
 
@@ -39,3 +44,16 @@ def test_from_one_mode_to_another() -> None:
     assert for_mode("reverse", "reverse", film) == (film, [])
     fields, notes = for_mode("reverse", "single", film)
     assert fields == {} and ("section_prompts", "key_unknown") in found(notes)
+
+
+@pytest.mark.parametrize("source", list(modes.MODES))
+@pytest.mark.parametrize("target", list(modes.MODES))
+def test_a_whole_document_goes_from_any_mode_to_any(source: str, target: str) -> None:
+    """A single picture's settings on the page of the F1 mode were the error 'seconds': they have no length to count from."""
+    whole = to_json(modes.MODES[source](seed=5, prompt="a cat"))
+    fields, notes = for_mode(source, target, {name: value for name, value in whole.items() if name != "mode"})
+    assert notes == []
+    made = modes.from_json({"mode": target, **fields})
+    assert (made.seed, made.prompt) == (5, "a cat")
+    text = PictureText(document=whole)
+    assert request_fields(text, target, "everything") == (fields, [])

@@ -100,8 +100,12 @@ def crossfade(first: Tensor, second: Tensor, overlap: int) -> Tensor:
     return torch.cat([first[:, :, :-overlap], faded, second[:, :, overlap:]], dim=2)
 
 
-def pieces(pixels: Tensor, length: int) -> list[Tensor]:
-    return list(pixels.split(length, dim=2))
+def stitched(stitch: Stitch, pixels: Tensor, length: int) -> Tensor:
+    """The finished frames of a stretch that comes in pieces of that length."""
+    stitch.begin(pixels.shape[2])
+    for piece in pixels.split(length, dim=2):
+        stitch.add(piece)
+    return stitch.end()
 
 
 @pytest.mark.parametrize("length", [1, 12, 100])
@@ -118,7 +122,7 @@ def test_stitching_equals_fading_whole_films(side: str, latents: int, sections: 
             slow = pixels
         else:
             slow = crossfade(pixels, slow, overlap) if side == "front" else crossfade(slow, pixels, overlap)
-        piece = stitch.add(pieces(pixels, length), pixels.shape[2])
+        piece = stitched(stitch, pixels, length)
         final = [piece, *final] if side == "front" else [*final, piece]
         assert stitch.open.shape[2] == overlap
         parts = [stitch.open, *final] if side == "front" else [*final, stitch.open]
@@ -134,7 +138,7 @@ def test_stitched_films_are_mirror_images(latents: int) -> None:
     for side in ("back", "front"):
         stitch, film = Stitch(side, latents, on_host), []
         for pixels in forward:
-            piece = stitch.add([pixels if side == "back" else pixels.flip(2)], pixels.shape[2])
+            piece = stitched(stitch, pixels if side == "back" else pixels.flip(2), pixels.shape[2])
             film = [*film, piece] if side == "back" else [piece, *film]
         film = [*film, stitch.open] if side == "back" else [stitch.open, *film]
         films[side] = torch.cat(film, dim=2)
@@ -147,8 +151,8 @@ def test_final_frames_are_levels_and_the_same_as_rounding_the_whole_film(side: s
     exact, stitch = Stitch(side, 5, on_host), Stitch(side, 5)
     for pixels in stretches(side, 5, 3):
         half = (2.2 * pixels - 1.1).half()
-        wanted = exact.add(pieces(half, 12), half.shape[2])
-        final = stitch.add(pieces(half, 12), half.shape[2])
+        wanted = stitched(exact, half, 12)
+        final = stitched(stitch, half, 12)
         assert final.dtype == torch.uint8 and torch.equal(final, rounded(wanted))
         assert stitch.open.dtype == torch.float16 and torch.equal(stitch.open.float(), exact.open.float())
         assert stitch.open.untyped_storage().nbytes() == stitch.open.numel() * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +12,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from eichi_utils.events import Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
+from eichi_utils import jobs as jobs_module
+from eichi_utils.events import Ended, Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
 from eichi_utils.jobs import Job, Jobs, Stop, problems_of
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import DRAWN_SEED_LIMIT, MAX_SEED, Request
 from eichi_utils.view import View
+from locales import Translator
 from tests.eichi_utils.helpers import changed, found, request
+from webui.progress import times
 
 WAIT = 10
 
@@ -34,13 +38,13 @@ class Fake:
         files = []
 
         def stopped() -> Stopped:
-            return Stopped(at=time.time(), level=stop.level, files=tuple(files))
+            return Stopped(at=time.monotonic(), level=stop.level, files=tuple(files))
 
-        yield Stage(at=time.time(), name="check")
+        yield Stage(at=time.monotonic(), name="check")
         self.fail(request, "check")
-        yield Started(at=time.time(), sections=2, steps=3, frames=73, width=64, height=48, seed=request.seed)
+        yield Started(at=time.monotonic(), sections=2, steps=3, frames=73, width=64, height=48, seed=request.seed)
         for section in range(2):
-            yield Stage(at=time.time(), name="sample", section=section)
+            yield Stage(at=time.monotonic(), name="sample", section=section)
             for step in range(3):
                 self.at_step.release()
                 assert self.go.acquire(timeout=WAIT)
@@ -48,18 +52,18 @@ class Fake:
                 if stop.level >= StopLevel.NOW:
                     yield stopped()
                     return
-                yield Step(at=time.time(), section=section, step=step, preview=b"%d.%d" % (section, step))
-            yield Stage(at=time.time(), name="save", section=section)
+                yield Step(at=time.monotonic(), section=section, step=step, preview=b"%d.%d" % (section, step))
+            yield Stage(at=time.monotonic(), name="save", section=section)
             files[:] = [f"{job_id}_{section}.mp4"]
             kind = "film" if section else "so_far"
-            yield Saved(at=time.time(), path=files[0], kind=kind, section=section, frames=33 + 40 * section)
+            yield Saved(at=time.monotonic(), path=files[0], kind=kind, section=section, frames=33 + 40 * section)
             if stop.level >= StopLevel.SECTION and section == 0:
                 yield stopped()
                 return
         self.done.append(request)
         if request.prompt == "without an ending":
             return
-        yield Finished(at=time.time(), files=tuple(files), frames=73)
+        yield Finished(at=time.monotonic(), files=tuple(files), frames=73)
         self.fail(request, "after the ending")
 
 
@@ -400,3 +404,160 @@ def test_closing_ends_everything_once(held: Fake) -> None:
     assert not jobs._thread.is_alive()
     assert [jobs.get(job.id).view.state for job in (running, waiting)] == ["stopped", "stopped"]
     jobs.close(WAIT)
+
+
+class Heard:
+    """A watcher that keeps what it was told, and then does something to it."""
+
+    def __init__(self, then: Callable[[Event], None] = lambda event: None):
+        self.events: list[tuple[str, Event]] = []
+        self.then = then
+
+    def __call__(self, job: Job, event: Event) -> None:
+        self.events.append((job.id, event))
+        self.then(event)
+
+    def endings(self) -> list[tuple[str, type]]:
+        return [(job, type(event)) for job, event in self.events if isinstance(event, Ended)]
+
+
+class Unspeakable(Exception):
+    """One that cannot even be said, as of a library whose messages are made when they are read."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no"), SystemExit(1), KeyboardInterrupt(), Unspeakable()], ids=lambda error: type(error).__name__
+)
+@pytest.mark.parametrize("kind", [Event, Stage, Started, Step, Saved, Stopped, Ended])
+def test_what_a_watcher_raises_reaches_nobody(error: BaseException, kind: type, held: Fake) -> None:
+    """One that failed at the end of a film ended the worker for good, and the next job waited for ever; one that failed when a
+    waiting job was dropped was an error of the page's. The others hear everything all the same, each job's one ending too."""
+
+    def then(event: Event) -> None:
+        if isinstance(event, kind):
+            raise error
+
+    broken, sound = Heard(then), Heard()
+    jobs = Jobs(held, [broken, sound])
+    first, second, removed, other = (jobs.submit(some(name)) for name in "abcd")
+    assert held.at_step.acquire(timeout=WAIT)
+    jobs.remove(removed.id)
+    held.go.release(10_000)
+    assert [ending(jobs, job).state for job in (first, second, other)] == ["finished"] * 3
+    held.go = threading.Semaphore(0)
+    running, dropped = jobs.submit(some("e")), jobs.submit(some("f"))
+    while not jobs.get(running.id).view.sections:
+        time.sleep(0.01)
+    jobs.stop(StopLevel.JOB)
+    jobs.stop(StopLevel.NOW)
+    held.go.release(10_000)
+    assert [ending(jobs, job).state for job in (running, dropped)] == ["stopped"] * 2
+    jobs.close(WAIT)
+    states = {first: Finished, second: Finished, removed: Stopped, other: Finished, running: Stopped, dropped: Stopped}
+    for watcher in (broken, sound):
+        assert sorted(watcher.endings(), key=str) == sorted(((job.id, kind) for job, kind in states.items()), key=str)
+    assert broken.events == sound.events
+
+
+def test_a_watcher_that_fails_is_logged_once(fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    """A log on a full disk fails at every step of a film."""
+
+    def then(event: Event) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    jobs = Jobs(fake, [Heard(then)])
+    ending(jobs, jobs.submit(some()))
+    jobs.close(WAIT)
+    assert [record.message for record in caplog.records] == ["Heard failed; the job goes on"]
+
+
+def test_a_watcher_that_hangs_holds_nobody_up(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the film nor the others nor the end of the program; what it was not told is not kept for ever."""
+    monkeypatch.setattr(jobs_module, "HEARING_SECONDS", 0.2)
+    monkeypatch.setattr(jobs_module, "MOST_NEWS", 5)
+    forever = threading.Event()
+    sound = Heard()
+    jobs = Jobs(fake, [Heard(lambda event: forever.wait(WAIT)), sound])
+    began = time.monotonic()
+    submitted = [jobs.submit(some()) for _ in range(3)]
+    assert [ending(jobs, job).state for job in submitted] == ["finished"] * 3
+    jobs.close(WAIT)
+    assert time.monotonic() - began < 3
+    forever.set()
+    assert jobs._listeners[0]._news.qsize() <= 5
+
+
+@pytest.mark.parametrize("point", ["check", "step 0.0", "step 1.2"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_ends_by_itself_is_replaced(point: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An exception inside of what catches all exceptions ended the worker: its job ran for ever, the queue stood, and nobody
+    was told."""
+    fake, sound = Fake(), Heard()
+
+    def fail(request: Request, here: str) -> None:
+        if request.prompt == "bad" and here == point:
+            raise Unspeakable
+
+    fake.fail = fail
+    jobs = Jobs(fake, [sound])
+    workers = {worker_of(jobs)}
+    submitted = [jobs.submit(some(prompt)) for prompt in ("bad", "good", "bad", "bad", "good")]
+    found_views = []
+    for job in submitted:
+        found_views.append(ending(jobs, job))
+        workers.add(worker_of(jobs))
+    assert [view.state for view in found_views] == ["failed", "finished", "failed", "failed", "finished"]
+    assert found(found_views[0].problems) == {("", "worker_ended")}
+    assert found_views[0].files == ((f"{submitted[0].id}_0.mp4",) if point == "step 1.2" else ())
+    assert len(workers) >= 2
+    jobs.close(WAIT)
+    assert not jobs._thread.is_alive()
+    assert [job for job, _ in sound.endings()] == [job.id for job in submitted]
+    assert caplog.messages.count("the worker ended by itself; another one goes on") == 3
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}
+
+
+def worker_of(jobs: Jobs) -> int | None:
+    """The number of the thread that works now; None between two of them."""
+    return next((thread.ident for thread in threading.enumerate() if thread.name == "eichi-worker"), None)
+
+
+def test_nothing_counts_after_the_ending(jobs: Jobs, fake: Fake) -> None:
+    """A run that says twice how it ended has ended as it said first."""
+
+    def twice(request: Request, job_id: str, stop: Stop) -> Iterator[Event]:
+        yield from fake(request, job_id, stop)
+        yield Stopped(at=time.monotonic(), files=("other.mp4",))
+        yield Stage(at=time.monotonic(), name="sample")
+
+    sound = Heard()
+    double = Jobs(twice, [sound])
+    job = double.submit(some())
+    double.submit(some())
+    view = ending(double, job)
+    double.close(WAIT)
+    assert (view.state, view.files) == ("finished", (f"{job.id}_1.mp4",)) and double.get(job.id).view == view
+    assert [kind for _, kind in sound.endings()][0] is Finished and len(sound.endings()) == 2
+
+
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+def test_a_clock_that_jumps_changes_no_duration(jump: float, held: Fake, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system's clock was set in the middle of a film, pages showed "19200:00:00" or less than nothing."""
+    wall = itertools.count(time.time(), jump)
+    monkeypatch.setattr(time, "time", lambda: next(wall))
+    job = jobs.submit(some())
+    seen = []
+    for _ in range(6):
+        assert held.at_step.acquire(timeout=WAIT)
+        held.go.release()
+        seen.append(jobs.get(job.id).view)
+    seen.append(ending(jobs, job))
+    for view in seen:
+        assert 0.0 <= view.elapsed < WAIT
+        assert view.seconds_left is None or 0.0 <= view.seconds_left < 10 * WAIT
+        shown = times(Translator("en"), view, time.monotonic())
+        assert 0.0 <= shown["elapsed"] < WAIT and shown.get("left", 0.0) < 10 * WAIT
+    assert 0.0 <= time.monotonic() - job.submitted < WAIT

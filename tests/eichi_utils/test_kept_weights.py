@@ -193,8 +193,8 @@ def test_damaged_files_are_made_again(card, damage: str, checkpoint: Path, quant
 def a_disk_with(room: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Writing a slab's file ends after so many bytes."""
 
-    def write(path: Path, arena) -> None:
-        whole(path, arena)
+    def write(path: Path, arena, key: str) -> None:
+        whole(path, arena, key)
         with path.open("r+b") as stream:
             stream.truncate(room)
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -203,6 +203,20 @@ def a_disk_with(room: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(slab_file, "write", write)
         yield
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("other", ["int8", "float8"])
+def test_a_whole_file_under_anothers_name_is_made_again(card, other: str, checkpoint: Path, tmp_path: Path, quantised) -> None:
+    """A restored or copied cache had files of the right layout under wrong names: with a LoRA's weights the film was wrong."""
+    write_lora(tmp_path / "a.safetensors", "kohya_hunyuan", shapes_in(ModelFiles(checkpoint), "framepack"), size=0.05)
+    plain = weights(pool_of(checkpoint, 1, card and card()))
+    (own,) = files()
+    weights(pool_of(checkpoint, 1, card and card()), other, (Lora(str(tmp_path / "a.safetensors"), 1.0),))
+    (foreign,) = files() - {own}
+    (paths.CACHE / "weights" / foreign).replace(paths.CACHE / "weights" / own)
+    quantised.clear()
+    assert weights(pool_of(checkpoint, 1, card and card())) == plain and quantised
 
 
 @pytest.mark.parametrize("room", [0, 70_000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from eichi_utils import latent_files, latent_info
+from eichi_utils.cli import main
 from eichi_utils.latent_files import (
     Piece,
     interpolate,
@@ -109,7 +112,7 @@ def test_a_file_that_changes_is_judged_anew(tmp_path: Path) -> None:
     assert found([latents_problem("files", path)]) == {("files", "latents_damaged")}
 
 
-@pytest.mark.parametrize("text", ["{", "5", '{"model": NaN}', "[" * 100_000, '[{"request": 5, "parts": 7}, 8]'])
+@pytest.mark.parametrize("text", ["{", "5", '[{"request": 5, "parts": 7}, 8]'])
 def test_what_a_header_says_is_not_trusted(text: str, tmp_path: Path) -> None:
     """Anything may stand there; the latents are read all the same."""
     info = read_info(latent_file(tmp_path / "x.safetensors", 3, eichi=text, eichi_parts=text))
@@ -182,3 +185,77 @@ def test_numbers_are_judged_in_pieces(tmp_path: Path, monkeypatch: pytest.Monkey
         numbers.reshape(-1)[place] = numpy.nan
         save_file({"history_latents": torch.from_numpy(numbers)}, tmp_path / f"bad{place}.safetensors")
         assert found([latents_problem("files", tmp_path / f"bad{place}.safetensors")]) == {("files", "latents_not_finite")}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"seed": 1e309}', "1e309"),
+        ('{"model": NaN}', "NaN"),
+        ('{"seed": 1' + "0" * 400 + "}", "401 digits"),
+        ("[" * 100_000, "64 levels"),
+        ('[{"parts":' * 300 + "1" + "}]" * 300, "64 levels"),
+        ('{"prompt": "\\ud800"}', "surrogate"),
+    ],
+)
+def test_a_description_that_could_not_be_kept_is_said(text: str, reason: str, tmp_path: Path) -> None:
+    """Parts of parts of parts ended `eichi tensors info` with a RecursionError, and a seed of 1e309 was shown as "seed inf"."""
+    for name in ("eichi", "eichi_parts"):
+        (problem,) = [latents_problem("files", latent_file(tmp_path / "x.safetensors", 3, **{name: text}))]
+        assert problem.key == "latents_unsafe" and reason in problem.values["reason"]
+
+
+@pytest.mark.parametrize("name", ["latents_parts_nested_300", "latents_seed_1e309"])
+def test_hostile_files_end_in_a_sentence(name: str, capsys: pytest.CaptureFixture) -> None:
+    file = str(Path(__file__).parents[1] / "cases" / "hostile" / f"{name}.safetensors")
+    assert main(["tensors", "info", file, "--lang", "en"]) == 2
+    output = capsys.readouterr()
+    assert "not read:" in output.out and "Traceback" not in output.out + output.err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """Opening one that nobody writes to waits for ever."""
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for file in (tmp_path / "pipe.safetensors", "/dev/zero"):
+        problem = latents_problem("files", file)
+        assert problem.key == "latents_damaged" and problem.values["reason"] == "it is no regular file"
+
+
+def test_latents_are_not_a_window_into_their_file(tmp_path: Path) -> None:
+    """A mapped file that is written anew while a film uses it ends the whole program with SIGBUS."""
+    path = tmp_path / "x.safetensors"
+    latent_file(path, 4, 32, 32)
+    info, latents = read_latents(path)
+    kept = latents.clone()
+    os.truncate(path, 100)
+    assert torch.equal(latents, kept) and info.latents == 4
+
+
+def test_latents_that_become_shorter_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at their header and the reading of their numbers."""
+    path = tmp_path / "x.safetensors"
+    latent_file(path, 4, 32, 32)
+    header = latent_info.read_header(path)
+    os.truncate(path, 2000)
+    monkeypatch.setattr(latent_info, "read_header", lambda file: header)
+    assert found([latents_problem("files", path)]) == {("files", "latents_damaged")}
+    monkeypatch.setattr(latent_files, "read_info", lambda *given: latent_info._info(str(path)))
+    monkeypatch.setattr(latent_files, "read_header", lambda file: header)
+    with pytest.raises(UserError) as error:
+        read_latents(path, "files")
+    assert found(error.value.problems) == {("files", "latents_damaged")}
+
+
+def test_a_film_that_is_gone_on_with_again_and_again_stays_readable(tmp_path: Path) -> None:
+    """Each time its parts are a level deeper, and the thirtieth file would have been refused as nested without an end."""
+    path = tmp_path / "x.safetensors"
+    latent_file(path, 2)
+    for _ in range(40):
+        info, latents = read_latents(path)
+        write_piece(path, trim(info, latents))
+    assert latents_problem("files", path) is None
+    deepest, part = 0, {"parts": list(read_info(path).parts)}
+    while "parts" in part:
+        (part,), deepest = part["parts"], deepest + 1
+    assert deepest > 20 and part["latents"] == 2

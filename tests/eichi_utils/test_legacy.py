@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -47,6 +48,14 @@ def test_no_label_means_two_things() -> None:
     for group in LABELS.values():
         labels = [label for names in group.values() for label in set(names)]
         assert len(labels) == len(set(labels))
+
+
+def test_a_label_of_a_thousand_spaces_takes_no_time() -> None:
+    """A settings file or a ZIP from anywhere held one, and the work on it grew with the cube of the spaces: minutes."""
+    started = time.process_time()
+    with pytest.raises(ValueError):
+        seconds_of("1" + " " * 100_000 + "x")
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("word", ["", None, "ja", "Save", 3, "1秒"])

@@ -7,19 +7,25 @@ import io
 import json
 import os
 import shutil
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from eichi_utils import loras
-from eichi_utils.lora_folder import About, about, found, is_below, keep_upload
+from eichi_utils.lora_folder import About, about, found, keep_upload
+from eichi_utils.loras import is_below
 from eichi_utils.problems import UserError
+from lora_utils.files import read_header
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils import helpers
 
 FILE = GOLDEN / "lora" / "kohya_framepack_names.safetensors"
+CASES = Path(__file__).parents[1] / "cases"
 
 
 @pytest.fixture
@@ -141,3 +147,94 @@ def test_an_upload_to_a_folder_that_nobody_may_write_to(folder: Path, tmp_path: 
     with pytest.raises(UserError) as error:
         keep_upload(tmp_path / "a.safetensors")
     assert helpers.found(error.value.problems) == {("loras", "lora_folder_not_writable")}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp932"])
+def test_words_in_any_encoding(folder: Path, encoding: str) -> None:
+    """A text from a Japanese editor was shown as garbage, and one of UTF-16 as nothing but NUL."""
+    words = "花火 着物, hanabi style"
+    path = put(folder / "hanabi.safetensors")
+    path.with_suffix(".txt").write_bytes(f"{words}\r\n".encode(encoding))
+    assert about(path).words == words
+    path.with_suffix(".json").write_bytes(json.dumps({"activation text": f"{words}!"}, ensure_ascii=False).encode(encoding))
+    assert about(path).words == f"{words}!"
+
+
+def test_the_words_of_a_japanese_editor(folder: Path) -> None:
+    path = put(folder / "hanabi.safetensors")
+    shutil.copy(CASES / "lora_trigger_words_shift_jis.txt", path.with_suffix(".txt"))
+    assert about(path).words == "花火 着物, hanabi style"
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"trainedWords": ["\\ud800"]}', '{"trainedWords": "x", "n": NaN}', " " * 2**21]
+)
+def test_descriptions_that_no_tool_wrote_say_nothing(folder: Path, text: str) -> None:
+    """Half a surrogate pair ended where the page was sent."""
+    path = put(folder / "a.safetensors", {"ss_trigger_words": "own"})
+    path.with_suffix(".civitai.info").write_text(text)
+    assert about(path).words == "own"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_what_lies_beside_a_file_and_is_no_file(folder: Path) -> None:
+    path = put(folder / "a.safetensors", {"ss_trigger_words": "own"})
+    for suffix in (".txt", ".json", ".png"):
+        os.mkfifo(path.with_suffix(suffix))
+    path.with_suffix(".civitai.info").mkdir()
+    assert about(path) == About("own")
+    assert about(folder / ("x" * 5000 + ".safetensors")) == About()
+
+
+def thumbnail(picture: bytes) -> dict[str, str]:
+    return {"modelspec.thumbnail": "data:image/png;base64," + base64.b64encode(picture).decode()}
+
+
+def test_thumbnails_that_no_trainer_wrote(folder: Path) -> None:
+    """PostScript, which Pillow would hand to a program of its own; a picture of 400 megapixels; nine megabytes of nothing."""
+    small = (CASES / "hostile" / "eps_endless_loop_named.png").read_bytes()
+    bomb = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(bomb, "PNG")
+    for number, data in enumerate((small, bomb.getvalue(), bomb.getvalue()[:90], b"\0" * 9_000_000)):
+        path = folder / f"{number}.safetensors"
+        put(path)
+        save_file({"large": torch.zeros(2**25)} if len(data) > 2**20 else load_file(FILE), path, thumbnail(data))
+        assert read_header(path).metadata and about(path).picture == b""
+
+
+def test_uploads_of_one_name_at_once(folder: Path, tmp_path: Path) -> None:
+    """Both were written into one hidden file, which one of them found gone; or one lay there under the other's name."""
+    uploads = [tmp_path / str(number) / "ink.safetensors" for number in range(8)]
+    for number, upload in enumerate(uploads):
+        put(upload, {"number": str(number // 2)})
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(keep_upload, uploads))
+    for name, upload in zip(names, uploads, strict=True):
+        assert (folder / name).read_bytes() == upload.read_bytes()
+    assert len(set(names)) == 4 and len(list((folder / "uploads").iterdir())) == 4
+
+
+def test_an_upload_to_a_file_system_without_links(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    upload = put(tmp_path / "ink.safetensors")
+    assert keep_upload(upload) == "uploads/ink.safetensors" == keep_upload(upload)
+    put(upload, {"other": "one"})
+    assert keep_upload(upload) == "uploads/ink-2.safetensors"
+    assert len(list((folder / "uploads").iterdir())) == 2
+
+
+def test_an_upload_with_the_longest_name(folder: Path, tmp_path: Path) -> None:
+    """What it is called while it is copied is no longer than what it will be."""
+    upload = put(tmp_path / ("x" * 243 + ".safetensors"))
+    assert keep_upload(upload) == f"uploads/{upload.name}"
+
+
+def test_a_large_upload_is_not_read_into_memory(folder: Path, tmp_path: Path) -> None:
+    upload = tmp_path / "large.safetensors"
+    save_file({"a": torch.zeros(2**24)}, upload)
+    tracemalloc.start()
+    keep_upload(upload)
+    keep_upload(upload)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -12,14 +13,17 @@ import pytest
 from PIL import Image
 
 from eichi_utils import loras, modes
+from eichi_utils.cli import main
 from eichi_utils.loras import MOST_LORAS, Lora, from_flag, named, named_beside
 from eichi_utils.metadata import KEY, png_info
+from eichi_utils.named_files import with_paths
 from eichi_utils.problems import UserError
 from eichi_utils.request import to_json
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import changed, found, request, say_everything
 
 FILE = GOLDEN / "lora" / "kohya_framepack_names.safetensors"
+CASES = Path(__file__).parents[1] / "cases"
 
 
 @pytest.fixture
@@ -146,13 +150,13 @@ def test_a_requests_file_finds_what_lies_beside_it(folder: Path, tmp_path: Path)
 
 
 def test_metadata_names_file_and_strength(pictures: list[str], tmp_path: Path) -> None:
-    """Whoever has the picture can make it again."""
+    """Whoever has the picture and the LoRA can make it again."""
     it = request("single", pictures[0], loras=(Lora(str(FILE), -0.3), Lora(str(FILE), 0.8)), precision="int8")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=png_info(it))
     with Image.open(tmp_path / "a.png") as picture:
         document = json.loads(picture.info[KEY])
-    assert document["loras"] == [{"file": str(FILE), "strength": -0.3}, {"file": str(FILE), "strength": 0.8}]
-    assert modes.from_json(document) == it
+    assert document["loras"] == [{"file": FILE.name, "strength": -0.3}, {"file": FILE.name, "strength": 0.8}]
+    assert modes.from_json(with_paths(document, [FILE.parent, Path(pictures[0]).parent])) == it
 
 
 def test_a_sections_scale_is_checked_like_a_strength(pictures: list[str]) -> None:
@@ -210,3 +214,48 @@ def test_merging_without_anything_to_merge_is_idle(pictures: list[str]) -> None:
 def test_a_lora_is_a_value() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Lora(str(FILE)).strength = 1.0
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "style/../../secret.safetensors", "..\\secret.safetensors"])
+def test_no_relative_name_leads_out_of_the_folder(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's request found files of the user's anywhere. What has such a name is looked for in the folder by its last
+    part."""
+    shutil.copy(FILE, tmp_path / "secret.safetensors")
+    (tmp_path / "requests").mkdir()
+    assert Lora(name).path == folder / "secret.safetensors"
+    assert [problem.key for problem in Lora(name).check("loras/0")] == ["lora_missing"]
+    assert named_beside({"loras": [{"file": name}]}, tmp_path / "requests") == {"loras": [{"file": name}]}
+    # On a command line it is the user who says so.
+    monkeypatch.chdir(tmp_path / "requests")
+    assert from_flag("../secret.safetensors") == {"file": str(tmp_path / "secret.safetensors")}
+    assert named("../gone.safetensors") == str(tmp_path / "gone.safetensors")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".safetensors", "a\0.safetensors", "/" + "y/" * 3000 + "a.safetensors"])
+def test_names_that_no_file_can_have(name: str, pictures: list[str], tmp_path: Path) -> None:
+    """5000 characters ended in an OSError ("File name too long")."""
+    document = named_beside({"loras": [{"file": name}]}, tmp_path)
+    assert document["loras"][0]["file"] in (name, os.path.abspath(name))
+    (problem,) = say_everything(request("single", pictures[0], loras=(Lora(name),)).check())
+    assert problem.key == "lora_missing" and len(problem.values["file"]) < 5000
+
+
+def test_a_request_with_a_name_of_5000_characters(pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    shutil.copy(CASES / "hostile" / "request_lora_name_5000_characters.json", tmp_path / "a.json")
+    shutil.copy(pictures[0], tmp_path / "start.jpg")
+    out = tmp_path / "out"
+    assert main(["render", "--request", str(tmp_path / "a.json"), "--out", str(out), "--dry-run", "--lang", "en"]) == 2
+    output = capsys.readouterr()
+    assert "There is no LoRA file" in output.err and "Traceback" not in output.err and not out.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_pipes_and_devices_are_not_read(pictures: list[str], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    os.symlink("/dev/zero", tmp_path / "zero.safetensors")
+    for name in ("pipe", "zero"):
+        assert problems_of("single", pictures[0], Lora(str(tmp_path / f"{name}.safetensors"))) == {
+            ("loras/0/file", "lora_missing")
+        }

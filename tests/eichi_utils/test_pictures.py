@@ -5,17 +5,22 @@ from __future__ import annotations
 import io
 import os
 import random
+import shutil
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import numpy
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from eichi_utils.pictures import MAX_PIXELS, MIN_SIDE, open_mask, open_picture, picture_problem
+from eichi_utils import pictures
+from eichi_utils.pictures import MAX_PIXELS, MIN_SIDE, fitted_size, open_mask, open_picture, picture_problem, small_picture
 from eichi_utils.problems import Problem, UserError
 from tests.eichi_utils.helpers import found, picture
 
+CASES = Path(__file__).parent.parent / "cases"
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
@@ -242,6 +247,75 @@ def test_phone_photos_stand_upright(orientation: int, tmp_path: Path) -> None:
     result = numpy.asarray(opened(tmp_path / "phone.jpg"), int)
     assert result.shape == (48, 64, 3)
     assert numpy.abs(result - numpy.asarray(seen, int)).mean() < 4
+
+
+@pytest.mark.parametrize("name", ["exif_negative_rational.jpg", "exif_xres_as_ascii.jpg"])
+def test_exif_that_can_be_read_but_not_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cameras write resolutions that no writer of EXIF takes; turning the picture wrote all of it anew, and failed."""
+    monkeypatch.setattr(Image.Exif, "tobytes", lambda *_: pytest.fail("EXIF is written"))
+    with Image.open(CASES / name) as stored:
+        stored.load()
+        wanted = stored.transpose(Image.Transpose.ROTATE_270)
+    assert opened(CASES / name).tobytes() == wanted.tobytes()
+    assert open_mask(CASES / name).tobytes() == wanted.convert("L").tobytes()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_strip_by_strip(orientation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large pictures are converted in strips, each of which is turned and laid where it belongs."""
+    monkeypatch.setattr(pictures, "STRIP", 40 * 7)
+    pixels = numpy.random.default_rng(0).integers(0, 256, (53, 40, 3), dtype=numpy.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as stored:
+        wanted = ImageOps.exif_transpose(stored)
+    result = opened(tmp_path / "a.png")
+    assert (result.size, result.tobytes()) == (wanted.size, wanted.tobytes())
+
+
+@pytest.mark.parametrize("name", ["emf_zero_size.emf", "eps_endless_loop_named.png", "png_palette_tRNS_too_long.png"])
+def test_hostile_pictures(name: str) -> None:
+    """PostScript started Ghostscript, and stayed as a process; the others were a traceback."""
+    assert problem_key(CASES / "hostile" / name) in ("picture_unknown_format", "picture_damaged")
+
+
+def test_pictures_with_much_metadata() -> None:
+    """Good pictures with more than a megabyte beside the pixels were "damaged or cut off"."""
+    for name in ("png_icc_1500kB.png", "png_xmp_2MB_compressed.png"):
+        assert opened(CASES / name).size == (64, 64)
+
+
+def test_a_telephone_s_photo(tmp_path: Path) -> None:
+    """HEIC, also where only its name was changed, as start picture and as mask; its size is known from its head."""
+    for name in ("a.heic", "a.jpg"):
+        shutil.copyfile(CASES / "iphone_photo.heic", tmp_path / name)
+        assert opened(tmp_path / name).size == (256, 256)
+        assert fitted_size(tmp_path / name, 128) == (128, 128)
+
+
+def test_deep_pictures_in_little_memory(tmp_path: Path) -> None:
+    """A picture of 16 bits became floating-point numbers as a whole: 100 megapixels were 3 GB. Here 16 are to take 130 MB."""
+    resource = pytest.importorskip("resource")
+    rows = numpy.zeros((4000, 4000), numpy.uint16)
+    Image.fromarray(rows).save(tmp_path / "deep.png", compress_level=1)
+    code = (
+        "import resource, sys; from eichi_utils.pictures import open_picture, open_mask\n"
+        "most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = most(); open_picture(sys.argv[1]); print(most() - before)"
+    )
+    found = subprocess.run([sys.executable, "-c", code, str(tmp_path / "deep.png")], capture_output=True, text=True, check=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert resource and int(found.stdout) * unit < 180 * 2**20
+
+
+def test_thumbnails(tmp_path: Path) -> None:
+    """Small, upright, in sRGB, from a file or from bytes; what is no picture is a problem like any other."""
+    for source in (CASES / "exif_xres_as_ascii.jpg", io.BytesIO((CASES / "camera_adobe_rgb.jpg").read_bytes())):
+        small = small_picture(source, 32)
+        assert (small.mode, max(small.size), "icc_profile" in small.info) == ("RGB", 32, False)
+    with pytest.raises(UserError):
+        small_picture(io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0"), 32)
 
 
 def test_masks(tmp_path: Path) -> None:

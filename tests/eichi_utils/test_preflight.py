@@ -24,7 +24,16 @@ from eichi_utils.loras import Lora
 from eichi_utils.metadata import read_document
 from eichi_utils.models import ModelPool
 from eichi_utils.pictures import fitted_size
-from eichi_utils.preflight import Machine, choose, download_problems, host_available, needs, own_memory, transformer_needs
+from eichi_utils.preflight import (
+    Machine,
+    choose,
+    download_bytes,
+    download_problems,
+    host_available,
+    needs,
+    own_memory,
+    transformer_needs,
+)
 from eichi_utils.problems import UserError
 from eichi_utils.sizes import PUBLISHED, TransformerSize, model_size, with_film
 from locales import LANGUAGES, Translator
@@ -286,6 +295,32 @@ def test_downloads_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with (blobs / "part.incomplete").open("wb") as file:
         file.truncate(2 * 10**9)
     assert download_problems(files, missing) == () and download_problems(files, []) == ()
+
+
+def test_other_models_in_a_repository_are_not_counted_as_downloaded(tmp_path: Path) -> None:
+    """A 20 GB blob of another model in the same repository turned the 42.4 GB that were needed into 22.4."""
+    files = ModelFiles(tmp_path / "hub")
+    missing = files.missing("framepack")
+    needed = download_bytes(files, missing)
+    assert needed == int(sum(place.gigabytes for place in missing) * 1e9)
+    repository = tmp_path / "hub" / "models--hunyuanvideo-community--HunyuanVideo"
+
+    def put(folder: str, name: str, size: int) -> None:
+        """As the hub's library does: a blob, and a link to it."""
+        (repository / "blobs").mkdir(parents=True, exist_ok=True)
+        with (repository / "blobs" / name).open("wb") as file:
+            file.truncate(size)
+        place = repository / "snapshots" / "0123abcd" / folder
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).symlink_to(repository / "blobs" / name)
+
+    put("transformer", "other", 20 * 10**9)
+    assert download_bytes(files, missing) == needed
+    put("text_encoder", "part-1", 5 * 10**9)
+    assert download_bytes(files, missing) == needed - 5 * 10**9
+    put("text_encoder", "much", 100 * 10**9)
+    rest = sum(int(place.gigabytes * 1e9) for place in missing if place.folder != "text_encoder")
+    assert download_bytes(files, missing) == rest
 
 
 def test_cards_as_the_driver_describes_them() -> None:

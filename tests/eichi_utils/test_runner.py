@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from diffusers_helper.latents import to_uint8
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils import film, media, modes, previews, runner, saving
 from eichi_utils.catalogue import Models
+from eichi_utils.encode import profile_problems
 from eichi_utils.engine import Engine
 from eichi_utils.events import (
     STAGES,
     Event,
     Finished,
+    Notice,
     Saved,
     Stage,
     Started,
@@ -32,13 +35,13 @@ from eichi_utils.events import (
 )
 from eichi_utils.jobs import Jobs, Stop
 from eichi_utils.media import FilmWriter
-from eichi_utils.metadata import read_document
+from eichi_utils.metadata import read_placed_document
 from eichi_utils.models import ModelPool
 from eichi_utils.paths import Outputs
 from eichi_utils.problems import UserError
 from eichi_utils.single import Control
 from eichi_utils.view import View
-from tests.eichi_utils.helpers import SHORT, SHORTEST, THREE, carry_out, decoded, found, names_in, notices_of, request
+from tests.eichi_utils.helpers import SHORT, SHORTEST, THREE, carry_out, decoded, found, names_in, notices_of, picture, request
 from tests.eichi_utils.test_jobs import ending
 
 # "start" is the engine's: it comes before the networks' libraries are imported.
@@ -107,7 +110,7 @@ def test_the_same_request_makes_the_same_film(mode: str, runs: dict, pool: Model
     """To the last bit, read back from the result or from the start picture beside it."""
     made, _, events = runs[mode]
     for number, file in enumerate(events[-1].files):
-        again = modes.from_json(read_document(file))
+        again = modes.from_json(read_placed_document(file, [Path(made.image).parent]))
         assert again == made
         if number == 0:
             repeated = carry_out(again, pool, tmp_path)
@@ -178,7 +181,7 @@ def test_stop_after_a_section_leaves_its_film(mode: str, pool: ModelPool, pictur
     assert event.level == StopLevel.SECTION
     frames = 17 if mode == "reverse" else 21
     assert event.frames == len(decoded(event.files[0])) == frames
-    assert modes.from_json(read_document(event.files[0])) == it
+    assert modes.from_json(read_placed_document(event.files[0], [Path(it.image).parent])) == it
     assert {Path(file).name for file in event.files} == names_in(tmp_path) == {"j.png", f"j_{5 if frames == 17 else 6}.mp4"}
 
 
@@ -196,13 +199,12 @@ def test_stop_after_the_last_section_is_a_finished_film(
 def test_an_abandoned_run_leaves_nothing_behind(
     pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None
 ) -> None:
-    """A generator that is dropped in the middle cleans up its work files."""
+    """A generator that is dropped in the middle leaves the film so far, and no work files."""
     it = request("reverse", pictures[0], **THREE)
     events = runner.run(it, it.plan(), pool, Outputs(tmp_path, "j"), Stop())
     for event in events:
         if isinstance(event, Saved) and event.kind == "so_far":
             break
-    assert any(name.startswith(".eichi-") for name in names_in(tmp_path))
     events.close()
     assert names_in(tmp_path) == {"j.png", "j_5.mp4"}
 
@@ -416,3 +418,69 @@ def test_pixels_become_bytes_as_they_should() -> None:
     """-1 is 0 and 1 is 255; beyond is cut, not wrapped round."""
     values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0]).view(1, 1, 5, 1, 1).expand(1, 3, 5, 1, 1)
     assert to_uint8(values)[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved"])
+def test_a_folder_that_goes_away_while_a_film_is_made(
+    how: str, pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None
+) -> None:
+    """With the folder went the sections so far, and the film failed at its next section, perhaps hours later. The folder is
+    made again, and the film in it is whole."""
+    it, out = request("reverse", pictures[0], save_frames="last", section_stills=True, **THREE), tmp_path / "out"
+    whole = carry_out(it, pool, tmp_path / "other", "j")[-1]
+    for event in runner.run(it, it.plan(), pool, Outputs(out, "j"), Stop()):
+        if isinstance(event, Saved) and event.kind == "so_far":
+            if how == "deleted":
+                shutil.rmtree(out)
+            else:
+                out.rename(tmp_path / f"moved {event.section}")
+    assert isinstance(event, Finished) and event.frames == whole.frames == 61
+    assert Path(event.files[0]).read_bytes() == Path(whole.files[0]).read_bytes()
+    there = {path.name for path in out.iterdir()}
+    assert {Path(file).name for file in event.files} == there and "j.png" not in there
+
+
+def test_a_folder_that_cannot_be_made_again(
+    jobs: Jobs, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cheap_decode: None
+) -> None:
+    """A drive that was pulled out: said with the folder's name, not as an error of the program."""
+    write = FilmWriter.write
+
+    def pulled(self: FilmWriter, *rest: Any) -> None:
+        write(self, *rest)
+        shutil.rmtree(tmp_path / "out")
+        (tmp_path / "out").write_text("a file in its place")
+
+    monkeypatch.setattr(FilmWriter, "write", pulled)
+    view = ending(jobs, jobs.submit(request("reverse", pictures[0], save_latents=True, **THREE)))
+    assert view.state == "failed" and found(view.problems) == {("out", "folder_not_writable")}
+    assert view.problems[0].values["folder"] == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("what", ["a segment", "the film"])
+def test_a_disk_that_fills_up_in_the_middle(
+    what: str, jobs: Jobs, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cheap_decode: None
+) -> None:
+    """The film of the sections before stays, and it is told that the disk is full; the next job runs."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    owner, name, call = (FilmWriter, "add", 3) if what == "a segment" else (media, "join_segments", 3)
+    monkeypatch.setattr(owner, name, failing(full, at_call=call, then=getattr(owner, name)))
+    job = jobs.submit(request("reverse", pictures[0], **THREE))
+    view = ending(jobs, job)
+    assert view.state == "failed" and found(view.problems) == {("", "disk_full")}
+    assert view.frames == len(decoded(view.files[0])) == 37
+    assert {Path(file).name for file in view.files} == names_in(tmp_path / "out") == {f"{job.id}.png", f"{job.id}_10.mp4"}
+    assert ending(jobs, jobs.submit(request("single", pictures[0]))).state == "finished"
+
+
+def test_a_profile_that_cannot_be_used_is_a_notice(pool: ModelPool, tmp_path: Path) -> None:
+    """The film is made, with the picture's colours taken for sRGB; once, however often the picture is named."""
+    path = picture(tmp_path / "a.png", icc_profile=b"no profile")
+    (problem,) = profile_problems(request("reverse", path, end_image=path).plan())
+    assert (problem.key, problem.values["file"]) == ("picture_profile", path)
+    assert profile_problems(request("reverse", picture(tmp_path / "b.png")).plan()) == []
+    assert ("picture_profile", path) in [
+        (event.key, event.values.get("file"))
+        for event in carry_out(request("single", path), pool, tmp_path)
+        if isinstance(event, Notice)
+    ]

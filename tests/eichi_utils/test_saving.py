@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from eichi_utils import film, modes, runner
 from eichi_utils.events import Event, Step, StopLevel
 from eichi_utils.extras import extra_bytes, extra_counts
+from eichi_utils.foreign_texts import parse_parameters
 from eichi_utils.jobs import Stop
-from eichi_utils.metadata import read_document
+from eichi_utils.metadata import read_placed_document
 from eichi_utils.models import ModelPool
 from eichi_utils.paths import Outputs
-from eichi_utils.png_text import parse_parameters
 from eichi_utils.view import View
 from tests.eichi_utils.helpers import SHORT, THREE, carry_out, changed, decoded, names_in, request
 
@@ -78,7 +78,7 @@ def test_everything_that_can_be_kept(mode: str, pool: ModelPool, pictures: list[
             text = picture.info["parameters"]
         assert f"Section Number: {number}" in text and f"Frame Number: {own[-1]}" in text
         assert parse_parameters(text)["seed"] == 7 and parse_parameters(text)["prompt"] == "a cat runs"
-        assert modes.from_json(read_document(tmp_path / still)) == it
+        assert modes.from_json(read_placed_document(tmp_path / still, [Path(it.image).parent])) == it
     assert [len(decoded(tmp_path / f"j_{count}.mp4")) for count in LATENTS[mode]] == [4 * count - 3 for count in LATENTS[mode]]
     latents = load_file(tmp_path / "j.safetensors")["history_latents"]
     assert latents.shape[:3] == (1, 16, LATENTS[mode][-1]) and latents.dtype == torch.float32

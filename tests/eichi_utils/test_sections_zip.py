@@ -52,6 +52,8 @@ def same(made: Request, original: Request) -> bool:
         for name in (*STEMS, LATENTS):
             if values.get(name):
                 values[name] = Path(values[name]).read_bytes()
+        # A LoRA elsewhere is known by its name, for a ZIP tells nobody's folders.
+        values["loras"] = [(Path(lora.file).name, lora.strength) for lora in request.loras]
         return values | {"keyframes": {key: Path(file).read_bytes() for key, file in values.get("keyframes", {}).items()}}
 
     return type(made) is type(original) and plain(made) == plain(original)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from eichi_utils.kept import keep
 from eichi_utils.problems import UserError
 from eichi_utils.sections_zip import TEXT, export_sections, import_sections
 from tests.eichi_utils.helpers import found, names_in, picture, request
+from tests.eichi_utils.test_picture_files import CASES
 from tests.eichi_utils.zips import place as place
 from tests.eichi_utils.zips import uploads as uploads
 
@@ -33,11 +35,13 @@ def test_an_export_names_all_pictures_that_cannot_be_read(place: Path, pictures:
 
 
 def test_pictures_that_the_existing_program_does_not_find_become_png(place: Path, uploads: Path) -> None:
-    export_sections(
-        request("reverse", picture(place / "a.bmp", seed=2), keyframes={0: picture(place / "b.JPG")}), place / "a.zip"
-    )
+    """Also a telephone's photo that is only called a JPEG."""
+    shutil.copyfile(CASES / "iphone_photo.heic", place / "c.jpg")
+    shown = {"keyframes": {0: picture(place / "b.JPG")}, "end_image": str(place / "c.jpg")}
+    export_sections(request("reverse", picture(place / "a.bmp", seed=2), **shown), place / "a.zip")
     with zipfile.ZipFile(place / "a.zip") as opened:
-        assert set(opened.namelist()) == {TEXT, "sections/start.png", "sections/000.jpg"}
+        assert set(opened.namelist()) == {TEXT, "sections/start.png", "sections/end.png", "sections/000.jpg"}
+        assert opened.read("sections/end.png").startswith(b"\x89PNG")
     made, _ = import_sections(place / "a.zip", uploads=uploads)
     with Image.open(made.image) as png_file, Image.open(place / "a.bmp") as original:
         assert png_file.format == "PNG" and png_file.tobytes() == original.tobytes()

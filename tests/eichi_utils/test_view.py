@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from eichi_utils.events import Event, Failed, Finished, Notice, Saved, Stage, Started, Step, Stopped
+from eichi_utils.events import Event, Failed, Finished, Notice, Saved, Share, Stage, Started, Step, Stopped
 from eichi_utils.problems import Problem
 from eichi_utils.view import View
 
@@ -68,3 +68,17 @@ def test_a_job_that_ends_early_keeps_its_place_on_the_bar(event: Event) -> None:
     assert after.ended
     assert after.fraction == before.fraction
     assert View().after(event).elapsed == 0.0
+
+
+def test_the_bar_moves_while_a_section_is_decoded() -> None:
+    """On a computer without a card decoding is most of a film's time, and the bar stood still in it. A share that falls back,
+    because memory ran out and the work is repeated, moves nothing."""
+    view = list(itertools.accumulate(EVENTS[:12], View.after, initial=View()))[-1]
+    shares = [Share(at=13, done=done) for done in (0.1, 0.4, 0.2, 0.7, 1.0)]
+    folded = list(itertools.accumulate([EVENTS[11], *shares, *EVENTS[12:14]], View.after, initial=view))[1:]
+    fractions = [one.fraction for one in folded]
+    assert fractions == sorted(fractions)
+    assert len(set(fractions[:6])) == 5, "each share that is news moves the bar"
+    assert fractions[0] == view.fraction and fractions[-1] < 0.52
+    later = folded[-1].after(EVENTS[14])
+    assert (later.share, later.stage) == (0.0, "sample") and later.fraction >= fractions[-1]

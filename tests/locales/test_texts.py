@@ -14,7 +14,7 @@ import pytest
 
 import locales
 from eichi_utils import modes
-from eichi_utils.cli import request_fields
+from eichi_utils.cli_output import request_fields
 from eichi_utils.events import STAGES, StopLevel
 from locales import LANGUAGES, Translator, preferred_language, table
 
@@ -114,7 +114,7 @@ def expansions() -> dict[str, set[str]]:
     fields = set(request_fields())
     return {
         "stage.{}": set(STAGES),
-        "doctor.why.{}": {"only_asked_for", "no_units", "other_format", "not_needed", "too_large"},
+        "doctor.why.{}": {"only_asked_for", "no_units", "other_format", "not_needed", "too_large", "too_large_memory"},
         "cli.{}": set(ENDED),
         "cli.help.{}": fields,
         "cli.help.reference_{}": {"index", "mask"},

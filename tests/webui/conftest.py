@@ -16,7 +16,6 @@ import av
 import gradio
 import numpy
 import pytest
-import uvicorn
 from PIL import Image
 
 from eichi_utils import loras
@@ -30,6 +29,7 @@ from locales import Translator
 from tests.lora_files import write_lora
 from webui.app import PAGES, build, listen
 from webui.context import Context
+from webui.server import MOST, Gate, Patience, Server
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
@@ -53,43 +53,43 @@ class FakeEngine:
         plan, out = request.plan(), Outputs(self.outputs, job_id)
         count, steps, width, height = len(plan.sections), request.steps, 96, 64
         sizes = {"sections": count, "steps": steps, "frames": plan.frames, "width": width, "height": height}
-        yield Started(at=time.time(), seed=request.seed, **sizes)
-        yield Stage(at=time.time(), name="text")
+        yield Started(at=time.monotonic(), seed=request.seed, **sizes)
+        yield Stage(at=time.monotonic(), name="text")
         if self.problem:
             raise UserError([self.problem])
         out.prepare(0)
         files = []
         for section in range(count):
-            yield Stage(at=time.time(), name="sample", section=section)
+            yield Stage(at=time.monotonic(), name="sample", section=section)
             for step in range(steps):
                 time.sleep(self.step_seconds)
                 if step == steps // 2:
                     self.hold.wait(30)
                 if stop.level == StopLevel.NOW:
-                    yield Stopped(at=time.time(), level=StopLevel.NOW, files=tuple(files))
+                    yield Stopped(at=time.monotonic(), level=StopLevel.NOW, files=tuple(files))
                     return
-                yield Step(at=time.time(), section=section, step=step, preview=preview(section * steps + step))
-            yield Stage(at=time.time(), name="decode", section=section)
+                yield Step(at=time.monotonic(), section=section, step=step, preview=preview(section * steps + step))
+            yield Stage(at=time.monotonic(), name="decode", section=section)
             if plan.output == "picture":
                 files.append(str(out.path(".png")))
                 Image.fromarray(picture(section, width, height)).save(files[-1])
-                yield Saved(at=time.time(), path=files[-1], kind="picture", section=section, frames=1)
+                yield Saved(at=time.monotonic(), path=files[-1], kind="picture", section=section, frames=1)
                 break
             files.append(str(out.path(f"_{plan.latents_after(section + 1)}.mp4")))
             frames = 8 * (section + 1)
             write_film(Path(files[-1]), frames, width, height)
             last = section == count - 1
             yield Saved(
-                at=time.time(),
+                at=time.monotonic(),
                 path=files[-1],
                 kind="film" if last else "so_far",
                 section=section,
                 frames=frames,
             )
             if stop.level == StopLevel.SECTION:
-                yield Stopped(at=time.time(), level=StopLevel.SECTION, files=tuple(files))
+                yield Stopped(at=time.monotonic(), level=StopLevel.SECTION, files=tuple(files))
                 return
-        yield Finished(at=time.time(), files=tuple(files), frames=plan.frames)
+        yield Finished(at=time.monotonic(), files=tuple(files), frames=plan.frames)
 
 
 def picture(number: int, width: int, height: int) -> numpy.ndarray:
@@ -136,7 +136,7 @@ def signatures_are_read_once() -> Iterator[None]:
 def unserved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that nobody asks anything: without gradio's routes and its description for browsers, half of a page's making."""
     monkeypatch.setattr(gradio.routes.App, "create_app", lambda *args, **settings: None)
-    monkeypatch.setattr(gradio.Blocks, "get_config_file", lambda self: {})
+    monkeypatch.setattr(gradio.Blocks, "get_config_file", lambda self: {"dependencies": []})
 
 
 @pytest.fixture
@@ -163,7 +163,9 @@ def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     running = []
 
-    def start(mode: str = "reverse", language: str = "en", others: bool = False, **settings) -> Site:
+    def start(
+        mode: str = "reverse", language: str = "en", others: bool = False, patience: Patience | None = None, **settings
+    ) -> Site:
         pages = {name: (path, page if others or name == mode else empty_page) for name, (path, page) in PAGES.items()}
         monkeypatch.setattr("webui.app.PAGES", pages)
         uploads = engine.outputs.parent / "uploads"
@@ -171,7 +173,7 @@ def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> It
         settings = {"models": Models(engine.outputs.parent), **folders, **settings}
         app = build(jobs, mode, Translator(language), engine.outputs, uploads=uploads, **settings)
         listener = listen("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        server = Server(app, Gate(MOST), patience=patience)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         running.append((server, thread, listener))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import zipfile
@@ -15,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from eichi_utils.metadata import png_info
 from eichi_utils.modes import MODES
 from eichi_utils.request import to_json
+from eichi_utils.single import Control
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.zips import COMPAT, MINIMAL, packed
 from tests.webui.test_form import OTHER
@@ -193,7 +195,8 @@ def test_everything_of_our_own_picture(whole: Page, tower: str, tmp_path: Path):
     """The whole request; of its pictures those that are here, and no file that a stranger's picture only names."""
     (tmp_path / "uploads").mkdir()
     kept = str(shutil.copy(tower, tmp_path / "uploads" / "kept.jpg"))
-    secret = str(shutil.copy(tower, tmp_path.parent / "secret.jpg"))
+    secret = str(tmp_path.parent / "secret.jpg")
+    Image.new("RGB", (64, 64), "green").save(secret)
     own = {"prompt": "a dog", "steps": 9, "seconds": 5.0, "section_prompts": {3: "begins"}, "size": 512, "shift": 3.0}
     made = MODES["reverse"](image=kept, end_image=secret, keyframes={1: kept, 2: secret}, **own)
     Image.new("RGB", (64, 64)).save(tmp_path / "j.png", pnginfo=png_info(made))
@@ -213,6 +216,69 @@ def test_everything_of_our_own_picture(whole: Page, tower: str, tmp_path: Path):
     forward.see(forward.metadata.look(str(tmp_path / "j.png")))
     forward.see(forward.metadata.take(forward.holds, clicked("everything")))
     assert forward.request.section_prompts == {0: "begins"}
+
+
+@pytest.mark.parametrize("source", list(MODES))
+@pytest.mark.parametrize("target", list(MODES))
+def test_everything_from_any_mode_to_any(whole: Page, tmp_path: Path, source: str, target: str):
+    """A one-frame picture on the F1 page was a popup that said 'seconds'."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "j.png", pnginfo=png_info(MODES[source](prompt="a dog", seed=5, steps=9)))
+    page = whole(target)
+    page.see(page.metadata.look(str(tmp_path / "j.png")))
+    page.see(page.metadata.take(page.holds, clicked("everything")))
+    assert (page.request.prompt, page.request.seed, page.request.steps) == ("a dog", 5, 9)
+
+
+def test_references_beyond_the_pages_places_are_named(whole: Page, tower: str, tmp_path: Path):
+    """They vanished, and the page said that everything was taken."""
+    (tmp_path / "uploads").mkdir()
+    files = []
+    for number in range(5):
+        files.append(str(tmp_path / "uploads" / f"reference{number}.png"))
+        Image.new("RGB", (64, 64), (40 * number, 0, 0)).save(files[-1])
+    made = MODES["single"](prompt="x", controls=tuple(Control(file) for file in files))
+    Image.new("RGB", (64, 64)).save(tmp_path / "j.png", pnginfo=png_info(made))
+    page = whole("single")
+    page.see(page.metadata.look(str(tmp_path / "j.png")))
+    said = page.see(page.metadata.take(page.holds, clicked("everything")))
+    assert [control.image for control in page.request.controls] == files[:3]
+    assert "reference3.png was not taken over" in said and "reference4.png" in said and "reference2.png" not in said
+
+
+def test_a_folder_elsewhere_is_not_taken_over(whole: Page, tmp_path: Path):
+    """A stranger's file named one; the field would have had it, and Start refused."""
+    document = to_json(MODES["reverse"](prompt="a dog")) | {"output_folder": "/somewhere/else/deep"}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    page = whole()
+    page.see(page.metadata.look(str(tmp_path / "a.json")))
+    said = page.see(page.metadata.take(page.holds, clicked("everything")))
+    assert "/somewhere/else/deep was not taken over" in said
+    assert (page.request.prompt, page.request.output_folder) == ("a dog", "")
+
+
+def test_what_is_too_large_is_said_and_what_is_long_is_cut(whole: Page, tmp_path: Path):
+    """A picture's text can have any length; the page shows a line of it, and names what it did not read."""
+    info = PngInfo()
+    info.add_text("parameters", "word " * 4000 + "\nSeed: 5")
+    info.add_text("XML:com.adobe.xmp", "x" * 7_000_000, zip=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png", pnginfo=info)
+    page = whole()
+    said = page.see(page.offer.look(str(tmp_path / "a.png")))
+    assert "XML:com.adobe.xmp" in said and len(said) < 500
+    page.see(page.offer.take(page.holds, clicked("seed")))
+    assert page.request.seed == 5
+
+
+def test_a_film_of_another_program(whole: Page, tmp_path: Path):
+    """Its prompt, seed and length, where the mode has one."""
+    document = {"prompt": "a lighthouse", "negative_prompt": "blurry", "seed": 7, "total_second_length": 4}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    for mode, seconds in (("reverse", 4.0), ("single", None)):
+        page = whole(mode)
+        page.see(page.metadata.look(str(tmp_path / "a.json")))
+        page.see(page.metadata.take(page.holds, clicked("everything")))
+        assert (page.request.prompt, page.request.negative_prompt, page.request.seed) == ("a lighthouse", "blurry", 7)
+        assert getattr(page.request, "seconds", None) == seconds
 
 
 def test_a_file_that_says_nothing_is_told(whole: Page, tmp_path: Path):

@@ -84,9 +84,8 @@ def test_a_batch_with_its_files(serve, open_page, tower, tmp_path, language, wid
         assert page.locator("#image img").is_visible()
 
 
-class _Event:
-    def __init__(self, field: str):
-        self._data = {"field": field}
+def _event(field: str) -> gr.EventData:
+    return gr.EventData(None, {"field": field})
 
 
 @pytest.mark.parametrize(("address", "opens"), [("127.0.0.1", True), ("192.168.1.9", False)])
@@ -98,10 +97,10 @@ def test_a_folder_is_opened_only_for_who_sits_there(jobs, tmp_path, monkeypatch,
     job = SimpleNamespace(view=SimpleNamespace(files=(str(tmp_path / "cats" / "x.mp4"),)))
     panel.context = SimpleNamespace(jobs=SimpleNamespace(current=lambda: job))
     asker = SimpleNamespace(client=SimpleNamespace(host=address))
-    update = panel.show_folder(_Event("folder"), asker)
+    update = panel.show_folder(_event("folder"), asker)
     assert opened == ([tmp_path / "cats"] if opens else [])
     assert (update["value"], update["visible"]) == (str(tmp_path / "cats"), not opens)
-    assert panel.show_folder(_Event("image"), asker) == gr.update() and len(opened) == opens
+    assert panel.show_folder(_event("image"), asker) == gr.update() and len(opened) == opens
     assert desktop.same_machine(address) is opens
 
 
@@ -120,7 +119,7 @@ def test_a_run_without_a_result_does_not_look_like_a_new_page(jobs, tmp_path, la
     failed = started.after(Failed(at=2.0, problems=(Problem("", "disk_full"),)))
     texts = {panel.viewer.value["labels"]["empty"]}
     for view in (started, stopped, failed):
-        value = panel._viewer(Job("j", it, it, view=view), ())
+        value = panel._viewer(Job("j", it, it, view=view))
         assert not value["film"] and not value["picture"] and value["result"] is None
         texts.add(value["labels"]["empty"])
     assert texts == {t(f"page.viewer.{name}") for name in ("empty", "running", "stopped", "failed")} and len(texts) == 4
@@ -206,4 +205,4 @@ def test_a_click_that_means_no_picture_leaves_the_pictures(fields):
     panel = result_panel.ResultPanel.__new__(result_panel.ResultPanel)
     panel.uses = {name: gr.State() for name in fields}
     panel.context = SimpleNamespace(jobs=SimpleNamespace(current=lambda: None))
-    assert panel.use(_Event("folder")) == dict.fromkeys(panel.uses.values(), gr.skip())
+    assert panel.use(_event("folder")) == dict.fromkeys(panel.uses.values(), gr.skip())

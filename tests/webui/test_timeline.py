@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from eichi_utils.modes import MODES
+from eichi_utils.picture_files import FORMAT_NAMES
 from locales import Translator
 from tests.webui.test_form import page as page
 from webui import timeline
@@ -136,7 +137,7 @@ def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, lan
         page.wait_for_function(f"document.querySelector('#section-number textarea')?.value === '{section}'")
 
     (tmp_path / "words.txt").write_text("no picture")
-    said = Translator(language)("problem.picture_unknown_format", file="words.txt")
+    said = Translator(language)("problem.picture_unknown_format", file="words.txt", formats=FORMAT_NAMES)
     page.wait_for_selector("#image img")
     page.evaluate(DROP_A_TEXT, "#image img")
     page.wait_for_function(f"document.querySelector('#image > .eichi-wrong')?.innerText === {json.dumps(said)}")

@@ -1,0 +1,32 @@
+"""Breaking off what takes long: loading weights, encoding, decoding.
+
+Such work calls a `Tick` again and again; that raises `Interrupted` when nobody wants the result any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+Tick = Callable[[], None]
+
+
+class Interrupted(Exception):
+    """Nobody wants the result any more."""
+
+
+def never() -> None:
+    """Let the work go on to its end."""
+
+
+@contextmanager
+def between_layers(tick: Tick, *networks: nn.Module) -> Iterator[None]:
+    """Call tick before each layer of these networks computes."""
+    handles = [module.register_forward_pre_hook(lambda *_: tick()) for network in networks for module in network.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

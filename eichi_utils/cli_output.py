@@ -1,0 +1,86 @@
+"""Problems and exit codes, as every command of the command line says them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+from eichi_utils import modes
+from eichi_utils.console import write
+from eichi_utils.problems import Problem, Translate
+
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
+# Flags of request fields whose name is not the field's with dashes.
+FLAG_NAMES = {
+    "keyframes": "--keyframe", "section_prompts": "--section-prompt", "section_lora_scales": "--section-lora-scale",
+    "image_mask": "--mask", "loras": "--lora", "controls": "--reference",
+}  # fmt: skip
+# Parts of a control that have a flag of their own.
+CONTROL_FLAGS = {"index": "--reference-index", "mask": "--reference-mask"}
+# Other values that problems name and that only flags can say.
+OTHER_FLAGS = (
+    "models", "out", "device", "attention", "reserve_gb", "cache_gb", "crf", "join_latents", "trim_start", "trim_end",
+    "log_folder",
+)  # fmt: skip
+
+
+def result(text: str) -> None:
+    """Write a line of what was asked for: the result goes to stdout, the rest to stderr."""
+    write(sys.stdout, text + "\n")
+
+
+def say(text: str) -> None:
+    """Write a line for the person in front of it."""
+    write(sys.stderr, text + "\n")
+
+
+def request_fields() -> dict[str, dataclasses.Field]:
+    """Return every field of every mode, by name."""
+    return {field.name: field for kind in modes.MODES.values() for field in dataclasses.fields(kind)}
+
+
+def flag_of(name: str) -> str:
+    """Return the flag that sets a request field or another value of this name."""
+    return FLAG_NAMES.get(name, f"--{name.replace('_', '-')}")
+
+
+def place_of(field: str, options: argparse.Namespace) -> str:
+    """Return what the user calls the place of a problem: the flag that it came from, else its place in the request's file.
+
+    field: a problem's, such as "image", "controls/0/mask" or "keyframes/2". Of several LoRA or references the number is told.
+    """
+    name, *rest = field.split("/")
+    if name in OTHER_FLAGS and hasattr(options, name):
+        return flag_of(name)
+    if name not in request_fields() or not hasattr(options, "mode"):
+        return field
+    given = getattr(options, name, None)
+    if given is None and options.request is not None:
+        return field
+    flag = CONTROL_FLAGS.get(rest[-1], flag_of(name)) if name == "controls" and rest else flag_of(name)
+    if name in ("controls", "loras"):
+        return f"{flag} #{int(rest[0]) + 1}" if rest and rest[0].isdecimal() and len(given or ()) > 1 else flag
+    return f"{flag} {rest[0]}=" if rest else flag
+
+
+def report_problems(problems: Sequence[Problem], t: Translate, options: argparse.Namespace, code: int = BAD_INPUT) -> int:
+    """Say what is wrong, on stderr and with `--json` as a document on stdout too, and return the exit code."""
+    for line in problem_lines(problems, t, options):
+        say(line)
+    if options.json:
+        result(json.dumps({"files": [], "problems": problems_document(problems, t)}))
+    return code
+
+
+def problem_lines(problems: Sequence[Problem], t: Translate, options: argparse.Namespace) -> list[str]:
+    """Return a sentence for each problem, behind the flag or the place in a file that it is about."""
+    lines = ((place_of(problem.field, options), t(f"problem.{problem.key}", **problem.values)) for problem in problems)
+    return [f"{place}: {text}".removeprefix(": ") for place, text in lines]
+
+
+def problems_document(problems: Sequence[Problem], t: Translate) -> list[dict[str, str]]:
+    """Return the problems as JSON, with the language-free field and key beside the sentence."""
+    return [{"field": p.field, "key": p.key, "text": t(f"problem.{p.key}", **p.values)} for p in problems]

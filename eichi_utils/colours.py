@@ -1,0 +1,169 @@
+"""Convert pictures to sRGB from what their files say of their colours, as browsers do.
+
+An embedded profile goes before everything. A PNG without one may have an sRGB chunk, which says that nothing is to be done, or
+else its gamma, and with that its primaries; primaries alone are passed over. Everything else is sRGB already.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+import numpy
+from PIL import Image, ImageCms
+
+# What programs that know of no sRGB chunk write for sRGB (PNG 3rd edition, 11.3.2.5). With primaries beside it, browsers take
+# it for the power that it is.
+SRGB_GAMMA = 0.45455
+# x and y of white, red, green and blue.
+SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+# Display P3 as ITU-T H.273 numbers it, and transfer curves that are shown like sRGB's: BT.709, unknown, BT.601, sRGB, BT.2020.
+P3_CODE, P3_PRIMARIES = 12, (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+SRGB_CURVES = (1, 2, 6, 13, 14, 15)
+# White of the colour space that profiles meet in, and cone responses by which white points are adapted (ICC.1:2022, annex E).
+D50 = numpy.array([0.9642, 1.0, 0.8249])
+BRADFORD = numpy.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+# Levels by which two ways to compute the same colour differ.
+NOTHING = 1
+SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+
+
+class ProfileError(ValueError):
+    """Say in English why a picture's profile is left out."""
+
+
+class Conversion:
+    """Convert strips of one picture to RGB."""
+
+    def __init__(self, picture: Image.Image):
+        """Raises ProfileError if the picture's profile cannot be used; `Conversion.without_profile` is there then."""
+        self._transforms = _transforms(picture)
+
+    @classmethod
+    def without_profile(cls, picture: Image.Image) -> Conversion:
+        """Return the conversion of a picture whose profile is left out."""
+        conversion = cls.__new__(cls)
+        conversion._transforms = {}
+        return conversion
+
+    def __call__(self, colours: Image.Image) -> Image.Image:
+        """Return a strip as RGB. colours: of mode L, I;16, RGB, CMYK, LAB or one that Pillow can convert."""
+        if colours.mode == "LAB":
+            return ImageCms.applyTransform(colours, _built(ImageCms.createProfile("LAB"), "LAB"))
+        if not self._transforms:
+            return _to_8_bits(colours).convert("RGB")
+        if colours.mode not in self._transforms:
+            colours = _to_8_bits(colours).convert(next(mode for mode in ("RGB", "L", "CMYK") if mode in self._transforms))
+        transform = self._transforms[colours.mode]
+        return ImageCms.applyTransform(colours, transform) if transform else colours.convert("RGB")
+
+
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """Return 16 bits as 8: 65535 is white, and 257 v is v."""
+    if picture.mode != "I;16":
+        return picture
+    return Image.fromarray(((numpy.asarray(picture).astype(numpy.uint32) + 128) // 257).astype(numpy.uint8))
+
+
+def _transforms(picture: Image.Image) -> dict[str, ImageCms.ImageCmsTransform | None]:
+    """Return what converts strips of each mode that the picture can be brought to; None converts them like sRGB."""
+    profile, space = _profile(picture)
+    if profile is None:
+        return {}
+    grey = picture.mode in ("1", "L", "LA", "La") or picture.mode.startswith("I") or picture.mode == "F"
+    cmyk = picture.mode == "CMYK"
+    # A grey picture may have the profile of its colour space.
+    if (space == "CMYK") != cmyk or (space == "GRAY" and not grey):
+        raise ProfileError(f"it is a profile for {space}, and the picture is {picture.mode}")
+    modes = {"GRAY": ("L", "I;16"), "RGB": ("RGB",), "CMYK": ("CMYK",)}[space]
+    transforms = {mode: _built(profile, mode) for mode in modes}
+    first = transforms[modes[0]]
+    if space != "CMYK" and _changes_nothing(first, modes[0]):
+        return {}
+    return transforms
+
+
+def _profile(picture: Image.Image) -> tuple[ImageCms.ImageCmsProfile | None, str]:
+    """Return the profile that a picture's file has or describes, and the name of its colour space."""
+    info = picture.info
+    if data := info.get("icc_profile"):
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+            space = profile.profile.xcolor_space.strip()
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+            raise ProfileError(str(error)) from None
+        if space not in SPACES:
+            raise ProfileError(f"it is a profile for {space}")
+        return profile, space
+    described = _described(info)
+    return (None, "") if described is None else (ImageCms.ImageCmsProfile(io.BytesIO(described)), "RGB")
+
+
+def _described(info: dict[Any, Any]) -> bytes | None:
+    """Return a profile of what a PNG's chunks say, or a HEIF's numbers; None where they mean sRGB."""
+    if (info.get("nclx_profile") or {}).get("color_primaries") == P3_CODE:
+        curve = info["nclx_profile"].get("transfer_characteristics")
+        return _profile_of(P3_PRIMARIES, None) if curve in SRGB_CURVES else None
+    gamma, primaries = info.get("gamma"), info.get("chromaticity")
+    # More or less than this is a mistake, and would leave next to nothing of the picture.
+    if "srgb" in info or not isinstance(gamma, float) or not 0.1 < gamma < 5:
+        return None
+    if primaries is None and abs(gamma - SRGB_GAMMA) < 0.002:
+        return None
+    try:
+        return _profile_of(primaries or SRGB_PRIMARIES, 1 / gamma)
+    except (ValueError, ArithmeticError, numpy.linalg.LinAlgError):
+        # No colours are those.
+        return None
+
+
+def _profile_of(primaries: tuple[float, ...], gamma: float | None) -> bytes:
+    """Return an ICC profile (ICC.1:2022) of three primaries. gamma: of the curve; None is sRGB's.
+
+    Raises ValueError, ArithmeticError or LinAlgError for primaries that are none.
+    """
+    if min(primaries[1::2]) <= 0:
+        raise ValueError("these are no primaries")
+    white, *corners = (numpy.array([x, y, 1 - x - y]) / y for x, y in zip(primaries[::2], primaries[1::2], strict=True))
+    corners = numpy.stack(corners, axis=1)
+    corners = corners * numpy.linalg.solve(corners, white)
+    adapted = numpy.linalg.inv(BRADFORD) @ numpy.diag((BRADFORD @ D50) / (BRADFORD @ white)) @ BRADFORD @ corners
+    if not (numpy.isfinite(adapted).all() and numpy.abs(adapted).max() < 100):
+        raise ValueError("these are no primaries")
+    # Function 0 is a power, 3 a power behind a straight line.
+    function = (0, gamma) if gamma else (3, 2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    curve = b"para\0\0\0\0" + struct.pack(">HH", function[0], 0) + _fixed(function[1:])
+    points = {b"wtpt": D50, b"rXYZ": adapted[:, 0], b"gXYZ": adapted[:, 1], b"bXYZ": adapted[:, 2]}
+    tags = {name: b"XYZ \0\0\0\0" + _fixed(point) for name, point in points.items()}
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    table, data, at = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + struct.pack(">II", at + len(data), len(content))
+        data += content
+    head = struct.pack(">II4s4s4s12x4s28x", at + len(data), 0x04300000, b"mntr", b"RGB ", b"XYZ ", b"acsp")
+    head = head[:4] + bytes(4) + head[4:]
+    return head + _fixed(D50) + bytes(128 - len(head) - 12) + table + data
+
+
+def _fixed(numbers: Any) -> bytes:
+    return b"".join(struct.pack(">i", round(float(number) * 65536)) for number in numbers)
+
+
+def _built(profile: Any, mode: str) -> ImageCms.ImageCmsTransform:
+    try:
+        return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        raise ProfileError(str(error)) from None
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether colours from all over the space stay as they are: most profiles are sRGB's, under a hundred names."""
+    if mode == "L":
+        probe = Image.fromarray(numpy.arange(256, dtype=numpy.uint8)[None])
+    else:
+        levels = numpy.arange(0, 256, 15, dtype=numpy.uint8)
+        cube = numpy.stack(numpy.meshgrid(levels, levels, levels), axis=-1)
+        probe = Image.fromarray(cube.reshape(len(levels), -1, 3))
+    after = numpy.asarray(ImageCms.applyTransform(probe, transform)).astype(int)
+    return bool(numpy.abs(after - numpy.asarray(probe.convert("RGB"))).max() <= NOTHING)

@@ -1,0 +1,75 @@
+"""Saying something on stdout or stderr, which may be closed, a pipe that nobody reads any more, or a terminal of few letters.
+
+A film is not lost because nobody can be told of it. Standard library only.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+
+@contextmanager
+def ready() -> Iterator[None]:
+    """Around a whole program: it has both streams, which take any text, and whatever becomes of them does not change its exit
+    code."""
+    _open_descriptors()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Windows without a console, or closed by who started the program; libraries ask it for `isatty`.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open as long as the program)
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        # Left to Python's own end, a text that finds no reader any more makes the exit code 120.
+        for stream in (sys.stdout, sys.stderr):
+            write(stream, "")
+
+
+def write(stream: TextIO | None, text: str) -> None:
+    """Write text and flush. Where nobody can be told any more, this and what follows is told nobody."""
+    try:
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
+        stream.flush()
+    except (AttributeError, ValueError):
+        # There is none, or it was closed.
+        return
+    except OSError:
+        _let_go(stream)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether lines of this stream can be drawn again."""
+    with suppress(AttributeError, ValueError):
+        return stream.isatty()
+    return False
+
+
+def _open_descriptors() -> None:
+    """Give each of the three standard descriptors something. A free one would go to the next file that is opened, a film for
+    instance, and into that would go what a library says on its console."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The system takes the lowest free number, which is this one.
+            if os.open(os.devnull, os.O_RDWR) == number:
+                os.set_inheritable(number, True)
+
+
+def _let_go(stream: TextIO) -> None:
+    """Let what the stream still holds, and all that follows, go nowhere without an error."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

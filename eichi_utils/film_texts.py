@@ -1,0 +1,54 @@
+"""Read the texts of a film's container: MP4, MOV, Matroska and WebM, whatever its name ends with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eichi_utils.media import open_container
+from eichi_utils.png_chunks import MOST_TEXT
+from eichi_utils.safe_reading import UnsafeError, open_regular
+
+SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm")
+# Kinds of the first box of an MP4 or MOV; older cameras write no `ftyp`.
+BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+EBML = b"\x1aE\xdf\xa3"
+
+
+class NoFilmError(UnsafeError):
+    """Say that a file is no film of these kinds, whatever its name ends with."""
+
+
+@dataclass
+class FilmTexts:
+    """texts: tag in lower case -> text; Matroska writes tags in capitals. rate: frames a second, 0 if nobody says.
+
+    too_large: tags that were left out.
+    """
+
+    texts: dict[str, str] = field(default_factory=dict)
+    rate: float = 0.0
+    too_large: list[str] = field(default_factory=list)
+
+
+def film_texts(path: str | Path) -> FilmTexts:
+    """Return a film's tags. Raises OSError or av.FFmpegError, and UnsafeError for what is not read here."""
+    found = FilmTexts()
+    _check_kind(path)
+    with open_container(path) as container:
+        streams = container.streams.video
+        if streams and streams[0].average_rate:
+            found.rate = float(streams[0].average_rate)
+        for tag, text in container.metadata.items():
+            if len(text) > MOST_TEXT:
+                found.too_large.append(tag[:80])
+            else:
+                found.texts[tag.lower()] = text
+    return found
+
+
+def _check_kind(path: str | Path) -> None:
+    with open_regular(path) as file:
+        head = file.read(12)
+    if head[4:8] not in BOXES and not head.startswith(EBML):
+        raise NoFilmError("it is no film of a kind that is read here: MP4, MOV, MKV or WebM")

@@ -1,0 +1,272 @@
+"""Read prompt, negative prompt, seed and length out of what other programs write into pictures, films and JSON files.
+
+A reader takes a text, or the value of a JSON document, and returns the fields of a request that it says: prompt,
+negative_prompt, seed, seconds, section_prompt, section_number; none where the text is not of its kind. All work is linear in
+the text's length, and what is longer than anybody writes is not looked at.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from eichi_utils.comfy_graph import is_graph, read_graph
+from eichi_utils.safe_reading import parse_json
+
+Said = dict[str, Any]
+# Of a text that is no JSON. The longest prompts of others have some ten thousand characters.
+MOST_CHARACTERS = 2**20
+# "Seed: 7" alone on its line ends the prompt; one inside the prompt has more words after it, or the prompt goes on below.
+SEED = re.compile(r"Seed:[ \t]*(-?\d{1,20})[ \t]*")
+SECTION_NUMBER = re.compile(r"Section Number:[ \t]*(\d{1,20})[ \t]*")
+SECTION_PROMPT, NEGATIVE = "Section Prompt:", "Negative prompt:"
+# How lines begin that may not belong to a prompt.
+MARKS = ("Steps: ", "Seed:", "Section ", NEGATIVE)
+# What Stable Diffusion programs write below the prompts: "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x512".
+STEPS = re.compile(r"Steps: \d{1,9}, [A-Z][\w ]{0,40}: ")
+STEPS_SEED = re.compile(r"\bSeed: (-?\d{1,20})\b")
+# Parts of an old InvokeAI prompt that are not wanted.
+UNWANTED = re.compile(r"\[([^\[\]]*)\]")
+# What JSON has no word for and ComfyUI writes all the same; texts are matched so that they are passed over whole.
+NO_NUMBERS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|-?(?:NaN|Infinity)', re.DOTALL)
+# Frames a second of Wan2GP's model families, by what the model's name begins with.
+RATES = (("hunyuan", 24), ("sky", 24), ("ltx2", 24), ("ltxv", 30), ("ti2v", 24), ("", 16))
+
+
+def said_by(texts: Mapping[str, str], rate: float = 0.0) -> Said:
+    """Return what all texts of a file say together, the more trusted first.
+
+    texts: keyword or tag in lower case -> text. rate: frames a second of the film that they are of.
+    """
+    said: Said = {}
+    for name, reader in SOURCES:
+        if name in texts:
+            said = {**reader(texts[name], rate), **said}
+    return said
+
+
+def said_by_document(value: Any, rate: float = 0.0) -> Said:
+    """Return what a JSON document says, whichever program wrote it."""
+    if not isinstance(value, Mapping):
+        return {}
+    for shape in SHAPES:
+        if said := {name: one for name, one in shape(value, rate).items() if one is not None}:
+            return said
+    return {}
+
+
+def parse_parameters(text: str) -> Said:
+    """Return what a `parameters` text says: the prompt, of any number of lines, then `Seed: N`, `Section Prompt: ...`,
+    `Section Number: N`; or what Stable Diffusion programs write."""
+    if len(text) > MOST_CHARACTERS:
+        return {}
+    lines = text.replace("\r\n", "\n").strip().split("\n")
+    # A text may have a million lines, of which few can mean something.
+    marked = [at for at, line in enumerate(lines) if line.startswith(MARKS)]
+    if (steps := next((at for at in reversed(marked) if STEPS.match(lines[at])), None)) is not None:
+        return _stable_diffusion(lines, marked, steps)
+    seed = next((at for at in marked if SEED.fullmatch(lines[at]) and _ends_prompt(lines, at)), None)
+    tail = [at for at in marked if _is_section(lines[at]) and (seed is None or at > seed)]
+    end = min([at for at in (seed, *tail[:1]) if at is not None], default=len(lines))
+    said = {"prompt": _joined(lines[:end])}
+    if seed is not None:
+        said["seed"] = int(SEED.fullmatch(lines[seed])[1])
+    if number := next(filter(None, (SECTION_NUMBER.fullmatch(lines[at]) for at in tail)), None):
+        said["section_number"] = int(number[1])
+    begin = next((at for at in tail if lines[at].startswith(SECTION_PROMPT)), None)
+    if begin is not None:
+        end = next((at for at in marked if at > begin and lines[at].startswith("Section Number:")), len(lines))
+        said["section_prompt"] = _joined(lines[begin:end]).removeprefix(SECTION_PROMPT).strip()
+    return {name: value for name, value in said.items() if value != ""}
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return "\n".join(lines).strip()
+
+
+def _is_section(line: str) -> bool:
+    return line.startswith(SECTION_PROMPT) or SECTION_NUMBER.fullmatch(line) is not None
+
+
+def _ends_prompt(lines: Sequence[str], seed: int) -> bool:
+    """Say whether nothing, or a section's lines, come after the line of a seed."""
+    after = next((at for at in range(seed + 1, len(lines)) if lines[at].strip()), None)
+    return after is None or _is_section(lines[after].lstrip())
+
+
+def _stable_diffusion(lines: Sequence[str], marked: Sequence[int], steps: int) -> Said:
+    """Return what stands above the line of steps; below it, some programs write their templates."""
+    negative = next((at for at in marked if at < steps and lines[at].startswith(NEGATIVE)), steps)
+    seed = STEPS_SEED.search(lines[steps])
+    said = {
+        "prompt": _joined(lines[:negative]),
+        "negative_prompt": _joined(lines[negative:steps]).removeprefix(NEGATIVE).strip(),
+        "seed": int(seed[1]) if seed else "",
+    }
+    return {name: value for name, value in said.items() if value != ""}
+
+
+def _document(text: str) -> Any:
+    """Return the object that a text is, or None if it is none."""
+    if not text.lstrip("\ufeff \t\r\n").startswith("{"):
+        return None
+    if "NaN" in text or "Infinity" in text:
+        text = NO_NUMBERS.sub(lambda found: found[0] if found[0].startswith('"') else "null", text)
+    try:
+        return parse_json(text)
+    except ValueError:
+        return None
+
+
+def _json(text: str, rate: float = 0.0) -> Said:
+    """Read a text that must be a JSON document."""
+    return said_by_document(_document(text), rate)
+
+
+def _parameters(text: str, rate: float) -> Said:
+    """Read what stands under the name that most programs use: JSON, or lines."""
+    document = _document(text)
+    return parse_parameters(text) if document is None else said_by_document(document, rate)
+
+
+def _remark(text: str, rate: float) -> Said:
+    """Read a comment, which may be anything: JSON, or the lines of Stable Diffusion programs, else nothing."""
+    document = _document(text)
+    if document is not None:
+        return said_by_document(document, rate)
+    said = parse_parameters(text)
+    # Whoever wrote a line "Seed: 5" or the line of steps meant a program to read it.
+    return said if "seed" in said else {}
+
+
+def _dream(text: str, rate: float) -> Said:
+    """Read InvokeAI's first form, a command line: "a cat [blurry]" -s 50 -S 1234 -W 512 -A k_lms."""
+    text = text[:MOST_CHARACTERS].strip()
+    end = text.rfind('" -')
+    if not text.startswith('"') or end < 1:
+        return {}
+    words = text[end + 1 :].split()
+    seeds = [word[2:] or following for word, following in zip(words, [*words[1:], ""], strict=True) if word.startswith("-S")]
+    return {**_bracketed(text[1:end]), **_seed(seeds[0] if seeds else None)}
+
+
+def _bracketed(prompt: str) -> Said:
+    unwanted = [part.strip() for part in UNWANTED.findall(prompt) if part.strip()]
+    said = {"prompt": " ".join(UNWANTED.sub(" ", prompt).split()) if unwanted else prompt.strip()}
+    return said | ({"negative_prompt": ", ".join(unwanted)} if unwanted else {})
+
+
+def _swarmui(value: Mapping[str, Any], rate: float) -> Said:
+    inner = value.get("sui_image_params")
+    return _named(inner, "prompt", "negativeprompt") if isinstance(inner, Mapping) else {}
+
+
+def _comfyui(value: Mapping[str, Any], rate: float) -> Said:
+    """Read a graph, or what holds one under `prompt`, as an object or as a text of its own."""
+    inner = value.get("prompt")
+    inner = _document(inner) if isinstance(inner, str) else inner
+    graph = value if is_graph(value) else inner
+    if not is_graph(graph):
+        return {}
+    said = read_graph(graph, rate)
+    return {**said, **_seed(said.pop("seed", None)), **_seconds(said.pop("seconds", None))}
+
+
+def _novelai(value: Mapping[str, Any], rate: float) -> Said:
+    """Read NovelAI's `Comment`; in WebP the whole set of texts is one document with that among it."""
+    inner = value.get("Comment")
+    if isinstance(inner, str):
+        return _json(inner, rate)
+    if isinstance(inner, Mapping):
+        return said_by_document({name: one for name, one in inner.items() if name != "Comment"}, rate)
+    if "uc" not in value and "v4_prompt" not in value:
+        return {}
+    said = _named(value, "prompt", "uc")
+    for name, key in (("prompt", "v4_prompt"), ("negative_prompt", "v4_negative_prompt")):
+        caption = value[key].get("caption") if isinstance(value.get(key), Mapping) else None
+        base = caption.get("base_caption") if isinstance(caption, Mapping) else None
+        if isinstance(base, str) and base.strip():
+            said[name] = base
+    return said
+
+
+def _invokeai(value: Mapping[str, Any], rate: float) -> Said:
+    """Read `invokeai_metadata`, or the older `sd-metadata`."""
+    if isinstance(value.get("positive_prompt"), str):
+        return _named(value, "positive_prompt", "negative_prompt")
+    image = value.get("image")
+    if not isinstance(image, Mapping):
+        return {}
+    prompts = image.get("prompt")
+    if isinstance(prompts, (list, tuple)):
+        parts = [part.get("prompt") if isinstance(part, Mapping) else part for part in prompts]
+        prompts = ", ".join(part for part in parts if isinstance(part, str))
+    return {**_bracketed(prompts), **_seed(image.get("seed"))} if isinstance(prompts, str) and prompts.strip() else {}
+
+
+def _flat(value: Mapping[str, Any], rate: float) -> Said:
+    """Read settings under their plain names: Wan2GP (frames as `video_length`), FramePack-Studio (`total_second_length`)."""
+    said = _named(value, "prompt", "negative_prompt")
+    if not said:
+        return {}
+    own = (_number(value.get(name)) for name in ("fps", "frame_rate", "force_fps", "output_fps"))
+    rate = rate or next((one for one in own if one), 0.0)
+    seconds = _number(value.get("total_second_length")) or _number(value.get("seconds"))
+    frames = next((one for name in ("video_length", "num_frames", "frames") if (one := _number(value.get(name)))), None)
+    rate = rate or _wan2gp_rate(value)
+    if seconds is None and frames and frames > 1 and rate:
+        seconds = frames / rate
+    return {**said, **_seconds(seconds)}
+
+
+def _wan2gp_rate(value: Mapping[str, Any]) -> int:
+    """Return the frames a second of the model that a sidecar file names, 0 where it names none."""
+    model = str(value.get("model_type") or value.get("base_model_type") or "").lower()
+    return next(rate for begin, rate in RATES if model.startswith(begin)) if model else 0
+
+
+def _named(value: Mapping[str, Any], prompt: str, negative: str) -> Said:
+    """Read the texts under these names, and `seed`."""
+    texts = {"prompt": value.get(prompt), "negative_prompt": value.get(negative)}
+    said = {name: text for name, text in texts.items() if isinstance(text, str) and text.strip()}
+    return {**said, **_seed(value.get("seed"))} if said else {}
+
+
+def _seed(value: Any) -> Said:
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,20}", value.strip()):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return {"seed": value} if isinstance(value, int) and not isinstance(value, bool) else {}
+
+
+def _seconds(value: Any) -> Said:
+    seconds = _number(value)
+    return {"seconds": round(seconds, 2)} if seconds and seconds > 0 else {}
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, str) and len(value) < 30:
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None
+
+
+# Each program's document; the first that knows it reads it.
+SHAPES: tuple[Callable[[Mapping[str, Any], float], Said], ...] = (_swarmui, _comfyui, _novelai, _invokeai, _flat)
+# Keyword or tag -> how it is read, the most trusted first.
+SOURCES: tuple[tuple[str, Callable[[str, float], Said]], ...] = (
+    ("parameters", _parameters),
+    ("invokeai_metadata", _json),
+    ("sd-metadata", _json),
+    ("dream", _dream),
+    ("comment", _remark),
+    ("description", _remark),
+    ("metadata", _json),
+    ("prompt", _json),
+)

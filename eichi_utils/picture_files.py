@@ -1,0 +1,215 @@
+"""Open picture files of a list of formats, whatever their names say.
+
+Pillow would hand PostScript to Ghostscript, read forty formats that nobody tries, and refuse a good PNG for a text of more than
+a megabyte. It sees no texts of PNGs here; png_chunks.py reads those.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import ExifTags, Image, TiffImagePlugin
+from pillow_heif import HeifImageFile
+
+from eichi_utils.safe_reading import open_regular
+
+# Pillow's names, and what people call them; HEIF has a reader of its own.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PSD")
+FORMAT_NAMES = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC/HEIF, PSD"
+SUFFIXES = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
+    ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".psd",
+)  # fmt: skip
+# 100 megapixels decode to 400 MB; more is a scan or an accident, and costs more memory than the model's own buffers.
+MAX_PIXELS = 100_000_000
+# EXIF's numbers of what a viewer does to the stored picture.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What decoders report damaged files with.
+DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, RuntimeError, MemoryError, ArithmeticError,
+    AttributeError, AssertionError, struct.error, zlib.error,
+)  # fmt: skip
+
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+AVIF_BRANDS = {b"avif", b"avis"}
+# A file's brands stand in its first box; no program writes twenty.
+HEAD = 128
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+# What Pillow unpacks of one chunk (PngImagePlugin.MAX_TEXT_CHUNK) before it refuses the picture.
+MOST_UNPACKED = 2**20
+# Profiles of printers and scanners have up to 4 MB.
+MOST_PROFILE = 16 * 2**20
+# 150 MB in parts of 1 kB; empty ones would keep a reader busy for minutes.
+MOST_CHUNKS = 200_000
+
+
+@contextmanager
+def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open a picture without decoding it, if it has one of the formats that this program reads.
+
+    source: a path, which must be a regular file's, or a stream of bytes.
+    Raises UnidentifiedImageError for other formats, DecompressionBombError for more than MAX_PIXELS, else one of DAMAGE.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(open_regular(source)) if isinstance(source, (str, Path)) else source
+        head = file.read(HEAD)
+        file.seek(0)
+        if head.startswith(PNG_MAGIC):
+            parts = _png_parts(file)
+            with _calmly():
+                picture = stack.enter_context(Image.open(parts.stream(file), formats=("PNG",)))
+            if parts.profile:
+                picture.info["icc_profile"] = parts.profile
+        elif (brands := _brands(head)) & HEIF_BRANDS and not brands & AVIF_BRANDS:
+            picture = stack.enter_context(HeifImageFile(file))
+        else:
+            with _calmly():
+                picture = stack.enter_context(Image.open(file, formats=FORMATS))
+        _check_size(picture)
+        yield picture
+
+
+def picture_format(path: str | Path) -> str:
+    """Return the format of a picture file in Pillow's words, whatever its name says; "" if it is none that is read."""
+    try:
+        with opened(path) as picture:
+            return picture.format or ""
+    except (*DAMAGE, Image.DecompressionBombError):
+        return ""
+
+
+def orientation(picture: Image.Image) -> int:
+    """Return the EXIF orientation of an opened picture, 1 to 8; 1 where there is none, or none that can be read."""
+    try:
+        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except DAMAGE:
+        return 1
+    return value if value in TURNS else 1
+
+
+def _check_size(picture: Image.Image) -> None:
+    width, height = picture.size
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        # A tile is decoded whole, whatever the picture's size.
+        tile = [picture.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
+        width, height = (max(side, own) if isinstance(own, int) else side for side, own in zip(picture.size, tile, strict=True))
+    if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{width} x {height} pixels")
+
+
+@contextmanager
+def _calmly() -> Iterator[None]:
+    """Without Pillow's warning of large pictures: there is a limit of our own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def _brands(head: bytes) -> set[bytes]:
+    """Return what the first box of an MP4-like file (ISO/IEC 14496-12, 4.3) says it is; nothing of other files."""
+    if head[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    return {head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4))}
+
+
+@dataclass(frozen=True)
+class PngParts:
+    """What of a PNG file Pillow gets to see: byte ranges (start, end) in the order of reading.
+
+    profile: one that it would refuse for its size.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    profile: bytes
+
+    def stream(self, file: BinaryIO) -> BinaryIO:
+        return file if len(self.ranges) == 1 else io.BufferedReader(_Spliced(file, self.ranges))
+
+
+def _png_parts(file: BinaryIO) -> PngParts:
+    """Look through a PNG's chunks, and leave the stream at its beginning. Raises SyntaxError for an endless lot of them."""
+    ranges: list[tuple[int, int]] = []
+    profile, start, at = b"", 0, len(PNG_MAGIC)
+    for _ in range(MOST_CHUNKS):
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            break
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        after = at + 12 + length
+        if kind == b"iCCP":
+            unpacked = _unpacked(file.read(min(length, MOST_PROFILE)))
+            hidden = len(unpacked) > MOST_UNPACKED
+            profile = unpacked if hidden and len(unpacked) <= MOST_PROFILE else b""
+        else:
+            # A small letter first: not needed to show the picture. Frames of animations are.
+            hidden = kind in PNG_TEXTS or (kind[0] & 0x20 and kind != b"fdAT" and length > MOST_UNPACKED)
+        if hidden:
+            ranges.append((start, at))
+            start = after
+        at = after
+    else:
+        raise SyntaxError(f"more than {MOST_CHUNKS} chunks")
+    end = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return PngParts((*ranges, (min(start, end), end)), profile)
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Return the profile in a chunk, or one byte more than the longest that is read; nothing if it was not packed well."""
+    try:
+        # Behind the name and its end stands the way of packing.
+        return zlib.decompressobj().decompress(data[data.find(b"\0") + 2 :], MOST_PROFILE + 1)
+    except zlib.error:
+        return b""
+
+
+class _Spliced(io.RawIOBase):
+    """Ranges of a file, read as if they were one."""
+
+    def __init__(self, file: BinaryIO, ranges: tuple[tuple[int, int], ...]):
+        self._file, self._ranges, self._at = file, ranges, 0
+        self._starts = [0]
+        for start, end in ranges:
+            self._starts.append(self._starts[-1] + end - start)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._starts[-1]}[whence])
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        number = bisect_right(self._starts, self._at) - 1
+        if number == len(self._ranges):
+            return 0
+        start, end = self._ranges[number]
+        first = start + self._at - self._starts[number]
+        self._file.seek(first)
+        data = self._file.read(min(len(buffer), end - first))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)

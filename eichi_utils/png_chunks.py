@@ -1,0 +1,111 @@
+"""Read the texts of a PNG without decoding its pixels, each under a limit.
+
+Pillow refuses a whole picture for one text of more than a megabyte, and decodes every pixel before it comes to a text behind
+them. Nothing here is larger than its limit however well it was packed.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from eichi_utils.safe_reading import UnsafeError, open_regular
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Graphs of other programs have up to five megabytes.
+MOST_TEXT, MOST_TEXTS = 6 * 2**20, 16 * 2**20
+# A chunk cannot be smaller than its frame of twelve bytes, so this is a picture of at least a megabyte; nobody writes more.
+MOST_CHUNKS = 100_000
+TEXT_KINDS = (b"tEXt", b"zTXt", b"iTXt")
+
+
+@dataclass
+class PngTexts:
+    """texts: keyword -> text. exif: the EXIF block, or empty. too_large: keywords of texts that were left out."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    exif: bytes = b""
+    too_large: list[str] = field(default_factory=list)
+
+
+def is_png(path: str | Path) -> bool:
+    """Say whether a file begins as a PNG does. Raises OSError or UnsafeError."""
+    with open_regular(path) as file:
+        return file.read(len(SIGNATURE)) == SIGNATURE
+
+
+def png_texts(path: str | Path) -> PngTexts:
+    """Return what stands in a PNG's text chunks, before and behind its pixels.
+
+    Of a file that was cut off, what can be read. Raises OSError, and UnsafeError if it is no PNG or is cut off before any text.
+    """
+    found, room = PngTexts(), MOST_TEXTS
+    with open_regular(path) as file:
+        if file.read(len(SIGNATURE)) != SIGNATURE:
+            raise UnsafeError("it is no PNG")
+        whole = False
+        for kind, length in _chunks(file):
+            whole = kind == b"IEND"
+            if kind not in (*TEXT_KINDS, b"eXIf"):
+                continue
+            if length > min(room, MOST_TEXT):
+                found.too_large.append(_keyword(file.read(80)))
+                continue
+            data = file.read(length)
+            if len(data) < length:
+                break
+            if kind == b"eXIf":
+                found.exif = data
+                continue
+            name, text = _text(kind, data, min(room, MOST_TEXT))
+            if text is None:
+                found.too_large.append(name)
+            else:
+                room -= len(text)
+                found.texts[name] = text
+    if not whole and not (found.texts or found.too_large or found.exif):
+        raise UnsafeError("it is cut off")
+    return found
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Give each chunk's kind and length, with the file at its data; ends with the file, or after IEND."""
+    for _ in range(MOST_CHUNKS):
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        length, kind = struct.unpack(">I4s", head)
+        here = file.tell()
+        yield kind, length
+        if kind == b"IEND":
+            return
+        # Four bytes of check sum follow the data.
+        file.seek(here + length + 4)
+
+
+def _keyword(data: bytes) -> str:
+    return data.partition(b"\0")[0][:79].decode("latin-1")
+
+
+def _text(kind: bytes, data: bytes, most: int) -> tuple[str, str | None]:
+    """Return a chunk's keyword and text (PNG 3rd edition, 11.3.3); None instead of a text that is too large."""
+    keyword, _, rest = data.partition(b"\0")
+    name, packed, coding = _keyword(keyword), False, "latin-1"
+    if kind == b"zTXt":
+        packed, rest = True, rest[1:]
+    elif kind == b"iTXt":
+        packed, coding = rest[:1] == b"\1", "utf-8"
+        rest = rest[2:].split(b"\0", 2)[-1]
+    if packed:
+        unpacker = zlib.decompressobj()
+        try:
+            rest = unpacker.decompress(rest, most)
+        except zlib.error:
+            rest = b""
+        if unpacker.unconsumed_tail:
+            return name, None
+    return name, rest.decode(coding, "replace")

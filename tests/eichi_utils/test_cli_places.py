@@ -1,0 +1,73 @@
+"""Mistakes on the command line: found at once, and called as the user wrote them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffusers_helper.models.attention import LOADERS
+from eichi_utils import cli
+from eichi_utils.cli_output import place_of
+from eichi_utils.engine import ATTENTION, DEVICE
+from eichi_utils.paths import ROOT
+from locales import Translator
+
+
+def test_a_missing_file_is_told_by_its_flag_and_at_once(pictures: list[str], tmp_path: Path) -> None:
+    """It was called `controls/0/image`, and ten seconds went by until then, because torch was imported first."""
+    code = (
+        "import sys; from eichi_utils import cli; code = cli.main(sys.argv[1:]); "
+        "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules); "
+        "sys.exit(f'imports {heavy}' if heavy else code)"
+    )
+    flags = ["render", "--mode", "single", "--image", pictures[0], "--prompt", "p", "--out", str(tmp_path), "--lang", "en"]
+    flags += ["--reference", str(tmp_path / "gone.png"), "--attention", "magic", "--device", "warp"]
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    places = {line.split(":")[0] for line in done.stderr.splitlines()}
+    assert {place for place in places if place.startswith("--")} == {"--reference", "--attention", "--device"}
+    assert "controls" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "flags", "place"),
+    [
+        ("image", ["--image", "a.png"], "--image"),
+        ("controls/0/image", ["--reference", "a.png"], "--reference"),
+        ("controls/1/mask", ["--reference", "a.png", "--reference", "b.png", "--reference-mask", "c"], "--reference-mask #2"),
+        ("keyframes/2", ["--keyframe", "2=a.png"], "--keyframe 2="),
+        ("loras/0", ["--lora", "a"], "--lora"),
+        ("loras/1/strength", ["--lora", "a", "--lora", "b"], "--lora #2"),
+        ("section_prompts", ["--section-prompt", "x"], "--section-prompt"),
+        ("prompt", [], "--prompt"),
+        ("models", [], "--models"),
+        ("controls/0/image", ["--request", "r.json"], "controls/0/image"),
+        ("image", ["--request", "r.json", "--image", "a.png"], "--image"),
+        ("", [], ""),
+    ],
+)
+def test_a_problem_is_called_as_the_user_wrote_it(field: str, flags: list[str], place: str) -> None:
+    """By the flag it came from; in a request's file by its place there."""
+    assert place_of(field, cli.make_parser(Translator("en")).parse_args(["render", *flags])) == place
+
+
+def test_what_is_checked_without_torch_is_what_torch_knows() -> None:
+    assert set(ATTENTION) == {"auto", *LOADERS}
+    for name in ("auto", "cpu", "cuda", "cuda:0"):
+        assert DEVICE.fullmatch(name)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="written for a POSIX shell")
+def test_a_film_is_made_where_nobody_can_be_told(pictures: list[str], checkpoint: Path, tmp_path: Path) -> None:
+    """Closed streams and an ASCII terminal ended `eichi render` in a traceback, when the film was there or before."""
+    flags = ["render", "--mode", "single", "--image", pictures[0], "--prompt", "猫", "--size", "128", "--steps", "1"]
+    flags += ["--models", str(checkpoint), "--device", "cpu", "--cache-gb", "0", "--out", str(tmp_path), "--lang", "ja"]
+    command = ["/bin/sh", "-c", '"$0" -m eichi_utils.cli "$@" >&- 2>&-', sys.executable, *flags]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert any(path.suffix == ".png" and "_input" not in path.stem for path in tmp_path.iterdir())

@@ -1,0 +1,120 @@
+"""A small application behind the real doors, and raw words with a real server in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from locales import Translator
+from webui.app import PAGES
+from webui.doors import Doors, Rules
+from webui.login import Login
+from webui.server import MOST, Gate, Patience, Server, listen
+
+PLACES = {name: path + "/" for name, (path, _) in PAGES.items()} | {"reverse": "/"}
+
+
+async def told(request: Request) -> Response:
+    """What the application is told of a request."""
+    headers = {name: value for name, value in request.headers.items() if "forwarded" in name or name.startswith("x-")}
+    client = request.client.host if request.client else None
+    return JSONResponse({"url": str(request.url), "root": request.scope["root_path"], "client": client, "headers": headers})
+
+
+async def length(request: Request) -> Response:
+    return PlainTextResponse(str(len(await request.body())))
+
+
+async def ignoring(request: Request) -> Response:
+    """Answers without a look at the body, as every error does."""
+    return PlainTextResponse("seen")
+
+
+async def ticking(request: Request) -> Response:
+    async def ticks() -> Any:
+        for number in range(8):
+            yield f"data: {number}\n\n"
+            await asyncio.sleep(0.1)
+
+    return StreamingResponse(ticks(), media_type="text/event-stream")
+
+
+async def large(request: Request) -> Response:
+    return Response(bytes(int(request.query_params["bytes"])), media_type="video/mp4")
+
+
+async def broken(request: Request) -> Response:
+    raise RuntimeError("of no use")
+
+
+async def reflecting(request: Request) -> Response:
+    """As gradio's middleware does: whoever asks may read."""
+    return PlainTextResponse("x", headers={"Access-Control-Allow-Origin": request.headers.get("origin", "*")})
+
+
+def small_app() -> Starlette:
+    routes = [
+        Route("/", lambda request: HTMLResponse("<h1>page</h1>")),
+        Route("/told", told),
+        Route("/length", length, methods=["POST", "PUT", "DELETE"]),
+        Route("/gradio_api/upload", length, methods=["POST"]),
+        Route("/ignoring", ignoring, methods=["GET", "POST"]),
+        Route("/ticking", ticking),
+        Route("/large", large),
+        Route("/broken", broken),
+        Route("/reflecting", reflecting, methods=["GET", "POST", "OPTIONS"]),
+    ]
+    return Starlette(routes=routes)
+
+
+def doors(login: Login | None = None, language: str = "en", **rules: Any) -> Doors:
+    return Doors(small_app(), Rules(**rules), Translator(language), login, PLACES)
+
+
+@contextmanager
+def served(app: Any, patience: Patience | None = None, most: int = MOST) -> Iterator[int]:
+    """A server's port while it answers."""
+    with listen("127.0.0.1", 0) as listener:
+        server = Server(app, Gate(most), patience=patience)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
+def connect(port: int, said: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), 10)
+    connection.sendall(said)
+    return connection
+
+
+def head(path: str = "/ignoring", method: str = "GET", **headers: Any) -> bytes:
+    """A request's first lines; names with _ for -."""
+    lines = [f"{method} {path} HTTP/1.1", *(f"{key.replace('_', '-')}: {value}" for key, value in headers.items())]
+    lines += [] if "host" in headers else ["host: localhost"]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+def answer(connection: socket.socket) -> bytes:
+    """All that comes until the server ends the connection, or cuts it off."""
+    got = bytearray()
+    with connection, suppress(ConnectionError):
+        while part := connection.recv(65536):
+            got += part
+    return bytes(got)

@@ -1,0 +1,53 @@
+"""A program of its own for tests: the real server with empty pages, and a film that is being made.
+
+    python -m tests.webui.served_film DESCRIPTORS SECONDS_PER_STEP FLAGS...
+
+Besides the server's address it prints how the film ended.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from types import MappingProxyType
+
+import gradio
+
+from eichi_utils.events import Ended
+from eichi_utils.jobs import Jobs
+from eichi_utils.modes import MODES
+from tests.webui.conftest import FakeEngine, empty_page
+from webui import app, server
+
+
+def main(descriptors: int, step_seconds: float, flags: list[str]) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    picture = str(Path(gradio.__file__).parent / "media_assets" / "images" / "tower.jpg")
+
+    def engine(models: object, outputs: Path, *args: object, **settings: object) -> FakeEngine:
+        fake = FakeEngine(outputs, step_seconds)
+        fake.hold.set()
+        return fake
+
+    class Busy(Jobs):
+        def __init__(self, execute: FakeEngine, watchers: list):
+            super().__init__(execute, [tell])
+            self.submit(MODES["reverse"](image=picture, prompt="x", seconds=5, steps=10))
+
+    def tell(job: object, event: object) -> None:
+        if isinstance(event, Ended):
+            sys.stdout.write(f"{type(event).__name__}\n")
+            sys.stdout.flush()
+
+    app.PAGES = MappingProxyType({name: (path, empty_page) for name, (path, _) in app.PAGES.items()})
+    app.Engine, app.Jobs = engine, Busy
+    app.begin = lambda *args: None
+    server.Patience = functools.partial(server.Patience, head=3.0)
+    app.serve("reverse", flags)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])

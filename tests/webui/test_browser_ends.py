@@ -1,0 +1,62 @@
+"""What goes wrong, as a user sees it in a browser."""
+
+from __future__ import annotations
+
+import pytest
+
+from eichi_utils.problems import Problem
+from eichi_utils.reverse import ReverseRequest
+from locales import Translator
+from tests.webui.test_browser import fill, until
+
+pytestmark = pytest.mark.browser
+
+T = Translator("ja")
+# Every handler of the page, asked as a program would: with too few values, with none of the right kind, and as nobody does.
+ASK = """async () => {
+  const calls = window.gradio_config.dependencies.filter(call => call.backend_fn), wrong = [];
+  const headers = { 'Content-Type': 'application/json' };
+  for (const data of [count => [], count => Array(count).fill({ a: null })])
+    for (const call of calls) {
+      const body = JSON.stringify({ data: data(call.inputs.length), fn_index: call.id, event_data: 5, session_hash: 'x' });
+      const answer = await fetch('gradio_api/run/predict', { method: 'POST', body, headers });
+      if (answer.status !== 200) wrong.push([call.id, answer.status, (await answer.text()).slice(0, 200)]);
+    }
+  return [calls.length, wrong]; }"""
+
+
+def test_errors_are_sentences_and_a_double_click_is_one_film(serve, open_page, engine, tower, tmp_path):
+    """A queue's failure left no trace on the page; a full folder for uploads was a popup with the exception's text; and a
+    double click with a new picture failed in three of five."""
+    engine.problem = Problem("loras/0", "lora_missing", {"file": "ink.safetensors"})
+    site = serve("reverse", "ja")
+    failed = site.jobs.submit(ReverseRequest(image=tower, prompt="first"))
+    list(site.jobs.follow(failed.id))
+    engine.problem = None
+    page = open_page(site.url)
+    until(page, "failed")
+    fill(page, tower, "second")
+
+    (tmp_path / "uploads").write_text("a file in the folder's way")
+    page.click("#start")
+    page.wait_for_selector("#told .told:visible")
+    assert T("problem.page_system", reason="", file="").split(":")[0] in page.inner_text("#told")
+    assert page.input_value("#prompt textarea") == "second" and len(site.jobs.all()) == 1
+    page.click("#told button")
+    page.wait_for_selector("#told .told", state="hidden")
+
+    (tmp_path / "uploads").unlink()
+    page.dblclick("#start")
+    until(page, "finished")
+    page.wait_for_timeout(500)
+    assert [job.view.state for job in site.jobs.all()] == ["failed", "finished"]
+    assert page.locator("#told .told").is_hidden()
+    for _ in range(2):
+        page.wait_for_selector("#history li.failed")
+        said = page.inner_text("#history")
+        assert T("page.state.failed") in said and "ink.safetensors" in said and "first" in said
+        page.reload()
+
+    count, wrong = page.evaluate(ASK)
+    assert count > 50 and wrong == []
+    assert page.request.get(site.url).status == 200

@@ -1,0 +1,371 @@
+"""Who may come in: names, other sites' pages, proxies; what may come with them; and what every answer says of itself."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote
+
+import gradio
+import pytest
+from starlette.testclient import TestClient
+
+from tests.webui.doorstep import answer, connect, doors, head, served, small_app
+from webui import doors as module
+from webui.app import Site
+from webui.doors import Rules
+from webui.login import Login
+
+HERE = "http://127.0.0.1:7861"
+
+
+def client(base: str = HERE, peer: str = "127.0.0.1", login: Login | None = None, **rules) -> TestClient:
+    return TestClient(doors(login, **rules), base, client=(peer, 50000), raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("host", "answered"),
+    [
+        ("localhost", True),
+        ("LOCALHOST:7861", True),
+        ("localhost.", True),
+        ("127.0.0.1:7861", True),
+        ("127.8.9.10", True),
+        ("[::1]:7861", True),
+        ("[::ffff:127.0.0.1]", True),
+        ("rebound.example", False),
+        ("rebound.example:7861", False),
+        ("localhost.example", False),
+        ("127.0.0.1.example", False),
+        ("192.168.1.5", False),
+        ("0.0.0.0:7861", False),
+        ("", False),
+        ("localhost/x", False),
+        ("me@localhost", False),
+        ("localhost, rebound.example", False),
+        ("127.0.0.1:port", False),
+    ],
+)
+def test_names_on_loopback(host: str, answered: bool) -> None:
+    """Every Host was served: a page whose name its owner lets mean 127.0.0.1 was of our origin, and could do everything."""
+    got = client().get("/told", headers={"host": host})
+    assert got.status_code == (200 if answered else 403)
+    if not answered:
+        assert "--allow-host" in got.json()["error"] and host in got.json()["error"]
+
+
+@pytest.mark.parametrize("server", ["0.0.0.0", "::", "192.168.1.5", "my-pc.lan"])
+def test_names_where_others_reach_us(server: str) -> None:
+    """An address in numbers is no one's page; names have to be known, the one that is listened at among them."""
+
+    def status(host: str, **rules) -> int:
+        return client(server=server, **rules).get("/told", headers={"host": host}).status_code
+
+    assert status("192.168.1.5:7861") == status("[fe80::1]:7861") == status("localhost") == 200
+    assert status("my-pc.lan") == (200 if server == "my-pc.lan" else 403)
+    assert status("my-pc.lan", names=("my-pc.lan",)) == status("My-PC.lan.:80", names=("my-pc.lan",)) == 200
+    assert status("rebound.example") == status("rebound.example", names=("my-pc.lan",)) == 403
+
+
+def test_a_host_is_named_once() -> None:
+    """Two of them mean two things to two programs; a request of before 1.1 without any means nothing."""
+    with served(doors()) as port:
+        two = connect(port, b"GET /told HTTP/1.0\r\nhost: localhost\r\nhost: rebound.example\r\n\r\n")
+        none = connect(port, b"GET /told HTTP/1.0\r\n\r\n")
+        assert b" 200 " not in answer(two) and b" 403 " in answer(none)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "GET", "OPTIONS"])
+@pytest.mark.parametrize(
+    ("headers", "own"),
+    [
+        ({}, True),
+        ({"origin": HERE}, True),
+        ({"origin": HERE, "sec-fetch-site": "same-origin"}, True),
+        ({"sec-fetch-site": "none"}, True),
+        ({"origin": "http://127.0.0.1:3000"}, False),
+        ({"origin": "https://elsewhere.example"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": ""}, False),
+        ({"origin": "http://[broken"}, False),
+        ({"sec-fetch-site": "cross-site"}, False),
+        ({"sec-fetch-site": "same-site"}, False),
+        ({"origin": HERE, "sec-fetch-site": "cross-site"}, False),
+        ({"origin": "https://elsewhere.example", "sec-fetch-site": "same-origin"}, False),
+    ],
+)
+def test_other_sites_pages(method: str, headers: dict, own: bool) -> None:
+    """Any site that a user visited could start films and delete presets; localhost:3000 is another site too."""
+    got = client().request(method, "/length" if method != "GET" else "/told", headers=headers)
+    assert (got.status_code != 403) is own
+    assert not [name for name in got.headers if name.startswith("access-control-")]
+
+
+def test_a_link_from_elsewhere_shows_a_page_and_ends_nothing() -> None:
+    """A link is no danger; one to the way out is a nuisance, and a form or a picture's address is no link."""
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    visitor = client()
+    assert visitor.get("/", headers=link).status_code == 200
+    assert visitor.post("/length", headers=link).status_code == 403
+    assert visitor.get("/logout", headers=link).status_code == 403
+    assert visitor.get("/", headers=link | {"sec-fetch-dest": "iframe"}).status_code == 403
+    assert visitor.get("/told", headers={"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}).status_code == 403
+
+
+def test_no_answer_may_be_read_by_others() -> None:
+    """Gradio told every origin that it may read the answer, where the host was no local one; to preflights too."""
+    for method in ("GET", "POST", "OPTIONS"):
+        got = client().request(method, "/reflecting", headers={"origin": HERE})
+        assert got.status_code == 200 and "access-control-allow-origin" not in got.headers
+
+
+def test_every_answer_has_the_headers() -> None:
+    """Of pages, of refusals, of errors: nothing guesses a type, nothing shows us in a frame, no address leaks to others."""
+    visitor = client()
+    answers = [visitor.get(path) for path in ("/", "/nothing", "/broken", "/gradio_api/vibe-code")]
+    answers += [visitor.get("/", headers={"host": "x"}), client(login=Login({"me": "secret"})).get("/login")]
+    assert [got.status_code for got in answers] == [200, 404, 500, 404, 403, 200]
+    for got in answers:
+        assert got.headers["x-content-type-options"] == "nosniff" and got.headers["referrer-policy"] == "same-origin"
+        policy = got.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in policy and "default-src 'self'" in policy and "http" not in policy
+
+
+def proxied(**headers: str) -> dict:
+    """What the application is told by a proxy at 10.0.0.2 and by anybody else."""
+    rules = {"names": ("films.example",), "proxies": ("10.0.0.0/24",), "root": "/eichi"}
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return {
+        peer: client(f"http://{sent.pop('host', 'films.example')}", peer, **rules).get("/told", headers=sent).json()
+        for peer in ("10.0.0.2", "10.0.1.2")
+    }
+
+
+def test_only_named_proxies_are_believed() -> None:
+    """Gradio took its own address from X-Forwarded-Host and X-Gradio-Server of anybody; uvicorn believed all of 127.0.0.1."""
+    told = proxied(
+        x_forwarded_for="6.6.6.6, 203.0.113.7",
+        x_forwarded_proto="https",
+        x_forwarded_host="films.example",
+        x_gradio_server="http://evil.example",
+        forwarded="host=evil.example",
+    )
+    assert told["10.0.0.2"]["url"] == "https://films.example/eichi/told" and told["10.0.0.2"]["client"] == "203.0.113.7"
+    assert told["10.0.1.2"]["url"] == "http://films.example/eichi/told" and told["10.0.1.2"]["client"] == "10.0.1.2"
+    for one in told.values():
+        assert one["headers"] == {} and one["root"] == "/eichi"
+
+
+def test_a_proxy_may_cut_its_path_off_or_not() -> None:
+    """nginx does either, by a slash in its configuration."""
+    visitor = client(root="/eichi")
+    for path in ("/told", "/eichi/told"):
+        assert visitor.get(path).json()["url"] == f"{HERE}/eichi/told"
+    assert visitor.get("/eichi", follow_redirects=False).headers["location"] == "/eichi/"
+    assert visitor.get("/eichi/").text == "<h1>page</h1>" and visitor.get("/eichitold").status_code == 404
+
+
+def test_a_proxy_that_says_nothing_of_the_name() -> None:
+    """Then Host is our address, and Origin the name that the browser knows: it counts where that name was given for a proxy."""
+    rules = {"names": ("films.example",), "proxies": ("127.0.0.1",)}
+    for origin, peer, status in (
+        ("https://films.example", "127.0.0.1", 200),
+        ("https://films.example", "127.0.0.2", 403),
+        ("https://films.example:9000", "127.0.0.1", 403),
+        ("https://evil.example", "127.0.0.1", 403),
+    ):
+        assert client(peer=peer, **rules).post("/length", headers={"origin": origin}).status_code == status
+    forwarded = {"x-forwarded-host": "evil.example", "origin": "http://evil.example"}
+    assert client(peer="127.0.0.1", **rules).post("/length", headers=forwarded).status_code == 403
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_bodies_have_an_end(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 MB were read into memory whoever sent them, and stayed there. What comes in pieces, without a length, is counted."""
+    monkeypatch.setattr(module, "BODY_BYTES", 1000)
+    monkeypatch.setattr(module, "FRAME_BYTES", 100)
+    visitor = client(upload_bytes=5000)
+
+    def status(path: str, size: int, method: str = "POST") -> int:
+        parts = [b"x" * size]
+        return visitor.request(method, path, content=iter(parts) if chunked else parts[0]).status_code
+
+    assert status("/length", 1000) == 200 and status("/length", 1001) == 413
+    assert status("/gradio_api/upload", 5100) == 200 and status("/gradio_api/upload", 5101) == 413
+    if not chunked:
+        assert status("/ignoring", 1, "GET") == 413
+    visitor = client(login=Login({"me": "secret"}))
+    assert status("/login", 16_384) == 401 and status("/login", 16_385) == 413
+
+
+def test_a_refused_body_is_not_waited_for() -> None:
+    """The answer to 200 MB without a login comes before them, and also who reads only after sending gets it."""
+    login = Login({"me": "secret"})
+    with served(doors(login)) as port:
+        with connect(port, head("/gradio_api/upload", "POST", content_length=200 << 20)) as first:
+            assert b"401 Unauthorized" in first.recv(1000)
+        patient = connect(port, head("/length", "POST", content_length=8_000_000))
+        for _ in range(8):
+            patient.sendall(b"x" * 1_000_000)
+        assert b"401 Unauthorized" in answer(patient)
+        with connect(port, head("/length", "POST", content_length=8_000_000, expect="100-continue")) as expecting:
+            assert expecting.recv(1000).startswith(b"HTTP/1.1 401")
+
+
+def test_what_is_left_of_a_body_ends_the_connection() -> None:
+    """An application that answers without reading it left the rest to come, a byte a minute, and the connection with it."""
+    with served(doors()) as port:
+        connection = connect(port, head("/ignoring", "POST", content_length=1000) + b"x")
+        got = answer(connection)
+        assert got.endswith(b"seen") and b"connection: close" in got.lower()
+
+
+def test_slow_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that comes a byte now and then is given up; one that is slow but comes is not."""
+    monkeypatch.setattr(module, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(module, "BODY_RATE", 10_000)
+    with served(doors()) as port:
+        slow = connect(port, head("/length", "POST", content_length=1000) + b"x")
+        steady = connect(port, head("/length", "POST", content_length=10_000, connection="close"))
+        for _ in range(10):
+            time.sleep(0.1)
+            steady.sendall(b"x" * 1000)
+        assert answer(steady).endswith(b"10000")
+        assert b" 408 " in answer(slow)
+
+
+def test_gradio_forgets_an_upload_that_is_given_up(serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It knows its own errors only: of an upload that ended early, or grew too large in pieces, a file stayed for ever."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    site = serve(rules=Rules(upload_bytes=100_000))
+    port = int(site.url.rpartition(":")[2])
+    monkeypatch.setattr(module, "FRAME_BYTES", 0)
+
+    def upload(*sizes: int, end: bool = True) -> bytes:
+        kind = "multipart/form-data; boundary=b"
+        parts = [
+            f'--b\r\nContent-Disposition: form-data; name="files"; filename="{number}.png"\r\n\r\n'.encode() + bytes(size)
+            for number, size in enumerate(sizes)
+        ]
+        first = head("/gradio_api/upload", "POST", content_type=kind, transfer_encoding="chunked")
+        with connect(port, first) as connection:
+            for part in (b"\r\n".join(parts), b"\r\n--b--\r\n"):
+                connection.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+            if end:
+                connection.sendall(b"0\r\n\r\n")
+                return connection.recv(10_000)
+            return b""
+
+    def files() -> list[Path]:
+        return [path for path in (tmp_path / "gradio").rglob("*") if path.is_file()]
+
+    assert upload(90_000).startswith(b"HTTP/1.1 200") and len(files()) == 1
+    assert upload(110_000).startswith(b"HTTP/1.1 413")
+    assert upload(60_000, 60_000).startswith(b"HTTP/1.1 413")
+    upload(50_000, end=False)
+    # The next answer comes after what became of the last one.
+    urllib.request.urlopen(site.url + "/config").read()
+    assert len(files()) == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/proxy=https://x.hf.space/",
+        "/gradio_api/file=https://elsewhere.example/x.png",
+        "/gradio_api/file/HTTP://elsewhere.example/x.png",
+        "/gradio_api/vibe-code",
+        "/gradio_api/stream/1/2/3/playlist.m3u8",
+        "/gradio_api/component_server",
+        "/gradio_api/deep_link?session_hash=x",
+        "/gradio_api/custom_component/a/client/b/c",
+        "/gradio_api/runs",
+        "/monitoring/summary",
+        "/monitoring",
+    ],
+)
+@pytest.mark.parametrize("page", ["", "/f1"])
+def test_what_no_page_uses_is_closed(page: str, path: str) -> None:
+    """Gradio fetches addresses for others, writes files and prints for whoever asks; nothing here needs it."""
+    got = client().get(page + quote(path, safe="/:=?"))
+    assert got.status_code == 404 and "error" in got.json()
+
+
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/file=C:/films/x.mp4", "/gradio_api/file=/films/a:b.mp4", "/gradio_api/run/predict"]
+)
+def test_what_pages_use_is_open(path: str) -> None:
+    """The application has none of these, and says so in its own words."""
+    assert client().get(path).text == "Not Found"
+
+
+def test_files_are_saved_and_never_run(serve) -> None:
+    """An output folder's .html and .svg were shown as pages of ours: whatever lay there could do what its reader can."""
+    site = serve()
+    site.engine.outputs.mkdir()
+    kinds = {
+        "film.mp4": ("inline", "video/mp4"),
+        "picture.png": ("inline", "image/png"),
+        "picture.webp": ("inline", "image/webp"),
+        "page.html": ("attachment", None),
+        "page.xhtml": ("attachment", None),
+        "picture.svg": ("attachment", None),
+        "data.json": ("attachment", None),
+        "text.txt": ("attachment", None),
+        "film.safetensors": ("attachment", None),
+        "nothing": ("attachment", None),
+    }
+    for name, (shown, kind) in kinds.items():
+        (site.engine.outputs / name).write_bytes(b"<script>alert(1)</script>" * 10)
+        for bounds in (None, "bytes=2-9"):
+            headers = {"Range": bounds, "Cookie": "eichi-session-1=secret"} if bounds else {}
+            request = urllib.request.Request(f"{site.url}/gradio_api/file={site.engine.outputs / name}", headers=headers)
+            with urllib.request.urlopen(request) as got:
+                assert got.headers["Content-Disposition"].startswith(shown), name
+                assert kind is None or got.headers["Content-Type"] == kind
+                policy = got.headers["Content-Security-Policy"]
+                assert "default-src 'none'" in policy and ("sandbox" in policy) is (shown == "attachment")
+                assert "secret" not in str(got.headers) and got.headers["X-Content-Type-Options"] == "nosniff"
+                assert got.status == (206 if bounds else 200)
+
+
+def paths(app, front: str = "") -> list[tuple[str, str]]:
+    """(method, path) of every route of an application and of those mounted in it."""
+    found = []
+    for route in app.routes:
+        inner = getattr(route, "app", None)
+        if isinstance(inner, gradio.routes.App):
+            found += paths(inner, front + route.path)
+        elif hasattr(route, "original_router"):
+            found += paths(route.original_router, front)
+        elif hasattr(route, "path"):
+            path = front + re.sub(r"\{[^}]*\}", "1", route.path)
+            found += [(method, path) for method in getattr(route, "methods", None) or ()]
+    return found
+
+
+def test_every_route_asks_for_the_login(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradio's own login left many routes open: cancelling, streams, heartbeats, tokens, static files."""
+    built, real = [], Site.build_middleware_stack
+    monkeypatch.setattr(Site, "build_middleware_stack", lambda site: built.append(site) or real(site))
+    site = serve(auth=("me", "secret"))
+    routes = paths(built[0])
+    assert len(routes) > 150 and ("POST", "/f1/gradio_api/cancel") in routes and ("POST", "/gradio_api/upload") in routes
+    assert ("GET", "/pulse/1") in routes
+    for method, path in routes:
+        if path.rstrip("/") == "/login":
+            continue
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(site.url + path, method=method))
+        assert refused.value.code == 401, (method, path)
+
+
+def test_the_small_application_is_open_without_doors() -> None:
+    """Else the tests above would pass for its own reasons."""
+    bare = TestClient(small_app(), HERE, raise_server_exceptions=False)
+    evil = {"host": "rebound.example", "origin": "http://evil.example"}
+    assert bare.post("/length", headers=evil, content=b"x" * 9_000_000).text == "9000000"
+    assert bare.get("/reflecting", headers=evil).headers["access-control-allow-origin"] == "http://evil.example"

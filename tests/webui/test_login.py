@@ -1,0 +1,395 @@
+"""Names and passwords: how they are kept and told, how slowly they can be guessed, and how sessions begin and end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from locales import LANGUAGES, Translator
+from tests.webui.doorstep import doors
+from webui import login as module
+from webui.app import read_flags
+from webui.login import ADDRESS_WAITS, FREE, Answer, Login, Throttle, account, accounts_of, hashed, main, matches, network
+
+HERE = "http://127.0.0.1:7861"
+PAGE = {"accept": "text/html"}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cheap hash: not its slowness is tested, but that of guessing."""
+    monkeypatch.setattr(module, "COST", {"n": 2, "r": 8, "p": 1})
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sleeps(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> list[float]:
+    """What was slept, by the clock, instead of sleeping."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.now += seconds
+
+    monkeypatch.setattr(module, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    return slept
+
+
+def enter(login: Login, password: str, address: str = "10.0.0.1", user: str = "me", known: str = "") -> Answer:
+    return asyncio.run(login.enter(user, password, address, known))
+
+
+def test_a_password_is_kept_as_a_slow_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stood in memory as it was typed, and was compared by its characters."""
+    login = Login({"me": "secret", "you": hashed("pässword")})
+    assert all(kept.startswith("scrypt:") for kept in login.accounts.values()) and "secret" not in repr(login)
+    assert matches("secret", login.accounts["me"]) and not matches("Secret", login.accounts["me"])
+    assert enter(login, "pässword", user="you").token and not enter(login, "password", user="you").token
+    assert hashed("secret") != hashed("secret")
+    monkeypatch.undo()
+    began = time.perf_counter()
+    hashed("secret")
+    assert time.perf_counter() - began > 0.02
+
+
+def test_guessing_is_slow(clock: Clock, sleeps: list[float]) -> None:
+    """500 wrong passwords were answered in 1.9 s. Now one address has five, and then one in half a minute."""
+    login = Login({"me": "secret"}, clock)
+    looked_at, began = 0, clock.now
+    while clock.now < began + 300:
+        looked_at += not enter(login, "wrong").wait
+        clock.now += 0.5
+    assert FREE <= looked_at <= FREE + 5 + 300 / ADDRESS_WAITS
+    assert 0 < enter(login, "wrong").wait <= ADDRESS_WAITS
+
+
+def test_many_at_once_are_no_way_around(clock: Clock) -> None:
+    """A failure that is noted when it is known comes too late for those that were sent at the same time."""
+    login = Login({"me": "secret"}, clock)
+
+    async def flood() -> list[Answer]:
+        return await asyncio.gather(*(login.enter("me", "wrong", "10.0.0.1") for _ in range(500)))
+
+    assert sum(not answer.wait for answer in asyncio.run(flood())) == FREE
+
+
+def test_an_attacker_does_not_lock_the_owner_out(clock: Clock, sleeps: list[float]) -> None:
+    """Not from another address, where the owner waits a moment at most; and not from the same, for the browser is known."""
+    login = Login({"me": "secret"}, clock)
+    known = enter(login, "secret", "10.0.0.9").known
+    for _ in range(200):
+        enter(login, "wrong", "10.0.0.66")
+        clock.now += 1
+    sleeps.clear()
+    assert enter(login, "secret", "10.0.0.7").token and sum(sleeps) <= 3
+    assert enter(login, "secret", "10.0.0.66").wait > 0
+    assert enter(login, "secret", "10.0.0.66", known=known).token
+    # A browser that is known has no more guesses than an address.
+    assert sum(not enter(login, "wrong", "10.0.0.9", known=known).wait for _ in range(50)) == FREE
+    assert enter(login, "secret", "10.0.0.9", user="you", known=known).token == ""
+
+
+def test_many_addresses_share_a_name(clock: Clock, sleeps: list[float]) -> None:
+    """A thousand addresses with five guesses each stand in one line, and the line has an end."""
+    login = Login({"me": "secret"}, clock)
+    looked_at, began = 0, clock.now
+    for number in range(1000):
+        looked_at += not enter(login, "wrong", f"10.1.{number // 250}.{number % 250}").wait
+    assert looked_at <= FREE + 2 + (clock.now - began) / 1.5
+    assert max(sleeps) <= 15
+
+
+def test_a_right_password_wipes_no_wrong_ones_away(clock: Clock, sleeps: list[float]) -> None:
+    """Who has a name of his own could log in between any four guesses at another's."""
+    login = Login({"me": "secret", "you": "own"}, clock)
+    tries = 0
+    for _ in range(50):
+        tries += sum(not enter(login, "wrong").wait for _ in range(4))
+        enter(login, "own", user="you")
+    assert tries <= FREE
+
+
+def test_what_is_remembered_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of addresses, of names that nobody has, of sessions: who comes with new ones all the time fills no memory."""
+    throttle = Throttle(clock)
+    for number in range(10_000):
+        throttle.count(f"address {number}", 30)
+    assert len(throttle) == module.REMEMBERED
+    monkeypatch.setattr(module, "SESSIONS", 3)
+    login = Login({"me": "secret"}, clock)
+    tokens = [enter(login, "secret").token for _ in range(5)]
+    assert [login.user(token) for token in tokens] == [None, None, "me", "me", "me"]
+    for number in range(20):
+        clock.now += 1000
+        enter(login, "wrong", f"10.2.0.{number}", user=f"nobody{number}")
+    assert len([key for key in login._throttle._of if key.startswith("name")]) <= 2
+
+
+def test_failures_are_forgotten(clock: Clock, sleeps: list[float]) -> None:
+    login = Login({"me": "secret"}, clock)
+    for _ in range(FREE):
+        enter(login, "wrong")
+    assert enter(login, "secret").wait
+    clock.now += module.FORGOTTEN + 1
+    assert [bool(enter(login, "wrong").wait) for _ in range(FREE)] == [False] * FREE
+
+
+def test_each_failure_is_logged_without_the_password(caplog: pytest.LogCaptureFixture) -> None:
+    """None was; and a name comes from anybody, who would write lines of his own into the log."""
+    login = Login({"me": "secret"})
+    enter(login, "pa55word", "10.0.0.1", "me\n[2026-01-01] all is well")
+    enter(login, "pa55word", "10.0.0.1", "x" * 5000)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert "10.0.0.1" in caplog.text and "me\\n[2026" in caplog.text and "pa55word" not in caplog.text
+    assert all(len(record.getMessage()) < 150 for record in caplog.records)
+
+
+def test_names_that_nobody_has_take_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else their answer's time tells which names there are; and a password of a megabyte is hashed for nobody."""
+    seen: list[str] = []
+    monkeypatch.setattr(module, "matches", lambda password, kept: seen.append(kept) or False)
+    login = Login({"me": "secret"})
+    enter(login, "wrong", user="nobody")
+    enter(login, "wrong", user="me")
+    enter(login, "x" * 2000)
+    assert len(seen) == 2 and seen[0].startswith("scrypt:")
+
+
+def test_passwords_do_not_hold_up_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are hashed in threads, two at once, while everything else goes on."""
+    running, most = [0], [0]
+
+    def slow(password: str, kept: str) -> bool:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.1)
+        running[0] -= 1
+        return False
+
+    monkeypatch.setattr(module, "matches", slow)
+    login = Login({"me": "secret"})
+
+    async def both() -> int:
+        tries = [asyncio.create_task(login.enter("me", "wrong", f"10.0.0.{number}")) for number in range(4)]
+        ticks = 0
+        while not all(task.done() for task in tries):
+            await asyncio.sleep(0.005)
+            ticks += 1
+        return ticks
+
+    assert asyncio.run(both()) > 10 and most[0] == 2
+
+
+def test_sessions_end(clock: Clock) -> None:
+    """Tokens of gradio's were valid for as long as the program ran."""
+    login = Login({"me": "secret"}, clock)
+    used, unused = enter(login, "secret").token, enter(login, "secret").token
+    for _ in range(29):
+        clock.now += module.IDLE - 1
+        assert login.user(used) == "me"
+    assert login.user(unused) is None and login.user("") is None
+    clock.now += 2 * module.IDLE - 1
+    assert login.user(used) is None
+    third = enter(login, "secret").token
+    login.leave(third)
+    assert login.user(third) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("10.0.0.1", "10.0.0.2", False),
+        ("10.0.0.1", "::ffff:10.0.0.1", True),
+        ("2001:db8::1", "2001:db8::ffff:2", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("fe80::1%eth0", "fe80::1", True),
+        ("nonsense", "nonsense", True),
+    ],
+)
+def test_what_counts_as_one_address(one: str, other: str, same: bool) -> None:
+    assert (network(one) == network(other)) is same
+
+
+# Through the doors
+
+
+@pytest.fixture
+def visitor() -> Iterator[TestClient]:
+    login = Login({"me": "secret"})
+    with TestClient(doors(login, language="en"), HERE, client=("127.0.0.1", 50000)) as client:
+        yield client
+
+
+def give(visitor: TestClient, password: str = "secret", url: str = "/login", **headers: str) -> Any:
+    form = {"username": "me", "password": password}
+    return visitor.post(url, data=form, headers=PAGE | headers, follow_redirects=False)
+
+
+def test_a_browser_is_shown_the_login_and_then_its_page(visitor: TestClient) -> None:
+    asked = visitor.get("/f1/", headers=PAGE, follow_redirects=False)
+    assert asked.status_code == 303 and asked.headers["location"] == "/login?next=/f1/"
+    form = visitor.get(asked.headers["location"], headers=PAGE)
+    assert form.status_code == 200 and 'action="/login?next=/f1/"' in form.text and "no-store" in form.headers["cache-control"]
+    wrong = give(visitor, "wrong", "/login?next=/f1/")
+    assert wrong.status_code == 401 and "Name or password is wrong." in wrong.text and 'action="/login?next=/f1/"' in wrong.text
+    right = give(visitor, url="/login?next=/f1/")
+    assert right.status_code == 303 and right.headers["location"] == "/f1/"
+    assert visitor.get("/told").status_code == 200
+
+
+@pytest.mark.parametrize("target", ["https://evil.example", "//evil.example", "/\\evil.example", "javascript:x", "/told", ""])
+def test_the_way_on_is_to_a_page_of_ours(visitor: TestClient, target: str) -> None:
+    assert give(visitor, url=f"/login?next={target}").headers["location"] == "/"
+
+
+def test_cookies_are_the_servers_alone(visitor: TestClient) -> None:
+    """Gradio's second cookie went over any connection, and its first to any site's requests."""
+    cookies = give(visitor).headers.get_list("set-cookie")
+    assert len(cookies) == 2 and len({cookie.partition("=")[0] for cookie in cookies}) == 2
+    for cookie in cookies:
+        assert "HttpOnly" in cookie and "SameSite=lax" in cookie and "Path=/;" in cookie and "Secure" not in cookie
+    secure = doors(Login({"me": "secret"}), proxies=("127.0.0.1",), root="/eichi")
+    behind = TestClient(secure, HERE, client=("127.0.0.1", 50000), headers={"x-forwarded-proto": "https"})
+    for cookie in give(behind).headers.get_list("set-cookie"):
+        assert "Secure" in cookie and "Path=/eichi;" in cookie
+
+
+def test_leaving(visitor: TestClient) -> None:
+    give(visitor)
+    token = next(cookie.value for cookie in visitor.cookies.jar if "session" in cookie.name)
+    assert visitor.post("/logout", headers={"origin": "http://evil.example"}).status_code == 403
+    assert visitor.get("/told").status_code == 200
+    assert visitor.post("/logout", follow_redirects=False).headers["location"] == "/login"
+    name = next(cookie.name for cookie in visitor.cookies.jar if "known" in cookie.name).replace("known", "session")
+    assert visitor.get("/told", cookies={name: token}).status_code == 401
+
+
+def test_nobody_is_logged_in_by_another_site(visitor: TestClient) -> None:
+    """A form elsewhere with its author's name and password made the visitor work under the author's eyes."""
+    for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+        assert give(visitor, **{key: value for key, value in headers.items()}).status_code == 403
+    assert not visitor.cookies
+
+
+def test_too_many_are_told_to_wait(visitor: TestClient) -> None:
+    answers = [give(visitor, "wrong") for _ in range(FREE + 1)]
+    assert [answer.status_code for answer in answers] == [401] * FREE + [429]
+    assert int(answers[-1].headers["retry-after"]) >= 1 and "try again in" in answers[-1].text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_form_speaks_the_pages_language(language: str) -> None:
+    form = TestClient(doors(Login({"me": "secret"}), language=language), HERE).get("/login", headers=PAGE).text
+    assert f'<html lang="{language}">' in form and Translator(language)("page.login.password") in form
+    assert not re.search(r"https?://", form)
+
+
+def test_without_a_login_there_is_nothing_to_log_in_to() -> None:
+    got = TestClient(doors(), HERE).get("/login", follow_redirects=False)
+    assert got.status_code == 303 and got.headers["location"] == "/"
+
+
+# On the command line
+
+
+@pytest.fixture
+def english(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "en_US.UTF-8")
+    monkeypatch.delenv("EICHI_AUTH", raising=False)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    with pytest.raises(SystemExit) as left:
+        read_flags(list(flags))
+    assert left.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_passwords_in_a_file(tmp_path: Path, english: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """--auth stands in the list of processes, which every user of a machine can read."""
+    kept = hashed("own")
+    file = tmp_path / "who"
+    file.write_bytes(f"\ufeff# us\n\nme:se:cret \r\nyou:{kept}\n".encode())
+    options = read_flags(["--auth-file", str(file), "--server", "0.0.0.0"])
+    assert options.accounts == {"me": "se:cret", "you": kept}
+    assert enter(Login(options.accounts), "own", user="you").token
+    assert read_flags(["--auth-file", str(file), "--auth", "third:x"]).accounts.keys() == {"me", "you", "third"}
+    assert "--auth-file" in refused(capsys, "--server", "0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "has no line"),
+        ("# only this\n", "has no line"),
+        ("me:secret\nyou", "line 2"),
+        (":x", "line 1"),
+        ("me:", "line 1"),
+        ("me:scrypt:abc", "line 1"),
+        ("me:scrypt:AAAA:BBBB", "line 1"),
+        ("x" * 100_000, "no text file"),
+    ],
+)
+def test_files_that_cannot_be_read(
+    tmp_path: Path, english: None, capsys: pytest.CaptureFixture[str], content: str, said: str
+) -> None:
+    """Said before anything starts, and without what stands there."""
+    file = tmp_path / "who"
+    file.write_text(content)
+    sentence = refused(capsys, "--auth-file", str(file))
+    assert said in sentence and "who" in sentence and "secret" not in sentence
+
+
+def test_no_file(tmp_path: Path, english: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cannot be read" in refused(capsys, "--auth-file", str(tmp_path / "none"))
+    assert "who" in refused(capsys, "--auth-file", str(tmp_path / "who" / "x"))
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        assert "no text file" in refused(capsys, "--auth-file", str(tmp_path / "pipe"))
+
+
+def test_a_password_in_the_environment(
+    english: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It counts where the command line says nothing."""
+    monkeypatch.setenv("EICHI_AUTH", "me:secret")
+    assert read_flags(["--server", "0.0.0.0"]).accounts == {"me": "secret"}
+    assert read_flags(["--auth", "you:x"]).accounts == {"you": "x"}
+    monkeypatch.setenv("EICHI_AUTH", "secret")
+    said = refused(capsys)
+    assert "EICHI_AUTH" in said and "secret" not in said
+    monkeypatch.setenv("EICHI_AUTH", "")
+    assert read_flags([]).accounts is None
+
+
+def test_a_line_for_the_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    typed = iter(["secret", "secret", "secret", "other"])
+    monkeypatch.setattr(module.getpass, "getpass", lambda *_: next(typed))
+    assert main(["me"]) == 0
+    line = capsys.readouterr().out
+    (tmp_path / "who").write_text(line)
+    assert matches("secret", accounts_of(tmp_path / "who")["me"]) and account(line.strip())[0] == "me"
+    assert main(["me"]) == 1 and main([]) == 2 and main(["a:b"]) == 2
+    assert capsys.readouterr().out == ""

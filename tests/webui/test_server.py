@@ -1,0 +1,239 @@
+"""Connections: how many there may be, how long each may keep silent, and how the program ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from eichi_utils import log as logs
+from eichi_utils.log import Seldom
+from tests.webui.doorstep import answer, connect, doors, head, served
+from webui.server import BACKLOG, EACH, FOR_FILMS, LEAST, MOST, Gate, Patience, ending_as_interrupted, room_of
+
+QUICK = Patience(head=0.5, idle=0.5, stalled=0.5)
+unix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and signals of Unix")
+
+
+def lasted(connection: socket.socket) -> float:
+    """Seconds until the server ends the connection."""
+    began = time.monotonic()
+    answer(connection)
+    return time.monotonic() - began
+
+
+def test_a_connection_that_asks_nothing_ends() -> None:
+    """300 of 300 were open after 75 s: uvicorn waits for ever for the first request, and for the rest of its first lines."""
+    with served(doors(), QUICK) as port:
+        silent, partly = connect(port), connect(port, b"GET /told HTTP/1.1\r\nhost: local")
+        drop = connect(port, b"GET /told HTTP/1.1\r\n")
+        began = time.monotonic()
+        try:
+            while time.monotonic() - began < 5:
+                drop.sendall(b"x: y\r\n")
+                time.sleep(0.1)
+        except ConnectionError:
+            pass
+        finally:
+            drop.close()
+        assert time.monotonic() - began < 2.5
+        assert lasted(silent) < 0.5 and lasted(partly) < 0.5
+
+
+def test_a_connection_that_asks_nothing_more_ends() -> None:
+    """Also one that begins its next request after each answer, a byte at a time."""
+    with served(doors(), QUICK) as port:
+        assert lasted(connect(port, head())) < 2
+        began = connect(port, head() + b"GET / HT")
+        assert lasted(began) < 2
+        again = connect(port, head())
+        again.recv(10_000)
+        again.sendall(b"GET")
+        assert lasted(again) < 2
+
+
+def test_a_connection_that_is_used_lasts() -> None:
+    """Requests one after the other, a stream whose words come slowly, and an answer that is fetched slowly are no waste."""
+    with served(doors(), QUICK) as port:
+        with connect(port) as kept:
+            for _ in range(6):
+                kept.sendall(head())
+                got = b""
+                while not got.endswith(b"seen"):
+                    got += kept.recv(10_000)
+                assert b" 200 " in got
+                time.sleep(0.2)
+        assert answer(connect(port, head("/ticking", connection="close"))).count(b"\r\ndata: ") == 8
+        size = 12 << 20
+        with socket.socket() as slow:
+            # Else the system takes all of it at once, and then nothing for long.
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+            slow.connect(("127.0.0.1", port))
+            slow.sendall(head(f"/large?bytes={size}", connection="close"))
+            got, began = 0, time.monotonic()
+            while time.monotonic() < began + 2:
+                got += len(slow.recv(100_000))
+                time.sleep(0.02)
+            got += len(answer(slow))
+        assert got > size
+
+
+def test_an_answer_that_nobody_takes_ends() -> None:
+    """The socket, and the file behind it, stayed open for as long as somebody pretended to read."""
+    with served(doors(), QUICK) as port, connect(port, head("/large?bytes=50000000")) as connection:
+        connection.recv(1000)
+        time.sleep(2)
+        connection.settimeout(10)
+        with pytest.raises(ConnectionError):
+            while connection.recv(1 << 20):
+                pass
+            raise ConnectionResetError("ended without the whole")
+
+
+def test_more_than_there_is_room_for(caplog: pytest.LogCaptureFixture) -> None:
+    """What is too much is told so at once, and is logged once; when others leave, there is room again."""
+    with served(doors(), QUICK, most=10) as port, ExitStack() as held:
+        for _ in range(10):
+            held.enter_context(connect(port))
+        began = time.monotonic()
+        refused = [answer(connect(port)) for _ in range(30)]
+        assert all(said.startswith(b"HTTP/1.1 503") or said == b"" for said in refused) and time.monotonic() - began < 3
+        time.sleep(1)
+        assert b" 200 " in answer(connect(port, head(connection="close")))
+    assert len([record for record in caplog.records if "refused" in record.getMessage()]) == 1
+
+
+def test_one_address_takes_half() -> None:
+    """But this machine, and a proxy behind which everybody is, may have all."""
+    gate = Gate(40, ("10.0.0.0/24",))
+    assert [gate.enter("192.168.1.5") for _ in range(25)].count(True) == 20
+    assert gate.enter("192.168.1.6") and [gate.enter("10.0.0.7") for _ in range(30)].count(True) == 19
+    for _ in range(20):
+        gate.leave("192.168.1.5")
+    assert gate.enter("192.168.1.5") and [gate.enter("127.0.0.1") for _ in range(30)].count(True) == 19
+
+
+def test_room_is_what_films_leave() -> None:
+    """Of 1024 descriptors, as most systems give, of macOS' 256, of many, and of very few."""
+    for limit, used in ((1024, 60), (256, 60), (100_000, 60), (64, 60)):
+        room = room_of(limit, used)
+        assert LEAST <= room <= MOST
+        assert room == LEAST or room * EACH + BACKLOG + FOR_FILMS + used <= limit
+    assert room_of(256, 60) >= 50 and room_of(1024, 60) == MOST
+
+
+@pytest.fixture
+def records() -> Iterator[list[logging.LogRecord]]:
+    """What comes into the log of a program."""
+    kept: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = kept.append
+    handler.addFilter(Seldom())
+    logging.getLogger().addHandler(handler)
+    yield kept
+    logging.getLogger().removeHandler(handler)
+
+
+def test_what_is_no_http_is_answered_and_logged_seldom(records: list[logging.LogRecord]) -> None:
+    """Every line of nonsense was a line of the log; and nonsense behind a request that is being answered was a traceback."""
+    with served(doors(), QUICK) as port:
+        for _ in range(logs.OFTEN + 40):
+            assert answer(connect(port, b"nonsense\r\n\r\n")).startswith(b"HTTP/1.1 400")
+        answer(connect(port, head("/ticking") + b"nonsense\r\n\r\n"))
+        assert b" 200 " in answer(connect(port, head(connection="close")))
+    assert len(records) == logs.OFTEN and not any(record.exc_info for record in records)
+
+
+@unix
+def test_a_server_without_descriptors_turns_away(records: list[logging.LogRecord]) -> None:
+    """Each try to accept was logged with a traceback, and each was followed by as many more as may wait: 2048, every second."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with served(doors()) as port, ExitStack() as held:
+        visitors = [held.enter_context(socket.socket()) for _ in range(20)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(name) for name in os.listdir("/dev/fd")) + 1, hard))
+        taken = []
+        try:
+            with suppress(OSError):
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            began = time.process_time()
+            for visitor in visitors:
+                visitor.settimeout(10)
+                visitor.connect(("127.0.0.1", port))
+                # Not closed meanwhile: that would leave a descriptor.
+                with suppress(ConnectionError):
+                    assert visitor.recv(100) == b""
+            busy = time.process_time() - began
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for descriptor in taken:
+                os.close(descriptor)
+        assert b" 200 " in answer(connect(port, head(connection="close")))
+    assert len(records) == 20 and not any(record.exc_info for record in records) and busy < 2
+
+
+@unix
+def test_the_end_is_the_same_by_sigterm() -> None:
+    """What SIGTERM interrupts ends as by Ctrl-C; afterwards the signal means again what it meant."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ending_as_interrupted():
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@contextmanager
+def film(tmp_path: Path, step_seconds: float, descriptors: int = 256) -> Iterator[tuple[subprocess.Popen, str]]:
+    """The program while it makes a film, and its address."""
+    flags = ["--port", "0", "--out", str(tmp_path / "out"), "--lang", "en"]
+    command = [sys.executable, "-m", "tests.webui.served_film", str(descriptors), str(step_seconds), *flags]
+    with (tmp_path / "errors").open("wb") as errors:
+        program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            yield program, program.stdout.readline().strip()
+        finally:
+            program.kill()
+            program.communicate()
+
+
+@unix
+def test_sigterm_stops_the_film_and_then_the_program(tmp_path: Path) -> None:
+    """SIGTERM, as of service managers and containers, ended the process at once: the film had no end, the log none either."""
+    with film(tmp_path, 0.1) as (program, url):
+        assert urllib.request.urlopen(f"{url}/pulse/reverse").status == 200
+        program.terminate()
+        out, _ = program.communicate(timeout=20)
+        assert out == "Stopped\n" and program.returncode == 0
+    assert (tmp_path / "errors").read_text() == ""
+
+
+@unix
+def test_a_film_survives_300_idle_connections(tmp_path: Path) -> None:
+    """At the limit of descriptors the film failed that was being made, and the log grew by 103 MB in 40 s."""
+    with film(tmp_path, 0.1) as (program, url), ExitStack() as held:
+        place = ("127.0.0.1", int(url.rpartition(":")[2]))
+        for _ in range(300):
+            held.enter_context(socket.create_connection(place, 10))
+        assert program.stdout.readline() == "Finished\n"
+        deadline = time.monotonic() + 15
+        status = None
+        while status != 200 and time.monotonic() < deadline:
+            try:
+                status = urllib.request.urlopen(f"{url}/pulse/reverse", timeout=5).status
+            except OSError:
+                time.sleep(0.2)
+        assert status == 200
+    assert len(list((tmp_path / "out").rglob("*.mp4"))) >= 1
+    assert (tmp_path / "errors").stat().st_size < 2000

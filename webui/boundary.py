@@ -1,0 +1,179 @@
+"""The boundary of the page handlers: whatever goes wrong in one ends in a sentence on the page, and its cause in the log.
+
+The form stays as it was. Gradio itself would answer with an error whose text is the exception's, such as `'seconds'`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from traceback import walk_tb
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import BlockFunction
+from gradio.routes import ORJSONResponse
+
+from eichi_utils.jobs import problems_of
+from eichi_utils.problems import Problem, UserError
+from locales import Translator
+from webui import words
+
+# Of a refused value's description, in the log: a browser may send megabytes.
+SHOWN_CHARACTERS = 300
+# Characters of text in one question of a page. Prompts for a hundred sections are half a million.
+MOST_CHARACTERS = 4_000_000
+
+HTML = '<div class="told" role="alert" hidden><ul></ul><button type="button"></button></div>'
+
+CSS = """
+.told { position: fixed; top: 8px; left: 50%; z-index: 200; transform: translateX(-50%); display: flex; align-items: flex-start;
+  gap: 8px; width: max-content; max-width: min(720px, calc(100vw - 16px)); max-height: 50vh; overflow: auto;
+  padding: 8px 8px 8px 16px;
+  box-sizing: border-box; border-radius: 8px; font-size: 14px; color: var(--body-text-color);
+  background: var(--background-fill-primary); border: 1px solid var(--border-color-primary);
+  border-left: 4px solid var(--color-accent); box-shadow: 0 4px 16px rgb(0 0 0 / 30%); }
+.told[data-look=wrong] { border-left-color: var(--error-text-color); }
+ul { flex: 1; min-width: 0; margin: 0; padding: 0; }
+li { margin: 4px 0; list-style: none; overflow-wrap: anywhere; }
+button { flex: none; min-width: 32px; min-height: 32px; margin: 0 !important; padding: 0; border: none; border-radius: 4px;
+  cursor: pointer; background: none; color: var(--body-text-color); font-size: 16px; }
+button:hover, button:focus-visible { background: var(--background-fill-secondary); }
+[hidden] { display: none !important; }
+"""
+
+# What came before stays until it is closed; the same sentence is shown once.
+JS = """
+const box = element.querySelector('.told'), close = element.querySelector('button');
+let lines = [], told = 0;
+close.textContent = '\u00d7';
+close.addEventListener('click', () => { lines = []; box.hidden = true; });
+function show() {
+  const value = props.value || {};
+  if (!value.lines?.length || value.at === told) return;
+  told = value.at;
+  close.title = value.close;
+  close.setAttribute('aria-label', value.close);
+  lines = [...lines.filter(line => !value.lines.includes(line)), ...value.lines].slice(-MOST);
+  box.dataset.look = value.look;
+  element.querySelector('ul').replaceChildren(...lines.map(line => {
+    const item = document.createElement('li'); item.textContent = line; return item; }));
+  box.hidden = false;
+}
+show();
+watch('value', show);
+""".replace("MOST", "4")
+
+logger = logging.getLogger(__name__)
+
+
+class Bounded(gr.Blocks):
+    """A page no handler of which shows an error of its own. `told` is where it says what went wrong.
+
+    Every handler's answer has one value more, for `told`, so that a handler need not know of it; one that has something to say
+    there itself has it among its outputs.
+    """
+
+    told: gr.HTML
+
+    def __init__(self, t: Translator, **settings: Any):
+        super().__init__(**settings)
+        self.t = t
+
+    def place(self) -> gr.HTML:
+        """Put `told` here; to be called once, inside of the page."""
+        self.told = gr.HTML({}, html_template=HTML, css_template=CSS, js_on_load=JS, elem_id="told", padding=False)
+        return self.told
+
+    async def process_api(
+        self, block_fn: BlockFunction | int, inputs: list[Any], *args: Any, **settings: Any
+    ) -> dict[str, Any]:
+        call = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
+        said = gr.skip()
+        try:
+            if sum(len(value) for value in inputs if isinstance(value, str)) > MOST_CHARACTERS:
+                raise UserError([Problem("", "page_too_much", {"most": MOST_CHARACTERS})])
+            answer = await super().process_api(call, inputs, *args, **settings)
+            answer["data"] = sendable(answer["data"])
+        except Exception as error:
+            _log(call, error)
+            said = telling(self.t, problems_at(error))
+            answer = _unchanged(call)
+        if self.told not in call.outputs:
+            answer["data"] = [*answer["data"], said]
+        elif said != gr.skip():
+            answer["data"][call.outputs.index(self.told)] = said
+        return answer
+
+    def get_config_file(self) -> dict[str, Any]:
+        config = super().get_config_file()
+        for call in config["dependencies"]:
+            if call["backend_fn"] and self.told._id not in call["outputs"]:
+                call["outputs"] = [*call["outputs"], self.told._id]
+        return config
+
+
+def telling(t: Translator, problems: Iterable[Problem], look: str = "wrong") -> dict[str, Any]:
+    """The value of `told` that shows these sentences. look: "wrong", or "note" where nothing failed."""
+    lines = [words.problem_sentence(t, problem) for problem in problems]
+    return {"lines": lines, "look": look, "at": time.monotonic_ns(), "close": t("page.close")} if lines else {}
+
+
+def sendable(data: list[Any]) -> list[Any]:
+    """Return an answer as gradio's JSON can hold it: without halves of surrogate pairs, which names of files and what was typed
+    may have, and without integers of more than 64 bits."""
+    try:
+        ORJSONResponse(data)
+    except TypeError:
+        return _whole(data)
+    return data
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return str(value)
+    if isinstance(value, dict):
+        return {_whole(name): _whole(part) for name, part in value.items()}
+    return [_whole(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def problems_at(error: Exception) -> tuple[Problem, ...]:
+    """What to tell the user about an exception that ended a handler: what can be mended, else that the log has the cause."""
+    if _while_reading(error):
+        return (Problem("", "page_value"),)
+    problems = problems_of(error)
+    if all(problem.key != "unexpected" for problem in problems):
+        return problems
+    if isinstance(error, OSError) and error.strerror:
+        return (Problem("", "page_system", {"file": str(error.filename or "-")[:500], "reason": error.strerror}),)
+    return (Problem("", "page_failed"),)
+
+
+def _while_reading(error: Exception) -> bool:
+    """Whether gradio raised it at a value that no component of the page sends."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return any(frame.f_code is gr.Blocks.preprocess_data.__code__ for frame in frames)
+
+
+def _log(call: BlockFunction, error: Exception) -> None:
+    if isinstance(error, UserError) or _while_reading(error):
+        logger.warning("%s was not carried out: %s", call.name, str(error)[:SHOWN_CHARACTERS])
+    else:
+        logger.error("%s failed", call.name, exc_info=error)
+
+
+def _unchanged(call: BlockFunction) -> dict[str, Any]:
+    """The answer after which every output is as it was."""
+    return {
+        "data": [gr.skip() for _ in call.outputs],
+        "is_generating": False,
+        "iterator": None,
+        "duration": 0.0,
+        "average_duration": 0.0,
+        "render_config": None,
+        "changed_state_ids": [],
+        "used_cache": None,
+    }

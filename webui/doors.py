@@ -1,0 +1,322 @@
+"""The doors: what every request passes before any page, gradio's own routes included, sees it, and every answer on its way out.
+
+From outside in: what proxies said, the name that was asked for, the page that asks, the login, the size of what is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import MappingProxyType
+from urllib.parse import quote, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from locales import Translator
+from webui.login import Login
+from webui.login_page import FORM_BYTES, LOGIN, LOGOUT, LoginPage
+from webui.server import is_loopback
+
+# Bytes of a request that is no upload: what a page's form holds, many times over.
+BODY_BYTES = 8 << 20
+# What an upload's own lines add to its files.
+FRAME_BYTES = 1 << 20
+# Seconds that are waited for a body, and bytes a second that must come beyond them; of waiting alone, not of our own work.
+BODY_SECONDS, BODY_RATE = 30.0, 2048
+# Seconds that the rest of a refused body is taken without a look at it, so that the answer is read before the connection ends.
+DRAIN_SECONDS = 2.0
+
+HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?")
+# Said of a request by whoever passed it on. Gradio believes them all.
+SAID_BY_PROXIES = re.compile(rb"forwarded|x-forwarded-.*|x-real-ip|x-gradio-server")
+UPLOAD = "/gradio_api/upload"
+FILE = re.compile(r"/gradio_api/file[=/]")
+# Routes of gradio 6.31 that no page here uses: they fetch from elsewhere, write files, or tell of others' sessions.
+CLOSED = re.compile(
+    r"/monitoring\b|/gradio_api/(?:proxy=|stream|vibe-|undo-vibe|process_recording|custom_component|component_server|dev/|deep_link|"
+    r"runs\b|run-history|profiling|file[=/][A-Za-z][A-Za-z0-9+.-]+:)"
+)
+# What is shown in the browser by itself; anything else of the user's is saved, and never runs as a page of ours.
+SHOWN = re.compile(r"(?:image|video|audio)/(?!svg)[a-z0-9.+-]+")
+# What an answer with a file may say beside that. Gradio's answer to a range repeats the request's headers, cookies included.
+OF_FILES = frozenset(
+    b"accept-ranges cache-control content-disposition content-encoding content-length content-range content-type "
+    b"etag last-modified vary".split()
+)
+
+# Gradio makes functions of texts and writes styles into elements; pictures and films come from memory as well.
+PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+# A browser makes a small page of its own around a film.
+MEDIA_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+FILE_POLICY = "sandbox; default-src 'none'; frame-ancestors 'none'"
+ALWAYS = MappingProxyType(
+    {
+        "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        "referrer-policy": "same-origin",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+    }
+)
+
+
+class Cut(HTTPException, MultiPartException):
+    """A body that is not read to its end. As gradio's parser of uploads knows it, it deletes what had come."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(status, message)
+        # Gradio tells a file that is too large from other errors by these words.
+        self.message = f"{message} (maximum allowed size)" if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else message
+
+
+@dataclass(frozen=True)
+class Rules:
+    """server: the address that is listened at. names: others by which it may be called. proxies: addresses or networks
+    whose word counts. root: the path at which a proxy has the program, "" or "/eichi". upload_bytes: of one upload."""
+
+    server: str = "127.0.0.1"
+    names: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
+    root: str = ""
+    upload_bytes: int = 512 << 20
+
+    def is_called(self, name: str) -> bool:
+        """Whether a request may name this host.
+
+        A page from elsewhere reaches us by a name of its own that it lets mean our address. So names have to be known, while
+        an address in numbers can be no one's page; on a loopback address, only those of this machine are meant.
+        """
+        name = name.lower().rstrip(".")
+        if name in (*self.names, "localhost", self.server.lower()):
+            return True
+        try:
+            ip = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return not is_loopback(self.server) or (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+class Doors:
+    """Passes on to `app` what may come in.
+
+    login: None where none is asked for. t: the language of what is said. pages: the paths where pages begin, without `root`.
+    """
+
+    def __init__(self, app: ASGIApp, rules: Rules, t: Translator, login: Login | None, pages: Mapping[str, str]):
+        self.app, self.rules, self.t = app, rules, t
+        self.login = login
+        self.pages = frozenset(pages.values())
+        self.page = LoginPage(login, t, rules.root, self.pages)
+        self._proxied = ProxyHeadersMiddleware(self._open, list(rules.proxies))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._proxied(self._without_hearsay(scope), receive, send)
+
+    def _without_hearsay(self, scope: Scope) -> Scope:
+        """The request as it was sent to the nearest proxy that is trusted; what anybody else says of it is left out."""
+        client = (scope.get("client") or ("",))[0]
+        headers = list(scope["headers"])
+        if client in self._proxied.trusted_hosts:
+            told = Headers(raw=headers).get("x-forwarded-host", "").split(",")[0].strip()
+            if told:
+                headers = [(key, told.encode("latin-1") if key == b"host" else value) for key, value in headers]
+            kept = {b"x-forwarded-for", b"x-forwarded-proto"}
+        else:
+            kept = set()
+        headers = [(key, value) for key, value in headers if key in kept or not SAID_BY_PROXIES.fullmatch(key)]
+        return {**scope, "headers": headers, "root_path": self.rules.root, "peer": client}
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["headers"] = [pair for pair in scope["headers"] if not SAID_BY_PROXIES.fullmatch(pair[0])]
+        root, path = self.rules.root, scope["path"]
+        # A proxy may have cut its own path off, or not.
+        if root and not f"{path}/".startswith(f"{root}/"):
+            scope["path"] = root + path
+            scope["raw_path"] = root.encode() + scope.get("raw_path", path.encode())
+        visit = _Visit(self, scope, receive, send)
+        refusal = self._refusal(scope, visit.headers, visit.local)
+        if refusal is not None:
+            await visit.refuse(refusal)
+        elif visit.local in (LOGIN, LOGOUT):
+            try:
+                await self.page(scope, visit.receive, visit.send)
+            except Cut as cut:
+                await visit.refuse(self._say(visit.headers, cut.status_code, cut.detail))
+        else:
+            await self.app(scope, visit.receive, visit.send)
+
+    def _refusal(self, scope: Scope, headers: Headers, local: str) -> Response | None:
+        """The answer to what may not come in, or has to come in elsewhere."""
+        hosts = [HOST.fullmatch(host) for host in headers.getlist("host")]
+        if len(hosts) != 1 or not hosts[0] or not self.rules.is_called(hosts[0]["six"] or hosts[0]["name"]):
+            host = ", ".join(headers.getlist("host"))[:100]
+            return self._say(headers, HTTPStatus.FORBIDDEN, self.t("page.door.host", host=host))
+        if not local.startswith("/"):
+            return self._say(headers, HTTPStatus.BAD_REQUEST, self.t("page.door.path"))
+        if not self._is_own(scope, headers, local):
+            return self._say(headers, HTTPStatus.FORBIDDEN, self.t("page.door.origin"))
+        if self.login and local != LOGIN and self.page.user(headers, scope) is None:
+            if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+                return RedirectResponse(f"{self.rules.root}{LOGIN}?next={quote(local)}", HTTPStatus.SEE_OTHER)
+            return self._say(headers, HTTPStatus.UNAUTHORIZED, self.t("page.door.login"))
+        if scope["path"] == self.rules.root:
+            return RedirectResponse(f"{self.rules.root}/")
+        if CLOSED.match(self.inner(local)):
+            return self._say(headers, HTTPStatus.NOT_FOUND, self.t("page.door.closed"))
+        if int(headers.get("content-length", 0)) > (most := self.most(scope["method"], local)):
+            return self._say(headers, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.too_large(most))
+        return None
+
+    def _is_own(self, scope: Scope, headers: Headers, local: str) -> bool:
+        """Whether no other site's page has the browser ask this.
+
+        Of another's pages only links count, which show a page or a file and change nothing. What is no browser says neither.
+        """
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+        if origin is not None and not self._is_origin(origin, scope, headers):
+            return False
+        if site in ("same-origin", "none"):
+            return True
+        link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+        return link and scope["method"] == "GET" and local != LOGOUT
+
+    def _is_origin(self, origin: str, scope: Scope, headers: Headers) -> bool:
+        place = _place(origin)
+        if place == _place(f"http://{headers['host']}"):
+            return True
+        # A proxy that does not say what it was called; only the name given for it then counts.
+        return scope["peer"] in self._proxied.trusted_hosts and place in [(name, None) for name in self.rules.names]
+
+    def inner(self, local: str) -> str:
+        """A path as the page's own application has it, whichever page's it is."""
+        for page in self.pages - {"/"}:
+            if local.startswith(page):
+                return local[len(page) - 1 :]
+        return local
+
+    def most(self, method: str, local: str) -> int:
+        """The bytes that a request may bring."""
+        if method in ("GET", "HEAD"):
+            return 0
+        if local == LOGIN:
+            return FORM_BYTES
+        return self.rules.upload_bytes + FRAME_BYTES if self.inner(local).rstrip("/") == UPLOAD else BODY_BYTES
+
+    def too_large(self, most: int) -> str:
+        if most < self.rules.upload_bytes:
+            return self.t("page.door.body")
+        return self.t("page.door.upload", most=self.rules.upload_bytes >> 20)
+
+    def _say(self, headers: Headers, status: int, sentence: str) -> Response:
+        if "text/html" in headers.get("accept", ""):
+            return PlainTextResponse(sentence, status)
+        # Gradio's pages show what stands at "error".
+        return JSONResponse({"detail": sentence, "error": sentence}, status)
+
+
+class _Visit:
+    """One request: its body is counted and timed, its answer gets the headers that all have."""
+
+    def __init__(self, doors: Doors, scope: Scope, receive: Receive, send: Send):
+        self.doors, self.scope = doors, scope
+        self._receive, self._send = receive, send
+        self.headers = Headers(scope=scope)
+        self.local = scope["path"][len(doors.rules.root) :] or "/"
+        self.most = doors.most(scope["method"], self.local)
+        self._all_read = int(self.headers.get("content-length", 0)) == 0 and "transfer-encoding" not in self.headers
+        self._bytes, self._waited = 0, 0.0
+
+    async def receive(self) -> Message:
+        if self._all_read:
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            left = BODY_SECONDS + self._bytes / BODY_RATE - self._waited
+            message = await asyncio.wait_for(self._receive(), max(left, 0.001))
+        except asyncio.TimeoutError:
+            raise Cut(HTTPStatus.REQUEST_TIMEOUT, self.doors.t("page.door.slow")) from None
+        self._waited += loop.time() - began
+        if message["type"] == "http.disconnect":
+            raise Cut(HTTPStatus.BAD_REQUEST, "disconnected")
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > self.most:
+            raise Cut(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.doors.too_large(self.most))
+        self._all_read = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=[pair for pair in message.get("headers", ()) if not _is_cors(pair[0].lower())])
+            if FILE.match(self.doors.inner(self.local)):
+                headers = _as_file(headers)
+            headers.setdefault("content-security-policy", PAGE_POLICY)
+            for name, value in ALWAYS.items():
+                headers[name] = value
+            if not self._all_read:
+                # Else the rest of the body keeps the connection for as long as it comes.
+                headers["connection"] = "close"
+            message = {**message, "headers": headers.raw}
+        await self._send(message)
+
+    async def refuse(self, response: Response) -> None:
+        """Answer without the body; what comes of it for a while is thrown away, for many clients send all before they read."""
+        unread = not self._all_read
+        start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        await self.send(start)
+        body = b"" if self.scope["method"] == "HEAD" else response.body
+        await self._send({"type": "http.response.body", "body": body, "more_body": unread})
+        if unread:
+            try:
+                await asyncio.wait_for(self._drain(), DRAIN_SECONDS)
+            except asyncio.TimeoutError:
+                pass
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _drain(self) -> None:
+        more = True
+        while more:
+            message = await self._receive()
+            more = message["type"] == "http.request" and message.get("more_body", False)
+
+
+def _place(origin: str) -> tuple[str | None, int | None]:
+    """Host and port of an origin, without the port that goes without saying."""
+    try:
+        parts = urlsplit(origin)
+        return parts.hostname, None if parts.port in (80, 443) else parts.port
+    except ValueError:
+        return None, 0
+
+
+def _is_cors(name: bytes) -> bool:
+    return name.startswith(b"access-control-")
+
+
+def _as_file(headers: MutableHeaders) -> MutableHeaders:
+    """The headers of an answer with a file of the user's."""
+    headers = MutableHeaders(raw=[pair for pair in headers.raw if pair[0].lower() in OF_FILES])
+    shown = SHOWN.fullmatch(headers.get("content-type", "").split(";")[0].strip().lower())
+    headers["content-security-policy"] = MEDIA_POLICY if shown else FILE_POLICY
+    if not shown:
+        said = headers.get("content-disposition", "attachment")
+        headers["content-disposition"] = re.sub(r"^\s*inline", "attachment", said)
+    return headers

@@ -1,0 +1,130 @@
+"""The page that asks for name and password, and the way out again: plain HTML, one for all pages of the program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from html import escape
+from http import HTTPStatus
+from urllib.parse import parse_qs, quote
+
+from starlette.datastructures import Headers
+from starlette.requests import Request, cookie_parser
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from locales import Translator
+from webui.login import LONGEST_SESSION, Login
+
+LOGIN, LOGOUT = "/login", "/logout"
+# Bytes of a form with a name and a password.
+FORM_BYTES = 16 << 10
+
+HTML = """<!doctype html>
+<html lang="{language}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>FramePack-eichi</title><link rel="icon" href="data:,">
+<style>
+:root {{ color-scheme: light dark; font-family: system-ui, sans-serif; }}
+body {{ display: grid; place-items: center; min-height: 90vh; margin: 0; }}
+form {{ display: grid; gap: 8px; width: min(320px, 90vw); }}
+input, button {{ font: inherit; padding: 8px; }}
+button {{ margin-top: 8px; cursor: pointer; color: #fff; background: #0f766e; border: 0; border-radius: 6px; }}
+p {{ margin: 0; color: #dc2626; }}
+</style></head>
+<body><form method="post" action="{action}"><h1>FramePack-eichi</h1><p role="alert">{said}</p>
+<label for="username">{user}</label><input id="username" name="username" autocomplete="username" required autofocus>
+<label for="password">{password}</label>
+<input id="password" name="password" type="password" autocomplete="current-password" required>
+<button type="submit">{enter}</button></form></body></html>"""
+
+
+class LoginPage:
+    """Answers at `LOGIN` and `LOGOUT`, and knows a browser again. pages: where it may go afterwards."""
+
+    def __init__(self, login: Login | None, t: Translator, root: str, pages: frozenset[str]):
+        self.login, self.t, self.root, self.pages = login, t, root, pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if self.login is None:
+            response: Response = RedirectResponse(f"{self.root}/", HTTPStatus.SEE_OTHER)
+        elif request.url.path == self.root + LOGOUT:
+            response = self._leave(request)
+        elif request.method == "POST":
+            response = await self._enter(request)
+        else:
+            response = self._form(request)
+        # Nothing of it is for a cache: whose page it is changes with the cookie.
+        response.headers["cache-control"] = "no-store"
+        await response(scope, receive, send)
+
+    def user(self, headers: Headers, scope: Scope) -> str | None:
+        """Who asks."""
+        return self.login.user(_cookies(headers).get(_name("session", scope), ""))
+
+    async def _enter(self, request: Request) -> Response:
+        form = {key: values[0] for key, values in parse_qs((await request.body()).decode("utf-8", "replace")).items()}
+        address = request.client.host if request.client else ""
+        known = request.cookies.get(_name("known", request.scope), "")
+        answer = await self.login.enter(form.get("username", "").strip(), form.get("password", ""), address, known)
+        if answer.wait:
+            seconds = math.ceil(answer.wait)
+            response = self._form(request, HTTPStatus.TOO_MANY_REQUESTS, self.t("page.login.wait", seconds=seconds))
+            response.headers["retry-after"] = str(seconds)
+            return response
+        if not answer.token:
+            return self._form(request, HTTPStatus.UNAUTHORIZED, self.t("page.login.wrong"))
+        response = RedirectResponse(self.root + self._next(request), HTTPStatus.SEE_OTHER)
+        if not _is_browser(request):
+            response = JSONResponse({"success": True})
+        for name, token in (("session", answer.token), ("known", answer.known)):
+            self._keep(response, request, name, token)
+        return response
+
+    def _leave(self, request: Request) -> Response:
+        self.login.leave(request.cookies.get(_name("session", request.scope), ""))
+        response = RedirectResponse(self.root + LOGIN, HTTPStatus.SEE_OTHER)
+        response.delete_cookie(_name("session", request.scope), path=self.root or "/")
+        return response
+
+    def _keep(self, response: Response, request: Request, name: str, token: str) -> None:
+        response.set_cookie(
+            _name(name, request.scope),
+            token,
+            max_age=int(LONGEST_SESSION),
+            path=self.root or "/",
+            httponly=True,
+            samesite="lax",
+            secure=request.url.scheme == "https",
+        )
+
+    def _form(self, request: Request, status: int = HTTPStatus.OK, said: str = "") -> Response:
+        if said and not _is_browser(request):
+            return JSONResponse({"detail": said, "error": said}, status)
+        words: Mapping[str, str] = {
+            "language": self.t.language,
+            "action": f"{self.root}{LOGIN}?next={quote(self._next(request))}",
+            "said": said,
+            "user": self.t("page.login.user"),
+            "password": self.t("page.login.password"),
+            "enter": self.t("page.login.enter"),
+        }
+        return HTMLResponse(HTML.format_map({key: escape(text) for key, text in words.items()}), status)
+
+    def _next(self, request: Request) -> str:
+        """The page that was asked for, if it is one of ours."""
+        asked = request.query_params.get("next", "/").rstrip("/") + "/"
+        return asked if asked in self.pages else "/"
+
+
+def _is_browser(request: Request) -> bool:
+    return "text/html" in request.headers.get("accept", "")
+
+
+def _cookies(headers: Headers) -> dict[str, str]:
+    return cookie_parser(headers.get("cookie", ""))
+
+
+def _name(what: str, scope: Scope) -> str:
+    """A cookie's name. Browsers keep cookies by host whatever the port, and there may be another program at another port."""
+    return f"eichi-{what}-{(scope.get('server') or ('', 0))[1]}"

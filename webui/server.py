@@ -1,0 +1,333 @@
+"""The listening socket and what is behind it: how many connections there may be, and how long each may keep silent.
+
+A connection that has a request of the server's is never cut: a film's stream or a download may take as long as it takes. What
+is cut is one that sends no request, or only parts of one, and one whose answer nobody takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import psutil
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from eichi_utils.console import write
+
+# Ports tried before giving up.
+PORTS_TRIED = 100
+# Connections that wait to be accepted. The event loop takes so many at once before it looks at any of them.
+BACKLOG = 32
+# File descriptors that are left to the films: weights, pictures, the film's own files, threads and pipes.
+FOR_FILMS = 64
+# Descriptors of a connection: its socket, and the file that is sent or received.
+EACH = 2
+# Connections at once: where descriptors are plenty or are not counted (Windows), and where they are few.
+MOST, LEAST = 400, 8
+# Descriptors asked for where a system gives more to those who ask (macOS begins with 256).
+WANTED = 4096
+# Seconds to wait for a descriptor.
+PAUSE = 0.05
+# Seconds between two lines about connections that were refused.
+QUIET = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds. head: for a request's first lines, from their first byte or the connection's beginning. idle: between requests.
+
+    stalled: without a byte of an answer taken; long, for a browser takes nothing of a film that is paused.
+    """
+
+    head: float = 15.0
+    idle: float = 10.0
+    stalled: float = 600.0
+
+
+class Listener(socket.socket):
+    """Accepts while there are descriptors, and turns away who comes when there are none.
+
+    The event loop would try again and again, each time as often as connections may wait, and log each try. Turning away takes
+    a descriptor as well: one that is held for it.
+    """
+
+    def __init__(self, family: int):
+        super().__init__(family)
+        self._spare = os.open(os.devnull, os.O_RDONLY)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        logger.warning("no file descriptor is left: a connection was turned away")
+        os.close(self._spare)
+        try:
+            super().accept()[0].close()
+        except OSError:
+            # Another thread was quicker. Whoever waits can be seen only by trying, so not too often.
+            time.sleep(PAUSE)
+        self._spare = _opened_again()
+        raise BlockingIOError(errno.EAGAIN, "no file descriptor was left")
+
+    def close(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+        super().close()
+
+
+def _opened_again() -> int:
+    """A descriptor to hold; waits for one."""
+    while True:
+        try:
+            return os.open(os.devnull, os.O_RDONLY)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            time.sleep(PAUSE)
+
+
+class Gate:
+    """Who may come in: so many connections at all, and half of them from one address; loopback and proxies count as many.
+
+    Used by the event loop's thread alone.
+    """
+
+    def __init__(self, most: int, proxies: tuple[str, ...] = ()):
+        self.most = most
+        self.proxies = tuple(ipaddress.ip_network(proxy, strict=False) for proxy in proxies)
+        self._of: dict[str, int] = {}
+        self._refused, self._told = 0, -QUIET
+
+    def enter(self, address: str) -> bool:
+        """Whether there is room for one more from that address, which then is taken."""
+        own = self._of.get(address, 0)
+        if sum(self._of.values()) >= self.most or (own >= max(LEAST, self.most // 2) and not self._many(address)):
+            self._tell()
+            return False
+        self._of[address] = own + 1
+        return True
+
+    def leave(self, address: str) -> None:
+        self._of[address] -= 1
+        if not self._of[address]:
+            del self._of[address]
+
+    def _many(self, address: str) -> bool:
+        """Whether several users may come from that address."""
+        try:
+            ip = ipaddress.ip_address(address)
+        except ValueError:
+            return True
+        return ip.is_loopback or any(ip in network for network in self.proxies)
+
+    def _tell(self) -> None:
+        self._refused += 1
+        if time.monotonic() - self._told >= QUIET:
+            logger.warning("%d connections refused: there are %d", self._refused, sum(self._of.values()))
+            self._refused, self._told = 0, time.monotonic()
+
+
+class Connection(H11Protocol):
+    """A connection that does not wait for ever. Of uvicorn 0.54's class it reads `cycle`, `transport` and `client`."""
+
+    REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 15\r\nContent-Length: 0\r\n\r\n"
+
+    def __init__(self, *args: Any, gate: Gate, patience: Patience, **settings: Any):
+        super().__init__(*args, **settings)
+        self.gate, self.patience = gate, patience
+        self.timeout_keep_alive = patience.idle
+        self._address: str | None = None
+        self._head: asyncio.TimerHandle | None = None
+        self._taken: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        address = str((transport.get_extra_info("peername") or ("",))[0])
+        if not self.gate.enter(address):
+            transport.write(self.REFUSAL)
+            transport.close()
+            return
+        self._address = address
+        super().connection_made(transport)
+        self._head = self.loop.call_later(self.patience.head, self._cut)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._address is None:
+            return
+        self.gate.leave(self._address)
+        for timer in (self._head, self._taken):
+            if timer:
+                timer.cancel()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._address is None or self.transport.is_closing():
+            return
+        if self._head is None and self._between():
+            self._head = self.loop.call_later(self.patience.head, self._cut)
+        super().data_received(data)
+        if self._head and not self._between():
+            self._head.cancel()
+            self._head = None
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        # What is no HTTP may come while an answer is being sent; then there is nothing to say it with.
+        if self._between():
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+
+    def _between(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _cut(self) -> None:
+        self._head = None
+        if self._between():
+            self.transport.abort()
+
+    def _watch(self, before: int | None = None) -> None:
+        """Cut the connection once nothing of what waits to be sent has been taken for long."""
+        if self._taken and before is None:
+            return
+        self._taken = None
+        waiting = self.transport.get_write_buffer_size()
+        if waiting and waiting == before:
+            self.transport.abort()
+        elif waiting:
+            self._taken = self.loop.call_later(self.patience.stalled, self._watch, waiting)
+
+
+class Server(uvicorn.Server):
+    """Says where it is as soon as it answers."""
+
+    def __init__(self, app: Any, gate: Gate, url: str = "", inbrowser: bool = False, patience: Patience | None = None):
+        connection = functools.partial(Connection, gate=gate, patience=patience or Patience())
+        # Without handlers of its own: what the server has to say goes where everything goes. Forwarded headers are the doors'.
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=connection,
+                ws="none",
+                loop="asyncio",
+                log_config=None,
+                log_level="warning",
+                backlog=BACKLOG,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._url, self._inbrowser = url, inbrowser
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._url:
+            write(sys.stdout, f"{self._url}\n")
+        if self._inbrowser:
+            webbrowser.open(self._url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Every open tab holds a stream; that it is cut off now is no error worth a traceback.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
+
+
+@contextmanager
+def ending_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, and Windows' Ctrl-Break, end what is inside as Ctrl-C does: by KeyboardInterrupt."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    names = [name for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), interrupt) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def room() -> int:
+    """Connections for which there are file descriptors beside those of the films, with as many as the system gives."""
+    try:
+        import resource
+    except ImportError:
+        return MOST
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED if hard == resource.RLIM_INFINITY else min(hard, WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft == resource.RLIM_INFINITY:
+        return MOST
+    return room_of(soft, psutil.Process().num_fds())
+
+
+def room_of(limit: int, used: int) -> int:
+    """Connections where a process may have `limit` descriptors, and has `used` before the first."""
+    return min(max((limit - used - FOR_FILMS - BACKLOG) // EACH, LEAST), MOST)
+
+
+def is_loopback(server: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(server).is_loopback
+    except ValueError:
+        return server == "localhost"
+
+
+def listen(server: str, port: int) -> socket.socket:
+    """A listening socket at the port or the next free one; port 0 lets the system choose."""
+    family, *_, place = socket.getaddrinfo(server, port, type=socket.SOCK_STREAM)[0]
+    last = min(port + PORTS_TRIED, 65536) - 1
+    for number in range(port, last + 1):
+        listener = Listener(family)
+        # Elsewhere the option means "take over a port in use", the opposite of looking for a free one.
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((place[0], number, *place[2:]))
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            if number == last:
+                raise
+        else:
+            return listener
+    raise AssertionError("at least one port is tried")
+
+
+def address(server: str, listener: socket.socket) -> str:
+    """Where a browser on this machine finds the listener."""
+    host = "127.0.0.1" if server in ("0.0.0.0", "::") else server
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
