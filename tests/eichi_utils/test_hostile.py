@@ -20,18 +20,18 @@ def commands(file: Path, place: Path) -> list[list[str]]:
     """The commands that take such a file, by its name."""
     name, kind = file.name, file.name.split("_")[0]
     start = picture(place / "start.png")
-    plan = ["plan", "--mode", "reverse", "--prompt", "a cat"]
+    plan = ["render", "--plan", "--mode", "reverse", "--prompt", "a cat"]
     if file.suffix == ".zip":
         return [["sections", "import", str(file), "--uploads", str(place / "uploads")]]
     if file.suffix == ".json":
-        return [["plan", "--request", str(file)], ["render", "--request", str(file), "--out", str(place / "out")]]
+        return [["render", "--plan", "--request", str(file)], ["render", "--request", str(file), "--out", str(place / "out")]]
     if kind == "latents":
         return [["tensors", "info", str(file)], [*plan, "--image", start, "--append-latents", str(file)]]
     if kind == "lora":
         return [["lora", str(file)], [*plan, "--image", start, "--lora", str(file)]]
     if "parameters" in name:
-        return [["plan", "--request", str(file)]]
-    return [[*plan, "--image", str(file)], ["render", *plan[1:], "--image", str(file), "--out", str(place / "out")]]
+        return [["render", "--plan", "--request", str(file)]]
+    return [[*plan, "--image", str(file)], ["render", *plan[2:], "--image", str(file), "--out", str(place / "out")]]
 
 
 @pytest.fixture
@@ -51,15 +51,23 @@ def test_a_hostile_file_ends_in_a_sentence(file: Path, place: Path, capsys: pyte
     for command in commands(file, place):
         before, peak = names_in(place), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.process_time()
-        code = cli.main(command)
+        code = ended(command)
         seconds = time.process_time() - began
         said = capsys.readouterr()
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
         assert code in (0, 2) and "Traceback" not in said.err, (command, said.err[-1000:])
         assert code == 2 or says_all(file), (command, said.out[-500:])
-        assert code == 0 or said.err.strip(), command
+        assert (said.out + said.err).strip(), command
         assert seconds < MOST_SECONDS and grown < MOST_BYTES, (command, seconds, grown)
         assert names_in(place) == before
+
+
+def ended(command: list[str]) -> int:
+    """The command line's code; argparse leaves with its own."""
+    try:
+        return cli.main(command)
+    except SystemExit as error:
+        return int(error.code or 0)
 
 
 def says_all(file: Path) -> bool:
