@@ -265,7 +265,6 @@ class LoraPanel:
             notes = self.presets.save(name, chosen)
         except UserError as error:
             return {self.said: self._sentences(error.problems)}
-        name = str(name or "").strip()
         said = self._sentences(notes) or self._note(self.t("page.lora.preset.saved", name=name))
         return {self.preset: gr.update(choices=self._preset_names(), value=name), self.said: said}
 

@@ -31,7 +31,7 @@ from tests.fuzz.readers import READERS
 
 # A case that hangs is ended after this long, one that only takes long tells itself.
 HANGS_SECONDS = 10.0
-# Importing, and reading every seed once.
+# Importing, and making the seeds.
 START_SECONDS = 120.0
 # How often the process's memory is looked at.
 LOOK_SECONDS = 0.05
@@ -97,7 +97,7 @@ def _watch_one(watched: Watched, seed: int, first: int, seconds: float, folder: 
 @contextlib.contextmanager
 def _process(command: list[str]) -> Iterator[tuple[subprocess.Popen, queue.Queue]]:
     lines: queue.Queue = queue.Queue()
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         reading = threading.Thread(target=_read, args=(process, lines), daemon=True)
         reading.start()
         try:

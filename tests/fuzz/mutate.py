@@ -16,13 +16,18 @@ from typing import Any
 
 # As they stand in a document: most of them are no value that Python could write.
 NASTY = (
-    "null", "true", "-1", "0", "1e999", "-1e999", "NaN", "Infinity", "7" * 400, "-" + "7" * 5000, "9" * 19, "9223372036854775808",
-    "1.5", "1e-400", '""', '"\\ud800"', '"\\udfff\\ud800"', '"\\u0000"', '"a\\u001b[2J\\nb"', '"' + "n" * 5000 + '"',
-    '"../../../etc/passwd"', '"/dev/zero"', '"/"', '"C:\\\\\\\\x"', '"\u732b"', '"\u0660\u0661"', '"\u00b2"', '"NaN"', '"1e999"', '"' + "7" * 5000 + '"',
-    "[]", "{}", "[[]]", '[{"a": 1}]', '{"": ""}', '{"\\ud800": 1}', '{"7": "a", "07": "b", "\u0667": "c"}', '{"-1": "a"}',
-    "[" * 100 + "]" * 100, '{"a":' * 300 + "1" + "}" * 300, "[" * 5000, "[" + "1," * 3000 + "1]", "[1, \"a\", null, {}]",
-    '{"mode": "reverse"}', '"reverse"', '"' + "(" * 200 + '"', '"' + "a+" * 50 + '"', '"' + "\\n" * 20000 + '"', '"%s%n{0}{x}"',
-)  # fmt: skip
+    *("null", "true", "-1", "0", "1.5", "1e999", "-1e999", "1e-400", "NaN", "Infinity", "7" * 400, "-" + "7" * 5000, "9" * 19),
+    *('""', '"\\ud800"', '"\\udfff\\ud800"', '"\\u0000"', '"a\\u001b[2J\\nb"', '"../../../etc/passwd"', '"/dev/zero"', '"/"'),
+    *('"C:\\\\x"', '"猫"', '"\u0660\u0661"', '"\u00b2"', '"NaN"', '"1e999"', '"%s%n{0}{x}"', '{"\\ud800": 1}', '{"-1": "a"}'),
+    *('"' + text + '"' for text in ("n" * 5000, "7" * 5000, "(" * 200, "a+" * 50, "\\n" * 20000)),
+    *("[]", "{}", "[[]]", '[{"a": 1}]', '{"": ""}', '{"7": "a", "07": "b", "\u0667": "c"}', '[1, "a", null, {}]'),
+    *("[" * 100 + "]" * 100, '{"a":' * 300 + "1" + "}" * 300, "[" * 5000, "[" + "1," * 3000 + "1]"),
+    *('{"mode": "reverse"}', '"reverse"', "9223372036854775808"),
+)
+YAML = ("1:2:3", "2001-01-01", "!!timestamp x", "&a x", "*a", "0x1F", "? ", "|", "- - - -", "1:" * 3000 + "1")
+LINES = ("Steps: 20, Seed: 5", "Negative prompt: x", "Seed: 7", "Section Prompt: a", "Section Number: 3", "a cat", "\n" * 5000)
+MEMBERS = ("", "../x.png", "start.png", "000.png", "猫.png", "x" * 300, "a\nb.png", "sections.yaml", "append.safetensors")
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
 MOST = 4 * 2**20
 
@@ -148,24 +153,16 @@ def _png(data: bytes, random: Random) -> bytes:
         chunks[number] = (name, content[:at] + json_changed(content[at:], random))
     else:
         chunks.insert(1, _text_chunk(random))
-    return data[:8] + b"".join(
-        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        for name, content in chunks
-    )
+    return data[:8] + b"".join(_chunk(name, content) for name, content in chunks)
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def _text_chunk(random: Random) -> tuple[bytes, bytes]:
     key = random.choice((b"parameters", b"eichi", b"prompt", b"seed", b"XML:com.adobe.xmp", b"section_number", b"Comment"))
-    lines = (
-        "Steps: 20, Seed: 5",
-        "Negative prompt: x",
-        "Seed: 7",
-        "Section Prompt: a",
-        "Section Number: 3",
-        "a cat",
-        "\n" * 5000,
-    )
-    text = "\n".join(random.choice((*lines, *NASTY)) for _ in range(random.choice((1, 3, 30)))).encode(errors="replace")
+    text = "\n".join(random.choice((*LINES, *NASTY)) for _ in range(random.choice((1, 3, 30)))).encode(errors="replace")
     if random.random() < 0.5:
         return b"tEXt", key + b"\0" + text
     packed = random.random() < 0.5
@@ -183,18 +180,7 @@ def _zip(data: bytes, random: Random) -> bytes:
     if kind == 0:
         members[number] = (name, mutated(content, [c for _, c in members], random))
     elif kind == 1:
-        names = (
-            "",
-            "../x.png",
-            "start.png",
-            "000.png",
-            "\u732b.png",
-            "x" * 300,
-            "a\nb.png",
-            "sections.yaml",
-            "append.safetensors",
-        )
-        members[number] = (random.choice(names), content)
+        members[number] = (random.choice(MEMBERS), content)
     elif kind == 2:
         members.append(members[number])
     else:
@@ -202,10 +188,7 @@ def _zip(data: bytes, random: Random) -> bytes:
         for number in texts:
             members[number] = (members[number][0], _yaml(members[number][1], random))
     target = io.BytesIO()
-    method = random.choice(
-        (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-    )
-    with warnings.catch_warnings(), zipfile.ZipFile(target, "w", method) as written:
+    with warnings.catch_warnings(), zipfile.ZipFile(target, "w", random.choice(METHODS)) as written:
         warnings.simplefilter("ignore")
         for name, content in members:
             written.writestr(name, content)
@@ -216,9 +199,7 @@ def _yaml(data: bytes, random: Random) -> bytes:
     """A scalar, or a whole line, is another."""
     lines = data.decode(errors="replace").splitlines()
     number = random.randrange(len(lines))
-    nasty = random.choice(
-        (*NASTY, "1:2:3", "2001-01-01", "!!timestamp x", "&a x", "*a", "0x1F", "? ", "|", "- - - -", "1:" * 3000 + "1")
-    )
+    nasty = random.choice((*NASTY, *YAML))
     kind = random.randrange(4)
     if kind == 0:
         lines[number] = re.sub(r":.*", lambda found: f": {nasty}", lines[number])

@@ -118,14 +118,26 @@ def picture_seeds(folder: Path) -> list[Path]:
     rgb = Image.fromarray(colour)
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a picture"
+    grey = Image.fromarray(colour[..., 0])
     made: dict[str, tuple[Image.Image, dict]] = {
-        "a.png": (rgb, {}), "palette.png": (rgb.quantize(16), {"transparency": 3}), "grey16.png": (Image.fromarray(colour[..., 0].astype(numpy.uint16) * 250), {}),
-        "alpha.png": (rgb.convert("RGBA"), {}), "a.jpg": (rgb, {"exif": exif}), "cmyk.jpg": (rgb.convert("CMYK"), {}),
-        "progressive.jpg": (rgb, {"progressive": True}), "a.webp": (rgb, {"exif": exif}), "lossless.webp": (rgb.convert("RGBA"), {"lossless": True}),
-        "a.gif": (rgb, {"save_all": True, "append_images": [rgb.rotate(90)]}), "a.bmp": (rgb, {}), "a.tif": (rgb, {"compression": "tiff_lzw"}),
-        "float.tif": (Image.fromarray(colour[..., 0].astype(numpy.float32)), {}), "zip.tif": (rgb, {"compression": "tiff_adobe_deflate"}),
-        "jpeg.tif": (rgb, {"compression": "jpeg"}), "fax.tif": (rgb.convert("1"), {"compression": "group4"}), "a.avif": (rgb, {}),
-    }  # fmt: skip
+        "a.png": (rgb, {}),
+        "palette.png": (rgb.quantize(16), {"transparency": 3}),
+        "grey16.png": (Image.fromarray(colour[..., 0].astype(numpy.uint16) * 250), {}),
+        "alpha.png": (rgb.convert("RGBA"), {}),
+        "a.jpg": (rgb, {"exif": exif}),
+        "cmyk.jpg": (rgb.convert("CMYK"), {}),
+        "progressive.jpg": (rgb, {"progressive": True}),
+        "a.webp": (rgb, {"exif": exif}),
+        "lossless.webp": (rgb.convert("RGBA"), {"lossless": True}),
+        "a.gif": (rgb, {"save_all": True, "append_images": [rgb.rotate(90)]}),
+        "a.bmp": (rgb, {}),
+        "a.tif": (rgb, {"compression": "tiff_lzw"}),
+        "float.tif": (grey.convert("F"), {}),
+        "zip.tif": (rgb, {"compression": "tiff_adobe_deflate"}),
+        "jpeg.tif": (rgb, {"compression": "jpeg"}),
+        "fax.tif": (rgb.convert("1"), {"compression": "group4"}),
+        "a.avif": (rgb, {}),
+    }
     for name, (picture, settings) in made.items():
         picture.save(folder / name, **settings)
     (folder / "a.psd").write_bytes(_psd())
@@ -226,7 +238,8 @@ def read_peft(path: Path) -> None:
 
 
 def sections_seeds(folder: Path) -> list[Path]:
-    return _cases(".zip")
+    # Those that are large when they are unpacked have tests of their own.
+    return [file for file in _cases(".zip") if not file.name.endswith(("_6_GB.zip", "_hangs_import.zip"))]
 
 
 def read_sections(path: Path) -> None:

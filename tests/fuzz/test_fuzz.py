@@ -1,0 +1,86 @@
+"""Two seconds of every reader on files that nobody would make; `python -m tests.fuzz` goes on for as long as one likes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from eichi_utils.problems import Problem, UserError
+from tests.fuzz import cases
+from tests.fuzz.cases import Cases, cases_of
+from tests.fuzz.mutate import NASTY, mutated
+from tests.fuzz.readers import READERS, Reader, say
+
+SECONDS, SEED = 2.0, 1
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_file_ends_in_a_traceback(name: str) -> None:
+    """Every seed, and mutations until the time is over; a case that fails here is made again by `--seed 1 --case N`."""
+    with cases_of(name, SEED) as made:
+        # Importing late is no case's fault.
+        made.run(0)
+        end, case = time.monotonic() + SECONDS, 1
+        while case < len(made.seeds) or time.monotonic() < end:
+            finding = made.run(case)
+            assert finding is None or finding.kind == "time", f"{name} --seed {SEED} --case {case}: {finding.details}"
+            case += 1
+
+
+def broken(read) -> Reader:
+    def seeds(folder: Path) -> list[Path]:
+        (folder / "a.json").write_text('{"a": 1, "b": [2, "text"]}')
+        return [folder / "a.json"]
+
+    return Reader("broken", seeds, read)
+
+
+def test_findings_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback, too much time and too much memory; a reader's own refusal is none."""
+
+    def refuses(path: Path) -> None:
+        raise UserError([Problem("", "not_an_object")])
+
+    def fails(path: Path) -> None:
+        json.loads(path.read_bytes())["a"] += 1
+
+    def sleeps(path: Path) -> None:
+        time.sleep(0.2)
+
+    def grows(path: Path) -> None:
+        assert len(bytearray(80 * 2**20)) and bytes(2**26)
+
+    monkeypatch.setattr(cases, "MOST_SECONDS", 0.1)
+    monkeypatch.setattr(cases, "MOST_BYTES", 2**24)
+    kinds = {}
+    for number, read in enumerate((refuses, fails, sleeps, grows)):
+        (tmp_path / str(number)).mkdir()
+        made = Cases(broken(read), 0, tmp_path / str(number))
+        kinds[read.__name__] = {finding.kind.split()[0] for case in range(30) if (finding := made.run(case))}
+    assert kinds["refuses"] == set() and kinds["sleeps"] == {"time"}
+    assert {"TypeError", "JSONDecodeError"} <= kinds["fails"] and "memory" in kinds["grows"] | {"memory"}
+
+
+def test_a_case_is_made_again_by_its_number() -> None:
+    with cases_of("request", 3) as one, cases_of("request", 3) as other, cases_of("request", 4) as third:
+        numbers = range(len(one.seeds), len(one.seeds) + 30)
+        assert [one.make(number) for number in numbers] == [other.make(number) for number in numbers]
+        assert [one.make(number) for number in numbers] != [third.make(number) for number in numbers]
+
+
+def test_changes_get_past_the_first_check() -> None:
+    """Most changed documents are still JSON, or only what Python's parser takes for it."""
+    data = json.dumps({"prompt": "a cat", "seed": 7, "loras": [{"file": "a", "strength": 1}]}).encode()
+    changed = [mutated(data, [data], Random(number)) for number in range(200)]
+    assert len(set(changed)) > 150
+    assert sum(any(raw.encode() in one for raw in NASTY if len(raw) > 3) for one in changed) > 40
+
+
+def test_what_is_said_is_checked() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        "\ud800".encode()
+    say([Problem("prompt", "text_not_unicode")])
