@@ -242,11 +242,13 @@ class _Visit:
         self.local = scope["path"][len(doors.rules.root) :] or "/"
         self.most = doors.most(scope["method"], self.local)
         self._all_read = int(self.headers.get("content-length", 0)) == 0 and "transfer-encoding" not in self.headers
-        self._bytes, self._waited = 0, 0.0
+        self._bytes, self._waited, self._begun = 0, 0.0, False
 
     async def receive(self) -> Message:
         if self._all_read:
             return await self._receive()
+        if self._begun:
+            return await self._rest()
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
@@ -263,8 +265,15 @@ class _Visit:
         self._all_read = not message.get("more_body", False)
         return message
 
+    async def _rest(self) -> Message:
+        """What comes of a body that the application had no need of for its answer; too much is as good as nothing."""
+        message = await self._receive()
+        self._bytes += len(message.get("body", b""))
+        return message if self._bytes <= self.most else {"type": "http.disconnect"}
+
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self._begun = True
             headers = MutableHeaders(raw=[pair for pair in message.get("headers", ()) if not _is_cors(pair[0].lower())])
             if FILE.match(self.doors.inner(self.local)):
                 headers = _as_file(headers)
