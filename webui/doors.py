@@ -255,9 +255,14 @@ class _Visit:
             left = BODY_SECONDS + self._bytes / BODY_RATE - self._waited
             message = await asyncio.wait_for(self._receive(), max(left, 0.001))
         except asyncio.TimeoutError:
+            if self._begun:
+                return await self._rest()
             raise Cut(HTTPStatus.REQUEST_TIMEOUT, self.doors.t("page.door.slow")) from None
         self._waited += loop.time() - began
         if message["type"] == "http.disconnect":
+            # An answer that has begun meanwhile had no need of the body.
+            if self._begun:
+                return message
             raise Cut(HTTPStatus.BAD_REQUEST, "disconnected")
         self._bytes += len(message.get("body", b""))
         if self._bytes > self.most:
