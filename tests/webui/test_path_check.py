@@ -95,7 +95,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         app = build(jobs, "reverse", Translator("en"), folder / "outputs", models=Models(folder), auth=request.param, **own)
         mounted = {route.path: route.app for route in app.routes if isinstance(getattr(route, "app", None), gr.routes.App)}
         pages = {mode: ("" if mode == "reverse" else path) for mode, (path, _) in PAGES.items()}
-        with TestClient(app) as client:
+        with TestClient(app, base_url="http://127.0.0.1") as client:
             if request.param:
                 client.post("/login", data={"username": "me", "password": "secret"})
             assert client.get("/config").status_code == 200
