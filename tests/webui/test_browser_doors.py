@@ -109,7 +109,7 @@ def test_a_film_behind_a_proxy_with_a_login(serve, browser, proxy, tower) -> Non
         page.click(".eichi-header nav a >> nth=1")
         page.wait_for_url(f"{url}/f1/")
         page.goto(f"{url}/")
-        page.click(".eichi-header form button")
+        page.click(".eichi-header form button", no_wait_after=True)
         page.wait_for_url(f"{url}/login")
         page.goto(f"{url}/f1/")
         assert page.url == f"{url}/login?next=/f1/"
