@@ -19,6 +19,7 @@ from eichi_utils.adapters import Merging, shapes_of
 from eichi_utils.loras import Lora
 from eichi_utils.paths import DISK_FULL, folder_problem
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.temporary import own_prefix, remove_abandoned
 from lora_utils.files import Header, read_header, write_stream
 
 STEM, INDEX = "diffusion_pytorch_model", "diffusion_pytorch_model.safetensors.index.json"
@@ -41,7 +42,9 @@ def bake(loras: Sequence[Lora], source: Path, target: Path) -> Iterator[Path]:
         raise UserError([Problem("out", "folder_not_empty", {"folder": str(target)})])
     if problem := folder_problem(target, size):
         raise UserError([problem])
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    # Nobody else looks for what a bake that was killed has left: there may be 24 GB of it anywhere.
+    remove_abandoned([target.parent], 0)
+    unfinished = target.with_name(f"{own_prefix()}{secrets.token_hex(4)}.part")
     unfinished.mkdir(parents=True)
     try:
         written = 0

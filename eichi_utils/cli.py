@@ -50,7 +50,7 @@ from eichi_utils.jobs import Jobs
 from eichi_utils.log import COMMAND_LINE, FOLDER, Log
 from eichi_utils.loras import from_flag
 from eichi_utils.metadata import read_placed_document
-from eichi_utils.paths import DEFAULT_OUTPUTS
+from eichi_utils.paths import DEFAULT_OUTPUTS, place
 from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
@@ -97,7 +97,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
         add_request_flags(command, t)
         command.add_argument("--request", metavar="FILE", help=t("cli.help.request"))
         command.add_argument("--look-in", metavar="DIR", type=Path, action="append", help=t("cli.help.look_in"))
-        command.add_argument("--out", metavar="DIR", type=Path, default=DEFAULT_OUTPUTS, help=t("cli.help.out"))
+        command.add_argument("--out", metavar="DIR", type=Path, default=place(DEFAULT_OUTPUTS), help=t("cli.help.out"))
         command.add_argument("--reserve-gb", type=float, default=RESERVE_GB, metavar="N", help=t("cli.help.reserve_gb"))
         command.add_argument("--cache-gb", type=float, default=DEFAULT_GB, metavar="N", help=t("cli.help.cache_gb"))
         command.add_argument("--log-folder", metavar="DIR", type=Path, help=t("cli.help.log_folder"))

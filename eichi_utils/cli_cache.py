@@ -38,12 +38,12 @@ def run_cache(options: argparse.Namespace, t: Translator) -> int:
         say(line)
     if options.json:
         document = {kind: {"files": files, "bytes": size} for kind, (files, size) in usages.items()}
-        document |= {"folder": str(paths.CACHE), "deleted_bytes": deleted}
+        document |= {"folder": str(paths.place(paths.CACHE)), "deleted_bytes": deleted}
         if problems:
             document["problems"] = problems_document(problems, t)
         result(json.dumps(document))
     else:
-        lines = [str(paths.CACHE)]
+        lines = [str(paths.place(paths.CACHE))]
         for kind, (files, size) in usages.items():
             lines.append(t("cli.cache.line", name=t(NAMES[kind]), files=files, megabytes=f"{size / MB:.1f}"))
         if options.delete:
@@ -54,4 +54,4 @@ def run_cache(options: argparse.Namespace, t: Translator) -> int:
 
 def _reasons(errors: Sequence[OSError]) -> dict[str, object]:
     reasons = sorted({error.strerror or str(error) for error in errors})
-    return {"count": len(errors), "folder": str(paths.CACHE), "reason": ", ".join(reasons)[:200]}
+    return {"count": len(errors), "folder": str(paths.place(paths.CACHE)), "reason": ", ".join(reasons)[:200]}

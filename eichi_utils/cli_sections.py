@@ -11,7 +11,7 @@ from typing import Any
 from eichi_utils import modes
 from eichi_utils.cli_output import result, say
 from eichi_utils.metadata import read_placed_document
-from eichi_utils.paths import DEFAULT_UPLOADS
+from eichi_utils.paths import DEFAULT_UPLOADS, place
 from eichi_utils.request import Request, to_json
 from eichi_utils.sections_zip import export_sections, import_sections
 from locales import Translator
@@ -32,7 +32,7 @@ def add_sections_commands(commands: Any, t: Translator) -> tuple[argparse.Argume
     onto = into.add_mutually_exclusive_group()
     onto.add_argument("--replace", metavar="REQUEST", help=t("cli.sections.replace"))
     onto.add_argument("--merge", metavar="REQUEST", help=t("cli.sections.merge"))
-    into.add_argument("--uploads", metavar="DIR", type=Path, default=DEFAULT_UPLOADS, help=t("cli.sections.uploads"))
+    into.add_argument("--uploads", metavar="DIR", type=Path, default=place(DEFAULT_UPLOADS), help=t("cli.sections.uploads"))
     return out, into
 
 

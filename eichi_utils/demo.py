@@ -11,6 +11,7 @@ from typing import Any
 
 from eichi_utils.catalogue import Models
 from eichi_utils.paths import WEBUI
+from eichi_utils.temporary import own_prefix
 
 UNTRAINED = WEBUI / "models" / "untrained"
 
@@ -35,6 +36,6 @@ def untrained_models(say: Callable[[str], None]) -> Path:
         from miniature.random_checkpoint import build
 
         UNTRAINED.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=UNTRAINED.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=own_prefix(), dir=UNTRAINED.parent) as temporary:
             os.replace(build(Path(temporary) / "checkpoint"), UNTRAINED)
     return UNTRAINED

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from eichi_utils import paths
+from eichi_utils.temporary import own_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class DiskCache:
         if size > self.limit:
             logger.warning("not kept: %.1f GB is more than this cache may hold, %.1f GB", size / GB, self.limit / GB)
             return False
-        temporary = self.folder / f"{key}.{secrets.token_hex(4)}{UNFINISHED}"
+        temporary = self.folder / f"{own_prefix()}{secrets.token_hex(4)}{UNFINISHED}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._make_room(size)
@@ -152,4 +153,5 @@ class Caches:
 
 def open_caches(gigabytes: float) -> Caches:
     """This program's own, which together may hold so much; 0 is off."""
-    return Caches(**{kind: DiskCache(paths.CACHE / kind, int(share * gigabytes * GB)) for kind, share in SHARES.items()})
+    folder = paths.place(paths.CACHE)
+    return Caches(**{kind: DiskCache(folder / kind, int(share * gigabytes * GB)) for kind, share in SHARES.items()})

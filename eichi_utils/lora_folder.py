@@ -21,6 +21,7 @@ from eichi_utils.picture_files import MAX_PIXELS
 from eichi_utils.pictures import is_unicode, small_picture
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.safe_reading import UnsafeError, parse_json, read_text
+from eichi_utils.temporary import own_prefix
 from lora_utils.files import PICKLES, LoraError, read_header
 
 SUFFIX = ".safetensors"
@@ -174,7 +175,7 @@ def keep_upload(path: Path) -> str:
         values = {**error.values, "file": path.name}
         raise UserError([lora_problem("loras", LoraError(error.key, **values))]) from None
     folder = loras.LORAS / UPLOADS
-    temporary = folder / f".{secrets.token_hex(8)}.part"
+    temporary = folder / f"{own_prefix()}{secrets.token_hex(8)}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = (f"{path.stem}-{number}{path.suffix}" if number > 1 else path.name for number in itertools.count(1))

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from eichi_utils.paths import LORAS
@@ -78,8 +78,9 @@ def _short(text: str) -> str:
 
 def is_below(file: str) -> bool:
     """Whether a request's name of a file can only mean one below webui/lora, wherever links in there lead."""
-    path = PurePosixPath(file.replace("\\", "/"))
-    return bool(file) and not Path(file).is_absolute() and not path.is_absolute() and ".." not in path.parts
+    # Both kinds of slashes, and a drive such as C:, whatever the system.
+    path = PureWindowsPath(file)
+    return bool(file) and not path.anchor and ".." not in path.parts
 
 
 def named(path: str | Path) -> str:

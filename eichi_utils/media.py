@@ -25,6 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 from eichi_utils.paths import written_atomically
 from eichi_utils.plan import FPS
 from eichi_utils.safe_reading import open_regular
+from eichi_utils.temporary import own_prefix
 
 # Preview cells are small; the page scales them up. 7.5 latents a second is the film's own pace (30 frames, 4 to a latent).
 PREVIEW_MS = round(1000 * 4 / FPS)
@@ -137,7 +138,7 @@ class FilmWriter:
 
     def __init__(self, folder: Path, grows: Literal["front", "back"], crf: int, tags: Mapping[str, str]):
         self._grows, self._crf, self._tags = grows, crf, tags
-        self._file = tempfile.TemporaryFile(prefix=".eichi-", dir=folder)  # noqa: SIM115 (`__exit__` closes it)
+        self._file = tempfile.TemporaryFile(prefix=own_prefix(), dir=folder)  # noqa: SIM115 (`__exit__` closes it)
         # Where each begins in the file, and its bytes.
         self._segments: list[tuple[int, int]] = []
         self._end = 0
@@ -203,7 +204,7 @@ class FilmStream:
         if self._encoder is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Open all the time, as in `FilmWriter`.
-            self._file = self._files.enter_context(tempfile.TemporaryFile(prefix=".eichi-", dir=self._folder))
+            self._file = self._files.enter_context(tempfile.TemporaryFile(prefix=own_prefix(), dir=self._folder))
             self._encoder = H264(self._file, *frames.shape[1:3], self._crf)
             self._files.callback(self._encoder.container.close)
         self._encoder.add(frames)

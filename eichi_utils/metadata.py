@@ -17,7 +17,7 @@ from eichi_utils import modes
 from eichi_utils.film_texts import SUFFIXES, film_texts
 from eichi_utils.loras import named_beside
 from eichi_utils.named_files import is_file, with_paths, without_paths
-from eichi_utils.paths import DEFAULT_UPLOADS, KEY
+from eichi_utils.paths import DEFAULT_UPLOADS, KEY, place
 from eichi_utils.png_chunks import png_texts
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request, to_json
@@ -83,7 +83,7 @@ def read_placed_document(path: str | Path, folders: Iterable[Path] = ()) -> Any:
     if not isinstance(document, Mapping):
         return document
     folder = Path(path).resolve().parent
-    placed = with_paths(document, (folder, *folders, Path.cwd(), DEFAULT_UPLOADS), folder)
+    placed = with_paths(document, (folder, *folders, Path.cwd(), place(DEFAULT_UPLOADS)), folder)
     return named_beside(placed, folder)
 
 

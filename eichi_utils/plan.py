@@ -6,10 +6,11 @@ A plan is the whole difference between the modes. The runner carries out any pla
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 FPS = 30
 # One latent holds 4 frames, the first of a decoded stretch only 1 (the VAE is causal in time).
@@ -162,3 +163,16 @@ def lay(*lengths: int) -> tuple[range, ...]:
     """Consecutive ranges of these lengths from 0: `lay(1, 16)` is `range(0, 1), range(1, 17)`."""
     ends = tuple(accumulate(lengths))
     return tuple(range(end - length, end) for end, length in zip(ends, lengths, strict=True))
+
+
+def once(plan: Callable[[Any], Plan]) -> Callable[[Any], Plan]:
+    """Make a request's plan once: a request never changes, and a page asks for its plan in six places at every key pressed."""
+
+    @wraps(plan)
+    def kept(self: Any) -> Plan:
+        known = vars(self)
+        if "_plan" not in known:
+            known["_plan"] = plan(self)
+        return known["_plan"]
+
+    return kept

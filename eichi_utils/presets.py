@@ -19,7 +19,7 @@ from eichi_utils.fields import usable
 from eichi_utils.legacy import LORA_KEYS, loras_of, migrated
 from eichi_utils.loras import Lora
 from eichi_utils.modes import MODES
-from eichi_utils.paths import PRESETS
+from eichi_utils.paths import PRESETS, place
 from eichi_utils.pictures import is_unicode
 from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.settings import Document, JsonFile
@@ -50,7 +50,7 @@ class PromptPresets:
     """Prompts by name, and the one that a new page begins with. No prompt is ever shortened."""
 
     def __init__(self, file: JsonFile | None = None):
-        self.file = file or JsonFile(PRESETS / "prompt_presets.json", (ENTRIES,))
+        self.file = file or JsonFile(place(PRESETS) / "prompt_presets.json", (ENTRIES,))
 
     def read(self) -> tuple[tuple[PromptPreset, ...], Notes]:
         """All of them, the existing program's own first, each part by name; and what was not understood."""

@@ -7,7 +7,6 @@ written down: checks, command line and pages read it from here.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -41,19 +40,6 @@ MAX_BATCH = 100
 SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
 # After these, in any script, the next sentence begins without a comma.
 SENTENCE_ENDS = ".,;:!?\u3001\u3002\uff0c\uff0e\uff01\uff1f"
-
-
-def once(plan: Callable[[Any], Plan]) -> Callable[[Any], Plan]:
-    """Make a request's plan once: a request never changes, and a page asks for its plan in six places at every key pressed."""
-
-    @functools.wraps(plan)
-    def kept(self: Request) -> Plan:
-        known = vars(self)
-        if "_plan" not in known:
-            known["_plan"] = plan(self)
-        return known["_plan"]
-
-    return kept
 
 
 def setting(default: Any, kind: str, **limits: Any) -> Any:
@@ -96,7 +82,7 @@ class Request(ABC):
 
     @abstractmethod
     def plan(self) -> Plan:
-        """What to sample; call it on a checked request. Implementations are marked `once`."""
+        """What to sample; call it on a checked request. Implementations are marked `plan.once`."""
 
     model: str = setting("framepack", "choice", choices=MODELS)
     image: str = setting("", "picture")

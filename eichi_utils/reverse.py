@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from eichi_utils.loras import scaled
-from eichi_utils.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, section_count
-from eichi_utils.request import FilmRequest, once, setting
+from eichi_utils.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, once, section_count
+from eichi_utils.request import FilmRequest, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,7 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
         raise UserError(problems)
     notices = [*lora_notices(request.loras, pool.files, plan.checkpoint)]
     pictures = fit_pictures(plan, request.size)
-    notices += [Notice(at=time.time(), key="picture_profile", values=said.values) for said in profile_problems(plan)]
+    notices += [Notice(at=time.monotonic(), key="picture_profile", values=said.values) for said in profile_problems(plan)]
     total = result_frames(plan)
     for_files = output_bytes(written_frames(plan), pictures.height, pictures.width, getattr(request, "crf", 0))
     for_files += extra_bytes(request, plan, pictures.height, pictures.width)

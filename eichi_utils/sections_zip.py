@@ -30,6 +30,7 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import FilmRequest, Request, to_json
 from eichi_utils.reverse import ReverseRequest
 from eichi_utils.sections_text import fields_of, old_document, own_fields, parse, text_of
+from eichi_utils.temporary import own_prefix
 
 How = Literal["replace", "merge"]
 FOLDER = "sections"
@@ -91,7 +92,7 @@ def import_sections(
     how: "replace" takes pictures, prompts and LoRA from the ZIP even where it has none; "merge" adds the ZIP's to those of
     `onto` and wins where both have one. Files are copied to `uploads`; raises UserError before anything is copied.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix=own_prefix()) as folder:
         with opened(path) as archive:
             contents = _contents(archive, path)
             onto = onto or modes.MODES[contents.mode or ReverseRequest.mode]()

@@ -23,7 +23,7 @@ import filelock
 from eichi_utils.fields import usable
 from eichi_utils.legacy import SETTINGS_BLOCKS, migrated
 from eichi_utils.metadata import KEY
-from eichi_utils.paths import SETTINGS, written_atomically
+from eichi_utils.paths import SETTINGS, place, written_atomically
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.safe_reading import MOST_BYTES, UnsafeError, check_value, parse_json_parts, read_bytes
 
@@ -40,6 +40,7 @@ SHARED = ("output_folder", "input_folder", "reference_folder")
 LOGS = "log_settings"
 LOG_KEYS = {"log_enabled": bool, "log_folder": str}
 # Values of the program that no request has, and what they are where nobody chose. reserve_gb: GiB of the card left to others.
+# uploads_days, uploads_gb: for how long, and as how much at most, pictures that nothing names any more are kept.
 CHOICES: Mapping[str, Any] = MappingProxyType(
     {
         "save_settings_on_start": False,
@@ -47,6 +48,8 @@ CHOICES: Mapping[str, Any] = MappingProxyType(
         "log_enabled": False,
         "log_folder": "logs",
         "reserve_gb": 0.5,
+        "uploads_days": 30.0,
+        "uploads_gb": 10.0,
     }
 )
 
@@ -149,11 +152,8 @@ class JsonFile:
     def _write(self, text: str) -> None:
         try:
             # Where a link leads, not the link, gets the new content.
-            with written_atomically(self.path.resolve()) as temporary, temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                # A rename can reach the disk before the content does.
-                os.fsync(file.fileno())
+            with written_atomically(self.path.resolve(), durable=True) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError([self._not_written(error)]) from None
 
@@ -175,7 +175,7 @@ class AppSettings:
     """
 
     def __init__(self, file: JsonFile | None = None):
-        self.file = file or JsonFile(SETTINGS / "app_settings.json")
+        self.file = file or JsonFile(place(SETTINGS) / "app_settings.json")
 
     def fields(self, mode: str) -> tuple[dict[str, Any], tuple[Problem, ...]]:
         """Saved request fields of a mode in JSON form, and what was not understood."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from eichi_utils.events import Event, Finished, Stage, Started, Step
 from eichi_utils.latent_info import CELL
-from eichi_utils.paths import SETTINGS
+from eichi_utils.paths import SETTINGS, place
 from eichi_utils.preflight import most_tokens
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
@@ -94,7 +94,7 @@ class Timings:
     """The newest run of each kind, in a file of the settings."""
 
     def __init__(self, file: JsonFile | None = None):
-        self.file = file or JsonFile(SETTINGS / "timings.json")
+        self.file = file or JsonFile(place(SETTINGS) / "timings.json")
 
     def keep(self, taken: Taken) -> tuple[Problem, ...]:
         """A film is not lost because its time cannot be written down: whatever is wrong is returned and logged."""

@@ -41,8 +41,9 @@ WITHOUT_TORCH = (
     "png_chunks", "film_texts", "foreign_texts", "comfy_graph", "named_files",
     "engine", "cli", "catalogue", "hub", "description", "preflight", "sizes", "cards", "legacy", "archive",
     "fields", "kept", "lora_fit", "lora_folder", "loras", "png_text", "sections_text", "sections_zip", "settings", "presets",
-    "append", "latent_info", "request_files", "safe_reading", "encodings", "request_values", "picture_files", "colours", "log",
-    "notify", "story", "console", "progress",
+    "append", "latent_info", "request_files", "safe_reading", "encodings", "request_values",
+    "picture_files", "colours", "log", "notify", "story",
+    "console", "progress", "temporary", "purge", "housekeeping",
 )  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
 
@@ -50,7 +51,15 @@ HEAVY = ("torch", "diffusers", "transformers", "gradio")
 # sentence.
 CATCH_ALL = {"eichi_utils/jobs.py", "webui/boundary.py"}
 # What names files by day and hour, or compares with the times of files; and the training of the miniature.
-WALL_CLOCK = {"eichi_utils/paths.py", "eichi_utils/disk_cache.py", "webui/sections_panel.py", "miniature/training.py"}
+WALL_CLOCK = {
+    "eichi_utils/paths.py",
+    "eichi_utils/disk_cache.py",
+    "eichi_utils/purge.py",
+    "eichi_utils/temporary.py",
+    "webui/sections_panel.py",
+    "webui/set_aside.py",
+    "miniature/training.py",
+}
 MAY_PRINT = ("launch.py", "eichi_utils/cli", "miniature/", "benchmarks/")
 LONGEST = 420
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -17,13 +17,15 @@ from starlette.types import ASGIApp
 
 from eichi_utils.catalogue import Models
 from eichi_utils.console import ready
+from eichi_utils.demo import UNTRAINED
 from eichi_utils.engine import Engine
 from eichi_utils.folders import OutputFolders
-from eichi_utils.jobs import Jobs
+from eichi_utils.housekeeping import Housekeeper
+from eichi_utils.jobs import Job, Jobs
 from eichi_utils.log import FOLDER, SOURCES, Log
 from eichi_utils.notify import Alarm
-from eichi_utils.paths import DEFAULT_UPLOADS, PRESETS, SETTINGS, WEBUI
-from eichi_utils.problems import UserError
+from eichi_utils.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders, user_home
+from eichi_utils.problems import Problem, UserError
 from eichi_utils.settings import AppSettings
 from eichi_utils.story import Story
 from eichi_utils.timings import Timings
@@ -35,6 +37,7 @@ from webui.flags import AUTH_VARIABLE, read_flags
 from webui.frame import STYLE, theme
 from webui.login import Login
 from webui.memory_panel import RESERVE, change
+from webui.path_check import ServedFiles
 from webui.pulse import add_routes
 from webui.server import Gate, Server, address, ending_as_interrupted, listen, room
 from webui.server import is_loopback as is_loopback
@@ -48,6 +51,8 @@ PAGES = MappingProxyType(
         "single": ("/oneframe", oneframe_ichi.page),
     }
 )
+# What gradio is told its folder of uploads by.
+UPLOADED = "GRADIO_TEMP_DIR"
 # Seconds the worker may take to reach its next step on the way out.
 CLOSING_SECONDS = 10
 
@@ -82,6 +87,8 @@ def build(
     more_outputs: tuple[Path, ...] = (),
     timings: Timings | None = None,
     log: Log | None = None,
+    more_uploads: tuple[Path, ...] = (),
+    notices: tuple[Problem, ...] = (),
 ) -> FastAPI:
     """The three pages in one application: `mode`'s at "/", the others at their own paths.
 
@@ -90,6 +97,7 @@ def build(
     those of a loopback address. engine: what the jobs run with, where pages may change it.
     settings, presets: folders of what users saved.
     more_outputs: folders beside `outputs` that pages may save to and serve. timings: for estimates. log: for pages to switch.
+    more_uploads: further folders of pictures that came through a page. notices: for every page to say.
     """
     rules = rules or Rules()
     places = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
@@ -97,8 +105,6 @@ def build(
     app = Site(rules, t, login, places)
     app.add_middleware(ShownPictures)
     models = models or Models()
-    # The pictures themselves, never their folders: a description may come from anywhere.
-    examples = {example.picture for name in models.names for example in models.examples(name)}
     links = {name: rules.root + place for name, place in places.items()}
     for name, (path, _) in PAGES.items():
         _redirect(app, path, links[name], both=name == mode)
@@ -126,6 +132,8 @@ def build(
             more_outputs=more_outputs,
             timings=timings,
             log=log,
+            more_uploads=more_uploads,
+            notices=notices,
             set_aside=set_aside,
         )
         gr.mount_gradio_app(
@@ -134,7 +142,8 @@ def build(
             path=root or "/",
             max_file_size=rules.upload_bytes,
             # The form of a running job shows its pictures again after a reload.
-            allowed_paths=[*(str(folder.resolve()) for folder in (*context.folders.all, uploads)), *examples],
+            allowed_paths=[*(str(folder.resolve()) for folder in context.files.folders), *context.files.files],
+            blocked_paths=[str(folder.resolve()) for folder in context.files.closed],
             footer_links=[],
             run_history=False,
             theme=theme(),
@@ -142,6 +151,7 @@ def build(
             # Chinese and Japanese draw shared characters differently; the browser goes by the language.
             head=f'<script>document.documentElement.lang = "{t.language}"</script>',
         )
+    app.add_middleware(ServedFiles, serves=context.files.serves)
     return app
 
 
@@ -158,13 +168,15 @@ def serve(mode: str, argv: Sequence[str]) -> None:
 
 
 def _serve(mode: str, options: argparse.Namespace) -> None:
-    outputs = options.out.resolve()
+    folders = user_folders()
+    folders.take_over()
+    outputs = (options.out or folders.outputs).resolve()
     models = Models(options.models)
     settings = {"compiler": options.compile, "cache_gb": options.cache_gb}
     where = {"more_outputs": tuple(folder.resolve() for folder in options.allow_folder), "timings": Timings()}
     settings |= {"allowed": where["more_outputs"], "timings": where["timings"]}
     engine = Engine(models, outputs, options.device, options.attention, **settings)
-    saved, log = AppSettings(), Log(SOURCES[mode], options.t, OutputFolders(WEBUI, where["more_outputs"], FOLDER))
+    saved, log = AppSettings(), Log(SOURCES[mode], options.t, OutputFolders(folders.logs, where["more_outputs"], FOLDER))
     for handler in logging.getLogger().handlers:
         handler.addFilter(log.seldom)
     begin(saved, log, engine, mode, options.reserve_gb)
@@ -177,14 +189,47 @@ def _serve(mode: str, options: argparse.Namespace) -> None:
     )
     where |= {"plain": options.plain, "auth": options.accounts, "rules": rules, "engine": engine, "log": log}
     jobs = Jobs(engine, [Story(log, options.t), Alarm(saved)])
+    where |= {"uploads": folders.uploads, "settings": folders.settings, "presets": folders.presets}
+    if folders.moved:
+        where |= {"more_uploads": (DEFAULT_UPLOADS,), "notices": (_moved(folders, options.t),)}
+    housekeeper = tidied(folders, saved, mode, jobs.all, (outputs, *where["more_outputs"]))
     try:
         app = build(jobs, mode, options.t, outputs, models=models, **where)
         with listen(options.server, options.port) as listener:
             url = address(options.server, listener) + rules.root
             Server(app, Gate(room(), rules.proxies), url, options.inbrowser).run(sockets=[listener])
     finally:
+        housekeeper.close()
         jobs.close(CLOSING_SECONDS)
         log.close()
+
+
+def tidied(
+    folders: UserFolders, saved: AppSettings, mode: str, jobs: Callable[[], Iterable[Job]], results: tuple[Path, ...]
+) -> Housekeeper:
+    """Give gradio a folder of this program's own for what is uploaded, and begin to tidy up. results: where films lie."""
+    passing = folders.cache / "uploads"
+    # Gradio's usual one is shared by all programs with gradio, lies in memory on some systems, and is never emptied.
+    own = os.environ.setdefault(UPLOADED, str(passing)) == str(passing)
+    keeper = Housekeeper(
+        saved,
+        mode,
+        jobs,
+        uploads=folders.uploads,
+        presets=folders.presets,
+        results=results,
+        passing=passing if own else None,
+        others=(folders.settings, folders.cache, LORAS, UNTRAINED.parent),
+    )
+    keeper.start()
+    return keeper
+
+
+def _moved(folders: UserFolders, t: Translator) -> Problem:
+    """What is said, once in the log and on every page, of a program whose own folders cannot be written."""
+    notice = Problem("", "program_folder_read_only", {"folder": str(WEBUI), "place": str(user_home())})
+    logger.warning("%s", t(f"problem.{notice.key}", **notice.values))
+    return notice
 
 
 def begin(settings: AppSettings, log: Log, engine: Engine, mode: str, reserve_gb: float | None) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
-
-from gradio.utils import get_upload_folder
 
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
@@ -17,9 +16,11 @@ from eichi_utils.folders import OutputFolders
 from eichi_utils.jobs import Job, Jobs
 from eichi_utils.log import Log
 from eichi_utils.paths import DEFAULT_UPLOADS, PRESETS, SETTINGS
+from eichi_utils.problems import Problem
 from eichi_utils.settings import AppSettings, JsonFile
 from eichi_utils.timings import Timings
 from locales import Translator
+from webui.path_check import OwnFiles
 from webui.set_aside import SetAside
 
 # Events that neither wait in gradio's queue nor show its spinner: everything here answers at once.
@@ -39,6 +40,7 @@ class Context:
     plain: only what the original FramePack page had. settings, presets: folders of what the user saved.
     set_aside: damaged files that pages tell of; the same for all pages of a server.
     log: the program's, which the page switches on and off; None where it does not.
+    more_uploads: where pictures were kept by other versions. notices: what every page says of the program.
     """
 
     jobs: Jobs
@@ -57,6 +59,8 @@ class Context:
     more_outputs: tuple[Path, ...] = ()
     timings: Timings | None = None
     log: Log | None = None
+    more_uploads: tuple[Path, ...] = ()
+    notices: tuple[Problem, ...] = ()
     set_aside: SetAside | None = None
     has_login: bool = False
 
@@ -77,10 +81,17 @@ class Context:
         """The address below which gradio serves a file, if it is of the output folder or an example."""
         return f"{self.root}/gradio_api/file={quote(Path(path).as_posix())}"
 
+    @cached_property
+    def files(self) -> OwnFiles:
+        """Those that pages have given out or taken in; a browser can name no other."""
+        folders = (self.uploads, *self.more_uploads, *self.folders.all)
+        # The pictures themselves, never their folders: a description may come from anywhere.
+        examples = frozenset(example.picture for name in self.models.names for example in self.models.examples(name))
+        return OwnFiles(folders, examples, (self.settings, self.presets))
+
     def holds(self, path: Any) -> bool:
-        """Whether a file is one that pages have given out or taken in; a browser can name no other."""
-        folders = (get_upload_folder(), self.uploads, self.outputs, *self.more_outputs)
-        return isinstance(path, str) and any(Path(path).resolve().is_relative_to(Path(f).resolve()) for f in folders)
+        """Whether a browser may name the file."""
+        return self.files.holds(path)
 
     def job_to_fill_from(self) -> Job | None:
         """The job whose request a freshly loaded form shows: the current one, else this mode's newest."""

@@ -242,20 +242,27 @@ class _Visit:
         self.local = scope["path"][len(doors.rules.root) :] or "/"
         self.most = doors.most(scope["method"], self.local)
         self._all_read = int(self.headers.get("content-length", 0)) == 0 and "transfer-encoding" not in self.headers
-        self._bytes, self._waited = 0, 0.0
+        self._bytes, self._waited, self._begun = 0, 0.0, False
 
     async def receive(self) -> Message:
         if self._all_read:
             return await self._receive()
+        if self._begun:
+            return await self._rest()
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
             left = BODY_SECONDS + self._bytes / BODY_RATE - self._waited
             message = await asyncio.wait_for(self._receive(), max(left, 0.001))
         except asyncio.TimeoutError:
+            if self._begun:
+                return await self._rest()
             raise Cut(HTTPStatus.REQUEST_TIMEOUT, self.doors.t("page.door.slow")) from None
         self._waited += loop.time() - began
         if message["type"] == "http.disconnect":
+            # An answer that has begun meanwhile had no need of the body.
+            if self._begun:
+                return message
             raise Cut(HTTPStatus.BAD_REQUEST, "disconnected")
         self._bytes += len(message.get("body", b""))
         if self._bytes > self.most:
@@ -263,8 +270,15 @@ class _Visit:
         self._all_read = not message.get("more_body", False)
         return message
 
+    async def _rest(self) -> Message:
+        """What comes of a body that the application had no need of for its answer; too much is as good as nothing."""
+        message = await self._receive()
+        self._bytes += len(message.get("body", b""))
+        return message if self._bytes <= self.most else {"type": "http.disconnect"}
+
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self._begun = True
             headers = MutableHeaders(raw=[pair for pair in message.get("headers", ()) if not _is_cors(pair[0].lower())])
             if FILE.match(self.doors.inner(self.local)):
                 headers = _as_file(headers)

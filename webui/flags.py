@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eichi_utils.disk_cache import DEFAULT_GB
-from eichi_utils.paths import DEFAULT_OUTPUTS
 from locales import LANGUAGES, Translator, preferred_language
 from webui.login import AuthError, account, accounts_of
 from webui.server import is_loopback
@@ -37,7 +36,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=FIRST_PORT, help=words("page.flag.port", port=FIRST_PORT))
     parser.add_argument("--inbrowser", action="store_true", help=words("page.flag.inbrowser"))
     parser.add_argument("--models", type=Path, metavar="DIR", help=words("page.flag.models"))
-    parser.add_argument("--out", type=Path, metavar="DIR", default=DEFAULT_OUTPUTS, help=words("page.flag.out"))
+    parser.add_argument("--out", type=Path, metavar="DIR", help=words("page.flag.out"))
     parser.add_argument(
         "--allow-folder", type=Path, action="append", default=[], metavar="DIR", help=words("page.flag.allow_folder")
     )

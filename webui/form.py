@@ -21,6 +21,7 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
 from locales import Translator, table
 from webui import fields
+from webui.path_check import with_files
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,20 @@ class Entry:
 class Form:
     """The fields of one mode's request that a page shows. Those it does not show are what the model recommends."""
 
-    def __init__(self, kind: type[Request], t: Translator, models: Models, folders: OutputFolders | None = None):
+    def __init__(
+        self,
+        kind: type[Request],
+        t: Translator,
+        models: Models,
+        folders: OutputFolders | None = None,
+        holds: Callable[[str], bool] = lambda path: True,
+    ):
+        """holds: whether a browser may name the file of that path."""
         self.kind = kind
         self.t = t
         self.models = models
         self.folders = folders
+        self.holds = holds
         self.defaults = models.recommended(models.default(kind.checkpoint), kind)
         self.entries: dict[str, Entry] = {}
         # Updates that close what shows a part of a field, such as one section, when the field is filled from elsewhere.
@@ -157,7 +167,11 @@ class Form:
         return {component for entry in self.entries.values() for component in entry.components}
 
     def document(self, values: Mapping[Component, Any]) -> dict[str, Any]:
-        """The request's JSON document as the components stand."""
+        """The request's JSON document as the components stand; without files that a browser may not name."""
+        return self._document(values)[0]
+
+    def _document(self, values: Mapping[Component, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        """The document, and a problem for each file that is left out."""
         document: dict[str, Any] = {"mode": self.kind.mode}
         if "model" in self.entries:
             component = self.entries["model"].components[0]
@@ -166,21 +180,23 @@ class Form:
             value = entry.read(*(values[component] for component in entry.components))
             # An emptied box of a field that needs a value is a problem to report, not the default.
             document[name] = "" if value is None and not self.limits(name).get("optional") else value
-        return document
+        kept, left_out = with_files(document, self.holds)
+        return kept, [Problem(field, "file_not_uploaded", {"file": path[-200:]}) for field, path in left_out]
 
     def read(self, values: Mapping[Component, Any], trial: bool = False) -> tuple[Request | None, tuple[Problem, ...]]:
         """The request, or None if a value cannot even be read; and every problem at once.
 
         trial: whether the output folder is tried by writing to it, as before a job; not at every key that is pressed.
         """
-        document = self.document(values)
+        document, foreign = self._document(values)
         try:
             request = _request(json.dumps(document))
         except UserError as error:
-            unreadable = {problem.field.split("/")[0] for problem in error.problems}
+            unreadable = {problem.field.split("/")[0] for problem in (*error.problems, *foreign)}
             rest = modes.from_json({name: value for name, value in document.items() if name not in unreadable})
-            return None, (*error.problems, *(p for p in rest.check() if p.field not in unreadable))
-        problems = request.check()
+            return None, (*error.problems, *foreign, *(p for p in rest.check() if p.field not in unreadable))
+        named = {problem.field for problem in foreign}
+        problems = (*foreign, *(problem for problem in request.check() if problem.field not in named))
         if self.folders and all(problem.field != "output_folder" for problem in problems):
             folder = self.folders.problem(request.output_folder, trial)
             problems += (folder,) if folder else ()

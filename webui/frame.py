@@ -14,11 +14,12 @@ from gradio.components import Component
 from eichi_utils.modes import MODES
 from eichi_utils.request import FilmRequest
 from locales import Translator
-from webui import boxes
+from webui import boxes, words
 from webui.boundary import Bounded, telling
 from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form
+from webui.gradio_compat import CheckedBlocks
 from webui.metadata_panel import MetadataPanel
 from webui.presets_panel import FavouritesPanel
 from webui.result_panel import ResultPanel
@@ -47,7 +48,7 @@ SESSIONS = 500
 QUEUE_PAUSE = 0.25
 
 
-class Page(Bounded):
+class Page(CheckedBlocks, Bounded):
     """A page that costs the server nothing while nobody clicks, and holds no connection to it open.
 
     Gradio keeps a stream for each tab that has state, to forget it with the tab. Browsers open six connections to a server, so
@@ -55,7 +56,7 @@ class Page(Bounded):
     """
 
     def __init__(self, t: Translator, **settings: Any):
-        super().__init__(t, **settings)
+        super().__init__(t=t, **settings)
         self.state_session_capacity = SESSIONS
 
     def queue(self, *args: Any, **settings: Any) -> gr.Blocks:
@@ -74,10 +75,13 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
     It sets `form.model`, and may add followers (`StartPanel`) for what it shows of the request.
     """
     followers: dict[Component, Follower] = {}
-    form = Form(MODES[context.mode], context.t, context.models, context.folders)
+    form = Form(MODES[context.mode], context.t, context.models, context.folders, context.holds)
     title = f"{context.t(f'page.mode.{context.mode}')} - FramePack-eichi"
-    with Page(context.t, title=title, analytics_enabled=False, fill_width=True) as blocks:
+    settings = {"title": title, "analytics_enabled": False, "fill_width": True}
+    with Page(holds=context.holds, t=context.t, **settings) as blocks:
         gr.HTML(header(context), js_on_load=boxes.JS, elem_id="header")
+        for notice in context.notices:
+            gr.HTML(f'<p class="eichi-hint">{escape(words.problem_sentence(context.t, notice))}</p>', elem_id="notice")
         blocks.place()
         with gr.Row(elem_classes="eichi-page"):
             with gr.Column(elem_classes="eichi-form", min_width=0):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class LatentsPanel:
             form.switch("save_latents", elem_id="save_latents")
             gr.HTML(f'<p class="eichi-hint">{escape(t("page.latents.hint"))}</p>')
             self.chosen = fields.Dropdown(
-                [(path.name, path.name) for path in recent(context.outputs)],
+                [(path.name, path.name) for path in self._recent()],
                 value=None,
                 label=t("page.latents.chosen"),
                 elem_id="latents-chosen",
@@ -52,13 +52,17 @@ class LatentsPanel:
         self.chosen.input(self.choose, self.chosen, self.file, **QUIET)
 
     def offer(self) -> Any:
-        names = [_name(path, self.context.outputs) for path in recent(self.context.outputs)]
+        names = [_name(path, self.context.outputs) for path in self._recent()]
         return gr.update(choices=[(name, name) for name in names])
 
     def choose(self, name: Any) -> str | None:
         """A browser may send any name; only a file that is offered is opened."""
         outputs = self.context.outputs
-        return next((str(path) for path in recent(outputs) if _name(path, outputs) == name), None)
+        return next((str(path) for path in self._recent() if _name(path, outputs) == name), None)
+
+    def _recent(self) -> Sequence[Path]:
+        """Without unfinished ones, and links that lead elsewhere."""
+        return recent(self.context.outputs, self.context.holds)
 
     def look(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
         """What the file is, also where it does not fit the film; what is no file of latents is said beside the field."""
@@ -69,9 +73,9 @@ class LatentsPanel:
         return {self.info: facts(self.t, read_info(path)) if good else ""}
 
 
-def recent(folder: Path) -> Sequence[Path]:
+def recent(folder: Path, holds: Callable[[str], bool] = lambda path: True) -> Sequence[Path]:
     """The newest files of latents in a folder and those below it; whether they hold latents is seen when one is chosen."""
-    found = [(path.stat().st_mtime, path) for path in folder.rglob("*.safetensors") if path.is_file()]
+    found = [(path.stat().st_mtime, path) for path in folder.rglob("*.safetensors") if path.is_file() and holds(str(path))]
     return [path for _, path in sorted(found, reverse=True)[:OFFERED]]
 
 

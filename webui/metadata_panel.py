@@ -19,6 +19,7 @@ from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form
 from webui.outcome import UNDO, Outcome, action_of
+from webui.path_check import with_files
 from webui.reference_panel import REFERENCES
 
 WANTED = ("prompt", "seed", "everything")
@@ -92,30 +93,16 @@ class MetadataPanel:
 
     def _with_pictures_here(self, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         """Without pictures that are on another computer, or that a browser may not name; those of the form stay."""
-        kept, gone = dict(found), []
 
-        def here(path: Any, field: str) -> bool:
+        def here(path: str) -> bool:
             # A bare name is one whose file was looked for and not found.
-            if isinstance(path, str) and Path(path).is_absolute() and self.context.holds(path) and is_file(Path(path)):
-                return True
-            if path:
-                gone.append(Problem(field, "picture_elsewhere", {"file": str(path)[:200]}))
-            return False
+            return Path(path).is_absolute() and self.context.holds(path) and is_file(Path(path))
 
-        for name in (*PICTURE_FIELDS, *FILE_FIELDS):
-            # The start picture that says all this was chosen a moment ago.
-            if name in kept and ((self.picture and name == "image") or not here(kept[name], name)):
-                del kept[name]
-        if "keyframes" in kept:
-            kept["keyframes"] = {key: path for key, path in kept["keyframes"].items() if here(path, f"keyframes/{key}")}
-        if "controls" in kept:
-            files = [(number, control, control.get("mask")) for number, control in enumerate(kept["controls"])]
-            kept["controls"] = [
-                control
-                for number, control, mask in files
-                if here(control["image"], f"controls/{number}/image") and (not mask or here(mask, f"controls/{number}/mask"))
-            ]
-        return kept, gone
+        # The start picture that says all this was chosen a moment ago.
+        wanted = {name: value for name, value in found.items() if not (self.picture and name == "image")}
+        kept, left_out = with_files(wanted, here)
+        gone = [Problem(field, "picture_elsewhere", {"file": path[:200]}) for field, path in left_out]
+        return {name: value for name, value in kept.items() if value or name not in (*PICTURE_FIELDS, *FILE_FIELDS)}, gone
 
     def _with_what_fits(self, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         """Without what this page cannot show, which is named."""

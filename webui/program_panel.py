@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -10,10 +11,12 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.desktop import open_folder, same_machine
+from eichi_utils.housekeeping import LIMITS
 from eichi_utils.log import ENABLED, FOLDER
 from eichi_utils.notify import ALARM
-from eichi_utils.problems import UserError
+from eichi_utils.problems import Problem, UserError
 from eichi_utils.settings import CHOICES
+from webui import fields
 from webui.context import QUIET, Context
 from webui.form import Form
 from webui.memory_panel import RESERVE, change
@@ -35,7 +38,25 @@ class ProgramPanel:
         self.components[ALARM] = self.alarm
         if self.log:
             self._log_controls(saved)
+        self._upload_controls(saved)
         self.outcome = Outcome(t, "program-outcome")
+
+    def _upload_controls(self, saved: Values) -> None:
+        t = self.t
+        with gr.Row(equal_height=False):
+            self.uploads = {
+                name: fields.Number(
+                    saved[name],
+                    label=t(f"page.settings.{name}"),
+                    info=t(f"page.settings.{name}.info"),
+                    minimum=least,
+                    maximum=most,
+                    min_width=200,
+                    elem_id=f"settings-{name.replace('_', '-')}",
+                )
+                for name, (least, most) in LIMITS.items()
+            }
+        self.components |= self.uploads
 
     def _log_controls(self, saved: Values) -> None:
         t = self.t
@@ -70,6 +91,9 @@ class ProgramPanel:
 
     def wire(self) -> None:
         self.alarm.input(self.choose_alarm, self.alarm, self.outcome.outputs, **QUIET)
+        for name, box in self.uploads.items():
+            for event in (box.submit, box.blur):
+                event(partial(self.choose_uploads, name), box, self.outcome.outputs, **QUIET)
         if self.log:
             asked, changed = {self.writes, self.folder}, [self.writes, self.folder, *self.outcome.outputs]
             for event in (self.writes.input, self.folder.submit, self.folder.blur):
@@ -97,6 +121,19 @@ class ProgramPanel:
         except UserError as error:
             return self.outcome.refused(error.problems)
         return self._about_log(self.saved())
+
+    def choose_uploads(self, name: str, value: Any) -> dict[Component, Any]:
+        """For how long, or as how much at most, pictures are kept that nothing names any more."""
+        least, most = LIMITS[name]
+        try:
+            if value is None:
+                raise UserError([Problem(name, "value_needed")])
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+                raise UserError([Problem(name, "out_of_range", {"value": value, "min": least, "max": most})])
+            self.put({name: value})
+        except UserError as error:
+            return self.outcome.refused(error.problems)
+        return self.outcome.nothing()
 
     def choose_log(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """A log from now on, or none, in this folder. Where that cannot be, the old one goes on."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from html import escape
 from pathlib import Path
 from types import MappingProxyType
@@ -120,7 +121,7 @@ class TimelinePanel:
         form.add("section_lora_scales", self.scales, read=_read, write=_written, beside=self.strip)
         self._wire()
         if self.pictures:
-            form.add("keyframes", self.keyframes, read=self._read_pictures, write=self._write_pictures, beside=self.strip)
+            form.add("keyframes", self.keyframes, read=_read, write=self._write_pictures, beside=self.strip)
             self._wire_pictures()
 
     def _wire(self) -> None:
@@ -173,18 +174,14 @@ class TimelinePanel:
         """The strip of a request whose length can be understood."""
         if not isinstance(request, FilmRequest) or {problem.field for problem in problems} & {"seconds", "window"}:
             return {}
-        return {self.strip: timeline.strip(request, self.t, self._url)}
+        # Of a hundred cells most show the same picture, and whether it may be shown takes a third of a millisecond.
+        return {self.strip: timeline.strip(request, self.t, cache(self._url))}
 
     def _picture_of(self, section: str, keyframes: str) -> str | None:
-        pictures = self._read_pictures(keyframes)
-        return (pictures.get(section) or None) if isinstance(pictures, dict) else None
-
-    def _read_pictures(self, text: str) -> Any:
-        """Of the paths that a browser names, only those that the page itself has given out are opened."""
-        pictures = _read(text)
-        if not isinstance(pictures, dict):
-            return pictures
-        return {key: path if self.context.holds(path) else Path(str(path)).name for key, path in pictures.items()}
+        pictures = _read(keyframes)
+        path = pictures.get(section) if isinstance(pictures, dict) else None
+        # The form says so of a path that the page has not given out.
+        return path if self.context.holds(path) else None
 
     def _write_pictures(self, keyframes: Mapping[int, str]) -> tuple[str]:
         return (json.dumps(_keyed({number: self._published(path) for number, path in keyframes.items()})),)

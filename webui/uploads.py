@@ -6,10 +6,31 @@ from pathlib import Path
 
 from eichi_utils import modes
 from eichi_utils.kept import keep
+from eichi_utils.paths import DISK_FULL
+from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request, to_json
 from eichi_utils.request_files import map_pictures
+from eichi_utils.safe_reading import UnsafeError
 
 
 def keep_pictures(request: Request, folder: Path) -> Request:
-    """The request with every picture copied from gradio's temporary folder to `folder`, once for equal content."""
-    return modes.from_json(map_pictures(to_json(request), lambda path: str(keep(Path(path), folder))))
+    """The request with every picture copied from gradio's temporary folder to `folder`, once for equal content.
+
+    Raises UserError if one cannot be copied.
+    """
+
+    def kept(path: str) -> str:
+        try:
+            return str(keep(Path(path), folder))
+        except (OSError, UnsafeError) as error:
+            raise UserError([_problem(error, path, folder)]) from None
+
+    return modes.from_json(map_pictures(to_json(request), kept))
+
+
+def _problem(error: OSError | UnsafeError, path: str, folder: Path) -> Problem:
+    if not isinstance(error, OSError) or not Path(path).is_file():
+        return Problem("", "picture_missing", {"file": path})
+    if error.errno in DISK_FULL:
+        return Problem("", "uploads_full", {"folder": str(folder)})
+    return Problem("", "uploads_not_written", {"folder": str(folder), "reason": error.strerror or str(error)})

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from eichi_utils import log as logs
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.events import StopLevel
@@ -296,3 +297,47 @@ def test_many_threads_and_a_change_of_folders(log: Log, tmp_path: Path) -> None:
     log.close()
     said = [line for path in tmp_path.rglob("*.log") for line in lines(path) if "===" not in line]
     assert sorted(said) == sorted(f"{number}.{line}" for number in range(4) for line in range(50))
+
+
+def test_a_file_has_an_end(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault that repeats itself filled the disk: 103 MB in 40 s. The older half is kept once."""
+    monkeypatch.setattr(logs, "LARGEST", 2000)
+    log.apply(True, "")
+    for number in range(300):
+        log.say(f"line {number} " + "x" * 80)
+    older = log.path.with_suffix(".old.log")
+    assert names_in(log.path.parent) == {log.path.name, older.name}
+    assert log.path.stat().st_size < 2200 and 2000 < older.stat().st_size < 2200
+    said = [*lines(older), *lines(log.path)]
+    assert [int(line.split()[1]) for line in said] == list(range(300 - len(said), 300))
+
+
+def test_the_same_is_not_said_without_end() -> None:
+    """Sixty times a minute, whatever its values and its traceback; then how much was left out. Other things are not held up."""
+    now = [0.0]
+    seldom = logs.Seldom(lambda: now[0])
+
+    def record(text: str, *values: object, name: str = "x") -> logging.LogRecord:
+        return logging.LogRecord(name, logging.ERROR, "", 0, text, values, None)
+
+    assert [seldom.filter(record(f"bad 0\nTraceback {n}", n)) for n in range(100)].count(True) == logs.OFTEN
+    assert seldom.filter(record("good")) and seldom.filter(record("bad 0", name="y"))
+    now[0] = logs.PERIOD + 1
+    next_one = record("bad 0\nTraceback", 7)
+    assert seldom.filter(next_one) and seldom.filter(next_one)
+    assert next_one.msg == "bad 0\nTraceback (40 more like this one left out)"
+    assert [seldom.filter(record("bad 0")) for _ in range(100)].count(True) == logs.OFTEN - 1
+    for number in range(10_000):
+        assert seldom.filter(record(f"kind {number}"))
+    assert len(seldom._seen) == logs.KINDS
+
+
+def test_what_is_logged_without_end(log: Log) -> None:
+    """In the file too; but what a film's story says is all said."""
+    log.apply(True, "")
+    for number in range(200):
+        logging.getLogger("x").warning("again %d", number)
+        log.say(f"step {number}")
+    said = lines(log)
+    assert len([line for line in said if "again" in line]) == logs.OFTEN
+    assert len([line for line in said if "step" in line]) == 200

@@ -206,6 +206,8 @@ def test_the_existing_programs_settings_are_the_first_ones(app: AppSettings) -> 
         "log_enabled": True,
         "log_folder": "logs",
         "reserve_gb": 2,
+        "uploads_days": 30.0,
+        "uploads_gb": 10.0,
     }
     assert app.choice("forward", "alarm_on_completion") is True
     assert content(app.file) == before
@@ -251,7 +253,8 @@ def test_choices_of_a_wrong_kind_are_the_usual_ones(value: Any, tmp_path: Path) 
     document = {"eichi": own, "log_settings": {"log_enabled": value, "log_folder": value}}
     app.file.path.write_text(json.dumps(document), encoding="utf-8")
     found = {name: app.choice("reverse", name) for name in settings.CHOICES}
-    expected = {**settings.CHOICES, **({"log_folder": "yes"} if value == "yes" else {"reserve_gb": 1} if value == 1 else {})}
+    numbers = {name: 1 for name in ("reserve_gb", "uploads_days", "uploads_gb")} if value == 1 else {}
+    expected = {**settings.CHOICES, **numbers, **({"log_folder": "yes"} if value == "yes" else {})}
     assert found == expected
 
 
@@ -281,3 +284,10 @@ def test_a_damaged_settings_file_is_said(app: AppSettings) -> None:
     app.file.path.write_text("{")
     fields, notes = app.fields("reverse")
     assert fields == {} and [note.key for note in say_everything(notes)] == ["settings_damaged"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such files")
+def test_a_pipe_in_the_files_place_is_not_waited_for(tmp_path: Path) -> None:
+    """Every page waited for ever for somebody to write into it."""
+    os.mkfifo(tmp_path / "app_settings.json")
+    assert refusal(JsonFile(tmp_path / "app_settings.json").read) == "settings_unreadable"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -117,5 +118,5 @@ class Studio:
         return str(path)
 
 
-def _grey(vae: Any, latents: Tensor, *_: Any) -> list[Tensor]:
-    return [torch.zeros(1, 3, FRAMES_PER_LATENT * latents.shape[2] - 3, 2, 2)]
+def _grey(vae: Any, latents: Tensor, *_: Any) -> Iterator[Tensor]:
+    yield torch.zeros(1, 3, FRAMES_PER_LATENT * latents.shape[2] - 3, 2, 2)

@@ -17,6 +17,7 @@ import webui
 from eichi_utils.catalogue import Models
 from eichi_utils.paths import MINIATURE
 from webui.app import address, is_loopback, listen, read_flags
+from webui.doors import Rules
 
 WEBUI = Path(webui.__file__).parent
 
@@ -52,6 +53,76 @@ def test_defaults():
     options = read_flags([])
     assert (options.server, options.port, options.lang, options.plain) == ("127.0.0.1", 7861, "en", False)
     assert read_flags(["--lang", "ru"]).t.language == "ru"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--allow-host", "http://my-pc"), "--allow-host takes a name without http://"),
+        (("--allow-host", "my-pc:7861"), "--allow-host"),
+        (("--allow-host", "*"), "--allow-host"),
+        (("--allow-host", "*.example.org"), "--allow-host"),
+        (("--allow-host", ""), "--allow-host"),
+        (("--allow-host", "a..b"), "--allow-host"),
+        (("--allow-host", "x" * 300), "--allow-host"),
+        (("--root-path", "eichi"), "--root-path takes a path such as /eichi"),
+        (("--root-path", "//evil.example"), "--root-path"),
+        (("--root-path", "/a/../b"), "--root-path"),
+        (("--root-path", "/a b"), "--root-path"),
+        (("--root-path", "/<script>"), "--root-path"),
+        (("--root-path", "http://films.example/eichi"), "--root-path"),
+        (("--trust-proxy", "my-proxy"), "--trust-proxy takes an address or a network in numbers"),
+        (("--trust-proxy", "*"), "--trust-proxy"),
+        (("--trust-proxy", "10.0.0.1/8"), "--trust-proxy"),
+        (("--trust-proxy", "127.0.0.1,10.0.0.1"), "--trust-proxy"),
+        (("--max-upload-mb", "0"), "--max-upload-mb must be 1 to"),
+        (("--max-upload-mb", "-5"), "--max-upload-mb"),
+        (("--max-upload-mb", "1e9"), "--max-upload-mb"),
+        (("--max-upload-mb", "99999999999"), "--max-upload-mb"),
+    ],
+)
+def test_what_doors_cannot_be_told(flags, said, capsys):
+    """With a sentence, and before anything starts."""
+    with pytest.raises(SystemExit) as left:
+        read_flags(flags)
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_doors_are_told():
+    options = read_flags(
+        ["--allow-host", "My-PC.local.", "--allow-host", "例え.jp", "--root-path", "/eichi/", "--max-upload-mb", "2048"]
+        + ["--trust-proxy", "127.0.0.1", "--trust-proxy", "fd00::/8", "--allow-host", "192.168.1.5"]
+    )
+    assert options.allow_host == ["my-pc.local", "xn--r8jz45g.jp", "192.168.1.5"] and options.root_path == "/eichi"
+    assert options.trust_proxy == ["127.0.0.1", "fd00::/8"] and options.max_upload_mb == 2048
+    assert read_flags(["--root-path", "/"]).root_path == "" and read_flags([]).max_upload_mb == 512
+
+
+def test_every_address_begins_where_the_proxy_has_us(serve):
+    """Links, news, previews, files and gradio's own addresses: one that forgets the path leads to another program."""
+    site = serve(others=True, rules=Rules(root="/eichi", names=("films.example",), proxies=("127.0.0.1",)))
+    said = {"Host": "films.example", "X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.7"}
+
+    def get(path: str) -> str:
+        with urllib.request.urlopen(urllib.request.Request(site.url + path, headers=said)) as answer:
+            return answer.read().decode()
+
+    for path in ("/", "/eichi/", "/eichi/f1/", "/oneframe/"):
+        page = get(path)
+        assert "https://films.example/eichi" in page and "http://films.example" not in page and "127.0.0.1" not in page
+        assert 'href=\\"/eichi/f1/\\"' in page and 'href=\\"/f1/' not in page
+        assert page.count("/pulse/") == page.count("/eichi/pulse/") > 0
+    assert get("/eichi/pulse/reverse") and '"root":"https://films.example/eichi/f1"' in get("/f1/config")
+    redirected = urllib.request.Request(f"{site.url}/eichi/f1", headers=said)
+    with pytest.raises(urllib.error.HTTPError) as moved:
+        urllib.request.build_opener(NoRedirects).open(redirected)
+    assert moved.value.headers["Location"] in ("/eichi/f1/", "https://films.example/eichi/f1/")
+
+
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args):
+        return None
 
 
 @pytest.mark.parametrize("server,loopback", [("127.0.0.1", True), ("localhost", True), ("::1", True), ("10.0.0.1", False)])

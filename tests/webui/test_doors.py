@@ -223,6 +223,16 @@ def test_what_is_left_of_a_body_ends_the_connection() -> None:
         assert got.endswith(b"seen") and b"connection: close" in got.lower()
 
 
+def test_a_stream_needs_no_body() -> None:
+    """Proxies send even GET in pieces. A stream waits for its reader's end, which is no body that was given up."""
+    with served(doors()) as port:
+        with connect(port, head("/ticking", transfer_encoding="chunked")) as open_ended:
+            got = b""
+            while got.count(b"\r\ndata: ") < 8:
+                got += open_ended.recv(10_000)
+        assert answer(connect(port, head("/ticking", transfer_encoding="chunked") + b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
+
+
 def test_slow_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that comes a byte now and then is given up; one that is slow but comes is not."""
     monkeypatch.setattr(module, "BODY_SECONDS", 0.3)

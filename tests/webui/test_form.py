@@ -122,6 +122,8 @@ def page(jobs, tmp_path, monkeypatch, unserved):
             models=models or Models(tmp_path),
             settings=tmp_path / "settings",
             presets=tmp_path / "presets",
+            # As if the photo had been uploaded.
+            more_uploads=(Path(gr.__file__).parent / "media_assets",),
         )
         return Built(PAGES[mode](context), made["form"], made["start"], context)
 
@@ -140,7 +142,7 @@ def test_every_shown_input_belongs_to_a_field(page, mode):
     aids = {"zip-how", "prompts-name", "favourites-name", "settings-on-start", "settings-alarm"}
     aids |= {"quick", "section-number", "section-picture", "section-prompt", "copy-overwrite", "folder-path", "latents-chosen"}
     aids |= {"section-lora-scale", "section-landed", "section-late", "lora-preset"}
-    aids |= {"settings-log", "settings-log-folder", "settings-log-path"}
+    aids |= {"settings-log", "settings-log-folder", "settings-log-path", "settings-uploads-days", "settings-uploads-gb"}
     aids |= {f"lora-{part}-{number}" for part in ("file", "strength") for number in range(MOST_LORAS)}
     inputs = (gr.Textbox, gr.Number, gr.Slider, gr.Radio, gr.Dropdown, gr.Checkbox, gr.Image)
     shown = {block for block in built.blocks.blocks.values() if isinstance(block, inputs)}

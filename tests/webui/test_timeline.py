@@ -99,8 +99,8 @@ def test_a_browser_cannot_name_any_file(page, tower: str, tmp_path: Path):
     values = built.values(image=tower, prompt="x", seconds=3)
     for path in (str(outside), f"{tmp_path}/uploads/../../secret.jpg", "", 7, None, {}):
         request, problems = built.form.read(values | {box: json.dumps({"1": path})})
-        assert request is None or request.keyframes[1] != str(outside)
-        assert {problem.field for problem in problems} == {"keyframes/1"}, path
+        assert request is None or request.keyframes.get(1, "") == ""
+        assert {problem.field.split("/")[0] for problem in problems} == {"keyframes"}, path
         built.start.submit(values | {box: json.dumps({"1": path})})
     for text in ("[1]", "{", '"x"', '{"-1": "a"}', '{"x": "a"}'):
         _, problems = built.form.read(values | {box: text})

@@ -1,0 +1,95 @@
+"""What is tidied up at the start and then every hour, beside everything else: unfinished files, old uploads."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from eichi_utils.jobs import Job
+from eichi_utils.presets import favourites
+from eichi_utils.problems import UserError
+from eichi_utils.purge import Results, digits_in, names_in, purge, purge_passing
+from eichi_utils.request import to_json
+from eichi_utils.settings import AppSettings
+from eichi_utils.temporary import remove_abandoned
+
+logger = logging.getLogger(__name__)
+
+HOUR = 3600.0
+# Settings, see `settings.CHOICES`, and their least and greatest values.
+DAYS, GIGABYTES = "uploads_days", "uploads_gb"
+LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType({DAYS: (1, 36_500), GIGABYTES: (0.1, 100_000)})
+
+
+class Housekeeper:
+    """A thread that tidies up now and then. It waits for nobody and nobody for it.
+
+    uploads: folder of kept pictures. passing: gradio's own folder of uploads; None where it belongs to other programs too.
+    presets: folder of favourites. results: folders of films. others: further folders where unfinished files may lie.
+    """
+
+    def __init__(
+        self,
+        settings: AppSettings,
+        mode: str,
+        jobs: Callable[[], Iterable[Job]],
+        *,
+        uploads: Path,
+        presets: Path,
+        results: tuple[Path, ...],
+        passing: Path | None = None,
+        others: tuple[Path, ...] = (),
+    ):
+        self.settings, self.mode, self.jobs = settings, mode, jobs
+        self.uploads, self.presets, self.passing = uploads, presets, passing
+        self.results, self.folders = Results(results), (uploads, presets, *results, *others)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="eichi-housekeeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Begin no further round; one that runs is let go with the program."""
+        self._closed.set()
+
+    def _work(self) -> None:
+        remove_abandoned(self.folders)
+        # Unpacked ZIPs; all programs' other files lie there too, so nothing below is looked through.
+        remove_abandoned([Path(tempfile.gettempdir())], 0)
+        while not self._closed.is_set():
+            self.round()
+            self._closed.wait(HOUR)
+
+    def round(self) -> int:
+        """Delete the uploads that nobody needs. Returns how many."""
+        deleted = purge_passing(self.passing) if self.passing else 0
+        try:
+            days, gigabytes = (max(LIMITS[name][0], float(self.settings.choice(self.mode, name))) for name in (DAYS, GIGABYTES))
+        except UserError as error:
+            # Settings that cannot be read now may say something else.
+            logger.warning("no uploads are deleted: %s", error)
+            return deleted
+        deleted += purge(self.uploads, days, gigabytes, self.needed)
+        if deleted:
+            logger.info("%d uploads that nobody used any more were deleted", deleted)
+        return deleted
+
+    def needed(self) -> frozenset[str] | None:
+        """The names of files that are needed; None where not everything that may name some can be read."""
+        results = self.results.names()
+        if results is None:
+            return None
+        try:
+            kept, _ = favourites(self.presets).read()
+            # Also of one that was damaged and set aside, whose favourites somebody may bring back.
+            digits = frozenset().union(*(digits_in(file) for file in self.presets.glob("*.json*")))
+        except (UserError, OSError):
+            return None
+        documents: Iterator[Mapping[str, Any]] = (to_json(job.request) for job in self.jobs())
+        return results.union(digits, *map(names_in, documents), *map(names_in, kept.values()))

@@ -1,0 +1,142 @@
+"""Which files a browser may name and see: what was uploaded, results, and examples; never a file because a request names it.
+
+Three places ask, each for all pages: the page itself for files in components (`gradio_compat.CheckedBlocks`), the form for
+paths in texts (`Form.document`), and `ServedFiles` for addresses.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradio.utils import get_upload_folder
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from eichi_utils.request import PICTURE_FIELDS
+from eichi_utils.request_files import FILE_FIELDS
+
+# Gradio's two addresses of a file, whatever page they are below.
+ADDRESS = re.compile(r"/gradio_api/file[=/](.*)", re.DOTALL)
+# A name that no file has.
+NOWHERE = "\0"
+# What a browser would run with the page's rights, if a picture were called so.
+RUN = re.compile(r"text/(html|xml|javascript)|application/(.*\+)?(xml|javascript|pdf|x-shockwave-flash)|image/svg\+xml")
+
+
+@dataclass(frozen=True)
+class OwnFiles:
+    """folders: whose files pages take and show, beside gradio's folder of uploads; files: single ones, such as examples.
+
+    closed: folders of which nothing is shown wherever they lie.
+    """
+
+    folders: tuple[Path, ...]
+    files: frozenset[str] = frozenset()
+    closed: tuple[Path, ...] = ()
+
+    def holds(self, path: Any) -> bool:
+        """Tell whether a browser may name this file, which need not be there; where links lead counts. Opens nothing."""
+        if not isinstance(path, str) or not path or "\0" in path:
+            return False
+        if path in self.files:
+            return True
+        try:
+            return self._is_inside(Path(os.path.abspath(path)))
+        # A name that is too long, a circle of links, a folder that may not be entered.
+        except (OSError, ValueError, RuntimeError):
+            return False
+
+    def serves(self, path: str) -> bool:
+        """Tell whether it is such a file, is there, and is nothing that a browser would run."""
+        if not self.holds(path) or not os.path.isfile(path):
+            return False
+        # Gradio itself offers uploads only to download.
+        return is_upload(path) or not RUN.fullmatch(mimetypes.guess_type(path)[0] or "")
+
+    def _is_inside(self, path: Path) -> bool:
+        roots = [(Path(os.path.abspath(folder)), folder.resolve()) for folder in (Path(get_upload_folder()), *self.folders)]
+        # By its name first: on Windows merely looking for \\host\share\... logs in there.
+        if not any(path.is_relative_to(root) for both in roots for root in both):
+            return False
+        real = path.resolve()
+        if any(real.is_relative_to(folder.resolve()) for folder in self.closed):
+            return False
+        inside = [real.relative_to(root) for _, root in roots if real.is_relative_to(root)]
+        # Hidden files are unfinished ones and locks; a pipe or a folder is no file.
+        shown = any(not any(part.startswith(".") for part in rest.parts) for rest in inside)
+        return shown and (real.is_file() or not real.exists())
+
+
+def is_upload(path: str) -> bool:
+    """Tell whether a path is in gradio's folder of uploads."""
+    return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
+
+
+def paths_in(value: Any) -> Iterator[Any]:
+    """Every path of a file in what a browser sent for a component: those of single ones, of lists, and inside of others."""
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, Mapping):
+            if one.get("path") is not None:
+                yield one["path"]
+            rest += one.values()
+        elif isinstance(one, (list, tuple)):
+            rest += one
+
+
+def note_use(path: str) -> None:
+    """Let an upload count as used now; those that nobody uses are deleted some day."""
+    with suppress(OSError):
+        if is_upload(path):
+            os.utime(path)
+
+
+def with_files(document: Mapping[str, Any], good: Callable[[str], bool]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """A request's JSON document without the files that are not good, and (field, path) of each of those.
+
+    What is no path is left to the request's own reading.
+    """
+    kept, left_out = dict(document), []
+
+    def bad(path: Any, field: str) -> bool:
+        if not isinstance(path, str) or not path or good(path):
+            return False
+        left_out.append((field, path))
+        return True
+
+    for name in (*PICTURE_FIELDS, *FILE_FIELDS):
+        if bad(kept.get(name), name):
+            kept[name] = ""
+    if isinstance(pictures := kept.get("keyframes"), Mapping):
+        kept["keyframes"] = {number: path for number, path in pictures.items() if not bad(path, f"keyframes/{number}")}
+    if isinstance(controls := kept.get("controls"), (list, tuple)):
+        kept["controls"] = [
+            control
+            for number, control in enumerate(controls)
+            if not isinstance(control, Mapping)
+            # All of a control's files are named.
+            or not [name for name in ("image", "mask") if bad(control.get(name), f"controls/{number}/{name}")]
+        ]
+    return kept, left_out
+
+
+class ServedFiles:
+    """In front of an application: of gradio's addresses of files, those of files that are not shown lead nowhere."""
+
+    def __init__(self, app: ASGIApp, serves: Callable[[str], bool]):
+        self.app, self.serves = app, serves
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = ADDRESS.search(scope["path"]) if scope["type"] == "http" else None
+        if asked and not await run_in_threadpool(self.serves, asked[1]):
+            # Gradio asks for the login first, and then finds no such file.
+            scope = {**scope, "path": f"{scope['path'][: asked.start(1)]}{NOWHERE}"}
+        await self.app(scope, receive, send)
