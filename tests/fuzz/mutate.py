@@ -26,7 +26,7 @@ NASTY = (
 )
 YAML = ("1:2:3", "2001-01-01", "!!timestamp x", "&a x", "*a", "0x1F", "? ", "|", "- - - -", "1:" * 3000 + "1")
 LINES = ("Steps: 20, Seed: 5", "Negative prompt: x", "Seed: 7", "Section Prompt: a", "Section Number: 3", "a cat", "\n" * 5000)
-MEMBERS = ("", "../x.png", "start.png", "000.png", "猫.png", "x" * 300, "a\nb.png", "sections.yaml", "append.safetensors")
+MEMBERS = ("../x.png", "start.png", "000.png", "猫.png", "x" * 300, "a\nb.png", "sections.yaml", "append.safetensors")
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
 MOST = 4 * 2**20
