@@ -268,9 +268,9 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
     engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention, **settings)
     try:
         request = read_request(options, defaults or {}, lambda key, **values: say(t(key, **values)))
-        problems: tuple[Problem, ...] = engine.models.problems(request) if options.dry_run else engine.problems(request)
+        problems = engine.problems_without_torch(request) if options.dry_run else engine.problems(request)
     except UserError as error:
-        problems = error.problems if options.dry_run else error.problems + engine.problems_without_torch(None)
+        problems = error.problems + engine.problems_without_torch(None)
     log = Log(COMMAND_LINE, t, OutputFolders(Path.cwd(), field=FOLDER))
     folder = "" if options.log_folder is None else os.path.abspath(options.log_folder)
     if folder and (problem := log.problem(folder)):

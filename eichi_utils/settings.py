@@ -30,6 +30,8 @@ from eichi_utils.safe_reading import MOST_BYTES, UnsafeError, check_value, parse
 logger = logging.getLogger(__name__)
 
 FIELD = "settings"
+# How the name of a file that was set aside ends where the whole part of it goes on.
+PARTLY = "-partly"
 # A file is held for milliseconds; who waits this long has met a process that hangs.
 WAIT_SECONDS = 10.0
 # The existing program's one block before it had one for each page.
@@ -129,15 +131,15 @@ class JsonFile:
             return document, ()
         try:
             # What is whole goes on in the file's place, so that this is said once.
-            kept = self._set_aside()
+            kept = self._set_aside(PARTLY)
             self._write(_text(document))
         except UserError as error:
             return document, error.problems
         return document, (Problem(FIELD, "settings_partly_damaged", {"file": str(self.path), "kept": kept}),)
 
-    def _set_aside(self) -> str:
-        """Give the file another name, which is returned. Raises UserError."""
-        stamp = time.strftime("%Y%m%d_%H%M%S")
+    def _set_aside(self, ending: str = "") -> str:
+        """Give the file another name, which is returned. ending: of that name. Raises UserError."""
+        stamp = time.strftime("%Y%m%d_%H%M%S") + ending
         number, target = 1, self.path.with_name(f"{self.path.name}.damaged-{stamp}")
         while target.exists():
             number, target = number + 1, self.path.with_name(f"{self.path.name}.damaged-{stamp}-{number}")

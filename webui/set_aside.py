@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eichi_utils.problems import Problem
-from eichi_utils.settings import FIELD
+from eichi_utils.settings import FIELD, PARTLY
 
 # What the name of such a file holds, followed by when that was (see `settings.JsonFile`).
 SIGN, STAMP, STAMP_LENGTH = ".damaged-", "%Y%m%d_%H%M%S", 15
@@ -36,8 +36,13 @@ class SetAside:
             self._told |= {note.values["kept"] for note in told}
             new = [path for path in found if path.name not in self._told and _set_aside_at(path) >= self._since]
             self._told |= {path.name for path in new}
-        files = [(path.with_name(path.name.partition(SIGN)[0]), path.name) for path in new]
-        return told + [Problem(FIELD, "settings_damaged", {"file": str(file), "kept": kept}) for file, kept in files]
+        return told + [_problem(path) for path in new]
+
+
+def _problem(path: Path) -> Problem:
+    """Return what to tell of a file that was set aside."""
+    key = "settings_partly_damaged" if PARTLY in path.name.partition(SIGN)[2] else "settings_damaged"
+    return Problem(FIELD, key, {"file": str(path.with_name(path.name.partition(SIGN)[0])), "kept": path.name})
 
 
 def _set_aside_at(path: Path) -> float:
