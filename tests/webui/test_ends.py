@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from contextlib import suppress
 import gradio as gr
 import pytest
 
-from eichi_utils import folders, reverse
+from eichi_utils import folders, paths, reverse
 from eichi_utils.events import Failed, Finished, Saved, Started, StopLevel, Stopped
 from eichi_utils.jobs import Job
 from eichi_utils.modes import MODES
@@ -181,9 +180,9 @@ def test_two_clicks_at_the_same_moment_make_one_job(page, jobs, tower, monkeypat
 def test_typing_writes_nothing_and_makes_one_plan(page, tower, monkeypatch):
     """Every key pressed wrote 4 KiB into the output folder and made the plan six times."""
     built = page("reverse")
-    made, written, plan, trial = [], [], reverse.Plan, tempfile.TemporaryFile
+    made, written, plan, trial = [], [], reverse.Plan, paths._try_writing
     monkeypatch.setattr(reverse, "Plan", lambda **parts: made.append(1) or plan(**parts))
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **where: written.append(where) or trial(**where))
+    monkeypatch.setattr(paths, "_try_writing", lambda folder: written.append(folder) or trial(folder))
     values = built.values(image=tower, prompt="a cat yawns")
     built.start.look(values)
     # Gradio looks twice: an answer to an older change can come last.
