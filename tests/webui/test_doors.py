@@ -313,16 +313,17 @@ def test_what_pages_use_is_open(path: str) -> None:
 
 
 def test_files_are_saved_and_never_run(serve) -> None:
-    """An output folder's .html and .svg were shown as pages of ours: whatever lay there could do what its reader can."""
+    """An output folder's .html and .svg were shown as pages of ours: whatever lay there could do what its reader can. Now what runs in a browser is not served, and what
+    is no medium is saved."""
     site = serve()
     site.engine.outputs.mkdir()
     kinds = {
         "film.mp4": ("inline", "video/mp4"),
         "picture.png": ("inline", "image/png"),
         "picture.webp": ("inline", "image/webp"),
-        "page.html": ("attachment", None),
-        "page.xhtml": ("attachment", None),
-        "picture.svg": ("attachment", None),
+        "page.html": (None, None),
+        "page.xhtml": (None, None),
+        "picture.svg": (None, None),
         "data.json": ("attachment", None),
         "text.txt": ("attachment", None),
         "film.safetensors": ("attachment", None),
@@ -333,6 +334,10 @@ def test_files_are_saved_and_never_run(serve) -> None:
         for bounds in (None, "bytes=2-9"):
             headers = {"Range": bounds, "Cookie": "eichi-session-1=secret"} if bounds else {}
             request = urllib.request.Request(f"{site.url}/gradio_api/file={site.engine.outputs / name}", headers=headers)
+            if shown is None:
+                with pytest.raises(urllib.error.HTTPError, match="403"):
+                    urllib.request.urlopen(request)
+                continue
             with urllib.request.urlopen(request) as got:
                 assert got.headers["Content-Disposition"].startswith(shown), name
                 assert kind is None or got.headers["Content-Type"] == kind
