@@ -313,8 +313,10 @@ def test_what_pages_use_is_open(path: str) -> None:
 
 
 def test_files_are_saved_and_never_run(serve) -> None:
-    """An output folder's .html and .svg were shown as pages of ours: whatever lay there could do what its reader can. Now what runs in a browser is not served, and what
-    is no medium is saved."""
+    """An output folder's .html and .svg were shown as pages of ours: whatever lay there could do what its reader can.
+
+    Now what runs in a browser is not served, and what is no medium is saved.
+    """
     site = serve()
     site.engine.outputs.mkdir()
     kinds = {
