@@ -6,7 +6,7 @@ import stat
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -187,12 +187,12 @@ def test_an_uploads_folder_that_cannot_be_written(place: Path, monkeypatch: pyte
     keep(Path(pictures[0]), place / "uploads")
     copies = []
 
-    def full(source: Path, target: Path) -> None:
+    def full(source: BinaryIO, target: BinaryIO, length: int) -> None:
         copies.append(target)
         if len(copies) == 3:
             raise OSError(28, "No space left on device")
-        target.write_bytes(source.read_bytes())
+        target.write(source.read())
 
-    monkeypatch.setattr(kept.shutil, "copyfile", full)
+    monkeypatch.setattr(kept.shutil, "copyfileobj", full)
     refused(COMPAT / "sections_en.zip", "folder_not_writable", place)
     assert len(copies) == 3
