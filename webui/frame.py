@@ -143,7 +143,8 @@ def header(context: Context) -> str:
     leave = ""
     if context.has_login:
         # A form, so that no other site's link ends a session.
-        button = f"<button>{escape(t('page.login.leave'))}</button>"
+        leave = escape(t("page.login.leave"))
+        button = f"<button>{leave}</button>"
         leave = f'<form method="post" action="{escape(context.front)}/logout">{button}</form>'
     return f'<header class="eichi-header"><h1>FramePack-eichi</h1><nav>{links}</nav>{leave}</header>'
 
