@@ -139,8 +139,8 @@ def test_a_reload_shows_the_jobs_model(serve, open_page, models, jobs, tower: st
     assert page.locator("#examples .row button").count() == 0
 
 
-def grey(vae: object, latents: Tensor, *_: object) -> list[Tensor]:
-    return [torch.zeros(1, 3, FRAMES_PER_LATENT * latents.shape[2] - 3, 8 * latents.shape[3], 8 * latents.shape[4])]
+def grey(vae: object, latents: Tensor, *_: object) -> Iterator[Tensor]:
+    yield torch.zeros(1, 3, FRAMES_PER_LATENT * latents.shape[2] - 3, 8 * latents.shape[3], 8 * latents.shape[4])
 
 
 def _offline(*args: object, **settings: object) -> None:
