@@ -18,7 +18,7 @@ from eichi_utils.media import write_png
 from eichi_utils.metadata import png_info
 from eichi_utils.paths import new_job_id
 from eichi_utils.presets import favourites
-from eichi_utils.purge import DAY_SECONDS, GB, Results, names_in, purge, purge_passing
+from eichi_utils.purge import DAY_SECONDS, GB, Results, names_in, purge
 from eichi_utils.request import to_json
 from eichi_utils.reverse import ReverseRequest
 from eichi_utils.settings import AppSettings, JsonFile
@@ -155,15 +155,3 @@ def test_names_of_a_request():
         "d.png",
     }
     assert names_in([1]) == names_in(None) == frozenset()
-
-
-def test_gradios_own_uploads_go_after_a_day(tmp_path: Path):
-    """They were never deleted at all."""
-    for name, days in (("a/old.png", 2), ("a/new.png", 0), ("b/old.png", 2), ("c", 3)):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-        aged(tmp_path / name, days)
-    (tmp_path / "fresh").mkdir()
-    assert purge_passing(tmp_path) == 3
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["a", "a/new.png", "fresh"]
-    assert purge_passing(tmp_path / "gone") == 0
