@@ -92,6 +92,20 @@ def test_a_form_with_a_mistake_is_undone_to_the_mistake(whole: Page):
     assert (page.holds[seed], page.holds[steps]) == ("many", None)
 
 
+def test_nobody_keeps_megabytes_to_be_undone(whole: Page):
+    """A pasted text of 3.8 MB, which no film can be made with, was kept for each tab: four gigabytes of a thousand."""
+    page = whole()
+    zipped = {page.zip.upload: str(COMPAT / "sections_en.zip"), page.zip.how: "replace"}
+    page.fill(prompt="x" * 5000)
+    page.see(page.zip.take(page.holds | zipped))
+    page.undo(page.zip)
+    assert page.request.prompt == "x" * 5000
+    page.fill(prompt="x" * 3_800_000)
+    updates = page.zip.take(page.holds | zipped)
+    assert updates[page.zip.outcome.about] is None and updates[page.zip.outcome.box]["actions"] == {}
+    assert page.see(updates)
+
+
 def test_clearing_the_place_for_a_zip_changes_nothing(whole: Page):
     """The existing page wiped pictures, prompts and LoRA."""
     page = whole()
