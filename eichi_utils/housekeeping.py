@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two rounds, and between two looks at what passes: a fast network brings gigabytes in a minute.
 HOUR, MINUTE = 3600.0, 60.0
+# Levels below folders of results: users sort them into folders of their own.
+RESULT_LEVELS = 8
 # Settings, see `settings.CHOICES`, and their least and greatest values.
 DAYS, GIGABYTES = "uploads_days", "uploads_gb"
 LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType({DAYS: (1, 36_500), GIGABYTES: (0.1, 100_000)})
@@ -50,7 +52,7 @@ class Housekeeper:
     ):
         self.settings, self.mode, self.jobs = settings, mode, jobs
         self.uploads, self.presets, self.passing = uploads, presets, passing
-        self.results, self.folders = Results(results), (uploads, presets, *results, *others)
+        self.results, self.folders = Results(results), (uploads, presets, *others)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="eichi-housekeeper", daemon=True)
 
@@ -62,9 +64,7 @@ class Housekeeper:
         self._closed.set()
 
     def _work(self) -> None:
-        remove_abandoned(self.folders)
-        # Unpacked ZIPs; all programs' other files lie there too, so nothing below is looked through.
-        remove_abandoned([Path(tempfile.gettempdir())], 0)
+        self.begin()
         since = time.monotonic() - HOUR
         while not self._closed.is_set():
             self.look()
@@ -72,6 +72,15 @@ class Housekeeper:
                 since = time.monotonic()
                 self.round()
             self._closed.wait(MINUTE)
+
+    def begin(self) -> int:
+        """Remove the unfinished files that earlier runs have left. Returns how many."""
+        results = self.results.folders
+        # While a folder is not there, whether it can be written is tried above it (`paths.is_writable`). Other programs' files
+        # lie there too, and in the temporary folder, where ZIPs are unpacked; so nothing below is looked through.
+        above = [parent for folder in (*self.folders, *results) for parent in folder.parents[:2]]
+        removed = remove_abandoned(self.folders) + remove_abandoned(results, RESULT_LEVELS)
+        return removed + remove_abandoned([Path(tempfile.gettempdir()), *above], 0)
 
     def look(self) -> int:
         """Hold the passing files below their bound. Returns how many were deleted."""

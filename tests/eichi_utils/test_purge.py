@@ -125,6 +125,23 @@ def test_results_are_read_a_few_at_a_time(tmp_path: Path):
     assert len(results.names()) == 2
 
 
+def test_what_was_abandoned_is_found_wherever_the_program_puts_it(tmp_path: Path):
+    """Trials of writing lay for ever beside `outputs`, which was not there yet, and half films deep in users' own folders."""
+    webui = tmp_path / "webui"
+    deep = webui / "outputs" / "2026" / "11" / "cats" / "white" / "small"
+    places = (webui, tmp_path, webui / "inputs", webui / "logs", deep)
+    other, name = webui / "not ours", ".eichi-00000000-1-1-0123"
+    for place in (*places, other):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).touch()
+        aged(place / name, 3)
+    settings = AppSettings(JsonFile(webui / "settings" / "app_settings.json"))
+    folders = {"uploads": webui / "inputs" / "uploads", "presets": webui / "presets", "others": (webui / "logs",)}
+    keeper = Housekeeper(settings, "reverse", lambda: (), results=(webui / "outputs",), **folders)
+    assert keeper.begin() == len(places)
+    assert [place for place in (*places, other) if (place / name).exists()] == [other]
+
+
 def test_what_anything_names_survives_a_round(uploads: Path, tmp_path: Path):
     """A job's pictures, a favourite's, those of a damaged file of favourites, and of a film in the output folder."""
     outputs, presets = tmp_path / "outputs", tmp_path / "presets"
