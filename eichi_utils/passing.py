@@ -17,7 +17,7 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.purge import DAY_SECONDS, GB, delete
 
 # Of all files there together; many times what a full form of large pictures takes.
-MOST_BYTES, MOST_FILES = 4 * GB, 20_000
+MOST_BYTES, MOST_FILES = 4 * GB, 5_000
 # A page may be about to use what is younger; unless there is twice as much as there may be, when the disk counts for more.
 SAFE_SECONDS = 600.0
 # What a broken upload leaves: Python's own names, in the folder itself (gradio 6.31 writes there and then moves the file).
@@ -47,7 +47,8 @@ def purge_passing(
             break
         if delete(path, used):
             total, count, deleted = total - size, count - 1, deleted + 1
-    _remove_empty(folder, now - min(seconds, SAFE_SECONDS), before)
+    if deleted:
+        _remove_empty(folder, now - min(seconds, SAFE_SECONDS), before)
     return deleted
 
 
