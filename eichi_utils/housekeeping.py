@@ -1,26 +1,31 @@
-"""What is tidied up at the start and then every hour, beside everything else: unfinished files, old uploads."""
+"""What is tidied up at the start and then again and again, beside everything else: unfinished files, old uploads."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from eichi_utils.jobs import Job
+from eichi_utils.passing import purge_passing
 from eichi_utils.presets import favourites
 from eichi_utils.problems import UserError
-from eichi_utils.purge import Results, digits_in, names_in, purge, purge_passing
+from eichi_utils.purge import Results, digits_in, names_in, purge
 from eichi_utils.request import to_json
 from eichi_utils.settings import AppSettings
 from eichi_utils.temporary import remove_abandoned
 
 logger = logging.getLogger(__name__)
 
-HOUR = 3600.0
+# Seconds between two rounds, and between two looks at what passes: a fast network brings gigabytes in a minute.
+HOUR, MINUTE = 3600.0, 60.0
+# Levels below folders of results: users sort them into folders of their own.
+RESULT_LEVELS = 8
 # Settings, see `settings.CHOICES`, and their least and greatest values.
 DAYS, GIGABYTES = "uploads_days", "uploads_gb"
 LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType({DAYS: (1, 36_500), GIGABYTES: (0.1, 100_000)})
@@ -47,7 +52,7 @@ class Housekeeper:
     ):
         self.settings, self.mode, self.jobs = settings, mode, jobs
         self.uploads, self.presets, self.passing = uploads, presets, passing
-        self.results, self.folders = Results(results), (uploads, presets, *results, *others)
+        self.results, self.folders = Results(results), (uploads, presets, *others)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="eichi-housekeeper", daemon=True)
 
@@ -59,16 +64,31 @@ class Housekeeper:
         self._closed.set()
 
     def _work(self) -> None:
-        remove_abandoned(self.folders)
-        # Unpacked ZIPs; all programs' other files lie there too, so nothing below is looked through.
-        remove_abandoned([Path(tempfile.gettempdir())], 0)
+        self.begin()
+        since = time.monotonic() - HOUR
         while not self._closed.is_set():
-            self.round()
-            self._closed.wait(HOUR)
+            self.look()
+            if time.monotonic() - since >= HOUR:
+                since = time.monotonic()
+                self.round()
+            self._closed.wait(MINUTE)
+
+    def begin(self) -> int:
+        """Remove the unfinished files that earlier runs have left. Returns how many."""
+        results = self.results.folders
+        # While a folder is not there, whether it can be written is tried above it (`paths.is_writable`). Other programs' files
+        # lie there too, and in the temporary folder, where ZIPs are unpacked; so nothing below is looked through.
+        above = [parent for folder in (*self.folders, *results) for parent in folder.parents[:2]]
+        removed = remove_abandoned(self.folders) + remove_abandoned(results, RESULT_LEVELS)
+        return removed + remove_abandoned([Path(tempfile.gettempdir()), *above], 0)
+
+    def look(self) -> int:
+        """Hold the passing files below their bound. Returns how many were deleted."""
+        return purge_passing(self.passing) if self.passing else 0
 
     def round(self) -> int:
         """Delete the uploads that nobody needs. Returns how many."""
-        deleted = purge_passing(self.passing) if self.passing else 0
+        deleted = self.look()
         try:
             days, gigabytes = (max(LIMITS[name][0], float(self.settings.choice(self.mode, name))) for name in (DAYS, GIGABYTES))
         except UserError as error:

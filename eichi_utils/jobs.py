@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 # News that wait for a watcher that hangs, before more are passed over; they hold previews, some 50 KB each.
 MOST_NEWS = 500
+# Jobs that wait, weeks of work; and jobs that have ended and are remembered, many more than pages list. Each takes some 35 KB.
+MOST_WAITING, MOST_ENDED = 1000, 500
+# Of those that did not finish, so many are remembered however long ago it was: pages list them (`webui/history.py`).
+MOST_UNFINISHED = 20
 # Seconds that the end of the program waits for watchers to hear the last of it.
 HEARING_SECONDS = 5.0
 # Between the end of a worker that ended by itself and the next one.
@@ -139,21 +143,28 @@ class Jobs:
         self._thread.start()
 
     def submit(self, request: Request) -> Job:
-        """Append a job for each film of the request's batch and return the first; a random seed is drawn now. Checks nothing:
-        that is `request.check()`'s."""
+        """Append a job for each film of the request's batch and return the first; a random seed is drawn now. Checks nothing of
+        it: that is `request.check()`'s. Raises UserError, with nothing submitted, if too many jobs would wait."""
+        films = spread(request)
         with self._changed:
+            waiting = sum(job.view.state == "waiting" for job in self._jobs.values())
+            if waiting + len(films) > MOST_WAITING:
+                values = {"waiting": waiting, "films": len(films), "most": MOST_WAITING}
+                raise UserError([Problem("batch", "jobs_full", values)])
             submitted = time.monotonic()
             first = ""
-            for one in spread(request):
+            for one in films:
                 # Of a hundred in the same millisecond two may well be equal.
                 name = next(name for name in iter(new_job_id, None) if name not in self._jobs)
                 first = first or name
                 self._jobs[name] = Job(name, one, asked=request, batch=first, submitted=submitted)
                 self._stops[name] = Stop()
+            self._forget()
             self._changed.notify_all()
             return self._jobs[first]
 
     def get(self, job_id: str) -> Job | None:
+        """The job; None for one that was never there or is forgotten."""
         with self._changed:
             return self._jobs.get(job_id)
 
@@ -204,14 +215,18 @@ class Jobs:
             self._changed.notify_all()
 
     def follow(self, job_id: str) -> Iterator[View]:
-        """The job's views as they change, ending with the one that has ended. Views in between may be passed over."""
+        """The job's views as they change, ending with the one that has ended. Views in between may be passed over.
+
+        Of a job that is forgotten there is none.
+        """
         version = -1
         while True:
             with self._changed:
                 # In short waits: on Windows a Ctrl-C is not seen during a long one.
-                while self._jobs[job_id].version == version:
+                while (job := self._jobs.get(job_id)) and job.version == version:
                     self._changed.wait(0.5)
-                job = self._jobs[job_id]
+            if job is None:
+                return
             version = job.version
             yield job.view
             if job.view.ended:
@@ -243,11 +258,20 @@ class Jobs:
                 waiting = [job for job in self._jobs.values() if job.view.state == "waiting"]
                 if self._closed:
                     return None
+                self._forget()
                 if waiting:
                     now = time.monotonic()
                     self._publish(waiting[0].id, replace(waiting[0].view, state="running", started=now, now=now))
                     return waiting[0]
                 self._changed.wait()
+
+    def _forget(self) -> None:
+        """Forget the oldest of the jobs that have ended; called with the lock, where jobs come and go."""
+        ended = sorted((job for job in self._jobs.values() if job.view.ended), key=lambda job: job.view.now)
+        unfinished = [job.id for job in ended if job.view.state != "finished"][-MOST_UNFINISHED:]
+        for job in ended[:-MOST_ENDED]:
+            if job.id not in unfinished:
+                del self._jobs[job.id], self._stops[job.id]
 
     def _keep(self) -> None:
         """Have a worker until the last one left in order."""
@@ -277,7 +301,8 @@ class Jobs:
     def _do(self, job: Job) -> None:
         """Run a job to its ending."""
         error = attempt(self._run, job)
-        if error is None and not self.get(job.id).view.ended:
+        left = self.get(job.id)
+        if error is None and left and not left.view.ended:
             error = RuntimeError("the run ended without saying how")
         if error is not None:
             problems = problems_of(error)
@@ -292,16 +317,19 @@ class Jobs:
                 self._see(job.id, event)
 
     def _fail(self, job_id: str, problems: tuple[Problem, ...]) -> None:
-        view, now = self.get(job_id).view, time.monotonic()
+        if (job := self.get(job_id)) is None:
+            return
+        view, now = job.view, time.monotonic()
         took = now - view.started
         self._see(job_id, Failed(at=now, problems=problems, files=view.files, frames=view.frames, took=took))
 
     def _see(self, job_id: str, event: Event) -> None:
         """Of what comes after an ending nothing counts."""
         with self._changed:
-            if self._jobs[job_id].view.ended:
+            job = self._jobs.get(job_id)
+            if job is None or job.view.ended:
                 return
-            job = self._publish(job_id, self._jobs[job_id].view.after(event))
+            job = self._publish(job_id, job.view.after(event))
             # Under the lock, so that all hear the same order.
             for listener in self._listeners:
                 listener.tell(job, event)

@@ -119,25 +119,8 @@ def purge(folder: Path, days: float, gigabytes: float, needed: Callable[[], froz
     for used, size, path in files if names is not None else ():
         age, is_needed = now - used, bool({path.name, path.name[:DIGITS], path.name[DIGITS + 1 :]} & names)
         unwanted = age > days * DAY_SECONDS or (total > most and age > DAY_SECONDS)
-        if unwanted and not is_needed and _delete(path, used):
+        if unwanted and not is_needed and delete(path, used):
             total, deleted = total - size, deleted + 1
-    return deleted
-
-
-def purge_passing(folder: Path, seconds: float = DAY_SECONDS) -> int:
-    """Delete what lies in a folder of passing files, such as gradio's uploads, and was not used for so long; say how many."""
-    deleted = 0
-    for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            path = Path(place, name)
-            with suppress(OSError):
-                used = path.lstat().st_mtime
-                deleted += time.time() - used > seconds and _delete(path, used)
-        if Path(place) != folder:
-            # Only an empty folder goes, and not one that an upload has made just now.
-            with suppress(OSError):
-                if time.time() - os.stat(place).st_mtime > seconds or names:
-                    os.rmdir(place)
     return deleted
 
 
@@ -154,7 +137,8 @@ def _kept_files(folder: Path) -> list[tuple[float, int, Path]]:
     return sorted(found)
 
 
-def _delete(path: Path, used: float) -> bool:
+def delete(path: Path, used: float) -> bool:
+    """Delete a file that was last used then; False if it stays."""
     try:
         # Used again since it was looked at.
         if path.lstat().st_mtime != used:

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import random
 import re
 import secrets
 import shutil
@@ -32,8 +33,9 @@ OLD = re.compile(r"\.eichi-[a-z0-9_]{8}|\..+\.part(\.[A-Za-z0-9]+)?|[0-9a-f]{64}
 UNSURE_SECONDS = 3600
 # Whose process cannot be asked for, on another machine or of an old version: nobody writes one file for a day.
 OLD_SECONDS = 24 * 3600
-# Of one folder and those below it; a folder of a million files is not looked through at every start.
-MOST_ENTRIES = 100_000
+# Folders that are looked into below one of them; which ones, where there are more, is another choice each time. Names alone
+# are read fast, so a folder may hold a million files.
+MOST_FOLDERS = 10_000
 
 
 def own_prefix() -> str:
@@ -46,11 +48,16 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f"{own_prefix()}{secrets.token_hex(6)}.part{path.suffix}")
 
 
+def is_unfinished(name: str) -> bool:
+    """Tell whether a file or folder is called as this program, of any version, calls what is not finished."""
+    return OURS.fullmatch(name) is not None or OLD.fullmatch(name) is not None
+
+
 def is_abandoned(path: Path) -> bool:
     """Tell whether an unfinished file or folder has nobody who will finish it; False for every other file."""
-    own = OURS.fullmatch(path.name)
-    if own is None and OLD.fullmatch(path.name) is None:
+    if not is_unfinished(path.name):
         return False
+    own = OURS.fullmatch(path.name)
     # Whatever cannot be asked is somebody's.
     with suppress(OSError):
         age = time.time() - _last_change(path)
@@ -69,25 +76,37 @@ def remove_abandoned(folders: Iterable[Path], depth: int = 3) -> int:
     """
     removed = 0
     for folder in dict.fromkeys(folders):
-        for number, path in enumerate(_walk(folder, depth)):
-            if number >= MOST_ENTRIES:
-                break
-            if path.name.startswith(".") or path.suffix == ".part":
-                removed += is_abandoned(path) and _remove(path)
+        for path in _candidates(folder, depth):
+            removed += is_abandoned(path) and _remove(path)
     if removed:
         logger.info("%d unfinished files of earlier runs were removed", removed)
     return removed
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        return
-    for path in entries:
-        yield path
-        if depth and not path.name.startswith(PREFIX) and not path.is_symlink() and path.is_dir():
-            yield from _walk(path, depth - 1)
+def _candidates(folder: Path, depth: int) -> Iterator[Path]:
+    """What is called as unfinished ones are, in the folder and `depth` levels below, the upper levels first."""
+    level, left = [folder], MOST_FOLDERS
+    for rest in range(depth, -1, -1):
+        below: list[Path] = []
+        random.shuffle(level)
+        for place in level[:left]:
+            found, folders = _listed(place, with_folders=rest > 0)
+            yield from found
+            below += folders
+        left -= min(left, len(level))
+        level = below
+
+
+def _listed(place: Path, with_folders: bool) -> tuple[list[Path], list[Path]]:
+    """What is called so in a folder, and the folders in it that are not; nothing of one that cannot be read."""
+    found, folders = [], []
+    with suppress(OSError), os.scandir(place) as entries:
+        for entry in entries:
+            if is_unfinished(entry.name):
+                found.append(Path(entry.path))
+            elif with_folders and not entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+    return found, folders
 
 
 def _remove(path: Path) -> bool:

@@ -43,7 +43,7 @@ WITHOUT_TORCH = (
     "fields", "kept", "lora_fit", "lora_folder", "loras", "png_text", "sections_text", "sections_zip", "settings", "presets",
     "append", "latent_info", "request_files", "safe_reading", "encodings", "request_values",
     "picture_files", "colours", "log", "notify", "story",
-    "console", "progress", "temporary", "purge", "housekeeping",
+    "console", "progress", "temporary", "purge", "passing", "housekeeping",
 )  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
 
@@ -54,6 +54,7 @@ CATCH_ALL = {"eichi_utils/jobs.py", "webui/boundary.py"}
 WALL_CLOCK = {
     "eichi_utils/paths.py",
     "eichi_utils/disk_cache.py",
+    "eichi_utils/passing.py",
     "eichi_utils/purge.py",
     "eichi_utils/temporary.py",
     "webui/sections_panel.py",

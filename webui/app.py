@@ -219,7 +219,7 @@ def tidied(
         presets=folders.presets,
         results=results,
         passing=passing if own else None,
-        others=(folders.settings, folders.cache, LORAS, UNTRAINED.parent),
+        others=(folders.settings, folders.cache, folders.logs, LORAS, UNTRAINED.parent),
     )
     keeper.start()
     return keeper

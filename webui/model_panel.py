@@ -13,7 +13,7 @@ from gradio.components import Component
 from eichi_utils.request import Request
 from webui.context import QUIET, Context
 from webui.form import Form, size_labels
-from webui.outcome import clicked
+from webui.outcome import clicked, may_be_held
 
 EXAMPLES_HTML = '<p class="title"></p><div class="row"></div><button type="button" class="undo"></button>'
 # What the undo says instead of an example's number.
@@ -122,7 +122,7 @@ class ModelPanel:
         prompt = prompt or ""
         own_prompt = prompt.strip() and prompt not in [example.prompt for example in examples]
         if own_prompt or (image and not any(cmp(image, example.picture, shallow=False) for example in examples)):
-            replaced = image, prompt
+            replaced = (image, prompt) if may_be_held(prompt) else None
         undo = self.t("page.examples.undo") if replaced else ""
         return examples[number].picture, examples[number].prompt, {**self._examples(model), "undo": undo}, replaced
 

@@ -13,6 +13,9 @@ from locales import Translator
 from webui import words
 
 UNDO = "undo"
+# Characters of what an undo holds as Python writes it, several times a full form. The server keeps one for each panel of each
+# tab; what somebody has pasted may be a thousand times as long as any prompt that can be used, and is not kept.
+MOST_HELD = 100_000
 
 HTML = '<div class="outcome" role="status"></div>'
 
@@ -63,7 +66,11 @@ class Outcome:
         return [self.box, self.about]
 
     def done(self, text: str, notes: Iterable[Problem] = (), back: Any = None) -> dict[Component, Any]:
-        """It was done. notes: what of it was not. back: what is needed to undo it, None where it cannot be."""
+        """It was done. notes: what of it was not. back: what is needed to undo it, None where it cannot be.
+
+        There is no way back to what is larger than any form that can be used.
+        """
+        back = back if may_be_held(back) else None
         return self._say(text, notes, {} if back is None else {UNDO: self.t("page.undo")}, back)
 
     def ask(self, text: str, actions: Mapping[str, str], about: Any, notes: Iterable[Problem] = ()) -> dict[Component, Any]:
@@ -90,6 +97,11 @@ class Outcome:
     def _say(self, text: str, notes: Iterable[Problem], actions: Mapping[str, str], about: Any) -> dict[Component, Any]:
         lines = [["said", text], *(["note", words.problem_sentence(self.t, note)] for note in notes)]
         return {self.box: {"lines": lines, "actions": dict(actions)}, self.about: about}
+
+
+def may_be_held(back: Any) -> bool:
+    """Tell whether what an undo needs is small enough to be kept for each tab."""
+    return len(repr(back)) <= MOST_HELD
 
 
 def clicked(event: gr.EventData, name: str) -> Any:

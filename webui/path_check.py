@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eichi_utils.request import PICTURE_FIELDS
 from eichi_utils.request_files import FILE_FIELDS
+from eichi_utils.temporary import PREFIX, is_unfinished
 
 # Gradio's two addresses of a file, whatever page they are below.
 ADDRESS = re.compile(r"/gradio_api/file[=/](.*)", re.DOTALL)
@@ -68,10 +69,19 @@ class OwnFiles:
         real = path.resolve()
         if any(real.is_relative_to(folder.resolve()) for folder in self.closed):
             return False
-        inside = [real.relative_to(root) for _, root in roots if real.is_relative_to(root)]
-        # Hidden files are unfinished ones and locks; a pipe or a folder is no file.
-        shown = any(not any(part.startswith(".") for part in rest.parts) for rest in inside)
+        # A pipe or a folder is no file.
+        shown = any(_is_shown(real.relative_to(root), root == roots[0][1]) for _, root in roots if real.is_relative_to(root))
         return shown and (real.is_file() or not real.exists())
+
+
+def _is_shown(rest: Path, uploaded: bool) -> bool:
+    """Tell whether a path below a folder is of a file that pages show: hidden ones are unfinished ones, and locks.
+
+    uploaded: whether the folder is that of uploads, where a user's file is called as it was on the user's computer.
+    """
+    *folders, name = rest.parts or ("",)
+    hidden = name.startswith(PREFIX) or is_unfinished(name) if uploaded else name.startswith(".")
+    return not hidden and not any(folder.startswith(".") for folder in folders)
 
 
 def is_upload(path: str) -> bool:

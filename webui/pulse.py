@@ -20,7 +20,11 @@ from webui.progress import progress_of
 ADDRESS = "/pulse"
 # Milliseconds between two questions of a tab while a job runs, and while none does; and questions a second of all tabs.
 BUSY, IDLE, MOST = 500, 1000, 10
-# Seconds after which a tab that asked nothing is seen by nobody; more than twenty tabs wait.
+# Milliseconds that a tab waits at most, however many there are or somebody pretends to be; and tabs that are told apart.
+LONGEST, MOST_TABS = 3000, 1000
+# Of a tab's word, what tells it from others.
+MOST_CHARACTERS = 32
+# Seconds after which a tab that asked nothing is seen by nobody; longer than any waits.
 GONE = 5.0
 # What progress and viewer listen to; its detail is the answer.
 EVENT = "eichi-news"
@@ -71,11 +75,12 @@ class Crowd:
 
     def wait(self, tab: str, busy: bool) -> int:
         """Milliseconds. tab: a word of its own for each."""
-        now = time.monotonic()
-        self._asked[tab] = now
+        now, tab = time.monotonic(), tab[:MOST_CHARACTERS]
         for other in [other for other, asked in self._asked.items() if now - asked > GONE]:
             del self._asked[other]
-        return max(BUSY if busy else IDLE, 1000 * len(self._asked) // MOST)
+        if tab in self._asked or len(self._asked) < MOST_TABS:
+            self._asked[tab] = now
+        return max(BUSY if busy else IDLE, min(1000 * len(self._asked) // MOST, LONGEST))
 
 
 def add_routes(app: FastAPI, jobs: Jobs, t: Translator, front: str = "") -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import secrets
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import gradio as gr
 from gradio.components import Component
 from gradio.utils import get_upload_folder
 
+from eichi_utils.passing import need_room
 from eichi_utils.problems import UserError
 from eichi_utils.sections_zip import export_sections, import_sections
 from webui import fields
@@ -22,8 +27,10 @@ from webui.form import Form
 from webui.outcome import Outcome
 from webui.words import NOT_YET
 
-# A ZIP that was made to be downloaded is of no use to anybody after this time.
+# A ZIP that was made to be downloaded is of no use to anybody after this time, nor are more of them.
 KEPT_SECONDS = 3600
+MOST_KEPT = 20
+PIECE = 2**20
 
 
 class SectionsPanel:
@@ -31,6 +38,8 @@ class SectionsPanel:
 
     def __init__(self, context: Context, form: Form):
         self.context, self.form, self.t = context, form, context.t
+        # Whoever knows what a ZIP holds does not know where it lies.
+        self._secret = secrets.token_bytes()
         t = context.t
         with gr.Row(equal_height=True):
             self.upload = fields.upload(t("page.zip.import"), "zip-upload")
@@ -65,12 +74,29 @@ class SectionsPanel:
         if wrong := [problem for problem in problems if problem.field in choices]:
             return self.outcome.refused(wrong)
         name = time.strftime("section_export_%Y%m%d_%H%M%S.zip")
-        folder = _fresh_folder()
         try:
+            need_room(Path(get_upload_folder()))
+            folder = _fresh_folder()
             export_sections(request, folder / name, self.t.language)
         except UserError as error:
             return self.outcome.refused(error.problems)
-        return self.outcome.offer(self.context.url(str(folder / name)), name)
+        made = self._once(folder / name)
+        return self.outcome.offer(self.context.url(str(made)), made.name)
+
+    def _once(self, made: Path) -> Path:
+        """The ZIP where it stays: the earlier one if there is one that holds the same, whatever time it was made."""
+        place = made.parent.with_name(content_of(made, self._secret))
+        with suppress(OSError):
+            made.parent.rename(place)
+            return place / made.name
+        # It is there already, and counts as made now.
+        with suppress(OSError, StopIteration):
+            earlier = next(place.iterdir())
+            os.utime(earlier)
+            os.utime(place)
+            shutil.rmtree(made.parent, ignore_errors=True)
+            return earlier
+        return made
 
     def take(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """A ZIP into the form. The place for the next is empty again; that it is emptied means nothing."""
@@ -78,6 +104,7 @@ class SectionsPanel:
         if not path:
             return self.outcome.same()
         try:
+            need_room(self.context.uploads)
             standing = self.filling.standing(values)
             request, notes = import_sections(Path(path), standing, values[self.how], self.context.uploads)
         except UserError as error:
@@ -91,12 +118,29 @@ class SectionsPanel:
         return (self.filling.back(held) if held else {}) | self.outcome.nothing()
 
 
+def content_of(archive: Path, secret: bytes) -> str:
+    """Return a word for what a ZIP holds; times do not count. It is another one for another secret."""
+    total = hashlib.blake2b(key=secret, digest_size=16)
+    with ZipFile(archive) as files:
+        for info in files.infolist():
+            total.update(f"{info.filename}\0{info.file_size}\0".encode())
+            with files.open(info) as file:
+                while piece := file.read(PIECE):
+                    total.update(piece)
+    return total.hexdigest()
+
+
 def _fresh_folder() -> Path:
-    """A new folder from which pages may serve; those of long ago go."""
+    """A new folder from which pages may serve; those of long ago go, and those beyond the number that is kept."""
     exports = Path(get_upload_folder()) / "exports"
     exports.mkdir(parents=True, exist_ok=True)
+    made: list[tuple[float, Path]] = []
     for old in exports.iterdir():
-        if time.time() - old.stat().st_mtime > KEPT_SECONDS:
+        # Another request has removed it.
+        with suppress(OSError):
+            made.append((old.stat().st_mtime, old))
+    for number, (since, old) in enumerate(sorted(made, reverse=True), 1):
+        if number >= MOST_KEPT or time.time() - since > KEPT_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
     folder = exports / secrets.token_urlsafe(16)
     folder.mkdir()

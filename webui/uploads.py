@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eichi_utils import modes
 from eichi_utils.kept import keep
+from eichi_utils.passing import need_room
 from eichi_utils.paths import DISK_FULL
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request, to_json
@@ -16,10 +17,12 @@ from eichi_utils.safe_reading import UnsafeError
 def keep_pictures(request: Request, folder: Path) -> Request:
     """The request with every picture copied from gradio's temporary folder to `folder`, once for equal content.
 
-    Raises UserError if one cannot be copied.
+    Raises UserError if one cannot be copied, or if little of the disk is free.
     """
 
     def kept(path: str) -> str:
+        if Path(path).parent != folder:
+            need_room(folder)
         try:
             return str(keep(Path(path), folder))
         except (OSError, UnsafeError) as error:

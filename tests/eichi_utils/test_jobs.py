@@ -561,3 +561,45 @@ def test_a_clock_that_jumps_changes_no_duration(jump: float, held: Fake, jobs: J
         shown = times(Translator("en"), view, time.monotonic())
         assert 0.0 <= shown["elapsed"] < WAIT and shown.get("left", 0.0) < 10 * WAIT
     assert 0.0 <= time.monotonic() - job.submitted < WAIT
+
+
+def test_so_many_jobs_wait_and_no_more(held: Fake, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eighty requests of a hundred films made eight thousand jobs, of 273 MB. Of what is too much nothing is submitted."""
+    monkeypatch.setattr("eichi_utils.jobs.MOST_WAITING", 5)
+    jobs.submit(some())
+    held.at_step.acquire(timeout=WAIT)
+    jobs.submit(changed(some(), batch=4))
+    with pytest.raises(UserError) as refused:
+        jobs.submit(changed(some(), batch=2))
+    (problem,) = refused.value.problems
+    assert problem == Problem("batch", "jobs_full", {"waiting": 4, "films": 2, "most": 5})
+    assert len(jobs.all()) == 5
+    jobs.submit(some())
+    assert len(jobs.all()) == 6
+
+
+def test_jobs_of_long_ago_are_forgotten(fake: Fake, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stayed for the server's life. What pages list stays: also the newest that failed."""
+    monkeypatch.setattr("eichi_utils.jobs.MOST_ENDED", 3)
+    monkeypatch.setattr("eichi_utils.jobs.MOST_UNFINISHED", 1)
+
+    def fail(request: Request, point: str) -> None:
+        if request.prompt == "bad":
+            raise RuntimeError
+
+    fake.fail = fail
+    made = [jobs.submit(some(prompt)) for prompt in ("bad", "bad", "a", "b", "c", "d")]
+    for job in made:
+        views(jobs, job)
+    last = jobs.submit(some())
+    assert ending(jobs, last).state == "finished"
+    # The worker forgets when it looks for the next one.
+    deadline = time.monotonic() + WAIT
+    while len(jobs.all()) > 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [job.id for job in jobs.all()] == [job.id for job in (made[1], *made[4:], last)]
+    assert not any(job.view.preview for job in jobs.all())
+    assert jobs.get(made[0].id) is None and list(jobs.follow(made[0].id)) == []
+    assert set(jobs._stops) == {job.id for job in jobs.all()}
+    jobs.remove(made[0].id)
+    jobs.move(made[0].id, 1)

@@ -86,6 +86,24 @@ def test_other_files_stay(name: str, tmp_path: Path):
     assert remove_abandoned([tmp_path, tmp_path / "gone"]) == 0 and (tmp_path / name).exists()
 
 
+def test_a_full_folder_does_not_hide_what_was_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """After 100,000 files the rest was never looked at; now files do not count, and of too many folders others come next."""
+    monkeypatch.setattr(temporary, "MOST_FOLDERS", 4)
+    gone = named(pid=2**30)
+    for number in range(20):
+        (tmp_path / f"{number:02}.png").touch()
+        folder = tmp_path / f"{number:02}"
+        folder.mkdir()
+        (folder / gone).touch()
+    (tmp_path / gone).touch()
+    assert remove_abandoned([tmp_path]) == 4, "its own and those of three folders below"
+    assert not (tmp_path / gone).exists()
+    rounds = 0
+    while list(tmp_path.rglob(gone)) and (rounds := rounds + 1) < 1000:
+        remove_abandoned([tmp_path])
+    assert not list(tmp_path.rglob(gone)) and len(list(tmp_path.glob("*.png"))) == 20
+
+
 def test_links_are_not_followed(tmp_path: Path):
     outside, inside = tmp_path / "outside", tmp_path / "inside"
     outside.mkdir(), inside.mkdir()

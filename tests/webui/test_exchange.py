@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from tests.webui.test_form import OTHER
 from tests.webui.test_form import page as page
 from tests.webui.whole import Page, clicked, sentence
 from tests.webui.whole import whole as whole
-from webui.sections_panel import KEPT_SECONDS
+from webui.sections_panel import KEPT_SECONDS, MOST_KEPT
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -90,6 +92,20 @@ def test_a_form_with_a_mistake_is_undone_to_the_mistake(whole: Page):
     assert (page.holds[seed], page.holds[steps]) == ("many", None)
 
 
+def test_nobody_keeps_megabytes_to_be_undone(whole: Page):
+    """A pasted text of 3.8 MB, which no film can be made with, was kept for each tab: four gigabytes of a thousand."""
+    page = whole()
+    zipped = {page.zip.upload: str(COMPAT / "sections_en.zip"), page.zip.how: "replace"}
+    page.fill(prompt="x" * 5000)
+    page.see(page.zip.take(page.holds | zipped))
+    page.undo(page.zip)
+    assert page.request.prompt == "x" * 5000
+    page.fill(prompt="x" * 3_800_000)
+    updates = page.zip.take(page.holds | zipped)
+    assert updates[page.zip.outcome.about] is None and updates[page.zip.outcome.box]["actions"] == {}
+    assert page.see(updates)
+
+
 def test_clearing_the_place_for_a_zip_changes_nothing(whole: Page):
     """The existing page wiped pictures, prompts and LoRA."""
     page = whole()
@@ -128,15 +144,36 @@ def test_a_bad_zip_is_told_beside_and_changes_nothing(whole: Page, tmp_path: Pat
     assert not (tmp_path / "uploads").exists()
 
 
+def exported(page: Any) -> Path:
+    url = page.zip.make(page.holds)[page.zip.outcome.box]["file"]["url"]
+    return Path(url.partition("file=")[2])
+
+
 def test_exported_zips_do_not_pile_up(whole: Page):
+    """Each small request left another 19 MB; what holds the same is one file, and of others there are only so many."""
     page = whole()
-    paths = []
-    for _ in range(2):
-        url = page.zip.make(page.holds)[page.zip.outcome.box]["file"]["url"]
-        paths.append(Path(url.partition("file=")[2]))
-        long_ago = paths[-1].stat().st_mtime - KEPT_SECONDS - 60
-        os.utime(paths[-1].parent, (long_ago, long_ago))
-    assert not paths[0].exists() and paths[1].exists()
+    first = exported(page)
+    assert exported(page) == first, "the same, only later"
+    made = [first]
+    for number in range(MOST_KEPT + 2):
+        page.fill(prompt=str(number))
+        made.append(exported(page))
+        os.utime(made[-1].parent, (time.time() - 100 + number,) * 2)
+    assert len(set(made)) == MOST_KEPT + 3
+    assert [path.exists() for path in made[-3:]] == [True] * 3
+    assert len(list(first.parent.parent.iterdir())) == MOST_KEPT
+    for path in made[-3:]:
+        os.utime(path.parent, (time.time() - KEPT_SECONDS - 60,) * 2)
+    last = exported(page)
+    assert [path.exists() for path in (*made[-3:-1], last)] == [False, False, True]
+
+
+def test_nothing_is_exported_or_imported_on_a_full_disk(whole: Page, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Exports filled it to the last byte, and then no film could be saved."""
+    page = whole()
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: types.SimpleNamespace(free=10**9))
+    for updates in (page.zip.make(page.holds), page.zip.take(page.holds | {page.zip.upload: "a.zip", page.zip.how: "merge"})):
+        assert "2000 MB" in page.see(updates)
 
 
 def png(path: Path, **chunks: str) -> str:

@@ -278,6 +278,23 @@ def test_only_results_uploads_and_examples_are_served(site: Site):
     assert site.client.head(f"/oneframe/gradio_api/file={link}").status_code == 403
 
 
+def test_an_upload_may_be_called_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A picture whose name began with a dot was uploaded, and then "was not uploaded here"; unfinished files are not shown."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "temp"))
+    own = OwnFiles((tmp_path / "outputs",))
+    for name, shown in (
+        ("temp/0/.cat.png", True),
+        ("temp/0/.eichi-x.png", False),
+        ("temp/0/.cat.part.png", False),
+        ("temp/.0/cat.png", False),
+        ("outputs/.cat.png", False),
+        ("outputs/cat.png", True),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        assert own.holds(str(tmp_path / name)) == own.serves(str(tmp_path / name)) == shown, name
+
+
 def test_settings_in_the_output_folder_are_not_shown(tmp_path: Path):
     """`--out webui` makes everything beside the program a result."""
     own = OwnFiles((tmp_path,), closed=(tmp_path / "settings",))

@@ -22,6 +22,15 @@ def test_many_tabs_ask_more_seldom(monkeypatch):
     assert crowd.wait("a", busy=True) == pulse.BUSY, "who is gone does not count"
 
 
+def test_invented_tabs_hold_up_no_honest_one():
+    """Somebody asked as 1500 tabs, and everybody else's page stood still for 18 seconds at a time."""
+    crowd = pulse.Crowd()
+    for number in range(1500):
+        crowd.wait(f"{number}{'x' * 10_000}", busy=True)
+    assert crowd.wait("honest", busy=True) == pulse.LONGEST == 3000
+    assert len(crowd._asked) == pulse.MOST_TABS and max(map(len, crowd._asked)) == pulse.MOST_CHARACTERS
+
+
 def test_percentiles_are_of_what_was_measured():
     assert tabs.percentiles([5.0]) == {"p50": 5.0, "p95": 5.0, "max": 5.0}
     assert tabs.percentiles(list(range(100, 0, -1))) == {"p50": 51, "p95": 96, "max": 100}
