@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from locales import Translator
+from webui.gradio_compat import take_uploads_part_by_part
 from webui.login import Login
 from webui.login_page import FORM_BYTES, LOGIN, LOGOUT, LoginPage
 from webui.server import is_loopback
@@ -72,6 +74,8 @@ ALWAYS = MappingProxyType(
     }
 )
 
+logger = logging.getLogger(__name__)
+
 
 class Cut(HTTPException, MultiPartException):
     """A body that is not read to its end. As gradio's parser of uploads knows it, it deletes what had come."""
@@ -120,6 +124,7 @@ class Doors:
         self.login = login
         self.pages = frozenset(pages.values())
         self.page = LoginPage(login, t, rules.root, self.pages)
+        take_uploads_part_by_part()
         self._proxied = ProxyHeadersMiddleware(self._open, list(rules.proxies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,8 +165,19 @@ class Doors:
                 await self.page(scope, visit.receive, visit.send)
             except Cut as cut:
                 await visit.refuse(self._say(visit.headers, cut.status_code, cut.detail))
+        elif self.is_upload(visit.local):
+            await self._upload(visit)
         else:
             await self.app(scope, visit.receive, visit.send)
+
+    async def _upload(self, visit: _Visit) -> None:
+        """Pass an upload on. That it cannot be kept, as where a disk is full, is a sentence and no traceback."""
+        try:
+            await self.app(visit.scope, visit.receive, visit.send_unless_broken)
+        except OSError as error:
+            logger.warning("an upload could not be kept: %s", error)
+            sentence = self.t("page.door.kept", reason=error.strerror or str(error))
+            await visit.refuse(self._say(visit.headers, HTTPStatus.INSUFFICIENT_STORAGE, sentence))
 
     def _refusal(self, scope: Scope, headers: Headers, local: str) -> Response | None:
         """The answer to what may not come in, or has to come in elsewhere."""
@@ -218,7 +234,10 @@ class Doors:
             return 0
         if local == LOGIN:
             return FORM_BYTES
-        return self.rules.upload_bytes + FRAME_BYTES if self.inner(local).rstrip("/") == UPLOAD else BODY_BYTES
+        return self.rules.upload_bytes + FRAME_BYTES if self.is_upload(local) else BODY_BYTES
+
+    def is_upload(self, local: str) -> bool:
+        return self.inner(local).rstrip("/") == UPLOAD
 
     def too_large(self, most: int) -> str:
         if most < self.rules.upload_bytes:
@@ -290,6 +309,12 @@ class _Visit:
                 headers["connection"] = "close"
             message = {**message, "headers": headers.raw}
         await self._send(message)
+
+    async def send_unless_broken(self, message: Message) -> None:
+        """Send, but leave what is said of an error inside to who is told of the error itself."""
+        if self._begun or message.get("status") != HTTPStatus.INTERNAL_SERVER_ERROR:
+            if message["type"] == "http.response.start" or self._begun:
+                await self.send(message)
 
     async def refuse(self, response: Response) -> None:
         """Answer without the body; what comes of it for a while is thrown away, for many clients send all before they read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
 import time
@@ -57,6 +58,11 @@ async def broken(request: Request) -> Response:
     raise RuntimeError("of no use")
 
 
+async def full(request: Request) -> Response:
+    await request.body()
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 async def reflecting(request: Request) -> Response:
     """As gradio's middleware does: whoever asks may read."""
     return PlainTextResponse("x", headers={"Access-Control-Allow-Origin": request.headers.get("origin", "*")})
@@ -68,6 +74,8 @@ def small_app() -> Starlette:
         Route("/told", told),
         Route("/length", length, methods=["POST", "PUT", "DELETE"]),
         Route("/gradio_api/upload", length, methods=["POST"]),
+        Route("/f1/gradio_api/upload", ignoring, methods=["POST"]),
+        Route("/oneframe/gradio_api/upload", full, methods=["POST"]),
         Route("/ignoring", ignoring, methods=["GET", "POST"]),
         Route("/ticking", ticking),
         Route("/large", large),

@@ -276,9 +276,22 @@ def test_gradio_forgets_an_upload_that_is_given_up(serve, monkeypatch: pytest.Mo
     assert upload(110_000).startswith(b"HTTP/1.1 413")
     assert upload(60_000, 60_000).startswith(b"HTTP/1.1 413")
     upload(50_000, end=False)
+    fields = b'--b\r\nContent-Disposition: form-data; name="k"\r\n\r\nx\r\n--b--\r\n'
+    kept_in_memory = urllib.request.Request(
+        site.url + "/gradio_api/upload", fields, {"Content-Type": "multipart/form-data; boundary=b"}
+    )
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(kept_in_memory)
     # The next answer comes after what became of the last one.
     urllib.request.urlopen(site.url + "/config").read()
     assert len(files()) == 1
+
+
+def test_an_upload_that_cannot_be_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk was "Internal Server Error" and 58 lines of the log for each upload."""
+    got = client().post("/oneframe/gradio_api/upload", content=b"x" * 1000)
+    assert got.status_code == 507 and "No space left" in got.json()["error"] and "content-security-policy" in got.headers
+    assert [record.exc_info for record in caplog.records if record.levelname != "INFO"] == [None]
 
 
 @pytest.mark.parametrize(
