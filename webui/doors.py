@@ -24,12 +24,15 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from locales import Translator
 from webui.gradio_compat import take_uploads_part_by_part
+from webui.json_body import Values
 from webui.login import Login
 from webui.login_page import FORM_BYTES, LOGIN, LOGOUT, LoginPage
 from webui.server import is_loopback
 
-# Bytes of a request that is no upload: what a page's form holds, many times over.
-BODY_BYTES = 8 << 20
+# Bytes of a request that is no upload: a page's form with a hundred sections of long Japanese prompts has 1.5 million.
+BODY_BYTES = 2 << 20
+# Bytes of such requests at once.
+HELD_BYTES = 32 << 20
 # What an upload's own lines add to its files.
 FRAME_BYTES = 1 << 20
 # Seconds that are waited for a body, and bytes a second that must come beyond them; of waiting alone, not of our own work.
@@ -124,6 +127,8 @@ class Doors:
         self.login = login
         self.pages = frozenset(pages.values())
         self.page = LoginPage(login, t, rules.root, self.pages)
+        # Bytes of bodies that are being read or worked at.
+        self.held = 0
         take_uploads_part_by_part()
         self._proxied = ProxyHeadersMiddleware(self._open, list(rules.proxies))
 
@@ -157,6 +162,13 @@ class Doors:
             scope["path"] = root + path
             scope["raw_path"] = root.encode() + scope.get("raw_path", path.encode())
         visit = _Visit(self, scope, receive, send)
+        try:
+            await self._pass(visit)
+        finally:
+            self.held -= visit.held
+
+    async def _pass(self, visit: _Visit) -> None:
+        scope = visit.scope
         refusal = self._refusal(scope, visit.headers, visit.local)
         if refusal is not None:
             await visit.refuse(refusal)
@@ -260,6 +272,9 @@ class _Visit:
         self.headers = Headers(scope=scope)
         self.local = scope["path"][len(doors.rules.root) :] or "/"
         self.most = doors.most(scope["method"], self.local)
+        # Of what is no upload, each byte is in memory until the answer is complete.
+        self.values = None if doors.is_upload(self.local) else Values()
+        self.held = 0
         self._all_read = int(self.headers.get("content-length", 0)) == 0 and "transfer-encoding" not in self.headers
         self._bytes, self._waited, self._begun = 0, 0.0, False
 
@@ -286,8 +301,18 @@ class _Visit:
         self._bytes += len(message.get("body", b""))
         if self._bytes > self.most:
             raise Cut(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.doors.too_large(self.most))
+        if self.values:
+            self._hold(message.get("body", b""))
         self._all_read = not message.get("more_body", False)
         return message
+
+    def _hold(self, body: bytes) -> None:
+        if self.values.are_too_many(body):
+            raise Cut(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.doors.t("page.door.body"))
+        self.held += len(body)
+        self.doors.held += len(body)
+        if self.doors.held > HELD_BYTES:
+            raise Cut(HTTPStatus.SERVICE_UNAVAILABLE, self.doors.t("page.door.busy"))
 
     async def _rest(self) -> Message:
         """What comes of a body that the application had no need of for its answer; too much is as good as nothing."""

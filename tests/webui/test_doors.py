@@ -201,6 +201,31 @@ def test_bodies_have_an_end(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> N
     assert status("/login", 16_384) == 401 and status("/login", 16_385) == 413
 
 
+def test_bodies_in_memory_have_an_end_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each was small enough, and many at once filled the memory. What has been answered counts no more."""
+    monkeypatch.setattr(module, "HELD_BYTES", 2500)
+    with served(doors()) as port:
+        held = [connect(port, head("/length", "POST", content_length=1001, connection="close") + b"x" * 1000) for _ in range(2)]
+        time.sleep(0.3)
+        third = connect(port, head("/length", "POST", content_length=1000) + b"x" * 1000)
+        assert b" 503 " in third.recv(1000).split(b"\r\n")[0]
+        third.close()
+        for connection in held:
+            connection.sendall(b"x")
+            assert answer(connection).endswith(b"1001")
+        for _ in range(3):
+            assert b" 200 " in answer(
+                connect(port, head("/length", "POST", content_length=2000, connection="close") + b"x" * 2000)
+            )
+
+
+def test_a_body_of_too_many_values() -> None:
+    """It is as good as too large; an upload is not looked into."""
+    visitor = client()
+    assert visitor.post("/length", content=b"[" + b"[]," * 60_000 + b"1]").status_code == 413
+    assert visitor.post("/gradio_api/upload", content=b"[" * 1000).status_code == 200
+
+
 def test_a_refused_body_is_not_waited_for() -> None:
     """The answer to 200 MB without a login comes before them, and also who reads only after sending gets it."""
     login = Login({"me": "secret"})
