@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# Signs outside of strings (brackets, commas, quotes that begin one), of which each value has one to three, and levels of one body. The largest
-# form, with a hundred sections, has some thousand signs.
+# Signs outside of strings: brackets, commas, and quotes that begin one. Each value has one to three of them, and the largest
+# form, with a hundred sections, some thousand. And levels of one body.
 SIGNS, LEVELS = 100_000, 64
 
 STRUCTURE = re.compile(rb'["\[\]{},]')
