@@ -45,9 +45,10 @@ HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?:
 SAID_BY_PROXIES = re.compile(rb"forwarded|x-forwarded-.*|x-real-ip|x-gradio-server")
 UPLOAD = "/gradio_api/upload"
 FILE = re.compile(r"/gradio_api/file[=/]")
-# Routes of gradio 6.31 that no page here uses: they fetch from elsewhere, write files, or tell of others' sessions.
+# Routes of gradio 6.31 that no page here uses: they fetch from elsewhere, write files, tell of others' sessions, or are streams
+# without an end. No event of ours waits in gradio's queue.
 CLOSED = re.compile(
-    r"/monitoring\b|/gradio_api/(?:proxy=|stream|vibe-|undo-vibe|process_recording|custom_component|component_server|dev/|deep_link|"
+    r"/monitoring\b|/gradio_api/(?:heartbeat|queue/|call/|proxy=|stream|vibe-|undo-vibe|process_recording|custom_component|component_server|dev/|deep_link|"
     r"runs\b|run-history|profiling|file[=/][A-Za-z][A-Za-z0-9+.-]+:)"
 )
 # What is shown in the browser by itself; anything else of the user's is saved, and never runs as a page of ours.
@@ -199,7 +200,7 @@ class Doors:
             return self._say(headers, HTTPStatus.FORBIDDEN, self.t("page.door.host", host=host))
         if not local.startswith("/"):
             return self._say(headers, HTTPStatus.BAD_REQUEST, self.t("page.door.path"))
-        if not self._is_own(scope, headers, local):
+        if not self._is_own(scope, headers):
             return self._say(headers, HTTPStatus.FORBIDDEN, self.t("page.door.origin"))
         if self.login and local != LOGIN and self.page.user(headers, scope) is None:
             if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
@@ -213,7 +214,7 @@ class Doors:
             return self._say(headers, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.too_large(most))
         return None
 
-    def _is_own(self, scope: Scope, headers: Headers, local: str) -> bool:
+    def _is_own(self, scope: Scope, headers: Headers) -> bool:
         """Whether no other site's page has the browser ask this.
 
         Of another's pages only links count, which show a page or a file and change nothing. What is no browser says neither.
@@ -224,7 +225,7 @@ class Doors:
         if site in ("same-origin", "none"):
             return True
         link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
-        return link and scope["method"] == "GET" and local != LOGOUT
+        return link and scope["method"] == "GET"
 
     def _is_origin(self, origin: str, scope: Scope, headers: Headers) -> bool:
         place = _place(origin)
