@@ -39,6 +39,8 @@ FRAME_BYTES = 1 << 20
 BODY_SECONDS, BODY_RATE = 30.0, 2048
 # Seconds that the rest of a refused body is taken without a look at it, so that the answer is read before the connection ends.
 DRAIN_SECONDS = 2.0
+# And of an upload that is too large, of who was let in, as long as it comes.
+LARGE_DRAIN_SECONDS = 30.0
 
 HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?")
 # Said of a request by whoever passed it on. Gradio believes them all.
@@ -51,6 +53,11 @@ CLOSED = re.compile(
     r"/monitoring\b|/gradio_api/(?:heartbeat|queue/|call/|proxy=|stream|vibe-|undo-vibe|process_recording|custom_component|component_server|dev/|deep_link|"
     r"runs\b|run-history|profiling|file[=/][A-Za-z][A-Za-z0-9+.-]+:)"
 )
+# A browser asks for it without its cookies. There is nothing to install, and nothing in it that is not on the login's page.
+MANIFEST = "/manifest.json"
+# The ranges that players and downloads ask for. Of several at once, or of other signs, gradio 6.31 makes an error; whoever asks
+# for such gets the whole, as the standard allows.
+RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-[0-9]{1,18})")
 # What is shown in the browser by itself; anything else of the user's is saved, and never runs as a page of ours.
 SHOWN = re.compile(r"(?:image|video|audio)/(?!svg)[a-z0-9.+-]+")
 # What an answer with a file may say beside that. Gradio's answer to a range repeats the request's headers, cookies included.
@@ -73,10 +80,11 @@ ALWAYS = MappingProxyType(
         "x-content-type-options": "nosniff",
         "x-frame-options": "DENY",
         "referrer-policy": "same-origin",
-        "cross-origin-opener-policy": "same-origin",
         "cross-origin-resource-policy": "same-origin",
     }
 )
+# Elsewhere browsers take no notice of it, and say so in the console.
+WHERE_TRUSTED = MappingProxyType({"cross-origin-opener-policy": "same-origin"})
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +178,8 @@ class Doors:
 
     async def _pass(self, visit: _Visit) -> None:
         scope = visit.scope
+        if "range" in visit.headers and not _is_range(", ".join(visit.headers.getlist("range"))):
+            scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"range"]
         refusal = self._refusal(scope, visit.headers, visit.local)
         if refusal is not None:
             await visit.refuse(refusal)
@@ -202,6 +212,8 @@ class Doors:
             return self._say(headers, HTTPStatus.BAD_REQUEST, self.t("page.door.path"))
         if not self._is_own(scope, headers):
             return self._say(headers, HTTPStatus.FORBIDDEN, self.t("page.door.origin"))
+        if local == MANIFEST and scope["method"] == "GET":
+            return JSONResponse({"name": "FramePack-eichi", "display": "browser"}, media_type="application/manifest+json")
         if self.login and local != LOGIN and self.page.user(headers, scope) is None:
             if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
                 return RedirectResponse(f"{self.rules.root}{LOGIN}?next={quote(local)}", HTTPStatus.SEE_OTHER)
@@ -219,8 +231,8 @@ class Doors:
 
         Of another's pages only links count, which show a page or a file and change nothing. What is no browser says neither.
         """
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        if origin is not None and not self._is_origin(origin, scope, headers):
+        origins, site = headers.getlist("origin"), headers.get("sec-fetch-site", "none")
+        if len(origins) > 1 or not all(self._is_origin(origin, scope, headers) for origin in origins):
             return False
         if site in ("same-origin", "none"):
             return True
@@ -328,13 +340,18 @@ class _Visit:
             if FILE.match(self.doors.inner(self.local)):
                 headers = _as_file(headers)
             headers.setdefault("content-security-policy", PAGE_POLICY)
-            for name, value in ALWAYS.items():
+            for name, value in (ALWAYS | WHERE_TRUSTED if self._is_trusted() else ALWAYS).items():
                 headers[name] = value
             if not self._all_read:
                 # Else the rest of the body keeps the connection for as long as it comes.
                 headers["connection"] = "close"
             message = {**message, "headers": headers.raw}
         await self._send(message)
+
+    def _is_trusted(self) -> bool:
+        """Whether browsers take what is sent for unchanged: nobody is between them and us who could read it."""
+        host = HOST.fullmatch(self.headers.get("host", ""))
+        return self.scope["scheme"] == "https" or (host is not None and is_loopback(host["six"] or host["name"].lower()))
 
     async def send_unless_broken(self, message: Message) -> None:
         """Send, but leave what is said of an error inside to who is told of the error itself."""
@@ -350,16 +367,18 @@ class _Visit:
         body = b"" if self.scope["method"] == "HEAD" else response.body
         await self._send({"type": "http.response.body", "body": body, "more_body": unread})
         if unread:
+            large = response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and self.doors.is_upload(self.local)
             try:
-                await asyncio.wait_for(self._drain(), DRAIN_SECONDS)
+                await asyncio.wait_for(self._drain(), LARGE_DRAIN_SECONDS if large else DRAIN_SECONDS)
             except asyncio.TimeoutError:
                 pass
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _drain(self) -> None:
+        """Take what comes, until there is no more, or nothing for a while. Raises TimeoutError."""
         more = True
         while more:
-            message = await self._receive()
+            message = await asyncio.wait_for(self._receive(), DRAIN_SECONDS)
             more = message["type"] == "http.request" and message.get("more_body", False)
 
 
@@ -370,6 +389,12 @@ def _place(origin: str) -> tuple[str | None, int | None]:
         return parts.hostname, None if parts.port in (80, 443) else parts.port
     except ValueError:
         return None, 0
+
+
+def _is_range(bounds: str) -> bool:
+    """Whether it is a single range, and no end of it comes before its beginning."""
+    found = RANGE.fullmatch(bounds)
+    return found is not None and not (found[2] and int(found[2]) < int(found[1]))
 
 
 def _is_cors(name: bytes) -> bool:
