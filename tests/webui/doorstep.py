@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from locales import Translator
 from webui.app import PAGES
@@ -22,6 +23,7 @@ from webui.doors import Doors, Rules
 from webui.login import Login
 from webui.server import MOST, Gate, Patience, Server, listen
 
+HERE = "http://127.0.0.1:7861"
 PLACES = {name: path + "/" for name, (path, _) in PAGES.items()} | {"reverse": "/"}
 
 
@@ -87,6 +89,10 @@ def small_app() -> Starlette:
 
 def doors(login: Login | None = None, language: str = "en", **rules: Any) -> Doors:
     return Doors(small_app(), Rules(**rules), Translator(language), login, PLACES)
+
+
+def client(base: str = HERE, peer: str = "127.0.0.1", login: Login | None = None, **rules) -> TestClient:
+    return TestClient(doors(login, **rules), base, client=(peer, 50000), raise_server_exceptions=False)
 
 
 @contextmanager
