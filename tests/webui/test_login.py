@@ -304,7 +304,6 @@ def test_leaving(visitor: TestClient) -> None:
     give(visitor)
     token = next(cookie.value for cookie in visitor.cookies.jar if "session" in cookie.name)
     assert visitor.post("/logout", headers={"origin": "http://evil.example"}).status_code == 403
-    # A link to it, as another site's page may have: over plain HTTP browsers do not say where it stands.
     assert visitor.get("/logout", follow_redirects=False).headers["location"] == "/"
     assert visitor.get("/told").status_code == 200
     assert visitor.post("/logout", follow_redirects=False).headers["location"] == "/login"
