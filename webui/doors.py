@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,29 +23,41 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from locales import Translator
+from webui.gradio_compat import take_uploads_part_by_part
+from webui.json_body import Values
 from webui.login import Login
 from webui.login_page import FORM_BYTES, LOGIN, LOGOUT, LoginPage
 from webui.server import is_loopback
 
-# Bytes of a request that is no upload: what a page's form holds, many times over.
-BODY_BYTES = 8 << 20
+# Bytes of a request that is no upload: a page's form with a hundred sections of long Japanese prompts has 1.5 million.
+BODY_BYTES = 2 << 20
+# Bytes of such requests at once.
+HELD_BYTES = 32 << 20
 # What an upload's own lines add to its files.
 FRAME_BYTES = 1 << 20
 # Seconds that are waited for a body, and bytes a second that must come beyond them; of waiting alone, not of our own work.
 BODY_SECONDS, BODY_RATE = 30.0, 2048
 # Seconds that the rest of a refused body is taken without a look at it, so that the answer is read before the connection ends.
 DRAIN_SECONDS = 2.0
+# And of an upload that is too large, of who was let in, as long as it comes.
+LARGE_DRAIN_SECONDS = 30.0
 
 HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?")
 # Said of a request by whoever passed it on. Gradio believes them all.
 SAID_BY_PROXIES = re.compile(rb"forwarded|x-forwarded-.*|x-real-ip|x-gradio-server")
 UPLOAD = "/gradio_api/upload"
 FILE = re.compile(r"/gradio_api/file[=/]")
-# Routes of gradio 6.31 that no page here uses: they fetch from elsewhere, write files, or tell of others' sessions.
+# Routes of gradio 6.31 that no page here uses: they fetch from elsewhere, write files, tell of others' sessions, or are streams
+# without an end. No event of ours waits in gradio's queue.
 CLOSED = re.compile(
-    r"/monitoring\b|/gradio_api/(?:proxy=|stream|vibe-|undo-vibe|process_recording|custom_component|component_server|dev/|deep_link|"
+    r"/monitoring\b|/gradio_api/(?:heartbeat|queue/|call/|proxy=|stream|vibe-|undo-vibe|process_recording|custom_component|component_server|dev/|deep_link|"
     r"runs\b|run-history|profiling|file[=/][A-Za-z][A-Za-z0-9+.-]+:)"
 )
+# A browser asks for it without its cookies. There is nothing to install, and nothing in it that is not on the login's page.
+MANIFEST = "/manifest.json"
+# The ranges that players and downloads ask for. Of several at once, or of other signs, gradio 6.31 makes an error; whoever asks
+# for such gets the whole, as the standard allows.
+RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-[0-9]{1,18})")
 # What is shown in the browser by itself; anything else of the user's is saved, and never runs as a page of ours.
 SHOWN = re.compile(r"(?:image|video|audio)/(?!svg)[a-z0-9.+-]+")
 # What an answer with a file may say beside that. Gradio's answer to a range repeats the request's headers, cookies included.
@@ -67,10 +80,13 @@ ALWAYS = MappingProxyType(
         "x-content-type-options": "nosniff",
         "x-frame-options": "DENY",
         "referrer-policy": "same-origin",
-        "cross-origin-opener-policy": "same-origin",
         "cross-origin-resource-policy": "same-origin",
     }
 )
+# Elsewhere browsers take no notice of it, and say so in the console.
+WHERE_TRUSTED = MappingProxyType({"cross-origin-opener-policy": "same-origin"})
+
+logger = logging.getLogger(__name__)
 
 
 class Cut(HTTPException, MultiPartException):
@@ -120,6 +136,9 @@ class Doors:
         self.login = login
         self.pages = frozenset(pages.values())
         self.page = LoginPage(login, t, rules.root, self.pages)
+        # Bytes of bodies that are being read or worked at.
+        self.held = 0
+        take_uploads_part_by_part()
         self._proxied = ProxyHeadersMiddleware(self._open, list(rules.proxies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,6 +171,15 @@ class Doors:
             scope["path"] = root + path
             scope["raw_path"] = root.encode() + scope.get("raw_path", path.encode())
         visit = _Visit(self, scope, receive, send)
+        try:
+            await self._pass(visit)
+        finally:
+            self.held -= visit.held
+
+    async def _pass(self, visit: _Visit) -> None:
+        scope = visit.scope
+        if "range" in visit.headers and not _is_range(", ".join(visit.headers.getlist("range"))):
+            scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"range"]
         refusal = self._refusal(scope, visit.headers, visit.local)
         if refusal is not None:
             await visit.refuse(refusal)
@@ -160,8 +188,19 @@ class Doors:
                 await self.page(scope, visit.receive, visit.send)
             except Cut as cut:
                 await visit.refuse(self._say(visit.headers, cut.status_code, cut.detail))
+        elif self.is_upload(visit.local):
+            await self._upload(visit)
         else:
             await self.app(scope, visit.receive, visit.send)
+
+    async def _upload(self, visit: _Visit) -> None:
+        """Pass an upload on. That it cannot be kept, as where a disk is full, is a sentence and no traceback."""
+        try:
+            await self.app(visit.scope, visit.receive, visit.send_unless_broken)
+        except OSError as error:
+            logger.warning("an upload could not be kept: %s", error)
+            sentence = self.t("page.door.kept", reason=error.strerror or str(error))
+            await visit.refuse(self._say(visit.headers, HTTPStatus.INSUFFICIENT_STORAGE, sentence))
 
     def _refusal(self, scope: Scope, headers: Headers, local: str) -> Response | None:
         """The answer to what may not come in, or has to come in elsewhere."""
@@ -171,8 +210,10 @@ class Doors:
             return self._say(headers, HTTPStatus.FORBIDDEN, self.t("page.door.host", host=host))
         if not local.startswith("/"):
             return self._say(headers, HTTPStatus.BAD_REQUEST, self.t("page.door.path"))
-        if not self._is_own(scope, headers, local):
+        if not self._is_own(scope, headers):
             return self._say(headers, HTTPStatus.FORBIDDEN, self.t("page.door.origin"))
+        if local == MANIFEST and scope["method"] == "GET":
+            return JSONResponse({"name": "FramePack-eichi", "display": "browser"}, media_type="application/manifest+json")
         if self.login and local != LOGIN and self.page.user(headers, scope) is None:
             if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
                 return RedirectResponse(f"{self.rules.root}{LOGIN}?next={quote(local)}", HTTPStatus.SEE_OTHER)
@@ -185,18 +226,18 @@ class Doors:
             return self._say(headers, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.too_large(most))
         return None
 
-    def _is_own(self, scope: Scope, headers: Headers, local: str) -> bool:
+    def _is_own(self, scope: Scope, headers: Headers) -> bool:
         """Whether no other site's page has the browser ask this.
 
         Of another's pages only links count, which show a page or a file and change nothing. What is no browser says neither.
         """
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        if origin is not None and not self._is_origin(origin, scope, headers):
+        origins, site = headers.getlist("origin"), headers.get("sec-fetch-site", "none")
+        if len(origins) > 1 or not all(self._is_origin(origin, scope, headers) for origin in origins):
             return False
         if site in ("same-origin", "none"):
             return True
         link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
-        return link and scope["method"] == "GET" and local != LOGOUT
+        return link and scope["method"] == "GET"
 
     def _is_origin(self, origin: str, scope: Scope, headers: Headers) -> bool:
         place = _place(origin)
@@ -218,7 +259,10 @@ class Doors:
             return 0
         if local == LOGIN:
             return FORM_BYTES
-        return self.rules.upload_bytes + FRAME_BYTES if self.inner(local).rstrip("/") == UPLOAD else BODY_BYTES
+        return self.rules.upload_bytes + FRAME_BYTES if self.is_upload(local) else BODY_BYTES
+
+    def is_upload(self, local: str) -> bool:
+        return self.inner(local).rstrip("/") == UPLOAD
 
     def too_large(self, most: int) -> str:
         if most < self.rules.upload_bytes:
@@ -241,6 +285,9 @@ class _Visit:
         self.headers = Headers(scope=scope)
         self.local = scope["path"][len(doors.rules.root) :] or "/"
         self.most = doors.most(scope["method"], self.local)
+        # Of what is no upload, each byte is in memory until the answer is complete.
+        self.values = None if doors.is_upload(self.local) else Values()
+        self.held = 0
         self._all_read = int(self.headers.get("content-length", 0)) == 0 and "transfer-encoding" not in self.headers
         self._bytes, self._waited, self._begun = 0, 0.0, False
 
@@ -267,8 +314,18 @@ class _Visit:
         self._bytes += len(message.get("body", b""))
         if self._bytes > self.most:
             raise Cut(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.doors.too_large(self.most))
+        if self.values:
+            self._hold(message.get("body", b""))
         self._all_read = not message.get("more_body", False)
         return message
+
+    def _hold(self, body: bytes) -> None:
+        if self.values.are_too_many(body):
+            raise Cut(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.doors.t("page.door.body"))
+        self.held += len(body)
+        self.doors.held += len(body)
+        if self.doors.held > HELD_BYTES:
+            raise Cut(HTTPStatus.SERVICE_UNAVAILABLE, self.doors.t("page.door.busy"))
 
     async def _rest(self) -> Message:
         """What comes of a body that the application had no need of for its answer; too much is as good as nothing."""
@@ -283,13 +340,24 @@ class _Visit:
             if FILE.match(self.doors.inner(self.local)):
                 headers = _as_file(headers)
             headers.setdefault("content-security-policy", PAGE_POLICY)
-            for name, value in ALWAYS.items():
+            for name, value in (ALWAYS | WHERE_TRUSTED if self._is_trusted() else ALWAYS).items():
                 headers[name] = value
             if not self._all_read:
                 # Else the rest of the body keeps the connection for as long as it comes.
                 headers["connection"] = "close"
             message = {**message, "headers": headers.raw}
         await self._send(message)
+
+    def _is_trusted(self) -> bool:
+        """Whether browsers take what is sent for unchanged: nobody is between them and us who could read it."""
+        host = HOST.fullmatch(self.headers.get("host", ""))
+        return self.scope["scheme"] == "https" or (host is not None and is_loopback(host["six"] or host["name"].lower()))
+
+    async def send_unless_broken(self, message: Message) -> None:
+        """Send, but leave what is said of an error inside to who is told of the error itself."""
+        if self._begun or message.get("status") != HTTPStatus.INTERNAL_SERVER_ERROR:
+            if message["type"] == "http.response.start" or self._begun:
+                await self.send(message)
 
     async def refuse(self, response: Response) -> None:
         """Answer without the body; what comes of it for a while is thrown away, for many clients send all before they read."""
@@ -299,16 +367,18 @@ class _Visit:
         body = b"" if self.scope["method"] == "HEAD" else response.body
         await self._send({"type": "http.response.body", "body": body, "more_body": unread})
         if unread:
+            large = response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and self.doors.is_upload(self.local)
             try:
-                await asyncio.wait_for(self._drain(), DRAIN_SECONDS)
+                await asyncio.wait_for(self._drain(), LARGE_DRAIN_SECONDS if large else DRAIN_SECONDS)
             except asyncio.TimeoutError:
                 pass
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _drain(self) -> None:
+        """Take what comes, until there is no more, or nothing for a while. Raises TimeoutError."""
         more = True
         while more:
-            message = await self._receive()
+            message = await asyncio.wait_for(self._receive(), DRAIN_SECONDS)
             more = message["type"] == "http.request" and message.get("more_body", False)
 
 
@@ -319,6 +389,12 @@ def _place(origin: str) -> tuple[str | None, int | None]:
         return parts.hostname, None if parts.port in (80, 443) else parts.port
     except ValueError:
         return None, 0
+
+
+def _is_range(bounds: str) -> bool:
+    """Whether it is a single range, and no end of it comes before its beginning."""
+    found = RANGE.fullmatch(bounds)
+    return found is not None and not (found[2] and int(found[2]) < int(found[1]))
 
 
 def _is_cors(name: bytes) -> bool:

@@ -27,8 +27,9 @@ from eichi_utils.safe_reading import UnsafeError, read_text
 COST = MappingProxyType({"n": 2**15, "r": 8, "p": 1})
 MEMORY = 64 << 20
 HASHED = "scrypt:"
-# Passwords that are tried at once, and that wait for it.
-AT_ONCE, WAITING = 2, 16
+# Passwords that are tried at once, and that wait for it. Browsers that were let in before have as many of their own to wait,
+# and are tried one at a time.
+AT_ONCE, KNOWN_AT_ONCE, WAITING = 2, 1, 16
 # Longer ones are wrong; nobody types them, and hashing them takes time.
 LONGEST = 1024
 # Of a file of names and passwords.
@@ -176,19 +177,21 @@ class Login:
     clock: Callable[[], float] = time.monotonic
     _sessions: OrderedDict[str, Session] = field(default_factory=OrderedDict)
     _known: OrderedDict[str, str] = field(default_factory=OrderedDict)
-    _busy: int = 0
 
     def __post_init__(self) -> None:
         self.accounts = {user: kept if kept.startswith(HASHED) else hashed(kept) for user, kept in self.accounts.items()}
         # What an unknown name's password is compared with, so that it takes as long.
         self._nobody = hashed(secrets.token_urlsafe())
         self._throttle = Throttle(self.clock)
-        self._places = asyncio.Semaphore(AT_ONCE)
+        # By whether the browser is recognised.
+        self._busy = {False: 0, True: 0}
+        self._places = {False: asyncio.Semaphore(AT_ONCE), True: asyncio.Semaphore(KNOWN_AT_ONCE)}
 
     async def enter(self, user: str, password: str, address: str, known: str = "") -> Answer:
         """Look at a name and a password. known: what the browser was given with an earlier session.
 
-        A browser that was let in before is slowed by its own mistakes only: nobody else can lock its owner out.
+        A browser that was let in before is slowed by its own mistakes only, and waits in a line of such: nobody else can
+        lock its owner out.
         """
         recognised = user in self.accounts and self._known.get(_digest(known)) == user
         who = f"browser {_digest(known)}" if recognised else f"address {network(address)}"
@@ -196,7 +199,7 @@ class Login:
         wait = self._throttle.wait(who)
         # At a name others may be guessing: its turn is waited for here, as long as the line is short.
         pause = self._throttle.wait(name)
-        if self._busy >= WAITING or pause > LONGEST_LINE:
+        if self._busy[recognised] >= WAITING or pause > LONGEST_LINE:
             wait = max(wait, pause - LONGEST_LINE, 1.0)
         if wait:
             logger.warning("login refused for a while: name %s from %s", _shown(user), _shown(address))
@@ -204,13 +207,13 @@ class Login:
         self._throttle.count(who, ADDRESS_WAITS)
         if name:
             self._throttle.count(name, NAME_WAITS)
-        self._busy += 1
+        self._busy[recognised] += 1
         try:
             await asyncio.sleep(pause)
-            async with self._places:
+            async with self._places[recognised]:
                 right = await asyncio.to_thread(self._right, user, password)
         finally:
-            self._busy -= 1
+            self._busy[recognised] -= 1
         if not right:
             logger.warning("login failed: name %s from %s", _shown(user), _shown(address))
             return Answer()

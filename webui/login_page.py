@@ -46,9 +46,11 @@ class LoginPage:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        if self.login is None:
+        leaving = request.url.path == self.root + LOGOUT
+        # Only the button ends a session: a link may stand on anybody's page.
+        if self.login is None or (leaving and request.method != "POST"):
             response: Response = RedirectResponse(f"{self.root}/", HTTPStatus.SEE_OTHER)
-        elif request.url.path == self.root + LOGOUT:
+        elif leaving:
             response = self._leave(request)
         elif request.method == "POST":
             response = await self._enter(request)

@@ -24,6 +24,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eichi_utils.console import write
+from webui.login import network
 
 # Ports tried before giving up.
 PORTS_TRIED = 100
@@ -105,28 +106,48 @@ def _opened_again() -> int:
 class Gate:
     """Who may come in: so many connections at all, and half of them from one address; loopback and proxies count as many.
 
-    Used by the event loop's thread alone.
+    One more takes the place of the connection that has been without a request for longest, if there is one. Used by the event
+    loop's thread alone.
     """
 
     def __init__(self, most: int, proxies: tuple[str, ...] = ()):
         self.most = most
         self.proxies = tuple(ipaddress.ip_network(proxy, strict=False) for proxy in proxies)
         self._of: dict[str, int] = {}
+        # In the order in which they began to wait.
+        self._waiting: dict[Connection, str] = {}
         self._refused, self._told = 0, -QUIET
 
     def enter(self, address: str) -> bool:
         """Whether there is room for one more from that address, which then is taken."""
-        own = self._of.get(address, 0)
-        if sum(self._of.values()) >= self.most or (own >= max(LEAST, self.most // 2) and not self._many(address)):
+        of = network(address)
+        crowded = self._of.get(of, 0) >= max(LEAST, self.most // 2) and not self._many(address)
+        if (crowded or sum(self._of.values()) >= self.most) and not self._make_room(of if crowded else None):
             self._tell()
             return False
-        self._of[address] = own + 1
+        self._of[of] = self._of.get(of, 0) + 1
         return True
 
     def leave(self, address: str) -> None:
-        self._of[address] -= 1
-        if not self._of[address]:
-            del self._of[address]
+        of = network(address)
+        self._of[of] -= 1
+        if not self._of[of]:
+            del self._of[of]
+
+    def note(self, connection: Connection, address: str, waits: bool) -> None:
+        """Note whether a connection waits for a request, or has one."""
+        if not waits:
+            self._waiting.pop(connection, None)
+        else:
+            self._waiting.setdefault(connection, network(address))
+
+    def _make_room(self, of: str | None) -> bool:
+        """End the connection that has waited longest, of those from one address or of all. Whether there was one."""
+        found = (connection for connection, whose in self._waiting.items() if of in (None, whose) and connection.is_idle())
+        connection = next(found, None)
+        if connection:
+            connection.give_way()
+        return connection is not None
 
     def _many(self, address: str) -> bool:
         """Whether several users may come from that address."""
@@ -134,7 +155,8 @@ class Gate:
             ip = ipaddress.ip_address(address)
         except ValueError:
             return True
-        return ip.is_loopback or any(ip in network for network in self.proxies)
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        return ip.is_loopback or any(ip in net for net in self.proxies)
 
     def _tell(self) -> None:
         self._refused += 1
@@ -155,6 +177,7 @@ class Connection(H11Protocol):
         self._address: str | None = None
         self._head: asyncio.TimerHandle | None = None
         self._taken: asyncio.TimerHandle | None = None
+        self._left = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         address = str((transport.get_extra_info("peername") or ("",))[0])
@@ -164,12 +187,13 @@ class Connection(H11Protocol):
             return
         self._address = address
         super().connection_made(transport)
+        self.gate.note(self, address, waits=True)
         self._head = self.loop.call_later(self.patience.head, self._cut)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._address is None:
             return
-        self.gate.leave(self._address)
+        self._leave()
         for timer in (self._head, self._taken):
             if timer:
                 timer.cancel()
@@ -185,9 +209,11 @@ class Connection(H11Protocol):
         if self._head and not self._between():
             self._head.cancel()
             self._head = None
+        self._note()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._note()
         self._watch()
 
     def pause_writing(self) -> None:
@@ -200,6 +226,25 @@ class Connection(H11Protocol):
             super().send_400_response(msg)
         else:
             self.transport.abort()
+
+    def is_idle(self) -> bool:
+        """Whether nobody waits for anything here: no request has come, and the last answer is gone."""
+        return self._between() and not self.transport.get_write_buffer_size()
+
+    def give_way(self) -> None:
+        """End, and be counted no more."""
+        self._leave()
+        self.transport.abort()
+
+    def _leave(self) -> None:
+        if not self._left:
+            self._left = True
+            self.gate.note(self, self._address, waits=False)
+            self.gate.leave(self._address)
+
+    def _note(self) -> None:
+        if not self._left:
+            self.gate.note(self, self._address, self._between())
 
     def _between(self) -> bool:
         """Whether no request is being answered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from locales import Translator
 from webui.app import PAGES
@@ -21,6 +23,7 @@ from webui.doors import Doors, Rules
 from webui.login import Login
 from webui.server import MOST, Gate, Patience, Server, listen
 
+HERE = "http://127.0.0.1:7861"
 PLACES = {name: path + "/" for name, (path, _) in PAGES.items()} | {"reverse": "/"}
 
 
@@ -57,6 +60,11 @@ async def broken(request: Request) -> Response:
     raise RuntimeError("of no use")
 
 
+async def full(request: Request) -> Response:
+    await request.body()
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 async def reflecting(request: Request) -> Response:
     """As gradio's middleware does: whoever asks may read."""
     return PlainTextResponse("x", headers={"Access-Control-Allow-Origin": request.headers.get("origin", "*")})
@@ -68,6 +76,8 @@ def small_app() -> Starlette:
         Route("/told", told),
         Route("/length", length, methods=["POST", "PUT", "DELETE"]),
         Route("/gradio_api/upload", length, methods=["POST"]),
+        Route("/f1/gradio_api/upload", ignoring, methods=["POST"]),
+        Route("/oneframe/gradio_api/upload", full, methods=["POST"]),
         Route("/ignoring", ignoring, methods=["GET", "POST"]),
         Route("/ticking", ticking),
         Route("/large", large),
@@ -79,6 +89,10 @@ def small_app() -> Starlette:
 
 def doors(login: Login | None = None, language: str = "en", **rules: Any) -> Doors:
     return Doors(small_app(), Rules(**rules), Translator(language), login, PLACES)
+
+
+def client(base: str = HERE, peer: str = "127.0.0.1", login: Login | None = None, **rules) -> TestClient:
+    return TestClient(doors(login, **rules), base, client=(peer, 50000), raise_server_exceptions=False)
 
 
 @contextmanager

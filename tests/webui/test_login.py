@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from locales import LANGUAGES, Translator
-from tests.webui.doorstep import doors
+from tests.webui.doorstep import HERE, doors
 from webui import login as module
 from webui.app import read_flags
 from webui.login import ADDRESS_WAITS, FREE, Answer, Login, Throttle, account, accounts_of, hashed, main, matches, network
 
-HERE = "http://127.0.0.1:7861"
 PAGE = {"accept": "text/html"}
 
 
@@ -109,6 +109,29 @@ def test_an_attacker_does_not_lock_the_owner_out(clock: Clock, sleeps: list[floa
     # A browser that is known has no more guesses than an address.
     assert sum(not enter(login, "wrong", "10.0.0.9", known=known).wait for _ in range(50)) == FREE
     assert enter(login, "secret", "10.0.0.9", user="you", known=known).token == ""
+
+
+def test_a_full_line_does_not_lock_the_owner_out(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen strangers who waited for a look at their passwords were all that could wait, and known browsers with them."""
+    monkeypatch.setattr(module, "FREE", 100)
+    login = Login({"me": "secret"}, clock)
+    known = enter(login, "secret", "10.0.0.9").known
+    login = Login({"me": "secret"}, clock, _known=login._known)
+
+    async def crowded() -> None:
+        release, real = threading.Event(), login._right
+        # What strangers try takes until the owner is in.
+        monkeypatch.setattr(
+            login, "_right", lambda user, password: (password != "wrong" or release.wait(10)) and real(user, password)
+        )
+        strangers = [asyncio.create_task(login.enter(f"n{n}", "wrong", f"10.1.0.{n}")) for n in range(module.WAITING + 4)]
+        await asyncio.sleep(0.05)
+        assert (await login.enter("me", "secret", "10.1.0.1")).wait
+        assert (await login.enter("me", "secret", "10.1.0.1", known)).token
+        release.set()
+        await asyncio.gather(*strangers)
+
+    asyncio.run(crowded())
 
 
 def test_many_addresses_share_a_name(clock: Clock, sleeps: list[float]) -> None:
@@ -277,9 +300,11 @@ def test_cookies_are_the_servers_alone(visitor: TestClient) -> None:
 
 
 def test_leaving(visitor: TestClient) -> None:
+    """By the page's button only: any site's link to /logout ended the session."""
     give(visitor)
     token = next(cookie.value for cookie in visitor.cookies.jar if "session" in cookie.name)
     assert visitor.post("/logout", headers={"origin": "http://evil.example"}).status_code == 403
+    assert visitor.get("/logout", follow_redirects=False).headers["location"] == "/"
     assert visitor.get("/told").status_code == 200
     assert visitor.post("/logout", follow_redirects=False).headers["location"] == "/login"
     name = next(cookie.name for cookie in visitor.cookies.jar if "known" in cookie.name).replace("known", "session")

@@ -105,13 +105,40 @@ def test_more_than_there_is_room_for(caplog: pytest.LogCaptureFixture) -> None:
     """What is too much is told so at once, and is logged once; when others leave, there is room again."""
     with served(doors(), QUICK, most=10) as port, ExitStack() as held:
         for _ in range(10):
-            held.enter_context(connect(port))
+            held.enter_context(connect(port, head("/ticking"))).recv(1000)
         began = time.monotonic()
         refused = [answer(connect(port)) for _ in range(30)]
         assert all(said.startswith(b"HTTP/1.1 503") or said == b"" for said in refused) and time.monotonic() - began < 3
         time.sleep(1)
         assert b" 200 " in answer(connect(port, head(connection="close")))
     assert len([record for record in caplog.records if "refused" in record.getMessage()]) == 1
+
+
+def test_who_asks_nothing_gives_way() -> None:
+    """420 connections with half a head each had everybody else refused until they were cut."""
+    with served(doors(), most=10) as port, ExitStack() as held:
+        working = held.enter_context(connect(port, head("/ticking", connection="close")))
+        working.recv(1000)
+        partly = [held.enter_context(connect(port, b"GET /login HTTP/1.1\r\nx: y")) for _ in range(9)]
+        kept = connect(port, head())
+        got = b""
+        while not got.endswith(b"seen"):
+            got += kept.recv(10_000)
+        assert answer(partly[0]) == b""
+        for _ in range(30):
+            held.enter_context(connect(port, b"GET /login HTTP/1.1\r\n"))
+            assert b" 200 " in answer(connect(port, head(connection="close")))
+        # Who has been answered and asks nothing more waits as well; whose answer goes on does not.
+        assert answer(kept) == b""
+        assert answer(working).endswith(b"0\r\n\r\n")
+
+
+def test_a_subscriber_is_one_address() -> None:
+    """Of IPv6 one has 2**64 of them, and each had half of all connections."""
+    gate = Gate(40)
+    assert [gate.enter(f"2001:db8::{number:x}") for number in range(30)].count(True) == 20
+    assert gate.enter("2001:db8:0:1::1") and gate.enter("::ffff:10.0.0.1")
+    assert [gate.enter("::ffff:127.0.0.1") for _ in range(30)].count(True) == 18
 
 
 def test_one_address_takes_half() -> None:

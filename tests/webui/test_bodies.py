@@ -1,0 +1,167 @@
+"""What may come with a request: how much of it, how slowly, and what is left of it where it is refused."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.webui.doorstep import answer, client, connect, doors, head, served
+from webui import doors as module
+from webui.doors import Rules
+from webui.login import Login
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_bodies_have_an_end(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 MB were read into memory whoever sent them, and stayed there. What comes in pieces, without a length, is counted."""
+    monkeypatch.setattr(module, "BODY_BYTES", 1000)
+    monkeypatch.setattr(module, "FRAME_BYTES", 100)
+    visitor = client(upload_bytes=5000)
+
+    def status(path: str, size: int, method: str = "POST") -> int:
+        parts = [b"x" * size]
+        return visitor.request(method, path, content=iter(parts) if chunked else parts[0]).status_code
+
+    assert status("/length", 1000) == 200 and status("/length", 1001) == 413
+    assert status("/gradio_api/upload", 5100) == 200 and status("/gradio_api/upload", 5101) == 413
+    if not chunked:
+        assert status("/ignoring", 1, "GET") == 413
+    visitor = client(login=Login({"me": "secret"}))
+    assert status("/login", 16_384) == 401 and status("/login", 16_385) == 413
+
+
+def test_bodies_in_memory_have_an_end_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each was small enough, and many at once filled the memory. What has been answered counts no more."""
+    monkeypatch.setattr(module, "HELD_BYTES", 2500)
+    with served(doors()) as port:
+        held = [connect(port, head("/length", "POST", content_length=1001, connection="close") + b"x" * 1000) for _ in range(2)]
+        time.sleep(0.3)
+        third = connect(port, head("/length", "POST", content_length=1000) + b"x" * 1000)
+        assert b" 503 " in third.recv(1000).split(b"\r\n")[0]
+        third.close()
+        for connection in held:
+            connection.sendall(b"x")
+            assert answer(connection).endswith(b"1001")
+        for _ in range(3):
+            assert b" 200 " in answer(
+                connect(port, head("/length", "POST", content_length=2000, connection="close") + b"x" * 2000)
+            )
+
+
+def test_a_body_of_too_many_values() -> None:
+    """It is as good as too large; an upload is not looked into."""
+    visitor = client()
+    assert visitor.post("/length", content=b"[" + b"[]," * 60_000 + b"1]").status_code == 413
+    assert visitor.post("/gradio_api/upload", content=b"[" * 1000).status_code == 200
+
+
+def test_a_refused_body_is_not_waited_for() -> None:
+    """The answer to 200 MB without a login comes before them, and also who reads only after sending gets it."""
+    login = Login({"me": "secret"})
+    with served(doors(login)) as port:
+        with connect(port, head("/gradio_api/upload", "POST", content_length=200 << 20)) as first:
+            assert b"401 Unauthorized" in first.recv(1000)
+        patient = connect(port, head("/length", "POST", content_length=8_000_000))
+        for _ in range(8):
+            patient.sendall(b"x" * 1_000_000)
+        assert b"401 Unauthorized" in answer(patient)
+        with connect(port, head("/length", "POST", content_length=8_000_000, expect="100-continue")) as expecting:
+            assert expecting.recv(1000).startswith(b"HTTP/1.1 401")
+
+
+def test_an_upload_that_is_said_to_be_too_large_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Browsers read the answer after they have sent all; by then the connection had ended, and with it the answer."""
+    monkeypatch.setattr(module, "DRAIN_SECONDS", 0.3)
+    with served(doors(upload_bytes=1000)) as port:
+        patient = connect(port, head("/gradio_api/upload", "POST", content_length=8_000_000))
+        for _ in range(8):
+            patient.sendall(b"x" * 1_000_000)
+            time.sleep(0.1)
+        assert b" 413 " in answer(patient)
+        # Nobody holds a connection by sending nothing.
+        began = time.monotonic()
+        answer(connect(port, head("/gradio_api/upload", "POST", content_length=8_000_000)))
+        assert time.monotonic() - began < 5
+
+
+def test_what_is_left_of_a_body_ends_the_connection() -> None:
+    """An application that answers without reading it left the rest to come, a byte a minute, and the connection with it."""
+    with served(doors()) as port:
+        connection = connect(port, head("/ignoring", "POST", content_length=1000) + b"x")
+        got = answer(connection)
+        assert got.endswith(b"seen") and b"connection: close" in got.lower()
+
+
+def test_a_stream_needs_no_body() -> None:
+    """Proxies send even GET in pieces. A stream waits for its reader's end, which is no body that was given up."""
+    with served(doors()) as port:
+        with connect(port, head("/ticking", transfer_encoding="chunked")) as open_ended:
+            got = b""
+            while got.count(b"\r\ndata: ") < 8:
+                got += open_ended.recv(10_000)
+        assert answer(connect(port, head("/ticking", transfer_encoding="chunked") + b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
+
+
+def test_slow_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that comes a byte now and then is given up; one that is slow but comes is not."""
+    monkeypatch.setattr(module, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(module, "BODY_RATE", 5000)
+    with served(doors()) as port:
+        slow = connect(port, head("/length", "POST", content_length=1000) + b"x")
+        steady = connect(port, head("/length", "POST", content_length=10_000, connection="close"))
+        for _ in range(10):
+            time.sleep(0.1)
+            steady.sendall(b"x" * 1000)
+        assert answer(steady).endswith(b"10000")
+        assert b" 408 " in answer(slow)
+
+
+def test_gradio_forgets_an_upload_that_is_given_up(serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It knows its own errors only: of an upload that ended early, or grew too large in pieces, a file stayed for ever."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    site = serve(rules=Rules(upload_bytes=100_000))
+    port = int(site.url.rpartition(":")[2])
+    monkeypatch.setattr(module, "FRAME_BYTES", 0)
+
+    def upload(*sizes: int, end: bool = True) -> bytes:
+        kind = "multipart/form-data; boundary=b"
+        parts = [
+            f'--b\r\nContent-Disposition: form-data; name="files"; filename="{number}.png"\r\n\r\n'.encode() + bytes(size)
+            for number, size in enumerate(sizes)
+        ]
+        first = head("/gradio_api/upload", "POST", content_type=kind, transfer_encoding="chunked")
+        with connect(port, first) as connection:
+            for part in (b"\r\n".join(parts), b"\r\n--b--\r\n"):
+                connection.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+            if end:
+                connection.sendall(b"0\r\n\r\n")
+                return connection.recv(10_000)
+            return b""
+
+    def files() -> list[Path]:
+        return [path for path in (tmp_path / "gradio").rglob("*") if path.is_file()]
+
+    assert upload(90_000).startswith(b"HTTP/1.1 200") and len(files()) == 1
+    assert upload(110_000).startswith(b"HTTP/1.1 413")
+    assert upload(60_000, 60_000).startswith(b"HTTP/1.1 413")
+    upload(50_000, end=False)
+    fields = b'--b\r\nContent-Disposition: form-data; name="k"\r\n\r\nx\r\n--b--\r\n'
+    kept_in_memory = urllib.request.Request(
+        site.url + "/gradio_api/upload", fields, {"Content-Type": "multipart/form-data; boundary=b"}
+    )
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(kept_in_memory)
+    # The next answer comes after what became of the last one.
+    urllib.request.urlopen(site.url + "/config").read()
+    assert len(files()) == 1
+
+
+def test_an_upload_that_cannot_be_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk was "Internal Server Error" and 58 lines of the log for each upload."""
+    got = client().post("/oneframe/gradio_api/upload", content=b"x" * 1000)
+    assert got.status_code == 507 and "No space left" in got.json()["error"] and "content-security-policy" in got.headers
+    assert [record.exc_info for record in caplog.records if record.levelname != "INFO"] == [None]
