@@ -31,12 +31,12 @@ def directory(at: int, *entries: tuple[int, int, int, int]) -> bytes:
     return struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *one) for one in entries) + bytes(4)
 
 
-def bomb(orientation: int = 6) -> bytes:
-    """EXIF of a picture that lies on its side, whose Exif group holds a comment beside the bomb."""
+def bomb(tag: int = 0x0112) -> bytes:
+    """EXIF of a picture that lies on its side, if the first tag says so, whose Exif group holds a comment beside the bomb."""
     many = [(30000 + number, 1, BYTES, 8) for number in range(TAGS)]
     group = 8 + 2 + 12 * (TAGS + 2) + 4
     comment = group + 2 + 12 + 4
-    first = directory(8, (0x0112, 3, 1, orientation), *many, (0x8769, 4, 1, group))
+    first = directory(8, (tag, 3, 1, 6), *many, (0x8769, 4, 1, group))
     exif = b"II*\0\x08\0\0\0" + first + directory(group, (0x9286, 7, len(COMMENT), comment)) + COMMENT
     # The pointer to the group stands among the first hundreds, as in files of cameras.
     return exif[:22] + exif[22 + 12 * TAGS : 22 + 12 * TAGS + 12] + exif[22 : 22 + 12 * TAGS] + exif[22 + 12 * TAGS + 12 :]
@@ -63,10 +63,10 @@ def with_bomb(form: str) -> bytes:
         plain = stream.getvalue()
         return plain[:33] + struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) + plain[33:]
     if form == "HEIF":
-        picture.info["exif"] = bomb()
         from_pillow(picture).save(stream, exif=bomb())
     else:
-        picture.save(stream, form, exif=bomb())
+        # Pillow would write the EXIF of a turned AVIF anew.
+        picture.save(stream, form, exif=bomb(0x0111 if form == "AVIF" else 0x0112))
     return stream.getvalue()
 
 
@@ -88,9 +88,10 @@ def test_thousands_of_tags_of_the_same_bytes(form: str, tmp_path: Path) -> None:
     assert peak(lambda: open_picture(path)) < MOST
     assert peak(lambda: fitted_size(path, 640)) < MOST
     assert peak(lambda: read_text(path)) < MOST
-    assert open_picture(path).size == (64, 96)
+    # The AVIF is not turned.
+    assert open_picture(path).size == ((96, 64) if form == "AVIF" else (64, 96))
     height, width = fitted_size(path, 640)
-    assert height > width
+    assert (height < width) == (form == "AVIF")
     text = read_text(path)
     assert (text.prompt, text.seed) == ("a cat", 7)
 
@@ -213,7 +214,7 @@ def test_a_gif_s_comments() -> None:
     """A million comments of a byte, or one of ten megabytes, were joined anew for each block."""
     text = b"!\xfe" + (b"\xff" + b"c" * 255) * 400 + b"\0" + b"!\xfe\x01c\0" * 400 + b"?" + b"!\xf9\0"
     with opened(io.BytesIO(gif(text))) as picture:
-        assert "comment" not in picture.info and picture.info["transparency"] == 1
+        assert "comment" not in picture.info and picture.info["transparency"] == 0
         picture.load()
     for many in (b"!\xfe\x01c\0" * MOST_BLOCKS, b"!\xfe" + b"\x01c" * (MOST_BLOCKS + 1) + b"\0"):
         began = time.process_time()
