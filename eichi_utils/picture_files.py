@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, TiffImagePlugin
+from PIL import BmpImagePlugin, Image, TiffImagePlugin
 from pillow_heif import HeifFile, HeifImageFile
 
 from eichi_utils.exif import orientation_in, read_exif
@@ -31,6 +31,10 @@ SUFFIXES = (
 )  # fmt: skip
 # 100 megapixels decode to 400 MB; more is a scan or an accident, and costs more memory than the model's own buffers.
 MAX_PIXELS = 100_000_000
+# What decodes to as much memory from fewer: libwebp holds two canvases and libavif its own picture beside Pillow's. Pillow
+# unpacks the BMPs that are packed in Python, a fifth of a second a megapixel.
+MOST_PIXELS = {"WEBP": 60_000_000, "AVIF": 60_000_000}
+MOST_PACKED = 5_000_000
 # EXIF's numbers of what a viewer does to the stored picture.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,12 +65,20 @@ MOST_PROFILE = 16 * 2**20
 MOST_CHUNKS = 200_000
 
 
+class TooManyPixelsError(Image.DecompressionBombError):
+    """Say that a picture has more pixels than are decoded of its format."""
+
+    def __init__(self, width: int, height: int, most: int):
+        super().__init__(f"{width} x {height} pixels")
+        self.most = most
+
+
 @contextmanager
 def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
     """Open a picture without decoding it, if it has one of the formats that this program reads.
 
     source: a path, which must be a regular file's, or a stream of bytes.
-    Raises UnidentifiedImageError for other formats, DecompressionBombError for more than MAX_PIXELS, else one of DAMAGE.
+    Raises UnidentifiedImageError for other formats, TooManyPixelsError for more than its format's limit, else one of DAMAGE.
     """
     with ExitStack() as stack:
         file = stack.enter_context(open_regular(source)) if isinstance(source, (str, Path)) else source
@@ -129,8 +141,14 @@ def _check_size(picture: Image.Image) -> None:
         # A tile is decoded whole, whatever the picture's size.
         tile = [picture.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
         width, height = (max(side, own) if isinstance(own, int) else side for side, own in zip(picture.size, tile, strict=True))
-    if width * height > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{width} x {height} pixels")
+    most = MOST_PIXELS.get(picture.format or "", MAX_PIXELS)
+    if picture.format == "BMP" and picture.info.get("compression") in (
+        BmpImagePlugin.BmpImageFile.RLE8,
+        BmpImagePlugin.BmpImageFile.RLE4,
+    ):
+        most = MOST_PACKED
+    if width * height > most:
+        raise TooManyPixelsError(width, height, most)
 
 
 @contextmanager

@@ -221,3 +221,42 @@ def test_a_gif_s_comments() -> None:
         with pytest.raises(SyntaxError, match="blocks"), opened(io.BytesIO(gif(many))):
             pass
         assert time.process_time() - began < 1
+
+
+def webp(width: int, height: int) -> bytes:
+    """The head of a lossless WebP (RFC 9649, 3.4), with nothing in it."""
+    data = b"VP8L" + struct.pack("<I", 14) + b"\x2f" + struct.pack("<I", (height - 1) << 14 | (width - 1)) + bytes(9)
+    return b"RIFF" + struct.pack("<I", 4 + len(data)) + b"WEBP" + data
+
+
+def packed_bmp(width: int, height: int) -> bytes:
+    """A grey BMP packed by run lengths, whose rows each end after a byte."""
+    palette = b"".join(bytes((level, level, level, 0)) for level in range(256))
+    data = b"\1\x55\0\0" * height + b"\0\1"
+    start = 14 + 40 + len(palette)
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 2835, 2835, 256, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + head + palette + data
+
+
+@pytest.mark.parametrize(
+    ("data", "limit"),
+    [(webp(10000, 9990), 60), (webp(10000, 6001), 60), (packed_bmp(6_250_000, 16), 5)],
+    ids=["webp", "webp of a little more", "bmp"],
+)
+def test_limits_of_single_formats(data: bytes, limit: int, tmp_path: Path) -> None:
+    """A WebP of 100 megapixels took 1.5 GB where other pictures take half; a BMP of a kilobyte took 19 seconds."""
+    (tmp_path / "a").write_bytes(data)
+    began = time.process_time()
+    with pytest.raises(UserError) as raised:
+        open_picture(tmp_path / "a")
+    assert found(raised.value.problems) == {("image", "picture_too_large")}
+    assert raised.value.problems[0].values["limit"] == limit
+    assert time.process_time() - began < 1
+
+
+def test_within_the_limits(tmp_path: Path) -> None:
+    """Small BMPs are read however they are packed, and what is refused of a WebP in its limits is not its size."""
+    (tmp_path / "a.bmp").write_bytes(packed_bmp(64, 32))
+    assert open_picture(tmp_path / "a.bmp").getpixel((0, 3)) == (0x55, 0x55, 0x55)
+    with opened(io.BytesIO(webp(10000, 6000))) as picture:
+        assert picture.size == (10000, 6000)
