@@ -181,22 +181,22 @@ def check_tiff(file: BinaryIO) -> None:
     head = file.read(16)
     order, large = "<" if head[:2] == b"II" else ">", head[2] == 43
     whole = numbers = 0
-    try:
-        waiting, seen = [struct.unpack_from(order + ("Q" if large else "I"), head, 8 if large else 4)[0]], set[int]()
-        while waiting:
-            if (at := waiting.pop()) in seen:
+    place, places = (order + "Q", (4, 13, 16, 18)) if large else (order + "I", (4, 13))
+    waiting, seen = [struct.unpack_from(place, head.ljust(16, b"\0"), 8 if large else 4)[0]], set[int]()
+    while waiting:
+        if (at := waiting.pop()) in seen:
+            continue
+        seen.add(at)
+        for tag, kind, data, length in _tiff_tags(file, order, large, at, size):
+            whole += length
+            numbers += 0 if kind in TIFF_BYTES else length
+            if whole > size or numbers > MOST_NUMBERS:
+                raise SyntaxError("its tags hold more than the file")
+            if tag not in GROUPS or kind in TIFF_BYTES:
                 continue
-            seen.add(at)
-            for tag, kind, data, length in _tiff_tags(file, order, large, at, size):
-                whole += length
-                numbers += 0 if kind in TIFF_BYTES else length
-                if whole > size or numbers > MOST_NUMBERS:
-                    raise SyntaxError("its tags hold more than the file")
-                if tag in GROUPS and kind in (4, 13, 16, 18):
-                    waiting.append(struct.unpack_from(order + ("Q" if kind in (16, 18) else "I"), data)[0])
-    except (struct.error, OverflowError):
-        # Pillow says what is wrong with it.
-        pass
+            if kind not in places:
+                raise SyntaxError("the place of a group of tags is written as no place is")
+            waiting.append(struct.unpack_from(order + ("I" if kind in (4, 13) else "Q"), data)[0])
     file.seek(0)
 
 
@@ -206,7 +206,8 @@ GROUPS = (*TiffTags.TAGS_V2_GROUPS, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, Exi
 
 def _tiff_tags(file: BinaryIO, order: str, large: bool, at: int, size: int) -> Iterable[tuple[int, int, bytes, int]]:
     """Give each tag of a directory, its type, what stands in its place, and how many bytes a reader gets for it."""
-    if at >= size:
+    if at > size - 8:
+        # No directory has room there.
         return
     file.seek(at)
     count = struct.unpack(order + ("Q" if large else "H"), file.read(8 if large else 2))[0]

@@ -115,6 +115,10 @@ def test_a_tiff_of_tags(tmp_path: Path) -> None:
         tiff((0x8769, 4, 1, after), behind=directory(8, *many)),
         tiff((0x8769, 4, 1, after), behind=directory(8, (0xA005, 4, 1, 9999999), *many)),
         tiff((0x8825, 13, 1, after), behind=directory(8, *many)),
+        # A place in two bytes, or elsewhere, is followed too; so is one beside another that leads nowhere.
+        tiff((0x8769, 3, 1, after), behind=directory(8, *many)),
+        tiff((0x8769, 16, 1, after), behind=struct.pack("<Q", after + 8) + directory(8, *many)),
+        tiff((0x8769, 4, 1, after + 12), (0x8825, 4, 1, after + 12 + 12006 - 1), behind=directory(8, *many)),
         tiff(*((40000 + number, 1, 0, 8) for number in range(5000))),
     ):
         path.write_bytes(data)
