@@ -12,11 +12,9 @@ import dataclasses
 import json
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +39,7 @@ from eichi_utils.cli_output import (
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.cli_sections import add_sections_commands
 from eichi_utils.cli_tensors import add_tensors_commands
-from eichi_utils.console import ready
+from eichi_utils.console import ending_as_interrupted, ready
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
@@ -284,7 +282,7 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
         text = json.dumps(plan_document(request, needs)) if options.json else "\n".join(plan_lines(request, needs, t))
         result(text)
         return DONE
-    with _terminated_as_interrupted(), closing(log):
+    with ending_as_interrupted(), closing(log):
         log.apply(bool(folder), folder)
         codes = [report(view, t, options) for view in follow_jobs(Jobs(engine, [Story(log, t)]), request, t)]
         # One film that failed makes the whole a failure.
@@ -325,19 +323,6 @@ def follow_jobs(jobs: Jobs, request: Request, t: Translator) -> list[View]:
             break
     jobs.close()
     return views
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """A polite end from outside (SIGTERM) is treated like Ctrl-C: what is finished is kept and named."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def run_demo(options: argparse.Namespace, t: Translator) -> int:

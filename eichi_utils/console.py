@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
@@ -31,6 +33,24 @@ def ready() -> Iterator[None]:
         # Left to Python's own end, a text that finds no reader any more makes the exit code 120.
         for stream in (sys.stdout, sys.stderr):
             write(stream, "")
+
+
+@contextmanager
+def ending_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, a closed terminal (SIGHUP) and Windows' Ctrl-Break end what is inside as Ctrl-C does.
+
+    What is finished by then is kept and named. A signal that is ignored, as by nohup, stays so. In other threads than the
+    main one, where Python sets no handlers, this does nothing.
+    """
+    names = ("SIGTERM", "SIGHUP", "SIGBREAK") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write(stream: TextIO | None, text: str) -> None:

@@ -61,10 +61,6 @@ def for_mode(source: str, target: str, fields: Mapping[str, Any]) -> tuple[dict[
     """
     known = {field.name for field in dataclasses.fields(modes.MODES[target])}
     defaults = to_json(modes.MODES[source]())
-    notes = [
-        Problem(name, "key_unknown", {"name": name, "mode": target})
-        for name in sorted(fields.keys() - known)
-        if fields[name] != defaults.get(name)
-    ]
+    notes = [Problem(name, "field_not_here") for name in sorted(fields.keys() - known) if fields[name] != defaults.get(name)]
     turned = from_the_end({**fields, "mode": target})
     return {name: turned[name] for name in fields if name in known}, notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from typing import TextIO
 
 from eichi_utils.console import is_terminal, write
@@ -30,8 +31,7 @@ class Progress:
             return
         line = self._line(view)
         if self._redraw:
-            width = shutil.get_terminal_size().columns - 1
-            write(self._stream, f"\r{line[:width]:<{width}}")
+            write(self._stream, "\r" + fitted(line, shutil.get_terminal_size().columns - 1))
             self._drawn = True
         else:
             tenth = 10 * view.step // view.steps if view.steps and view.stage == "sample" else int(10 * view.share)
@@ -58,6 +58,17 @@ class Progress:
         if view.seconds_left is not None:
             parts.append(t("cli.time", elapsed=clock(view.elapsed), left=clock(view.seconds_left)))
         return "  ".join(parts)
+
+
+def fitted(line: str, columns: int) -> str:
+    """Return a line that takes exactly so many columns of a terminal, on which Chinese and Japanese letters take two."""
+    kept, taken = "", 0
+    for letter in line:
+        width = 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        if taken + width > columns:
+            break
+        kept, taken = kept + letter, taken + width
+    return kept + " " * (columns - taken)
 
 
 def clock(seconds: float) -> str:

@@ -16,7 +16,7 @@ from fastapi.responses import RedirectResponse
 from starlette.types import ASGIApp
 
 from eichi_utils.catalogue import Models
-from eichi_utils.console import ready
+from eichi_utils.console import ending_as_interrupted, ready
 from eichi_utils.demo import UNTRAINED
 from eichi_utils.engine import Engine
 from eichi_utils.folders import OutputFolders
@@ -39,7 +39,7 @@ from webui.login import Login
 from webui.memory_panel import RESERVE, change
 from webui.path_check import ServedFiles
 from webui.pulse import add_routes
-from webui.server import Gate, Server, address, ending_as_interrupted, listen, room
+from webui.server import Gate, Server, address, listen, room
 from webui.server import is_loopback as is_loopback
 from webui.set_aside import SetAside
 from webui.shown import ShownPictures

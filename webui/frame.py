@@ -48,6 +48,12 @@ SESSIONS = 500
 QUEUE_PAUSE = 0.25
 
 
+# The form takes nothing until it is filled; where no answer comes, for some seconds only.
+INERT = "for (const form of document.querySelectorAll('.eichi-form')) { form.inert = %s; }"
+OPENED = f"() => {{ {INERT % 'false'} }}"
+CLOSED = f"() => {{ {INERT % 'true'} setTimeout({OPENED}, 10000); }}"
+
+
 class Page(CheckedBlocks, Bounded):
     """A page that costs the server nothing while nobody clicks, and holds no connection to it open.
 
@@ -129,7 +135,10 @@ def fill_on_load(context: Context, form: Form, filling: Filling, settings: Setti
             return filling.begin(fields) | said
         return form.write(job.asked) | model.shown(job.asked) | said
 
+    # What somebody types before the answer would be lost in it.
+    blocks.load(None, None, None, js=CLOSED, **QUIET)
     filled = blocks.load(fill, None, outputs, **QUIET)
+    filled.then(None, None, None, js=OPENED, **QUIET)
     for then in form.after_load:
         then(filled)
 

@@ -137,7 +137,7 @@ class ProgramPanel:
 
     def choose_log(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """A log from now on, or none, in this folder. Where that cannot be, the old one goes on."""
-        wanted = {ENABLED: values[self.writes] is True, FOLDER: (values[self.folder] or "").strip() or CHOICES[FOLDER]}
+        wanted = {ENABLED: values[self.writes] is True, FOLDER: str(values[self.folder] or "").strip() or CHOICES[FOLDER]}
         try:
             self.put(wanted)
         except UserError as error:

@@ -12,15 +12,11 @@ import functools
 import ipaddress
 import logging
 import os
-import signal
 import socket
 import sys
 import time
 import webbrowser
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -259,22 +255,6 @@ class Server(uvicorn.Server):
         # Every open tab holds a stream; that it is cut off now is no error worth a traceback.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
-
-
-@contextmanager
-def ending_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM, and Windows' Ctrl-Break, end what is inside as Ctrl-C does: by KeyboardInterrupt."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    names = [name for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), interrupt) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
 
 
 def room() -> int:

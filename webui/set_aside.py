@@ -41,8 +41,10 @@ class SetAside:
 
 def _problem(path: Path) -> Problem:
     """Return what to tell of a file that was set aside."""
-    key = "settings_partly_damaged" if PARTLY in path.name.partition(SIGN)[2] else "settings_damaged"
-    return Problem(FIELD, key, {"file": str(path.with_name(path.name.partition(SIGN)[0])), "kept": path.name})
+    values = {"file": str(path.with_name(path.name.partition(SIGN)[0])), "kept": path.name}
+    if PARTLY in path.name.partition(SIGN)[2]:
+        return Problem(FIELD, "settings_partly_damaged", values)
+    return Problem(FIELD, "settings_damaged", values)
 
 
 def _set_aside_at(path: Path) -> float:

@@ -93,6 +93,7 @@ class StartPanel:
 
     def submit(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """Queue a job, unless anything is wrong."""
+        came = time.monotonic()
         request, problems = self.form.read(values, trial=True)
         shown = self.look(values)
         if request is None or problems:
@@ -101,15 +102,19 @@ class StartPanel:
         # The halves of a double click come at the same time, and keeping a new picture takes a while.
         with self._submitting:
             request = keep_pictures(request, self.context.uploads)
-            if not self._just_submitted(request):
+            if not self._just_submitted(request, came):
                 self.context.jobs.submit(request)
                 self._submitted = request, time.monotonic()
         return shown
 
-    def _just_submitted(self, request: Request) -> bool:
-        """Whether this is the second half of a double click; a film takes too long to be made twice by accident."""
+    def _just_submitted(self, request: Request, came: float) -> bool:
+        """Whether a click that came at that time is the second half of a double click.
+
+        A film takes too long to be made twice by accident. While the first film begins, the form of the second half is read
+        for seconds: what counts is when it came.
+        """
         before, at = self._submitted
-        return before == request and time.monotonic() - at < DOUBLE_CLICK_SECONDS
+        return before == request and came - at < DOUBLE_CLICK_SECONDS
 
     def _summary(self, request: Any, problems: Any) -> str:
         took = self.context.timings.seconds if self.context.timings else None

@@ -6,13 +6,14 @@ import io
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from eichi_utils import console
 from eichi_utils.paths import ROOT
-from eichi_utils.progress import Progress
+from eichi_utils.progress import Progress, fitted
 from eichi_utils.view import View
 from locales import Translator
 
@@ -98,3 +99,11 @@ def test_a_program_without_a_console_has_streams(monkeypatch: pytest.MonkeyPatch
         sys.stderr.write("猫")
         sys.stdout.close()
         sys.stderr.close()
+
+
+@pytest.mark.parametrize("line", ["[====] 40 %  decode", "[====] 40 %  \u30c7\u30b3\u30fc\u30c9\u4e2d " + "\u732b" * 60, ""])
+def test_a_redrawn_line_fits_the_terminal(line: str) -> None:
+    """In Japanese every line was wider than the terminal, which it filled with lines instead of drawing one again."""
+    shown = fitted(line, 79)
+    assert sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in shown) == 79
+    assert shown.startswith(line[:30])

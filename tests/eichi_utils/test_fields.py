@@ -40,10 +40,10 @@ def test_from_one_mode_to_another() -> None:
     film = {"seconds": 5, "window": 9.0, "section_prompts": {"0": "end"}, "padding": None, "end_strength": 0.5}
     fields, notes = for_mode("reverse", "forward", film)
     assert fields == {"seconds": 5, "window": 9.0, "section_prompts": {"3": "end"}}
-    assert found(notes) == {("end_strength", "key_unknown")}
+    assert found(notes) == {("end_strength", "field_not_here")}
     assert for_mode("reverse", "reverse", film) == (film, [])
     fields, notes = for_mode("reverse", "single", film)
-    assert fields == {} and ("section_prompts", "key_unknown") in found(notes)
+    assert fields == {} and ("section_prompts", "field_not_here") in found(notes)
 
 
 @pytest.mark.parametrize("source", list(modes.MODES))

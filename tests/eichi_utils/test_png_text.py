@@ -122,7 +122,7 @@ def test_a_picture_of_another_mode(pictures: list[str], tmp_path: Path) -> None:
     made = request("forward", pictures[0], section_prompts={0: "first"}, seconds=5, influence=101)
     fields, notes = request_fields(own(tmp_path, made), "reverse", "everything")
     assert fields["section_prompts"] == {"3": "first"} and fields["seed"] == 7 and fields["steps"] == 2
-    assert found(notes) == {("influence", "key_unknown")}
+    assert found(notes) == {("influence", "field_not_here")}
     modes.from_json({"mode": "reverse", **fields})
 
 

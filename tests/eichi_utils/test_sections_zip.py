@@ -323,10 +323,10 @@ def test_sections_stay_at_their_time_in_the_other_mode(pictures: list[str], tmp_
     assert prompts == {0: "last", 1: "", 2: "", 3: "first"}
     made, notes = import_sections(tmp_path / "a.zip", request("reverse", ""), uploads=uploads)
     assert made.section_prompts == {0: "last", 3: "first"}
-    assert found(notes) == {("influence", "key_unknown")}
+    assert found(notes) == {("influence", "field_not_here")}
     made, notes = import_sections(COMPAT / "sections_en.zip", request("forward", ""), uploads=uploads)
     assert made.section_prompts == {1: "she bows", 0: "彼女は回る"}
-    assert found(notes) == {(name, "key_unknown") for name in ("end_image", "keyframes", "padding")}
+    assert found(notes) == {(name, "field_not_here") for name in ("end_image", "keyframes", "padding")}
 
 
 @pytest.mark.parametrize("mode", FILMS)

@@ -177,6 +177,26 @@ def test_two_clicks_at_the_same_moment_make_one_job(page, jobs, tower, monkeypat
     assert len(jobs.all()) == 1
 
 
+def test_the_second_half_of_a_double_click_may_be_read_late(page, jobs, tower, monkeypatch):
+    """While the first film imported its libraries the second half's form was read for seconds, and was a film of its own."""
+    built = page("reverse")
+    values = built.values(image=tower, prompt="a cat")
+    built.start.submit(values)
+    read, clock = built.form.read, [time.monotonic()]
+    monkeypatch.setattr(start_panel.time, "monotonic", lambda: clock[0])
+
+    def slow(*given, **settings):
+        clock[0] += 3
+        return read(*given, **settings)
+
+    monkeypatch.setattr(built.form, "read", slow)
+    built.start.submit(values)
+    assert len(jobs.all()) == 1
+    # A click of its own.
+    built.start.submit(values)
+    assert len(jobs.all()) == 2
+
+
 def test_typing_writes_nothing_and_makes_one_plan(page, tower, monkeypatch):
     """Every key pressed wrote 4 KiB into the output folder and made the plan six times."""
     built = page("reverse")

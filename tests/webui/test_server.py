@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from eichi_utils import log as logs
+from eichi_utils.console import ending_as_interrupted
 from eichi_utils.log import Seldom
 from tests.webui.doorstep import answer, connect, doors, head, served
-from webui.server import BACKLOG, EACH, FOR_FILMS, LEAST, MOST, Gate, Patience, ending_as_interrupted, room_of
+from webui.server import BACKLOG, EACH, FOR_FILMS, LEAST, MOST, Gate, Patience, room_of
 
 QUICK = Patience(head=0.5, idle=0.5, stalled=0.5)
 unix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and signals of Unix")
