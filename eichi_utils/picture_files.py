@@ -10,16 +10,16 @@ import io
 import struct
 import warnings
 import zlib
-from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import ExifTags, Image, TiffImagePlugin
-from pillow_heif import HeifImageFile
+from PIL import BmpImagePlugin, Image, TiffImagePlugin
+from pillow_heif import HeifFile, HeifImageFile
 
+from eichi_utils.exif import orientation_in, read_exif
+from eichi_utils.picture_parts import TIFF_MAGICS, Parts, avif_without_exif, check_tiff, gif_parts, jpeg_parts
 from eichi_utils.safe_reading import open_regular
 
 # Pillow's names, and what people call them; HEIF has a reader of its own.
@@ -31,6 +31,10 @@ SUFFIXES = (
 )  # fmt: skip
 # 100 megapixels decode to 400 MB; more is a scan or an accident, and costs more memory than the model's own buffers.
 MAX_PIXELS = 100_000_000
+# What decodes to as much memory from fewer: libwebp holds two canvases and libavif its own picture beside Pillow's. Pillow
+# unpacks the BMPs that are packed in Python, a fifth of a second a megapixel.
+MOST_PIXELS = {"WEBP": 60_000_000, "AVIF": 60_000_000}
+MOST_PACKED = 5_000_000
 # EXIF's numbers of what a viewer does to the stored picture.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,28 +65,43 @@ MOST_PROFILE = 16 * 2**20
 MOST_CHUNKS = 200_000
 
 
+class TooManyPixelsError(Image.DecompressionBombError):
+    """Say that a picture has more pixels than are decoded of its format."""
+
+    def __init__(self, width: int, height: int, most: int):
+        super().__init__(f"{width} x {height} pixels")
+        self.most = most
+
+
 @contextmanager
 def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
     """Open a picture without decoding it, if it has one of the formats that this program reads.
 
     source: a path, which must be a regular file's, or a stream of bytes.
-    Raises UnidentifiedImageError for other formats, DecompressionBombError for more than MAX_PIXELS, else one of DAMAGE.
+    Raises UnidentifiedImageError for other formats, TooManyPixelsError for more than its format's limit, else one of DAMAGE.
     """
     with ExitStack() as stack:
         file = stack.enter_context(open_regular(source)) if isinstance(source, (str, Path)) else source
         head = file.read(HEAD)
         file.seek(0)
-        if head.startswith(PNG_MAGIC):
-            parts = _png_parts(file)
-            with _calmly():
-                picture = stack.enter_context(Image.open(parts.stream(file), formats=("PNG",)))
-            if parts.profile:
-                picture.info["icc_profile"] = parts.profile
-        elif (brands := _brands(head)) & HEIF_BRANDS and not brands & AVIF_BRANDS:
+        brands, parts = _brands(head), Parts(())
+        if brands & HEIF_BRANDS and not brands & AVIF_BRANDS:
             picture = stack.enter_context(HeifImageFile(file))
         else:
+            form = next((form for form, magics in WATCHED.items() if head.startswith(magics)), "")
+            if form == "TIFF":
+                check_tiff(file)
+            elif form:
+                parts = WALKS[form](file)
+            if brands:
+                form, file = "AVIF", avif_without_exif(file)
             with _calmly():
-                picture = stack.enter_context(Image.open(file, formats=FORMATS))
+                shown = parts.stream(file) if parts.ranges else file
+                picture = stack.enter_context(Image.open(shown, formats=(form,) if form else PLAIN_FORMATS))
+        if parts.exif:
+            picture.info["exif"] = parts.exif
+        if parts.profile:
+            picture.info["icc_profile"] = parts.profile
         _check_size(picture)
         yield picture
 
@@ -97,12 +116,23 @@ def picture_format(path: str | Path) -> str:
 
 
 def orientation(picture: Image.Image) -> int:
-    """Return the EXIF orientation of an opened picture, 1 to 8; 1 where there is none, or none that can be read."""
-    try:
-        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except DAMAGE:
-        return 1
-    return value if value in TURNS else 1
+    """Return the EXIF orientation of an opened picture, 1 to 8; 1 where there is none, or none that can be read.
+
+    Of a TIFF too: Pillow turns those itself, and gives the upright size from the beginning.
+    """
+    return orientation_in(picture.info.get("exif") or b"")
+
+
+def exif(path: str | Path) -> dict[int, int | bytes]:
+    """Return what a picture's EXIF says (see exif.py). Raises as `opened` does."""
+    with opened(path) as picture:
+        if picture.format == "TIFF":
+            with open_regular(path) as file:
+                return read_exif(file)
+        if picture.format == "AVIF":
+            with open_regular(path) as file:
+                return read_exif(HeifFile(file).info.get("exif") or b"")
+        return read_exif(picture.info.get("exif") or b"")
 
 
 def _check_size(picture: Image.Image) -> None:
@@ -111,8 +141,14 @@ def _check_size(picture: Image.Image) -> None:
         # A tile is decoded whole, whatever the picture's size.
         tile = [picture.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
         width, height = (max(side, own) if isinstance(own, int) else side for side, own in zip(picture.size, tile, strict=True))
-    if width * height > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{width} x {height} pixels")
+    most = MOST_PIXELS.get(picture.format or "", MAX_PIXELS)
+    if picture.format == "BMP" and picture.info.get("compression") in (
+        BmpImagePlugin.BmpImageFile.RLE8,
+        BmpImagePlugin.BmpImageFile.RLE4,
+    ):
+        most = MOST_PACKED
+    if width * height > most:
+        raise TooManyPixelsError(width, height, most)
 
 
 @contextmanager
@@ -131,24 +167,10 @@ def _brands(head: bytes) -> set[bytes]:
     return {head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4))}
 
 
-@dataclass(frozen=True)
-class PngParts:
-    """What of a PNG file Pillow gets to see: byte ranges (start, end) in the order of reading.
-
-    profile: one that it would refuse for its size.
-    """
-
-    ranges: tuple[tuple[int, int], ...]
-    profile: bytes
-
-    def stream(self, file: BinaryIO) -> BinaryIO:
-        return file if len(self.ranges) == 1 else io.BufferedReader(_Spliced(file, self.ranges))
-
-
-def _png_parts(file: BinaryIO) -> PngParts:
+def _png_parts(file: BinaryIO) -> Parts:
     """Look through a PNG's chunks, and leave the stream at its beginning. Raises SyntaxError for an endless lot of them."""
     ranges: list[tuple[int, int]] = []
-    profile, start, at = b"", 0, len(PNG_MAGIC)
+    exif, profile, start, at = b"", b"", 0, len(PNG_MAGIC)
     for _ in range(MOST_CHUNKS):
         file.seek(at)
         head = file.read(8)
@@ -162,7 +184,9 @@ def _png_parts(file: BinaryIO) -> PngParts:
             profile = unpacked if hidden and len(unpacked) <= MOST_PROFILE else b""
         else:
             # A small letter first: not needed to show the picture. Frames of animations are.
-            hidden = kind in PNG_TEXTS or (kind[0] & 0x20 and kind != b"fdAT" and length > MOST_UNPACKED)
+            if kind == b"eXIf" and length <= MOST_UNPACKED:
+                exif = file.read(length)
+            hidden = kind in PNG_TEXTS or kind == b"eXIf" or (kind[0] & 0x20 and kind != b"fdAT" and length > MOST_UNPACKED)
         if hidden:
             ranges.append((start, at))
             start = after
@@ -171,7 +195,7 @@ def _png_parts(file: BinaryIO) -> PngParts:
         raise SyntaxError(f"more than {MOST_CHUNKS} chunks")
     end = file.seek(0, io.SEEK_END)
     file.seek(0)
-    return PngParts((*ranges, (min(start, end), end)), profile)
+    return Parts((*ranges, (min(start, end), end)), exif, profile)
 
 
 def _unpacked(data: bytes) -> bytes:
@@ -183,33 +207,7 @@ def _unpacked(data: bytes) -> bytes:
         return b""
 
 
-class _Spliced(io.RawIOBase):
-    """Ranges of a file, read as if they were one."""
-
-    def __init__(self, file: BinaryIO, ranges: tuple[tuple[int, int], ...]):
-        self._file, self._ranges, self._at = file, ranges, 0
-        self._starts = [0]
-        for start, end in ranges:
-            self._starts.append(self._starts[-1] + end - start)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._starts[-1]}[whence])
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:
-        number = bisect_right(self._starts, self._at) - 1
-        if number == len(self._ranges):
-            return 0
-        start, end = self._ranges[number]
-        first = start + self._at - self._starts[number]
-        self._file.seek(first)
-        data = self._file.read(min(len(buffer), end - first))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+# What starts files of these formats; the rest is recognised by Pillow.
+WATCHED = {"PNG": PNG_MAGIC, "JPEG": b"\xff\xd8\xff", "GIF": (b"GIF87a", b"GIF89a"), "TIFF": TIFF_MAGICS}
+WALKS = {"PNG": _png_parts, "JPEG": jpeg_parts, "GIF": gif_parts}
+PLAIN_FORMATS = ("WEBP", "BMP", "PSD")

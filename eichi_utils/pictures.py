@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from diffusers_helper.buckets import bucket
 from eichi_utils.colours import Conversion, ProfileError
-from eichi_utils.picture_files import DAMAGE, FORMAT_NAMES, MAX_PIXELS, TURNS, opened, orientation
+from eichi_utils.picture_files import DAMAGE, FORMAT_NAMES, MAX_PIXELS, TURNS, TooManyPixelsError, opened, orientation
 from eichi_utils.problems import Problem, UserError
 
 # Below this a picture has less detail than one cell of the model's patch grid (16 pixels).
@@ -170,11 +170,12 @@ def _read(
                 sizes = {"width": width, "height": height, "min": MIN_SIDE}
                 raise UserError([Problem(field, "picture_too_small", {**values, **sizes})])
             if width * height > most:
-                raise Image.DecompressionBombError
+                raise TooManyPixelsError(width, height, most)
             picture.load()
             return read(picture)
-    except Image.DecompressionBombError:
-        raise UserError([Problem(field, "picture_too_large", {**values, "limit": most // 1_000_000})]) from None
+    except Image.DecompressionBombError as error:
+        limit = error.most if isinstance(error, TooManyPixelsError) else most
+        raise UserError([Problem(field, "picture_too_large", {**values, "limit": limit // 1_000_000})]) from None
     except UnidentifiedImageError:
         raise UserError([Problem(field, "picture_unknown_format", {**values, "formats": FORMAT_NAMES})]) from None
     except PermissionError:

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import av
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from eichi_utils import modes
+from eichi_utils.exif import COMMENT, TEXTS, read_exif
 from eichi_utils.fields import for_mode, from_the_end, usable
 from eichi_utils.film_texts import SUFFIXES, NoFilmError, film_texts
 from eichi_utils.foreign_texts import said_by, said_by_document
 from eichi_utils.metadata import document_among, is_ours, read_document
 from eichi_utils.named_files import FILES, is_file, with_paths
-from eichi_utils.pictures import opened
+from eichi_utils.picture_files import exif
 from eichi_utils.png_chunks import MOST_TEXT, is_png, png_texts
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import MAX_PROMPT_CHARACTERS, to_json
@@ -33,8 +34,6 @@ SAID = ("prompt", "seed", "negative_prompt", "seconds")
 MOST_PROMPT, MOST_TAKEN = 2**20, 20 * MAX_PROMPT_CHARACTERS
 # What Pillow and its readers of EXIF raise for damaged files.
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error, Image.DecompressionBombError)
-# EXIF texts in which ComfyUI's WebP files hold what a PNG has in chunks: "prompt:{...}", "workflow:{...}".
-EXIF_CHUNKS = (ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.ImageDescription)
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def read_picture_text(path: str | Path) -> PictureText:
     path = Path(path)
     values = {"file": str(path)}
     try:
-        chunks, too_large = _png_chunks(path) if is_png(path) else (_exif_chunks(path), ())
+        chunks, too_large = _png_chunks(path) if is_png(path) else (_exif_texts(exif(path)), ())
     except UnidentifiedImageError:
         raise UserError([Problem("request", "request_not_in_file", values)]) from None
     except DAMAGED as error:
@@ -163,25 +162,19 @@ def _not_too_long(fields: Mapping[str, Any], notes: list[Problem]) -> tuple[dict
 
 def _png_chunks(path: Path) -> tuple[dict[str, str], list[str]]:
     found = png_texts(path)
-    exif = Image.Exif()
-    if found.exif:
-        exif.load(found.exif)
-    return {**_exif_texts(exif), **found.texts}, found.too_large
+    return {**_exif_texts(read_exif(found.exif)), **found.texts}, found.too_large
 
 
-def _exif_chunks(path: Path) -> dict[str, str]:
-    with opened(path) as picture:
-        return _exif_texts(picture.getexif())
-
-
-def _exif_texts(exif: Image.Exif) -> dict[str, str]:
+def _exif_texts(found: Mapping[int, int | bytes]) -> dict[str, str]:
     """Return what JPEG and WebP files have in place of text chunks."""
     texts = {}
-    for tag in EXIF_CHUNKS:
-        name, colon, text = str(exif.get(tag, "")).partition(":")
+    # ComfyUI's WebP files: "prompt:{...}", "workflow:{...}".
+    for tag in TEXTS:
+        data = found.get(tag, b"")
+        name, colon, text = data.decode("latin-1").partition(":") if isinstance(data, bytes) else ("", "", "")
         if colon and name in ("prompt", "workflow"):
             texts[name] = text.rstrip("\0")
-    comment = _comment(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment))
+    comment = _comment(found.get(COMMENT))
     return {**texts, "parameters": comment} if comment else texts
 
 

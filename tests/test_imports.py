@@ -42,7 +42,7 @@ WITHOUT_TORCH = (
     "engine", "cli", "catalogue", "hub", "description", "preflight", "sizes", "cards", "legacy", "archive",
     "fields", "kept", "lora_fit", "lora_folder", "loras", "png_text", "sections_text", "sections_zip", "settings", "presets",
     "append", "latent_info", "request_files", "safe_reading", "encodings", "request_values",
-    "picture_files", "colours", "log", "notify", "story",
+    "picture_files", "picture_parts", "exif", "colours", "log", "notify", "story",
     "console", "progress", "temporary", "purge", "passing", "housekeeping",
 )  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "gradio")

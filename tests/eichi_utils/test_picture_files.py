@@ -33,6 +33,16 @@ def with_chunks(before: bytes = b"", after: bytes = b"") -> bytes:
     return whole[:33] + before + whole[33:-12] + after + whole[-12:]
 
 
+def tags(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """A TIFF directory of (tag, type, count, what stands in its place), as EXIF is one."""
+    return (
+        b"II*\0\x08\0\0\0"
+        + struct.pack("<H", len(entries))
+        + b"".join(struct.pack("<HHI4s", *one) for one in entries)
+        + bytes(4)
+    )
+
+
 def test_postscript_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """An EPS under a picture's name was handed to Ghostscript, and an endless loop in it stayed as a process."""
 
@@ -159,7 +169,9 @@ def test_declared_sizes() -> None:
 def test_orientations_that_are_none(value: object) -> None:
     """Only 2 to 8 turn a picture."""
     picture = Image.new("RGB", (8, 8))
-    picture.getexif()[0x0112] = value
+    if value is not None:
+        kind, stored = (2, str(value).encode()) if isinstance(value, str) else (3, struct.pack("<H", int(str(value))))
+        picture.info["exif"] = tags((0x0112, kind, 1, stored))
     assert orientation(picture) == 1
-    picture.getexif()[0x0112] = 6
+    picture.info["exif"] = tags((0x0112, 3, 1, b"\6\0"))
     assert orientation(picture) == 6

@@ -15,6 +15,7 @@ import numpy
 import pytest
 from PIL import Image, ImageOps
 
+from diffusers_helper.buckets import bucket
 from eichi_utils import pictures
 from eichi_utils.pictures import MAX_PIXELS, MIN_SIDE, fitted_size, open_mask, open_picture, picture_problem, small_picture
 from eichi_utils.problems import Problem, UserError
@@ -348,3 +349,15 @@ def test_names_that_no_system_accepts(path: str) -> None:
     """HTTP and JSON can carry any string as a path: it is a missing or damaged file, not a crash."""
     for key in (picture_problem("image", path).key, opening_problem(path).key):
         assert key in ("picture_missing", "picture_damaged")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp", "a.avif"])
+def test_the_size_before_the_pixels_are_read(name: str, orientation: int, tmp_path: Path) -> None:
+    """A lying TIFF was promised a lying film: its reader had turned the size already."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (96, 64)).save(tmp_path / name, exif=exif)
+    width, height = open_picture(tmp_path / name).size
+    assert (width > height) == (orientation < 5)
+    assert fitted_size(tmp_path / name, 640) == bucket(640, height, width)

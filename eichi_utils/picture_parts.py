@@ -1,0 +1,298 @@
+"""Leave out of picture files what readers would spend minutes or gigabytes on, and what nobody needs to see the picture.
+
+Each walk here is linear in the file's size, and ends at a limit.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from PIL import ExifTags, TiffTags
+
+Ranges = tuple[tuple[int, int], ...]
+
+# Profiles of printers have sixty segments; nobody writes hundreds of others.
+MOST_SEGMENTS = 10_000
+# Progressive pictures have ten scans, the most thoroughly packed ones twenty. Each is a way through all pixels.
+MOST_SCANS = 100
+# 25 MB of comments in blocks of 255 bytes, the largest.
+MOST_BLOCKS = 100_000
+# A TIFF has thirty tags, of a camera a hundred; their numbers say where its strips are, and become Python's.
+MOST_TAGS, MOST_NUMBERS = 4096, 8 * 2**20
+# What a picture of 100 megapixels in tiles needs is a hundredth.
+MOST_BOXES, MOST_HEAD = 64, 8 * 2**20
+
+# JPEG markers (ITU-T T.81, table B.1) that a length follows, for Pillow as for libjpeg; a scan starts with the last.
+WITH_LENGTH = frozenset((*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDA, 0xF0), 0xFE))
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+# Neither a byte 0xFF of the pixels, nor where decoding can start anew, nor padding.
+MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+STEP = 2**20
+
+TIFF_MAGICS = (b"MM\0*", b"II*\0", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")
+# TIFF 6.0's types and BigTIFF's, and their bytes.
+TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+TIFF_BYTES = (1, 2, 7)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a file Pillow gets to see: byte ranges (start, end) in the order of reading.
+
+    exif, profile: what it does not get to see, and is needed.
+    """
+
+    ranges: Ranges
+    exif: bytes = b""
+    profile: bytes = b""
+
+    def stream(self, file: BinaryIO) -> BinaryIO:
+        return io.BufferedReader(_Spliced(file, self.ranges))
+
+
+def jpeg_parts(file: BinaryIO) -> Parts:
+    """Keep of a JPEG's head what its pixels and colours need. Raises SyntaxError for endless lots of segments or scans."""
+    size = file.seek(0, io.SEEK_END)
+    kept, exif, at = [(0, 2)], b"", 2
+    for _ in range(MOST_SEGMENTS):
+        marker, at = _next_marker(file, at)
+        if marker in (-1, START_OF_SCAN):
+            break
+        if marker not in WITH_LENGTH:
+            at += 2
+            continue
+        file.seek(at + 2)
+        length = int.from_bytes(file.read(2), "big")
+        end = at + 2 + max(length, 2)
+        start = file.read(12)
+        if marker == 0xE1 and start.startswith(b"Exif\0\0") and not exif:
+            file.seek(at + 4)
+            exif = file.read(length - 2)
+        if _needed(marker, start):
+            kept.append((at, min(end, size)))
+        at = end
+    else:
+        raise SyntaxError(f"more than {MOST_SEGMENTS} segments")
+    if at < size:
+        kept.append((at, size))
+        _check_scans(file, at)
+    return Parts(_joined(kept), exif)
+
+
+def _needed(marker: int, start: bytes) -> bool:
+    """Say whether a segment bears on the pixels or their colours. start: of what it holds."""
+    if 0xE0 <= marker <= 0xEF or marker == 0xFE:
+        return (marker, start[:5]) in ((0xE0, b"JFIF\0"), (0xEE, b"Adobe")) or (marker == 0xE2 and start == b"ICC_PROFILE\0")
+    return True
+
+
+def _next_marker(file: BinaryIO, at: int) -> tuple[int, int]:
+    """Return the first marker from a place on, and its place; -1 at the file's end. What stands between is nothing."""
+    last, step = b"", 64
+    while True:
+        file.seek(at)
+        data, step = last + file.read(step), min(4 * step, STEP)
+        if found := re.search(rb"\xff([^\x00\xff])", data):
+            return found[1][0], at - len(last) + found.start()
+        if len(data) <= len(last):
+            return -1, at
+        at += len(data) - len(last)
+        last = data[-1:]
+
+
+def _check_scans(file: BinaryIO, at: int) -> None:
+    """Raise SyntaxError for more scans than MOST_SCANS. at: of the first one's marker."""
+    scans = markers = 0
+    while True:
+        file.seek(at)
+        data = file.read(STEP)
+        if len(data) < 2:
+            return
+        here = 0
+        while found := MARKER.search(data, here):
+            marker, here = found[1][0], found.end()
+            scans, markers = scans + (marker == START_OF_SCAN), markers + 1
+            if scans > MOST_SCANS or markers > MOST_SEGMENTS:
+                raise SyntaxError(f"more than {MOST_SCANS} scans")
+            if marker == END_OF_IMAGE:
+                return
+            if marker in WITH_LENGTH:
+                if here + 2 > len(data):
+                    here = found.start()
+                    scans, markers = scans - (marker == START_OF_SCAN), markers - 1
+                    if len(data) < STEP:
+                        return
+                    break
+                here += max(2, int.from_bytes(data[here : here + 2], "big"))
+        else:
+            # Half a marker may stand at the end.
+            here = max(here, len(data) - 1)
+        at += here
+
+
+def gif_parts(file: BinaryIO) -> Parts:
+    """Keep of what stands before a GIF's first frame how it is shown. Raises SyntaxError for an endless lot of blocks."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    data = io.BufferedReader(_Spliced(file, ((0, size),)), STEP)
+    flags = data.read(13)[10:11]
+    palette = 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
+    data.read(palette)
+    kept, at = [(0, min(13 + palette, size))], 13 + palette
+    for _ in range(MOST_BLOCKS):
+        kind = data.read(1)
+        if kind in (b"", b",", b";"):
+            break
+        if kind != b"!":
+            at += 1
+            continue
+        label, start, at = data.read(1), at, at + 2
+        blocks = 0
+        while length := data.read(1):
+            at += 1
+            if length == b"\0":
+                break
+            at += len(data.read(length[0]))
+            blocks += 1
+            if blocks > MOST_BLOCKS:
+                raise SyntaxError(f"more than {MOST_BLOCKS} blocks")
+        if label == b"\xf9" and blocks:
+            kept.append((start, at))
+    else:
+        raise SyntaxError(f"more than {MOST_BLOCKS} blocks")
+    if at < size:
+        kept.append((at, size))
+    return Parts(_joined(kept))
+
+
+def check_tiff(file: BinaryIO) -> None:
+    """Raise SyntaxError if a TIFF's tags hold more than the file, and leave the stream at its beginning.
+
+    Looks at every directory that Pillow reads of the first picture: its own, and the groups of tags in it.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(16)
+    order, large = "<" if head[:2] == b"II" else ">", head[2] == 43
+    whole = numbers = 0
+    place, places = (order + "Q", (4, 13, 16, 18)) if large else (order + "I", (4, 13))
+    waiting, seen = [struct.unpack_from(place, head.ljust(16, b"\0"), 8 if large else 4)[0]], set[int]()
+    while waiting:
+        if (at := waiting.pop()) in seen:
+            continue
+        seen.add(at)
+        for tag, kind, data, length in _tiff_tags(file, order, large, at, size):
+            whole += length
+            numbers += 0 if kind in TIFF_BYTES else length
+            if whole > size or numbers > MOST_NUMBERS:
+                raise SyntaxError("its tags hold more than the file")
+            if tag not in GROUPS or kind in TIFF_BYTES:
+                continue
+            if kind not in places:
+                raise SyntaxError("the place of a group of tags is written as no place is")
+            waiting.append(struct.unpack_from(order + ("I" if kind in (4, 13) else "Q"), data)[0])
+    file.seek(0)
+
+
+# Tags that name the place of other directories.
+GROUPS = (*TiffTags.TAGS_V2_GROUPS, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
+
+
+def _tiff_tags(file: BinaryIO, order: str, large: bool, at: int, size: int) -> Iterable[tuple[int, int, bytes, int]]:
+    """Give each tag of a directory, its type, what stands in its place, and how many bytes a reader gets for it."""
+    if at > size - 8:
+        # No directory has room there.
+        return
+    file.seek(at)
+    count = struct.unpack(order + ("Q" if large else "H"), file.read(8 if large else 2))[0]
+    if count > MOST_TAGS:
+        raise SyntaxError(f"more than {MOST_TAGS} tags")
+    form, room = (order + "HHQ8s", 8) if large else (order + "HHI4s", 4)
+    entries = file.read(struct.calcsize(form) * count)
+    for tag, kind, items, data in struct.iter_unpack(
+        form, entries[: len(entries) // struct.calcsize(form) * struct.calcsize(form)]
+    ):
+        length = items * TIFF_SIZES.get(kind, 0)
+        if length > room:
+            length = min(length, max(0, size - struct.unpack(order + ("Q" if large else "I"), data)[0]))
+        yield tag, kind, data, length
+
+
+def avif_without_exif(file: BinaryIO) -> BinaryIO:
+    """Return an AVIF file whose EXIF has another name, so that no reader takes it for one.
+
+    How it is turned stands in boxes of its own (ISO/IEC 23008-12, 6.5.10). Raises SyntaxError for an endless head.
+    """
+    data, at = bytearray(file.read()), 0
+    for _ in range(MOST_BOXES):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
+        if length == 1:
+            length = int.from_bytes(data[at + 8 : at + 16], "big")
+        end = min(at + length, len(data)) if length else len(data)
+        if end < at + 8:
+            break
+        if kind in (b"meta", b"moov"):
+            if end - at > MOST_HEAD:
+                raise SyntaxError(f"a head of more than {MOST_HEAD} bytes")
+            _rename_exif(data, at, end)
+        at = end
+    else:
+        raise SyntaxError(f"more than {MOST_BOXES} boxes")
+    return io.BytesIO(data)
+
+
+def _rename_exif(data: bytearray, at: int, end: int) -> None:
+    """Rename items' kinds (ISO/IEC 14496-12, 8.11.6): 8 or 10 bytes behind the name of their box."""
+    while (at := data.find(b"infe", at, end)) >= 0:
+        for place in (at + 12, at + 14):
+            if data[place : place + 4] == b"Exif" and place + 4 <= end:
+                data[place : place + 4] = b"skip"
+        at += 4
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """Return ranges of which none begins where the one before it ends."""
+    result: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if result and result[-1][1] == start:
+            start = result.pop()[0]
+        result.append((start, end))
+    return tuple(result)
+
+
+class _Spliced(io.RawIOBase):
+    """Ranges of a file, read as if they were one."""
+
+    def __init__(self, file: BinaryIO, ranges: tuple[tuple[int, int], ...]):
+        self._file, self._ranges, self._at = file, ranges, 0
+        self._starts = [0]
+        for start, end in ranges:
+            self._starts.append(self._starts[-1] + end - start)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._starts[-1]}[whence])
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        number = bisect_right(self._starts, self._at) - 1
+        if number == len(self._ranges):
+            return 0
+        start, end = self._ranges[number]
+        first = start + self._at - self._starts[number]
+        self._file.seek(first)
+        data = self._file.read(min(len(buffer), end - first))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
