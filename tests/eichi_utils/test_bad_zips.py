@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pytest
 from PIL import Image
 
-from eichi_utils import archive, kept
+from eichi_utils import archive, kept, sections_zip
 from eichi_utils.kept import keep
 from eichi_utils.problems import UserError
 from eichi_utils.safe_reading import MOST_NODES
@@ -101,6 +101,19 @@ def test_honest_bombs(method: int, place: Path, monkeypatch: pytest.MonkeyPatch)
         for name, data in (("sections.yaml", MINIMAL), ("000.png", bytes(2**20)), ("001.png", bytes(2**20))):
             written.writestr(name, data)
     refused(place / "a.zip", "zip_total_size", place)
+
+
+def test_large_pictures_in_few_bytes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten pictures of 100 megapixels of one colour, each one good: 90 kB, and eleven seconds of decoding."""
+    monkeypatch.setattr(sections_zip, "FREE_PIXELS", 2_000_000)
+    with zipfile.ZipFile(place / "a.zip", "w", zipfile.ZIP_DEFLATED) as written:
+        for name, data in (("sections.yaml", MINIMAL), *((f"{n:03d}.png", png((1500, 1000))) for n in range(2))):
+            written.writestr(name, data)
+    with monkeypatch.context() as patch:
+        patch.setattr(sections_zip, "picture_problem", lambda *_: pytest.fail("a picture was decoded"))
+        refused(place / "a.zip", "zip_total_size", place)
+    monkeypatch.setattr(sections_zip, "FREE_PIXELS", 3_000_000)
+    assert len(import_sections(place / "a.zip", uploads=place / "uploads")[0].keyframes) == 2
 
 
 def test_pictures_and_latents_as_they_are_packed_pass(place: Path) -> None:
