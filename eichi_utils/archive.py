@@ -20,16 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from eichi_utils.encodings import likeliest
+from eichi_utils.pictures import MAX_BYTES
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.safe_reading import open_regular
 
 FIELD = "sections"
 MAX_ENTRIES = 1000
-# A picture of 100 megapixels, the most that is read, without any compression, is 300 MB; nobody's PNG is over 200.
-MAX_ENTRY_BYTES = 200 * 2**20
+# Nothing but latents is larger than a picture may be.
+MAX_ENTRY_BYTES = MAX_BYTES
 # Latents of a film of two minutes are 350 MB.
 MAX_LATENTS_BYTES = 2**30
 MAX_TOTAL_BYTES = 2 * 2**30
+# Of all entries, so much whatever they are packed into, and so many times that: pictures and latents are packed already, and
+# texts are small. bzip2 and LZMA take a second for 300 MB of what packs best.
+FREE_BYTES, MAX_RATIO = 256 * 2**20, 20
 # Most that is read from the file at once; a directory of more than this has far over MAX_ENTRIES entries.
 MAX_READ = 4 * 2**20
 # Of an entry, compressed or not, at once.
@@ -156,8 +160,9 @@ def entry_problems(archive: zipfile.ZipFile, names: Mapping[str, zipfile.ZipInfo
             sizes = {"size": entry.file_size // 2**20, "limit": limit // 2**20}
             problems.append(Problem(FIELD, "zip_entry_size", {**shown, **sizes}))
     total = sum(entry.file_size for entry in names.values())
-    if not problems and total > MAX_TOTAL_BYTES:
-        sizes = {"size": total // 2**20, "limit": MAX_TOTAL_BYTES // 2**20}
+    packed = sum(entry.compress_size for entry in names.values())
+    if not problems and total > (most := min(MAX_TOTAL_BYTES, FREE_BYTES + MAX_RATIO * packed)):
+        sizes = {"size": total // 2**20, "limit": most // 2**20}
         problems.append(Problem(FIELD, "zip_total_size", {"file": str(path), **sizes}))
     if not problems:
         _check_places(archive)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eichi_utils.encodings import likeliest
 from eichi_utils.media import open_container
 from eichi_utils.png_chunks import MOST_TEXT
 from eichi_utils.safe_reading import UnsafeError, open_regular
@@ -41,10 +42,21 @@ def film_texts(path: str | Path) -> FilmTexts:
             found.rate = float(streams[0].average_rate)
         for tag, text in container.metadata.items():
             if len(text) > MOST_TEXT:
-                found.too_large.append(tag[:80])
+                found.too_large.append(_whole(tag)[:80])
             else:
-                found.texts[tag.lower()] = text
+                found.texts[_whole(tag).lower()] = _whole(text)
     return found
+
+
+def _whole(text: str) -> str:
+    """A text that stands in it as bytes of another encoding than UTF-8."""
+    if text.isascii():
+        return text
+    data = text.encode(errors="surrogateescape")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode(likeliest(data), "replace")
 
 
 def _check_kind(path: str | Path) -> None:

@@ -22,6 +22,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from eichi_utils.film_boxes import check_boxes
 from eichi_utils.paths import written_atomically
 from eichi_utils.plan import FPS
 from eichi_utils.safe_reading import open_regular
@@ -77,12 +78,14 @@ def open_container(place: Place | str) -> Iterator[InputContainer]:
     """Open a film for reading, if it is a regular file of one of CONTAINERS. Raises OSError, UnsafeError or av.FFmpegError.
 
     place: a path, or a file that is open, read from its beginning. FFmpeg gets an open file and no name in either case: it
-    knows of no folder, device or network from which to read more.
+    knows of no folder, device or network from which to read more. Bytes of the film's texts that are no UTF-8 are in them as
+    surrogates (PEP 383): one text in another encoding must not take the others away.
     """
     options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
     with open_regular(place) if isinstance(place, (str, Path)) else nullcontext(place) as file:
+        check_boxes(file)
         file.seek(0)
-        with av.open(file, "r", options=options) as container:
+        with av.open(file, "r", options=options, metadata_errors="surrogateescape") as container:
             yield container
 
 

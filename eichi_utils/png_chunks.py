@@ -61,11 +61,12 @@ def png_texts(path: str | Path) -> PngTexts:
             if kind == b"eXIf":
                 found.exif = data
                 continue
-            name, text = _text(kind, data, min(room, MOST_TEXT))
+            name, text, size = _text(kind, data, min(room, MOST_TEXT))
+            # What was unpacked and left out counts too: it took its time.
+            room -= size
             if text is None:
                 found.too_large.append(name)
             else:
-                room -= len(text)
                 found.texts[name] = text
     if not whole and not (found.texts or found.too_large or found.exif):
         raise UnsafeError("it is cut off")
@@ -91,8 +92,8 @@ def _keyword(data: bytes) -> str:
     return data.partition(b"\0")[0][:79].decode("latin-1")
 
 
-def _text(kind: bytes, data: bytes, most: int) -> tuple[str, str | None]:
-    """Return a chunk's keyword and text (PNG 3rd edition, 11.3.3); None instead of a text that is too large."""
+def _text(kind: bytes, data: bytes, most: int) -> tuple[str, str | None, int]:
+    """Return a chunk's keyword, text and its bytes (PNG 3rd edition, 11.3.3); None instead of a text that is too large."""
     keyword, _, rest = data.partition(b"\0")
     name, packed, coding = _keyword(keyword), False, "latin-1"
     if kind == b"zTXt":
@@ -107,5 +108,5 @@ def _text(kind: bytes, data: bytes, most: int) -> tuple[str, str | None]:
         except zlib.error:
             rest = b""
         if unpacker.unconsumed_tail:
-            return name, None
-    return name, rest.decode(coding, "replace")
+            return name, None, len(rest)
+    return name, rest.decode(coding, "replace"), len(rest)

@@ -262,8 +262,8 @@ def from_json(document: Any, kinds: Mapping[str, type[Request]]) -> Request:
 
 
 def _tidy(number: float) -> float | int:
-    """7.0 as 7, for reading."""
-    return int(number) if isinstance(number, float) and number.is_integer() else number
+    """7.0 as 7, for reading; one beyond the integers that floats know stays 1e+308 and not 309 digits."""
+    return int(number) if isinstance(number, float) and number.is_integer() and abs(number) < 2**53 else number
 
 
 def _check_picture(name: str, value: Any, limits: Mapping[str, Any]) -> Problem | None:

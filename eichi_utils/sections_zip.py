@@ -18,13 +18,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from PIL.Image import DecompressionBombError
+
 from eichi_utils import modes
 from eichi_utils.archive import MAX_READ, Archive, most_bytes, opened, shown_name
 from eichi_utils.fields import for_mode, from_the_end
 from eichi_utils.kept import keep
 from eichi_utils.latent_info import latents_problem
 from eichi_utils.paths import DEFAULT_UPLOADS, written_atomically
-from eichi_utils.picture_files import picture_format
+from eichi_utils.picture_files import DAMAGE, picture_format
+from eichi_utils.picture_files import opened as opened_picture
 from eichi_utils.pictures import open_picture, picture_problem
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import FilmRequest, Request, to_json
@@ -44,6 +47,9 @@ LATENTS, LATENTS_STEM, LATENTS_SUFFIX = "append_latents", "append", ".safetensor
 CONTENTS = ("image", "end_image", "keyframes", "section_prompts", "prompt", "loras", "section_lora_scales")
 # Files that systems add to archives by themselves.
 CLUTTER = re.compile(r"__MACOSX/|(.*/)?(\._[^/]*|\.DS_Store|Thumbs\.db|desktop\.ini)$", re.IGNORECASE | re.DOTALL)
+# Of all pictures, so many whatever they are packed into, and so many more for each byte: a second and a half of decoding. A
+# picture of 1920 x 1080 pixels of one colour has 6 kB, a photo less than 20 pixels a byte.
+FREE_PIXELS, MOST_PIXELS_PER_BYTE = 150_000_000, 100
 # Names in a note.
 MOST_LISTED = 50
 
@@ -100,7 +106,7 @@ def import_sections(
                 raise UserError([Problem("mode", "sections_need_film")])
             length = {"seconds": onto.seconds, "window": onto.window}
             fields, notes = for_mode(contents.mode or ReverseRequest.mode, onto.mode, {**length, **contents.fields})
-            files = _unpacked(archive, fields, Path(folder))
+            files = _unpacked(archive, fields, Path(folder), path)
         kept = _kept(files, uploads)
     fields = _renamed(fields, kept)
     document = _merged(to_json(onto), fields) if how == "merge" else _replaced(onto, fields)
@@ -177,20 +183,36 @@ def _edited(mode: str, own: Mapping[str, Any], old: Mapping[str, Any]) -> dict[s
     return {**kept, **changed}
 
 
-def _unpacked(archive: Archive, fields: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+def _unpacked(archive: Archive, fields: Mapping[str, Any], folder: Path, path: Path) -> dict[str, Path]:
     """Entry -> unpacked file, each of which can be read. Raises UserError with all that cannot."""
-    entries, problems = {}, []
+    entries, places, problems = {}, {}, []
+    pixels, most = 0, FREE_PIXELS
     for place, entry in _named(fields):
         if entry in entries:
             continue
-        entries[entry] = folder / f"{len(entries)}{PurePosixPath(entry).suffix.lower()}"
+        entries[entry], places[entry] = folder / f"{len(entries)}{PurePosixPath(entry).suffix.lower()}", place
         archive.unpack(entry, entries[entry])
-        problem = _file_problem(place, entries[entry])
+        pixels += 0 if place == LATENTS else _pixels(entries[entry])
+        most += MOST_PIXELS_PER_BYTE * archive.entries[entry].compress_size
+    if pixels > most:
+        sizes = {"size": pixels * 3 // 2**20, "limit": most * 3 // 2**20}
+        raise UserError([Problem("sections", "zip_total_size", {"file": str(path), **sizes})])
+    for entry, file in entries.items():
+        problem = _file_problem(places[entry], file)
         if problem:
             problems.append(replace(problem, values={**problem.values, "file": entry}))
     if problems:
         raise UserError(problems)
     return entries
+
+
+def _pixels(file: Path) -> int:
+    """How many pixels a picture would be decoded to; none if it is no picture."""
+    try:
+        with opened_picture(file) as picture:
+            return picture.width * picture.height
+    except (*DAMAGE, DecompressionBombError):
+        return 0
 
 
 def _kept(files: Mapping[str, Path], uploads: Path) -> dict[str, str]:

@@ -38,7 +38,7 @@ EXCEPTIONS = {"eichi_utils/demo.py": {"miniature.random_checkpoint"}}
 # The upper half of eichi_utils: plans, requests, jobs. It starts in an instant and runs where torch is not installed.
 WITHOUT_TORCH = (
     "request", "plan", "reverse", "forward", "single", "modes", "events", "view", "jobs", "metadata", "pictures", "paths",
-    "png_chunks", "film_texts", "foreign_texts", "comfy_graph", "named_files",
+    "png_chunks", "film_boxes", "film_texts", "foreign_texts", "comfy_graph", "named_files",
     "engine", "cli", "catalogue", "hub", "description", "preflight", "sizes", "cards", "legacy", "archive",
     "fields", "kept", "lora_fit", "lora_folder", "loras", "png_text", "sections_text", "sections_zip", "settings", "presets",
     "append", "latent_info", "request_files", "safe_reading", "encodings", "request_values",

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from eichi_utils.film_texts import film_texts
 from eichi_utils.foreign_texts import MOST_CHARACTERS, parse_parameters, said_by, said_by_document
 from eichi_utils.png_text import MOST_TAKEN, PictureText, picture_text, read_text, request_fields
 from eichi_utils.problems import UserError
@@ -217,6 +218,19 @@ def test_films_of_others(suffix: str, tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             read_text(film(tmp_path / f"none{suffix}", **tags))
         assert found(error.value.problems) == {("request", "request_not_in_file")}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize(("title", "encoding"), [("Café du matin", "latin-1"), ("花火と着物", "cp932")])
+def test_a_tag_in_another_encoding_leaves_the_others(title: str, encoding: str, suffix: str, tmp_path: Path) -> None:
+    """One title that is no UTF-8 took all texts of the film away, the good ones too."""
+    wan = {name: value for name, value in DOCUMENTS["Wan2GP"][0].items() if name != "model_type"}
+    raw = title.encode(encoding)
+    path = film(tmp_path / f"a{suffix}", comment=json.dumps({**wan, "type": "猫"}, ensure_ascii=False), title="Q" * len(raw))
+    path.write_bytes(path.read_bytes().replace(b"Q" * len(raw), raw))
+    assert film_texts(path).texts["title"] == title
+    text = read_text(path)
+    assert {one: getattr(text, one) for one in WHOLE} == WHOLE
 
 
 def test_a_playlist_under_a_films_name_opens_nothing(tmp_path: Path) -> None:

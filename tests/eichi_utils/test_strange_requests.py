@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import cli
+from eichi_utils import cli, modes
 from eichi_utils.media import write_png
 from eichi_utils.metadata import png_info, read_document
 from eichi_utils.pictures import open_picture
 from eichi_utils.request import to_json
+from locales import Translator
 from tests.eichi_utils.helpers import names_in, request
 
 HOSTILE = Path(__file__).parent.parent / "cases" / "hostile"
@@ -38,6 +39,13 @@ def test_strange_numbers_and_names(name: str, tmp_path: Path, pictures: list[str
     assert code == 2 and problems
     assert time.process_time() - started < 5
     assert names_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("seconds", [-1e308, 1e308, 1e22])
+def test_a_number_out_of_range_is_said_in_few_characters(seconds: float, pictures: list[str]) -> None:
+    """-1e308 seconds were a sentence with 309 digits."""
+    (problem,) = modes.from_json({**to_json(request("reverse", pictures[0])), "seconds": seconds}).check()
+    assert problem.key == "out_of_range" and len(Translator("en")(f"problem.{problem.key}", **problem.values)) < 60
 
 
 @pytest.mark.parametrize("kind", ["json", "png"])

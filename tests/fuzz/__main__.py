@@ -1,12 +1,13 @@
 """Try every reader on files that nobody would make: `python -m tests.fuzz [--minutes N] [--seed S] [--keep DIR] [READER...]`.
 
-    --minutes N   for each reader (1)
+    --minutes N   for all of these readers together (a quarter for each)
     --seed S      other mutations (0)
     --case K      one case alone, in this process, with its traceback
     --keep DIR    where files that make a reader fail are kept (fuzz-findings)
 
 Each reader runs in a process of its own, which may crash, hang or grow: that is a finding like a traceback that is not the
-reader's own error. Findings of one kind are told once. Exit code 1 where there are any.
+reader's own error. What a case takes is counted in seconds of the processor, so that other work beside it is no finding.
+Findings of one kind are told once. Exit code 1 where there are any.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ import psutil
 from tests.fuzz.cases import MOST_BYTES, cases_of
 from tests.fuzz.readers import READERS
 
-# A case that hangs is ended after this long, one that only takes long tells itself.
-HANGS_SECONDS = 10.0
-# Importing, and making the seeds.
-START_SECONDS = 120.0
+# A case that works without end is ended after so many seconds of the processor, one that waits after so many of the clock; one
+# that only takes long tells itself.
+HANGS_SECONDS, WAITS_SECONDS = 10.0, 100.0
+# Of a reader where nobody says how many.
+MINUTES = 0.25
+# Importing, and making the seeds; of the processor.
+START_SECONDS = 60.0
 # How often the process's memory is looked at.
 LOOK_SECONDS = 0.05
 ROOT = Path(__file__).parents[2]
@@ -72,7 +76,7 @@ def _watch_one(watched: Watched, seed: int, first: int, seconds: float, folder: 
     """(last case, how it ended) of one process."""
     command = [sys.executable, "-m", "tests.fuzz.child", watched.name, str(seed), str(first), str(seconds), str(folder)]
     with _process(command) as (process, lines):
-        case, since, base = first, time.monotonic(), 0
+        case, since, used, base = first, time.monotonic(), 0.0, 0
         while True:
             try:
                 line = lines.get(timeout=LOOK_SECONDS)
@@ -80,14 +84,15 @@ def _watch_one(watched: Watched, seed: int, first: int, seconds: float, folder: 
                 memory = _memory(process)
                 if base and memory - base > 3 * MOST_BYTES:
                     return case, "crash: memory without end"
-                if time.monotonic() - since > (HANGS_SECONDS if base else START_SECONDS):
+                waited, worked = time.monotonic() - since, _processor(process) - used
+                if waited > WAITS_SECONDS or worked > (HANGS_SECONDS if base else START_SECONDS):
                     return case, "hang"
                 continue
             if line is None:
                 code = process.wait()
                 return case, "memory" if code == 0 else f"crash: {code}"
             base = base or _memory(process)
-            since, case = time.monotonic(), line.get("case", line.get("end", case))
+            since, used, case = time.monotonic(), _processor(process), line.get("case", line.get("end", case))
             if "end" in line:
                 return case, "end"
             if "kind" in line:
@@ -121,6 +126,14 @@ def _memory(process: subprocess.Popen) -> int:
         return 0
 
 
+def _processor(process: subprocess.Popen) -> float:
+    try:
+        times = psutil.Process(process.pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system
+
+
 def _kept(name: str, seed: int, case: int, folder: Path) -> str:
     with cases_of(name, seed) as cases:
         file, data = cases.make(case)
@@ -133,7 +146,7 @@ def main() -> int:
         prog="python -m tests.fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("readers", nargs="*", metavar="READER", help=", ".join(READERS))
-    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--minutes", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int)
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"))
@@ -141,6 +154,7 @@ def main() -> int:
     names = options.readers or list(READERS)
     if unknown := set(names) - set(READERS):
         parser.error(f"no such reader: {', '.join(sorted(unknown))}")
+    seconds = 60 * (MINUTES if options.minutes is None else options.minutes / len(names))
     found = 0
     for name in names:
         if options.case is not None:
@@ -150,7 +164,7 @@ def main() -> int:
             found += finding is not None
             continue
         options.keep.mkdir(parents=True, exist_ok=True)
-        watched = watch(name, options.seed, options.minutes * 60, options.keep.resolve())
+        watched = watch(name, options.seed, seconds, options.keep.resolve())
         print(f"{name}: {watched.cases} cases, {len(watched.findings)} kinds of findings", flush=True)
         found += len(watched.findings)
     return 1 if found else 0

@@ -143,7 +143,8 @@ def _png(data: bytes, random: Random) -> bytes:
     if kind == 0:
         chunks[number] = (name, _bytes_changed(content, [c for _, c in chunks], random))
     elif kind == 1:
-        chunks.insert(random.randrange(len(chunks)), chunks[number])
+        at = random.randrange(len(chunks))
+        chunks[at:at] = [chunks[number]] * random.choice((1, 1, 1, 200))
     elif kind == 2:
         random.shuffle(chunks)
     elif kind == 3:
@@ -183,6 +184,9 @@ def _zip(data: bytes, random: Random) -> bytes:
         members[number] = (random.choice(MEMBERS), content)
     elif kind == 2:
         members.append(members[number])
+    elif kind == 3 and not name.endswith((".yaml", ".yml")):
+        # Much of it in few bytes.
+        members[number] = (name, content + bytes(random.choice((2**18, 2**24))))
     else:
         texts = [number for number, (name, _) in enumerate(members) if name.endswith((".yaml", ".yml"))]
         for number in texts:

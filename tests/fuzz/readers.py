@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import struct
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from eichi_utils.sections_zip import import_sections
 from eichi_utils.settings import CHOICES, AppSettings, JsonFile
 from eichi_utils.timings import Timings, kind_of
 from locales import Translator
+from tests.eichi_utils import boxes
 from tests.eichi_utils.helpers import latent_file, request
 
 TESTS = Path(__file__).parents[1]
@@ -140,8 +143,38 @@ def picture_seeds(folder: Path) -> list[Path]:
     }
     for name, (picture, settings) in made.items():
         picture.save(folder / name, **settings)
-    (folder / "a.psd").write_bytes(_psd())
-    return [*(folder / name for name in made), folder / "a.psd", *_cases(".png", ".jpg", ".heic", ".emf")]
+    scans = (folder / "progressive.jpg").read_bytes()
+    first = scans.index(b"\xff\xda")
+    others = {
+        "a.psd": _psd(),
+        "rle.bmp": _bmp(),
+        "exif.jpg": exif_of_many_tags((folder / "a.jpg").read_bytes()),
+        "scans.jpg": scans[:-2] + scans[first:-2] * 20 + b"\xff\xd9",
+        "comments.gif": _comments((folder / "a.gif").read_bytes()),
+    }
+    for name, data in others.items():
+        (folder / name).write_bytes(data)
+    return [*(folder / name for name in (*made, *others)), *_cases(".png", ".jpg", ".heic", ".emf")]
+
+
+def exif_of_many_tags(jpeg: bytes) -> bytes:
+    """A JPEG with a directory of 300 texts that all lie at one place."""
+    entries = b"".join(struct.pack("<HHII", 0x9C00 + number, 2, 2000, 8 + 2 + 300 * 12 + 4) for number in range(300))
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 300) + entries + bytes(4) + b"a" * 2000
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + jpeg[2:]
+
+
+def _comments(gif: bytes) -> bytes:
+    """A GIF with comments of many parts before its pictures."""
+    at = 13 + (3 << (gif[10] & 7) + 1 if gif[10] & 0x80 else 0)
+    return gif[:at] + (b"!\xfe" + (b"\x03abc") * 50 + b"\0") * 50 + gif[at:]
+
+
+def _bmp() -> bytes:
+    """Runs of colours of 8 bits, ends of lines, a step aside and plain bytes."""
+    runs = b"\x10\1\0\0" + b"\0\2\4\1" + b"\0\4\1\2\3\4" + b"\0\1"
+    head = struct.pack("<IiiHHIIiiII", 40, 32, 32, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + 1024 + len(runs), 0, 0, 54 + 1024) + head + bytes(range(256)) * 4 + runs
 
 
 def _psd() -> bytes:
@@ -178,7 +211,13 @@ def text_seeds(folder: Path) -> list[Path]:
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "a cat\nSteps: 20, Seed: 5".encode("utf-16-be")
     Image.new("RGB", (16, 16)).save(folder / "a.jpg", exif=exif)
-    return [folder / "a1111.png", folder / "comfy.png", folder / "a.jpg", *document_seeds(folder)]
+    info = PngInfo()
+    for number in range(20):
+        info.add_text(f"parameters {number}", "a" * 100_000, zip=True)
+    Image.new("RGB", (16, 16)).save(folder / "packed.png", pnginfo=info)
+    (folder / "tags.jpg").write_bytes(exif_of_many_tags((folder / "a.jpg").read_bytes()))
+    made = [folder / name for name in ("a1111.png", "comfy.png", "packed.png", "a.jpg", "tags.jpg")]
+    return [*made, *_tables(folder), *document_seeds(folder)]
 
 
 def read_texts(path: Path) -> None:
@@ -238,8 +277,15 @@ def read_peft(path: Path) -> None:
 
 
 def sections_seeds(folder: Path) -> list[Path]:
+    # Members that are far larger than what they are packed into.
+    with zipfile.ZipFile(folder / "packed.zip", "w", zipfile.ZIP_BZIP2) as written:
+        written.writestr("sections.yaml", "section_info: []\n")
+        for number in range(10):
+            written.writestr(f"{number:03d}.png", bytes(2**18))
     # Those that are large when they are unpacked have tests of their own.
-    return [file for file in _cases(".zip") if not file.name.endswith(("_6_GB.zip", "_hangs_import.zip"))]
+    return [folder / "packed.zip"] + [
+        file for file in _cases(".zip") if not file.name.endswith(("_6_GB.zip", "_MB_each.zip", "_hangs_import.zip"))
+    ]
 
 
 def read_sections(path: Path) -> None:
@@ -322,7 +368,21 @@ def read_model_description(path: Path) -> None:
 
 
 def film_seeds(folder: Path) -> list[Path]:
-    return [film(folder), *_cases(".mp4")]
+    return [film(folder), *_tables(folder), *_cases(".mp4")]
+
+
+def _tables(folder: Path) -> list[Path]:
+    """Films whose frames all have one size, with times, parts and pieces."""
+    parts = boxes.box(b"edts", boxes.table(b"elst", 1, 3, 0, 0x10000))
+    piece = boxes.box(b"traf", boxes.full(b"tfhd", bytes(4)), boxes.full(b"trun", bytes(4)))
+    made = {
+        "size.mp4": boxes.film(3, boxes.table(b"ctts", 1, 3, 1), edits=parts),
+        "sound.mp4": boxes.film(3000, handler=b"soun", kind=b"raw "),
+        "pieces.mp4": boxes.film(3) + boxes.box(b"moof", boxes.full(b"mfhd", bytes(4)), piece),
+    }
+    for name, data in made.items():
+        (folder / name).write_bytes(data)
+    return [folder / name for name in made]
 
 
 def read_film(path: Path) -> None:

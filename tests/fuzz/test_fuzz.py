@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from random import Random
@@ -10,6 +11,7 @@ from random import Random
 import pytest
 
 from eichi_utils.problems import Problem, UserError
+from tests.fuzz import __main__ as main
 from tests.fuzz import cases
 from tests.fuzz.cases import Cases, cases_of
 from tests.fuzz.mutate import NASTY, mutated
@@ -67,6 +69,27 @@ def test_findings_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert {"TypeError", "JSONDecodeError"} <= kinds["fails"]
     # The highest use so far grows only where this process never used so much before.
     assert kinds["grows"] <= {"memory"}
+
+
+def test_waiting_is_no_hang_and_working_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with other work a case that took its time by the clock was told as one that hangs."""
+    begin = "import time; print('{\"case\": 7}', flush=True); "
+    works, waits = "\nwhile True: pass", "time.sleep(0.8); print('{\"end\": 8}', flush=True)"
+    process = main._process
+    monkeypatch.setattr(main, "HANGS_SECONDS", 0.3)
+    for rest, most, ended in ((works, 30.0, (7, "hang")), (waits, 30.0, (8, "end")), (waits, 0.3, (7, "hang"))):
+        code = begin + rest
+        monkeypatch.setattr(main, "_process", lambda command, code=code: process([sys.executable, "-c", code]))
+        monkeypatch.setattr(main, "WAITS_SECONDS", most)
+        assert main._watch_one(main.Watched("request"), 0, 0, 1.0, tmp_path) == ended
+
+
+def test_minutes_are_those_of_all_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One minute was one for each of thirteen readers."""
+    given = []
+    monkeypatch.setattr(main, "watch", lambda name, seed, seconds, folder: given.append(seconds) or main.Watched(name))
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--minutes", "1", "--keep", str(tmp_path), "films", "texts", "lora"])
+    assert main.main() == 0 and given == [20, 20, 20]
 
 
 def test_a_case_is_made_again_by_its_number() -> None:

@@ -71,6 +71,7 @@ def test_every_place_of_a_page_lives_through_every_file(file: Path, made: Whole,
         ("latents_", "append_latents"),
         ("eps_", "image"),
         ("emf_", "image"),
+        ("mp4_", "image"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_where_it_was_put(kind: str, place: str, made: Whole) -> None:

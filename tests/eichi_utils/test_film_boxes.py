@@ -1,0 +1,123 @@
+"""Films whose tables promise more than the file holds are refused before FFmpeg makes room for what they promise."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+
+from eichi_utils import film_boxes, media
+from eichi_utils.film_boxes import check_boxes
+from eichi_utils.film_texts import film_texts
+from eichi_utils.media import encode_h264
+from eichi_utils.safe_reading import UnsafeError
+from tests.eichi_utils.boxes import FTYP, MDAT, box, film, full, head, table, track
+
+MILLIONS = 80_000_000
+EDITS = box(b"edts", full(b"elst", struct.pack(">I", 5000), struct.pack(">IIi", 100, 0, 0x10000)[:12] * 5000))
+
+
+def piece(count: int, flags: int, content: bytes = b"") -> bytes:
+    """A piece of a fragmented film."""
+    run = box(b"trun", struct.pack(">II", flags, count), content)
+    return box(b"moof", full(b"mfhd", bytes(4)), box(b"traf", full(b"tfhd", b"\0\0\0\1"), run))
+
+
+BAD = {
+    "one size": film(MILLIONS),
+    "no size": film(3, table(b"stsz", 0, MILLIONS)),
+    "times": film(3, table(b"ctts", 1, MILLIONS, 1)),
+    "more than the file": film(3_000_000),
+    "four milliards": film(2**32 - 1, size=0),
+    "half bytes": film(3, full(b"stz2", struct.pack(">II", 4, 5000))),
+    "chunks": film(3, table(b"stco", 2000, 1)),
+    "far chunks": film(3, table(b"co64", 2, 0, 0)),
+    "chunks of samples": film(3, table(b"stsc", 2, 1, 1, 1)),
+    "edits": film(3, edits=box(b"edts", table(b"elst", 2, 0, 0, 0))),
+    "each edit has all samples": film(2000, table(b"stts", 1, 2000, 1), edits=EDITS, size=0).replace(
+        table(b"stsz", 0, 2000), table(b"stsz", 0, 2000, *range(2000))
+    ),
+    "pieces": film(3) + piece(MILLIONS, 0),
+    "a piece's table": film(3) + piece(2000, 0x300, bytes(24)),
+    "an index": film(3) + full(b"sidx", bytes(16), struct.pack(">HH", 0, 500)),
+    "a large box": FTYP + struct.pack(">I4sQ", 1, b"moov", 16 + len(track(MILLIONS))) + track(MILLIONS),
+    "a box to the end": FTYP + struct.pack(">I4s", 0, b"moov") + track(MILLIONS),
+    "in a description": FTYP + box(b"moov", head(3), box(b"stsd", bytes(30), table(b"stsz", 1, MILLIONS))),
+    "in texts": FTYP + box(b"moov", head(3), box(b"udta", box(b"meta", table(b"hdlr", 0, 0), track(MILLIONS)))),
+    "packed": FTYP + box(b"moov", box(b"cmov", bytes(30))),
+    "deep": FTYP + b"".join(struct.pack(">I4s", 1000 - 8 * n, b"udta") for n in range(50)),
+    "sound and not": film(MILLIONS, handler=b"soun", kind=b"raw ").replace(
+        table(b"stts", 1, MILLIONS, 1), table(b"stts", 1, MILLIONS, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_tables_that_promise_too_much(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 million frames in 688 bytes: 2.9 GB and four seconds, for whoever puts the film onto the page."""
+    monkeypatch.setattr(media.av, "open", lambda *_, **__: pytest.fail("FFmpeg was asked"))
+    (tmp_path / "a.mp4").write_bytes(BAD[name])
+    began = time.process_time()
+    for read in (film_texts, media.last_frame):
+        with pytest.raises(UnsafeError):
+            read(tmp_path / "a.mp4")
+    assert time.process_time() - began < 0.5
+
+
+def test_boxes_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(film_boxes, "MOST_BOXES", 100)
+    for data in (FTYP + box(b"free") * 200, FTYP + box(b"moov", box(b"free") * 200)):
+        with pytest.raises(UnsafeError, match="boxes"):
+            check_boxes(io.BytesIO(data))
+    monkeypatch.setattr(film_boxes, "MOST_BYTES", 100)
+    with pytest.raises(UnsafeError, match="MB"):
+        check_boxes(io.BytesIO(FTYP + box(b"moov", bytes(200))))
+
+
+def test_tracks_and_pieces_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each within its limit, and a thousand of them."""
+    monkeypatch.setattr(film_boxes, "MOST_SAMPLES", 100)
+    tracks = FTYP + box(b"moov", head(60), track(60), track(60)) + MDAT
+    for data in (tracks, film(3) + piece(60, 0) * 2):
+        with pytest.raises(UnsafeError, match="at most 100"):
+            check_boxes(io.BytesIO(data))
+    check_boxes(io.BytesIO(film(60)))
+
+
+def test_what_is_no_mp4_or_is_cut_off_passes() -> None:
+    """FFmpeg judges what has no tables."""
+    for data in (b"", b"\x1aE\xdf\xa3" + bytes(30), b"RIFF\0\0\0\0AVI ", b"GIF89a", bytes(100), film(3)[:200], film(3)[:-50]):
+        check_boxes(io.BytesIO(data))
+
+
+def test_sound_that_is_not_compressed_has_a_sample_each_tick() -> None:
+    """Ten minutes are 28 million samples, of which FFmpeg makes 28,000 entries."""
+    check_boxes(io.BytesIO(film(28_800_000, size=2, handler=b"soun", kind=b"raw ")))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".mp4", "faststart"),
+        (".mp4", "frag_keyframe+empty_moov"),
+        (".mp4", "frag_every_frame+dash"),
+        (".mov", "use_metadata_tags"),
+        (".mkv", ""),
+    ],
+)
+def test_films_of_every_kind_pass(suffix: str, options: str, tmp_path: Path) -> None:
+    """Whole films, and those in pieces, as players that stream write them."""
+    frames = numpy.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), numpy.uint8)
+    encode_h264(tmp_path / "a.mp4", frames, 20)
+    settings, copy = {"movflags": options} if options else {}, tmp_path / f"b{suffix}"
+    with media.open_container(tmp_path / "a.mp4") as source, media.av.open(str(copy), "w", options=settings) as to:
+        stream = to.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                to.mux(packet)
+    assert media.last_frame(copy).size == (32, 32)
