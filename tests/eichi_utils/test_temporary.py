@@ -37,15 +37,17 @@ def aged(path: Path, seconds: float) -> Path:
 
 def test_what_a_killed_process_has_left_goes_at_the_next_start(tmp_path: Path):
     """Half films lay hidden in the output folder for ever, gigabytes of them."""
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+    results = tmp_path / "results"
+    results.mkdir()
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(results)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writing\n"
-        (tmp_path / "deep").mkdir()
-        before = sorted(tmp_path.iterdir())
-        assert len(before) == 3 and remove_abandoned([tmp_path]) == 0 and sorted(tmp_path.iterdir()) == before
+        (results / "deep").mkdir()
+        before = sorted(results.iterdir())
+        assert len(before) == 3 and remove_abandoned([results]) == 0 and sorted(results.iterdir()) == before
         process.send_signal(signal.SIGKILL)
         process.wait(10)
-    assert remove_abandoned([tmp_path.parent]) == 2, "also in a folder below"
-    assert list(tmp_path.iterdir()) == [tmp_path / "deep"]
+    assert remove_abandoned([tmp_path]) == 2, "also in a folder below"
+    assert list(results.iterdir()) == [results / "deep"]
 
 
 def named(machine: str = "", pid: int = 0, start: int = 0) -> str:
