@@ -102,7 +102,7 @@ def test_a_page_that_is_loaded_again_offers_what_is_kept_now(whole: Page, mode: 
     page.see(page.prompts.panel.save(page.holds | {page.prompts.panel.name: "mine"}))
     page.see(page.favourites.panel.save(page.holds | {page.favourites.panel.name: "whole"}))
     lora_presets(page.built.context.presets).save("set", [{"file": "ink.safetensors", "strength": 0.5}])
-    calls = [call for call in page.built.blocks.fns.values() if any(event == "load" for _, event in call.targets)]
+    calls = [call for call in page.built.blocks.fns.values() if call.fn and any(event == "load" for _, event in call.targets)]
     loaded = {component: update for call in calls for component, update in call.fn().items()}
     lists = {box.elem_id: update for box, update in loaded.items() if boxes.NAME in (box.elem_classes or [])}
     offered = {"prompts-name": ["mine"], "favourites-name": ["whole"], "lora-preset": [("set", "set")]}

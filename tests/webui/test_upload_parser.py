@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from gradio import route_utils
 from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException
 
+from tests.threads import in_a_loop
 from webui.gradio_compat import UploadParser
 
 FILE = 'name="files"; filename="{}.png"'
@@ -31,7 +31,7 @@ def read(folder: Path, sent: bytes, size: int = 1 << 18, **settings: Any) -> For
             yield sent[at : at + size]
 
     headers = Headers({"content-type": "multipart/form-data; boundary=b"})
-    return asyncio.run(UploadParser(headers, stream(), upload_dir=folder, max_file_size=1 << 20, **settings).parse())
+    return in_a_loop(UploadParser(headers, stream(), upload_dir=folder, max_file_size=1 << 20, **settings).parse())
 
 
 @pytest.fixture
