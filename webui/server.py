@@ -298,8 +298,13 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Every open tab holds a stream; that it is cut off now is no error worth a traceback.
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        await super().shutdown(sockets)
+        said = logging.getLogger("uvicorn.error")
+        level = said.level
+        said.setLevel(logging.CRITICAL)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            said.setLevel(level)
 
 
 def room() -> int:
