@@ -141,6 +141,8 @@ def build(
             page(context),
             path=root or "/",
             max_file_size=rules.upload_bytes,
+            # Else some addresses of files lack what a proxy puts before them.
+            root_path=rules.root + root if rules.root else None,
             # The form of a running job shows its pictures again after a reload.
             allowed_paths=[*(str(folder.resolve()) for folder in context.files.folders), *context.files.files],
             blocked_paths=[str(folder.resolve()) for folder in context.files.closed],
