@@ -161,8 +161,14 @@ def test_room_is_what_films_leave() -> None:
 
 
 @pytest.fixture
-def records() -> Iterator[list[logging.LogRecord]]:
-    """What comes into the log of a program."""
+def records(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
+    """What comes into the log of a program, whatever servers of other tests have made of their loggers."""
+    for name in ("uvicorn", "uvicorn.error"):
+        said = logging.getLogger(name)
+        monkeypatch.setattr(said, "propagate", True)
+        monkeypatch.setattr(said, "disabled", False)
+        monkeypatch.setattr(said, "level", logging.NOTSET)
+        said.manager._clear_cache()
     kept: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = kept.append
