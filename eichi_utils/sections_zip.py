@@ -297,7 +297,7 @@ def _entry_name(place: str, file: str) -> str:
 
 def _as_it_is(file: str) -> bool:
     """Whether the existing program reads a picture, by its name and by what it is."""
-    return Path(file).suffix.lower() in SUFFIXES and picture_format(file) in ("PNG", "JPEG", "MPO", "WEBP")
+    return Path(file).suffix.lower() in SUFFIXES and picture_format(file) in ("PNG", "JPEG", "WEBP")
 
 
 def _write(archive: zipfile.ZipFile, file: str, name: str) -> None:

@@ -40,7 +40,6 @@ from webui.memory_panel import RESERVE, change
 from webui.path_check import ServedFiles
 from webui.pulse import add_routes
 from webui.server import Gate, Server, address, listen, room
-from webui.server import is_loopback as is_loopback
 from webui.set_aside import SetAside
 from webui.shown import ShownPictures
 

@@ -16,8 +16,9 @@ import pytest
 import webui
 from eichi_utils.catalogue import Models
 from eichi_utils.paths import MINIATURE
-from webui.app import address, is_loopback, listen, read_flags
+from webui.app import address, listen, read_flags
 from webui.doors import Rules
+from webui.server import is_loopback
 
 WEBUI = Path(webui.__file__).parent
 
