@@ -183,12 +183,16 @@ class Doors:
         refusal = self._refusal(scope, visit.headers, visit.local)
         if refusal is not None:
             await visit.refuse(refusal)
-        elif visit.local in (LOGIN, LOGOUT):
-            try:
+            return
+        try:
+            await visit.take_empty_body()
+            if visit.local in (LOGIN, LOGOUT):
                 await self.page(scope, visit.receive, visit.send)
-            except Cut as cut:
-                await visit.refuse(self._say(visit.headers, cut.status_code, cut.detail))
-        elif self.is_upload(visit.local):
+                return
+        except Cut as cut:
+            await visit.refuse(self._say(visit.headers, cut.status_code, cut.detail))
+            return
+        if self.is_upload(visit.local):
             await self._upload(visit)
         else:
             await self.app(scope, visit.receive, visit.send)
@@ -290,8 +294,23 @@ class _Visit:
         self.held = 0
         self._all_read = int(self.headers.get("content-length", 0)) == 0 and "transfer-encoding" not in self.headers
         self._bytes, self._waited, self._begun = 0, 0.0, False
+        self._drain_seconds = DRAIN_SECONDS
+        # A body that was taken before the application asked for it.
+        self._taken: Message | None = None
+
+    async def take_empty_body(self) -> None:
+        """Take the body of a request that has none to bring: proxies send even GET in pieces, of which the end is one.
+
+        Whoever ends a connection on which something was not taken cuts the answer off. Raises Cut.
+        """
+        if self.most == 0:
+            while not self._all_read:
+                self._taken = await self.receive()
 
     async def receive(self) -> Message:
+        if self._taken:
+            taken, self._taken = self._taken, None
+            return taken
         if self._all_read:
             return await self._receive()
         if self._begun:
@@ -311,12 +330,12 @@ class _Visit:
             if self._begun:
                 return message
             raise Cut(HTTPStatus.BAD_REQUEST, "disconnected")
+        self._all_read = not message.get("more_body", False)
         self._bytes += len(message.get("body", b""))
         if self._bytes > self.most:
             raise Cut(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.doors.too_large(self.most))
         if self.values:
             self._hold(message.get("body", b""))
-        self._all_read = not message.get("more_body", False)
         return message
 
     def _hold(self, body: bytes) -> None:
@@ -331,6 +350,7 @@ class _Visit:
         """What comes of a body that the application had no need of for its answer; too much is as good as nothing."""
         message = await self._receive()
         self._bytes += len(message.get("body", b""))
+        self._all_read = not message.get("more_body", False)
         return message if self._bytes <= self.most else {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -346,6 +366,10 @@ class _Visit:
                 # Else the rest of the body keeps the connection for as long as it comes.
                 headers["connection"] = "close"
             message = {**message, "headers": headers.raw}
+        elif not self._all_read and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._drain()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
     def _is_trusted(self) -> bool:
@@ -360,26 +384,25 @@ class _Visit:
                 await self.send(message)
 
     async def refuse(self, response: Response) -> None:
-        """Answer without the body; what comes of it for a while is thrown away, for many clients send all before they read."""
-        unread = not self._all_read
-        start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-        await self.send(start)
+        """Answer without the body."""
+        if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and self.doors.is_upload(self.local):
+            self._drain_seconds = LARGE_DRAIN_SECONDS
+        await self.send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
         body = b"" if self.scope["method"] == "HEAD" else response.body
-        await self._send({"type": "http.response.body", "body": body, "more_body": unread})
-        if unread:
-            large = response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and self.doors.is_upload(self.local)
-            try:
-                await asyncio.wait_for(self._drain(), LARGE_DRAIN_SECONDS if large else DRAIN_SECONDS)
-            except asyncio.TimeoutError:
-                pass
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _drain(self) -> None:
-        """Take what comes, until there is no more, or nothing for a while. Raises TimeoutError."""
-        more = True
-        while more:
+        """Throw away what comes of the body for a while: many clients send all before they read the answer."""
+        try:
+            await asyncio.wait_for(self._read_on(), self._drain_seconds)
+        except asyncio.TimeoutError:
+            pass
+
+    async def _read_on(self) -> None:
+        """Take what comes, until there is no more. Raises TimeoutError when nothing comes for a while."""
+        while not self._all_read:
             message = await asyncio.wait_for(self._receive(), DRAIN_SECONDS)
-            more = message["type"] == "http.request" and message.get("more_body", False)
+            self._all_read = not message.get("more_body", False)
 
 
 def _place(origin: str) -> tuple[str | None, int | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPResponse
 from pathlib import Path
 
 import pytest
@@ -96,14 +97,33 @@ def test_what_is_left_of_a_body_ends_the_connection() -> None:
         assert got.endswith(b"seen") and b"connection: close" in got.lower()
 
 
-def test_a_stream_needs_no_body() -> None:
-    """Proxies send even GET in pieces. A stream waits for its reader's end, which is no body that was given up."""
+def test_a_get_in_pieces_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proxies send even GET in pieces. Its connection was ended before the last piece was taken, and the answer cut off by it."""
+    monkeypatch.setattr(module, "BODY_SECONDS", 0.3)
+    asked, end = head("/large?bytes=3000000", transfer_encoding="chunked"), b"0\r\n\r\n"
     with served(doors()) as port:
-        with connect(port, head("/ticking", transfer_encoding="chunked")) as open_ended:
-            got = b""
-            while got.count(b"\r\ndata: ") < 8:
-                got += open_ended.recv(10_000)
-        assert answer(connect(port, head("/ticking", transfer_encoding="chunked") + b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
+        with connect(port) as connection:
+            for late in (False, True) * 3:
+                connection.sendall(asked if late else asked + end)
+                if late:
+                    time.sleep(0.1)
+                    connection.sendall(end)
+                reply = HTTPResponse(connection)
+                reply.begin()
+                assert len(reply.read()) == 3_000_000 and not reply.will_close
+        assert answer(connect(port, head("/ticking", transfer_encoding="chunked", connection="close") + end)).count(b"\r\ndata: ") == 8
+        assert b" 408 " in answer(connect(port, asked))
+        assert b" 413 " in answer(connect(port, asked + b"1\r\nx\r\n"))
+
+
+def test_an_answer_without_a_look_at_the_body_comes_whole() -> None:
+    """The connection ended with bytes that nobody had taken: systems then throw away what was sent and not yet read."""
+    with served(doors()) as port:
+        for _ in range(20):
+            connection = connect(port, head("/ignoring", "POST", content_length=500_000))
+            for _ in range(5):
+                connection.sendall(b"x" * 100_000)
+            assert answer(connection).endswith(b"seen")
 
 
 def test_slow_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
