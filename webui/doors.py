@@ -12,10 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import MappingProxyType
 from urllib.parse import quote, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
@@ -23,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from locales import Translator
+from webui.answer_headers import outgoing
 from webui.gradio_compat import take_uploads_part_by_part
 from webui.json_body import Values
 from webui.login import Login
@@ -58,33 +58,6 @@ MANIFEST = "/manifest.json"
 # The ranges that players and downloads ask for. Of several at once, or of other signs, gradio 6.31 makes an error; whoever asks
 # for such gets the whole, as the standard allows.
 RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-[0-9]{1,18})")
-# What is shown in the browser by itself; anything else of the user's is saved, and never runs as a page of ours.
-SHOWN = re.compile(r"(?:image|video|audio)/(?!svg)[a-z0-9.+-]+")
-# What an answer with a file may say beside that. Gradio's answer to a range repeats the request's headers, cookies included.
-OF_FILES = frozenset(
-    b"accept-ranges cache-control content-disposition content-encoding content-length content-range content-type "
-    b"etag last-modified vary".split()
-)
-
-# Gradio makes functions of texts and writes styles into elements; pictures and films come from memory as well.
-PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
-    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
-# A browser makes a small page of its own around a film.
-MEDIA_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-FILE_POLICY = "sandbox; default-src 'none'; frame-ancestors 'none'"
-ALWAYS = MappingProxyType(
-    {
-        "x-content-type-options": "nosniff",
-        "x-frame-options": "DENY",
-        "referrer-policy": "same-origin",
-        "cross-origin-resource-policy": "same-origin",
-    }
-)
-# Elsewhere browsers take no notice of it, and say so in the console.
-WHERE_TRUSTED = MappingProxyType({"cross-origin-opener-policy": "same-origin"})
 
 logger = logging.getLogger(__name__)
 
@@ -356,12 +329,8 @@ class _Visit:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._begun = True
-            headers = MutableHeaders(raw=[pair for pair in message.get("headers", ()) if not _is_cors(pair[0].lower())])
-            if FILE.match(self.doors.inner(self.local)):
-                headers = _as_file(headers)
-            headers.setdefault("content-security-policy", PAGE_POLICY)
-            for name, value in (ALWAYS | WHERE_TRUSTED if self._is_trusted() else ALWAYS).items():
-                headers[name] = value
+            of_file = FILE.match(self.doors.inner(self.local)) is not None
+            headers = outgoing(message.get("headers", ()), of_file, self._is_trusted())
             if not self._all_read:
                 # Else the rest of the body keeps the connection for as long as it comes.
                 headers["connection"] = "close"
@@ -418,18 +387,3 @@ def _is_range(bounds: str) -> bool:
     """Whether it is a single range, and no end of it comes before its beginning."""
     found = RANGE.fullmatch(bounds)
     return found is not None and not (found[2] and int(found[2]) < int(found[1]))
-
-
-def _is_cors(name: bytes) -> bool:
-    return name.startswith(b"access-control-")
-
-
-def _as_file(headers: MutableHeaders) -> MutableHeaders:
-    """The headers of an answer with a file of the user's."""
-    headers = MutableHeaders(raw=[pair for pair in headers.raw if pair[0].lower() in OF_FILES])
-    shown = SHOWN.fullmatch(headers.get("content-type", "").split(";")[0].strip().lower())
-    headers["content-security-policy"] = MEDIA_POLICY if shown else FILE_POLICY
-    if not shown:
-        said = headers.get("content-disposition", "attachment")
-        headers["content-disposition"] = re.sub(r"^\s*inline", "attachment", said)
-    return headers

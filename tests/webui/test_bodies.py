@@ -98,7 +98,7 @@ def test_what_is_left_of_a_body_ends_the_connection() -> None:
 
 
 def test_a_get_in_pieces_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proxies send even GET in pieces. Its connection was ended before the last piece was taken, and the answer cut off by it."""
+    """Proxies send even GET in pieces. Its connection ended before the last piece was taken, which cut the answer off."""
     monkeypatch.setattr(module, "BODY_SECONDS", 0.3)
     asked, end = head("/large?bytes=3000000", transfer_encoding="chunked"), b"0\r\n\r\n"
     with served(doors()) as port:
@@ -111,7 +111,8 @@ def test_a_get_in_pieces_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -
                 reply = HTTPResponse(connection)
                 reply.begin()
                 assert len(reply.read()) == 3_000_000 and not reply.will_close
-        assert answer(connect(port, head("/ticking", transfer_encoding="chunked", connection="close") + end)).count(b"\r\ndata: ") == 8
+        stream = head("/ticking", transfer_encoding="chunked", connection="close")
+        assert answer(connect(port, stream + end)).count(b"\r\ndata: ") == 8
         assert b" 408 " in answer(connect(port, asked))
         assert b" 413 " in answer(connect(port, asked + b"1\r\nx\r\n"))
 

@@ -1,0 +1,62 @@
+"""The headers of every answer: what a browser may do with a page of ours, and with a file of the user's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from types import MappingProxyType
+
+from starlette.datastructures import MutableHeaders
+
+# What is shown in the browser by itself; anything else of the user's is saved, and never runs as a page of ours.
+SHOWN = re.compile(r"(?:image|video|audio)/(?!svg)[a-z0-9.+-]+")
+# What an answer with a file may say beside that. Gradio's answer to a range repeats the request's headers, cookies included.
+OF_FILES = frozenset(
+    b"accept-ranges cache-control content-disposition content-encoding content-length content-range content-type "
+    b"etag last-modified vary".split()
+)
+
+# Gradio makes functions of texts and writes styles into elements; pictures and films come from memory as well.
+PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+# A browser makes a small page of its own around a film.
+MEDIA_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+FILE_POLICY = "sandbox; default-src 'none'; frame-ancestors 'none'"
+ALWAYS = MappingProxyType(
+    {
+        "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        "referrer-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+    }
+)
+# Elsewhere browsers take no notice of it, and say so in the console.
+WHERE_TRUSTED = MappingProxyType({"cross-origin-opener-policy": "same-origin"})
+
+
+def outgoing(raw: Iterable[tuple[bytes, bytes]], of_file: bool, trusted: bool) -> MutableHeaders:
+    """Return the headers to send for those of an application.
+
+    of_file: whether the answer is a file of the user's. trusted: whether browsers take it for unchanged (see WHERE_TRUSTED).
+    """
+    headers = MutableHeaders(raw=[pair for pair in raw if not pair[0].lower().startswith(b"access-control-")])
+    if of_file:
+        headers = _as_file(headers)
+    headers.setdefault("content-security-policy", PAGE_POLICY)
+    for name, value in (ALWAYS | WHERE_TRUSTED if trusted else ALWAYS).items():
+        headers[name] = value
+    return headers
+
+
+def _as_file(headers: MutableHeaders) -> MutableHeaders:
+    """The headers of an answer with a file of the user's."""
+    headers = MutableHeaders(raw=[pair for pair in headers.raw if pair[0].lower() in OF_FILES])
+    shown = SHOWN.fullmatch(headers.get("content-type", "").split(";")[0].strip().lower())
+    headers["content-security-policy"] = MEDIA_POLICY if shown else FILE_POLICY
+    if not shown:
+        said = headers.get("content-disposition", "attachment")
+        headers["content-disposition"] = re.sub(r"^\s*inline", "attachment", said)
+    return headers
