@@ -287,7 +287,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _format(entries: list[Entry], names: Names) -> str:
-    """Such as "kohya, HunyuanVideo names": how the first update is written."""
+    """Return how the first update is written, and whose names it uses: "kohya, HunyuanVideo". In no language."""
     first = entries[0]
     key = next(key for role, key in first.keys.items() if role != "alpha")
     if first.kind != "LoRA":
@@ -296,4 +296,4 @@ def _format(entries: list[Entry], names: Names) -> str:
         style = "diffusion_model" if key.startswith("diffusion_model.") else "PEFT"
     else:
         style = "lora_down/lora_up" if "." in first.name else "kohya"
-    return f"{style}, {names.naming(first.name)} names"
+    return f"{style}, {names.naming(first.name)}"

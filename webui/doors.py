@@ -12,8 +12,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from gradio.utils import get_upload_folder
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -21,6 +23,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from eichi_utils.passing import need_room
+from eichi_utils.problems import UserError
 from locales import Translator
 from webui.answer_headers import outgoing
 from webui.gradio_compat import take_uploads_part_by_part
@@ -28,6 +32,7 @@ from webui.json_body import Values
 from webui.login import Login
 from webui.login_page import FORM_BYTES, LOGIN, LOGOUT, LoginPage
 from webui.server import is_loopback
+from webui.words import problem_sentence
 
 # Bytes of a request that is no upload: a page's form with a hundred sections of long Japanese prompts has 1.5 million.
 BODY_BYTES = 2 << 20
@@ -173,11 +178,16 @@ class Doors:
     async def _upload(self, visit: _Visit) -> None:
         """Pass an upload on. That it cannot be kept, as where a disk is full, is a sentence and no traceback."""
         try:
+            need_room(Path(get_upload_folder()))
             await self.app(visit.scope, visit.receive, visit.send_unless_broken)
+        except UserError as error:
+            sentence = problem_sentence(self.t, error.problems[0])
         except OSError as error:
-            logger.warning("an upload could not be kept: %s", error)
             sentence = self.t("page.door.kept", reason=error.strerror or str(error))
-            await visit.refuse(self._say(visit.headers, HTTPStatus.INSUFFICIENT_STORAGE, sentence))
+        else:
+            return
+        logger.warning("an upload could not be kept: %s", sentence)
+        await visit.refuse(self._say(visit.headers, HTTPStatus.INSUFFICIENT_STORAGE, sentence))
 
     def _refusal(self, scope: Scope, headers: Headers, local: str) -> Response | None:
         """The answer to what may not come in, or has to come in elsewhere."""

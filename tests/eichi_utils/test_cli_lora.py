@@ -50,7 +50,7 @@ def test_a_report_for_every_file(lora: Run, file: Path, tmp_path: Path, monkeypa
     code, out, _ = lora(file)
     assert code == 0
     lines = out.splitlines()
-    assert lines[0] == str(file) and "kohya, HunyuanVideo names, rank 2" in lines[1] and len(lines) == 4
+    assert lines[0] == str(file) and "kohya, HunyuanVideo, rank 2" in lines[1] and len(lines) == 4
     extra = {"lora_te_x.lora_up.weight": torch.zeros(2, 2), "lora_unet_no_such.lora_up.weight": torch.zeros(2, 2)}
     save_file({**load_file(file), **extra}, tmp_path / "b.safetensors")
     code, out, _ = lora(tmp_path / "b.safetensors", tmp_path / "gone.safetensors", file)

@@ -63,13 +63,13 @@ def test_every_family_adds_what_its_formula_says(family, shapes, tmp_path):
 @pytest.mark.parametrize(
     ("family", "name"),
     [
-        ("kohya_framepack", "kohya, FramePack names"),
-        ("kohya_hunyuan", "kohya, HunyuanVideo names"),
-        ("peft", "PEFT, FramePack names"),
-        ("diffusion_pipe", "diffusion_model, HunyuanVideo names"),
-        ("dotted", "lora_down/lora_up, FramePack names"),
-        ("loha", "LoHa, FramePack names"),
-        ("lokr_hunyuan", "LoKr, HunyuanVideo names"),
+        ("kohya_framepack", "kohya, FramePack"),
+        ("kohya_hunyuan", "kohya, HunyuanVideo"),
+        ("peft", "PEFT, FramePack"),
+        ("diffusion_pipe", "diffusion_model, HunyuanVideo"),
+        ("dotted", "lora_down/lora_up, FramePack"),
+        ("loha", "LoHa, FramePack"),
+        ("lokr_hunyuan", "LoKr, HunyuanVideo"),
     ],
 )
 def test_the_family_is_named(family, name, shapes, tmp_path):
@@ -80,7 +80,7 @@ def test_the_family_is_named(family, name, shapes, tmp_path):
 def test_comfyui_is_told_from_hunyuanvideo(shapes, tmp_path):
     """Both flatten to the same names; the report says where a file comes from."""
     write_lora(tmp_path / "a.safetensors", "comfyui", shapes, only=("transformer_blocks.0.attn",))
-    assert read(tmp_path / "a.safetensors", shapes)[1].format == "diffusion_model, ComfyUI names"
+    assert read(tmp_path / "a.safetensors", shapes)[1].format == "diffusion_model, ComfyUI"
 
 
 def test_the_alpha_of_diffusers_metadata_counts(shapes, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from eichi_utils.passing import LEAST_FREE
 from tests.webui.doorstep import answer, client, connect, doors, head, served
 from webui import doors as module
 from webui.doors import Rules
@@ -179,6 +181,17 @@ def test_gradio_forgets_an_upload_that_is_given_up(serve, monkeypatch: pytest.Mo
     # The next answer comes after what became of the last one.
     urllib.request.urlopen(site.url + "/config").read()
     assert len(files()) == 1
+
+
+def test_an_upload_leaves_room_for_films(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Uploads filled the disk to its last byte, and the running film with them."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    visitor = client()
+    assert visitor.post("/gradio_api/upload", content=b"x").status_code == 200
+    full = shutil.disk_usage(tmp_path)._replace(free=LEAST_FREE - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    got = visitor.post("/gradio_api/upload", content=b"x" * 100_000)
+    assert got.status_code == 507 and "1999 MB" in got.json()["error"]
 
 
 def test_an_upload_that_cannot_be_kept(caplog: pytest.LogCaptureFixture) -> None:

@@ -196,7 +196,7 @@ def test_what_is_moved_while_the_box_does_not_know_it_yet_stays(panel):
 def test_a_card_says_what_a_file_does(panel, lora_folder, language):
     """Format, rank, layers; what is left out; why it cannot be used; and nothing of it is HTML of the file's."""
     panel, t = panel("single", language), Translator(language)
-    report = t("page.lora.report", format="kohya, FramePack names", ranks="1", applied=1, layers=553)
+    report = t("page.lora.report", format="kohya, FramePack", ranks="1", applied=1, layers=553)
     assert report in panel._card(INK, "framepack") and "class" in panel._card(INK, "framepack")
     extra = {"lora_unet_no_such.lora_up.weight": torch.zeros(2, 2), "lora_te_x.lora_up.weight": torch.zeros(2, 2)}
     save_file({**load_file(lora_folder / INK), **extra}, lora_folder / "part.safetensors")
