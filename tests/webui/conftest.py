@@ -36,6 +36,9 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
+# Names under which a browser of the tests finds this machine.
+LAN_NAME, FOREIGN_NAME = "studio.lan", "elsewhere.lan"
+NAMES = f"--host-resolver-rules=MAP {LAN_NAME} 127.0.0.1,MAP {FOREIGN_NAME} 127.0.0.1"
 
 
 @dataclass
@@ -220,7 +223,7 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=[*FLAGS.split(), NAMES])
         yield chromium
         chromium.close()
 

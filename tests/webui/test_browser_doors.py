@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import shutil
+import struct
 import subprocess
 import threading
 import time
@@ -18,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, StreamingResponse
 from starlette.routing import Route
 
-from tests.webui.conftest import write_film
+from tests.webui.conftest import FOREIGN_NAME, LAN_NAME, write_film
 from tests.webui.doorstep import served
 from tests.webui.test_browser import fill, until
 from webui.app import listen
@@ -121,6 +125,57 @@ def test_a_film_behind_a_proxy_with_a_login(serve, browser, proxy, tower) -> Non
         assert page.url == f"{url}/login?next=/f1/"
     finally:
         context.close()
+
+
+def test_a_phone_on_the_lan(serve, browser, tower) -> None:
+    """A name of the computer, a login and no TLS: browsers keep cookies and more from such pages. A film is made all the same.
+
+    Whoever has another name mean the computer sees nothing, and gets nobody to say who he is.
+    """
+    site = serve(auth=("me", "secret"), rules=Rules(server="0.0.0.0", names=(LAN_NAME,)))
+    port = site.url.rpartition(":")[2]
+    url = f"http://{LAN_NAME}:{port}"
+    context = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    page, complaints = context.new_page(), []
+    page.set_default_timeout(20_000)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    try:
+        assert context.request.get(f"http://127.0.0.1:{port}/login", headers={"Host": FOREIGN_NAME}).status == 403
+        assert context.new_page().goto(f"http://{FOREIGN_NAME}:{port}/login").status == 403
+        page.goto(url)
+        page.fill("#username", "me")
+        page.fill("#password", "secret")
+        page.tap("button")
+        page.wait_for_selector("#start")
+        fill(page, tower)
+        page.tap("#start")
+        until(page, "finished")
+        page.wait_for_function("document.querySelector('video').videoWidth > 0")
+        with page.expect_download() as download:
+            page.tap("a.download")
+        assert download.value.path().stat().st_size > 1000 and complaints == []
+    finally:
+        context.close()
+
+
+def test_an_upload_of_300_megabytes(serve, open_page, tower, tmp_path, monkeypatch) -> None:
+    """The latents of a film of 97 seconds are as large as this. All of them arrive, and are said to be what they are."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    shape = (1, 16, 731, 80, 80)
+    size = 4 * math.prod(shape)
+    described = {"history_latents": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}
+    header = json.dumps(described).encode()
+    latents = tmp_path / "long.safetensors"
+    latents.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(latents, latents.stat().st_size + size)
+    page = open_page(serve().url)
+    fill(page, tower)
+    page.click("#latents > button")
+    page.set_input_files("#append_latents input[type=file]", latents)
+    page.wait_for_selector("#latents-info:has-text('640 × 640')", timeout=60_000)
+    (kept,) = [path for path in (tmp_path / "gradio").rglob("*.safetensors")]
+    assert kept.stat().st_size == latents.stat().st_size > 299_000_000
 
 
 def test_what_lies_in_the_output_folder_never_runs(serve, browser) -> None:
