@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusers_helper.files import weight_files
+from diffusers_helper.checkpoints.files import weight_files
 from diffusers_helper.latents import on_host, to_uint8
 from diffusers_helper.memory import module_bytes
 from eichi_utils.encode import Conditions, fit_pictures

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusers_helper.files import CheckpointError, read_header
-from diffusers_helper.reading import read_into, readers
+from diffusers_helper.checkpoints.files import CheckpointError, read_header
+from diffusers_helper.checkpoints.reading import read_into, readers
 from diffusers_helper.slabs import Arena, Place, aligned, allocate
 
 FORMAT, NAME = "2", "slabs"

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffusers_helper import checkpoint
-from diffusers_helper.files import CheckpointError
+from diffusers_helper.checkpoints import checkpoint
+from diffusers_helper.checkpoints.files import CheckpointError
+from diffusers_helper.checkpoints.reading import read_tensor
 from diffusers_helper.interrupt import Tick, never
 from diffusers_helper.models.hadamard import HadamardBranch
 from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, SideBranch, layers, remove_branches, set_strengths
 from diffusers_helper.models.transformer import PackedTransformer
-from diffusers_helper.reading import read_tensor
 from eichi_utils.disk_cache import DiskCache
 from eichi_utils.kept_weights import kept_weights
 from eichi_utils.loras import Lora, file_state, layouts, lora_problem

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusers_helper import checkpoint
-from diffusers_helper.files import read_headers, read_json, weight_files
-from diffusers_helper.reading import Reader
+from diffusers_helper.checkpoints import checkpoint
+from diffusers_helper.checkpoints.files import read_headers, read_json, weight_files
+from diffusers_helper.checkpoints.reading import Reader
 from eichi_utils.adapters import Merging, shapes_of
 from eichi_utils.loras import Lora
 from eichi_utils.paths import DISK_FULL, folder_problem

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffusers_helper.files import CheckpointError
+from diffusers_helper.checkpoints.files import CheckpointError
 from eichi_utils.catalogue import Models
 from eichi_utils.cli_output import result, say
 from eichi_utils.hub import ModelFiles

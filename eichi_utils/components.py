@@ -21,9 +21,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from diffusers_helper import checkpoint
+from diffusers_helper.checkpoints import checkpoint
+from diffusers_helper.checkpoints.files import CheckpointError, Tensors, compare, read_headers, read_json, weight_files
 from diffusers_helper.convolution import quicken
-from diffusers_helper.files import CheckpointError, Tensors, compare, read_headers, read_json, weight_files
 from diffusers_helper.interrupt import Tick, never
 from diffusers_helper.text import load_tokenizer, load_tokenizer_2
 from diffusers_helper.vision import VisionPreprocessing

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from diffusers_helper.files import folder_identity
+from diffusers_helper.checkpoints.files import folder_identity
 from diffusers_helper.memory import device_name
 from diffusers_helper.text import TextEmbedding
 from eichi_utils.disk_cache import DiskCache, key_of

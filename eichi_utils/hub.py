@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import tqdm
 
-from diffusers_helper.files import CheckpointError, weight_files
+from diffusers_helper.checkpoints.files import CheckpointError, weight_files
 from eichi_utils.description import Description, read_description
 from eichi_utils.paths import DEFAULT_MODELS
 from eichi_utils.problems import Problem, UserError

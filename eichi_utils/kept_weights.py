@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from diffusers_helper import slab_file
-from diffusers_helper.checkpoint import STEM
-from diffusers_helper.files import identity, weight_files
+from diffusers_helper.checkpoints.checkpoint import STEM
+from diffusers_helper.checkpoints.files import identity, weight_files
 from diffusers_helper.memory import device_name
 from diffusers_helper.slabs import Arena, Place
 from eichi_utils.disk_cache import DiskCache, key_of

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from diffusers_helper.files import CheckpointError, read_header
+from diffusers_helper.checkpoints.files import CheckpointError, read_header
+from diffusers_helper.checkpoints.reading import read_tensor
 from diffusers_helper.latents import SPATIAL
-from diffusers_helper.reading import read_tensor
 from eichi_utils.latent_info import LATENTS, PARTS, SIZES, LatentInfo, damaged, read_info
 from eichi_utils.metadata import document_of
 from eichi_utils.named_files import parts_without_paths

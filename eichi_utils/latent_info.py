@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy
 
-from diffusers_helper.files import FORMAT, CheckpointError, read_header
+from diffusers_helper.checkpoints.files import FORMAT, CheckpointError, read_header
 from diffusers_helper.preview import CHANNELS
 from eichi_utils.paths import KEY
 from eichi_utils.pictures import is_unicode

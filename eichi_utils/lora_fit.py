@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from diffusers_helper.files import CheckpointError, read_headers, weight_files
+from diffusers_helper.checkpoints.files import CheckpointError, read_headers, weight_files
 from eichi_utils.events import Notice
 from eichi_utils.hub import STEMS, ModelFiles
 from eichi_utils.loras import Lora, file_state, layout_of, layouts, lora_problem

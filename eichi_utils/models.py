@@ -22,8 +22,8 @@ from transformers import CLIPTextModel, LlamaModel, SiglipVisionModel
 
 from diffusers_helper import memory
 from diffusers_helper.budget import Budget
+from diffusers_helper.checkpoints.files import CheckpointError, read_json
 from diffusers_helper.device import CudaDevice, Device
-from diffusers_helper.files import CheckpointError, read_json
 from diffusers_helper.interrupt import Tick, between_layers, never
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
 from diffusers_helper.models.compiled import Passes, choose_passes

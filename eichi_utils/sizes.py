@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
 
-from diffusers_helper.files import CheckpointError, Shapes, Tensors, read_headers, weight_files
+from diffusers_helper.checkpoints.files import CheckpointError, Shapes, Tensors, read_headers, weight_files
 from eichi_utils.hub import STEMS, ModelFiles
 
 BLOCK = re.compile(r"(single_)?transformer_blocks\.\d+\.")

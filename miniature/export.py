@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor
 
-from diffusers_helper.checkpoint import quiet
+from diffusers_helper.checkpoints.checkpoint import quiet
 from miniature import vae as passes
 from miniature.clips import HELD_OUT
 from miniature.pictures import bank

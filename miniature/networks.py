@@ -19,7 +19,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from diffusers_helper.checkpoint import quiet
+from diffusers_helper.checkpoints.checkpoint import quiet
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.text import TextEncoders, encode_prompt, load_tokenizer, load_tokenizer_2, without_unused_layers
 from miniature.captions import COMMON_WORDS, every_caption

@@ -24,7 +24,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from diffusers_helper.checkpoint import quiet
+from diffusers_helper.checkpoints.checkpoint import quiet
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.text import TEMPLATE
 

@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 
 from benchmarks import load
-from diffusers_helper.checkpoint import check_transformer
-from diffusers_helper.files import weight_files
+from diffusers_helper.checkpoints.checkpoint import check_transformer
+from diffusers_helper.checkpoints.files import weight_files
 from diffusers_helper.models.transformer import TransformerConfig
 
 
@@ -61,7 +61,9 @@ def test_the_kept_slabs_were_really_read(monkeypatch: pytest.MonkeyPatch, capsys
         return made
 
     monkeypatch.setattr(load, "in_own_process", counting)
-    monkeypatch.setattr("diffusers_helper.checkpoint.quantise", lambda *given: quantised.append(1) or quantise(*given))
+    monkeypatch.setattr(
+        "diffusers_helper.checkpoints.checkpoint.quantise", lambda *given: quantised.append(1) or quantise(*given)
+    )
     rows_of(monkeypatch, capsys, tmp_path, "own, float8, kept")
     assert calls[0] > calls[1] == 0
 

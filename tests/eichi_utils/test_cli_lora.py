@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diffusers_helper.checkpoint import check_transformer, load_transformer
+from diffusers_helper.checkpoints.checkpoint import check_transformer, load_transformer
 from eichi_utils import bake, cli
 from eichi_utils.hub import ModelFiles
 from eichi_utils.lora_fit import shapes_in

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffusers_helper.files import SMALL_FILE, folder_identity, identity
+from diffusers_helper.checkpoints.files import SMALL_FILE, folder_identity, identity
 from diffusers_helper.text import TextEmbedding
 from eichi_utils import paths, runner
 from eichi_utils.encode import Conditions

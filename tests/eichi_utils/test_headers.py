@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError, safe_open
 
-from diffusers_helper import files
-from diffusers_helper.files import CheckpointError
+from diffusers_helper.checkpoints import files
+from diffusers_helper.checkpoints.files import CheckpointError
 from lora_utils.files import BITS, LoraError, read_header
 
 CASES = Path(__file__).parents[1] / "cases" / "hostile"

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransforme
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, LlamaModel, SiglipImageProcessor, SiglipVisionModel
 
-from diffusers_helper.checkpoint import check_transformer, quiet
+from diffusers_helper.checkpoints.checkpoint import check_transformer, quiet
 from miniature.random_checkpoint import build
 
 # Folder -> stock class, as in HunyuanVideo's and FLUX Redux's repositories.

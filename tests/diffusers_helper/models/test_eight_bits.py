@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from diffusers_helper import checkpoint
-from diffusers_helper.checkpoint import load_transformer
+from diffusers_helper.checkpoints import checkpoint
+from diffusers_helper.checkpoints.checkpoint import load_transformer
+from diffusers_helper.checkpoints.reading import Reader
 from diffusers_helper.memory import module_bytes
 from diffusers_helper.models import narrow
 from diffusers_helper.models.linear import Linear, LowRankBranch, layers, set_product
 from diffusers_helper.models.narrow import scaled
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.reading import Reader
 from tests.diffusers_helper.inputs import LAYOUTS, inputs, product_on_a_processor, velocity
 
 STORAGES = ("int8", "float8")

@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusers_helper.checkpoint import load_transformer
-from diffusers_helper.files import CheckpointError, read_headers
+from diffusers_helper.checkpoints.checkpoint import load_transformer
+from diffusers_helper.checkpoints.files import CheckpointError, read_headers
+from diffusers_helper.checkpoints.reading import Reader
 from diffusers_helper.models.linear import quantise
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.reading import Reader
 from diffusers_helper.slabs import PAGE
 from diffusers_helper.streaming import Streamer, tensors_of
 from tests.fake_device import FakeDevice
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MIB = 2**20
 CONFIG = {
     "num_attention_heads": 8, "attention_head_dim": 128, "num_layers": 2, "num_single_layers": 5, "num_refiner_layers": 1,
@@ -34,7 +34,7 @@ from pathlib import Path
 
 import torch
 
-from diffusers_helper.checkpoint import load_transformer
+from diffusers_helper.checkpoints.checkpoint import load_transformer
 from diffusers_helper.streaming import Streamer
 from tests.fake_device import FakeDevice
 
@@ -227,7 +227,7 @@ def test_reading_goes_through_the_disk_once_in_order(small: Path) -> None:
 def test_rows_are_quantised_as_the_whole(at_once: int, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many at a time, a last part that is smaller included."""
     net = load_transformer(small, torch.bfloat16, "int8")
-    monkeypatch.setattr("diffusers_helper.checkpoint.QUANTISED_AT_ONCE", at_once)
+    monkeypatch.setattr("diffusers_helper.checkpoints.checkpoint.QUANTISED_AT_ONCE", at_once)
     other = load_transformer(small, torch.bfloat16, "int8")
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor, net.state_dict()[name]), name

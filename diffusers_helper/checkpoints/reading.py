@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from diffusers_helper.files import CheckpointError, Tensors
+from diffusers_helper.checkpoints.files import CheckpointError, Tensors
 from diffusers_helper.slabs import Spec
 
 DTYPES = MappingProxyType(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusers_helper.checkpoint import (
+from diffusers_helper.checkpoints.checkpoint import (
     CheckpointError,
     check_transformer,
     compare,
