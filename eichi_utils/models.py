@@ -24,6 +24,15 @@ from diffusers_helper import memory
 from diffusers_helper.budget import Budget
 from diffusers_helper.checkpoints.files import CheckpointError, read_json
 from diffusers_helper.device import CudaDevice, Device
+from diffusers_helper.encoders.text import (
+    TextEncoders,
+    language_layers,
+    load_tokenizer,
+    load_tokenizer_2,
+    text_parts,
+    without_unused_layers,
+)
+from diffusers_helper.encoders.vision import VisionEncoder, VisionPreprocessing
 from diffusers_helper.interrupt import Tick, between_layers, never
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
 from diffusers_helper.models.compiled import Passes, choose_passes
@@ -32,15 +41,6 @@ from diffusers_helper.models.narrow import choose_product
 from diffusers_helper.models.transformer import PackedTransformer
 from diffusers_helper.parts import Parts, lent_while_called
 from diffusers_helper.streaming import Streamer
-from diffusers_helper.text import (
-    TextEncoders,
-    language_layers,
-    load_tokenizer,
-    load_tokenizer_2,
-    text_parts,
-    without_unused_layers,
-)
-from diffusers_helper.vision import VisionEncoder, VisionPreprocessing
 from eichi_utils.adapters import bind, load_transformer, merge_key
 from eichi_utils.components import CHECKS, load_vae, pretrained
 from eichi_utils.disk_cache import MOST_GB, open_caches

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from diffusers_helper.checkpoints.checkpoint import quiet
+from diffusers_helper.encoders.text import TextEncoders, encode_prompt, load_tokenizer, load_tokenizer_2, without_unused_layers
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.text import TextEncoders, encode_prompt, load_tokenizer, load_tokenizer_2, without_unused_layers
 from miniature.captions import COMMON_WORDS, every_caption
 from miniature.random_checkpoint import clip_tokenizer, llama_tokenizer
 

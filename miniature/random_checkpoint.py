@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from diffusers_helper.checkpoints.checkpoint import quiet
+from diffusers_helper.encoders.text import TEMPLATE
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.text import TEMPLATE
 
 TEXT_WIDTH, POOLED_WIDTH, IMAGE_WIDTH = 32, 32, 32
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from diffusers_helper.budget import Budget
+from diffusers_helper.encoders.text import encode_prompt
 from diffusers_helper.models import compiled
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.text import encode_prompt
 from diffusers_helper.vae_decode import Decoder
 from eichi_utils import preflight, runner
 from eichi_utils.engine import Engine

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffusers_helper.checkpoints.files import SMALL_FILE, folder_identity, identity
-from diffusers_helper.text import TextEmbedding
+from diffusers_helper.encoders.text import TextEmbedding
 from eichi_utils import paths, runner
 from eichi_utils.encode import Conditions
 from eichi_utils.encoded import Encoded

@@ -16,13 +16,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffusers_helper.encoders.text import TextEmbedding
 from diffusers_helper.models.attention import sdpa
 from diffusers_helper.models.linear import LowRankBranch, quantise
 from diffusers_helper.models.narrow import scaled
 from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.preview import HUNYUAN_PREVIEW
-from diffusers_helper.text import TextEmbedding
 from eichi_utils import film
 from eichi_utils.encode import Conditions
 from eichi_utils.events import Step

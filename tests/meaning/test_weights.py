@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusers_helper.encoders.text import encode_prompt
 from diffusers_helper.models.linear import layers
-from diffusers_helper.text import encode_prompt
 from eichi_utils.loras import Lora
 from miniature.evaluate import decibels
 from tests.meaning.checks import goes

@@ -12,7 +12,7 @@ from transformers import SiglipVisionModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from diffusers_helper.buckets import cover_crop, resize
-from diffusers_helper.vision import VisionEncoder, VisionPreprocessing, encode_image
+from diffusers_helper.encoders.vision import VisionEncoder, VisionPreprocessing, encode_image
 
 # One of 255 levels, in numbers from -1 to 1.
 LEVEL = 2 / 255

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextModel, LlamaModel, PreTrainedTokenizerFast
 
-from diffusers_helper.text import (
+from diffusers_helper.encoders.text import (
     TEMPLATE,
     TextEncoders,
     encode_prompt,
