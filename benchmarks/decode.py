@@ -29,7 +29,7 @@ from benchmarks.measure import (
     timed,
 )
 from benchmarks.step import empty
-from diffusers_helper.memory import placement
+from diffusers_helper.memory.memory import placement
 from diffusers_helper.vae_decode import Decoder, KeptTiles, fill, side_for
 
 TINY = {"block_out_channels": (8, 16, 32, 32), "layers_per_block": 1, "norm_num_groups": 4}

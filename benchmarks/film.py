@@ -31,8 +31,8 @@ from benchmarks.load import write_checkpoint
 from benchmarks.measure import GIB, host_peak
 from benchmarks.quality import machine
 from benchmarks.step import empty
-from diffusers_helper.device import CudaDevice
-from diffusers_helper.memory import placement
+from diffusers_helper.memory.device import CudaDevice
+from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import TransformerConfig
 from eichi_utils import modes, runner
 from eichi_utils.events import Event, Finished, Stage, Step

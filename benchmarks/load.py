@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks.measure import Row, gpu_peak, host_peak, make_parser, relative, report, shown
 from benchmarks.step import TINY
 from diffusers_helper.checkpoints.checkpoint import STEM, load_transformer
-from diffusers_helper.memory import placement
+from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from eichi_utils.disk_cache import DiskCache
 from eichi_utils.kept_weights import kept_weights

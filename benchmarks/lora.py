@@ -27,8 +27,8 @@ from benchmarks.load import write_checkpoint
 from benchmarks.measure import GIB, finish, forget_peak, gpu_peak, pair, relative, timed
 from benchmarks.quality import machine
 from benchmarks.step import SIGMA, TINY, Work, tokens_of
-from diffusers_helper.device import CudaDevice
-from diffusers_helper.memory import placement
+from diffusers_helper.memory.device import CudaDevice
+from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from eichi_utils.loras import Lora
 from eichi_utils.models import ModelPool

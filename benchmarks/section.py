@@ -28,7 +28,7 @@ from benchmarks.measure import (
     timed,
 )
 from benchmarks.step import CASES, TINY, Work, empty, operations, own, tokens_of
-from diffusers_helper.memory import placement
+from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import TransformerConfig
 from diffusers_helper.sampling import schedule, unipc
 

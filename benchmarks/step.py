@@ -32,9 +32,10 @@ from benchmarks.measure import (
     sizes_of,
     timed,
 )
-from diffusers_helper.budget import Budget
-from diffusers_helper.device import CudaDevice, Device
-from diffusers_helper.memory import placement
+from diffusers_helper.memory.budget import Budget
+from diffusers_helper.memory.device import CudaDevice, Device
+from diffusers_helper.memory.memory import placement
+from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.models.attention import choose_attention
 from diffusers_helper.models.compiled import choose_passes
 from diffusers_helper.models.linear import quantise, set_product
@@ -46,7 +47,6 @@ from diffusers_helper.models.transformer import (
     SectionTables,
     TransformerConfig,
 )
-from diffusers_helper.streaming import Streamer
 from eichi_utils.plan import CONTEXT, lay
 
 WINDOW, TEXT, IMAGE = 9, 60, 729

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffusers_helper.memory import Room, free_bytes
+from diffusers_helper.memory.memory import Room, free_bytes
 from diffusers_helper.past import SAMPLING_BYTES, Past, past_bytes
 from diffusers_helper.preview import PreviewMatrix
 from diffusers_helper.vae_decode import STRETCH, Decoder, KeptTiles, only_frames, peak_bytes, side_for

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusers_helper.memory import Room
+from diffusers_helper.memory.memory import Room
 from diffusers_helper.past import ATTENTION_LATENTS, Past
 from diffusers_helper.vae_layers import Fill, faded, fill, first_taps, repeat_edges, second_taps, statistics, two_of, with_taps
 

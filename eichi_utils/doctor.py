@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from diffusers_helper.device import Device
-from diffusers_helper.slabs import Arena
+from diffusers_helper.memory.device import Device
+from diffusers_helper.memory.slabs import Arena
 from eichi_utils.cards import cards
 from eichi_utils.catalogue import Models
 from eichi_utils.cli_cache import MB, NAMES

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffusers_helper.checkpoints.files import folder_identity
 from diffusers_helper.encoders.text import TextEmbedding
-from diffusers_helper.memory import device_name
+from diffusers_helper.memory.memory import device_name
 from eichi_utils.disk_cache import DiskCache, key_of
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # GiB of a card that are left to others.
 RESERVE_GB, MOST_RESERVED = CHOICES["reserve_gb"], 80
-# The devices of diffusers_helper.memory and kernels of diffusers_helper.models.attention, for checks without torch.
+# The devices of diffusers_helper.memory.memory and kernels of diffusers_helper.models.attention, for checks without torch.
 DEVICE = re.compile(r"auto|cpu(:0)?|cuda(:[0-9]{1,3})?")
 ATTENTION = ("auto", "sage", "flash3", "flash", "xformers", "sdpa")
 

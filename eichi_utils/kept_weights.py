@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusers_helper import slab_file
 from diffusers_helper.checkpoints.checkpoint import STEM
 from diffusers_helper.checkpoints.files import identity, weight_files
-from diffusers_helper.memory import device_name
-from diffusers_helper.slabs import Arena, Place
+from diffusers_helper.memory import slab_file
+from diffusers_helper.memory.memory import device_name
+from diffusers_helper.memory.slabs import Arena, Place
 from eichi_utils.disk_cache import DiskCache, key_of
 from eichi_utils.loras import Lora
 from lora_utils.peft import config_beside

@@ -20,10 +20,7 @@ from diffusers import AutoencoderKLHunyuanVideo
 from torch import nn
 from transformers import CLIPTextModel, LlamaModel, SiglipVisionModel
 
-from diffusers_helper import memory
-from diffusers_helper.budget import Budget
 from diffusers_helper.checkpoints.files import CheckpointError, read_json
-from diffusers_helper.device import CudaDevice, Device
 from diffusers_helper.encoders.text import (
     TextEncoders,
     language_layers,
@@ -34,13 +31,16 @@ from diffusers_helper.encoders.text import (
 )
 from diffusers_helper.encoders.vision import VisionEncoder, VisionPreprocessing
 from diffusers_helper.interrupt import Tick, between_layers, never
+from diffusers_helper.memory import memory
+from diffusers_helper.memory.budget import Budget
+from diffusers_helper.memory.device import CudaDevice, Device
+from diffusers_helper.memory.parts import Parts, lent_while_called
+from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
 from diffusers_helper.models.compiled import Passes, choose_passes
 from diffusers_helper.models.linear import set_product
 from diffusers_helper.models.narrow import choose_product
 from diffusers_helper.models.transformer import PackedTransformer
-from diffusers_helper.parts import Parts, lent_while_called
-from diffusers_helper.streaming import Streamer
 from eichi_utils.adapters import bind, load_transformer, merge_key
 from eichi_utils.components import CHECKS, load_vae, pretrained
 from eichi_utils.disk_cache import MOST_GB, open_caches

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from diffusers_helper.budget import Budget
+from diffusers_helper.memory.budget import Budget
 from eichi_utils.hub import ModelFiles, Place
 from eichi_utils.latent_info import CELL
 from eichi_utils.plan import Plan, Section

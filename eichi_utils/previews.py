@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusers_helper.device import Device
 from diffusers_helper.latents import preview_rgb, preview_weights
+from diffusers_helper.memory.device import Device
 from diffusers_helper.preview import PreviewMatrix
 from eichi_utils.media import animated_webp
 

@@ -14,10 +14,10 @@ from transformers.utils import logging as transformers_logging
 from diffusers_helper.checkpoints.files import CheckpointError, compare, read_headers, read_json, weight_files
 from diffusers_helper.checkpoints.reading import Reader
 from diffusers_helper.interrupt import Tick, never
+from diffusers_helper.memory.slabs import Arena, Place, Spec, lay_out
+from diffusers_helper.memory.streaming import tensors_of
 from diffusers_helper.models.linear import STORAGES, quantise
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.slabs import Arena, Place, Spec, lay_out
-from diffusers_helper.streaming import tensors_of
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from diffusers_helper.checkpoints.files import CheckpointError, Tensors
-from diffusers_helper.slabs import Spec
+from diffusers_helper.memory.slabs import Spec
 
 DTYPES = MappingProxyType(
     {

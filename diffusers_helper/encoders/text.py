@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, LlamaModel, PreTrainedTokenizerFast
 
-from diffusers_helper.parts import Parts
+from diffusers_helper.memory.parts import Parts
 
 # The prompt format the model was trained with; the missing spaces after periods belong to it.
 TEMPLATE = (

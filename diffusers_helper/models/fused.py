@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from diffusers_helper import slabs
+from diffusers_helper.memory import slabs
 from diffusers_helper.models.linear import Linear, multiply
 
 KINDS = ("weight", "bias", "weight_scale")

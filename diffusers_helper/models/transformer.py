@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffusers_helper.memory.parts import InPlace, Parts, Weights
 from diffusers_helper.models.attention import Kernel, sdpa
 from diffusers_helper.models.blocks import (
     Conditioning,
@@ -33,7 +34,6 @@ from diffusers_helper.models.fused import neighbours, present
 from diffusers_helper.models.linear import Linear, PatchConv
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field, with_still
 from diffusers_helper.models.step_cache import StepCache
-from diffusers_helper.parts import InPlace, Parts, Weights
 
 T = TypeVar("T")
 

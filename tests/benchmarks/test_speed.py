@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as everything
 from benchmarks import decode, film, lora, measure, section, step
-from diffusers_helper.budget import Budget
+from diffusers_helper.memory.budget import Budget
+from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.models.transformer import TransformerConfig
-from diffusers_helper.streaming import Streamer
 from tests.fake_device import FakeDevice
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffusers_helper.memory.streaming import gather, tensors_of
 from diffusers_helper.models.transformer import Clean, PackedTransformer, TransformerConfig
-from diffusers_helper.streaming import gather, tensors_of
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -18,7 +18,7 @@ from diffusers_helper.latents import (
     preview_weights,
     to_uint8,
 )
-from diffusers_helper.memory import Room
+from diffusers_helper.memory.memory import Room
 from diffusers_helper.past import Past
 from diffusers_helper.preview import HUNYUAN_PREVIEW
 from diffusers_helper.vae_decode import only_frames

@@ -13,7 +13,7 @@ from PIL import Image
 from diffusers_helper import past as module
 from diffusers_helper import vae_decode
 from diffusers_helper.latents import decode_after, decode_frames
-from diffusers_helper.memory import Room
+from diffusers_helper.memory.memory import Room
 from diffusers_helper.past import Past, past_bytes
 from diffusers_helper.vae_decode import STRETCH, Decoder, only_frames
 from eichi_utils.encode import pixels_of

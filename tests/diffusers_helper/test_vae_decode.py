@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diffusers_helper import vae_decode
-from diffusers_helper.memory import Room
+from diffusers_helper.memory.memory import Room
 from diffusers_helper.past import Past
 from diffusers_helper.vae_decode import Decoder, KeptTiles, peak_bytes, side_for, smaller_side
 from tests.diffusers_helper.inputs import returned

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusers_helper.memory import module_bytes
+from diffusers_helper.memory.memory import module_bytes
 from diffusers_helper.models import linear
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from eichi_utils import film, loras, models

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusers_helper.budget import Budget
 from diffusers_helper.encoders.text import encode_prompt
+from diffusers_helper.memory.budget import Budget
 from diffusers_helper.models import compiled
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.vae_decode import Decoder

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusers_helper.budget import Budget
+from diffusers_helper.memory.budget import Budget
 from eichi_utils.hub import ModelFiles
 from eichi_utils.lora_fit import shapes_in
 from eichi_utils.loras import Lora

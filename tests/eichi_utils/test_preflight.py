@@ -10,8 +10,8 @@ import psutil
 import pytest
 import torch
 
-from diffusers_helper.parts import Parts
-from diffusers_helper.streaming import Streamer
+from diffusers_helper.memory.parts import Parts
+from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.vae_decode import Decoder
 from eichi_utils import engine, models, preflight
 from eichi_utils.cards import Card, read, visible

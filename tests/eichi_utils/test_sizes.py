@@ -12,9 +12,9 @@ from diffusers import AutoencoderKLHunyuanVideo
 from safetensors.torch import load_file, save_file
 from transformers import LlamaModel
 
+from diffusers_helper.memory.streaming import tensors_of
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.past import past_bytes
-from diffusers_helper.streaming import tensors_of
 from diffusers_helper.vae_decode import peak_bytes
 from eichi_utils.components import pretrained
 from eichi_utils.hub import PLACES, ModelFiles

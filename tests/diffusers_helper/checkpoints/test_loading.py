@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from diffusers_helper.checkpoints.checkpoint import load_transformer
 from diffusers_helper.checkpoints.files import CheckpointError, read_headers
 from diffusers_helper.checkpoints.reading import Reader
+from diffusers_helper.memory.slabs import PAGE
+from diffusers_helper.memory.streaming import Streamer, tensors_of
 from diffusers_helper.models.linear import quantise
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.slabs import PAGE
-from diffusers_helper.streaming import Streamer, tensors_of
 from tests.fake_device import FakeDevice
 
 ROOT = Path(__file__).parents[3]
@@ -35,7 +35,7 @@ from pathlib import Path
 import torch
 
 from diffusers_helper.checkpoints.checkpoint import load_transformer
-from diffusers_helper.streaming import Streamer
+from diffusers_helper.memory.streaming import Streamer
 from tests.fake_device import FakeDevice
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from torch import nn
 from diffusers_helper.checkpoints import checkpoint
 from diffusers_helper.checkpoints.checkpoint import load_transformer
 from diffusers_helper.checkpoints.reading import Reader
-from diffusers_helper.memory import module_bytes
+from diffusers_helper.memory.memory import module_bytes
 from diffusers_helper.models import narrow
 from diffusers_helper.models.linear import Linear, LowRankBranch, layers, set_product
 from diffusers_helper.models.narrow import scaled

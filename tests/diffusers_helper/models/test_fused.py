@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from diffusers_helper.memory.slabs import lay_out
+from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.models import compiled
 from diffusers_helper.models.compiled import Passes
 from diffusers_helper.models.fused import fuse, project
 from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, quantise, set_product, set_strengths
 from diffusers_helper.models.narrow import emulated
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.slabs import lay_out
-from diffusers_helper.streaming import Streamer
 from tests.diffusers_helper.inputs import LAYOUTS, in_slabs, inputs, velocity
 from tests.fake_device import FakeDevice
 

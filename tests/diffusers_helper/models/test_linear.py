@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusers_helper.memory import module_bytes
+from diffusers_helper.memory.memory import module_bytes
 from diffusers_helper.models.linear import (
     KroneckerBranch,
     Linear,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffusers_helper.memory import free_bytes, module_bytes, move, placement
-from diffusers_helper.streaming import gather
+from diffusers_helper.memory.memory import free_bytes, module_bytes, move, placement
+from diffusers_helper.memory.streaming import gather
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this computer has a CUDA card")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusers_helper.slab_file import PIECE, SlabFileError, checksum, mapped, read, write
-from diffusers_helper.slabs import PAGE, Arena, lay_out
+from diffusers_helper.memory.slab_file import PIECE, SlabFileError, checksum, mapped, read, write
+from diffusers_helper.memory.slabs import PAGE, Arena, lay_out
 
 SLABS = [
     {"a": (torch.int8, (300, 500)), "a_scale": (torch.bfloat16, (300, 1)), "b": (torch.float32, ())},

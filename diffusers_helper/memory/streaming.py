@@ -13,11 +13,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from diffusers_helper import mapped
-from diffusers_helper.device import Device, Event
-from diffusers_helper.memory import trim
-from diffusers_helper.parts import Parts
-from diffusers_helper.slabs import PAGE, Arena, runs
+from diffusers_helper.memory import mapped
+from diffusers_helper.memory.device import Device, Event
+from diffusers_helper.memory.memory import trim
+from diffusers_helper.memory.parts import Parts
+from diffusers_helper.memory.slabs import PAGE, Arena, runs
 
 logger = logging.getLogger(__name__)
 

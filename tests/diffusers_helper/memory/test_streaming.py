@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from diffusers_helper.memory import module_bytes
+from diffusers_helper.memory.memory import module_bytes
+from diffusers_helper.memory.parts import InPlace, Parts
+from diffusers_helper.memory.streaming import Part, Ring, Streamer, spread, tensors_of
 from diffusers_helper.models.linear import LowRankBranch, quantise, set_strengths
 from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
-from diffusers_helper.parts import InPlace, Parts
-from diffusers_helper.streaming import Part, Ring, Streamer, spread, tensors_of
 from tests.diffusers_helper.inputs import LAYOUTS, inputs, random_net, section_of, velocity
 from tests.fake_device import FakeDevice
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffusers_helper.checkpoints.files import CheckpointError, read_header
 from diffusers_helper.checkpoints.reading import read_into, readers
-from diffusers_helper.slabs import Arena, Place, aligned, allocate
+from diffusers_helper.memory.slabs import Arena, Place, aligned, allocate
 
 FORMAT, NAME = "2", "slabs"
 # Of mappings on any system.

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
-from diffusers_helper.streaming import Streamer
 from tests.diffusers_helper.inputs import random_net, section_of
-from tests.diffusers_helper.test_streaming import GIVEN, grad_is_off, stream
+from tests.diffusers_helper.memory.test_streaming import GIVEN, grad_is_off, stream
 from tests.fake_device import FakeDevice
 
 __all__ = ["grad_is_off"]

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffusers_helper.device import CudaDevice
-from diffusers_helper.slabs import PAGE, Arena
+from diffusers_helper.memory.device import CudaDevice
+from diffusers_helper.memory.slabs import PAGE, Arena
 
 
 class Queue:

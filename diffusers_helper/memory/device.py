@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffusers_helper.memory import free_bytes
+from diffusers_helper.memory.memory import free_bytes
 
 # Not in torch's cudart: the return value of success.
 SUCCESS = 0

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from diffusers_helper.memory.slabs import ALIGNMENT, PAGE, Arena, fused, lay_out, runs
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.slabs import ALIGNMENT, PAGE, Arena, fused, lay_out, runs
 
 SLABS = [
     {"a": (torch.int8, (3, 5)), "b": (torch.bfloat16, (3, 1)), "c": (torch.float32, ())},

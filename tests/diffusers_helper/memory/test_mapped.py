@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from diffusers_helper import mapped
-from diffusers_helper.streaming import Part
+from diffusers_helper.memory import mapped
+from diffusers_helper.memory.streaming import Part
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what is mapped")
 MIB = 2**20
