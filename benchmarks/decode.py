@@ -1,7 +1,7 @@
 """`python -m benchmarks.decode [--sizes 640x608] [--latents 9,18] [--only own] [--steps N] [--json]`: frames from latents.
 
 diffusers' AutoencoderKLHunyuanVideo with random weights in the published architecture: as it is (the first row), with its tiles
-in space, and through `diffusers_helper.vae_decode`: alone, with the tiles that a film's stretch before left, with
+in space, and through `diffusers_helper.vae.vae_decode`: alone, with the tiles that a film's stretch before left, with
 compiled normalisation, and within 3 GiB. --tiny: a small architecture, for a machine without a card.
 """
 
@@ -30,7 +30,7 @@ from benchmarks.measure import (
 )
 from benchmarks.step import empty
 from diffusers_helper.memory.memory import placement
-from diffusers_helper.vae_decode import Decoder, KeptTiles, fill, side_for
+from diffusers_helper.vae.vae_decode import Decoder, KeptTiles, fill, side_for
 
 TINY = {"block_out_channels": (8, 16, 32, 32), "layers_per_block": 1, "norm_num_groups": 4}
 NEW = 9

@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_helper.checkpoints.files import weight_files
-from diffusers_helper.latents import on_host, to_uint8
 from diffusers_helper.memory.memory import module_bytes
+from diffusers_helper.vae.latents import on_host, to_uint8
 from eichi_utils.encode import Conditions, fit_pictures
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.forward import ForwardRequest

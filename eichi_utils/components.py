@@ -23,10 +23,10 @@ from transformers import (
 
 from diffusers_helper.checkpoints import checkpoint
 from diffusers_helper.checkpoints.files import CheckpointError, Tensors, compare, read_headers, read_json, weight_files
-from diffusers_helper.convolution import quicken
 from diffusers_helper.encoders.text import load_tokenizer, load_tokenizer_2
 from diffusers_helper.encoders.vision import VisionPreprocessing
 from diffusers_helper.interrupt import Tick, never
+from diffusers_helper.vae.convolution import quicken
 from eichi_utils.hub import PREPROCESSOR_FILE, STEMS
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from diffusers_helper.preview import CHANNELS, HUNYUAN_PREVIEW, PreviewMatrix
+from diffusers_helper.vae.preview import CHANNELS, HUNYUAN_PREVIEW, PreviewMatrix
 from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.request import SIZES, check_fields
 from eichi_utils.reverse import ReverseRequest

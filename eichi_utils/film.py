@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import SPATIAL, decode_after, decode_frames, rounded_on_host
 from diffusers_helper.models.linear import strengths
 from diffusers_helper.models.step_cache import FirstBlockCache, StepCache, TeaCache
 from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
-from diffusers_helper.past import Past
 from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
-from diffusers_helper.vae_decode import KeptTiles
+from diffusers_helper.vae.latents import SPATIAL, decode_after, decode_frames, rounded_on_host
+from diffusers_helper.vae.past import Past
+from diffusers_helper.vae.vae_decode import KeptTiles
 from eichi_utils.encode import Conditions
 from eichi_utils.events import Event, Share, Stage, Step, StopLevel
 from eichi_utils.history import History, Stitch

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import blend, rounded_on_host
-from diffusers_helper.preview import CHANNELS
+from diffusers_helper.vae.latents import blend, rounded_on_host
+from diffusers_helper.vae.preview import CHANNELS
 from eichi_utils.plan import CONTEXT, FRAMES_PER_LATENT, Ref
 
 Side = Literal["front", "back"]

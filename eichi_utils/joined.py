@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from diffusers_helper.latents import decode_frames, images, rounded_on_host
-from diffusers_helper.vae_decode import only_frames
+from diffusers_helper.vae.latents import decode_frames, images, rounded_on_host
+from diffusers_helper.vae.vae_decode import only_frames
 from eichi_utils.events import Saved
 from eichi_utils.film import Joined, Stretch
 from eichi_utils.latent_files import Piece, write_piece

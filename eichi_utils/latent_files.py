@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffusers_helper.checkpoints.files import CheckpointError, read_header
 from diffusers_helper.checkpoints.reading import read_tensor
-from diffusers_helper.latents import SPATIAL
+from diffusers_helper.vae.latents import SPATIAL
 from eichi_utils.latent_info import LATENTS, PARTS, SIZES, LatentInfo, damaged, read_info
 from eichi_utils.metadata import document_of
 from eichi_utils.named_files import parts_without_paths

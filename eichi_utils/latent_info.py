@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 
 from diffusers_helper.checkpoints.files import FORMAT, CheckpointError, read_header
-from diffusers_helper.preview import CHANNELS
+from diffusers_helper.vae.preview import CHANNELS
 from eichi_utils.paths import KEY
 from eichi_utils.pictures import is_unicode
 from eichi_utils.plan import FPS, frames_of

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import preview_rgb, preview_weights
 from diffusers_helper.memory.device import Device
-from diffusers_helper.preview import PreviewMatrix
+from diffusers_helper.vae.latents import preview_rgb, preview_weights
+from diffusers_helper.vae.preview import PreviewMatrix
 from eichi_utils.media import animated_webp
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffusers_helper.encoders.text import encode_prompt
 from diffusers_helper.encoders.vision import encode_image
 from diffusers_helper.interrupt import Interrupted
-from diffusers_helper.latents import SPATIAL, encode_picture
+from diffusers_helper.vae.latents import SPATIAL, encode_picture
 from eichi_utils.append import whole_frames, written_frames
 from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of, profile_problems
 from eichi_utils.encoded import Encoded

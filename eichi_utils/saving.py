@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy
 from PIL import Image
 
-from diffusers_helper.latents import images, to_uint8
+from diffusers_helper.vae.latents import images, to_uint8
 from eichi_utils.events import Saved
 from eichi_utils.film import Decoded
 from eichi_utils.latent_files import write_latents

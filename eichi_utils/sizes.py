@@ -21,7 +21,7 @@ TILE, TILE_FRAMES, TILE_TENSORS = 128, 21, 6
 # Convolutions of the VAE's decoder that look back in time, each at two frames; the block of upsamplers' names says its size.
 UPSAMPLER = re.compile(r"decoder\.up_blocks\.(\d+)\.upsamplers\.")
 LOOKS_BACK = re.compile(r"decoder\.(?:up_blocks\.(\d+)\.|mid_block\.|conv_(in|out)\.)")
-# Latent frames that its attention looks back at, by keys and values; as diffusers_helper.past says.
+# Latent frames that its attention looks back at, by keys and values; as diffusers_helper.vae.past says.
 ATTENTION_LATENTS = 33
 # The type that encoders are computed in beside a card, in the words of safetensors.
 CARD_TYPE = "F16"

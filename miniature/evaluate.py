@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_helper.buckets import cover_crop
-from diffusers_helper.latents import decode, encode_picture, on_host
+from diffusers_helper.vae.latents import decode, encode_picture, on_host
 from eichi_utils.encode import Conditions, fit_pictures, pixels_of
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.forward import ForwardRequest

@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 
-from diffusers_helper.latents import rounded
+from diffusers_helper.vae.latents import rounded
 from eichi_utils import film, modes, runner
 from eichi_utils.append import whole_frames, whole_latents, written_frames
 from eichi_utils.cli_plan import plan_document, plan_lines

@@ -14,7 +14,7 @@ from diffusers_helper.encoders.text import encode_prompt
 from diffusers_helper.memory.budget import Budget
 from diffusers_helper.models import compiled
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.vae_decode import Decoder
+from diffusers_helper.vae.vae_decode import Decoder
 from eichi_utils import preflight, runner
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import Jobs

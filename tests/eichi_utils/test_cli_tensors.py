@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 
-from diffusers_helper.latents import decode, to_uint8
+from diffusers_helper.vae.latents import decode, to_uint8
 from eichi_utils import cli, cli_tensors
 from eichi_utils.hub import ModelFiles, Place
 from eichi_utils.latent_files import read_latents, write_latents

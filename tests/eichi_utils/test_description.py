@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffusers_helper.preview import HUNYUAN_PREVIEW
+from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
 from eichi_utils.description import FILE, Description, Example, read_description
 from eichi_utils.paths import MINIATURE
 from eichi_utils.pictures import picture_problem

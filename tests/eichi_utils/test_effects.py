@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_helper.latents import rounded
+from diffusers_helper.vae.latents import rounded
 from eichi_utils import modes, runner
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.jobs import Stop

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import on_host, rounded
+from diffusers_helper.vae.latents import on_host, rounded
 from eichi_utils.history import History, Stitch, joined
 from eichi_utils.plan import Ref, frames_of
 

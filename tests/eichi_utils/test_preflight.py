@@ -12,7 +12,7 @@ import torch
 
 from diffusers_helper.memory.parts import Parts
 from diffusers_helper.memory.streaming import Streamer
-from diffusers_helper.vae_decode import Decoder
+from diffusers_helper.vae.vae_decode import Decoder
 from eichi_utils import engine, models, preflight
 from eichi_utils.cards import Card, read, visible
 from eichi_utils.catalogue import Models

@@ -22,7 +22,7 @@ from diffusers_helper.models.linear import LowRankBranch, quantise
 from diffusers_helper.models.narrow import scaled
 from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.preview import HUNYUAN_PREVIEW
+from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
 from eichi_utils import film
 from eichi_utils.encode import Conditions
 from eichi_utils.events import Step

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffusers_helper.latents import to_uint8
 from diffusers_helper.models.transformer import PackedTransformer
+from diffusers_helper.vae.latents import to_uint8
 from eichi_utils import film, media, modes, previews, runner, saving
 from eichi_utils.catalogue import Models
 from eichi_utils.encode import profile_problems

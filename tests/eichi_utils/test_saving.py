@@ -169,7 +169,7 @@ def test_a_smaller_tile_is_another_picture(pool: ModelPool, pictures: list[str],
 def test_films_are_decoded_in_tiles_too(
     vae_cache: bool, name: str, pool: ModelPool, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both ways of decoding are told the side in latent cells (that it acts: tests/diffusers_helper/test_latents.py)."""
+    """Both ways of decoding are told the side in latent cells (that it acts: tests/diffusers_helper/vae/test_latents.py)."""
     sides = []
 
     def noted(vae, latents, known, room, side):

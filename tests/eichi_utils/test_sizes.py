@@ -14,8 +14,8 @@ from transformers import LlamaModel
 
 from diffusers_helper.memory.streaming import tensors_of
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.past import past_bytes
-from diffusers_helper.vae_decode import peak_bytes
+from diffusers_helper.vae.past import past_bytes
+from diffusers_helper.vae.vae_decode import peak_bytes
 from eichi_utils.components import pretrained
 from eichi_utils.hub import PLACES, ModelFiles
 from eichi_utils.lora_fit import shapes_in, size_with

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from diffusers_helper.buckets import cover_crop
 from diffusers_helper.encoders.text import TextEmbedding
-from diffusers_helper.latents import blend, on_host, preview_rgb, preview_weights
 from diffusers_helper.memory.memory import Room
 from diffusers_helper.models.step_cache import TeaCache
 from diffusers_helper.models.transformer import Clean, PackedTransformer, TransformerConfig
-from diffusers_helper.preview import HUNYUAN_PREVIEW
 from diffusers_helper.sampling import schedule, shift_mu, unipc
+from diffusers_helper.vae.latents import blend, on_host, preview_rgb, preview_weights
+from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
 from eichi_utils.encode import Conditions
 from eichi_utils.film import Decoded, SectionSampler, sample_film
 from eichi_utils.forward import ForwardRequest

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusers_helper import latents as vae_passes
+from diffusers_helper.vae import latents as vae_passes
 from eichi_utils import film as program
 from eichi_utils.encode import fit_pictures, pixels_of
 from eichi_utils.film import Decoded, sample_film

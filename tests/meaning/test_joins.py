@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import decode
+from diffusers_helper.vae.latents import decode
 from eichi_utils.latent_files import Piece, join, read_latents, trim, write_piece
 from eichi_utils.plan import frames_of
 from tests.meaning.checks import meet

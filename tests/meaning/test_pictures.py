@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusers_helper.latents import to_uint8
+from diffusers_helper.vae.latents import to_uint8
 from eichi_utils.media import encode_h264
 from eichi_utils.request import FilmRequest
 from eichi_utils.single import Control

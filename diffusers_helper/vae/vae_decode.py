@@ -21,8 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusers_helper.memory.memory import Room
-from diffusers_helper.past import ATTENTION_LATENTS, Past
-from diffusers_helper.vae_layers import Fill, faded, fill, first_taps, repeat_edges, second_taps, statistics, two_of, with_taps
+from diffusers_helper.vae.past import ATTENTION_LATENTS, Past
+from diffusers_helper.vae.vae_layers import (
+    Fill,
+    faded,
+    fill,
+    first_taps,
+    repeat_edges,
+    second_taps,
+    statistics,
+    two_of,
+    with_taps,
+)
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLHunyuanVideo
 from PIL import Image
 
-from diffusers_helper import past as module
-from diffusers_helper import vae_decode
-from diffusers_helper.latents import decode_after, decode_frames
 from diffusers_helper.memory.memory import Room
-from diffusers_helper.past import Past, past_bytes
-from diffusers_helper.vae_decode import STRETCH, Decoder, only_frames
+from diffusers_helper.vae import past as module
+from diffusers_helper.vae import vae_decode
+from diffusers_helper.vae.latents import decode_after, decode_frames
+from diffusers_helper.vae.past import Past, past_bytes
+from diffusers_helper.vae.vae_decode import STRETCH, Decoder, only_frames
 from eichi_utils.encode import pixels_of
 from tests.diffusers_helper.inputs import returned
 
-MINIATURE = Path(__file__).parent.parent.parent / "miniature" / "checkpoint" / "vae"
+MINIATURE = Path(__file__).parents[3] / "miniature" / "checkpoint" / "vae"
 
 
 @pytest.fixture(scope="module")

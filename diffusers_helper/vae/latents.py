@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from diffusers_helper.memory.memory import Room, free_bytes
-from diffusers_helper.past import SAMPLING_BYTES, Past, past_bytes
-from diffusers_helper.preview import PreviewMatrix
-from diffusers_helper.vae_decode import STRETCH, Decoder, KeptTiles, only_frames, peak_bytes, side_for
+from diffusers_helper.vae.past import SAMPLING_BYTES, Past, past_bytes
+from diffusers_helper.vae.preview import PreviewMatrix
+from diffusers_helper.vae.vae_decode import STRETCH, Decoder, KeptTiles, only_frames, peak_bytes, side_for
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusers_helper.convolution import QuickConv3d, quicken
+from diffusers_helper.vae.convolution import QuickConv3d, quicken
 from eichi_utils.components import load_vae
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")

@@ -12,10 +12,10 @@ from diffusers import AutoencoderKLHunyuanVideo
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffusers_helper import vae_decode
 from diffusers_helper.memory.memory import Room
-from diffusers_helper.past import Past
-from diffusers_helper.vae_decode import Decoder, KeptTiles, peak_bytes, side_for, smaller_side
+from diffusers_helper.vae import vae_decode
+from diffusers_helper.vae.past import Past
+from diffusers_helper.vae.vae_decode import Decoder, KeptTiles, peak_bytes, side_for, smaller_side
 from tests.diffusers_helper.inputs import returned
 
 
@@ -253,7 +253,7 @@ def test_sides_get_smaller_to_the_smallest():
 @torch.inference_mode()
 def test_the_miniature_is_decoded_the_same():
     """A trained network, in which statistics are not those of noise."""
-    folder = Path(__file__).parent.parent.parent / "miniature" / "checkpoint" / "vae"
+    folder = Path(__file__).parents[3] / "miniature" / "checkpoint" / "vae"
     trained = AutoencoderKLHunyuanVideo.from_pretrained(folder).eval()
     z = noise(6, 6, 5)
     assert (whole(Decoder(trained), z) - trained.decode(z).sample).abs().max() <= 1e-4

@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
-from diffusers_helper.latents import (
+from diffusers_helper.memory.memory import Room
+from diffusers_helper.vae.latents import (
     blend,
     decode,
     decode_after,
@@ -18,10 +19,9 @@ from diffusers_helper.latents import (
     preview_weights,
     to_uint8,
 )
-from diffusers_helper.memory.memory import Room
-from diffusers_helper.past import Past
-from diffusers_helper.preview import HUNYUAN_PREVIEW
-from diffusers_helper.vae_decode import only_frames
+from diffusers_helper.vae.past import Past
+from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
+from diffusers_helper.vae.vae_decode import only_frames
 
 
 @pytest.fixture(scope="module")
