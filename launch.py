@@ -2,7 +2,7 @@
 """Sets FramePack-eichi up beside itself and starts it.
 
 Standard library only: this file runs before anything is installed. It has `.venv` made and filled (see
-eichi_utils/environment.py) and starts the wanted part with the environment's own Python. Everything it says goes to
+eichi_utils/setup/environment.py) and starts the wanted part with the environment's own Python. Everything it says goes to
 stderr, so that stdout stays the child's. It has to parse on Python 3.7, so that an old Python gets a sentence instead of a
 syntax error.
 """
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from eichi_utils import console, environment, tool_run
-from eichi_utils.tool_run import say
+from eichi_utils.setup import console, environment, tool_run
+from eichi_utils.setup.tool_run import say
 
 ROOT = Path(__file__).resolve().parent
 

@@ -39,7 +39,6 @@ from eichi_utils.cli_output import (
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.cli_sections import add_sections_commands
 from eichi_utils.cli_tensors import add_tensors_commands
-from eichi_utils.console import ending_as_interrupted, ready
 from eichi_utils.disk_cache import DEFAULT_GB
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
@@ -53,6 +52,7 @@ from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
 from eichi_utils.request import SECTION_KINDS, Request
+from eichi_utils.setup.console import ending_as_interrupted, ready
 from eichi_utils.story import Story
 from eichi_utils.timings import Timings
 from eichi_utils.view import View

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from eichi_utils import modes
-from eichi_utils.console import write
 from eichi_utils.problems import Problem, Translate
+from eichi_utils.setup.console import write
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 # Flags of request fields whose name is not the field's with dashes.

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from eichi_utils.console import is_terminal, write
 from eichi_utils.events import Event, Failed, Finished
 from eichi_utils.jobs import Job
 from eichi_utils.problems import UserError
 from eichi_utils.settings import CHOICES, AppSettings
+from eichi_utils.setup.console import is_terminal, write
 
 # The setting, called as in the existing program's file.
 ALARM = "alarm_on_completion"

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import launch
-from eichi_utils import environment, tool_run
+from eichi_utils.setup import environment, tool_run
 
 REQUIREMENTS = "# pins\ntorch==2.13.0\neinops>=0.8\n-e .\n"
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import launch
-from eichi_utils import cli, environment, tool_run
+from eichi_utils import cli
+from eichi_utils.setup import environment, tool_run
 from locales import Translator
 
 ROOT = Path(launch.__file__).parent
@@ -40,9 +41,9 @@ BATCH_FILES = {
 STANDARD_LIBRARY_FILES = (
     "launch.py",
     "eichi_utils/__init__.py",
-    "eichi_utils/console.py",
-    "eichi_utils/environment.py",
-    "eichi_utils/tool_run.py",
+    "eichi_utils/setup/console.py",
+    "eichi_utils/setup/environment.py",
+    "eichi_utils/setup/tool_run.py",
 )
 
 
@@ -55,7 +56,7 @@ def test_imports_only_the_standard_library(file):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            own = node.module in ("eichi_utils", "eichi_utils.console", "eichi_utils.tool_run")
+            own = node.module in ("eichi_utils", "eichi_utils.setup.console", "eichi_utils.setup.tool_run")
             names.update([] if own else [node.module])
     assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
 

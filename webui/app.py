@@ -16,7 +16,6 @@ from fastapi.responses import RedirectResponse
 from starlette.types import ASGIApp
 
 from eichi_utils.catalogue import Models
-from eichi_utils.console import ending_as_interrupted, ready
 from eichi_utils.demo import UNTRAINED
 from eichi_utils.engine import Engine
 from eichi_utils.folders import OutputFolders
@@ -27,6 +26,7 @@ from eichi_utils.notify import Alarm
 from eichi_utils.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders, user_home
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.settings import AppSettings
+from eichi_utils.setup.console import ending_as_interrupted, ready
 from eichi_utils.story import Story
 from eichi_utils.timings import Timings
 from locales import Translator

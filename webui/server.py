@@ -23,7 +23,7 @@ import psutil
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from eichi_utils.console import write
+from eichi_utils.setup.console import write
 from webui.login import network
 
 # Ports tried before giving up.

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from eichi_utils import log as logs
-from eichi_utils.console import ending_as_interrupted
 from eichi_utils.log import Seldom
+from eichi_utils.setup.console import ending_as_interrupted
 from tests.webui.doorstep import answer, connect, doors, head, served
 from webui.server import BACKLOG, EACH, FOR_FILMS, LEAST, MOST, Gate, Patience, room_of
 

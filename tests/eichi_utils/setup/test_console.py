@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import console
 from eichi_utils.paths import ROOT
 from eichi_utils.progress import Progress, fitted
+from eichi_utils.setup import console
 from eichi_utils.view import View
 from locales import Translator
 
 # A program that shows progress, opens a file, and ends by a code of its own; a library speaks on descriptor 2 meanwhile.
 PROGRAM = """
 import os, sys
-from eichi_utils.console import ready, write
+from eichi_utils.setup.console import ready, write
 from eichi_utils.progress import Progress
 from eichi_utils.view import View
 from locales import Translator

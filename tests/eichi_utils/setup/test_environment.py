@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import launch
-from eichi_utils import environment, tool_run
+from eichi_utils.setup import environment, tool_run
 from tests.fake_machine import REQUIREMENTS
 
 PINNED = "torch==2.13.0"

@@ -16,8 +16,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from eichi_utils import tool_run
-from eichi_utils.tool_run import say
+from eichi_utils.setup import tool_run
+from eichi_utils.setup.tool_run import say
 
 NEWEST_PYTHON = (3, 14)
 
