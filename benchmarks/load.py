@@ -28,7 +28,7 @@ from benchmarks.step import TINY
 from diffusers_helper.checkpoints.checkpoint import STEM, load_transformer
 from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from eichi_utils.disk_cache import DiskCache
+from eichi_utils.files.disk_cache import DiskCache
 from eichi_utils.kept_weights import kept_weights
 from lora_utils.files import Header, write_stream
 

@@ -16,7 +16,7 @@ from diffusers_helper.interrupt import Tick, never
 from diffusers_helper.models.hadamard import HadamardBranch
 from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, SideBranch, layers, remove_branches, set_strengths
 from diffusers_helper.models.transformer import PackedTransformer
-from eichi_utils.disk_cache import DiskCache
+from eichi_utils.files.disk_cache import DiskCache
 from eichi_utils.kept_weights import kept_weights
 from eichi_utils.loras import Lora, file_state, layouts, lora_problem
 from eichi_utils.problems import UserError

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eichi_utils.latent_info import latents_problem, read_info
-from eichi_utils.pictures import fitted_size
+from eichi_utils.files.latent_header import latents_problem, read_info
+from eichi_utils.files.pictures import fitted_size
 from eichi_utils.plan import Append, Plan, film_latents, frames_of
 from eichi_utils.problems import Problem, UserError
 

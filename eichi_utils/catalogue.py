@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from eichi_utils.description import Example
+from eichi_utils.files.paths import MINIATURE
 from eichi_utils.hub import HUB_SIZES, ModelFiles, size_problems
 from eichi_utils.lora_fit import fit_problems
-from eichi_utils.paths import MINIATURE
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
 

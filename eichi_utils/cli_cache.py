@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from eichi_utils import paths
 from eichi_utils.cli_output import DONE, FAILED, problem_lines, problems_document, result, say
-from eichi_utils.disk_cache import open_caches
+from eichi_utils.files import paths
+from eichi_utils.files.disk_cache import open_caches
 from eichi_utils.problems import Problem
 from locales import Translator
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from eichi_utils import modes
 from eichi_utils.cli_output import result, say
+from eichi_utils.files.paths import DEFAULT_UPLOADS, place
 from eichi_utils.metadata import read_placed_document
-from eichi_utils.paths import DEFAULT_UPLOADS, place
 from eichi_utils.request import Request, to_json
 from eichi_utils.sections_zip import export_sections, import_sections
 from locales import Translator

@@ -13,11 +13,11 @@ from typing import Any
 from eichi_utils.catalogue import Models
 from eichi_utils.cli_output import FAILED, report_problems, result, say
 from eichi_utils.engine import Engine
+from eichi_utils.files.latent_header import PARTS, LatentInfo, latents_problem, read_info
+from eichi_utils.files.paths import folder_problem
 from eichi_utils.jobs import problems_of
-from eichi_utils.latent_info import PARTS, LatentInfo, latents_problem, read_info
 from eichi_utils.metadata import film_tags, text_of
 from eichi_utils.named_files import parts_without_paths, without_paths
-from eichi_utils.paths import folder_problem
 from eichi_utils.plan import MOST_BETWEEN
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import MODELS, MOST_TRIMMED, FilmRequest

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from eichi_utils.catalogue import Models
-from eichi_utils.paths import WEBUI
-from eichi_utils.temporary import own_prefix
+from eichi_utils.files.paths import WEBUI
+from eichi_utils.files.temporary import own_prefix
 
 UNTRAINED = WEBUI / "models" / "untrained"
 

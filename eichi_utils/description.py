@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_helper.vae.preview import CHANNELS, HUNYUAN_PREVIEW, PreviewMatrix
+from eichi_utils.files.safe_reading import read_json
 from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.request import SIZES, check_fields
 from eichi_utils.reverse import ReverseRequest
-from eichi_utils.safe_reading import read_json
 
 FILE = "eichi.json"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

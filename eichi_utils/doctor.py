@@ -16,9 +16,9 @@ from diffusers_helper.memory.slabs import Arena
 from eichi_utils.cards import cards
 from eichi_utils.catalogue import Models
 from eichi_utils.cli_cache import MB, NAMES
-from eichi_utils.disk_cache import open_caches
+from eichi_utils.files.disk_cache import open_caches
+from eichi_utils.files.paths import WEBUI
 from eichi_utils.models import USUAL_TOKENS, ModelPool, host_memory
-from eichi_utils.paths import WEBUI
 from eichi_utils.preflight import EIGHT_BITS, FLOAT8_CAPABILITY, Machine, choose, gib, host_available, needs
 from eichi_utils.problems import Translate, UserError
 from eichi_utils.sizes import ModelSize, model_size

@@ -22,7 +22,7 @@ from torch import Tensor
 from diffusers_helper.checkpoints.files import folder_identity
 from diffusers_helper.encoders.text import TextEmbedding
 from diffusers_helper.memory.memory import device_name
-from eichi_utils.disk_cache import DiskCache, key_of
+from eichi_utils.files.disk_cache import DiskCache, key_of
 
 if TYPE_CHECKING:
     from eichi_utils.models import ModelPool

@@ -15,16 +15,16 @@ from eichi_utils import preflight
 from eichi_utils.append import written_frames
 from eichi_utils.cards import Card, cards
 from eichi_utils.catalogue import Models
-from eichi_utils.disk_cache import MOST_GB
 from eichi_utils.events import Event, Stage
 from eichi_utils.extras import extra_bytes
-from eichi_utils.folders import OutputFolders
+from eichi_utils.files.disk_cache import MOST_GB
+from eichi_utils.files.folders import OutputFolders
+from eichi_utils.files.latent_header import CELL
+from eichi_utils.files.paths import DEFAULT_OUTPUTS, Outputs
+from eichi_utils.files.pictures import fitted_size
 from eichi_utils.hub import ModelFiles
 from eichi_utils.jobs import Stop
-from eichi_utils.latent_info import CELL
 from eichi_utils.lora_fit import size_with
-from eichi_utils.paths import DEFAULT_OUTPUTS, Outputs
-from eichi_utils.pictures import fitted_size
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
 from eichi_utils.settings import CHOICES

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eichi_utils.comfy_graph import is_graph, read_graph
-from eichi_utils.safe_reading import parse_json
+from eichi_utils.files.safe_reading import parse_json
 
 Said = dict[str, Any]
 # Of a text that is no JSON. The longest prompts of others have some ten thousand characters.

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from eichi_utils.files.temporary import remove_abandoned
 from eichi_utils.jobs import Job
 from eichi_utils.passing import purge_passing
 from eichi_utils.presets import favourites
@@ -18,7 +19,6 @@ from eichi_utils.problems import UserError
 from eichi_utils.purge import Results, digits_in, names_in, purge
 from eichi_utils.request import to_json
 from eichi_utils.settings import AppSettings
-from eichi_utils.temporary import remove_abandoned
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from eichi_utils.plan import frames_of
 from eichi_utils.request import Request
 
 if TYPE_CHECKING:
+    from eichi_utils.files.paths import Outputs
     from eichi_utils.models import ModelPool
-    from eichi_utils.paths import Outputs
 
 
 class JoinedFilm:

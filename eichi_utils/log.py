@@ -1,7 +1,7 @@
 """A log in a file: what the program logs by `logging`, warnings and tracebacks included, and what is said to it.
 
     [2026-05-22 18:03:11] === FramePack-eichi endframe_ichi: the log begins ===
-    [2026-05-22 18:03:40] WARNING eichi_utils.disk_cache: ...
+    [2026-05-22 18:03:40] WARNING eichi_utils.files.disk_cache: ...
 
 A log never fails what it tells of: where nothing more can be written, that is said once on the console.
 """
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from eichi_utils.folders import OutputFolders
-from eichi_utils.paths import WEBUI
+from eichi_utils.files.folders import OutputFolders
+from eichi_utils.files.paths import WEBUI
 from eichi_utils.problems import Problem, Translate, UserError
 from eichi_utils.settings import CHOICES, AppSettings
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from eichi_utils import loras
+from eichi_utils.files.picture_files import MAX_PIXELS
+from eichi_utils.files.pictures import is_unicode, small_picture
+from eichi_utils.files.safe_reading import UnsafeError, parse_json, read_text
+from eichi_utils.files.temporary import own_prefix
 from eichi_utils.loras import lora_problem
-from eichi_utils.picture_files import MAX_PIXELS
-from eichi_utils.pictures import is_unicode, small_picture
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.safe_reading import UnsafeError, parse_json, read_text
-from eichi_utils.temporary import own_prefix
 from lora_utils.files import PICKLES, LoraError, read_header
 
 SUFFIX = ".safetensors"

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from eichi_utils.paths import LORAS
+from eichi_utils.files.paths import LORAS
 from eichi_utils.problems import Problem, UserError
 from lora_utils.files import Header, LoraError, read_header
 from lora_utils.finite import first_not_finite

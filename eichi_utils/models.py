@@ -43,8 +43,8 @@ from diffusers_helper.models.narrow import choose_product
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils.adapters import bind, load_transformer, merge_key
 from eichi_utils.components import CHECKS, load_vae, pretrained
-from eichi_utils.disk_cache import MOST_GB, open_caches
 from eichi_utils.engine import MOST_RESERVED, RESERVE_GB
+from eichi_utils.files.disk_cache import MOST_GB, open_caches
 from eichi_utils.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
 from eichi_utils.lora_fit import size_with
 from eichi_utils.loras import Lora

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from eichi_utils.fields import usable
+from eichi_utils.files.paths import PRESETS, place
+from eichi_utils.files.pictures import is_unicode
 from eichi_utils.legacy import LORA_KEYS, loras_of, migrated
 from eichi_utils.loras import Lora
 from eichi_utils.modes import MODES
-from eichi_utils.paths import PRESETS, place
-from eichi_utils.pictures import is_unicode
 from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.settings import Document, JsonFile
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from eichi_utils.files.pictures import is_unicode
 from eichi_utils.loras import Lora, read_loras
-from eichi_utils.pictures import is_unicode
 from eichi_utils.problems import MOST_PROBLEMS, Problem, UserError, shown
 
 # Kinds of fields with a value for each of some sections.

@@ -41,9 +41,9 @@ from eichi_utils.request import Request
 from eichi_utils.saving import Film
 
 if TYPE_CHECKING:
+    from eichi_utils.files.paths import Outputs
     from eichi_utils.jobs import Stop
     from eichi_utils.models import ModelPool
-    from eichi_utils.paths import Outputs
 
 
 def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Generator[Event, None, None]:

@@ -28,7 +28,7 @@ from eichi_utils.plan import Plan, frames_of
 from eichi_utils.request import Request
 
 if TYPE_CHECKING:
-    from eichi_utils.paths import Outputs
+    from eichi_utils.files.paths import Outputs
 
 
 class Film:

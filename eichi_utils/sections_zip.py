@@ -21,19 +21,19 @@ from typing import Any, Literal
 from PIL.Image import DecompressionBombError
 
 from eichi_utils import modes
-from eichi_utils.archive import MAX_READ, Archive, most_bytes, opened, shown_name
 from eichi_utils.fields import for_mode, from_the_end
-from eichi_utils.kept import keep
-from eichi_utils.latent_info import latents_problem
-from eichi_utils.paths import DEFAULT_UPLOADS, written_atomically
-from eichi_utils.picture_files import DAMAGE, picture_format
-from eichi_utils.picture_files import opened as opened_picture
-from eichi_utils.pictures import open_picture, picture_problem
+from eichi_utils.files.copies import keep
+from eichi_utils.files.latent_header import latents_problem
+from eichi_utils.files.paths import DEFAULT_UPLOADS, written_atomically
+from eichi_utils.files.picture_files import DAMAGE, picture_format
+from eichi_utils.files.picture_files import opened as opened_picture
+from eichi_utils.files.pictures import open_picture, picture_problem
+from eichi_utils.files.temporary import own_prefix
+from eichi_utils.files.zip_reading import MAX_READ, Archive, most_bytes, opened, shown_name
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import FilmRequest, Request, to_json
 from eichi_utils.reverse import ReverseRequest
 from eichi_utils.sections_text import fields_of, old_document, own_fields, parse, text_of
-from eichi_utils.temporary import own_prefix
 
 How = Literal["replace", "merge"]
 FOLDER = "sections"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from eichi_utils.pictures import picture_problem
+from eichi_utils.files.pictures import picture_problem
 from eichi_utils.plan import CONTEXT, Plan, Ref, Section, once
 from eichi_utils.problems import Problem
 from eichi_utils.request import Request, setting

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from eichi_utils.events import Event, Finished, Stage, Started, Step
-from eichi_utils.latent_info import CELL
-from eichi_utils.paths import SETTINGS, place
+from eichi_utils.files.latent_header import CELL
+from eichi_utils.files.paths import SETTINGS, place
 from eichi_utils.preflight import most_tokens
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request

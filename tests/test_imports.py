@@ -52,11 +52,11 @@ HEAVY = ("torch", "diffusers", "transformers", "gradio")
 CATCH_ALL = {"eichi_utils/jobs.py", "webui/boundary.py"}
 # What names files by day and hour, or compares with the times of files; and the training of the miniature.
 WALL_CLOCK = {
-    "eichi_utils/paths.py",
-    "eichi_utils/disk_cache.py",
+    "eichi_utils/files/paths.py",
+    "eichi_utils/files/disk_cache.py",
     "eichi_utils/passing.py",
     "eichi_utils/purge.py",
-    "eichi_utils/temporary.py",
+    "eichi_utils/files/temporary.py",
     "webui/sections_panel.py",
     "webui/set_aside.py",
     "miniature/training.py",

@@ -18,12 +18,12 @@ from starlette.types import ASGIApp
 from eichi_utils.catalogue import Models
 from eichi_utils.demo import UNTRAINED
 from eichi_utils.engine import Engine
-from eichi_utils.folders import OutputFolders
+from eichi_utils.files.folders import OutputFolders
+from eichi_utils.files.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders, user_home
 from eichi_utils.housekeeping import Housekeeper
 from eichi_utils.jobs import Job, Jobs
 from eichi_utils.log import FOLDER, SOURCES, Log
 from eichi_utils.notify import Alarm
-from eichi_utils.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders, user_home
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.settings import AppSettings
 from eichi_utils.setup.console import ending_as_interrupted, ready

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 
-from eichi_utils.picture_files import FORMAT_NAMES, SUFFIXES
+from eichi_utils.files.picture_files import FORMAT_NAMES, SUFFIXES
 from locales import Translator
 
 HTML = "<span></span>"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from eichi_utils.disk_cache import DEFAULT_GB
+from eichi_utils.files.disk_cache import DEFAULT_GB
 from locales import LANGUAGES, Translator, preferred_language
 from webui.login import AuthError, account, accounts_of
 from webui.server import is_loopback

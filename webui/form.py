@@ -16,7 +16,7 @@ from gradio.components import Component
 
 from eichi_utils import modes
 from eichi_utils.catalogue import Models
-from eichi_utils.folders import OutputFolders
+from eichi_utils.files.folders import OutputFolders
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import Request
 from locales import Translator, table

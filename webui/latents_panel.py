@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from eichi_utils.latent_info import LatentInfo, latents_problem, read_info
+from eichi_utils.files.latent_header import LatentInfo, latents_problem, read_info
 from eichi_utils.problems import Problem
 from eichi_utils.request import FilmRequest, Request
 from locales import Translator

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from eichi_utils.safe_reading import UnsafeError, read_text
+from eichi_utils.files.safe_reading import UnsafeError, read_text
 
 # scrypt's costs: 32 MiB and about a tenth of a second.
 COST = MappingProxyType({"n": 2**15, "r": 8, "p": 1})

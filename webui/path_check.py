@@ -19,9 +19,9 @@ from gradio.utils import get_upload_folder
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from eichi_utils.files.temporary import PREFIX, is_unfinished
 from eichi_utils.request import PICTURE_FIELDS
 from eichi_utils.request_files import FILE_FIELDS
-from eichi_utils.temporary import PREFIX, is_unfinished
 
 # Gradio's two addresses of a file, whatever page they are below.
 ADDRESS = re.compile(r"/gradio_api/file[=/](.*)", re.DOTALL)

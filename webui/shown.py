@@ -9,8 +9,8 @@ from urllib.parse import unquote
 
 from anyio import to_thread
 
-from eichi_utils.picture_files import SUFFIXES
-from eichi_utils.pictures import MAX_BYTES, small_picture
+from eichi_utils.files.picture_files import SUFFIXES
+from eichi_utils.files.pictures import MAX_BYTES, small_picture
 from eichi_utils.problems import UserError
 
 Message = MutableMapping[str, Any]

@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.extras import extra_counts
-from eichi_utils.pictures import profile_problem
+from eichi_utils.files.pictures import profile_problem
 from eichi_utils.problems import Problem
 from eichi_utils.request import Request
 from webui import field_problems, words

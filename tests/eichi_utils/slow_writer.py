@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from eichi_utils.disk_cache import DiskCache
+from eichi_utils.files.disk_cache import DiskCache
 
 
 def add_slowly(folder: Path, letter: bytes, barrier) -> None:

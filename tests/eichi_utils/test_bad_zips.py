@@ -12,10 +12,12 @@ from typing import Any, BinaryIO
 import pytest
 from PIL import Image
 
-from eichi_utils import archive, kept, sections_zip
-from eichi_utils.kept import keep
+from eichi_utils import sections_zip
+from eichi_utils.files import copies as kept
+from eichi_utils.files import zip_reading
+from eichi_utils.files.copies import keep
+from eichi_utils.files.safe_reading import MOST_NODES
 from eichi_utils.problems import UserError
-from eichi_utils.safe_reading import MOST_NODES
 from eichi_utils.sections_zip import export_sections, import_sections
 from tests.eichi_utils.helpers import found, names_in, request
 from tests.eichi_utils.zips import COMPAT, MINIMAL, packed, png
@@ -59,7 +61,7 @@ def test_ten_thousand_entries(place: Path) -> None:
 
 def test_a_directory_of_any_size_is_read_only_so_far(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty million entries would fill the memory before they are counted."""
-    monkeypatch.setattr(archive, "MAX_READ", 2**16)
+    monkeypatch.setattr(zip_reading, "MAX_READ", 2**16)
     files = {"sections.yaml": MINIMAL, **{f"{number:05d}.png": b"" for number in range(10_000)}}
     refused(packed(place / "a.zip", files), "zip_damaged", place)
 
@@ -95,8 +97,8 @@ def test_many_bombs_below_the_limit_of_one(place: Path) -> None:
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_honest_bombs(method: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten entries said truly that they have 190 MB each: 4.5 kB of bzip2, nine seconds, and 2 GB on the disk."""
-    monkeypatch.setattr(archive, "FREE_BYTES", 2**20)
-    monkeypatch.setattr(archive.Archive, "_pieces", lambda *_: pytest.fail("something was unpacked"))
+    monkeypatch.setattr(zip_reading, "FREE_BYTES", 2**20)
+    monkeypatch.setattr(zip_reading.Archive, "_pieces", lambda *_: pytest.fail("something was unpacked"))
     with zipfile.ZipFile(place / "a.zip", "w", method) as written:
         for name, data in (("sections.yaml", MINIMAL), ("000.png", bytes(2**20)), ("001.png", bytes(2**20))):
             written.writestr(name, data)
@@ -123,7 +125,7 @@ def test_pictures_and_latents_as_they_are_packed_pass(place: Path) -> None:
     with zipfile.ZipFile(place / "a.zip", "w", zipfile.ZIP_DEFLATED) as written:
         for name, data in (("sections.yaml", MINIMAL), ("start.png", plain.getvalue()), ("x.safetensors", bytes(2**24))):
             written.writestr(name, data)
-    with archive.opened(place / "a.zip") as opened:
+    with zip_reading.opened(place / "a.zip") as opened:
         assert sum(entry.file_size for entry in opened.entries.values()) > 100 * (place / "a.zip").stat().st_size
     assert import_sections(place / "a.zip", uploads=place / "uploads")[0].image
 

@@ -17,9 +17,9 @@ from diffusers_helper.models.transformer import PackedTransformer, TransformerCo
 from diffusers_helper.vae.vae_decode import Decoder
 from eichi_utils import preflight, runner
 from eichi_utils.engine import Engine
+from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs import Jobs
 from eichi_utils.models import ModelPool
-from eichi_utils.paths import Outputs
 from eichi_utils.problems import UserError
 from tests.eichi_utils.helpers import SHORT, carry_out, decoded, found, last_preview, request
 from tests.fake_device import FakeDevice

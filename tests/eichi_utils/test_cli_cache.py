@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import cli, paths
-from eichi_utils.disk_cache import open_caches
+from eichi_utils import cli
+from eichi_utils.files import paths
+from eichi_utils.files.disk_cache import open_caches
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import names_in
 from webui.app import read_flags

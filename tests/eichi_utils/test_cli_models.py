@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from eichi_utils import cli, hub, modes
+from eichi_utils.files.paths import MINIATURE
 from eichi_utils.metadata import read_document
-from eichi_utils.paths import MINIATURE
 from eichi_utils.request import to_json
 from tests.eichi_utils.helpers import request
 

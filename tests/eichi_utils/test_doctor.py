@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from eichi_utils import doctor, models, paths
+from eichi_utils import doctor, models
 from eichi_utils.cards import Card
 from eichi_utils.catalogue import Models
-from eichi_utils.disk_cache import open_caches
 from eichi_utils.doctor import examine, report_lines
+from eichi_utils.files import paths
+from eichi_utils.files.disk_cache import open_caches
 from eichi_utils.models import ModelPool
 from eichi_utils.preflight import Machine
 from locales import LANGUAGES, Translator

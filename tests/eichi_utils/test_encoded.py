@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_helper.checkpoints.files import SMALL_FILE, folder_identity, identity
 from diffusers_helper.encoders.text import TextEmbedding
-from eichi_utils import paths, runner
+from eichi_utils import runner
 from eichi_utils.encode import Conditions
 from eichi_utils.encoded import Encoded
 from eichi_utils.engine import Engine
+from eichi_utils.files import paths
 from eichi_utils.models import ModelPool
 from eichi_utils.problems import UserError
 from tests.eichi_utils.helpers import carry_out, changed, found, last_preview, names_in, request

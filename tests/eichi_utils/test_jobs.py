@@ -363,7 +363,7 @@ def test_a_batch_is_a_job_for_each_seed(jobs: Jobs, fake: Fake) -> None:
 def test_a_hundred_films_have_a_hundred_names(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made in one millisecond, two of them had the same name every other time, and one was lost."""
     numbers = itertools.count()
-    monkeypatch.setattr("eichi_utils.paths.random.SystemRandom.randrange", lambda self, limit: next(numbers) // 2)
+    monkeypatch.setattr("eichi_utils.files.paths.random.SystemRandom.randrange", lambda self, limit: next(numbers) // 2)
     jobs.submit(changed(some(), batch=100))
     assert len(jobs.all()) == 100
 

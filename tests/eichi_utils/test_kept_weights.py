@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_helper.checkpoints import checkpoint as loading
 from diffusers_helper.memory import slab_file
-from eichi_utils import paths
+from eichi_utils.files import paths
 from eichi_utils.hub import ModelFiles
 from eichi_utils.lora_fit import shapes_in
 from eichi_utils.loras import Lora

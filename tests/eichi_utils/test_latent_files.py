@@ -13,8 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eichi_utils import latent_files, latent_info
+from eichi_utils import latent_files
 from eichi_utils.cli import main
+from eichi_utils.files import latent_header
+from eichi_utils.files.latent_header import LatentInfo, latents_problem, read_info
 from eichi_utils.latent_files import (
     Piece,
     interpolate,
@@ -26,7 +28,6 @@ from eichi_utils.latent_files import (
     write_latents,
     write_piece,
 )
-from eichi_utils.latent_info import LatentInfo, latents_problem, read_info
 from eichi_utils.plan import MOST_BETWEEN
 from eichi_utils.problems import UserError
 from eichi_utils.request import to_json
@@ -176,7 +177,7 @@ def test_sizes_and_models_must_agree() -> None:
 
 def test_numbers_are_judged_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the wrong one lies."""
-    monkeypatch.setattr("eichi_utils.latent_info.AT_ONCE", 7)
+    monkeypatch.setattr("eichi_utils.files.latent_header.AT_ONCE", 7)
     for place in (0, 6, 7, -1):
         path = Path(latent_file(tmp_path / f"{place}.safetensors", 1, 16, 16))
         assert latents_problem("files", path) is None
@@ -236,11 +237,11 @@ def test_latents_that_become_shorter_while_they_are_read(tmp_path: Path, monkeyp
     """Between the look at their header and the reading of their numbers."""
     path = tmp_path / "x.safetensors"
     latent_file(path, 4, 32, 32)
-    header = latent_info.read_header(path)
+    header = latent_header.read_header(path)
     os.truncate(path, 2000)
-    monkeypatch.setattr(latent_info, "read_header", lambda file: header)
+    monkeypatch.setattr(latent_header, "read_header", lambda file: header)
     assert found([latents_problem("files", path)]) == {("files", "latents_damaged")}
-    monkeypatch.setattr(latent_files, "read_info", lambda *given: latent_info._info(str(path)))
+    monkeypatch.setattr(latent_files, "read_info", lambda *given: latent_header._info(str(path)))
     monkeypatch.setattr(latent_files, "read_header", lambda file: header)
     with pytest.raises(UserError) as error:
         read_latents(path, "files")

@@ -18,7 +18,7 @@ from eichi_utils import log as logs
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.events import StopLevel
-from eichi_utils.folders import OutputFolders
+from eichi_utils.files.folders import OutputFolders
 from eichi_utils.jobs import Jobs
 from eichi_utils.log import FOLDER, Lines, Log
 from eichi_utils.models import ModelPool

@@ -14,9 +14,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from eichi_utils import media
+from eichi_utils.files.paths import Outputs, folder_problem, new_job_id, written_atomically
 from eichi_utils.jobs import problems_of
 from eichi_utils.media import PREVIEW_MS, FilmStream, FilmWriter, animated_webp, encode_h264, join_segments, write_png
-from eichi_utils.paths import Outputs, folder_problem, new_job_id, written_atomically
 from tests.eichi_utils.helpers import decoded, found, names_in
 
 

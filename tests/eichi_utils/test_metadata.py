@@ -15,8 +15,8 @@ from eichi_utils.metadata import KEY, mp4_tags, png_info, read_document, read_pl
 from eichi_utils.problems import UserError
 from eichi_utils.request import to_json
 from tests.diffusers_helper.inputs import GOLDEN
+from tests.eichi_utils.files.test_pictures import png_of_zeros
 from tests.eichi_utils.helpers import found, request
-from tests.eichi_utils.test_pictures import png_of_zeros
 from tests.eichi_utils.test_request import other_values
 
 

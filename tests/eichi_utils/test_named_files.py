@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from eichi_utils import modes, named_files
-from eichi_utils.kept import keep
+from eichi_utils.files.copies import keep
+from eichi_utils.files.latent_header import read_info
 from eichi_utils.latent_files import trim, write_latents
-from eichi_utils.latent_info import read_info
 from eichi_utils.loras import Lora
 from eichi_utils.media import FilmWriter, write_png
 from eichi_utils.metadata import document_of, mp4_tags, png_info, read_document, read_placed_document

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from eichi_utils import modes
+from eichi_utils.files.pictures import fitted_size
 from eichi_utils.loras import Lora
-from eichi_utils.pictures import fitted_size
 from eichi_utils.problems import UserError
 from eichi_utils.request import (
     DRAWN_SEED_LIMIT,

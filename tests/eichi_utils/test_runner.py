@@ -33,11 +33,11 @@ from eichi_utils.events import (
     StopLevel,
     Stopped,
 )
+from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs import Jobs, Stop
 from eichi_utils.media import FilmWriter
 from eichi_utils.metadata import read_placed_document
 from eichi_utils.models import ModelPool
-from eichi_utils.paths import Outputs
 from eichi_utils.problems import UserError
 from eichi_utils.single import Control
 from eichi_utils.view import View

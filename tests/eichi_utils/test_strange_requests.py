@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from eichi_utils import cli, modes
+from eichi_utils.files.pictures import open_picture
 from eichi_utils.media import write_png
 from eichi_utils.metadata import png_info, read_document
-from eichi_utils.pictures import open_picture
 from eichi_utils.request import to_json
 from locales import Translator
 from tests.eichi_utils.helpers import names_in, request

@@ -19,10 +19,10 @@ from safetensors.numpy import save_file
 
 from eichi_utils import loras, media, metadata, modes, png_text
 from eichi_utils.description import read_description
-from eichi_utils.latent_info import read_info
+from eichi_utils.files.latent_header import read_info
+from eichi_utils.files.pictures import fitted_size, open_mask, open_picture, picture_problem
 from eichi_utils.lora_fit import fit, published_layers
 from eichi_utils.lora_folder import about
-from eichi_utils.pictures import fitted_size, open_mask, open_picture, picture_problem
 from eichi_utils.presets import ENTRIES, PromptPresets, favourites, lora_presets
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.request import to_json

@@ -16,11 +16,11 @@ from torch import Tensor
 from diffusers_helper.vae import latents as vae_passes
 from eichi_utils import film as program
 from eichi_utils.encode import fit_pictures, pixels_of
+from eichi_utils.files.paths import MINIATURE
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
 from eichi_utils.modes import MODES
-from eichi_utils.paths import MINIATURE
 from eichi_utils.plan import FRAMES_PER_LATENT, Plan
 from eichi_utils.request import Request, to_json
 from eichi_utils.runner import prepare

@@ -15,7 +15,7 @@ import pytest
 
 import webui
 from eichi_utils.catalogue import Models
-from eichi_utils.paths import MINIATURE
+from eichi_utils.files.paths import MINIATURE
 from webui.app import address, listen, read_flags
 from webui.doors import Rules
 from webui.server import is_loopback

@@ -8,8 +8,8 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from eichi_utils.latent_info import read_info
-from eichi_utils.pictures import fitted_size
+from eichi_utils.files.latent_header import read_info
+from eichi_utils.files.pictures import fitted_size
 from locales import Translator
 from tests.eichi_utils.helpers import latent_file
 from tests.webui.test_browser import fill, until

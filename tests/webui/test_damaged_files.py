@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from eichi_utils.folders import OutputFolders
+from eichi_utils.files.folders import OutputFolders
 from eichi_utils.log import FOLDER, Log
 from eichi_utils.settings import AppSettings, JsonFile
 from locales import Translator

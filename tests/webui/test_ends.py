@@ -11,8 +11,9 @@ from contextlib import suppress
 import gradio as gr
 import pytest
 
-from eichi_utils import folders, paths, reverse
+from eichi_utils import reverse
 from eichi_utils.events import Failed, Finished, Saved, Started, StopLevel, Stopped
+from eichi_utils.files import folders, paths
 from eichi_utils.jobs import Job
 from eichi_utils.modes import MODES
 from eichi_utils.problems import Problem

@@ -10,9 +10,9 @@ import gradio as gr
 import pytest
 
 from eichi_utils.catalogue import Models
+from eichi_utils.files.pictures import fitted_size
 from eichi_utils.loras import MOST_LORAS, Lora
 from eichi_utils.modes import MODES
-from eichi_utils.pictures import fitted_size
 from eichi_utils.request import to_json
 from eichi_utils.single import Control
 from locales import Translator, table

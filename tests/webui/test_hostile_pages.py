@@ -14,8 +14,8 @@ import pytest
 
 from eichi_utils import loras
 from eichi_utils.loras import Lora
+from tests.eichi_utils.files.test_hostile import HOSTILE, MOST_BYTES, MOST_SECONDS
 from tests.eichi_utils.helpers import names_in
-from tests.eichi_utils.test_hostile import HOSTILE, MOST_BYTES, MOST_SECONDS
 from tests.webui.test_form import page as page
 from tests.webui.whole import Page, Whole
 from tests.webui.whole import whole as whole

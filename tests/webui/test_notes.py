@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from eichi_utils.pictures import profile_problem
+from eichi_utils.files.pictures import profile_problem
 from locales import Translator
 from tests.eichi_utils.helpers import request
 from webui import words

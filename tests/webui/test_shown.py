@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from gradio.components.image import ImageData
 from PIL import Image
 
-from tests.eichi_utils.test_picture_files import CASES
+from tests.eichi_utils.files.test_picture_files import CASES
 from webui import fields
 from webui.shown import ShownPictures
 

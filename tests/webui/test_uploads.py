@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from eichi_utils.files.copies import keep
+from eichi_utils.files.paths import UserFolders
+from eichi_utils.files.safe_reading import UnsafeError
 from eichi_utils.housekeeping import DAYS, Housekeeper
-from eichi_utils.kept import keep
-from eichi_utils.paths import UserFolders
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.safe_reading import UnsafeError
 from eichi_utils.settings import AppSettings, JsonFile
 from tests.webui.test_form import page as page
 from tests.webui.whole import sentence

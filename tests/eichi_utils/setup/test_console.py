@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils.paths import ROOT
+from eichi_utils.files.paths import ROOT
 from eichi_utils.progress import Progress, fitted
 from eichi_utils.setup import console
 from eichi_utils.view import View

@@ -8,8 +8,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from eichi_utils.paths import written_atomically
-from eichi_utils.safe_reading import open_regular
+from eichi_utils.files.paths import written_atomically
+from eichi_utils.files.safe_reading import open_regular
 
 PIECE = 2**20
 

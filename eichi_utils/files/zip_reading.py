@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from eichi_utils.encodings import likeliest
-from eichi_utils.pictures import MAX_BYTES
+from eichi_utils.files.encodings import likeliest
+from eichi_utils.files.pictures import MAX_BYTES
+from eichi_utils.files.safe_reading import open_regular
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.safe_reading import open_regular
 
 FIELD = "sections"
 MAX_ENTRIES = 1000

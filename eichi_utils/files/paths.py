@@ -18,12 +18,12 @@ from pathlib import Path
 
 import platformdirs
 
+from eichi_utils.files.temporary import own_prefix, unfinished
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.temporary import own_prefix, unfinished
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WEBUI = ROOT / "webui"
 DEFAULT_OUTPUTS = WEBUI / "outputs"
 # Where the existing program keeps its downloads (its HF_HOME); found there, nothing is downloaded twice.

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import paths, temporary
-from eichi_utils.paths import written_atomically
-from eichi_utils.temporary import OLD_SECONDS, UNSURE_SECONDS, is_abandoned, own_prefix, remove_abandoned
+from eichi_utils.files import paths, temporary
+from eichi_utils.files.paths import written_atomically
+from eichi_utils.files.temporary import OLD_SECONDS, UNSURE_SECONDS, is_abandoned, own_prefix, remove_abandoned
 
 WRITER = """
 import sys, tempfile, time
 from pathlib import Path
-from eichi_utils.paths import written_atomically
-from eichi_utils.temporary import own_prefix
+from eichi_utils.files.paths import written_atomically
+from eichi_utils.files.temporary import own_prefix
 folder = tempfile.mkdtemp(prefix=own_prefix(), dir=sys.argv[1])
 Path(folder, "00000.mp4").write_bytes(b"a section")
 with written_atomically(Path(sys.argv[1], "film.mp4")) as path:

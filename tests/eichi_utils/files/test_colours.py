@@ -10,10 +10,10 @@ import numpy
 import pytest
 from PIL import Image, ImageCms
 
-from eichi_utils.colours import SRGB_PRIMARIES, Conversion, ProfileError, _profile_of
-from eichi_utils.pictures import open_mask, open_picture, profile_problem
+from eichi_utils.files.colours import SRGB_PRIMARIES, Conversion, ProfileError, _profile_of
+from eichi_utils.files.pictures import open_mask, open_picture, profile_problem
+from tests.eichi_utils.files.test_picture_files import CASES, chunk
 from tests.eichi_utils.helpers import say_everything
-from tests.eichi_utils.test_picture_files import CASES, chunk
 
 P3 = (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
 COLOURS = [(220, 30, 30), (30, 200, 60), (40, 60, 210), (128, 128, 128), (20, 20, 20), (200, 180, 90), (250, 250, 250)]

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eichi_utils import paths
-from eichi_utils.temporary import own_prefix
+from eichi_utils.files import paths
+from eichi_utils.files.temporary import own_prefix
 
 logger = logging.getLogger(__name__)
 

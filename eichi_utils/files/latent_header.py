@@ -16,11 +16,11 @@ import numpy
 
 from diffusers_helper.checkpoints.files import FORMAT, CheckpointError, read_header
 from diffusers_helper.vae.preview import CHANNELS
-from eichi_utils.paths import KEY
-from eichi_utils.pictures import is_unicode
+from eichi_utils.files.paths import KEY
+from eichi_utils.files.pictures import is_unicode
+from eichi_utils.files.safe_reading import UnsafeError, parse_json
 from eichi_utils.plan import FPS, frames_of
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.safe_reading import UnsafeError, parse_json
 
 LATENTS, SIZES = "history_latents", "metadata"
 # The header's second entry of ours: what a joined or trimmed file was made of.

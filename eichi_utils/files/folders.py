@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from eichi_utils.paths import folder_problem
-from eichi_utils.pictures import is_unicode
+from eichi_utils.files.paths import folder_problem
+from eichi_utils.files.pictures import is_unicode
 from eichi_utils.problems import Problem
 
 FIELD = "output_folder"

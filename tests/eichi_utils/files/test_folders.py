@@ -9,7 +9,7 @@ import pytest
 
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
-from eichi_utils.folders import OutputFolders
+from eichi_utils.files.folders import OutputFolders
 from eichi_utils.jobs import Jobs, Stop
 from eichi_utils.models import ModelPool
 from eichi_utils.problems import UserError

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import disk_cache
-from eichi_utils.disk_cache import DiskCache, key_of, open_caches
+from eichi_utils.files import disk_cache
+from eichi_utils.files.disk_cache import DiskCache, key_of, open_caches
 from tests.eichi_utils.helpers import names_in
 from tests.eichi_utils.slow_writer import add_slowly
 

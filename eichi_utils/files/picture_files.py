@@ -18,9 +18,9 @@ from typing import BinaryIO
 from PIL import BmpImagePlugin, Image, TiffImagePlugin
 from pillow_heif import HeifFile, HeifImageFile
 
-from eichi_utils.exif import orientation_in, read_exif
-from eichi_utils.picture_parts import TIFF_MAGICS, Parts, avif_without_exif, check_tiff, gif_parts, jpeg_parts
-from eichi_utils.safe_reading import open_regular
+from eichi_utils.files.exif import orientation_in, read_exif
+from eichi_utils.files.picture_parts import TIFF_MAGICS, Parts, avif_without_exif, check_tiff, gif_parts, jpeg_parts
+from eichi_utils.files.safe_reading import open_regular
 
 # Pillow's names, and what people call them; HEIF has a reader of its own.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PSD")

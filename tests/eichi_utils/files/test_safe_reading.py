@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import safe_reading
-from eichi_utils.safe_reading import (
+from eichi_utils.files import safe_reading
+from eichi_utils.files.safe_reading import (
     DEEPEST,
     MOST_NODES,
     MOST_VALUES,
@@ -25,7 +25,7 @@ from eichi_utils.safe_reading import (
     read_text,
 )
 
-CASES = Path(__file__).parents[1] / "cases"
+CASES = Path(__file__).parents[2] / "cases"
 
 TEXTS = {
     "cp932": (

@@ -17,7 +17,7 @@ from diffusers_helper.checkpoints import files
 from diffusers_helper.checkpoints.files import CheckpointError
 from lora_utils.files import BITS, LoraError, read_header
 
-CASES = Path(__file__).parents[1] / "cases" / "hostile"
+CASES = Path(__file__).parents[2] / "cases" / "hostile"
 ONE = {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}
 TWO, SIX = ({"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}, {"dtype": "U8", "shape": [6], "data_offsets": [2, 8]})
 NONE = {"dtype": "F32", "shape": [0, 5], "data_offsets": [0, 0]}

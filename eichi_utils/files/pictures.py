@@ -12,8 +12,8 @@ import numpy
 from PIL import Image, UnidentifiedImageError
 
 from diffusers_helper.buckets import bucket
-from eichi_utils.colours import Conversion, ProfileError
-from eichi_utils.picture_files import DAMAGE, FORMAT_NAMES, MAX_PIXELS, TURNS, TooManyPixelsError, opened, orientation
+from eichi_utils.files.colours import Conversion, ProfileError
+from eichi_utils.files.picture_files import DAMAGE, FORMAT_NAMES, MAX_PIXELS, TURNS, TooManyPixelsError, opened, orientation
 from eichi_utils.problems import Problem, UserError
 
 # Below this a picture has less detail than one cell of the model's patch grid (16 pixels).

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import archive
-from eichi_utils.archive import opened
+from eichi_utils.files import zip_reading
+from eichi_utils.files.zip_reading import opened
 from eichi_utils.problems import UserError
 from eichi_utils.sections_zip import import_sections
 from tests.eichi_utils.helpers import found, say_everything
 from tests.eichi_utils.zips import MINIMAL, packed, png
 from tests.eichi_utils.zips import place as place
 
-CASES = Path(__file__).parents[1] / "cases"
+CASES = Path(__file__).parents[2] / "cases"
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -250,7 +250,7 @@ def test_cut_and_changed_streams(place: Path) -> None:
 
 def test_ninety_thousand_entries_are_counted_in_a_moment(place: Path) -> None:
     entry = struct.pack("<4s4B4HL2L5H2L", b"PK\x01\x02", 20, 0, 20, 0, 0, 0, 0, 33, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"x"
-    count = archive.MAX_READ // len(entry)
+    count = zip_reading.MAX_READ // len(entry)
     directory = entry * count
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count & 0xFFFF, count & 0xFFFF, len(directory), 0, 0)
     (place / "a.zip").write_bytes(directory + end)

@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy
 
-from eichi_utils.safe_reading import UnsafeError
+from eichi_utils.files.safe_reading import UnsafeError
 
 # All tracks of 24 hours at 30 frames a second, or of 6 hours with some tracks of sound, twice; FFmpeg takes 150 MB for them.
 MOST_SAMPLES = 4_000_000

@@ -14,11 +14,11 @@ import numpy
 import pytest
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from eichi_utils import picture_files
-from eichi_utils.picture_files import MOST_UNPACKED, opened, orientation
-from eichi_utils.safe_reading import UnsafeError
+from eichi_utils.files import picture_files
+from eichi_utils.files.picture_files import MOST_UNPACKED, opened, orientation
+from eichi_utils.files.safe_reading import UnsafeError
 
-CASES = Path(__file__).parent.parent / "cases"
+CASES = Path(__file__).parents[2] / "cases"
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from eichi_utils.safe_reading import UnsafeError, open_regular
+from eichi_utils.files.safe_reading import UnsafeError, open_regular
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Graphs of other programs have up to five megabytes.

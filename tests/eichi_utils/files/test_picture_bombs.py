@@ -14,9 +14,9 @@ import pytest
 from PIL import Image, ImageCms
 from pillow_heif import from_pillow
 
-from eichi_utils.picture_files import opened
-from eichi_utils.picture_parts import MOST_BLOCKS, MOST_SCANS, MOST_SEGMENTS
-from eichi_utils.pictures import fitted_size, open_picture
+from eichi_utils.files.picture_files import opened
+from eichi_utils.files.picture_parts import MOST_BLOCKS, MOST_SCANS, MOST_SEGMENTS
+from eichi_utils.files.pictures import fitted_size, open_picture
 from eichi_utils.png_text import read_text
 from eichi_utils.problems import UserError
 from tests.eichi_utils.helpers import found
@@ -194,9 +194,9 @@ def test_scans_over_the_borders_of_what_is_read_at_a_time(monkeypatch: pytest.Mo
     plain = jpeg(progressive=True)
     count = plain.count(b"\xff\xda")
     for step in (7, 8, 9, 64):
-        monkeypatch.setattr("eichi_utils.picture_parts.STEP", step)
+        monkeypatch.setattr("eichi_utils.files.picture_parts.STEP", step)
         for most in (count - 1, count):
-            monkeypatch.setattr("eichi_utils.picture_parts.MOST_SCANS", most)
+            monkeypatch.setattr("eichi_utils.files.picture_parts.MOST_SCANS", most)
             if most < count:
                 with pytest.raises(SyntaxError), opened(io.BytesIO(plain)):
                     pass

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import cli, lora_fit, paths
+from eichi_utils import cli, lora_fit
+from eichi_utils.files import paths
 from tests.eichi_utils.helpers import names_in, picture
 
-HOSTILE = sorted((Path(__file__).parents[1] / "cases" / "hostile").iterdir())
+HOSTILE = sorted((Path(__file__).parents[2] / "cases" / "hostile").iterdir())
 MOST_SECONDS, MOST_BYTES = 2.0, 300 * 2**20
 # Files that hold something good: what is wrong with them is told beside it.
 SAYS_ALL = ("sections_yaml_base60_number_hangs_import.zip",)

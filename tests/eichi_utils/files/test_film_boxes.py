@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy
 import pytest
 
-from eichi_utils import film_boxes, media
-from eichi_utils.film_boxes import check_boxes
+from eichi_utils import media
+from eichi_utils.files import film_boxes
+from eichi_utils.files.film_boxes import check_boxes
+from eichi_utils.files.safe_reading import UnsafeError
 from eichi_utils.film_texts import film_texts
 from eichi_utils.media import encode_h264
-from eichi_utils.safe_reading import UnsafeError
 from tests.eichi_utils.boxes import FTYP, MDAT, box, film, full, head, table, track
 
 MILLIONS = 80_000_000

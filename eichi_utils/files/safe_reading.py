@@ -23,7 +23,7 @@ from yaml.reader import Reader
 from yaml.resolver import Resolver
 from yaml.scanner import Scanner
 
-from eichi_utils.encodings import likeliest
+from eichi_utils.files.encodings import likeliest
 
 # A request with a prompt for each of a thousand sections has half a megabyte; graphs of other programs have up to five.
 MOST_BYTES = 16 * 2**20

@@ -16,12 +16,20 @@ import pytest
 from PIL import Image, ImageOps
 
 from diffusers_helper.buckets import bucket
-from eichi_utils import pictures
-from eichi_utils.pictures import MAX_PIXELS, MIN_SIDE, fitted_size, open_mask, open_picture, picture_problem, small_picture
+from eichi_utils.files import pictures
+from eichi_utils.files.pictures import (
+    MAX_PIXELS,
+    MIN_SIDE,
+    fitted_size,
+    open_mask,
+    open_picture,
+    picture_problem,
+    small_picture,
+)
 from eichi_utils.problems import Problem, UserError
 from tests.eichi_utils.helpers import found, picture
 
-CASES = Path(__file__).parent.parent / "cases"
+CASES = Path(__file__).parents[2] / "cases"
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
@@ -301,7 +309,7 @@ def test_deep_pictures_in_little_memory(tmp_path: Path) -> None:
     rows = numpy.zeros((4000, 4000), numpy.uint16)
     Image.fromarray(rows).save(tmp_path / "deep.png", compress_level=1)
     code = (
-        "import resource, sys; from eichi_utils.pictures import open_picture, open_mask\n"
+        "import resource, sys; from eichi_utils.files.pictures import open_picture, open_mask\n"
         "most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = most(); open_picture(sys.argv[1]); print(most() - before)"
     )

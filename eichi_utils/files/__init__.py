@@ -1,0 +1,1 @@
+"""The disk, without trust: reading under limits, writing whole or not at all."""
