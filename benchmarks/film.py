@@ -34,11 +34,12 @@ from benchmarks.step import empty
 from diffusers_helper.memory.device import CudaDevice
 from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import TransformerConfig
-from eichi_utils import modes, runner
+from eichi_utils import runner
 from eichi_utils.events import Event, Finished, Stage, Step
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
+from eichi_utils.requests import modes
 from miniature.random_checkpoint import build
 
 # Sizes of the published encoders: Llama 3 8B, CLIP ViT-L/14, SigLIP so400m/14 at 384.

@@ -26,13 +26,13 @@ from diffusers_helper.memory.memory import module_bytes
 from diffusers_helper.vae.latents import on_host, to_uint8
 from eichi_utils.encode import Conditions, fit_pictures
 from eichi_utils.film import Decoded, sample_film
-from eichi_utils.forward import ForwardRequest
 from eichi_utils.hub import STEMS
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
-from eichi_utils.plan import Plan
-from eichi_utils.request import Request
-from eichi_utils.reverse import ReverseRequest
+from eichi_utils.requests.forward import ForwardRequest
+from eichi_utils.requests.plan import Plan
+from eichi_utils.requests.request import Request
+from eichi_utils.requests.reverse import ReverseRequest
 from eichi_utils.runner import prepare
 from miniature.clips import HELD_OUT, render, scenes
 from miniature.evaluate import SECTION_SECONDS, SIDE, STEPS, decibels

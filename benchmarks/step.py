@@ -47,7 +47,7 @@ from diffusers_helper.models.transformer import (
     SectionTables,
     TransformerConfig,
 )
-from eichi_utils.plan import CONTEXT, lay
+from eichi_utils.requests.plan import CONTEXT, lay
 
 WINDOW, TEXT, IMAGE = 9, 60, 729
 TINY = TransformerConfig(

@@ -18,8 +18,8 @@ from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, SideB
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils.files.disk_cache import DiskCache
 from eichi_utils.kept_weights import kept_weights
-from eichi_utils.loras import Lora, file_state, layouts, lora_problem
 from eichi_utils.problems import UserError
+from eichi_utils.requests.loras import Lora, file_state, layouts, lora_problem
 from lora_utils.factors import Hadamard, Kronecker, Update, merged, updates
 from lora_utils.files import Header, LoraError
 from lora_utils.formats import Layout, Shapes

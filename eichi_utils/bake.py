@@ -18,8 +18,8 @@ from diffusers_helper.checkpoints.reading import Reader
 from eichi_utils.adapters import Merging, shapes_of
 from eichi_utils.files.paths import DISK_FULL, folder_problem
 from eichi_utils.files.temporary import own_prefix, remove_abandoned
-from eichi_utils.loras import Lora
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.requests.loras import Lora
 from lora_utils.files import Header, read_header, write_stream
 
 STEM, INDEX = "diffusion_pytorch_model", "diffusion_pytorch_model.safetensors.index.json"

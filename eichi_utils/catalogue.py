@@ -12,7 +12,7 @@ from eichi_utils.files.paths import MINIATURE
 from eichi_utils.hub import HUB_SIZES, ModelFiles, size_problems
 from eichi_utils.lora_fit import fit_problems
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import Request
+from eichi_utils.requests.request import Request
 
 
 @dataclass(frozen=True)

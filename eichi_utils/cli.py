@@ -18,7 +18,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from eichi_utils import modes
 from eichi_utils.catalogue import Models
 from eichi_utils.cli_cache import add_cache_command
 from eichi_utils.cli_lora import add_lora_command
@@ -46,12 +45,13 @@ from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_OUTPUTS, place
 from eichi_utils.jobs import Jobs
 from eichi_utils.log import COMMAND_LINE, FOLDER, Log
-from eichi_utils.loras import from_flag
 from eichi_utils.metadata import read_placed_document
-from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
-from eichi_utils.request import SECTION_KINDS, Request
+from eichi_utils.requests import modes
+from eichi_utils.requests.loras import from_flag
+from eichi_utils.requests.plan import FPS
+from eichi_utils.requests.request import SECTION_KINDS, Request
 from eichi_utils.setup.console import ending_as_interrupted, ready
 from eichi_utils.story import Story
 from eichi_utils.timings import Timings

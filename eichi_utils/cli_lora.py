@@ -13,9 +13,9 @@ from eichi_utils.catalogue import Models
 from eichi_utils.cli_output import result, say
 from eichi_utils.hub import ModelFiles
 from eichi_utils.lora_fit import reports
-from eichi_utils.loras import Lora, from_flag
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import MODELS
+from eichi_utils.requests.loras import Lora, from_flag
+from eichi_utils.requests.request import MODELS
 from locales import Translator
 
 BAKE = "bake"

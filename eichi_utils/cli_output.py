@@ -8,8 +8,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from eichi_utils import modes
 from eichi_utils.problems import Problem, Translate
+from eichi_utils.requests import modes
 from eichi_utils.setup.console import write
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130

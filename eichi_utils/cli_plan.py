@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from eichi_utils.append import whole_frames
-from eichi_utils.plan import FPS, Plan, Ref, Section
 from eichi_utils.problems import Translate
-from eichi_utils.request import Request
+from eichi_utils.requests.append import whole_frames
+from eichi_utils.requests.plan import FPS, Plan, Ref, Section
+from eichi_utils.requests.request import Request
 
 
 def plan_document(request: Request, needs: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from eichi_utils.files.paths import folder_problem
 from eichi_utils.jobs import problems_of
 from eichi_utils.metadata import film_tags, text_of
 from eichi_utils.named_files import parts_without_paths, without_paths
-from eichi_utils.plan import MOST_BETWEEN
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import MODELS, MOST_TRIMMED, FilmRequest
+from eichi_utils.requests.plan import MOST_BETWEEN
+from eichi_utils.requests.request import MODELS, MOST_TRIMMED, FilmRequest
 from locales import Translator
 
 LATENTS_SUFFIX, FILM_SUFFIX = ".safetensors", ".mp4"

@@ -17,8 +17,8 @@ from typing import Any
 from diffusers_helper.vae.preview import CHANNELS, HUNYUAN_PREVIEW, PreviewMatrix
 from eichi_utils.files.safe_reading import read_json
 from eichi_utils.problems import Problem, UserError, shown
-from eichi_utils.request import SIZES, check_fields
-from eichi_utils.reverse import ReverseRequest
+from eichi_utils.requests.request import SIZES, check_fields
+from eichi_utils.requests.reverse import ReverseRequest
 
 FILE = "eichi.json"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -15,8 +15,8 @@ from diffusers_helper.encoders.text import TextEmbedding
 from diffusers_helper.vae.latents import SPATIAL
 from eichi_utils.files.pictures import open_mask, open_picture, profile_problem
 from eichi_utils.latent_files import Piece
-from eichi_utils.plan import Plan
 from eichi_utils.problems import Problem
+from eichi_utils.requests.plan import Plan
 
 
 @dataclass(frozen=True)

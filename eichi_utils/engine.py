@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eichi_utils import preflight
-from eichi_utils.append import written_frames
 from eichi_utils.cards import Card, cards
 from eichi_utils.catalogue import Models
 from eichi_utils.events import Event, Stage
@@ -26,7 +25,8 @@ from eichi_utils.hub import ModelFiles
 from eichi_utils.jobs import Stop
 from eichi_utils.lora_fit import size_with
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import Request
+from eichi_utils.requests.append import written_frames
+from eichi_utils.requests.request import Request
 from eichi_utils.settings import CHOICES
 from eichi_utils.sizes import model_size, with_film
 from eichi_utils.timings import Stopwatch, Timings

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from eichi_utils.append import whole_latents
-from eichi_utils.plan import Plan, frames_of
 from eichi_utils.preflight import film_bytes_per_pixel
-from eichi_utils.request import FilmRequest, Request
+from eichi_utils.requests.append import whole_latents
+from eichi_utils.requests.plan import Plan, frames_of
+from eichi_utils.requests.request import FilmRequest, Request
 
 # A PNG of a noisy frame takes as much as its pixels.
 PNG_BYTES_PER_PIXEL = 3.0

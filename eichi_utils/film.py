@@ -22,11 +22,11 @@ from eichi_utils.encode import Conditions
 from eichi_utils.events import Event, Share, Stage, Step, StopLevel
 from eichi_utils.history import History, Stitch
 from eichi_utils.latent_files import Piece, interpolate, put_together
-from eichi_utils.loras import Lora
-from eichi_utils.plan import Append, Plan, Ref, Section, frames_of
 from eichi_utils.preflight import step_tokens
 from eichi_utils.previews import watched
-from eichi_utils.request import Request
+from eichi_utils.requests.loras import Lora
+from eichi_utils.requests.plan import Append, Plan, Ref, Section, frames_of
+from eichi_utils.requests.request import Request
 
 if TYPE_CHECKING:
     from eichi_utils.jobs import Stop

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusers_helper.vae.latents import blend, rounded_on_host
 from diffusers_helper.vae.preview import CHANNELS
-from eichi_utils.plan import CONTEXT, FRAMES_PER_LATENT, Ref
+from eichi_utils.requests.plan import CONTEXT, FRAMES_PER_LATENT, Ref
 
 Side = Literal["front", "back"]
 

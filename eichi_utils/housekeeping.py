@@ -17,7 +17,7 @@ from eichi_utils.passing import purge_passing
 from eichi_utils.presets import favourites
 from eichi_utils.problems import UserError
 from eichi_utils.purge import Results, digits_in, names_in, purge
-from eichi_utils.request import to_json
+from eichi_utils.requests.request import to_json
 from eichi_utils.settings import AppSettings
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from diffusers_helper.checkpoints.files import CheckpointError, weight_files
 from eichi_utils.description import Description, read_description
 from eichi_utils.files.paths import DEFAULT_MODELS
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import SIZES, Request
+from eichi_utils.requests.request import SIZES, Request
 
 # The hub's client library has another name in other releases; its base error is what the hub's own derives from.
 ConnectionTrouble: type[Exception] = HfHubHTTPError.__bases__[0]

@@ -16,8 +16,8 @@ from eichi_utils.film import Joined, Stretch
 from eichi_utils.latent_files import Piece, write_piece
 from eichi_utils.media import FilmStream
 from eichi_utils.metadata import mp4_tags
-from eichi_utils.plan import frames_of
-from eichi_utils.request import Request
+from eichi_utils.requests.plan import frames_of
+from eichi_utils.requests.request import Request
 
 if TYPE_CHECKING:
     from eichi_utils.files.paths import Outputs

@@ -15,7 +15,7 @@ from diffusers_helper.memory import slab_file
 from diffusers_helper.memory.memory import device_name
 from diffusers_helper.memory.slabs import Arena, Place
 from eichi_utils.files.disk_cache import DiskCache, key_of
-from eichi_utils.loras import Lora
+from eichi_utils.requests.loras import Lora
 from lora_utils.peft import config_beside
 
 logger = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ from eichi_utils.files.latent_header import LATENTS, PARTS, SIZES, LatentInfo, d
 from eichi_utils.files.paths import KEY, written_atomically
 from eichi_utils.metadata import document_of
 from eichi_utils.named_files import parts_without_paths
-from eichi_utils.plan import MOST_BETWEEN
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import Request
+from eichi_utils.requests.plan import MOST_BETWEEN
+from eichi_utils.requests.request import Request
 
 # A film that is gone on with again and again has parts of parts of parts; each is two levels of JSON, of which 64 are read.
 GENERATIONS = 20

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eichi_utils.fields import usable
-from eichi_utils.loras import Lora
 from eichi_utils.problems import Problem, shown
+from eichi_utils.requests.loras import Lora
+from eichi_utils.requests.transfer import usable
 
 LANGUAGES = ("ja", "en", "zh-tw", "ru")
 # Its word for an empty LoRA slot, in that order.

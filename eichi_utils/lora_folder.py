@@ -15,13 +15,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from eichi_utils import loras
 from eichi_utils.files.picture_files import MAX_PIXELS
 from eichi_utils.files.pictures import is_unicode, small_picture
 from eichi_utils.files.safe_reading import UnsafeError, parse_json, read_text
 from eichi_utils.files.temporary import own_prefix
-from eichi_utils.loras import lora_problem
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.requests import loras
+from eichi_utils.requests.loras import lora_problem
 from lora_utils.files import PICKLES, LoraError, read_header
 
 SUFFIX = ".safetensors"

@@ -13,15 +13,15 @@ from typing import Any
 import av
 from PIL.PngImagePlugin import PngInfo
 
-from eichi_utils import modes
 from eichi_utils.files.paths import DEFAULT_UPLOADS, KEY, place
 from eichi_utils.files.png_chunks import png_texts
 from eichi_utils.files.safe_reading import parse_json, read_json
 from eichi_utils.film_texts import SUFFIXES, film_texts
-from eichi_utils.loras import named_beside
 from eichi_utils.named_files import is_file, with_paths, without_paths
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import Request, to_json
+from eichi_utils.requests import modes
+from eichi_utils.requests.loras import named_beside
+from eichi_utils.requests.request import Request, to_json
 
 # A tag that every container knows. FFmpeg drops names of our own where a film is copied without `use_metadata_tags`.
 COMMON_TAG = "comment"

@@ -47,9 +47,9 @@ from eichi_utils.engine import MOST_RESERVED, RESERVE_GB
 from eichi_utils.files.disk_cache import MOST_GB, open_caches
 from eichi_utils.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
 from eichi_utils.lora_fit import size_with
-from eichi_utils.loras import Lora
 from eichi_utils.preflight import Machine, Way, choose, host_available, own_memory
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.requests.loras import Lora
 from eichi_utils.sizes import model_size, with_film
 
 # Networks and the system share the memory; above this share of it, what was used longest ago is dropped.

@@ -21,8 +21,8 @@ from typing import Any
 
 from eichi_utils.files.paths import LORAS
 from eichi_utils.files.safe_reading import open_regular
-from eichi_utils.loras import named
-from eichi_utils.request_files import map_files, map_loras
+from eichi_utils.requests.file_fields import map_files, map_loras
+from eichi_utils.requests.loras import named
 
 FILES = "files"
 # Hashing takes a second for a gigabyte on a slow processor, and a LoRA may have several; larger files are known by their size.

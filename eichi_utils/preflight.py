@@ -14,8 +14,8 @@ import psutil
 from diffusers_helper.memory.budget import Budget
 from eichi_utils.files.latent_header import CELL
 from eichi_utils.hub import ModelFiles, Place
-from eichi_utils.plan import Plan, Section
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.requests.plan import Plan, Section
 from eichi_utils.sizes import ModelSize, TransformerSize
 
 CGROUP = Path("/sys/fs/cgroup")

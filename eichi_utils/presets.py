@@ -15,13 +15,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.fields import usable
 from eichi_utils.files.paths import PRESETS, place
 from eichi_utils.files.pictures import is_unicode
 from eichi_utils.legacy import LORA_KEYS, loras_of, migrated
-from eichi_utils.loras import Lora
-from eichi_utils.modes import MODES
 from eichi_utils.problems import Problem, UserError, shown
+from eichi_utils.requests.loras import Lora
+from eichi_utils.requests.modes import MODES
+from eichi_utils.requests.transfer import usable
 from eichi_utils.settings import Document, JsonFile
 
 FIELD = "presets"

@@ -20,7 +20,7 @@ from typing import Any
 from eichi_utils.metadata import KEY, read_document
 from eichi_utils.named_files import FILES, bare_name
 from eichi_utils.problems import UserError
-from eichi_utils.request_files import map_files
+from eichi_utils.requests.file_fields import map_files
 from lora_utils.files import LoraError, read_header
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from diffusers_helper.encoders.text import encode_prompt
 from diffusers_helper.encoders.vision import encode_image
 from diffusers_helper.interrupt import Interrupted
 from diffusers_helper.vae.latents import SPATIAL, encode_picture
-from eichi_utils.append import whole_frames, written_frames
 from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of, profile_problems
 from eichi_utils.encoded import Encoded
 from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
@@ -25,7 +24,6 @@ from eichi_utils.latent_files import read_latents, trim
 from eichi_utils.lora_fit import notices as lora_notices
 from eichi_utils.media import write_png
 from eichi_utils.metadata import png_info
-from eichi_utils.plan import Plan
 from eichi_utils.preflight import (
     Way,
     disk_free,
@@ -37,7 +35,9 @@ from eichi_utils.preflight import (
     output_bytes,
 )
 from eichi_utils.problems import UserError
-from eichi_utils.request import Request
+from eichi_utils.requests.append import whole_frames, written_frames
+from eichi_utils.requests.plan import Plan
+from eichi_utils.requests.request import Request
 from eichi_utils.saving import Film
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from eichi_utils.film import Decoded
 from eichi_utils.latent_files import write_latents
 from eichi_utils.media import FilmWriter, write_png
 from eichi_utils.metadata import mp4_tags, png_info
-from eichi_utils.plan import Plan, frames_of
-from eichi_utils.request import Request
+from eichi_utils.requests.plan import Plan, frames_of
+from eichi_utils.requests.request import Request
 
 if TYPE_CHECKING:
     from eichi_utils.files.paths import Outputs

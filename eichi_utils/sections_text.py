@@ -12,17 +12,17 @@ from typing import Any
 
 import yaml
 
-from eichi_utils import modes
-from eichi_utils.fields import from_the_end, usable
 from eichi_utils.files.paths import KEY
 from eichi_utils.files.safe_reading import UnsafeError, parse_yaml
 from eichi_utils.legacy import LANGUAGES, NO_LORA, label_of, length_label, loras_of, seconds_of, value_of
-from eichi_utils.loras import Lora
 from eichi_utils.named_files import FILES, lora_name, without_paths
-from eichi_utils.plan import section_count
 from eichi_utils.problems import Problem, UserError, shown
-from eichi_utils.request import FilmRequest, to_json
-from eichi_utils.request_values import SECTION_NUMBER
+from eichi_utils.requests import modes
+from eichi_utils.requests.loras import Lora
+from eichi_utils.requests.plan import section_count
+from eichi_utils.requests.request import FilmRequest, to_json
+from eichi_utils.requests.request_values import SECTION_NUMBER
+from eichi_utils.requests.transfer import from_the_end, usable
 
 SLOTS = ("lora1", "lora2", "lora3")
 # What the existing page shows where a film has no padding of its own.

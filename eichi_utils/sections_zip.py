@@ -20,8 +20,6 @@ from typing import Any, Literal
 
 from PIL.Image import DecompressionBombError
 
-from eichi_utils import modes
-from eichi_utils.fields import for_mode, from_the_end
 from eichi_utils.files.copies import keep
 from eichi_utils.files.latent_header import latents_problem
 from eichi_utils.files.paths import DEFAULT_UPLOADS, written_atomically
@@ -31,8 +29,10 @@ from eichi_utils.files.pictures import open_picture, picture_problem
 from eichi_utils.files.temporary import own_prefix
 from eichi_utils.files.zip_reading import MAX_READ, Archive, most_bytes, opened, shown_name
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import FilmRequest, Request, to_json
-from eichi_utils.reverse import ReverseRequest
+from eichi_utils.requests import modes
+from eichi_utils.requests.request import FilmRequest, Request, to_json
+from eichi_utils.requests.reverse import ReverseRequest
+from eichi_utils.requests.transfer import for_mode, from_the_end
 from eichi_utils.sections_text import fields_of, old_document, own_fields, parse, text_of
 
 How = Literal["replace", "merge"]

@@ -20,12 +20,12 @@ from typing import Any
 
 import filelock
 
-from eichi_utils.fields import usable
 from eichi_utils.files.paths import SETTINGS, place, written_atomically
 from eichi_utils.files.safe_reading import MOST_BYTES, UnsafeError, check_value, parse_json_parts, read_bytes
 from eichi_utils.legacy import SETTINGS_BLOCKS, migrated
 from eichi_utils.metadata import KEY
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.requests.transfer import usable
 
 logger = logging.getLogger(__name__)
 

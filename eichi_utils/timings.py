@@ -17,7 +17,7 @@ from eichi_utils.files.latent_header import CELL
 from eichi_utils.files.paths import SETTINGS, place
 from eichi_utils.preflight import most_tokens
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import Request
+from eichi_utils.requests.request import Request
 from eichi_utils.settings import JsonFile
 
 logger = logging.getLogger(__name__)

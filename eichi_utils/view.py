@@ -20,8 +20,8 @@ from eichi_utils.events import (
     StopLevel,
     Stopped,
 )
-from eichi_utils.plan import FPS
 from eichi_utils.problems import Problem
+from eichi_utils.requests.plan import FPS
 
 # Shares of the whole job: everything before the first step, then per section sampling and the rest (decode, save).
 # Of the rest, decoding is nearly all. Only the look of the bar depends on them; the time left is measured.

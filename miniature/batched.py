@@ -18,7 +18,7 @@ from diffusers_helper.models.blocks import layer_norm, modulate
 from diffusers_helper.models.compiled import EAGER, Passes
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field, with_still
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from eichi_utils.plan import CONTEXT, lay
+from eichi_utils.requests.plan import CONTEXT, lay
 
 SECTION = 9
 HISTORY = sum(CONTEXT)

@@ -25,14 +25,14 @@ from diffusers_helper.buckets import cover_crop
 from diffusers_helper.vae.latents import decode, encode_picture, on_host
 from eichi_utils.encode import Conditions, fit_pictures, pixels_of
 from eichi_utils.film import Decoded, sample_film
-from eichi_utils.forward import ForwardRequest
 from eichi_utils.history import joined
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
-from eichi_utils.request import Request
-from eichi_utils.reverse import ReverseRequest
+from eichi_utils.requests.forward import ForwardRequest
+from eichi_utils.requests.request import Request
+from eichi_utils.requests.reverse import ReverseRequest
+from eichi_utils.requests.single import SingleRequest
 from eichi_utils.runner import prepare
-from eichi_utils.single import SingleRequest
 from miniature import vae as passes
 from miniature.captions import KINDS
 from miniature.clips import HELD_OUT, SECTION, VECTORS, Scenes, render, scenes

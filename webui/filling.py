@@ -7,9 +7,9 @@ from typing import Any
 
 from gradio.components import Component
 
-from eichi_utils import modes
-from eichi_utils.fields import usable
-from eichi_utils.request import Request, to_json
+from eichi_utils.requests import modes
+from eichi_utils.requests.request import Request, to_json
+from eichi_utils.requests.transfer import usable
 from webui.form import Form
 from webui.model_panel import ModelPanel
 

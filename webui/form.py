@@ -14,11 +14,11 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from eichi_utils import modes
 from eichi_utils.catalogue import Models
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import Request
+from eichi_utils.requests import modes
+from eichi_utils.requests.request import Request
 from locales import Translator, table
 from webui import fields
 from webui.path_check import with_files

@@ -12,8 +12,8 @@ from gradio.components import Component
 from eichi_utils.named_files import is_file
 from eichi_utils.png_text import MOST_TAKEN, PictureText, read_text, request_fields
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import PICTURE_FIELDS, to_json
-from eichi_utils.request_files import FILE_FIELDS
+from eichi_utils.requests.file_fields import FILE_FIELDS
+from eichi_utils.requests.request import PICTURE_FIELDS, to_json
 from webui import fields
 from webui.context import QUIET, Context
 from webui.filling import Filling

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from eichi_utils.request import Request
+from eichi_utils.requests.request import Request
 from webui.context import QUIET, Context
 from webui.form import Form, size_labels
 from webui.outcome import clicked, may_be_held

@@ -20,8 +20,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eichi_utils.files.temporary import PREFIX, is_unfinished
-from eichi_utils.request import PICTURE_FIELDS
-from eichi_utils.request_files import FILE_FIELDS
+from eichi_utils.requests.file_fields import FILE_FIELDS
+from eichi_utils.requests.request import PICTURE_FIELDS
 
 # Gradio's two addresses of a file, whatever page they are below.
 ADDRESS = re.compile(r"/gradio_api/file[=/](.*)", re.DOTALL)

@@ -12,7 +12,7 @@ from gradio.components import Component
 from eichi_utils import presets
 from eichi_utils.presets import PromptPresets, favourites
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import to_json
+from eichi_utils.requests.request import to_json
 from eichi_utils.settings import JsonFile
 from webui.context import QUIET, Context
 from webui.filling import Filling

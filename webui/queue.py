@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eichi_utils.jobs import Job
-from eichi_utils.plan import FPS
+from eichi_utils.requests.plan import FPS
 from locales import Translator
 
 NAME_LENGTH = 80

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from eichi_utils.single import Control
+from eichi_utils.requests.single import Control
 from webui import fields
 from webui.context import QUIET
 from webui.form import Form

@@ -21,7 +21,7 @@ from eichi_utils.media import last_frame
 from eichi_utils.metadata import read_document
 from eichi_utils.named_files import FILES
 from eichi_utils.problems import UserError
-from eichi_utils.request import to_json
+from eichi_utils.requests.request import to_json
 from eichi_utils.view import View
 from webui import words
 from webui.context import QUIET, Context

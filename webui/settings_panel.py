@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import to_json
+from eichi_utils.requests.request import to_json
 from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form

@@ -14,7 +14,7 @@ from gradio.components import Component
 from eichi_utils.extras import extra_counts
 from eichi_utils.files.pictures import profile_problem
 from eichi_utils.problems import Problem
-from eichi_utils.request import Request
+from eichi_utils.requests.request import Request
 from webui import field_problems, words
 from webui.context import QUIET, Context
 from webui.form import Form

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from eichi_utils.plan import FPS
-from eichi_utils.request import FilmRequest
-from eichi_utils.reverse import anchor
+from eichi_utils.requests.plan import FPS
+from eichi_utils.requests.request import FilmRequest
+from eichi_utils.requests.reverse import anchor
 from locales import Translator
 
 HTML = '<div class="strip" role="listbox"></div>'

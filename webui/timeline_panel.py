@@ -20,7 +20,7 @@ from gradio.processing_utils import save_file_to_cache
 
 from eichi_utils.files.safe_reading import parse_json
 from eichi_utils.problems import Problem
-from eichi_utils.request import FilmRequest, Request
+from eichi_utils.requests.request import FilmRequest, Request
 from webui import fields, timeline
 from webui.context import QUIET, Context
 from webui.form import Form

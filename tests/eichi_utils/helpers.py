@@ -13,13 +13,13 @@ import numpy
 from PIL import Image
 from safetensors.numpy import save_file
 
-from eichi_utils import modes
 from eichi_utils.events import Event, Notice, Step
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
 from eichi_utils.problems import Problem
-from eichi_utils.request import Request
+from eichi_utils.requests import modes
+from eichi_utils.requests.request import Request
 from eichi_utils.runner import run
 from locales import LANGUAGES, Translator, table
 

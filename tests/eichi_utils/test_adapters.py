@@ -14,17 +14,18 @@ from safetensors.torch import load_file, save_file
 from diffusers_helper.memory.memory import module_bytes
 from diffusers_helper.models import linear
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from eichi_utils import film, loras, models
+from eichi_utils import film, models
 from eichi_utils.adapters import fingerprints, read_updates, shapes_of
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.hub import ModelFiles
 from eichi_utils.jobs import Stop
 from eichi_utils.lora_fit import fit_problems, notices, reports, shapes_in
-from eichi_utils.loras import Lora
 from eichi_utils.models import ModelPool
-from eichi_utils.plan import Plan
 from eichi_utils.problems import UserError
-from eichi_utils.request import Request
+from eichi_utils.requests import loras
+from eichi_utils.requests.loras import Lora
+from eichi_utils.requests.plan import Plan
+from eichi_utils.requests.request import Request
 from tests.eichi_utils.helpers import THREE, carry_out, changed, found, notices_of, request
 from tests.eichi_utils.test_effects import conditions_of, differ, latents_of
 from tests.lora_files import FAMILIES, write_lora

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from eichi_utils import modes, previews
+from eichi_utils import previews
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.events import Finished
@@ -18,7 +18,8 @@ from eichi_utils.hub import HUB_SIZES, PLACES, ModelFiles
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
 from eichi_utils.problems import UserError
-from eichi_utils.request import SIZES
+from eichi_utils.requests import modes
+from eichi_utils.requests.request import SIZES
 from tests.eichi_utils.helpers import SHORTEST, carry_out, changed, found, notices_of, request
 
 

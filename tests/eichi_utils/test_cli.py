@@ -16,18 +16,19 @@ from pathlib import Path
 import pytest
 
 from diffusers_helper.models.transformer import PackedTransformer
-from eichi_utils import cli, demo, modes
+from eichi_utils import cli, demo
 from eichi_utils.catalogue import Models
 from eichi_utils.cli_output import flag_of
 from eichi_utils.files.paths import ROOT
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.metadata import read_document
 from eichi_utils.progress import Progress, clock
-from eichi_utils.request import to_json
+from eichi_utils.requests import modes
+from eichi_utils.requests.request import to_json
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import decoded, latent_file, names_in
-from tests.eichi_utils.test_request import other_values
+from tests.eichi_utils.requests.test_request import other_values
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eichi_utils import cli, modes
+from eichi_utils import cli
 from eichi_utils.events import Step
 from eichi_utils.files.pictures import open_mask
 from eichi_utils.film import SectionSampler
@@ -20,7 +20,8 @@ from eichi_utils.jobs import Stop
 from eichi_utils.metadata import read_document
 from eichi_utils.named_files import with_paths
 from eichi_utils.progress import Progress
-from eichi_utils.request import to_json
+from eichi_utils.requests import modes
+from eichi_utils.requests.request import to_json
 from tests.eichi_utils.helpers import request
 
 

@@ -16,9 +16,9 @@ from diffusers_helper.checkpoints.checkpoint import check_transformer, load_tran
 from eichi_utils import bake, cli
 from eichi_utils.hub import ModelFiles
 from eichi_utils.lora_fit import shapes_in
-from eichi_utils.loras import Lora
 from eichi_utils.models import ModelPool
 from eichi_utils.problems import UserError
+from eichi_utils.requests.loras import Lora
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.lora_files import write_lora
 

@@ -12,15 +12,16 @@ import numpy
 import pytest
 import yaml
 
-from eichi_utils import cli, modes
+from eichi_utils import cli
 from eichi_utils.legacy import label_of
 from eichi_utils.media import FilmWriter
 from eichi_utils.metadata import mp4_tags
-from eichi_utils.request import to_json
+from eichi_utils.requests import modes
+from eichi_utils.requests.request import to_json
 from locales import LANGUAGES
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import names_in, request
-from tests.eichi_utils.test_request import other_values
+from tests.eichi_utils.requests.test_request import other_values
 
 COMPAT = GOLDEN / "compat"
 Run = Callable[..., tuple[int, str, str]]

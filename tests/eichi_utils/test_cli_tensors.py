@@ -19,7 +19,7 @@ from eichi_utils.media import encode_h264
 from eichi_utils.metadata import read_document
 from eichi_utils.models import ModelPool
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import to_json
+from eichi_utils.requests.request import to_json
 from locales import LANGUAGES
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import decoded, latent_file, names_in, request

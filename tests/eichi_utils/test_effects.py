@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from diffusers_helper.vae.latents import rounded
-from eichi_utils import modes, runner
+from eichi_utils import runner
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
 from eichi_utils.problems import UserError
-from eichi_utils.request import Request, to_json
-from eichi_utils.single import Control
+from eichi_utils.requests import modes
+from eichi_utils.requests.request import Request, to_json
+from eichi_utils.requests.single import Control
 from eichi_utils.view import View
 from tests.eichi_utils.helpers import THREE, carry_out, changed, decoded, notices_of, request
 

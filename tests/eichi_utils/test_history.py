@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusers_helper.vae.latents import on_host, rounded
 from eichi_utils.history import History, Stitch, joined
-from eichi_utils.plan import Ref, frames_of
+from eichi_utils.requests.plan import Ref, frames_of
 
 
 def numbered(count: int, first: int = 1) -> Tensor:

@@ -16,7 +16,7 @@ from eichi_utils import jobs as jobs_module
 from eichi_utils.events import Ended, Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
 from eichi_utils.jobs import Job, Jobs, Stop, problems_of
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import DRAWN_SEED_LIMIT, MAX_SEED, Request
+from eichi_utils.requests.request import DRAWN_SEED_LIMIT, MAX_SEED, Request
 from eichi_utils.view import View
 from locales import Translator
 from tests.eichi_utils.helpers import changed, found, request

@@ -20,8 +20,8 @@ from diffusers_helper.memory import slab_file
 from eichi_utils.files import paths
 from eichi_utils.hub import ModelFiles
 from eichi_utils.lora_fit import shapes_in
-from eichi_utils.loras import Lora
 from eichi_utils.models import ModelPool
+from eichi_utils.requests.loras import Lora
 from tests.eichi_utils.helpers import carry_out, last_preview, names_in, request
 from tests.fake_device import FakeDevice
 from tests.lora_files import write_lora

@@ -28,9 +28,9 @@ from eichi_utils.latent_files import (
     write_latents,
     write_piece,
 )
-from eichi_utils.plan import MOST_BETWEEN
 from eichi_utils.problems import UserError
-from eichi_utils.request import to_json
+from eichi_utils.requests.plan import MOST_BETWEEN
+from eichi_utils.requests.request import to_json
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import found, latent_file, names_in, request
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from eichi_utils import modes
 from eichi_utils.legacy import (
     LABELS,
     LANGUAGES,
@@ -23,6 +22,7 @@ from eichi_utils.legacy import (
     seconds_of,
     value_of,
 )
+from eichi_utils.requests import modes
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import found, say_everything
 

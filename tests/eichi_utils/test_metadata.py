@@ -9,15 +9,15 @@ import numpy
 import pytest
 from PIL import Image
 
-from eichi_utils import modes
 from eichi_utils.media import FilmWriter, write_png
 from eichi_utils.metadata import KEY, mp4_tags, png_info, read_document, read_placed_document
 from eichi_utils.problems import UserError
-from eichi_utils.request import to_json
+from eichi_utils.requests import modes
+from eichi_utils.requests.request import to_json
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.files.test_pictures import png_of_zeros
 from tests.eichi_utils.helpers import found, request
-from tests.eichi_utils.test_request import other_values
+from tests.eichi_utils.requests.test_request import other_values
 
 
 def problem_key(path: Path) -> str:

@@ -14,19 +14,20 @@ import numpy
 import pytest
 from PIL import Image
 
-from eichi_utils import modes, named_files
+from eichi_utils import named_files
 from eichi_utils.files.copies import keep
 from eichi_utils.files.latent_header import read_info
 from eichi_utils.latent_files import trim, write_latents
-from eichi_utils.loras import Lora
 from eichi_utils.media import FilmWriter, write_png
 from eichi_utils.metadata import document_of, mp4_tags, png_info, read_document, read_placed_document
 from eichi_utils.named_files import identity, lora_name, with_paths, without_paths
 from eichi_utils.png_text import read_text, request_fields
-from eichi_utils.request import Request, to_json
+from eichi_utils.requests import modes
+from eichi_utils.requests.loras import Lora
+from eichi_utils.requests.request import Request, to_json
 from eichi_utils.sections_zip import export_sections, import_sections
 from tests.eichi_utils.helpers import changed, latent_file, picture, request
-from tests.eichi_utils.test_request import LORA, other_values
+from tests.eichi_utils.requests.test_request import LORA, other_values
 
 MODES = list(modes.MODES)
 

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from eichi_utils import modes
 from eichi_utils.files import png_chunks
 from eichi_utils.files.png_chunks import MOST_TEXT, MOST_TEXTS, png_texts
 from eichi_utils.foreign_texts import parse_parameters
@@ -18,10 +17,11 @@ from eichi_utils.media import write_png
 from eichi_utils.metadata import png_info
 from eichi_utils.png_text import PictureText, picture_text, read_picture_text, read_text, request_fields
 from eichi_utils.problems import UserError
+from eichi_utils.requests import modes
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.files.test_pictures import png_of_zeros
 from tests.eichi_utils.helpers import found, request
-from tests.eichi_utils.test_request import other_values
+from tests.eichi_utils.requests.test_request import other_values
 
 COMPAT = GOLDEN / "compat"
 EXPECTED = json.loads((COMPAT / "png_expected.json").read_text(encoding="utf-8"))

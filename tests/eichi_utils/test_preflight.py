@@ -21,7 +21,6 @@ from eichi_utils.events import Notice, Stage
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.hub import ModelFiles
 from eichi_utils.lora_fit import shapes_in
-from eichi_utils.loras import Lora
 from eichi_utils.metadata import read_document
 from eichi_utils.models import ModelPool
 from eichi_utils.preflight import (
@@ -35,6 +34,7 @@ from eichi_utils.preflight import (
     transformer_needs,
 )
 from eichi_utils.problems import UserError
+from eichi_utils.requests.loras import Lora
 from eichi_utils.sizes import PUBLISHED, TransformerSize, model_size, with_film
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import carry_out, changed, found, request, say_everything

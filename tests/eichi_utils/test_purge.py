@@ -19,8 +19,8 @@ from eichi_utils.media import write_png
 from eichi_utils.metadata import png_info
 from eichi_utils.presets import favourites
 from eichi_utils.purge import DAY_SECONDS, GB, Results, names_in, purge
-from eichi_utils.request import to_json
-from eichi_utils.reverse import ReverseRequest
+from eichi_utils.requests.request import to_json
+from eichi_utils.requests.reverse import ReverseRequest
 from eichi_utils.settings import AppSettings, JsonFile
 
 

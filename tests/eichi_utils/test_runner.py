@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from diffusers_helper.models.transformer import PackedTransformer
 from diffusers_helper.vae.latents import to_uint8
-from eichi_utils import film, media, modes, previews, runner, saving
+from eichi_utils import film, media, previews, runner, saving
 from eichi_utils.catalogue import Models
 from eichi_utils.encode import profile_problems
 from eichi_utils.engine import Engine
@@ -39,7 +39,8 @@ from eichi_utils.media import FilmWriter
 from eichi_utils.metadata import read_placed_document
 from eichi_utils.models import ModelPool
 from eichi_utils.problems import UserError
-from eichi_utils.single import Control
+from eichi_utils.requests import modes
+from eichi_utils.requests.single import Control
 from eichi_utils.view import View
 from tests.eichi_utils.helpers import SHORT, SHORTEST, THREE, carry_out, decoded, found, names_in, notices_of, picture, request
 from tests.eichi_utils.test_jobs import ending

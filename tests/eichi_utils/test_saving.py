@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from eichi_utils import film, modes, runner
+from eichi_utils import film, runner
 from eichi_utils.events import Event, Step, StopLevel
 from eichi_utils.extras import extra_bytes, extra_counts
 from eichi_utils.files.paths import Outputs
@@ -19,6 +19,7 @@ from eichi_utils.foreign_texts import parse_parameters
 from eichi_utils.jobs import Stop
 from eichi_utils.metadata import read_placed_document
 from eichi_utils.models import ModelPool
+from eichi_utils.requests import modes
 from eichi_utils.view import View
 from tests.eichi_utils.helpers import SHORT, THREE, carry_out, changed, decoded, names_in, request
 

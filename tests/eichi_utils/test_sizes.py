@@ -19,9 +19,9 @@ from diffusers_helper.vae.vae_decode import peak_bytes
 from eichi_utils.components import pretrained
 from eichi_utils.hub import PLACES, ModelFiles
 from eichi_utils.lora_fit import shapes_in, size_with
-from eichi_utils.loras import Lora
 from eichi_utils.models import ModelPool
 from eichi_utils.preflight import transformer_needs
+from eichi_utils.requests.loras import Lora
 from eichi_utils.sizes import PUBLISHED, model_size, transformer_size, vae_size
 from tests.lora_files import write_lora
 

@@ -11,7 +11,7 @@ from eichi_utils.engine import Engine
 from eichi_utils.events import Event, Finished, Stage, Started, Step, Stopped
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
-from eichi_utils.request import Request
+from eichi_utils.requests.request import Request
 from eichi_utils.settings import JsonFile
 from eichi_utils.timings import KEPT, Stopwatch, Taken, Timings, kind_of
 from tests.eichi_utils.helpers import changed, found, request

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
-from eichi_utils import loras, media, metadata, modes, png_text
+from eichi_utils import media, metadata, png_text
 from eichi_utils.description import read_description
 from eichi_utils.files.latent_header import read_info
 from eichi_utils.files.pictures import fitted_size, open_mask, open_picture, picture_problem
@@ -25,7 +25,8 @@ from eichi_utils.lora_fit import fit, published_layers
 from eichi_utils.lora_folder import about
 from eichi_utils.presets import ENTRIES, PromptPresets, favourites, lora_presets
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import to_json
+from eichi_utils.requests import loras, modes
+from eichi_utils.requests.request import to_json
 from eichi_utils.sections_zip import import_sections
 from eichi_utils.settings import CHOICES, AppSettings, JsonFile
 from eichi_utils.timings import Timings, kind_of

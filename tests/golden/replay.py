@@ -28,12 +28,12 @@ from diffusers_helper.vae.latents import blend, on_host, preview_rgb, preview_we
 from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
 from eichi_utils.encode import Conditions
 from eichi_utils.film import Decoded, SectionSampler, sample_film
-from eichi_utils.forward import ForwardRequest
 from eichi_utils.history import joined
 from eichi_utils.hub import ModelFiles
 from eichi_utils.jobs import Stop
-from eichi_utils.plan import FPS, FRAMES_PER_LATENT
-from eichi_utils.reverse import ReverseRequest, paddings
+from eichi_utils.requests.forward import ForwardRequest
+from eichi_utils.requests.plan import FPS, FRAMES_PER_LATENT
+from eichi_utils.requests.reverse import ReverseRequest, paddings
 from lora_utils.files import LoraError
 from tests.golden.replay_loras import EXPECTED, lora_checks
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import locales
-from eichi_utils import modes
 from eichi_utils.cli_output import request_fields
 from eichi_utils.events import STAGES, StopLevel
+from eichi_utils.requests import modes
 from locales import LANGUAGES, Translator, preferred_language, table
 
 ROOT = Path(locales.__file__).parent.parent

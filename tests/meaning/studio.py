@@ -20,9 +20,9 @@ from eichi_utils.files.paths import MINIATURE
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.jobs import Stop
 from eichi_utils.models import ModelPool
-from eichi_utils.modes import MODES
-from eichi_utils.plan import FRAMES_PER_LATENT, Plan
-from eichi_utils.request import Request, to_json
+from eichi_utils.requests.modes import MODES
+from eichi_utils.requests.plan import FRAMES_PER_LATENT, Plan
+from eichi_utils.requests.request import Request, to_json
 from eichi_utils.runner import prepare
 from miniature.clips import HELD_OUT, SHAPE_NAMES, Scenes, render, scenes
 from miniature.pictures import bank

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eichi_utils.plan import Plan, Ref
+from eichi_utils.requests.plan import Plan, Ref
 from tests.meaning.checks import goes, starts_with
 from tests.meaning.measure import place
 from tests.meaning.studio import DOWN, LAST, LEFT, RIGHT, Studio, moves

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusers_helper.vae.latents import decode
 from eichi_utils.latent_files import Piece, join, read_latents, trim, write_piece
-from eichi_utils.plan import frames_of
+from eichi_utils.requests.plan import frames_of
 from tests.meaning.checks import meet
 from tests.meaning.measure import place
 from tests.meaning.studio import LEFT, RIGHT, Studio, moves

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diffusers_helper.vae.latents import to_uint8
 from eichi_utils.media import encode_h264
-from eichi_utils.request import FilmRequest
-from eichi_utils.single import Control
+from eichi_utils.requests.request import FilmRequest
+from eichi_utils.requests.single import Control
 from tests.eichi_utils.helpers import carry_out, decoded
 from tests.meaning.checks import goes, nears, smooth, starts_with, stays
 from tests.meaning.measure import place

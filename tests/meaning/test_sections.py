@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from torch import Tensor
 
-from eichi_utils.request import Request
+from eichi_utils.requests.request import Request
 from tests.meaning.checks import goes, meet
 from tests.meaning.measure import place
 from tests.meaning.studio import DOWN, LAST, LEFT, NOWHERE, Studio, moves

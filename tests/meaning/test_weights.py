@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusers_helper.encoders.text import encode_prompt
 from diffusers_helper.models.linear import layers
-from eichi_utils.loras import Lora
+from eichi_utils.requests.loras import Lora
 from miniature.evaluate import decibels
 from tests.meaning.checks import goes
 from tests.meaning.measure import place

@@ -16,7 +16,7 @@ import gradio
 
 from eichi_utils.events import Ended
 from eichi_utils.jobs import Jobs
-from eichi_utils.modes import MODES
+from eichi_utils.requests.modes import MODES
 from tests.webui.conftest import FakeEngine, empty_page
 from webui import app, server
 

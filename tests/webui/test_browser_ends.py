@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eichi_utils.problems import Problem
-from eichi_utils.reverse import ReverseRequest
+from eichi_utils.requests.reverse import ReverseRequest
 from locales import Translator
 from tests.webui.test_browser import fill, until
 

@@ -15,8 +15,8 @@ from eichi_utils import models as loading
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import Jobs
-from eichi_utils.loras import Lora
 from eichi_utils.metadata import read_document
+from eichi_utils.requests.loras import Lora
 from locales import Translator
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.webui.test_lora_panel import INK, MINI, STYLE

@@ -11,13 +11,13 @@ from contextlib import suppress
 import gradio as gr
 import pytest
 
-from eichi_utils import reverse
 from eichi_utils.events import Failed, Finished, Saved, Started, StopLevel, Stopped
 from eichi_utils.files import folders, paths
 from eichi_utils.jobs import Job
-from eichi_utils.modes import MODES
 from eichi_utils.problems import Problem
-from eichi_utils.reverse import ReverseRequest
+from eichi_utils.requests import reverse
+from eichi_utils.requests.modes import MODES
+from eichi_utils.requests.reverse import ReverseRequest
 from eichi_utils.settings import AppSettings, JsonFile
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator

@@ -16,9 +16,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from eichi_utils.metadata import png_info
-from eichi_utils.modes import MODES
-from eichi_utils.request import to_json
-from eichi_utils.single import Control
+from eichi_utils.requests.modes import MODES
+from eichi_utils.requests.request import to_json
+from eichi_utils.requests.single import Control
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.zips import COMPAT, MINIMAL, packed
 from tests.webui.test_form import OTHER

@@ -11,10 +11,10 @@ import pytest
 
 from eichi_utils.catalogue import Models
 from eichi_utils.files.pictures import fitted_size
-from eichi_utils.loras import MOST_LORAS, Lora
-from eichi_utils.modes import MODES
-from eichi_utils.request import to_json
-from eichi_utils.single import Control
+from eichi_utils.requests.loras import MOST_LORAS, Lora
+from eichi_utils.requests.modes import MODES
+from eichi_utils.requests.request import to_json
+from eichi_utils.requests.single import Control
 from locales import Translator, table
 from tests.eichi_utils.helpers import latent_file
 from webui import endframe_ichi, endframe_ichi_f1, frame, oneframe_ichi, start_panel, words

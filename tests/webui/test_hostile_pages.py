@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from eichi_utils import loras
-from eichi_utils.loras import Lora
+from eichi_utils.requests import loras
+from eichi_utils.requests.loras import Lora
 from tests.eichi_utils.files.test_hostile import HOSTILE, MOST_BYTES, MOST_SECONDS
 from tests.eichi_utils.helpers import names_in
 from tests.webui.test_form import page as page

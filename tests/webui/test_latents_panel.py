@@ -10,7 +10,7 @@ import pytest
 
 from eichi_utils.files.latent_header import read_info
 from eichi_utils.files.pictures import fitted_size
-from eichi_utils.modes import MODES
+from eichi_utils.requests.modes import MODES
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import latent_file
 from tests.webui.test_form import page

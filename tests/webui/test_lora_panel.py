@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eichi_utils.loras import Lora
 from eichi_utils.metadata import document_of
-from eichi_utils.modes import MODES
+from eichi_utils.requests.loras import Lora
+from eichi_utils.requests.modes import MODES
 from locales import LANGUAGES, Translator
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.webui.test_form import page as page

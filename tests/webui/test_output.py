@@ -12,8 +12,8 @@ import pytest
 from eichi_utils import desktop
 from eichi_utils.events import Failed, Started, StopLevel, Stopped
 from eichi_utils.jobs import Job
-from eichi_utils.modes import MODES
 from eichi_utils.problems import Problem
+from eichi_utils.requests.modes import MODES
 from eichi_utils.settings import JsonFile
 from eichi_utils.timings import Taken, Timings, kind_of
 from eichi_utils.view import View

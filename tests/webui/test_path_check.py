@@ -24,7 +24,7 @@ from PIL import Image
 
 from eichi_utils.catalogue import Models
 from eichi_utils.jobs import Jobs
-from eichi_utils.loras import is_below
+from eichi_utils.requests.loras import is_below
 from locales import Translator, table
 from webui.app import PAGES, build
 from webui.path_check import OwnFiles, paths_in, with_files
@@ -91,7 +91,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("GRADIO_TEMP_DIR", str(folder / "temp"))
         patched.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        patched.setattr("eichi_utils.loras.LORAS", folder / "lora")
+        patched.setattr("eichi_utils.requests.loras.LORAS", folder / "lora")
         app = build(jobs, "reverse", Translator("en"), folder / "outputs", models=Models(folder), auth=request.param, **own)
         mounted = {route.path: route.app for route in app.routes if isinstance(getattr(route, "app", None), gr.routes.App)}
         pages = {mode: ("" if mode == "reverse" else path) for mode, (path, _) in PAGES.items()}

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import cli, modes
+from eichi_utils import cli
 from eichi_utils.files.pictures import open_picture
 from eichi_utils.media import write_png
 from eichi_utils.metadata import png_info, read_document
-from eichi_utils.request import to_json
+from eichi_utils.requests import modes
+from eichi_utils.requests.request import to_json
 from locales import Translator
 from tests.eichi_utils.helpers import names_in, request
 
-HOSTILE = Path(__file__).parent.parent / "cases" / "hostile"
+HOSTILE = Path(__file__).parents[2] / "cases" / "hostile"
 
 
 def eichi(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, list[dict], str]:

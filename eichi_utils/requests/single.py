@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from eichi_utils.files.pictures import picture_problem
-from eichi_utils.plan import CONTEXT, Plan, Ref, Section, once
 from eichi_utils.problems import Problem
-from eichi_utils.request import Request, setting
+from eichi_utils.requests.plan import CONTEXT, Plan, Ref, Section, once
+from eichi_utils.requests.request import Request, setting
 
 MAX_INDEX = 64
 

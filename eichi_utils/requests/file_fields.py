@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from eichi_utils.request import PICTURE_FIELDS
+from eichi_utils.requests.request import PICTURE_FIELDS
 
 # Fields that name a file other than a picture.
 FILE_FIELDS = ("append_latents",)

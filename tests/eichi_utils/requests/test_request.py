@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import modes
 from eichi_utils.files.pictures import fitted_size
-from eichi_utils.loras import Lora
 from eichi_utils.problems import UserError
-from eichi_utils.request import (
+from eichi_utils.requests import modes
+from eichi_utils.requests.loras import Lora
+from eichi_utils.requests.request import (
     DRAWN_SEED_LIMIT,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
@@ -22,7 +22,7 @@ from eichi_utils.request import (
     to_json,
     with_seed,
 )
-from eichi_utils.single import Control
+from eichi_utils.requests.single import Control
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import changed, found, latent_file, request, say_everything
 

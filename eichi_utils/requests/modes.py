@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from eichi_utils import request as requests
-from eichi_utils.forward import ForwardRequest
-from eichi_utils.request import Request
-from eichi_utils.reverse import ReverseRequest
-from eichi_utils.single import SingleRequest
+from eichi_utils.requests import request as requests
+from eichi_utils.requests.forward import ForwardRequest
+from eichi_utils.requests.request import Request
+from eichi_utils.requests.reverse import ReverseRequest
+from eichi_utils.requests.single import SingleRequest
 
 MODES: Mapping[str, type[Request]] = MappingProxyType(
     {kind.mode: kind for kind in (ReverseRequest, ForwardRequest, SingleRequest)}
@@ -18,5 +18,5 @@ MODES: Mapping[str, type[Request]] = MappingProxyType(
 
 
 def from_json(document: Any) -> Request:
-    """The request of any mode from its JSON document; see `eichi_utils.request.from_json`."""
+    """The request of any mode from its JSON document; see `eichi_utils.requests.request.from_json`."""
     return requests.from_json(document, MODES)

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from eichi_utils import modes
-from eichi_utils.plan import section_count
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.request import check_fields, to_json
+from eichi_utils.requests import modes
+from eichi_utils.requests.plan import section_count
+from eichi_utils.requests.request import check_fields, to_json
 
 SECTION_FIELDS = ("keyframes", "section_prompts", "section_lora_scales")
 # Kinds of fields that a page can show with what is wrong in them: files may be back tomorrow, a text can be made shorter.

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from eichi_utils.append import append_of, append_problems, check_latents, idle_details
 from eichi_utils.files.folders import check_folder
 from eichi_utils.files.pictures import is_unicode, picture_problem
-from eichi_utils.loras import MOST_LORAS, STRONGEST, Lora, check_loras, check_scales
-from eichi_utils.plan import MOST_BETWEEN, Append, Plan, section_count
 from eichi_utils.problems import MOST_PROBLEMS, Problem, UserError, shown
-from eichi_utils.request_values import SECTION_KINDS, read_value, wrong_type
+from eichi_utils.requests.append import append_of, append_problems, check_latents, idle_details
+from eichi_utils.requests.loras import MOST_LORAS, STRONGEST, Lora, check_loras, check_scales
+from eichi_utils.requests.plan import MOST_BETWEEN, Append, Plan, section_count
+from eichi_utils.requests.request_values import SECTION_KINDS, read_value, wrong_type
 
 # Seeds travel through JSON and JavaScript, whose numbers are exact up to 2**53.
 MAX_SEED = 2**53 - 1

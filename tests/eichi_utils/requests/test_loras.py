@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eichi_utils import loras, modes
 from eichi_utils.cli import main
-from eichi_utils.loras import MOST_LORAS, Lora, from_flag, named, named_beside
 from eichi_utils.metadata import KEY, png_info
 from eichi_utils.named_files import with_paths
 from eichi_utils.problems import UserError
-from eichi_utils.request import to_json
+from eichi_utils.requests import loras, modes
+from eichi_utils.requests.loras import MOST_LORAS, Lora, from_flag, named, named_beside
+from eichi_utils.requests.request import to_json
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import changed, found, request, say_everything
 
 FILE = GOLDEN / "lora" / "kohya_framepack_names.safetensors"
-CASES = Path(__file__).parents[1] / "cases"
+CASES = Path(__file__).parents[2] / "cases"
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from diffusers_helper.vae.latents import rounded
-from eichi_utils import film, modes, runner
-from eichi_utils.append import whole_frames, whole_latents, written_frames
+from eichi_utils import film, runner
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.events import Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
 from eichi_utils.extras import extra_bytes, extra_counts
@@ -23,9 +22,11 @@ from eichi_utils.jobs import Stop
 from eichi_utils.latent_files import interpolate, read_latents
 from eichi_utils.metadata import document_of, read_placed_document
 from eichi_utils.models import ModelPool
-from eichi_utils.plan import film_latents, frames_of
 from eichi_utils.problems import UserError
-from eichi_utils.request import Request, to_json
+from eichi_utils.requests import modes
+from eichi_utils.requests.append import whole_frames, whole_latents, written_frames
+from eichi_utils.requests.plan import film_latents, frames_of
+from eichi_utils.requests.request import Request, to_json
 from eichi_utils.view import View
 from locales import Translator
 from tests.eichi_utils.helpers import SHORT, carry_out, changed, decoded, found, latent_file, names_in, request

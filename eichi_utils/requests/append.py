@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from eichi_utils.files.latent_header import latents_problem, read_info
 from eichi_utils.files.pictures import fitted_size
-from eichi_utils.plan import Append, Plan, film_latents, frames_of
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.requests.plan import Append, Plan, film_latents, frames_of
 
 if TYPE_CHECKING:
-    from eichi_utils.request import FilmRequest
+    from eichi_utils.requests.request import FilmRequest
 
 FIELD = "append_latents"
 # What says how the file is appended, and nothing without one.

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from eichi_utils.files.pictures import is_unicode
-from eichi_utils.loras import Lora, read_loras
 from eichi_utils.problems import MOST_PROBLEMS, Problem, UserError, shown
+from eichi_utils.requests.loras import Lora, read_loras
 
 # Kinds of fields with a value for each of some sections.
 SECTION_KINDS = ("section_pictures", "section_texts", "section_numbers")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from eichi_utils.plan import Plan, Ref, Section, frames_of, latents_per_section, lay, section_count
-from eichi_utils.reverse import anchor, paddings
-from eichi_utils.single import Control
+from eichi_utils.requests.plan import Plan, Ref, Section, frames_of, latents_per_section, lay, section_count
+from eichi_utils.requests.reverse import anchor, paddings
+from eichi_utils.requests.single import Control
 from tests.eichi_utils.helpers import changed, request
 
 # Length in seconds, sections with 1 s and with 0.5 s.
