@@ -40,12 +40,12 @@ from eichi_utils.cli_sections import add_sections_commands
 from eichi_utils.cli_tensors import add_tensors_commands
 from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.events import StopLevel
+from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.files.disk_cache import DEFAULT_GB
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_OUTPUTS, place
 from eichi_utils.jobs import Jobs
 from eichi_utils.log import COMMAND_LINE, FOLDER, Log
-from eichi_utils.metadata import read_placed_document
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
 from eichi_utils.requests import modes

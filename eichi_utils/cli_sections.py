@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from eichi_utils.cli_output import result, say
+from eichi_utils.exchange.metadata import read_placed_document
+from eichi_utils.exchange.section_zip import export_sections, import_sections
 from eichi_utils.files.paths import DEFAULT_UPLOADS, place
-from eichi_utils.metadata import read_placed_document
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request, to_json
-from eichi_utils.sections_zip import export_sections, import_sections
 from locales import Translator
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from eichi_utils.catalogue import Models
 from eichi_utils.cli_output import FAILED, report_problems, result, say
 from eichi_utils.engine import Engine
+from eichi_utils.exchange.metadata import film_tags, text_of
+from eichi_utils.exchange.named_files import parts_without_paths, without_paths
 from eichi_utils.files.latent_header import PARTS, LatentInfo, latents_problem, read_info
 from eichi_utils.files.paths import folder_problem
 from eichi_utils.jobs import problems_of
-from eichi_utils.metadata import film_tags, text_of
-from eichi_utils.named_files import parts_without_paths, without_paths
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.plan import MOST_BETWEEN
 from eichi_utils.requests.request import MODELS, MOST_TRIMMED, FilmRequest
@@ -90,7 +90,7 @@ def run_trim(options: argparse.Namespace, t: Translator) -> int:
     wrong = [_negative(name, getattr(options, name)) for name in ("trim_start", "trim_end")]
     (file,) = options.files
     out = _result(options, "_trimmed", LATENTS_SUFFIX, wrong)
-    from eichi_utils.latent_files import read_latents, trim, write_piece
+    from eichi_utils.exchange.latent_files import read_latents, trim, write_piece
 
     piece = trim(*read_latents(file, "files"), options.trim_start, options.trim_end, "trim_start")
     return _written(options, t, out, lambda: write_piece(out, piece))
@@ -102,7 +102,7 @@ def run_join(options: argparse.Namespace, t: Translator) -> int:
     wrong = [] if 0 <= between <= MOST_BETWEEN else [Problem("join_latents", "out_of_range", limits)]
     wrong += [Problem("files", "join_needs_two")] if len(options.files) < 2 else []
     out = _result(options, "_combined", LATENTS_SUFFIX, wrong)
-    from eichi_utils.latent_files import join, read_latents, same_size, trim, write_piece
+    from eichi_utils.exchange.latent_files import join, read_latents, same_size, trim, write_piece
 
     if problems := same_size([read_info(file, "files") for file in options.files]):
         raise UserError(problems)
@@ -131,8 +131,8 @@ def run_decode(options: argparse.Namespace, t: Translator) -> int:
     except UserError as error:
         return _failed(error.problems, options, t)
     pool.check_parts("vae")
+    from eichi_utils.exchange.latent_files import read_latents
     from eichi_utils.joined import decode_film
-    from eichi_utils.latent_files import read_latents
 
     tags = film_tags(text_of(without_paths(info.request))) if info.request else {}
     if info.parts:

@@ -13,8 +13,8 @@ from torch import Tensor
 from diffusers_helper.buckets import bucket, cover_crop
 from diffusers_helper.encoders.text import TextEmbedding
 from diffusers_helper.vae.latents import SPATIAL
+from eichi_utils.exchange.latent_files import Piece
 from eichi_utils.files.pictures import open_mask, open_picture, profile_problem
-from eichi_utils.latent_files import Piece
 from eichi_utils.problems import Problem
 from eichi_utils.requests.plan import Plan
 

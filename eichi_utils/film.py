@@ -20,8 +20,8 @@ from diffusers_helper.vae.past import Past
 from diffusers_helper.vae.vae_decode import KeptTiles
 from eichi_utils.encode import Conditions
 from eichi_utils.events import Event, Share, Stage, Step, StopLevel
+from eichi_utils.exchange.latent_files import Piece, interpolate, put_together
 from eichi_utils.history import History, Stitch
-from eichi_utils.latent_files import Piece, interpolate, put_together
 from eichi_utils.preflight import step_tokens
 from eichi_utils.previews import watched
 from eichi_utils.requests.loras import Lora

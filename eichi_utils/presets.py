@@ -15,9 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from eichi_utils.exchange.legacy import LORA_KEYS, loras_of, migrated
 from eichi_utils.files.paths import PRESETS, place
 from eichi_utils.files.pictures import is_unicode
-from eichi_utils.legacy import LORA_KEYS, loras_of, migrated
 from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.requests.loras import Lora
 from eichi_utils.requests.modes import MODES

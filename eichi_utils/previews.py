@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusers_helper.memory.device import Device
 from diffusers_helper.vae.latents import preview_rgb, preview_weights
 from diffusers_helper.vae.preview import PreviewMatrix
-from eichi_utils.media import animated_webp
+from eichi_utils.exchange.video import animated_webp
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.metadata import KEY, read_document
-from eichi_utils.named_files import FILES, bare_name
+from eichi_utils.exchange.metadata import KEY, read_document
+from eichi_utils.exchange.named_files import FILES, bare_name
 from eichi_utils.problems import UserError
 from eichi_utils.requests.file_fields import map_files
 from lora_utils.files import LoraError, read_header

@@ -20,10 +20,10 @@ from PIL import Image
 
 from diffusers_helper.vae.latents import images, to_uint8
 from eichi_utils.events import Saved
+from eichi_utils.exchange.latent_files import write_latents
+from eichi_utils.exchange.metadata import mp4_tags, png_info
+from eichi_utils.exchange.video import FilmWriter, write_png
 from eichi_utils.film import Decoded
-from eichi_utils.latent_files import write_latents
-from eichi_utils.media import FilmWriter, write_png
-from eichi_utils.metadata import mp4_tags, png_info
 from eichi_utils.requests.plan import Plan, frames_of
 from eichi_utils.requests.request import Request
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import filelock
 
+from eichi_utils.exchange.legacy import SETTINGS_BLOCKS, migrated
+from eichi_utils.exchange.metadata import KEY
 from eichi_utils.files.paths import SETTINGS, place, written_atomically
 from eichi_utils.files.safe_reading import MOST_BYTES, UnsafeError, check_value, parse_json_parts, read_bytes
-from eichi_utils.legacy import SETTINGS_BLOCKS, migrated
-from eichi_utils.metadata import KEY
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.transfer import usable
 

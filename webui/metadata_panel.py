@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from eichi_utils.named_files import is_file
-from eichi_utils.png_text import MOST_TAKEN, PictureText, read_text, request_fields
+from eichi_utils.exchange.named_files import is_file
+from eichi_utils.exchange.picture_text import MOST_TAKEN, PictureText, read_text, request_fields
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.file_fields import FILE_FIELDS
 from eichi_utils.requests.request import PICTURE_FIELDS, to_json

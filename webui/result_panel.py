@@ -15,11 +15,11 @@ from gradio.components import Component
 
 from eichi_utils.desktop import open_folder, same_machine
 from eichi_utils.events import StopLevel
+from eichi_utils.exchange.metadata import read_document
+from eichi_utils.exchange.named_files import FILES
+from eichi_utils.exchange.video import last_frame
 from eichi_utils.files.paths import written_atomically
 from eichi_utils.jobs import Job
-from eichi_utils.media import last_frame
-from eichi_utils.metadata import read_document
-from eichi_utils.named_files import FILES
 from eichi_utils.problems import UserError
 from eichi_utils.requests.request import to_json
 from eichi_utils.view import View

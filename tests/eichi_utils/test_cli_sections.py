@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from eichi_utils import cli
-from eichi_utils.legacy import label_of
-from eichi_utils.media import FilmWriter
-from eichi_utils.metadata import mp4_tags
+from eichi_utils.exchange.legacy import label_of
+from eichi_utils.exchange.metadata import mp4_tags
+from eichi_utils.exchange.video import FilmWriter
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import to_json
 from locales import LANGUAGES

@@ -18,10 +18,10 @@ from eichi_utils.cards import Card, read, visible
 from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.events import Notice, Stage
+from eichi_utils.exchange.metadata import read_document
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.hub import ModelFiles
 from eichi_utils.lora_fit import shapes_in
-from eichi_utils.metadata import read_document
 from eichi_utils.models import ModelPool
 from eichi_utils.preflight import (
     Machine,

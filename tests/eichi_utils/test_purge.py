@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from eichi_utils.exchange.metadata import png_info
+from eichi_utils.exchange.video import write_png
 from eichi_utils.files.copies import keep
 from eichi_utils.files.paths import new_job_id
 from eichi_utils.housekeeping import DAYS, GIGABYTES, Housekeeper
 from eichi_utils.jobs import Job
-from eichi_utils.media import write_png
-from eichi_utils.metadata import png_info
 from eichi_utils.presets import favourites
 from eichi_utils.purge import DAY_SECONDS, GB, Results, names_in, purge
 from eichi_utils.requests.request import to_json

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from diffusers_helper.models.transformer import PackedTransformer
 from diffusers_helper.vae.latents import to_uint8
-from eichi_utils import film, media, previews, runner, saving
+from eichi_utils import film, previews, runner, saving
 from eichi_utils.catalogue import Models
 from eichi_utils.encode import profile_problems
 from eichi_utils.engine import Engine
@@ -33,10 +33,11 @@ from eichi_utils.events import (
     StopLevel,
     Stopped,
 )
+from eichi_utils.exchange import video
+from eichi_utils.exchange.metadata import read_placed_document
+from eichi_utils.exchange.video import FilmWriter
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs import Jobs, Stop
-from eichi_utils.media import FilmWriter
-from eichi_utils.metadata import read_placed_document
 from eichi_utils.models import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
@@ -292,8 +293,8 @@ POINTS = [
     ("single", film, "decode_frames"),
     ("reverse", FilmWriter, "add"),
     ("reverse", FilmWriter, "write"),
-    ("reverse", media, "encode_h264"),
-    ("reverse", media, "join_segments"),
+    ("reverse", video, "encode_h264"),
+    ("reverse", video, "join_segments"),
 ]
 
 
@@ -328,7 +329,7 @@ def test_reasons_that_the_user_can_mend_are_named(
     cheap_decode: None,
 ) -> None:  # fmt: skip
     """A full disk while writing and memory that runs out while sampling are not called "unexpected"."""
-    owner, name = (media, "join_segments") if key == "disk_full" else (PackedTransformer, "step")
+    owner, name = (video, "join_segments") if key == "disk_full" else (PackedTransformer, "step")
     monkeypatch.setattr(owner, name, failing(error, then=getattr(owner, name)))
     view = ending(jobs, jobs.submit(request("reverse", pictures[0], **SHORT)))
     assert view.state == "failed"
@@ -464,7 +465,7 @@ def test_a_disk_that_fills_up_in_the_middle(
 ) -> None:
     """The film of the sections before stays, and it is told that the disk is full; the next job runs."""
     full = OSError(errno.ENOSPC, "No space left on device")
-    owner, name, call = (FilmWriter, "add", 3) if what == "a segment" else (media, "join_segments", 3)
+    owner, name, call = (FilmWriter, "add", 3) if what == "a segment" else (video, "join_segments", 3)
     monkeypatch.setattr(owner, name, failing(full, at_call=call, then=getattr(owner, name)))
     job = jobs.submit(request("reverse", pictures[0], **THREE))
     view = ending(jobs, job)

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from eichi_utils import film, runner
 from eichi_utils.events import Event, Step, StopLevel
+from eichi_utils.exchange.foreign_texts import parse_parameters
+from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.extras import extra_bytes, extra_counts
 from eichi_utils.files.paths import Outputs
-from eichi_utils.foreign_texts import parse_parameters
 from eichi_utils.jobs import Stop
-from eichi_utils.metadata import read_placed_document
 from eichi_utils.models import ModelPool
 from eichi_utils.requests import modes
 from eichi_utils.view import View

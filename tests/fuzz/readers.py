@@ -17,8 +17,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
-from eichi_utils import media, metadata, png_text
 from eichi_utils.description import read_description
+from eichi_utils.exchange import metadata, picture_text, video
+from eichi_utils.exchange.section_zip import import_sections
 from eichi_utils.files.latent_header import read_info
 from eichi_utils.files.pictures import fitted_size, open_mask, open_picture, picture_problem
 from eichi_utils.lora_fit import fit, published_layers
@@ -27,7 +28,6 @@ from eichi_utils.presets import ENTRIES, PromptPresets, favourites, lora_presets
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import loras, modes
 from eichi_utils.requests.request import to_json
-from eichi_utils.sections_zip import import_sections
 from eichi_utils.settings import CHOICES, AppSettings, JsonFile
 from eichi_utils.timings import Timings, kind_of
 from locales import Translator
@@ -222,10 +222,10 @@ def text_seeds(folder: Path) -> list[Path]:
 
 
 def read_texts(path: Path) -> None:
-    text = png_text.read_text(path)
+    text = picture_text.read_text(path)
     for mode in modes.MODES:
         for wanted in ("prompt", "seed", "everything"):
-            fields, notes = png_text.request_fields(text, mode, wanted)
+            fields, notes = picture_text.request_fields(text, mode, wanted)
             say(notes)
             say(modes.from_json({"mode": mode, **fields}).check())
 
@@ -388,7 +388,7 @@ def _tables(folder: Path) -> list[Path]:
 
 def read_film(path: Path) -> None:
     target = io.BytesIO()
-    media.last_frame(path).save(target, "PNG")
+    video.last_frame(path).save(target, "PNG")
 
 
 READERS = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusers_helper.vae.latents import decode
-from eichi_utils.latent_files import Piece, join, read_latents, trim, write_piece
+from eichi_utils.exchange.latent_files import Piece, join, read_latents, trim, write_piece
 from eichi_utils.requests.plan import frames_of
 from tests.meaning.checks import meet
 from tests.meaning.measure import place

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusers_helper.vae.latents import to_uint8
-from eichi_utils.media import encode_h264
+from eichi_utils.exchange.video import encode_h264
 from eichi_utils.requests.request import FilmRequest
 from eichi_utils.requests.single import Control
 from tests.eichi_utils.helpers import carry_out, decoded

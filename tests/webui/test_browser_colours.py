@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from eichi_utils.media import FilmStream, FilmWriter, last_frame
+from eichi_utils.exchange.video import FilmStream, FilmWriter, last_frame
 from tests.webui.conftest import CHROMIUM, FLAGS
 
 pytestmark = pytest.mark.browser

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from eichi_utils.metadata import png_info
+from eichi_utils.exchange.metadata import png_info
 from eichi_utils.requests.modes import MODES
 from eichi_utils.requests.request import to_json
 from eichi_utils.requests.single import Control

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eichi_utils.metadata import document_of
+from eichi_utils.exchange.metadata import document_of
 from eichi_utils.requests.loras import Lora
 from eichi_utils.requests.modes import MODES
 from locales import LANGUAGES, Translator

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy
 import pytest
 
-from eichi_utils import media
+from eichi_utils.exchange import video
+from eichi_utils.exchange.film_texts import film_texts
+from eichi_utils.exchange.video import encode_h264
 from eichi_utils.files import film_boxes
 from eichi_utils.files.film_boxes import check_boxes
 from eichi_utils.files.safe_reading import UnsafeError
-from eichi_utils.film_texts import film_texts
-from eichi_utils.media import encode_h264
 from tests.eichi_utils.boxes import FTYP, MDAT, box, film, full, head, table, track
 
 MILLIONS = 80_000_000
@@ -60,10 +60,10 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_tables_that_promise_too_much(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """80 million frames in 688 bytes: 2.9 GB and four seconds, for whoever puts the film onto the page."""
-    monkeypatch.setattr(media.av, "open", lambda *_, **__: pytest.fail("FFmpeg was asked"))
+    monkeypatch.setattr(video.av, "open", lambda *_, **__: pytest.fail("FFmpeg was asked"))
     (tmp_path / "a.mp4").write_bytes(BAD[name])
     began = time.process_time()
-    for read in (film_texts, media.last_frame):
+    for read in (film_texts, video.last_frame):
         with pytest.raises(UnsafeError):
             read(tmp_path / "a.mp4")
     assert time.process_time() - began < 0.5
@@ -115,10 +115,10 @@ def test_films_of_every_kind_pass(suffix: str, options: str, tmp_path: Path) -> 
     frames = numpy.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), numpy.uint8)
     encode_h264(tmp_path / "a.mp4", frames, 20)
     settings, copy = {"movflags": options} if options else {}, tmp_path / f"b{suffix}"
-    with media.open_container(tmp_path / "a.mp4") as source, media.av.open(str(copy), "w", options=settings) as to:
+    with video.open_container(tmp_path / "a.mp4") as source, video.av.open(str(copy), "w", options=settings) as to:
         stream = to.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(source.streams.video[0]):
             if packet.dts is not None:
                 packet.stream = stream
                 to.mux(packet)
-    assert media.last_frame(copy).size == (32, 32)
+    assert video.last_frame(copy).size == (32, 32)

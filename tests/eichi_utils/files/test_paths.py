@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from eichi_utils.exchange.latent_files import write_latents
+from eichi_utils.exchange.section_zip import export_sections
+from eichi_utils.exchange.video import FilmWriter, write_png
 from eichi_utils.files import paths
 from eichi_utils.files.paths import beside_program, folder_problem, is_writable, user_folders, written_atomically
-from eichi_utils.latent_files import write_latents
-from eichi_utils.media import FilmWriter, write_png
-from eichi_utils.sections_zip import export_sections
 from eichi_utils.settings import JsonFile
 from tests.eichi_utils.helpers import request
 

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image, ImageCms
 from pillow_heif import from_pillow
 
+from eichi_utils.exchange.picture_text import read_text
 from eichi_utils.files.picture_files import opened
 from eichi_utils.files.picture_parts import MOST_BLOCKS, MOST_SCANS, MOST_SEGMENTS
 from eichi_utils.files.pictures import fitted_size, open_picture
-from eichi_utils.png_text import read_text
 from eichi_utils.problems import UserError
 from tests.eichi_utils.helpers import found
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from eichi_utils.exchange.section_zip import import_sections
 from eichi_utils.files import zip_reading
 from eichi_utils.files.zip_reading import opened
 from eichi_utils.problems import UserError
-from eichi_utils.sections_zip import import_sections
 from tests.eichi_utils.helpers import found, say_everything
 from tests.eichi_utils.zips import MINIMAL, packed, png
 from tests.eichi_utils.zips import place as place

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from eichi_utils.cli import main
-from eichi_utils.metadata import KEY, png_info
-from eichi_utils.named_files import with_paths
+from eichi_utils.exchange.metadata import KEY, png_info
+from eichi_utils.exchange.named_files import with_paths
 from eichi_utils.problems import UserError
 from eichi_utils.requests import loras, modes
 from eichi_utils.requests.loras import MOST_LORAS, Lora, from_flag, named, named_beside

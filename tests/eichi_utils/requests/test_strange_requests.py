@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from eichi_utils import cli
+from eichi_utils.exchange.metadata import png_info, read_document
+from eichi_utils.exchange.video import write_png
 from eichi_utils.files.pictures import open_picture
-from eichi_utils.media import write_png
-from eichi_utils.metadata import png_info, read_document
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import to_json
 from locales import Translator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eichi_utils.png_text import PictureText, request_fields
+from eichi_utils.exchange.picture_text import PictureText, request_fields
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import to_json
 from eichi_utils.requests.transfer import for_mode, from_the_end, usable

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eichi_utils.exchange.video import open_container
 from eichi_utils.files.encodings import likeliest
 from eichi_utils.files.png_chunks import MOST_TEXT
 from eichi_utils.files.safe_reading import UnsafeError, open_regular
-from eichi_utils.media import open_container
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm")
 # Kinds of the first box of an MP4 or MOV; older cameras write no `ftyp`.

@@ -12,14 +12,14 @@ from typing import Any, Literal
 import av
 from PIL import Image, UnidentifiedImageError
 
+from eichi_utils.exchange.film_texts import SUFFIXES, NoFilmError, film_texts
+from eichi_utils.exchange.foreign_texts import said_by, said_by_document
+from eichi_utils.exchange.metadata import document_among, is_ours, read_document
+from eichi_utils.exchange.named_files import FILES, is_file, with_paths
 from eichi_utils.files.exif import COMMENT, TEXTS, read_exif
 from eichi_utils.files.picture_files import exif
 from eichi_utils.files.png_chunks import MOST_TEXT, is_png, png_texts
 from eichi_utils.files.safe_reading import parse_json
-from eichi_utils.film_texts import SUFFIXES, NoFilmError, film_texts
-from eichi_utils.foreign_texts import said_by, said_by_document
-from eichi_utils.metadata import document_among, is_ours, read_document
-from eichi_utils.named_files import FILES, is_file, with_paths
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import MAX_PROMPT_CHARACTERS, to_json

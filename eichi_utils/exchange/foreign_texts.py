@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eichi_utils.comfy_graph import is_graph, read_graph
+from eichi_utils.exchange.comfy_graph import is_graph, read_graph
 from eichi_utils.files.safe_reading import parse_json
 
 Said = dict[str, Any]

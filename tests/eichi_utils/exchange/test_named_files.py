@@ -14,18 +14,18 @@ import numpy
 import pytest
 from PIL import Image
 
-from eichi_utils import named_files
+from eichi_utils.exchange import named_files
+from eichi_utils.exchange.latent_files import trim, write_latents
+from eichi_utils.exchange.metadata import document_of, mp4_tags, png_info, read_document, read_placed_document
+from eichi_utils.exchange.named_files import identity, lora_name, with_paths, without_paths
+from eichi_utils.exchange.picture_text import read_text, request_fields
+from eichi_utils.exchange.section_zip import export_sections, import_sections
+from eichi_utils.exchange.video import FilmWriter, write_png
 from eichi_utils.files.copies import keep
 from eichi_utils.files.latent_header import read_info
-from eichi_utils.latent_files import trim, write_latents
-from eichi_utils.media import FilmWriter, write_png
-from eichi_utils.metadata import document_of, mp4_tags, png_info, read_document, read_placed_document
-from eichi_utils.named_files import identity, lora_name, with_paths, without_paths
-from eichi_utils.png_text import read_text, request_fields
 from eichi_utils.requests import modes
 from eichi_utils.requests.loras import Lora
 from eichi_utils.requests.request import Request, to_json
-from eichi_utils.sections_zip import export_sections, import_sections
 from tests.eichi_utils.helpers import changed, latent_file, picture, request
 from tests.eichi_utils.requests.test_request import LORA, other_values
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eichi_utils.legacy import (
+from eichi_utils.exchange.legacy import (
     LABELS,
     LANGUAGES,
     LENGTHS,

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from eichi_utils.exchange.foreign_texts import parse_parameters
+from eichi_utils.exchange.metadata import png_info
+from eichi_utils.exchange.picture_text import PictureText, picture_text, read_picture_text, read_text, request_fields
+from eichi_utils.exchange.video import write_png
 from eichi_utils.files import png_chunks
 from eichi_utils.files.png_chunks import MOST_TEXT, MOST_TEXTS, png_texts
-from eichi_utils.foreign_texts import parse_parameters
-from eichi_utils.media import write_png
-from eichi_utils.metadata import png_info
-from eichi_utils.png_text import PictureText, picture_text, read_picture_text, read_text, request_fields
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
 from tests.diffusers_helper.inputs import GOLDEN

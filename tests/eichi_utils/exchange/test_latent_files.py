@@ -13,11 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eichi_utils import latent_files
 from eichi_utils.cli import main
-from eichi_utils.files import latent_header
-from eichi_utils.files.latent_header import LatentInfo, latents_problem, read_info
-from eichi_utils.latent_files import (
+from eichi_utils.exchange import latent_files
+from eichi_utils.exchange.latent_files import (
     Piece,
     interpolate,
     join,
@@ -28,6 +26,8 @@ from eichi_utils.latent_files import (
     write_latents,
     write_piece,
 )
+from eichi_utils.files import latent_header
+from eichi_utils.files.latent_header import LatentInfo, latents_problem, read_info
 from eichi_utils.problems import UserError
 from eichi_utils.requests.plan import MOST_BETWEEN
 from eichi_utils.requests.request import to_json
@@ -208,7 +208,7 @@ def test_a_description_that_could_not_be_kept_is_said(text: str, reason: str, tm
 
 @pytest.mark.parametrize("name", ["latents_parts_nested_300", "latents_seed_1e309"])
 def test_hostile_files_end_in_a_sentence(name: str, capsys: pytest.CaptureFixture) -> None:
-    file = str(Path(__file__).parents[1] / "cases" / "hostile" / f"{name}.safetensors")
+    file = str(Path(__file__).parents[2] / "cases" / "hostile" / f"{name}.safetensors")
     assert main(["tensors", "info", file, "--lang", "en"]) == 2
     output = capsys.readouterr()
     assert "not read:" in output.out and "Traceback" not in output.out + output.err

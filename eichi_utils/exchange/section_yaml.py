@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
+from eichi_utils.exchange.legacy import LANGUAGES, NO_LORA, label_of, length_label, loras_of, seconds_of, value_of
+from eichi_utils.exchange.named_files import FILES, lora_name, without_paths
 from eichi_utils.files.paths import KEY
 from eichi_utils.files.safe_reading import UnsafeError, parse_yaml
-from eichi_utils.legacy import LANGUAGES, NO_LORA, label_of, length_label, loras_of, seconds_of, value_of
-from eichi_utils.named_files import FILES, lora_name, without_paths
 from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.requests import modes
 from eichi_utils.requests.loras import Lora

@@ -13,11 +13,11 @@ from typing import Any
 import av
 from PIL.PngImagePlugin import PngInfo
 
+from eichi_utils.exchange.film_texts import SUFFIXES, film_texts
+from eichi_utils.exchange.named_files import is_file, with_paths, without_paths
 from eichi_utils.files.paths import DEFAULT_UPLOADS, KEY, place
 from eichi_utils.files.png_chunks import png_texts
 from eichi_utils.files.safe_reading import parse_json, read_json
-from eichi_utils.film_texts import SUFFIXES, film_texts
-from eichi_utils.named_files import is_file, with_paths, without_paths
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.loras import named_beside

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from eichi_utils import media
+from eichi_utils.exchange import video
+from eichi_utils.exchange.video import PREVIEW_MS, FilmStream, FilmWriter, animated_webp, encode_h264, join_segments, write_png
 from eichi_utils.files.paths import Outputs, folder_problem, new_job_id, written_atomically
 from eichi_utils.jobs import problems_of
-from eichi_utils.media import PREVIEW_MS, FilmStream, FilmWriter, animated_webp, encode_h264, join_segments, write_png
 from tests.eichi_utils.helpers import decoded, found, names_in
 
 
@@ -155,7 +155,7 @@ def test_films_and_pictures_are_written_atomically(tmp_path: Path, monkeypatch: 
             path.write_bytes(before[:100])
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-        monkeypatch.setattr(media, "join_segments", fail)
+        monkeypatch.setattr(video, "join_segments", fail)
         with pytest.raises(OSError) as error:
             writer.write(tmp_path / "a.mp4", moving(2, first=4))
         assert found(problems_of(error.value)) == {("", "disk_full")}
@@ -248,7 +248,7 @@ def test_the_last_frame_of_a_film(tmp_path: Path) -> None:
         film = tmp_path / f"{name}.mp4"
         with av.open(str(film)) as container:
             *_, last = container.decode(video=0)
-        assert (numpy.asarray(media.last_frame(film)) == media.from_frame(last)).all()
+        assert (numpy.asarray(video.last_frame(film)) == video.from_frame(last)).all()
 
 
 def test_a_stream_of_frames_is_the_film_of_all_of_them(tmp_path: Path) -> None:
@@ -315,17 +315,17 @@ def test_frames_come_back_in_their_colours(tmp_path: Path) -> None:
     """Each film goes on from the last frame of the one before, so nothing may drift: it got a level or two darker each time."""
     for number, colour in enumerate(PLAIN):
         encode_h264(tmp_path / f"{number}.mp4", plain(colour), 10)
-        read = numpy.asarray(media.last_frame(tmp_path / f"{number}.mp4")).astype(int)
+        read = numpy.asarray(video.last_frame(tmp_path / f"{number}.mp4")).astype(int)
         assert numpy.abs(read - colour).max() <= 2
     shades = numpy.random.default_rng(0).integers(0, 256, (400, 3), dtype=numpy.uint8)
-    read = [media.from_frame(media.to_frame(plain(shade)[0])).astype(int)[20, 20] - shade for shade in shades]
+    read = [video.from_frame(video.to_frame(plain(shade)[0])).astype(int)[20, 20] - shade for shade in shades]
     assert numpy.abs(numpy.mean(read, axis=0)).max() < 0.2 and numpy.abs(read).max() <= 2
 
 
 def test_old_films_are_read_as_what_they_are() -> None:
     """Films of this program and its predecessor from before are BT.601, whatever their size, and say nothing."""
-    old = Path(__file__).parent.parent / "cases" / "film_768x512_untagged_bt601.mp4"
-    read = numpy.asarray(media.last_frame(old)).astype(int)
+    old = Path(__file__).parents[2] / "cases" / "film_768x512_untagged_bt601.mp4"
+    read = numpy.asarray(video.last_frame(old)).astype(int)
     assert read.shape == (768, 512, 3)
     found = [read[256, 96], read[256, 192], read[256, 300], read[256, 384]]
     assert numpy.abs(numpy.array(found) - [(220, 30, 30), (30, 180, 30), (224, 172, 140), (30, 60, 200)]).max() <= 4
@@ -344,12 +344,12 @@ def test_a_film_opens_no_other_file(text: str, tmp_path: Path) -> None:
     encode_h264(tmp_path / "film.mp4", plain(PLAIN[0]), 10)
     (tmp_path / "list.mp4").write_text(text)
     with pytest.raises((av.FFmpegError, OSError)):
-        media.last_frame(tmp_path / "list.mp4")
+        video.last_frame(tmp_path / "list.mp4")
     with pytest.raises((av.FFmpegError, OSError)):
-        media.last_frame(tmp_path / "film%d.mp4")
+        video.last_frame(tmp_path / "film%d.mp4")
     for name in (f"concat:{tmp_path / 'film.mp4'}", f"file:{tmp_path / 'film.mp4'}", "http://127.0.0.1:9/film.mp4"):
         with pytest.raises(OSError):
-            media.last_frame(name)
+            video.last_frame(name)
 
 
 def test_a_film_without_pictures(tmp_path: Path) -> None:
@@ -361,4 +361,4 @@ def test_a_film_without_pictures(tmp_path: Path) -> None:
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     with pytest.raises(OSError, match="no pictures"):
-        media.last_frame(tmp_path / "a.mp4")
+        video.last_frame(tmp_path / "a.mp4")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from eichi_utils.exchange.section_zip import TEXT, export_sections, import_sections
 from eichi_utils.files.copies import keep
 from eichi_utils.problems import UserError
-from eichi_utils.sections_zip import TEXT, export_sections, import_sections
 from tests.eichi_utils.files.test_picture_files import CASES
 from tests.eichi_utils.helpers import found, names_in, picture, request
 from tests.eichi_utils.zips import place as place

@@ -12,13 +12,13 @@ from typing import Any, BinaryIO
 import pytest
 from PIL import Image
 
-from eichi_utils import sections_zip
+from eichi_utils.exchange import section_zip
+from eichi_utils.exchange.section_zip import export_sections, import_sections
 from eichi_utils.files import copies as kept
 from eichi_utils.files import zip_reading
 from eichi_utils.files.copies import keep
 from eichi_utils.files.safe_reading import MOST_NODES
 from eichi_utils.problems import UserError
-from eichi_utils.sections_zip import export_sections, import_sections
 from tests.eichi_utils.helpers import found, names_in, request
 from tests.eichi_utils.zips import COMPAT, MINIMAL, packed, png
 from tests.eichi_utils.zips import place as place
@@ -107,14 +107,14 @@ def test_honest_bombs(method: int, place: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_large_pictures_in_few_bytes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten pictures of 100 megapixels of one colour, each one good: 90 kB, and eleven seconds of decoding."""
-    monkeypatch.setattr(sections_zip, "FREE_PIXELS", 2_000_000)
+    monkeypatch.setattr(section_zip, "FREE_PIXELS", 2_000_000)
     with zipfile.ZipFile(place / "a.zip", "w", zipfile.ZIP_DEFLATED) as written:
         for name, data in (("sections.yaml", MINIMAL), *((f"{n:03d}.png", png((1500, 1000))) for n in range(2))):
             written.writestr(name, data)
     with monkeypatch.context() as patch:
-        patch.setattr(sections_zip, "picture_problem", lambda *_: pytest.fail("a picture was decoded"))
+        patch.setattr(section_zip, "picture_problem", lambda *_: pytest.fail("a picture was decoded"))
         refused(place / "a.zip", "zip_total_size", place)
-    monkeypatch.setattr(sections_zip, "FREE_PIXELS", 3_000_000)
+    monkeypatch.setattr(section_zip, "FREE_PIXELS", 3_000_000)
     assert len(import_sections(place / "a.zip", uploads=place / "uploads")[0].keyframes) == 2
 
 

@@ -23,10 +23,10 @@ from torch import Tensor
 from diffusers_helper.checkpoints.files import CheckpointError, read_header
 from diffusers_helper.checkpoints.reading import read_tensor
 from diffusers_helper.vae.latents import SPATIAL
+from eichi_utils.exchange.metadata import document_of
+from eichi_utils.exchange.named_files import parts_without_paths
 from eichi_utils.files.latent_header import LATENTS, PARTS, SIZES, LatentInfo, damaged, read_info
 from eichi_utils.files.paths import KEY, written_atomically
-from eichi_utils.metadata import document_of
-from eichi_utils.named_files import parts_without_paths
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.plan import MOST_BETWEEN
 from eichi_utils.requests.request import Request

@@ -9,8 +9,8 @@ import numpy
 import pytest
 from PIL import Image
 
-from eichi_utils.media import FilmWriter, write_png
-from eichi_utils.metadata import KEY, mp4_tags, png_info, read_document, read_placed_document
+from eichi_utils.exchange.metadata import KEY, mp4_tags, png_info, read_document, read_placed_document
+from eichi_utils.exchange.video import FilmWriter, write_png
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import to_json

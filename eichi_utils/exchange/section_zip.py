@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from PIL.Image import DecompressionBombError
 
+from eichi_utils.exchange.section_yaml import fields_of, old_document, own_fields, parse, text_of
 from eichi_utils.files.copies import keep
 from eichi_utils.files.latent_header import latents_problem
 from eichi_utils.files.paths import DEFAULT_UPLOADS, written_atomically
@@ -33,7 +34,6 @@ from eichi_utils.requests import modes
 from eichi_utils.requests.request import FilmRequest, Request, to_json
 from eichi_utils.requests.reverse import ReverseRequest
 from eichi_utils.requests.transfer import for_mode, from_the_end
-from eichi_utils.sections_text import fields_of, old_document, own_fields, parse, text_of
 
 How = Literal["replace", "merge"]
 FOLDER = "sections"

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from eichi_utils.film_texts import film_texts
-from eichi_utils.foreign_texts import MOST_CHARACTERS, parse_parameters, said_by, said_by_document
-from eichi_utils.png_text import MOST_TAKEN, PictureText, picture_text, read_text, request_fields
+from eichi_utils.exchange.film_texts import film_texts
+from eichi_utils.exchange.foreign_texts import MOST_CHARACTERS, parse_parameters, said_by, said_by_document
+from eichi_utils.exchange.picture_text import MOST_TAKEN, PictureText, picture_text, read_text, request_fields
 from eichi_utils.problems import UserError
 from tests.eichi_utils.helpers import found
 
-CASES = Path(__file__).parent.parent / "cases"
+CASES = Path(__file__).parents[2] / "cases"
 PROMPT, NEGATIVE, SEED = "a lighthouse in a storm", "blurry, watermark", 581626448
 WHOLE = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "seed": SEED}
 

@@ -1,0 +1,1 @@
+"""Formats that other programs and people read and write."""
