@@ -38,7 +38,7 @@ from eichi_utils import runner
 from eichi_utils.events import Event, Finished, Stage, Step
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs import Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests import modes
 from miniature.random_checkpoint import build
 

@@ -29,7 +29,7 @@ from diffusers_helper.checkpoints.checkpoint import STEM, load_transformer
 from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from eichi_utils.files.disk_cache import DiskCache
-from eichi_utils.kept_weights import kept_weights
+from eichi_utils.models.weight_cache import kept_weights
 from lora_utils.files import Header, write_stream
 
 SIZES = {

@@ -30,7 +30,7 @@ from benchmarks.step import SIGMA, TINY, Work, tokens_of
 from diffusers_helper.memory.device import CudaDevice
 from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from eichi_utils.models import ModelPool
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests.loras import Lora
 from lora_utils.files import Header, write_stream
 

@@ -26,9 +26,9 @@ from diffusers_helper.memory.memory import module_bytes
 from diffusers_helper.vae.latents import on_host, to_uint8
 from eichi_utils.encode import Conditions, fit_pictures
 from eichi_utils.film import Decoded, sample_film
-from eichi_utils.hub import STEMS
 from eichi_utils.jobs import Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models.hub import STEMS
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests.forward import ForwardRequest
 from eichi_utils.requests.plan import Plan
 from eichi_utils.requests.request import Request

@@ -18,7 +18,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.catalogue import Models
 from eichi_utils.cli_cache import add_cache_command
 from eichi_utils.cli_lora import add_lora_command
 from eichi_utils.cli_output import (
@@ -46,6 +45,7 @@ from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_OUTPUTS, place
 from eichi_utils.jobs import Jobs
 from eichi_utils.log import COMMAND_LINE, FOLDER, Log
+from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
 from eichi_utils.requests import modes

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_helper.checkpoints.files import CheckpointError
-from eichi_utils.catalogue import Models
 from eichi_utils.cli_output import result, say
-from eichi_utils.hub import ModelFiles
-from eichi_utils.lora_fit import reports
+from eichi_utils.models.catalogue import Models
+from eichi_utils.models.hub import ModelFiles
+from eichi_utils.models.lora_fit import reports
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.loras import Lora, from_flag
 from eichi_utils.requests.request import MODELS
@@ -79,8 +79,8 @@ def _lines(document: dict[str, Any], t: Translator) -> list[str]:
 
 
 def _bake(options: argparse.Namespace, loras: list[Lora], t: Translator) -> int:
-    from eichi_utils.bake import bake
-    from eichi_utils.models import checkpoint_problem
+    from eichi_utils.models.bake import bake
+    from eichi_utils.models.pool import checkpoint_problem
 
     problems = [problem for number, lora in enumerate(loras) for problem in lora.check(f"loras/{number}")]
     if not loras:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.catalogue import Models
 from eichi_utils.cli_output import FAILED, report_problems, result, say
 from eichi_utils.engine import Engine
 from eichi_utils.exchange.metadata import film_tags, text_of
@@ -18,6 +17,7 @@ from eichi_utils.exchange.named_files import parts_without_paths, without_paths
 from eichi_utils.files.latent_header import PARTS, LatentInfo, latents_problem, read_info
 from eichi_utils.files.paths import folder_problem
 from eichi_utils.jobs import problems_of
+from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.plan import MOST_BETWEEN
 from eichi_utils.requests.request import MODELS, MOST_TRIMMED, FilmRequest

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.catalogue import Models
 from eichi_utils.files.paths import WEBUI
 from eichi_utils.files.temporary import own_prefix
+from eichi_utils.models.catalogue import Models
 
 UNTRAINED = WEBUI / "models" / "untrained"
 

@@ -13,15 +13,15 @@ import torch
 
 from diffusers_helper.memory.device import Device
 from diffusers_helper.memory.slabs import Arena
-from eichi_utils.cards import cards
-from eichi_utils.catalogue import Models
 from eichi_utils.cli_cache import MB, NAMES
 from eichi_utils.files.disk_cache import open_caches
 from eichi_utils.files.paths import WEBUI
-from eichi_utils.models import USUAL_TOKENS, ModelPool, host_memory
-from eichi_utils.preflight import EIGHT_BITS, FLOAT8_CAPABILITY, Machine, choose, gib, host_available, needs
+from eichi_utils.models.catalogue import Models
+from eichi_utils.models.gpus import cards
+from eichi_utils.models.pool import USUAL_TOKENS, ModelPool, host_memory
+from eichi_utils.models.requirements import EIGHT_BITS, FLOAT8_CAPABILITY, Machine, choose, gib, host_available, needs
+from eichi_utils.models.sizes import ModelSize, model_size
 from eichi_utils.problems import Translate, UserError
-from eichi_utils.sizes import ModelSize, model_size
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub",

@@ -25,7 +25,7 @@ from diffusers_helper.memory.memory import device_name
 from eichi_utils.files.disk_cache import DiskCache, key_of
 
 if TYPE_CHECKING:
-    from eichi_utils.models import ModelPool
+    from eichi_utils.models.pool import ModelPool
 
 # Another number wherever the same key would mean another content: the prompt's template, preprocessing, names in a file.
 FORMAT = 2

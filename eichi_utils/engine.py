@@ -11,9 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eichi_utils import preflight
-from eichi_utils.cards import Card, cards
-from eichi_utils.catalogue import Models
 from eichi_utils.events import Event, Stage
 from eichi_utils.extras import extra_bytes
 from eichi_utils.files.disk_cache import MOST_GB
@@ -21,18 +18,21 @@ from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.latent_header import CELL
 from eichi_utils.files.paths import DEFAULT_OUTPUTS, Outputs
 from eichi_utils.files.pictures import fitted_size
-from eichi_utils.hub import ModelFiles
 from eichi_utils.jobs import Stop
-from eichi_utils.lora_fit import size_with
+from eichi_utils.models import requirements
+from eichi_utils.models.catalogue import Models
+from eichi_utils.models.gpus import Card, cards
+from eichi_utils.models.hub import ModelFiles
+from eichi_utils.models.lora_fit import size_with
+from eichi_utils.models.sizes import model_size, with_film
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.append import written_frames
 from eichi_utils.requests.request import Request
 from eichi_utils.settings import CHOICES
-from eichi_utils.sizes import model_size, with_film
 from eichi_utils.timings import Stopwatch, Timings
 
 if TYPE_CHECKING:
-    from eichi_utils.models import ModelPool
+    from eichi_utils.models.pool import ModelPool
 
 # GiB of a card that are left to others.
 RESERVE_GB, MOST_RESERVED = CHOICES["reserve_gb"], 80
@@ -67,7 +67,7 @@ class Engine:
 
     @cached_property
     def pool(self) -> ModelPool:
-        from eichi_utils.models import ModelPool
+        from eichi_utils.models.pool import ModelPool
 
         settings = {"reserve_gb": self.reserve_gb, "compiler": self.compiler, "cache_gb": self.cache_gb}
         return ModelPool(self.models.folder, device=self.device, attention=self.attention, **settings)
@@ -82,32 +82,34 @@ class Engine:
         plan, files = request.plan(), self.models.files(request.model)
         height, width = fitted_size(request.image, request.size)
         machine = self._machine()
-        cells = preflight.film_cells(plan, height // CELL, width // CELL, request.vae_tile)
+        cells = requirements.film_cells(plan, height // CELL, width // CELL, request.vae_tile)
         size = with_film(model_size(files, plan.checkpoint), cells)
         size = size_with(size, request.loras, request.merge_loras, files, plan.checkpoint)
-        tokens = preflight.most_tokens(plan, height // CELL, width // CELL)
+        tokens = requirements.most_tokens(plan, height // CELL, width // CELL)
         problems: tuple[Problem, ...] = ()
         try:
-            way = preflight.choose(size, request.precision, tokens, machine)
+            way = requirements.choose(size, request.precision, tokens, machine)
         except UserError as error:
             problems = error.problems
             narrowest = machine.narrow if machine.card is not None and request.precision == "auto" else request.precision
-            needed = preflight.needs(size, narrowest, tokens, on_card=machine.card is not None)
-            way = preflight.Way(narrowest, needed)
+            needed = requirements.needs(size, narrowest, tokens, on_card=machine.card is not None)
+            way = requirements.Way(narrowest, needed)
         missing = files.missing(plan.checkpoint)
-        disk = preflight.output_bytes(written_frames(plan), height, width, getattr(request, "crf", 0))
+        disk = requirements.output_bytes(written_frames(plan), height, width, getattr(request, "crf", 0))
         disk += extra_bytes(request, plan, height, width)
-        disk += preflight.download_bytes(files, missing)
-        problems += preflight.download_problems(files, missing)
-        return preflight.figures(way, machine, disk, preflight.disk_free(self.folders.of(request.output_folder))), problems
+        disk += requirements.download_bytes(files, missing)
+        problems += requirements.download_problems(files, missing)
+        return requirements.figures(
+            way, machine, disk, requirements.disk_free(self.folders.of(request.output_folder))
+        ), problems
 
-    def _machine(self) -> preflight.Machine:
-        host = preflight.host_available()
+    def _machine(self) -> requirements.Machine:
+        host = requirements.host_available()
         card = self._card()
         if card is None:
-            return preflight.Machine(host)
+            return requirements.Machine(host)
         free = card.free - int(self.reserve_gb * 2**30)
-        return preflight.Machine(host, free, narrow=preflight.narrow_format(card.capability))
+        return requirements.Machine(host, free, narrow=requirements.narrow_format(card.capability))
 
     def _card(self) -> Card | None:
         kind, _, number = self.device.partition(":")

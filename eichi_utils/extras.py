@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eichi_utils.preflight import film_bytes_per_pixel
+from eichi_utils.models.requirements import film_bytes_per_pixel
 from eichi_utils.requests.append import whole_latents
 from eichi_utils.requests.plan import Plan, frames_of
 from eichi_utils.requests.request import FilmRequest, Request

@@ -22,7 +22,7 @@ from eichi_utils.encode import Conditions
 from eichi_utils.events import Event, Share, Stage, Step, StopLevel
 from eichi_utils.exchange.latent_files import Piece, interpolate, put_together
 from eichi_utils.history import History, Stitch
-from eichi_utils.preflight import step_tokens
+from eichi_utils.models.requirements import step_tokens
 from eichi_utils.previews import watched
 from eichi_utils.requests.loras import Lora
 from eichi_utils.requests.plan import Append, Plan, Ref, Section, frames_of
@@ -30,7 +30,7 @@ from eichi_utils.requests.request import Request
 
 if TYPE_CHECKING:
     from eichi_utils.jobs import Stop
-    from eichi_utils.models import ModelPool
+    from eichi_utils.models.pool import ModelPool
 
 # Tables of one prompt are 56 MB at full size; a section needs at most two, its neighbours often the same.
 KEPT_TABLES = 4

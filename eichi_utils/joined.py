@@ -21,7 +21,7 @@ from eichi_utils.requests.request import Request
 
 if TYPE_CHECKING:
     from eichi_utils.files.paths import Outputs
-    from eichi_utils.models import ModelPool
+    from eichi_utils.models.pool import ModelPool
 
 
 class JoinedFilm:

@@ -23,8 +23,8 @@ from eichi_utils.exchange.video import write_png
 from eichi_utils.extras import extra_bytes
 from eichi_utils.film import Decoded, Joined, Stretch, sample_film
 from eichi_utils.joined import JoinedFilm
-from eichi_utils.lora_fit import notices as lora_notices
-from eichi_utils.preflight import (
+from eichi_utils.models.lora_fit import notices as lora_notices
+from eichi_utils.models.requirements import (
     Way,
     disk_free,
     download_bytes,
@@ -43,7 +43,7 @@ from eichi_utils.saving import Film
 if TYPE_CHECKING:
     from eichi_utils.files.paths import Outputs
     from eichi_utils.jobs import Stop
-    from eichi_utils.models import ModelPool
+    from eichi_utils.models.pool import ModelPool
 
 
 def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Generator[Event, None, None]:

@@ -15,7 +15,7 @@ from typing import Any
 from eichi_utils.events import Event, Finished, Stage, Started, Step
 from eichi_utils.files.latent_header import CELL
 from eichi_utils.files.paths import SETTINGS, place
-from eichi_utils.preflight import most_tokens
+from eichi_utils.models.requirements import most_tokens
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import Request
 from eichi_utils.settings import JsonFile

@@ -27,7 +27,7 @@ from eichi_utils.encode import Conditions, fit_pictures, pixels_of
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.history import joined
 from eichi_utils.jobs import Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests.forward import ForwardRequest
 from eichi_utils.requests.request import Request
 from eichi_utils.requests.reverse import ReverseRequest

@@ -33,7 +33,7 @@ COMPONENTS = (
 )  # fmt: skip
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 LIMIT = 25_000_000
-# What `eichi_utils.description` reads besides the preview. One transformer was trained for both layouts.
+# What `eichi_utils.models.description` reads besides the preview. One transformer was trained for both layouts.
 DESCRIPTION = {
     "name": "miniature", "sizes": [128, 160, 192], "size": 128, "steps": 15, "seconds": 1.0,
     "checkpoints": ["framepack", "framepack_f1"],

@@ -15,7 +15,6 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from starlette.types import ASGIApp
 
-from eichi_utils.catalogue import Models
 from eichi_utils.demo import UNTRAINED
 from eichi_utils.engine import Engine
 from eichi_utils.files.folders import OutputFolders
@@ -23,6 +22,7 @@ from eichi_utils.files.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, W
 from eichi_utils.housekeeping import Housekeeper
 from eichi_utils.jobs import Job, Jobs
 from eichi_utils.log import FOLDER, SOURCES, Log
+from eichi_utils.models.catalogue import Models
 from eichi_utils.notify import Alarm
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.settings import AppSettings

@@ -10,12 +10,12 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_UPLOADS, PRESETS, SETTINGS
 from eichi_utils.jobs import Job, Jobs
 from eichi_utils.log import Log
+from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem
 from eichi_utils.settings import AppSettings, JsonFile
 from eichi_utils.timings import Timings

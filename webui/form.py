@@ -14,8 +14,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from eichi_utils.catalogue import Models
 from eichi_utils.files.folders import OutputFolders
+from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eichi_utils import film
-from eichi_utils.models import ModelPool
+from eichi_utils.models.pool import ModelPool
 from tests.eichi_utils.helpers import picture
 from tests.threads import one_thread
 

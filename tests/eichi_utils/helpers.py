@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from eichi_utils.events import Event, Notice, Step
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs import Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import Problem
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request

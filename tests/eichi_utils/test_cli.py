@@ -17,11 +17,11 @@ import pytest
 
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils import cli, demo
-from eichi_utils.catalogue import Models
 from eichi_utils.cli_output import flag_of
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.files.paths import ROOT
 from eichi_utils.files.pictures import fitted_size
+from eichi_utils.models.catalogue import Models
 from eichi_utils.progress import Progress, clock
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import to_json

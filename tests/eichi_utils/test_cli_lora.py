@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusers_helper.checkpoints.checkpoint import check_transformer, load_transformer
-from eichi_utils import bake, cli
-from eichi_utils.hub import ModelFiles
-from eichi_utils.lora_fit import shapes_in
-from eichi_utils.models import ModelPool
+from eichi_utils import cli
+from eichi_utils.models import bake
+from eichi_utils.models.hub import ModelFiles
+from eichi_utils.models.lora_fit import shapes_in
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.requests.loras import Lora
 from tests.diffusers_helper.inputs import GOLDEN

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import cli, hub
+from eichi_utils import cli
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.files.paths import MINIATURE
+from eichi_utils.models import hub
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import to_json
 from tests.eichi_utils.helpers import request

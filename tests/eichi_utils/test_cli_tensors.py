@@ -16,8 +16,8 @@ from eichi_utils import cli, cli_tensors
 from eichi_utils.exchange.latent_files import read_latents, write_latents
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.exchange.video import encode_h264
-from eichi_utils.hub import ModelFiles, Place
-from eichi_utils.models import ModelPool
+from eichi_utils.models.hub import ModelFiles, Place
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import to_json
 from locales import LANGUAGES

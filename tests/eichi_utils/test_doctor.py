@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from eichi_utils import doctor, models
-from eichi_utils.cards import Card
-from eichi_utils.catalogue import Models
+from eichi_utils import doctor
 from eichi_utils.doctor import examine, report_lines
 from eichi_utils.files import paths
 from eichi_utils.files.disk_cache import open_caches
-from eichi_utils.models import ModelPool
-from eichi_utils.preflight import Machine
+from eichi_utils.models import pool as models
+from eichi_utils.models.catalogue import Models
+from eichi_utils.models.gpus import Card
+from eichi_utils.models.pool import ModelPool
+from eichi_utils.models.requirements import Machine
 from locales import LANGUAGES, Translator
 from tests.fake_device import FakeDevice
 

@@ -14,7 +14,7 @@ from diffusers_helper.vae.latents import rounded
 from eichi_utils import runner
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.jobs import Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request, to_json

@@ -20,7 +20,7 @@ from eichi_utils.encode import Conditions
 from eichi_utils.encoded import Encoded
 from eichi_utils.engine import Engine
 from eichi_utils.files import paths
-from eichi_utils.models import ModelPool
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from tests.eichi_utils.helpers import carry_out, changed, found, last_preview, names_in, request
 from tests.fake_device import FakeDevice

@@ -27,9 +27,9 @@ from eichi_utils import film
 from eichi_utils.encode import Conditions
 from eichi_utils.events import Step
 from eichi_utils.film import sample_film
-from eichi_utils.hub import ModelFiles
 from eichi_utils.jobs import Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models.hub import ModelFiles
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.previews import watched
 from tests.eichi_utils.helpers import carry_out, request
 from tests.fake_device import FakeDevice

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from diffusers_helper.models.transformer import PackedTransformer
 from diffusers_helper.vae.latents import to_uint8
 from eichi_utils import film, previews, runner, saving
-from eichi_utils.catalogue import Models
 from eichi_utils.encode import profile_problems
 from eichi_utils.engine import Engine
 from eichi_utils.events import (
@@ -38,7 +37,8 @@ from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.exchange.video import FilmWriter
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs import Jobs, Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models.catalogue import Models
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.single import Control

@@ -18,7 +18,7 @@ from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.extras import extra_bytes, extra_counts
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs import Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests import modes
 from eichi_utils.view import View
 from tests.eichi_utils.helpers import SHORT, THREE, carry_out, changed, decoded, names_in, request

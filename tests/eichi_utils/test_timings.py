@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.events import Event, Finished, Stage, Started, Step, Stopped
 from eichi_utils.jobs import Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models.catalogue import Models
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests.request import Request
 from eichi_utils.settings import JsonFile
 from eichi_utils.timings import KEPT, Stopwatch, Taken, Timings, kind_of

@@ -17,13 +17,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
-from eichi_utils.description import read_description
 from eichi_utils.exchange import metadata, picture_text, video
 from eichi_utils.exchange.section_zip import import_sections
 from eichi_utils.files.latent_header import read_info
 from eichi_utils.files.pictures import fitted_size, open_mask, open_picture, picture_problem
-from eichi_utils.lora_fit import fit, published_layers
 from eichi_utils.lora_folder import about
+from eichi_utils.models.description import read_description
+from eichi_utils.models.lora_fit import fit, published_layers
 from eichi_utils.presets import ENTRIES, PromptPresets, favourites, lora_presets
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import loras, modes

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eichi_utils.adapters import shapes_of
+from eichi_utils.models.lora_binding import shapes_of
 from lora_utils.factors import updates
 from lora_utils.files import LoraError, read_header
 from lora_utils.formats import Shapes, analyse

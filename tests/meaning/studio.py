@@ -19,7 +19,7 @@ from eichi_utils.encode import fit_pictures, pixels_of
 from eichi_utils.files.paths import MINIATURE
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.jobs import Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests.modes import MODES
 from eichi_utils.requests.plan import FRAMES_PER_LATENT, Plan
 from eichi_utils.requests.request import Request, to_json

@@ -18,11 +18,11 @@ import numpy
 import pytest
 from PIL import Image
 
-from eichi_utils.catalogue import Models
 from eichi_utils.events import Finished, Saved, Stage, Started, Step, StopLevel, Stopped
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs import Jobs
-from eichi_utils.lora_fit import published_layers, shapes_in
+from eichi_utils.models.catalogue import Models
+from eichi_utils.models.lora_fit import published_layers, shapes_in
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import loras
 from locales import Translator

@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 import pytest
 
 import webui
-from eichi_utils.catalogue import Models
 from eichi_utils.files.paths import MINIATURE
+from eichi_utils.models.catalogue import Models
 from webui.app import address, listen, read_flags
 from webui.doors import Rules
 from webui.server import is_loopback

@@ -17,9 +17,9 @@ import pytest
 from gradio.routes import ORJSONResponse
 from gradio.state_holder import SessionState
 
-from eichi_utils.catalogue import Models
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.log import FOLDER, Log
+from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from locales import LANGUAGES, Translator, table
 from tests.threads import in_a_loop

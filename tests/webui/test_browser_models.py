@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from eichi_utils import film, hub
-from eichi_utils.catalogue import Models
+from eichi_utils import film
 from eichi_utils.engine import Engine
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.jobs import Jobs
+from eichi_utils.models import hub
+from eichi_utils.models.catalogue import Models
 from eichi_utils.requests import modes
 from eichi_utils.requests.plan import FRAMES_PER_LATENT
 from locales import Translator

@@ -9,8 +9,8 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from eichi_utils.catalogue import Models
 from eichi_utils.files.pictures import fitted_size
+from eichi_utils.models.catalogue import Models
 from eichi_utils.requests.loras import MOST_LORAS, Lora
 from eichi_utils.requests.modes import MODES
 from eichi_utils.requests.request import to_json

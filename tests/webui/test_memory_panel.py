@@ -8,10 +8,10 @@ import gradio as gr
 import pytest
 
 from eichi_utils import engine as engines
-from eichi_utils.cards import Card
-from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.jobs import Jobs, Stop
+from eichi_utils.models.catalogue import Models
+from eichi_utils.models.gpus import Card
 from locales import LANGUAGES, Translator, table
 from tests.eichi_utils.helpers import picture, request
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffusers_helper.vae.convolution import QuickConv3d, quicken
-from eichi_utils.components import load_vae
+from eichi_utils.models.components import load_vae
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import cli, lora_fit
+from eichi_utils import cli
 from eichi_utils.files import paths
+from eichi_utils.models import lora_fit
 from tests.eichi_utils.helpers import names_in, picture
 
 HOSTILE = sorted((Path(__file__).parents[2] / "cases" / "hostile").iterdir())

@@ -21,7 +21,7 @@ from eichi_utils.extras import extra_bytes, extra_counts
 from eichi_utils.files.paths import Outputs
 from eichi_utils.film import Decoded, Joined, Stretch, sample_film
 from eichi_utils.jobs import Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.append import whole_frames, whole_latents, written_frames

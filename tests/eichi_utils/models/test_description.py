@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
-from eichi_utils.description import FILE, Description, Example, read_description
 from eichi_utils.files.paths import MINIATURE
 from eichi_utils.files.pictures import picture_problem
+from eichi_utils.models.description import FILE, Description, Example, read_description
 from eichi_utils.problems import UserError
 from miniature import export
 from miniature.captions import every_caption

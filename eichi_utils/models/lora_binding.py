@@ -17,7 +17,7 @@ from diffusers_helper.models.hadamard import HadamardBranch
 from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, SideBranch, layers, remove_branches, set_strengths
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils.files.disk_cache import DiskCache
-from eichi_utils.kept_weights import kept_weights
+from eichi_utils.models.weight_cache import kept_weights
 from eichi_utils.problems import UserError
 from eichi_utils.requests.loras import Lora, file_state, layouts, lora_problem
 from lora_utils.factors import Hadamard, Kronecker, Update, merged, updates

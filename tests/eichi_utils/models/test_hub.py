@@ -9,13 +9,13 @@ import httpx2
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from eichi_utils import hub as places
-from eichi_utils import models
 from eichi_utils.events import Finished, StopLevel, Stopped
 from eichi_utils.files.paths import Outputs
-from eichi_utils.hub import HUNYUAN, PLACES, SHARED
 from eichi_utils.jobs import Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models import hub as places
+from eichi_utils.models import pool as models
+from eichi_utils.models.hub import HUNYUAN, PLACES, SHARED
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.runner import run
 from tests.eichi_utils.helpers import SHORTEST, carry_out, found, notices_of, request

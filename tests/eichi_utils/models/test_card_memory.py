@@ -15,11 +15,12 @@ from diffusers_helper.memory.budget import Budget
 from diffusers_helper.models import compiled
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.vae.vae_decode import Decoder
-from eichi_utils import preflight, runner
+from eichi_utils import runner
 from eichi_utils.engine import Engine
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs import Jobs
-from eichi_utils.models import ModelPool
+from eichi_utils.models import requirements
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from tests.eichi_utils.helpers import SHORT, carry_out, decoded, found, last_preview, request
 from tests.fake_device import FakeDevice
@@ -152,7 +153,7 @@ def test_tokens_of_a_section_in_the_usual_size(pictures: list[str]) -> None:
     """17,500 of latents at 640 x 608, and a picture and a prompt."""
     plan = request("reverse", pictures[0], seconds=5, window=9).plan()
     section = plan.sections[1]
-    assert abs(preflight.step_tokens(section, 80, 76) - preflight.CONTEXT_TOKENS - 17_500) < 100
+    assert abs(requirements.step_tokens(section, 80, 76) - requirements.CONTEXT_TOKENS - 17_500) < 100
 
 
 @pytest.mark.parametrize("wrong", [-1, 81, float("nan")])

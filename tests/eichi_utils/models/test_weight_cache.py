@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from diffusers_helper.checkpoints import checkpoint as loading
 from diffusers_helper.memory import slab_file
 from eichi_utils.files import paths
-from eichi_utils.hub import ModelFiles
-from eichi_utils.lora_fit import shapes_in
-from eichi_utils.models import ModelPool
+from eichi_utils.models.hub import ModelFiles
+from eichi_utils.models.lora_fit import shapes_in
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests.loras import Lora
 from tests.eichi_utils.helpers import carry_out, last_preview, names_in, request
 from tests.fake_device import FakeDevice

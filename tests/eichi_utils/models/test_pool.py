@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eichi_utils import models
-from eichi_utils.models import ModelPool
+from eichi_utils.models import pool as models
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import Problem, UserError
 from tests.eichi_utils.helpers import carry_out, found, request, say_everything
 

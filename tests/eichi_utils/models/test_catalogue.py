@@ -10,13 +10,13 @@ import numpy
 import pytest
 
 from eichi_utils import previews
-from eichi_utils.catalogue import Models
 from eichi_utils.engine import Engine
 from eichi_utils.events import Finished
 from eichi_utils.files.paths import MINIATURE
-from eichi_utils.hub import HUB_SIZES, PLACES, ModelFiles
 from eichi_utils.jobs import Stop
-from eichi_utils.models import ModelPool
+from eichi_utils.models.catalogue import Models
+from eichi_utils.models.hub import HUB_SIZES, PLACES, ModelFiles
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import SIZES

@@ -13,17 +13,19 @@ import torch
 from diffusers_helper.memory.parts import Parts
 from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.vae.vae_decode import Decoder
-from eichi_utils import engine, models, preflight
-from eichi_utils.cards import Card, read, visible
-from eichi_utils.catalogue import Models
+from eichi_utils import engine
 from eichi_utils.engine import Engine
 from eichi_utils.events import Notice, Stage
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.files.pictures import fitted_size
-from eichi_utils.hub import ModelFiles
-from eichi_utils.lora_fit import shapes_in
-from eichi_utils.models import ModelPool
-from eichi_utils.preflight import (
+from eichi_utils.models import pool as models
+from eichi_utils.models import requirements
+from eichi_utils.models.catalogue import Models
+from eichi_utils.models.gpus import Card, read, visible
+from eichi_utils.models.hub import ModelFiles
+from eichi_utils.models.lora_fit import shapes_in
+from eichi_utils.models.pool import ModelPool
+from eichi_utils.models.requirements import (
     Machine,
     choose,
     download_bytes,
@@ -33,9 +35,9 @@ from eichi_utils.preflight import (
     own_memory,
     transformer_needs,
 )
+from eichi_utils.models.sizes import PUBLISHED, TransformerSize, model_size, with_film
 from eichi_utils.problems import UserError
 from eichi_utils.requests.loras import Lora
-from eichi_utils.sizes import PUBLISHED, TransformerSize, model_size, with_film
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import carry_out, changed, found, request, say_everything
 from tests.fake_device import FakeDevice
@@ -54,7 +56,7 @@ def test_what_a_film_remembers_is_asked_for(pictures: list[str], tmp_path: Path)
     remembered = with_film(PUBLISHED, height * width // 64).film * 4
     assert remembered > 6 * GIB
     figures = {on: engine.forecast(changed(it, vae_cache=on))[0]["memory"] for on in (False, True)}
-    assert figures == {False: preflight.gib(sampling), True: preflight.gib(sampling + remembered)}
+    assert figures == {False: requirements.gib(sampling), True: requirements.gib(sampling + remembered)}
 
 
 @pytest.mark.parametrize("card", [True, False])
@@ -85,11 +87,11 @@ def test_pages_of_files_are_not_this_process_memory(checkpoint: Path) -> None:
 
 def test_tiles_remember_what_they_share(pictures: list[str]) -> None:
     """Of tiles of 128 pixels, which overlap by half, a cell is in up to four: 297 MB where 122 were counted."""
-    assert preflight.TILE_OVERLAP == Decoder.overlap
+    assert requirements.TILE_OVERLAP == Decoder.overlap
     plan = changed(request("forward", pictures[0], size=640), vae_cache=True).plan()
-    cells = [preflight.film_cells(plan, 24, 24, tile) for tile in (None, 1024, 192, 128)]
+    cells = [requirements.film_cells(plan, 24, 24, tile) for tile in (None, 1024, 192, 128)]
     assert cells == [576, 576, 576, 4 * 576]
-    assert preflight.film_cells(plan, 80, 76, 256) == int(80 * 76 * (32 / 24) ** 2)
+    assert requirements.film_cells(plan, 80, 76, 256) == int(80 * 76 * (32 / 24) ** 2)
 
 
 def test_the_reserve_is_not_the_networks(checkpoint: Path) -> None:
@@ -114,12 +116,12 @@ def test_the_largest_stage_counts() -> None:
     """Never the sum. The prompt's encoder stays in its files beside a card: it used to be asked for, 15.3 GB of it, so that
     8 bits were refused where they had room. What a film in 8 bits took in all was measured: 11.2 GiB after the check."""
     narrow, wide = (needs(PUBLISHED, name, TOKENS, on_card=True).host for name in ("int8", "bfloat16"))
-    assert round((narrow - preflight.WORKING_BYTES) / 1e9, 1) == 9.1 and 11.2 * GIB < narrow < 11.7 * GIB
-    assert round((wide - preflight.WORKING_BYTES) / 1e9, 1) == 18.1
+    assert round((narrow - requirements.WORKING_BYTES) / 1e9, 1) == 9.1 and 11.2 * GIB < narrow < 11.7 * GIB
+    assert round((wide - requirements.WORKING_BYTES) / 1e9, 1) == 18.1
     copied = dataclasses.replace(PUBLISHED, text=dataclasses.replace(PUBLISHED.text, mapped=0))
-    assert round((needs(copied, "int8", TOKENS, on_card=True).host - preflight.WORKING_BYTES) / 1e9, 1) == 15.3
+    assert round((needs(copied, "int8", TOKENS, on_card=True).host - requirements.WORKING_BYTES) / 1e9, 1) == 15.3
     small = TransformerSize(10, 4, 2, 4, 2, 4, 0, 1)
-    stages = preflight.stages(dataclasses.replace(PUBLISHED, transformer=small), "auto", 1, on_card=True)
+    stages = requirements.stages(dataclasses.replace(PUBLISHED, transformer=small), "auto", 1, on_card=True)
     assert max(stages, key=lambda name: stages[name].card) == "text"
     assert stages["vae"].card > 2 * PUBLISHED.vae.whole and stages["vision"].host == 2 * PUBLISHED.vision.whole
 
@@ -181,7 +183,7 @@ def test_memory_that_is_enough_without_a_lora(
     files = ModelFiles(checkpoint)
     enough = needs(model_size(files, "framepack"), "auto", 10_000, on_card=False).host
     monkeypatch.setattr(models, "host_available", lambda: enough)
-    monkeypatch.setattr(preflight, "host_available", lambda: enough)
+    monkeypatch.setattr(requirements, "host_available", lambda: enough)
     wanted = Engine(Models(checkpoint), tmp_path, "cpu")
     assert wanted.forecast(it)[1] == ()
     assert found(wanted.forecast(with_it)[1]) == {("", "too_little_memory")}
@@ -199,7 +201,7 @@ def test_the_choice_is_said_and_goes_into_the_film(
     pool = ModelPool(checkpoint, device="cpu", card=FakeDevice(), reserve_gb=0)
     pool.placement = dataclasses.replace(pool.placement, transformer=torch.bfloat16)
     if room == "tight":
-        narrow = preflight.choose
+        narrow = requirements.choose
 
         def choose_tight(size, precision, tokens, machine):
             wide = needs(size, "bfloat16", tokens, on_card=True).card
@@ -207,7 +209,7 @@ def test_the_choice_is_said_and_goes_into_the_film(
 
         # Of this model the encoders are the largest; only the transformer's precision matters here.
         monkeypatch.setattr(
-            preflight,
+            requirements,
             "stages",
             lambda size, p, n, on_card: {"sample": transformer_needs(size.transformer, p, n, on_card=on_card)},
         )
@@ -266,7 +268,9 @@ def test_too_little_memory(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pool.transformer("framepack"):
         pass
     monkeypatch.setattr(
-        preflight, "stages", lambda size, p, n, on_card: {"sample": transformer_needs(size.transformer, p, n, on_card=on_card)}
+        requirements,
+        "stages",
+        lambda size, p, n, on_card: {"sample": transformer_needs(size.transformer, p, n, on_card=on_card)},
     )
     pool.preflight("framepack", "auto", 100)
 
@@ -287,7 +291,7 @@ def test_a_container_may_have_less(limit: str, expected: int | None, tmp_path: P
 def test_downloads_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an interrupted download left is not needed a second time."""
     files = ModelFiles(tmp_path / "hub")
-    monkeypatch.setattr(preflight, "disk_free", lambda folder: 41 * 10**9)
+    monkeypatch.setattr(requirements, "disk_free", lambda folder: 41 * 10**9)
     missing = files.missing("framepack")
     assert found(download_problems(files, missing)) == {("models", "too_little_disk")}
     blobs = tmp_path / "hub" / "models--lllyasviel--FramePackI2V_HY" / "blobs"
@@ -334,7 +338,7 @@ def test_cards_as_the_driver_describes_them() -> None:
         ("NVIDIA GeForce RTX 4090", (8, 9), 24564),
         ("Tesla T4", (7, 5), 15360),
     ]
-    assert [preflight.narrow_format(card.capability) for card in found_cards] == ["float8", "int8"]
+    assert [requirements.narrow_format(card.capability) for card in found_cards] == ["float8", "int8"]
     names = {
         wanted: [card.name[:5] for card in visible(found_cards, wanted)]
         for wanted in (None, "", "1", "1,0", "-1", "0,7,1", "GPU-8")
@@ -352,7 +356,7 @@ def test_a_dry_run_counts_as_the_run_would(
     """By the driver's figures, less the reserve, and without torch; what does not fit is named and the figures stay."""
     two = (Card("a", "1", (8, 9), 24 * GIB, 20 * GIB), Card("b", "1", (7, 5), 24 * GIB, 4 * GIB))
     monkeypatch.setattr(engine, "cards", lambda: two)
-    monkeypatch.setattr(preflight, "host_available", lambda: 16 * GIB)
+    monkeypatch.setattr(requirements, "host_available", lambda: 16 * GIB)
     wanted = Engine(Models(tmp_path), tmp_path, device, reserve_gb=3)
     needed, problems = wanted.forecast(changed(request("reverse", pictures[0], size=640), seconds=1))
     assert needed["precision"] == expected

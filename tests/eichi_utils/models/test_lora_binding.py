@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from diffusers_helper.memory.memory import module_bytes
 from diffusers_helper.models import linear
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from eichi_utils import film, models
-from eichi_utils.adapters import fingerprints, read_updates, shapes_of
+from eichi_utils import film
 from eichi_utils.film import Decoded, sample_film
-from eichi_utils.hub import ModelFiles
 from eichi_utils.jobs import Stop
-from eichi_utils.lora_fit import fit_problems, notices, reports, shapes_in
-from eichi_utils.models import ModelPool
+from eichi_utils.models import pool as models
+from eichi_utils.models.hub import ModelFiles
+from eichi_utils.models.lora_binding import fingerprints, read_updates, shapes_of
+from eichi_utils.models.lora_fit import fit_problems, notices, reports, shapes_in
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.requests import loras
 from eichi_utils.requests.loras import Lora
@@ -432,7 +433,7 @@ def test_a_file_that_becomes_shorter_while_it_is_read(
 
     pool = ModelPool(checkpoint, device="cpu")
     with monkeypatch.context() as changed_meanwhile:
-        changed_meanwhile.setattr("eichi_utils.adapters.layouts", judged)
+        changed_meanwhile.setattr("eichi_utils.models.lora_binding.layouts", judged)
         with pytest.raises(UserError) as error, pool.transformer("framepack", "auto", (Lora(str(path)),), merge):
             pass
     assert found(error.value.problems) == {("loras/0/file", "lora_changed")}

@@ -13,10 +13,10 @@ import psutil
 
 from diffusers_helper.memory.budget import Budget
 from eichi_utils.files.latent_header import CELL
-from eichi_utils.hub import ModelFiles, Place
+from eichi_utils.models.hub import ModelFiles, Place
+from eichi_utils.models.sizes import ModelSize, TransformerSize
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.plan import Plan, Section
-from eichi_utils.sizes import ModelSize, TransformerSize
 
 CGROUP = Path("/sys/fs/cgroup")
 # Of a picture, 729, and of a prompt, at most 256.

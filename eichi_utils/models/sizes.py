@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from diffusers_helper.checkpoints.files import CheckpointError, Shapes, Tensors, read_headers, weight_files
-from eichi_utils.hub import STEMS, ModelFiles
+from eichi_utils.models.hub import STEMS, ModelFiles
 
 BLOCK = re.compile(r"(single_)?transformer_blocks\.\d+\.")
 # Of a block, what only tables are made of before the first step.

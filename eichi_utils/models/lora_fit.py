@@ -11,10 +11,10 @@ from pathlib import Path
 
 from diffusers_helper.checkpoints.files import CheckpointError, read_headers, weight_files
 from eichi_utils.events import Notice
-from eichi_utils.hub import STEMS, ModelFiles
+from eichi_utils.models.hub import STEMS, ModelFiles
+from eichi_utils.models.sizes import ModelSize, TransformerSize, part_of
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.loras import Lora, file_state, layout_of, layouts, lora_problem
-from eichi_utils.sizes import ModelSize, TransformerSize, part_of
 from lora_utils.files import Header, LoraError, read_header
 from lora_utils.formats import Layout, Report, Shapes, factor_numbers
 

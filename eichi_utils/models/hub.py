@@ -15,8 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import tqdm
 
 from diffusers_helper.checkpoints.files import CheckpointError, weight_files
-from eichi_utils.description import Description, read_description
 from eichi_utils.files.paths import DEFAULT_MODELS
+from eichi_utils.models.description import Description, read_description
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import SIZES, Request
 

@@ -16,13 +16,13 @@ from diffusers_helper.memory.streaming import tensors_of
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.vae.past import past_bytes
 from diffusers_helper.vae.vae_decode import peak_bytes
-from eichi_utils.components import pretrained
-from eichi_utils.hub import PLACES, ModelFiles
-from eichi_utils.lora_fit import shapes_in, size_with
-from eichi_utils.models import ModelPool
-from eichi_utils.preflight import transformer_needs
+from eichi_utils.models.components import pretrained
+from eichi_utils.models.hub import PLACES, ModelFiles
+from eichi_utils.models.lora_fit import shapes_in, size_with
+from eichi_utils.models.pool import ModelPool
+from eichi_utils.models.requirements import transformer_needs
+from eichi_utils.models.sizes import PUBLISHED, model_size, transformer_size, vae_size
 from eichi_utils.requests.loras import Lora
-from eichi_utils.sizes import PUBLISHED, model_size, transformer_size, vae_size
 from tests.lora_files import write_lora
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.description import Example
 from eichi_utils.files.paths import MINIATURE
-from eichi_utils.hub import HUB_SIZES, ModelFiles, size_problems
-from eichi_utils.lora_fit import fit_problems
+from eichi_utils.models.description import Example
+from eichi_utils.models.hub import HUB_SIZES, ModelFiles, size_problems
+from eichi_utils.models.lora_fit import fit_problems
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import Request
 

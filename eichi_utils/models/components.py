@@ -27,7 +27,7 @@ from diffusers_helper.encoders.text import load_tokenizer, load_tokenizer_2
 from diffusers_helper.encoders.vision import VisionPreprocessing
 from diffusers_helper.interrupt import Tick, never
 from diffusers_helper.vae.convolution import quicken
-from eichi_utils.hub import PREPROCESSOR_FILE, STEMS
+from eichi_utils.models.hub import PREPROCESSOR_FILE, STEMS
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from diffusers_helper.memory.budget import Budget
-from eichi_utils.hub import ModelFiles
-from eichi_utils.lora_fit import shapes_in
-from eichi_utils.models import ModelPool
+from eichi_utils.models.hub import ModelFiles
+from eichi_utils.models.lora_fit import shapes_in
+from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests.loras import Lora
 from tests.eichi_utils.helpers import request
 from tests.eichi_utils.test_effects import latents_of

@@ -15,9 +15,9 @@ from torch import Tensor
 from diffusers_helper.checkpoints import checkpoint
 from diffusers_helper.checkpoints.files import read_headers, read_json, weight_files
 from diffusers_helper.checkpoints.reading import Reader
-from eichi_utils.adapters import Merging, shapes_of
 from eichi_utils.files.paths import DISK_FULL, folder_problem
 from eichi_utils.files.temporary import own_prefix, remove_abandoned
+from eichi_utils.models.lora_binding import Merging, shapes_of
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.loras import Lora
 from lora_utils.files import Header, read_header, write_stream
