@@ -44,7 +44,6 @@ from eichi_utils.files.disk_cache import DEFAULT_GB
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_OUTPUTS, place
 from eichi_utils.jobs import Jobs
-from eichi_utils.log import COMMAND_LINE, FOLDER, Log
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
@@ -55,6 +54,7 @@ from eichi_utils.requests.request import SECTION_KINDS, Request
 from eichi_utils.setup.console import ending_as_interrupted, ready
 from eichi_utils.story import Story
 from eichi_utils.timings import Timings
+from eichi_utils.user_data.log_file import COMMAND_LINE, FOLDER, Log
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator, preferred_language
 

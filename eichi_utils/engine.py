@@ -28,8 +28,8 @@ from eichi_utils.models.sizes import model_size, with_film
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.append import written_frames
 from eichi_utils.requests.request import Request
-from eichi_utils.settings import CHOICES
 from eichi_utils.timings import Stopwatch, Timings
+from eichi_utils.user_data.settings import CHOICES
 
 if TYPE_CHECKING:
     from eichi_utils.models.pool import ModelPool

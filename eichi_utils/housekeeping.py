@@ -13,12 +13,12 @@ from typing import Any
 
 from eichi_utils.files.temporary import remove_abandoned
 from eichi_utils.jobs import Job
-from eichi_utils.passing import purge_passing
-from eichi_utils.presets import favourites
 from eichi_utils.problems import UserError
-from eichi_utils.purge import Results, digits_in, names_in, purge
 from eichi_utils.requests.request import to_json
-from eichi_utils.settings import AppSettings
+from eichi_utils.user_data.passing import purge_passing
+from eichi_utils.user_data.presets import favourites
+from eichi_utils.user_data.purge import Results, digits_in, names_in, purge
+from eichi_utils.user_data.settings import AppSettings
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from eichi_utils.events import Event, Failed, Finished
 from eichi_utils.jobs import Job
 from eichi_utils.problems import UserError
-from eichi_utils.settings import CHOICES, AppSettings
 from eichi_utils.setup.console import is_terminal, write
+from eichi_utils.user_data.settings import CHOICES, AppSettings
 
 # The setting, called as in the existing program's file.
 ALARM = "alarm_on_completion"

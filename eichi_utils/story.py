@@ -7,10 +7,10 @@ from typing import Any
 
 from eichi_utils.events import Ended, Event, Failed, Notice, Saved, Stage, Started, Step, Stopped
 from eichi_utils.jobs import Job
-from eichi_utils.log import Log
 from eichi_utils.problems import Translate
 from eichi_utils.progress import clock
 from eichi_utils.requests.request import Request, to_json
+from eichi_utils.user_data.log_file import Log
 from eichi_utils.view import View
 
 # Per cent of the whole job between two lines of progress, as in the existing program's logs.

@@ -18,7 +18,7 @@ from eichi_utils.files.paths import SETTINGS, place
 from eichi_utils.models.requirements import most_tokens
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import Request
-from eichi_utils.settings import JsonFile
+from eichi_utils.user_data.settings import JsonFile
 
 logger = logging.getLogger(__name__)
 

@@ -54,8 +54,8 @@ CATCH_ALL = {"eichi_utils/jobs.py", "webui/boundary.py"}
 WALL_CLOCK = {
     "eichi_utils/files/paths.py",
     "eichi_utils/files/disk_cache.py",
-    "eichi_utils/passing.py",
-    "eichi_utils/purge.py",
+    "eichi_utils/user_data/passing.py",
+    "eichi_utils/user_data/purge.py",
     "eichi_utils/files/temporary.py",
     "webui/sections_panel.py",
     "webui/set_aside.py",

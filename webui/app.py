@@ -21,14 +21,14 @@ from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders, user_home
 from eichi_utils.housekeeping import Housekeeper
 from eichi_utils.jobs import Job, Jobs
-from eichi_utils.log import FOLDER, SOURCES, Log
 from eichi_utils.models.catalogue import Models
 from eichi_utils.notify import Alarm
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.settings import AppSettings
 from eichi_utils.setup.console import ending_as_interrupted, ready
 from eichi_utils.story import Story
 from eichi_utils.timings import Timings
+from eichi_utils.user_data.log_file import FOLDER, SOURCES, Log
+from eichi_utils.user_data.settings import AppSettings
 from locales import Translator
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context

@@ -23,8 +23,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from eichi_utils.passing import need_room
 from eichi_utils.problems import UserError
+from eichi_utils.user_data.passing import need_room
 from locales import Translator
 from webui.answer_headers import outgoing
 from webui.gradio_compat import take_uploads_part_by_part

@@ -20,11 +20,11 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.files.safe_reading import parse_json
-from eichi_utils.lora_folder import about, found, keep_upload, look_through
 from eichi_utils.models.lora_fit import fit, report_notices, shapes_in
-from eichi_utils.presets import lora_presets
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.loras import MOST_LORAS, STRONGEST, Lora, is_below, shown_name
+from eichi_utils.user_data.lora_library import about, found, keep_upload, look_through
+from eichi_utils.user_data.presets import lora_presets
 from webui import boxes, fields, words
 from webui.context import QUIET, Context
 from webui.form import Form

@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from eichi_utils import presets
-from eichi_utils.presets import PromptPresets, favourites
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import to_json
-from eichi_utils.settings import JsonFile
+from eichi_utils.user_data import presets
+from eichi_utils.user_data.presets import PromptPresets, favourites
+from eichi_utils.user_data.settings import JsonFile
 from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form

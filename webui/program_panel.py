@@ -10,12 +10,12 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from eichi_utils.desktop import open_folder, same_machine
 from eichi_utils.housekeeping import LIMITS
-from eichi_utils.log import ENABLED, FOLDER
 from eichi_utils.notify import ALARM
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.settings import CHOICES
+from eichi_utils.user_data.desktop import open_folder, same_machine
+from eichi_utils.user_data.log_file import ENABLED, FOLDER
+from eichi_utils.user_data.settings import CHOICES
 from webui import fields
 from webui.context import QUIET, Context
 from webui.form import Form

@@ -13,7 +13,6 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from eichi_utils.desktop import open_folder, same_machine
 from eichi_utils.events import StopLevel
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.exchange.named_files import FILES
@@ -22,6 +21,7 @@ from eichi_utils.files.paths import written_atomically
 from eichi_utils.jobs import Job
 from eichi_utils.problems import UserError
 from eichi_utils.requests.request import to_json
+from eichi_utils.user_data.desktop import open_folder, same_machine
 from eichi_utils.view import View
 from webui import words
 from webui.context import QUIET, Context

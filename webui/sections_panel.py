@@ -18,8 +18,8 @@ from gradio.components import Component
 from gradio.utils import get_upload_folder
 
 from eichi_utils.exchange.section_zip import export_sections, import_sections
-from eichi_utils.passing import need_room
 from eichi_utils.problems import UserError
+from eichi_utils.user_data.passing import need_room
 from webui import fields
 from webui.context import QUIET, Context
 from webui.filling import Filling

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eichi_utils.problems import Problem
-from eichi_utils.settings import FIELD, PARTLY
+from eichi_utils.user_data.settings import FIELD, PARTLY
 
 # What the name of such a file holds, followed by when that was (see `settings.JsonFile`).
 SIGN, STAMP, STAMP_LENGTH = ".damaged-", "%Y%m%d_%H%M%S", 15

@@ -7,11 +7,11 @@ from pathlib import Path
 from eichi_utils.files.copies import keep
 from eichi_utils.files.paths import DISK_FULL
 from eichi_utils.files.safe_reading import UnsafeError
-from eichi_utils.passing import need_room
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.file_fields import map_pictures
 from eichi_utils.requests.request import Request, to_json
+from eichi_utils.user_data.passing import need_room
 
 
 def keep_pictures(request: Request, folder: Path) -> Request:

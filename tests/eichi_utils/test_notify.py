@@ -15,7 +15,7 @@ from eichi_utils.events import StopLevel
 from eichi_utils.jobs import Jobs
 from eichi_utils.notify import ALARM, Alarm, play_sound, players
 from eichi_utils.problems import UserError
-from eichi_utils.settings import AppSettings, JsonFile
+from eichi_utils.user_data.settings import AppSettings, JsonFile
 from tests.eichi_utils.test_jobs import WAIT, Fake, ending, some
 
 MODE = "single"

@@ -12,8 +12,8 @@ from eichi_utils.jobs import Stop
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests.request import Request
-from eichi_utils.settings import JsonFile
 from eichi_utils.timings import KEPT, Stopwatch, Taken, Timings, kind_of
+from eichi_utils.user_data.settings import JsonFile
 from tests.eichi_utils.helpers import changed, found, request
 
 

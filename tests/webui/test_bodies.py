@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils.passing import LEAST_FREE
+from eichi_utils.user_data.passing import LEAST_FREE
 from tests.webui.doorstep import answer, client, connect, doors, head, served
 from webui import doors as module
 from webui.doors import Rules

@@ -18,9 +18,9 @@ from gradio.routes import ORJSONResponse
 from gradio.state_holder import SessionState
 
 from eichi_utils.files.folders import OutputFolders
-from eichi_utils.log import FOLDER, Log
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.user_data.log_file import FOLDER, Log
 from locales import LANGUAGES, Translator, table
 from tests.threads import in_a_loop
 from webui.app import PAGES

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eichi_utils.presets import ENTRIES, PromptPresets
 from eichi_utils.problems import Problem
-from eichi_utils.settings import JsonFile
+from eichi_utils.user_data.presets import ENTRIES, PromptPresets
+from eichi_utils.user_data.settings import JsonFile
 from locales import Translator
 from webui.start_panel import StartPanel
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from eichi_utils.files.folders import OutputFolders
-from eichi_utils.log import FOLDER, Log
-from eichi_utils.settings import AppSettings, JsonFile
+from eichi_utils.user_data.log_file import FOLDER, Log
+from eichi_utils.user_data.settings import AppSettings, JsonFile
 from locales import Translator
-from tests.eichi_utils.test_damaged_files import DAMAGES, FILES, STILL_GOOD
-from tests.eichi_utils.test_damaged_files import good as good
+from tests.eichi_utils.user_data.test_damaged_files import DAMAGES, FILES, STILL_GOOD
+from tests.eichi_utils.user_data.test_damaged_files import good as good
 from tests.webui.test_form import page as page
 from tests.webui.whole import Page
 from tests.webui.whole import whole as whole

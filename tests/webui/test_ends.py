@@ -18,7 +18,7 @@ from eichi_utils.problems import Problem
 from eichi_utils.requests import reverse
 from eichi_utils.requests.modes import MODES
 from eichi_utils.requests.reverse import ReverseRequest
-from eichi_utils.settings import AppSettings, JsonFile
+from eichi_utils.user_data.settings import AppSettings, JsonFile
 from eichi_utils.view import View
 from locales import LANGUAGES, Translator
 from tests.webui.test_form import page as page

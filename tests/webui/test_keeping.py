@@ -9,9 +9,9 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from eichi_utils.presets import lora_presets
 from eichi_utils.requests.modes import MODES
 from eichi_utils.requests.request import to_json
+from eichi_utils.user_data.presets import lora_presets
 from tests.eichi_utils.zips import COMPAT
 from tests.webui.test_form import OTHER
 from tests.webui.test_form import page as page

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import log as logs
-from eichi_utils.log import Seldom
 from eichi_utils.setup.console import ending_as_interrupted
+from eichi_utils.user_data import log_file as logs
+from eichi_utils.user_data.log_file import Seldom
 from tests.webui.doorstep import answer, connect, doors, head, served
 from webui.server import BACKLOG, EACH, FOR_FILMS, LEAST, MOST, Gate, Patience, room_of
 

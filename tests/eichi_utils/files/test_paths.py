@@ -18,7 +18,7 @@ from eichi_utils.exchange.section_zip import export_sections
 from eichi_utils.exchange.video import FilmWriter, write_png
 from eichi_utils.files import paths
 from eichi_utils.files.paths import beside_program, folder_problem, is_writable, user_folders, written_atomically
-from eichi_utils.settings import JsonFile
+from eichi_utils.user_data.settings import JsonFile
 from tests.eichi_utils.helpers import request
 
 

@@ -17,11 +17,11 @@ from eichi_utils.files.copies import keep
 from eichi_utils.files.paths import new_job_id
 from eichi_utils.housekeeping import DAYS, GIGABYTES, Housekeeper
 from eichi_utils.jobs import Job
-from eichi_utils.presets import favourites
-from eichi_utils.purge import DAY_SECONDS, GB, Results, names_in, purge
 from eichi_utils.requests.request import to_json
 from eichi_utils.requests.reverse import ReverseRequest
-from eichi_utils.settings import AppSettings, JsonFile
+from eichi_utils.user_data.presets import favourites
+from eichi_utils.user_data.purge import DAY_SECONDS, GB, Results, names_in, purge
+from eichi_utils.user_data.settings import AppSettings, JsonFile
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils.passing import BROKEN_SECONDS, LEAST_FREE, SAFE_SECONDS, need_room, purge_passing
 from eichi_utils.problems import UserError
-from eichi_utils.purge import DAY_SECONDS
+from eichi_utils.user_data.passing import BROKEN_SECONDS, LEAST_FREE, SAFE_SECONDS, need_room, purge_passing
+from eichi_utils.user_data.purge import DAY_SECONDS
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from eichi_utils.presets import PromptPresets, favourites, lora_presets
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.settings import CHOICES, AppSettings, JsonFile
 from eichi_utils.timings import Taken, Timings, kind_of
+from eichi_utils.user_data.presets import PromptPresets, favourites, lora_presets
+from eichi_utils.user_data.settings import CHOICES, AppSettings, JsonFile
 from tests.eichi_utils.helpers import names_in, request, say_everything
 
 NUMBER = "7" * 400

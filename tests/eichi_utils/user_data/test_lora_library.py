@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from eichi_utils.lora_folder import About, about, found, keep_upload
 from eichi_utils.problems import UserError
 from eichi_utils.requests import loras
 from eichi_utils.requests.loras import is_below
+from eichi_utils.user_data.lora_library import About, about, found, keep_upload
 from lora_utils.files import read_header
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils import helpers
 
 FILE = GOLDEN / "lora" / "kohya_framepack_names.safetensors"
-CASES = Path(__file__).parents[1] / "cases"
+CASES = Path(__file__).parents[2] / "cases"
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from eichi_utils.presets import STARTUP_NAME, PromptPreset, PromptPresets, favourites, lora_presets
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import to_json
-from eichi_utils.settings import JsonFile
+from eichi_utils.user_data.presets import STARTUP_NAME, PromptPreset, PromptPresets, favourites, lora_presets
+from eichi_utils.user_data.settings import JsonFile
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import found
 from tests.eichi_utils.requests.test_request import other_values

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import desktop
+from eichi_utils.user_data import desktop
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import WEBUI
 from eichi_utils.problems import Problem, Translate, UserError
-from eichi_utils.settings import CHOICES, AppSettings
+from eichi_utils.user_data.settings import CHOICES, AppSettings
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ COMMAND_LINE = "eichi"
 # Of a line.
 STAMP = "%Y-%m-%d %H:%M:%S"
 # What says something to the log alone, and not to the console.
-SAID = "eichi_utils.log.said"
+SAID = "eichi_utils.user_data.log_file.said"
 # Bytes after which a file becomes the older one, of which there is one; both together are no more than twice as many.
 LARGEST = 16 << 20
 # How often the same thing is logged in so many seconds; and kinds of things that are counted.

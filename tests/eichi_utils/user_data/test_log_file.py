@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-from eichi_utils import log as logs
 from eichi_utils.engine import Engine
 from eichi_utils.events import StopLevel
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.jobs import Jobs
-from eichi_utils.log import FOLDER, Lines, Log
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.settings import AppSettings, JsonFile
 from eichi_utils.story import Story
+from eichi_utils.user_data import log_file as logs
+from eichi_utils.user_data.log_file import FOLDER, Lines, Log
+from eichi_utils.user_data.settings import AppSettings, JsonFile
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import SHORT, found, names_in, request
 from tests.eichi_utils.test_jobs import WAIT, Fake, ending, some

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from eichi_utils import settings
 from eichi_utils.problems import UserError
-from eichi_utils.settings import AppSettings, JsonFile
+from eichi_utils.user_data import settings
+from eichi_utils.user_data.settings import AppSettings, JsonFile
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import found, names_in, say_everything
 
@@ -134,7 +134,7 @@ with filelock.FileLock(sys.argv[1]):
 COUNT = """
 import sys
 from pathlib import Path
-from eichi_utils.settings import JsonFile
+from eichi_utils.user_data.settings import JsonFile
 
 def change(document, number):
     document[f"{sys.argv[2]}{number}"] = number

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.purge import DAY_SECONDS, GB, delete
+from eichi_utils.user_data.purge import DAY_SECONDS, GB, delete
 
 # Of all files there together; many times what a full form of large pictures takes.
 MOST_BYTES, MOST_FILES = 4 * GB, 5_000

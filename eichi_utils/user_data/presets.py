@@ -22,7 +22,7 @@ from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.requests.loras import Lora
 from eichi_utils.requests.modes import MODES
 from eichi_utils.requests.transfer import usable
-from eichi_utils.settings import Document, JsonFile
+from eichi_utils.user_data.settings import Document, JsonFile
 
 FIELD = "presets"
 ENTRIES = "presets"

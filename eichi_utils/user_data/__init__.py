@@ -1,0 +1,1 @@
+"""What belongs to the person: settings, presets, the LoRA folder, the log."""
