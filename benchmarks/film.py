@@ -35,9 +35,9 @@ from diffusers_helper.memory.device import CudaDevice
 from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import TransformerConfig
 from eichi_utils import runner
-from eichi_utils.events import Event, Finished, Stage, Step
 from eichi_utils.files.paths import Outputs
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.events import Event, Finished, Stage, Step
+from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests import modes
 from miniature.random_checkpoint import build

@@ -26,7 +26,7 @@ from diffusers_helper.memory.memory import module_bytes
 from diffusers_helper.vae.latents import on_host, to_uint8
 from eichi_utils.encode import Conditions, fit_pictures
 from eichi_utils.film import Decoded, sample_film
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.hub import STEMS
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests.forward import ForwardRequest

@@ -38,12 +38,15 @@ from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.cli_sections import add_sections_commands
 from eichi_utils.cli_tensors import add_tensors_commands
 from eichi_utils.engine import RESERVE_GB, Engine
-from eichi_utils.events import StopLevel
 from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.files.disk_cache import DEFAULT_GB
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_OUTPUTS, place
-from eichi_utils.jobs import Jobs
+from eichi_utils.jobs.events import StopLevel
+from eichi_utils.jobs.job_log import Story
+from eichi_utils.jobs.queue import Jobs
+from eichi_utils.jobs.timings import Timings
+from eichi_utils.jobs.view import View
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
@@ -52,10 +55,7 @@ from eichi_utils.requests.loras import from_flag
 from eichi_utils.requests.plan import FPS
 from eichi_utils.requests.request import SECTION_KINDS, Request
 from eichi_utils.setup.console import ending_as_interrupted, ready
-from eichi_utils.story import Story
-from eichi_utils.timings import Timings
 from eichi_utils.user_data.log_file import COMMAND_LINE, FOLDER, Log
-from eichi_utils.view import View
 from locales import LANGUAGES, Translator, preferred_language
 
 SWITCH_WORDS = {"on": True, "off": False, "true": True, "false": False}

@@ -16,7 +16,7 @@ from eichi_utils.exchange.metadata import film_tags, text_of
 from eichi_utils.exchange.named_files import parts_without_paths, without_paths
 from eichi_utils.files.latent_header import PARTS, LatentInfo, latents_problem, read_info
 from eichi_utils.files.paths import folder_problem
-from eichi_utils.jobs import problems_of
+from eichi_utils.jobs.queue import problems_of
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.plan import MOST_BETWEEN

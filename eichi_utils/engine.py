@@ -11,14 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eichi_utils.events import Event, Stage
 from eichi_utils.extras import extra_bytes
 from eichi_utils.files.disk_cache import MOST_GB
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.latent_header import CELL
 from eichi_utils.files.paths import DEFAULT_OUTPUTS, Outputs
 from eichi_utils.files.pictures import fitted_size
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.events import Event, Stage
+from eichi_utils.jobs.queue import Stop
+from eichi_utils.jobs.timings import Stopwatch, Timings
 from eichi_utils.models import requirements
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.gpus import Card, cards
@@ -28,7 +29,6 @@ from eichi_utils.models.sizes import model_size, with_film
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.append import written_frames
 from eichi_utils.requests.request import Request
-from eichi_utils.timings import Stopwatch, Timings
 from eichi_utils.user_data.settings import CHOICES
 
 if TYPE_CHECKING:

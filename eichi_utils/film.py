@@ -19,9 +19,9 @@ from diffusers_helper.vae.latents import SPATIAL, decode_after, decode_frames, r
 from diffusers_helper.vae.past import Past
 from diffusers_helper.vae.vae_decode import KeptTiles
 from eichi_utils.encode import Conditions
-from eichi_utils.events import Event, Share, Stage, Step, StopLevel
 from eichi_utils.exchange.latent_files import Piece, interpolate, put_together
 from eichi_utils.history import History, Stitch
+from eichi_utils.jobs.events import Event, Share, Stage, Step, StopLevel
 from eichi_utils.models.requirements import step_tokens
 from eichi_utils.previews import watched
 from eichi_utils.requests.loras import Lora
@@ -29,7 +29,7 @@ from eichi_utils.requests.plan import Append, Plan, Ref, Section, frames_of
 from eichi_utils.requests.request import Request
 
 if TYPE_CHECKING:
-    from eichi_utils.jobs import Stop
+    from eichi_utils.jobs.queue import Stop
     from eichi_utils.models.pool import ModelPool
 
 # Tables of one prompt are 56 MB at full size; a section needs at most two, its neighbours often the same.

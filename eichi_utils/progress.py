@@ -6,9 +6,9 @@ import shutil
 import unicodedata
 from typing import TextIO
 
+from eichi_utils.jobs.view import View
 from eichi_utils.problems import Translate
 from eichi_utils.setup.console import is_terminal, write
-from eichi_utils.view import View
 
 BAR = 24
 

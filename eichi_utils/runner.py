@@ -16,12 +16,12 @@ from diffusers_helper.interrupt import Interrupted
 from diffusers_helper.vae.latents import SPATIAL, encode_picture
 from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of, profile_problems
 from eichi_utils.encoded import Encoded
-from eichi_utils.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
 from eichi_utils.exchange.latent_files import read_latents, trim
 from eichi_utils.exchange.metadata import png_info
 from eichi_utils.exchange.video import write_png
 from eichi_utils.extras import extra_bytes
 from eichi_utils.film import Decoded, Joined, Stretch, sample_film
+from eichi_utils.jobs.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
 from eichi_utils.joined import JoinedFilm
 from eichi_utils.models.lora_fit import notices as lora_notices
 from eichi_utils.models.requirements import (
@@ -42,7 +42,7 @@ from eichi_utils.saving import Film
 
 if TYPE_CHECKING:
     from eichi_utils.files.paths import Outputs
-    from eichi_utils.jobs import Stop
+    from eichi_utils.jobs.queue import Stop
     from eichi_utils.models.pool import ModelPool
 
 

@@ -26,7 +26,7 @@ from diffusers_helper.vae.latents import decode, encode_picture, on_host
 from eichi_utils.encode import Conditions, fit_pictures, pixels_of
 from eichi_utils.film import Decoded, sample_film
 from eichi_utils.history import joined
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests.forward import ForwardRequest
 from eichi_utils.requests.request import Request

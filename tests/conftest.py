@@ -79,7 +79,7 @@ def own_cache(own_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> N
     """A test neither reads nor fills the program's own caches and measured times, nor the user's own folder."""
     folder = next(own_folders)
     monkeypatch.setenv("XDG_DATA_HOME", str(folder / "home"))
-    for place, name in (("eichi_utils.files.paths.CACHE", "cache"), ("eichi_utils.timings.SETTINGS", "settings")):
+    for place, name in (("eichi_utils.files.paths.CACHE", "cache"), ("eichi_utils.jobs.timings.SETTINGS", "settings")):
         (folder / name).mkdir(parents=True)
         monkeypatch.setattr(place, folder / name)
 

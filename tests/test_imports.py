@@ -49,7 +49,7 @@ HEAVY = ("torch", "diffusers", "transformers", "gradio")
 
 # A worker that must end every job in one of its three ways, whatever happens; and the pages' handlers, whose errors end in a
 # sentence.
-CATCH_ALL = {"eichi_utils/jobs.py", "webui/boundary.py"}
+CATCH_ALL = {"eichi_utils/jobs/queue.py", "webui/boundary.py"}
 # What names files by day and hour, or compares with the times of files; and the training of the miniature.
 WALL_CLOCK = {
     "eichi_utils/files/paths.py",
@@ -99,7 +99,7 @@ def is_command_line(file: str) -> bool:
 def test_the_tree_is_seen():
     """The tests below say nothing about files that they do not find."""
     assert {package(file) for file in PRODUCT} >= {"launch.py", "webui", "eichi_utils", "diffusers_helper", "locales"}
-    assert len(PRODUCT) > 40 and "eichi_utils/jobs.py" in PRODUCT and "diffusers_helper/models/blocks.py" in PRODUCT
+    assert len(PRODUCT) > 40 and "eichi_utils/jobs/queue.py" in PRODUCT and "diffusers_helper/models/blocks.py" in PRODUCT
     assert "diffusers_helper.models.step_cache.StepCache" in imports("diffusers_helper/models/transformer.py")
 
 

@@ -19,14 +19,14 @@ from eichi_utils.demo import UNTRAINED
 from eichi_utils.engine import Engine
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders, user_home
-from eichi_utils.housekeeping import Housekeeper
-from eichi_utils.jobs import Job, Jobs
+from eichi_utils.jobs.alarm import Alarm
+from eichi_utils.jobs.housekeeping import Housekeeper
+from eichi_utils.jobs.job_log import Story
+from eichi_utils.jobs.queue import Job, Jobs
+from eichi_utils.jobs.timings import Timings
 from eichi_utils.models.catalogue import Models
-from eichi_utils.notify import Alarm
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.setup.console import ending_as_interrupted, ready
-from eichi_utils.story import Story
-from eichi_utils.timings import Timings
 from eichi_utils.user_data.log_file import FOLDER, SOURCES, Log
 from eichi_utils.user_data.settings import AppSettings
 from locales import Translator

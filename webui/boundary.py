@@ -15,7 +15,7 @@ import gradio as gr
 from gradio.blocks import BlockFunction
 from gradio.routes import ORJSONResponse
 
-from eichi_utils.jobs import problems_of
+from eichi_utils.jobs.queue import problems_of
 from eichi_utils.problems import Problem, UserError
 from locales import Translator
 from webui import words

@@ -10,8 +10,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from eichi_utils.housekeeping import LIMITS
-from eichi_utils.notify import ALARM
+from eichi_utils.jobs.alarm import ALARM
+from eichi_utils.jobs.housekeeping import LIMITS
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.user_data.desktop import open_folder, same_machine
 from eichi_utils.user_data.log_file import ENABLED, FOLDER

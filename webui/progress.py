@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from eichi_utils.events import StopLevel
-from eichi_utils.jobs import Job
-from eichi_utils.view import View
+from eichi_utils.jobs.events import StopLevel
+from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.view import View
 from locales import Translator
 from webui import words
 

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI, Response
 
-from eichi_utils.jobs import Job, Jobs
+from eichi_utils.jobs.queue import Job, Jobs
 from locales import Translator
 from webui.progress import progress_of
 

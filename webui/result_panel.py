@@ -13,16 +13,16 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from eichi_utils.events import StopLevel
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.exchange.named_files import FILES
 from eichi_utils.exchange.video import last_frame
 from eichi_utils.files.paths import written_atomically
-from eichi_utils.jobs import Job
+from eichi_utils.jobs.events import StopLevel
+from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.view import View
 from eichi_utils.problems import UserError
 from eichi_utils.requests.request import to_json
 from eichi_utils.user_data.desktop import open_folder, same_machine
-from eichi_utils.view import View
 from webui import words
 from webui.context import QUIET, Context
 from webui.form import Form

@@ -9,16 +9,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from eichi_utils.events import Notice, StopLevel
 from eichi_utils.extras import extra_counts
 from eichi_utils.files.pictures import fitted_size
+from eichi_utils.jobs.events import Notice, StopLevel
+from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem
 from eichi_utils.requests.append import DETAILS, whole_frames
 from eichi_utils.requests.append import FIELD as APPEND
 from eichi_utils.requests.loras import shown_name
 from eichi_utils.requests.plan import FPS
 from eichi_utils.requests.request import Request
-from eichi_utils.view import View
 from locales import Translator, table
 
 # A field that is merely still empty is no mistake yet, and is not shown as one.

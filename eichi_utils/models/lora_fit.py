@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from diffusers_helper.checkpoints.files import CheckpointError, read_headers, weight_files
-from eichi_utils.events import Notice
+from eichi_utils.jobs.events import Notice
 from eichi_utils.models.hub import STEMS, ModelFiles
 from eichi_utils.models.sizes import ModelSize, TransformerSize, part_of
 from eichi_utils.problems import Problem, UserError

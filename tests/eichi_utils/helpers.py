@@ -13,9 +13,9 @@ import numpy
 from PIL import Image
 from safetensors.numpy import save_file
 
-from eichi_utils.events import Event, Notice, Step
 from eichi_utils.files.paths import Outputs
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.events import Event, Notice, Step
+from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import Problem
 from eichi_utils.requests import modes

@@ -21,11 +21,11 @@ from eichi_utils.cli_output import flag_of
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.files.paths import ROOT
 from eichi_utils.files.pictures import fitted_size
+from eichi_utils.jobs.view import View
 from eichi_utils.models.catalogue import Models
 from eichi_utils.progress import Progress, clock
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import to_json
-from eichi_utils.view import View
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import decoded, latent_file, names_in
 from tests.eichi_utils.requests.test_request import other_values

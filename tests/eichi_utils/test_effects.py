@@ -13,13 +13,13 @@ from PIL import Image
 from diffusers_helper.vae.latents import rounded
 from eichi_utils import runner
 from eichi_utils.film import Decoded, sample_film
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.queue import Stop
+from eichi_utils.jobs.view import View
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request, to_json
 from eichi_utils.requests.single import Control
-from eichi_utils.view import View
 from tests.eichi_utils.helpers import THREE, carry_out, changed, decoded, notices_of, request
 
 

@@ -14,11 +14,11 @@ from torch import nn
 
 from diffusers_helper.interrupt import Interrupted, between_layers
 from eichi_utils import runner
-from eichi_utils.events import Ended, Finished, Saved, Share, Stage, StopLevel, Stopped
 from eichi_utils.files.paths import Outputs
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.events import Ended, Finished, Saved, Share, Stage, StopLevel, Stopped
+from eichi_utils.jobs.queue import Stop
+from eichi_utils.jobs.view import View
 from eichi_utils.models.pool import ModelPool
-from eichi_utils.view import View
 from tests.eichi_utils.helpers import SHORT, THREE, carry_out, decoded, names_in, request
 
 

@@ -25,9 +25,9 @@ from diffusers_helper.models.transformer import PackedTransformer, TransformerCo
 from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
 from eichi_utils import film
 from eichi_utils.encode import Conditions
-from eichi_utils.events import Step
 from eichi_utils.film import sample_film
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.events import Step
+from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.previews import watched

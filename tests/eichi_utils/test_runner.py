@@ -20,7 +20,11 @@ from diffusers_helper.vae.latents import to_uint8
 from eichi_utils import film, previews, runner, saving
 from eichi_utils.encode import profile_problems
 from eichi_utils.engine import Engine
-from eichi_utils.events import (
+from eichi_utils.exchange import video
+from eichi_utils.exchange.metadata import read_placed_document
+from eichi_utils.exchange.video import FilmWriter
+from eichi_utils.files.paths import Outputs
+from eichi_utils.jobs.events import (
     STAGES,
     Event,
     Finished,
@@ -32,19 +36,15 @@ from eichi_utils.events import (
     StopLevel,
     Stopped,
 )
-from eichi_utils.exchange import video
-from eichi_utils.exchange.metadata import read_placed_document
-from eichi_utils.exchange.video import FilmWriter
-from eichi_utils.files.paths import Outputs
-from eichi_utils.jobs import Jobs, Stop
+from eichi_utils.jobs.queue import Jobs, Stop
+from eichi_utils.jobs.view import View
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.single import Control
-from eichi_utils.view import View
 from tests.eichi_utils.helpers import SHORT, SHORTEST, THREE, carry_out, decoded, found, names_in, notices_of, picture, request
-from tests.eichi_utils.test_jobs import ending
+from tests.eichi_utils.jobs.test_queue import ending
 
 # "start" is the engine's: it comes before the networks' libraries are imported.
 RUN_STAGES = [stage for stage in STAGES if stage != "start"]

@@ -12,15 +12,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from eichi_utils import film, runner
-from eichi_utils.events import Event, Step, StopLevel
 from eichi_utils.exchange.foreign_texts import parse_parameters
 from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.extras import extra_bytes, extra_counts
 from eichi_utils.files.paths import Outputs
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.events import Event, Step, StopLevel
+from eichi_utils.jobs.queue import Stop
+from eichi_utils.jobs.view import View
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests import modes
-from eichi_utils.view import View
 from tests.eichi_utils.helpers import SHORT, THREE, carry_out, changed, decoded, names_in, request
 
 # Lossless, so that frames of the film and frames as PNGs can be compared.

@@ -21,12 +21,12 @@ from eichi_utils.exchange import metadata, picture_text, video
 from eichi_utils.exchange.section_zip import import_sections
 from eichi_utils.files.latent_header import read_info
 from eichi_utils.files.pictures import fitted_size, open_mask, open_picture, picture_problem
+from eichi_utils.jobs.timings import Timings, kind_of
 from eichi_utils.models.description import read_description
 from eichi_utils.models.lora_fit import fit, published_layers
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import loras, modes
 from eichi_utils.requests.request import to_json
-from eichi_utils.timings import Timings, kind_of
 from eichi_utils.user_data.lora_library import about
 from eichi_utils.user_data.presets import ENTRIES, PromptPresets, favourites, lora_presets
 from eichi_utils.user_data.settings import CHOICES, AppSettings, JsonFile

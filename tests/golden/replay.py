@@ -29,7 +29,7 @@ from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
 from eichi_utils.encode import Conditions
 from eichi_utils.film import Decoded, SectionSampler, sample_film
 from eichi_utils.history import joined
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.hub import ModelFiles
 from eichi_utils.requests.forward import ForwardRequest
 from eichi_utils.requests.plan import FPS, FRAMES_PER_LATENT

@@ -18,7 +18,7 @@ from eichi_utils import film as program
 from eichi_utils.encode import fit_pictures, pixels_of
 from eichi_utils.files.paths import MINIATURE
 from eichi_utils.film import Decoded, sample_film
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests.modes import MODES
 from eichi_utils.requests.plan import FRAMES_PER_LATENT, Plan

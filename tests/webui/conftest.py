@@ -18,9 +18,9 @@ import numpy
 import pytest
 from PIL import Image
 
-from eichi_utils.events import Finished, Saved, Stage, Started, Step, StopLevel, Stopped
 from eichi_utils.files.paths import Outputs
-from eichi_utils.jobs import Jobs
+from eichi_utils.jobs.events import Finished, Saved, Stage, Started, Step, StopLevel, Stopped
+from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.lora_fit import published_layers, shapes_in
 from eichi_utils.problems import Problem, UserError

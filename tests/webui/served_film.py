@@ -14,8 +14,8 @@ from types import MappingProxyType
 
 import gradio
 
-from eichi_utils.events import Ended
-from eichi_utils.jobs import Jobs
+from eichi_utils.jobs.events import Ended
+from eichi_utils.jobs.queue import Jobs
 from eichi_utils.requests.modes import MODES
 from tests.webui.conftest import FakeEngine, empty_page
 from webui import app, server

@@ -13,7 +13,7 @@ from torch import Tensor
 from eichi_utils import film
 from eichi_utils.engine import Engine
 from eichi_utils.exchange.metadata import read_document
-from eichi_utils.jobs import Jobs
+from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models import hub
 from eichi_utils.models.catalogue import Models
 from eichi_utils.requests import modes

@@ -11,15 +11,15 @@ from contextlib import suppress
 import gradio as gr
 import pytest
 
-from eichi_utils.events import Failed, Finished, Saved, Started, StopLevel, Stopped
 from eichi_utils.files import folders, paths
-from eichi_utils.jobs import Job
+from eichi_utils.jobs.events import Failed, Finished, Saved, Started, StopLevel, Stopped
+from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem
 from eichi_utils.requests import reverse
 from eichi_utils.requests.modes import MODES
 from eichi_utils.requests.reverse import ReverseRequest
 from eichi_utils.user_data.settings import AppSettings, JsonFile
-from eichi_utils.view import View
 from locales import LANGUAGES, Translator
 from tests.webui.test_form import page as page
 from webui import history, start_panel, words

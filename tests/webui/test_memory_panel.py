@@ -9,7 +9,7 @@ import pytest
 
 from eichi_utils import engine as engines
 from eichi_utils.engine import Engine
-from eichi_utils.jobs import Jobs, Stop
+from eichi_utils.jobs.queue import Jobs, Stop
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.gpus import Card
 from locales import LANGUAGES, Translator, table

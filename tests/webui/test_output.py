@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from eichi_utils.events import Failed, Started, StopLevel, Stopped
-from eichi_utils.jobs import Job
+from eichi_utils.jobs.events import Failed, Started, StopLevel, Stopped
+from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.timings import Taken, Timings, kind_of
+from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem
 from eichi_utils.requests.modes import MODES
-from eichi_utils.timings import Taken, Timings, kind_of
 from eichi_utils.user_data import desktop
 from eichi_utils.user_data.settings import JsonFile
-from eichi_utils.view import View
 from locales import LANGUAGES, Translator
 from tests.webui.test_browser import PROMPT, fill, until
 from webui import result_panel, words

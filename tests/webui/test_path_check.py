@@ -22,7 +22,7 @@ from gradio.exceptions import InvalidPathError
 from gradio.processing_utils import _check_allowed
 from PIL import Image
 
-from eichi_utils.jobs import Jobs
+from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models.catalogue import Models
 from eichi_utils.requests.loras import is_below
 from locales import Translator, table

@@ -16,7 +16,7 @@ from PIL import Image
 from eichi_utils.files.copies import keep
 from eichi_utils.files.paths import UserFolders
 from eichi_utils.files.safe_reading import UnsafeError
-from eichi_utils.housekeeping import DAYS, Housekeeper
+from eichi_utils.jobs.housekeeping import DAYS, Housekeeper
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.user_data.settings import AppSettings, JsonFile
 from tests.webui.test_form import page as page

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from eichi_utils.exchange import video
 from eichi_utils.exchange.video import PREVIEW_MS, FilmStream, FilmWriter, animated_webp, encode_h264, join_segments, write_png
 from eichi_utils.files.paths import Outputs, folder_problem, new_job_id, written_atomically
-from eichi_utils.jobs import problems_of
+from eichi_utils.jobs.queue import problems_of
 from tests.eichi_utils.helpers import decoded, found, names_in
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from eichi_utils.engine import Engine
 from eichi_utils.files.folders import OutputFolders
-from eichi_utils.jobs import Jobs, Stop
+from eichi_utils.jobs.queue import Jobs, Stop
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from tests.eichi_utils.helpers import found, names_in, request, say_everything
-from tests.eichi_utils.test_jobs import ending
+from tests.eichi_utils.jobs.test_queue import ending
 
 
 def test_a_name_and_a_path(tmp_path: Path) -> None:

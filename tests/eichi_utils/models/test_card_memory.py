@@ -18,7 +18,7 @@ from diffusers_helper.vae.vae_decode import Decoder
 from eichi_utils import runner
 from eichi_utils.engine import Engine
 from eichi_utils.files.paths import Outputs
-from eichi_utils.jobs import Jobs
+from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models import requirements
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError

@@ -11,9 +11,9 @@ import pytest
 
 from eichi_utils import previews
 from eichi_utils.engine import Engine
-from eichi_utils.events import Finished
 from eichi_utils.files.paths import MINIATURE
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.events import Finished
+from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.hub import HUB_SIZES, PLACES, ModelFiles
 from eichi_utils.models.pool import ModelPool

@@ -9,9 +9,9 @@ import httpx2
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from eichi_utils.events import Finished, StopLevel, Stopped
 from eichi_utils.files.paths import Outputs
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.events import Finished, StopLevel, Stopped
+from eichi_utils.jobs.queue import Stop
 from eichi_utils.models import hub as places
 from eichi_utils.models import pool as models
 from eichi_utils.models.hub import HUNYUAN, PLACES, SHARED

@@ -16,7 +16,7 @@ from diffusers_helper.models import linear
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from eichi_utils import film
 from eichi_utils.film import Decoded, sample_film
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.queue import Stop
 from eichi_utils.models import pool as models
 from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.lora_binding import fingerprints, read_updates, shapes_of

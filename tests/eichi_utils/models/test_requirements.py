@@ -15,9 +15,9 @@ from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.vae.vae_decode import Decoder
 from eichi_utils import engine
 from eichi_utils.engine import Engine
-from eichi_utils.events import Notice, Stage
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.files.pictures import fitted_size
+from eichi_utils.jobs.events import Notice, Stage
 from eichi_utils.models import pool as models
 from eichi_utils.models import requirements
 from eichi_utils.models.catalogue import Models

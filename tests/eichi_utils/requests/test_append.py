@@ -14,20 +14,20 @@ import torch
 from diffusers_helper.vae.latents import rounded
 from eichi_utils import film, runner
 from eichi_utils.cli_plan import plan_document, plan_lines
-from eichi_utils.events import Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
 from eichi_utils.exchange.latent_files import interpolate, read_latents
 from eichi_utils.exchange.metadata import document_of, read_placed_document
 from eichi_utils.extras import extra_bytes, extra_counts
 from eichi_utils.files.paths import Outputs
 from eichi_utils.film import Decoded, Joined, Stretch, sample_film
-from eichi_utils.jobs import Stop
+from eichi_utils.jobs.events import Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
+from eichi_utils.jobs.queue import Stop
+from eichi_utils.jobs.view import View
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.append import whole_frames, whole_latents, written_frames
 from eichi_utils.requests.plan import film_latents, frames_of
 from eichi_utils.requests.request import Request, to_json
-from eichi_utils.view import View
 from locales import Translator
 from tests.eichi_utils.helpers import SHORT, carry_out, changed, decoded, found, latent_file, names_in, request
 

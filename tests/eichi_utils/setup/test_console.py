@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from eichi_utils.files.paths import ROOT
+from eichi_utils.jobs.view import View
 from eichi_utils.progress import Progress, fitted
 from eichi_utils.setup import console
-from eichi_utils.view import View
 from locales import Translator
 
 # A program that shows progress, opens a file, and ends by a code of its own; a library speaks on descriptor 2 meanwhile.
@@ -22,7 +22,7 @@ PROGRAM = """
 import os, sys
 from eichi_utils.setup.console import ready, write
 from eichi_utils.progress import Progress
-from eichi_utils.view import View
+from eichi_utils.jobs.view import View
 from locales import Translator
 
 with ready():

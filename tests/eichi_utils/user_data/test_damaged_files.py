@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from eichi_utils.jobs.timings import Taken, Timings, kind_of
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.timings import Taken, Timings, kind_of
 from eichi_utils.user_data.presets import PromptPresets, favourites, lora_presets
 from eichi_utils.user_data.settings import CHOICES, AppSettings, JsonFile
 from tests.eichi_utils.helpers import names_in, request, say_everything

@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 
 from eichi_utils.engine import Engine
-from eichi_utils.events import StopLevel
 from eichi_utils.files.folders import OutputFolders
-from eichi_utils.jobs import Jobs
+from eichi_utils.jobs.events import StopLevel
+from eichi_utils.jobs.job_log import Story
+from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.story import Story
 from eichi_utils.user_data import log_file as logs
 from eichi_utils.user_data.log_file import FOLDER, Lines, Log
 from eichi_utils.user_data.settings import AppSettings, JsonFile
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import SHORT, found, names_in, request
-from tests.eichi_utils.test_jobs import WAIT, Fake, ending, some
+from tests.eichi_utils.jobs.test_queue import WAIT, Fake, ending, some
 
 LINE = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] (.*)")
 T = Translator("en")
@@ -207,7 +207,7 @@ def test_other_ends(log: Log, tmp_path: Path) -> None:
     assert any(re.match(rf"Job {running.id} ended after .*Stopped; kept so far: 33 frames", line) for line in said)
     assert any(line.startswith("steps: 0 is") for line in said)
     assert any(re.match(rf"Job {refused.id} ended after .*Failed", line) for line in said)
-    assert f"ERROR eichi_utils.jobs: job {broken.id} failed" in said and "ZeroDivisionError: of all things" in said
+    assert f"ERROR eichi_utils.jobs.queue: job {broken.id} failed" in said and "ZeroDivisionError: of all things" in said
     assert any(re.match(rf"Job {broken.id} ended after .*Failed", line) for line in said)
 
 

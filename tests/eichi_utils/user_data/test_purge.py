@@ -15,8 +15,8 @@ from eichi_utils.exchange.metadata import png_info
 from eichi_utils.exchange.video import write_png
 from eichi_utils.files.copies import keep
 from eichi_utils.files.paths import new_job_id
-from eichi_utils.housekeeping import DAYS, GIGABYTES, Housekeeper
-from eichi_utils.jobs import Job
+from eichi_utils.jobs.housekeeping import DAYS, GIGABYTES, Housekeeper
+from eichi_utils.jobs.queue import Job
 from eichi_utils.requests.request import to_json
 from eichi_utils.requests.reverse import ReverseRequest
 from eichi_utils.user_data.presets import favourites

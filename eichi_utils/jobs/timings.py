@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from eichi_utils.events import Event, Finished, Stage, Started, Step
 from eichi_utils.files.latent_header import CELL
 from eichi_utils.files.paths import SETTINGS, place
+from eichi_utils.jobs.events import Event, Finished, Stage, Started, Step
 from eichi_utils.models.requirements import most_tokens
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import Request

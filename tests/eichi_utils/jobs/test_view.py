@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from eichi_utils.events import Event, Failed, Finished, Notice, Saved, Share, Stage, Started, Step, Stopped
+from eichi_utils.jobs.events import Event, Failed, Finished, Notice, Saved, Share, Stage, Started, Step, Stopped
+from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem
-from eichi_utils.view import View
 
 EVENTS = [
     Stage(at=1, name="check"),

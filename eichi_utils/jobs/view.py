@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from eichi_utils.events import (
+from eichi_utils.jobs.events import (
     STAGES,
     Ended,
     Event,

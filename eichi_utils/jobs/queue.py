@@ -15,11 +15,11 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from eichi_utils.events import Event, Failed, StopLevel, Stopped
 from eichi_utils.files.paths import DISK_FULL, new_job_id
+from eichi_utils.jobs.events import Event, Failed, StopLevel, Stopped
+from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import Request, spread
-from eichi_utils.view import View
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from eichi_utils import jobs as jobs_module
-from eichi_utils.events import Ended, Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
-from eichi_utils.jobs import Job, Jobs, Stop, problems_of
+from eichi_utils.jobs import queue as jobs_module
+from eichi_utils.jobs.events import Ended, Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
+from eichi_utils.jobs.queue import Job, Jobs, Stop, problems_of
+from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import DRAWN_SEED_LIMIT, MAX_SEED, Request
-from eichi_utils.view import View
 from locales import Translator
 from tests.eichi_utils.helpers import changed, found, request
 from webui.progress import times
@@ -518,7 +518,7 @@ def test_a_worker_that_ends_by_itself_is_replaced(point: str, caplog: pytest.Log
     assert not jobs._thread.is_alive()
     assert [job for job, _ in sound.endings()] == [job.id for job in submitted]
     assert caplog.messages.count("the worker ended by itself; another one goes on") == 3
-    assert {record.levelno for record in caplog.records if record.name == "eichi_utils.jobs"} == {logging.ERROR}
+    assert {record.levelno for record in caplog.records if record.name == "eichi_utils.jobs.queue"} == {logging.ERROR}
 
 
 def workers_now() -> set[threading.Thread]:
@@ -566,7 +566,7 @@ def test_a_clock_that_jumps_changes_no_duration(jump: float, held: Fake, jobs: J
 
 def test_so_many_jobs_wait_and_no_more(held: Fake, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eighty requests of a hundred films made eight thousand jobs, of 273 MB. Of what is too much nothing is submitted."""
-    monkeypatch.setattr("eichi_utils.jobs.MOST_WAITING", 5)
+    monkeypatch.setattr("eichi_utils.jobs.queue.MOST_WAITING", 5)
     jobs.submit(some())
     held.at_step.acquire(timeout=WAIT)
     jobs.submit(changed(some(), batch=4))
@@ -581,8 +581,8 @@ def test_so_many_jobs_wait_and_no_more(held: Fake, jobs: Jobs, monkeypatch: pyte
 
 def test_jobs_of_long_ago_are_forgotten(fake: Fake, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     """They stayed for the server's life. What pages list stays: also the newest that failed."""
-    monkeypatch.setattr("eichi_utils.jobs.MOST_ENDED", 3)
-    monkeypatch.setattr("eichi_utils.jobs.MOST_UNFINISHED", 1)
+    monkeypatch.setattr("eichi_utils.jobs.queue.MOST_ENDED", 3)
+    monkeypatch.setattr("eichi_utils.jobs.queue.MOST_UNFINISHED", 1)
 
     def fail(request: Request, point: str) -> None:
         if request.prompt == "bad":

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import notify
-from eichi_utils.events import StopLevel
-from eichi_utils.jobs import Jobs
-from eichi_utils.notify import ALARM, Alarm, play_sound, players
+from eichi_utils.jobs import alarm as notify
+from eichi_utils.jobs.alarm import ALARM, Alarm, play_sound, players
+from eichi_utils.jobs.events import StopLevel
+from eichi_utils.jobs.queue import Jobs
 from eichi_utils.problems import UserError
 from eichi_utils.user_data.settings import AppSettings, JsonFile
-from tests.eichi_utils.test_jobs import WAIT, Fake, ending, some
+from tests.eichi_utils.jobs.test_queue import WAIT, Fake, ending, some
 
 MODE = "single"
 

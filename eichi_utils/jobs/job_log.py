@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from eichi_utils.events import Ended, Event, Failed, Notice, Saved, Stage, Started, Step, Stopped
-from eichi_utils.jobs import Job
+from eichi_utils.jobs.events import Ended, Event, Failed, Notice, Saved, Stage, Started, Step, Stopped
+from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.view import View
 from eichi_utils.problems import Translate
 from eichi_utils.progress import clock
 from eichi_utils.requests.request import Request, to_json
 from eichi_utils.user_data.log_file import Log
-from eichi_utils.view import View
 
 # Per cent of the whole job between two lines of progress, as in the existing program's logs.
 PROGRESS_STEP = 10

@@ -1,0 +1,1 @@
+"""What runs, what was run, and what is told of it."""
