@@ -34,11 +34,11 @@ from benchmarks.step import empty
 from diffusers_helper.memory.device import CudaDevice
 from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import TransformerConfig
-from eichi_utils import runner
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs.events import Event, Finished, Stage, Step
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.pool import ModelPool
+from eichi_utils.render import driver
 from eichi_utils.requests import modes
 from miniature.random_checkpoint import build
 
@@ -184,9 +184,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     )  # fmt: skip
     pool = ModelPool(options.model, device=options.device, card=card, reserve_gb=0.0)
     with tempfile.TemporaryDirectory(dir=folder) as outputs, HostWatch() as watch:
-        events = runner.run(request, request.plan(), pool, Outputs(Path(outputs), "film"), Stop())
+        events = driver.run(request, request.plan(), pool, Outputs(Path(outputs), "film"), Stop())
         seconds, step_ms, frames = stages(events, watch)
-    sizes = runner.fit_pictures(request.plan(), request.size)
+    sizes = driver.fit_pictures(request.plan(), request.size)
     size = f"{sizes.width}x{sizes.height}"
     most = card.highest() / GIB if card else 0.0
     return Result(size, options.precision, frames, seconds, step_ms, most, host_peak(), dict(watch.peaks))

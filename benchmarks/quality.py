@@ -24,16 +24,16 @@ from torch import Tensor
 from diffusers_helper.checkpoints.files import weight_files
 from diffusers_helper.memory.memory import module_bytes
 from diffusers_helper.vae.latents import on_host, to_uint8
-from eichi_utils.encode import Conditions, fit_pictures
-from eichi_utils.film import Decoded, sample_film
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.hub import STEMS
 from eichi_utils.models.pool import ModelPool
+from eichi_utils.render.conditions import Conditions, fit_pictures
+from eichi_utils.render.driver import prepare
+from eichi_utils.render.section_loop import Decoded, sample_film
 from eichi_utils.requests.forward import ForwardRequest
 from eichi_utils.requests.plan import Plan
 from eichi_utils.requests.request import Request
 from eichi_utils.requests.reverse import ReverseRequest
-from eichi_utils.runner import prepare
 from miniature.clips import HELD_OUT, render, scenes
 from miniature.evaluate import SECTION_SECONDS, SIDE, STEPS, decibels
 from miniature.pictures import bank

@@ -37,7 +37,6 @@ from eichi_utils.cli_output import (
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.cli_sections import add_sections_commands
 from eichi_utils.cli_tensors import add_tensors_commands
-from eichi_utils.engine import RESERVE_GB, Engine
 from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.files.disk_cache import DEFAULT_GB
 from eichi_utils.files.folders import OutputFolders
@@ -50,6 +49,7 @@ from eichi_utils.jobs.view import View
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.progress import Progress
+from eichi_utils.render.engine import RESERVE_GB, Engine
 from eichi_utils.requests import modes
 from eichi_utils.requests.loras import from_flag
 from eichi_utils.requests.plan import FPS

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from eichi_utils.cli_output import FAILED, report_problems, result, say
-from eichi_utils.engine import Engine
 from eichi_utils.exchange.metadata import film_tags, text_of
 from eichi_utils.exchange.named_files import parts_without_paths, without_paths
 from eichi_utils.files.latent_header import PARTS, LatentInfo, latents_problem, read_info
@@ -19,6 +18,7 @@ from eichi_utils.files.paths import folder_problem
 from eichi_utils.jobs.queue import problems_of
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.render.engine import Engine
 from eichi_utils.requests.plan import MOST_BETWEEN
 from eichi_utils.requests.request import MODELS, MOST_TRIMMED, FilmRequest
 from locales import Translator
@@ -132,7 +132,7 @@ def run_decode(options: argparse.Namespace, t: Translator) -> int:
         return _failed(error.problems, options, t)
     pool.check_parts("vae")
     from eichi_utils.exchange.latent_files import read_latents
-    from eichi_utils.joined import decode_film
+    from eichi_utils.render.joined_film import decode_film
 
     tags = film_tags(text_of(without_paths(info.request))) if info.request else {}
     if info.parts:

@@ -23,16 +23,16 @@ from torch import Tensor
 
 from diffusers_helper.buckets import cover_crop
 from diffusers_helper.vae.latents import decode, encode_picture, on_host
-from eichi_utils.encode import Conditions, fit_pictures, pixels_of
-from eichi_utils.film import Decoded, sample_film
-from eichi_utils.history import joined
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.pool import ModelPool
+from eichi_utils.render.conditions import Conditions, fit_pictures, pixels_of
+from eichi_utils.render.driver import prepare
+from eichi_utils.render.history import joined
+from eichi_utils.render.section_loop import Decoded, sample_film
 from eichi_utils.requests.forward import ForwardRequest
 from eichi_utils.requests.request import Request
 from eichi_utils.requests.reverse import ReverseRequest
 from eichi_utils.requests.single import SingleRequest
-from eichi_utils.runner import prepare
 from miniature import vae as passes
 from miniature.captions import KINDS
 from miniature.clips import HELD_OUT, SECTION, VECTORS, Scenes, render, scenes

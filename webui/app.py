@@ -16,7 +16,6 @@ from fastapi.responses import RedirectResponse
 from starlette.types import ASGIApp
 
 from eichi_utils.demo import UNTRAINED
-from eichi_utils.engine import Engine
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders, user_home
 from eichi_utils.jobs.alarm import Alarm
@@ -26,6 +25,7 @@ from eichi_utils.jobs.queue import Job, Jobs
 from eichi_utils.jobs.timings import Timings
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.render.engine import Engine
 from eichi_utils.setup.console import ending_as_interrupted, ready
 from eichi_utils.user_data.log_file import FOLDER, SOURCES, Log
 from eichi_utils.user_data.settings import AppSettings

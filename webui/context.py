@@ -10,13 +10,13 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-from eichi_utils.engine import Engine
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_UPLOADS, PRESETS, SETTINGS
 from eichi_utils.jobs.queue import Job, Jobs
 from eichi_utils.jobs.timings import Timings
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem
+from eichi_utils.render.engine import Engine
 from eichi_utils.user_data.log_file import Log
 from eichi_utils.user_data.settings import AppSettings, JsonFile
 from locales import Translator

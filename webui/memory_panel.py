@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 
-from eichi_utils.engine import MOST_RESERVED, Engine
 from eichi_utils.problems import UserError
+from eichi_utils.render.engine import MOST_RESERVED, Engine
 from webui import fields
 from webui.context import QUIET, Context
 from webui.form import Form

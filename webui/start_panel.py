@@ -11,9 +11,9 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from eichi_utils.extras import extra_counts
 from eichi_utils.files.pictures import profile_problem
 from eichi_utils.problems import Problem
+from eichi_utils.render.output_estimate import extra_counts
 from eichi_utils.requests.request import Request
 from webui import field_problems, words
 from webui.context import QUIET, Context

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from eichi_utils.extras import extra_counts
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.jobs.events import Notice, StopLevel
 from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem
+from eichi_utils.render.output_estimate import extra_counts
 from eichi_utils.requests.append import DETAILS, whole_frames
 from eichi_utils.requests.append import FIELD as APPEND
 from eichi_utils.requests.loras import shown_name

@@ -41,7 +41,6 @@ from diffusers_helper.models.compiled import Passes, choose_passes
 from diffusers_helper.models.linear import set_product
 from diffusers_helper.models.narrow import choose_product
 from diffusers_helper.models.transformer import PackedTransformer
-from eichi_utils.engine import MOST_RESERVED, RESERVE_GB
 from eichi_utils.files.disk_cache import MOST_GB, open_caches
 from eichi_utils.models.components import CHECKS, load_vae, pretrained
 from eichi_utils.models.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
@@ -50,6 +49,7 @@ from eichi_utils.models.lora_fit import size_with
 from eichi_utils.models.requirements import Machine, Way, choose, host_available, own_memory
 from eichi_utils.models.sizes import model_size, with_film
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.render.engine import MOST_RESERVED, RESERVE_GB
 from eichi_utils.requests.loras import Lora
 
 # Networks and the system share the memory; above this share of it, what was used longest ago is dropped.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import quality
-from eichi_utils import film
+from eichi_utils.render import section_loop
 from miniature.pictures import bank
 
 
@@ -30,7 +30,7 @@ def cheap_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode_frames(vae, latents, kept, room, side):
         yield latents[:, :3].mean(2, keepdim=True).expand(-1, -1, 4 * latents.shape[2] - 3, -1, -1)
 
-    monkeypatch.setattr(film, "decode_frames", decode_frames)
+    monkeypatch.setattr(section_loop, "decode_frames", decode_frames)
 
 
 def test_figures(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

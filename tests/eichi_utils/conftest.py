@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eichi_utils import film
 from eichi_utils.models.pool import ModelPool
+from eichi_utils.render import section_loop
 from tests.eichi_utils.helpers import picture
 from tests.threads import one_thread
 
@@ -35,4 +35,4 @@ def cheap_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode_frames(vae, latents, kept, room, side):
         yield torch.zeros(1, 3, 4 * latents.shape[2] - 3, 16, 16)
 
-    monkeypatch.setattr(film, "decode_frames", decode_frames)
+    monkeypatch.setattr(section_loop, "decode_frames", decode_frames)

@@ -18,9 +18,9 @@ from eichi_utils.jobs.events import Event, Notice, Step
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import Problem
+from eichi_utils.render.driver import run
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request
-from eichi_utils.runner import run
 from locales import LANGUAGES, Translator, table
 
 # One section of 5 latents: 21 frames, the cheapest film.

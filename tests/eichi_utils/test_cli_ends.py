@@ -16,10 +16,10 @@ from eichi_utils import cli
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.exchange.named_files import with_paths
 from eichi_utils.files.pictures import open_mask
-from eichi_utils.film import SectionSampler
 from eichi_utils.jobs.events import Step
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.progress import Progress
+from eichi_utils.render.section_loop import SectionSampler
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import to_json
 from tests.eichi_utils.helpers import request

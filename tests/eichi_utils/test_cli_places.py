@@ -12,8 +12,8 @@ import pytest
 from diffusers_helper.models.attention import LOADERS
 from eichi_utils import cli
 from eichi_utils.cli_output import place_of
-from eichi_utils.engine import ATTENTION, DEVICE
 from eichi_utils.files.paths import ROOT
+from eichi_utils.render.engine import ATTENTION, DEVICE
 from locales import Translator
 
 

@@ -155,7 +155,7 @@ def test_what_runs_out_while_decoding(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("eichi_utils.joined.decode_frames", full)
+    monkeypatch.setattr("eichi_utils.render.joined_film.decode_frames", full)
     code, out, _ = tensors("decode", ours, "--models", checkpoint, "--device", "cpu", "--json")
     assert code == 1 and json.loads(out)["problems"][0]["key"] == "out_of_card_memory"
     assert names_in(tmp_path) == {"ours.safetensors"}

@@ -26,11 +26,11 @@ from diffusers_helper.models.transformer import Clean, PackedTransformer, Transf
 from diffusers_helper.sampling import schedule, shift_mu, unipc
 from diffusers_helper.vae.latents import blend, on_host, preview_rgb, preview_weights
 from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
-from eichi_utils.encode import Conditions
-from eichi_utils.film import Decoded, SectionSampler, sample_film
-from eichi_utils.history import joined
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.hub import ModelFiles
+from eichi_utils.render.conditions import Conditions
+from eichi_utils.render.history import joined
+from eichi_utils.render.section_loop import Decoded, SectionSampler, sample_film
 from eichi_utils.requests.forward import ForwardRequest
 from eichi_utils.requests.plan import FPS, FRAMES_PER_LATENT
 from eichi_utils.requests.reverse import ReverseRequest, paddings

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusers_helper.models.step_cache import TeaCache
-from eichi_utils import film
+from eichi_utils.render import section_loop
 from tests.meaning.checks import goes, pans_over
 from tests.meaning.measure import place, shift
 from tests.meaning.studio import LAST, LEFT, RIGHT, Studio, moves, pans
@@ -55,7 +55,7 @@ def test_the_step_cache_skips_steps_and_changes_little(studio: Studio, landscape
             super().__init__(*settings)
             caches.append(self)
 
-    monkeypatch.setattr(film, "TeaCache", Watched)
+    monkeypatch.setattr(section_loop, "TeaCache", Watched)
     stays_close(studio, landscape)
     # One for each guidance branch; the film has one branch.
     computed = max(len(cache.computed) for cache in caches)

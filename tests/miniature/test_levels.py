@@ -27,7 +27,7 @@ def test_the_shipped_decoder_works_in_16_bits(vae):
     miniature's films were black, which no test on a CPU, in float32, could see."""
     from PIL import Image
 
-    from eichi_utils.encode import pixels_of
+    from eichi_utils.render.conditions import pixels_of
 
     picture = pixels_of(Image.open(photo("lion")).convert("RGB").resize((64, 64)))
     z = passes.encode(vae, picture[:, :, 0])

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from eichi_utils.engine import Engine
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models import pool as loading
 from eichi_utils.models.catalogue import Models
+from eichi_utils.render.engine import Engine
 from eichi_utils.requests.loras import Lora
 from locales import Translator
 from tests.diffusers_helper.inputs import GOLDEN

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from eichi_utils import film
-from eichi_utils.engine import Engine
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models import hub
 from eichi_utils.models.catalogue import Models
+from eichi_utils.render import section_loop
+from eichi_utils.render.engine import Engine
 from eichi_utils.requests import modes
 from eichi_utils.requests.plan import FRAMES_PER_LATENT
 from locales import Translator
@@ -53,7 +53,7 @@ def test_an_example_becomes_a_film(
     """Every page offers the miniature; a click on an example and one on Start make a film, with nothing to download."""
     if mode == "forward":
         # Decoding is most of the time, and the same as the other mode's.
-        monkeypatch.setattr(film, "decode_frames", grey)
+        monkeypatch.setattr(section_loop, "decode_frames", grey)
     t = Translator(language)
     page = open_page(serve(mode, language, models=models).url, "/", width, height)
     assert chosen(page, "model") == t("page.model.miniature_sizes", smallest=128, largest=192)

@@ -7,11 +7,11 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from eichi_utils import engine as engines
-from eichi_utils.engine import Engine
 from eichi_utils.jobs.queue import Jobs, Stop
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.gpus import Card
+from eichi_utils.render import engine as engines
+from eichi_utils.render.engine import Engine
 from locales import LANGUAGES, Translator, table
 from tests.eichi_utils.helpers import picture, request
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi

@@ -16,7 +16,7 @@ from diffusers_helper.vae import vae_decode
 from diffusers_helper.vae.latents import decode_after, decode_frames
 from diffusers_helper.vae.past import Past, past_bytes
 from diffusers_helper.vae.vae_decode import STRETCH, Decoder, only_frames
-from eichi_utils.encode import pixels_of
+from eichi_utils.render.conditions import pixels_of
 from tests.diffusers_helper.inputs import returned
 
 MINIATURE = Path(__file__).parents[3] / "miniature" / "checkpoint" / "vae"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils.engine import Engine
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.jobs.queue import Jobs, Stop
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
+from eichi_utils.render.engine import Engine
 from tests.eichi_utils.helpers import found, names_in, request, say_everything
 from tests.eichi_utils.jobs.test_queue import ending
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils.engine import Engine
 from eichi_utils.jobs.events import Event, Finished, Stage, Started, Step, Stopped
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.jobs.timings import KEPT, Stopwatch, Taken, Timings, kind_of
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
+from eichi_utils.render.engine import Engine
 from eichi_utils.requests.request import Request
 from eichi_utils.user_data.settings import JsonFile
 from tests.eichi_utils.helpers import changed, found, request

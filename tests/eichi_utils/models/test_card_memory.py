@@ -15,13 +15,13 @@ from diffusers_helper.memory.budget import Budget
 from diffusers_helper.models import compiled
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.vae.vae_decode import Decoder
-from eichi_utils import runner
-from eichi_utils.engine import Engine
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models import requirements
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
+from eichi_utils.render import driver
+from eichi_utils.render.engine import Engine
 from tests.eichi_utils.helpers import SHORT, carry_out, decoded, found, last_preview, request
 from tests.fake_device import FakeDevice
 
@@ -182,7 +182,7 @@ def failing_once(work):
     return call
 
 
-@pytest.mark.parametrize("owner,name", [(runner, "encode_prompt"), (runner, "encode_image"), (runner, "encode_picture")])
+@pytest.mark.parametrize("owner,name", [(driver, "encode_prompt"), (driver, "encode_image"), (driver, "encode_picture")])
 def test_encoding_is_repeated_in_what_others_give_up(
     owner: object, name: str, checkpoint: Path, pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -231,7 +231,7 @@ def test_memory_that_nobody_can_give_is_said_in_a_sentence(
 
     monkeypatch.setattr(Decoder, "tile", full)
     small = on_card(checkpoint, FakeDevice())
-    jobs = Jobs(lambda wanted, job, stop: runner.run(wanted, wanted.plan(), small, Outputs(tmp_path, job), stop))
+    jobs = Jobs(lambda wanted, job, stop: driver.run(wanted, wanted.plan(), small, Outputs(tmp_path, job), stop))
     *_, view = jobs.follow(jobs.submit(request("reverse", pictures[0], **SHORT)).id)
     jobs.close()
     assert view.state == "failed" and found(view.problems) == {("", "out_of_card_memory")}

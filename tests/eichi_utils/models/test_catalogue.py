@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy
 import pytest
 
-from eichi_utils import previews
-from eichi_utils.engine import Engine
 from eichi_utils.files.paths import MINIATURE
 from eichi_utils.jobs.events import Finished
 from eichi_utils.jobs.queue import Stop
@@ -18,6 +16,8 @@ from eichi_utils.models.catalogue import Models
 from eichi_utils.models.hub import HUB_SIZES, PLACES, ModelFiles
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
+from eichi_utils.render import previews
+from eichi_utils.render.engine import Engine
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import SIZES
 from tests.eichi_utils.helpers import SHORTEST, carry_out, changed, found, notices_of, request

@@ -17,7 +17,7 @@ from eichi_utils.models import pool as models
 from eichi_utils.models.hub import HUNYUAN, PLACES, SHARED
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
-from eichi_utils.runner import run
+from eichi_utils.render.driver import run
 from tests.eichi_utils.helpers import SHORTEST, carry_out, found, notices_of, request
 
 

@@ -14,8 +14,6 @@ from safetensors.torch import load_file, save_file
 from diffusers_helper.memory.memory import module_bytes
 from diffusers_helper.models import linear
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from eichi_utils import film
-from eichi_utils.film import Decoded, sample_film
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.models import pool as models
 from eichi_utils.models.hub import ModelFiles
@@ -23,12 +21,14 @@ from eichi_utils.models.lora_binding import fingerprints, read_updates, shapes_o
 from eichi_utils.models.lora_fit import fit_problems, notices, reports, shapes_in
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
+from eichi_utils.render import section_loop
+from eichi_utils.render.section_loop import Decoded, sample_film
 from eichi_utils.requests import loras
 from eichi_utils.requests.loras import Lora
 from eichi_utils.requests.plan import Plan
 from eichi_utils.requests.request import Request
 from tests.eichi_utils.helpers import THREE, carry_out, changed, found, notices_of, request
-from tests.eichi_utils.test_effects import conditions_of, differ, latents_of
+from tests.eichi_utils.render.test_effects import conditions_of, differ, latents_of
 from tests.lora_files import FAMILIES, write_lora
 
 
@@ -186,7 +186,7 @@ def test_a_plan_may_give_each_section_its_own_strengths(
     first, second, third = parts(with_strengths(it, None, (-1.5,), None))
     assert torch.equal(first, same[0]) and differ(second, same[1]) and differ(third, same[2])
     with monkeypatch.context() as nothing_kept:
-        nothing_kept.setattr(film, "KEPT_TABLES", 0)
+        nothing_kept.setattr(section_loop, "KEPT_TABLES", 0)
         fresh = parts(with_strengths(it, None, (-1.5,), None))
     assert all(map(torch.equal, (first, second, third), fresh))
     off = changed(it, loras=())

@@ -13,7 +13,7 @@ from eichi_utils.models.lora_fit import shapes_in
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests.loras import Lora
 from tests.eichi_utils.helpers import request
-from tests.eichi_utils.test_effects import latents_of
+from tests.eichi_utils.render.test_effects import latents_of
 from tests.fake_device import FakeDevice
 from tests.lora_files import write_lora
 

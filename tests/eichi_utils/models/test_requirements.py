@@ -13,8 +13,6 @@ import torch
 from diffusers_helper.memory.parts import Parts
 from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.vae.vae_decode import Decoder
-from eichi_utils import engine
-from eichi_utils.engine import Engine
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.jobs.events import Notice, Stage
@@ -37,6 +35,8 @@ from eichi_utils.models.requirements import (
 )
 from eichi_utils.models.sizes import PUBLISHED, TransformerSize, model_size, with_film
 from eichi_utils.problems import UserError
+from eichi_utils.render import engine
+from eichi_utils.render.engine import Engine
 from eichi_utils.requests.loras import Lora
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import carry_out, changed, found, request, say_everything

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from diffusers_helper.vae.latents import rounded
-from eichi_utils import film, runner
 from eichi_utils.cli_plan import plan_document, plan_lines
 from eichi_utils.exchange.latent_files import interpolate, read_latents
 from eichi_utils.exchange.metadata import document_of, read_placed_document
-from eichi_utils.extras import extra_bytes, extra_counts
 from eichi_utils.files.paths import Outputs
-from eichi_utils.film import Decoded, Joined, Stretch, sample_film
 from eichi_utils.jobs.events import Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.jobs.view import View
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
+from eichi_utils.render import driver, section_loop
+from eichi_utils.render.output_estimate import extra_bytes, extra_counts
+from eichi_utils.render.section_loop import Decoded, Joined, Stretch, sample_film
 from eichi_utils.requests import modes
 from eichi_utils.requests.append import whole_frames, whole_latents, written_frames
 from eichi_utils.requests.plan import film_latents, frames_of
@@ -45,7 +45,7 @@ def joined_latents(it: Request, pool: ModelPool) -> Joined:
     """Of a checked request."""
     assert it.check() == ()
     plan = it.plan()
-    *_, conditions = runner.prepare(it, plan, runner.fit_pictures(plan, it.size), pool)
+    *_, conditions = driver.prepare(it, plan, driver.fit_pictures(plan, it.size), pool)
     *_, last = sample_film(it, plan, conditions, pool, Stop())
     return last
 
@@ -166,7 +166,7 @@ def test_no_seam_shows(pool: ModelPool, pictures: list[str], appended: str) -> N
     decoded five latents at a time, each alone, which lost three frames of twenty and jumped."""
     it = request("reverse", pictures[0], append_latents=appended, append_trim_end=3, join_latents=1, **SHORT)
     plan = it.plan()
-    *_, conditions = runner.prepare(it, plan, runner.fit_pictures(plan, it.size), pool)
+    *_, conditions = driver.prepare(it, plan, driver.fit_pictures(plan, it.size), pool)
     events = list(sample_film(it, plan, conditions, pool, Stop()))
     whole = events[-1].piece.latents
     frames = torch.cat([event.final for event in events if isinstance(event, Stretch)], dim=2)
@@ -197,7 +197,7 @@ def test_a_joined_film_keeps_its_latents_where_that_is_wanted(
 
 def stopped_at(it: Request, pool: ModelPool, folder: Path, level: StopLevel, when: Any) -> list[Event]:
     stop, events = Stop(), []
-    for event in runner.run(it, it.plan(), pool, Outputs(folder, "j"), stop):
+    for event in driver.run(it, it.plan(), pool, Outputs(folder, "j"), stop):
         events.append(event)
         if when(event):
             stop.request(level)
@@ -322,7 +322,7 @@ def test_a_join_that_fails_leaves_the_new_film(
         if latents.shape[2] > 6:
             raise RuntimeError("as if broken")
 
-    monkeypatch.setattr(film, "decode_frames", decode_frames)
+    monkeypatch.setattr(section_loop, "decode_frames", decode_frames)
     with pytest.raises(RuntimeError, match="as if broken"):
         carry_out(request("reverse", pictures[0], append_latents=appended, **SHORT), pool, tmp_path, "j")
     assert names_in(tmp_path) == {"j_6.mp4", "j.png"}
@@ -332,7 +332,7 @@ def test_cached_decoding_goes_on_into_what_is_appended(pool: ModelPool, pictures
     """Each latent once, from the film's beginning to the end of the file: as many frames, and the film's own unchanged."""
     it = request("forward", pictures[0], append_latents=appended, append_trim_end=4, vae_cache=True, **SHORT)
     plan = it.plan()
-    *_, conditions = runner.prepare(it, plan, runner.fit_pictures(plan, it.size), pool)
+    *_, conditions = driver.prepare(it, plan, driver.fit_pictures(plan, it.size), pool)
     events = list(sample_film(it, plan, conditions, pool, Stop()))
     whole = torch.cat([event.final for event in events if isinstance(event, Stretch)], dim=2)
     (alone,) = (event.final for event in events if isinstance(event, Decoded))

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from eichi_utils.engine import Engine
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.jobs.events import StopLevel
 from eichi_utils.jobs.job_log import Story
@@ -22,6 +21,7 @@ from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.render.engine import Engine
 from eichi_utils.user_data import log_file as logs
 from eichi_utils.user_data.log_file import FOLDER, Lines, Log
 from eichi_utils.user_data.settings import AppSettings, JsonFile

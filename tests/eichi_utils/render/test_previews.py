@@ -23,14 +23,14 @@ from diffusers_helper.models.narrow import scaled
 from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
-from eichi_utils import film
-from eichi_utils.encode import Conditions
-from eichi_utils.film import sample_film
 from eichi_utils.jobs.events import Step
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.pool import ModelPool
-from eichi_utils.previews import watched
+from eichi_utils.render import section_loop
+from eichi_utils.render.conditions import Conditions
+from eichi_utils.render.previews import watched
+from eichi_utils.render.section_loop import sample_film
 from tests.eichi_utils.helpers import carry_out, request
 from tests.fake_device import FakeDevice
 
@@ -216,13 +216,13 @@ def test_a_step_that_asks_the_card_shows(net, monkeypatch, spoil):
 
     net.attend = attend
     # prepare_job attends to the prompt too, before the steps.
-    monkeypatch.setattr(film.SectionSampler, "_make_tables", without_attention(net))
+    monkeypatch.setattr(section_loop.SectionSampler, "_make_tables", without_attention(net))
     with pytest.raises((RuntimeError, NotImplementedError, TypeError), match="(?i)meta"):
         sent_between_steps(net)
 
 
 def without_attention(net: PackedTransformer):
-    make = film.SectionSampler._make_tables
+    make = section_loop.SectionSampler._make_tables
 
     def tables(self, *given):
         net.attend, kept = sdpa, net.attend

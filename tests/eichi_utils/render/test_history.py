@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusers_helper.vae.latents import on_host, rounded
-from eichi_utils.history import History, Stitch, joined
+from eichi_utils.render.history import History, Stitch, joined
 from eichi_utils.requests.plan import Ref, frames_of
 
 

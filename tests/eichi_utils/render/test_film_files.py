@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from eichi_utils import film, runner
 from eichi_utils.exchange.foreign_texts import parse_parameters
 from eichi_utils.exchange.metadata import read_placed_document
-from eichi_utils.extras import extra_bytes, extra_counts
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs.events import Event, Step, StopLevel
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.jobs.view import View
 from eichi_utils.models.pool import ModelPool
+from eichi_utils.render import driver, section_loop
+from eichi_utils.render.output_estimate import extra_bytes, extra_counts
 from eichi_utils.requests import modes
 from tests.eichi_utils.helpers import SHORT, THREE, carry_out, changed, decoded, names_in, request
 
@@ -42,7 +42,7 @@ def flat(monkeypatch: pytest.MonkeyPatch) -> None:
         level = -0.9 + 0.02 * torch.arange(count) + 0.3 * next(calls)
         yield level.view(1, 1, -1, 1, 1).expand(1, 3, count, 16, 16)
 
-    monkeypatch.setattr(film, "decode_frames", decode_frames)
+    monkeypatch.setattr(section_loop, "decode_frames", decode_frames)
 
 
 def pngs(folder: Path, job: str = "j") -> dict[int, numpy.ndarray]:
@@ -131,7 +131,7 @@ def test_a_stopped_film_has_all_its_files(
     """Frames and latents of what is in the film so far, and no others."""
     stop = Stop()
     it = request("reverse", pictures[0], **THREE, **EVERYTHING)
-    until(runner.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop), stop, level, 1)
+    until(driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop), stop, level, 1)
     done = 2 if level == StopLevel.SECTION else 1
     assert set(pngs(tmp_path)) == {frame for own in OWN["reverse"][:done] for frame in own}
     film_frames = decoded(tmp_path / f"j_{5 * done}.mp4")
@@ -150,7 +150,7 @@ def test_saved_latents_are_what_is_decoded(
         seen.append(latents)
         yield torch.zeros(1, 3, 4 * latents.shape[2] - 3, 16, 16)
 
-    monkeypatch.setattr(film, "decode_frames", decode_frames)
+    monkeypatch.setattr(section_loop, "decode_frames", decode_frames)
     carry_out(request(mode, pictures[0], save_latents=True, **SHORT), pool, tmp_path, "j")
     assert torch.equal(load_file(tmp_path / "j.safetensors")["history_latents"], seen[0])
 
@@ -177,7 +177,7 @@ def test_films_are_decoded_in_tiles_too(
         sides.append(side)
         yield torch.zeros(1, 3, 4 * latents.shape[2] - 3, 16, 16)
 
-    monkeypatch.setattr(film, name, noted)
+    monkeypatch.setattr(section_loop, name, noted)
     for tile in (None, 135):
         carry_out(request("forward", pictures[0], vae_tile=tile, vae_cache=vae_cache, **SHORT), pool, tmp_path, f"{tile}")
     assert sides == [None, 16]
@@ -198,7 +198,7 @@ def test_files_are_announced_before_the_start(pictures: list[str]) -> None:
 def test_every_announced_file_is_whole(pool: ModelPool, pictures: list[str], tmp_path: Path, flat: None) -> None:
     """At every event, and nothing that was deleted is still named."""
     it, view = request("reverse", pictures[0], **THREE, section_stills=True, save_frames="all", save_latents=True), View()
-    for event in runner.run(it, it.plan(), pool, Outputs(tmp_path, "j"), Stop()):
+    for event in driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), Stop()):
         view = view.after(event)
         assert [file for file in view.files if not Path(file).exists()] == []
         assert not [name for name in names_in(tmp_path) if ".part" in name and not name.startswith(".eichi")]

@@ -14,15 +14,10 @@ from diffusers_helper.encoders.text import encode_prompt
 from diffusers_helper.encoders.vision import encode_image
 from diffusers_helper.interrupt import Interrupted
 from diffusers_helper.vae.latents import SPATIAL, encode_picture
-from eichi_utils.encode import Conditions, Pictures, encode_mask, fit_pictures, pixels_of, profile_problems
-from eichi_utils.encoded import Encoded
 from eichi_utils.exchange.latent_files import read_latents, trim
 from eichi_utils.exchange.metadata import png_info
 from eichi_utils.exchange.video import write_png
-from eichi_utils.extras import extra_bytes
-from eichi_utils.film import Decoded, Joined, Stretch, sample_film
 from eichi_utils.jobs.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
-from eichi_utils.joined import JoinedFilm
 from eichi_utils.models.lora_fit import notices as lora_notices
 from eichi_utils.models.requirements import (
     Way,
@@ -35,10 +30,15 @@ from eichi_utils.models.requirements import (
     output_bytes,
 )
 from eichi_utils.problems import UserError
+from eichi_utils.render.condition_cache import Encoded
+from eichi_utils.render.conditions import Conditions, Pictures, encode_mask, fit_pictures, pixels_of, profile_problems
+from eichi_utils.render.film_files import Film
+from eichi_utils.render.joined_film import JoinedFilm
+from eichi_utils.render.output_estimate import extra_bytes
+from eichi_utils.render.section_loop import Decoded, Joined, Stretch, sample_film
 from eichi_utils.requests.append import whole_frames, written_frames
 from eichi_utils.requests.plan import Plan
 from eichi_utils.requests.request import Request
-from eichi_utils.saving import Film
 
 if TYPE_CHECKING:
     from eichi_utils.files.paths import Outputs

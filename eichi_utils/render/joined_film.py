@@ -14,8 +14,8 @@ from diffusers_helper.vae.vae_decode import only_frames
 from eichi_utils.exchange.latent_files import Piece, write_piece
 from eichi_utils.exchange.metadata import mp4_tags
 from eichi_utils.exchange.video import FilmStream
-from eichi_utils.film import Joined, Stretch
 from eichi_utils.jobs.events import Saved
+from eichi_utils.render.section_loop import Joined, Stretch
 from eichi_utils.requests.plan import frames_of
 from eichi_utils.requests.request import Request
 

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from diffusers_helper.interrupt import Interrupted, between_layers
-from eichi_utils import runner
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs.events import Ended, Finished, Saved, Share, Stage, StopLevel, Stopped
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.jobs.view import View
 from eichi_utils.models.pool import ModelPool
+from eichi_utils.render import driver
 from tests.eichi_utils.helpers import SHORT, THREE, carry_out, decoded, names_in, request
 
 
@@ -65,7 +65,7 @@ def test_a_stop_at_any_event_leaves_no_more_than_a_finished_run(
     for index in range(count):
         stop = Stop()
         events = []
-        for event in runner.run(it, it.plan(), pool, Outputs(tmp_path, f"{index}"), stop):
+        for event in driver.run(it, it.plan(), pool, Outputs(tmp_path, f"{index}"), stop):
             if len(events) == index:
                 stop.request(StopLevel.NOW)
             events.append(event)
@@ -79,7 +79,7 @@ def test_a_run_that_is_dropped_gives_everything_back(
 ) -> None:
     """Nobody waits for the garbage collector: an exception in a page or watcher may hold on to a run for long."""
     it, pool = request("single", pictures[0]), ModelPool(checkpoint, device="cpu")
-    run = runner.run(it, it.plan(), pool, Outputs(tmp_path, "dropped"), Stop())
+    run = driver.run(it, it.plan(), pool, Outputs(tmp_path, "dropped"), Stop())
     stage = ""
     for event in run:
         stage = event.name if isinstance(event, Stage) else stage
@@ -99,7 +99,7 @@ def test_an_encoder_that_fails_does_not_stay(
     def fail(*_: Any) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(runner, "encode_prompt", fail)
+    monkeypatch.setattr(driver, "encode_prompt", fail)
     with pytest.raises(RuntimeError):
         carry_out(request("single", pictures[0]), pool, tmp_path)
     assert loans == [] and pool._loaded == {}
@@ -154,7 +154,7 @@ def test_a_stop_while_a_section_is_decoded(
     """It waited for the whole decoding, 18 of a film's 22 seconds without a card. The film of the sections before is kept."""
     stop, told = Stop(), []
     it = request(mode, pictures[0], save_latents=True, **settings, **THREE)
-    for event in runner.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop):
+    for event in driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop):
         told.append(event)
         if isinstance(event, Share) and any(isinstance(before, Saved) and before.kind == "so_far" for before in told):
             stop.request(StopLevel.NOW)
@@ -171,7 +171,7 @@ def test_decoding_is_seen_to_go_on(mode: str, pool: ModelPool, pictures: list[st
     """The bar never falls, and never jumps by more than a third of what decoding has of it."""
     it, view = request(mode, pictures[0], **(SHORT if mode == "reverse" else {})), View()
     fractions = []
-    for event in runner.run(it, it.plan(), pool, Outputs(tmp_path, "j"), Stop()):
+    for event in driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), Stop()):
         view = view.after(event)
         if view.stage == "decode":
             fractions.append(view.fraction)

@@ -17,9 +17,6 @@ from safetensors.torch import load_file
 
 from diffusers_helper.models.transformer import PackedTransformer
 from diffusers_helper.vae.latents import to_uint8
-from eichi_utils import film, previews, runner, saving
-from eichi_utils.encode import profile_problems
-from eichi_utils.engine import Engine
 from eichi_utils.exchange import video
 from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.exchange.video import FilmWriter
@@ -41,6 +38,9 @@ from eichi_utils.jobs.view import View
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
+from eichi_utils.render import driver, film_files, previews, section_loop
+from eichi_utils.render.conditions import profile_problems
+from eichi_utils.render.engine import Engine
 from eichi_utils.requests import modes
 from eichi_utils.requests.single import Control
 from tests.eichi_utils.helpers import SHORT, SHORTEST, THREE, carry_out, decoded, found, names_in, notices_of, picture, request
@@ -125,7 +125,7 @@ def test_a_film_in_sections_keeps_one_file(pool: ModelPool, pictures: list[str],
     """Each longer film replaces the shorter one; at every event what was announced is complete on disk."""
     sizes = []
     it = request("forward", pictures[0], seconds=1, window=4.5)
-    for event in runner.run(it, it.plan(), pool, Outputs(tmp_path, "j"), Stop()):
+    for event in driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), Stop()):
         if isinstance(event, Saved) and event.kind != "start":
             sizes.append((event.kind, event.frames, len(decoded(event.path))))
             assert not any(name.endswith(".part.mp4") for name in names_in(tmp_path))
@@ -158,7 +158,7 @@ def test_stop_now_at_any_moment(
     """Soon after, the run ends as stopped; its files exist, and nothing else is left in the folder."""
     stop, late = Stop(), 0
     it = request(mode, pictures[0], steps=5, **SHORTEST[mode])
-    for event in runner.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop):
+    for event in driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop):
         late += stop.level == StopLevel.NOW
         if isinstance(event, Step if stage == "step" else Stage) and (stage == "step" or event.name == stage):
             stop.request(StopLevel.NOW)
@@ -176,7 +176,7 @@ def test_stop_after_a_section_leaves_its_film(mode: str, pool: ModelPool, pictur
     """The first of two sections is a valid film with its frames and its request."""
     stop = Stop()
     it = request(mode, pictures[0], seconds=1, window=4.5)
-    for event in runner.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop):
+    for event in driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop):
         if isinstance(event, Step):
             stop.request(StopLevel.SECTION)
     assert isinstance(event, Stopped)
@@ -195,7 +195,7 @@ def test_stop_after_the_last_section_is_a_finished_film(
         stop = Stop()
         stop.request(level)
         it = request("reverse", pictures[0], **SHORT)
-        assert isinstance(list(runner.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop))[-1], Finished)
+        assert isinstance(list(driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop))[-1], Finished)
 
 
 def test_an_abandoned_run_leaves_nothing_behind(
@@ -203,7 +203,7 @@ def test_an_abandoned_run_leaves_nothing_behind(
 ) -> None:
     """A generator that is dropped in the middle leaves the film so far, and no work files."""
     it = request("reverse", pictures[0], **THREE)
-    events = runner.run(it, it.plan(), pool, Outputs(tmp_path, "j"), Stop())
+    events = driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), Stop())
     for event in events:
         if isinstance(event, Saved) and event.kind == "so_far":
             break
@@ -278,19 +278,19 @@ def failing(error: Exception, at_call: int = 1, then: Callable | None = None) ->
 
 POINTS = [
     ("single", Outputs, "prepare"),
-    ("single", runner, "fit_pictures"),
+    ("single", driver, "fit_pictures"),
     ("single", ModelPool, "check"),
     ("single", ModelPool, "missing"),
-    ("single", runner, "encode_prompt"),
-    ("single", runner, "encode_image"),
-    ("single", runner, "encode_picture"),
-    ("single", runner, "write_png"),
-    ("single", film, "TeaCache"),
+    ("single", driver, "encode_prompt"),
+    ("single", driver, "encode_image"),
+    ("single", driver, "encode_picture"),
+    ("single", driver, "write_png"),
+    ("single", section_loop, "TeaCache"),
     ("single", PackedTransformer, "prepare_job"),
     ("single", PackedTransformer, "step"),
-    ("single", film, "watched"),
+    ("single", section_loop, "watched"),
     ("single", previews, "animated_webp"),
-    ("single", film, "decode_frames"),
+    ("single", section_loop, "decode_frames"),
     ("reverse", FilmWriter, "add"),
     ("reverse", FilmWriter, "write"),
     ("reverse", video, "encode_h264"),
@@ -356,9 +356,9 @@ def test_a_failed_run_keeps_the_latents_that_were_asked_for(
     """Stopped, a film left its latents; an error in its last section lost those of all others. The first reason is told."""
     # What fails, at which call; and latents and frames that are finished by then.
     owner, name, call, latents, frames = {
-        "sampling": (film, "watched", 3, 10, 37),
+        "sampling": (section_loop, "watched", 3, 10, 37),
         "the film": (FilmWriter, "write", 3, 16, 20),
-        "a frame": (saving.FramePngs, "_write", 3, 10, 2),
+        "a frame": (film_files.FramePngs, "_write", 3, 10, 2),
     }[where]
     monkeypatch.setattr(owner, name, failing(RuntimeError("no"), at_call=call, then=getattr(owner, name)))
     job = jobs.submit(request("reverse", pictures[0], save_latents=True, save_frames="all", **THREE))
@@ -375,8 +375,8 @@ def test_an_error_while_keeping_is_not_the_reason(
 ) -> None:
     """A card without memory and then a full disk: what stopped the film is said."""
     full = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(saving, "write_latents", failing(full))
-    monkeypatch.setattr(film, "watched", failing(torch.OutOfMemoryError("no"), at_call=2, then=film.watched))
+    monkeypatch.setattr(film_files, "write_latents", failing(full))
+    monkeypatch.setattr(section_loop, "watched", failing(torch.OutOfMemoryError("no"), at_call=2, then=section_loop.watched))
     view = ending(jobs, jobs.submit(request("reverse", pictures[0], save_latents=True, **THREE)))
     assert found(view.problems) == {("", "out_of_card_memory")}
     assert {Path(file).name for file in view.files} == names_in(tmp_path / "out")
@@ -387,7 +387,7 @@ def test_a_running_job_names_only_files_that_exist(
 ) -> None:
     """A page that offers a file for download while the job runs must not offer one that was replaced."""
     it, view = request("reverse", pictures[0], **THREE), View()
-    for event in runner.run(it, it.plan(), pool, Outputs(tmp_path, "j"), Stop()):
+    for event in driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), Stop()):
         view = view.after(event)
         gone = [file for file in view.files if not Path(file).exists()]
         assert gone == []
@@ -430,7 +430,7 @@ def test_a_folder_that_goes_away_while_a_film_is_made(
     made again, and the film in it is whole."""
     it, out = request("reverse", pictures[0], save_frames="last", section_stills=True, **THREE), tmp_path / "out"
     whole = carry_out(it, pool, tmp_path / "other", "j")[-1]
-    for event in runner.run(it, it.plan(), pool, Outputs(out, "j"), Stop()):
+    for event in driver.run(it, it.plan(), pool, Outputs(out, "j"), Stop()):
         if isinstance(event, Saved) and event.kind == "so_far":
             if how == "deleted":
                 shutil.rmtree(out)

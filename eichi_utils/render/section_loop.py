@@ -18,12 +18,12 @@ from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
 from diffusers_helper.vae.latents import SPATIAL, decode_after, decode_frames, rounded_on_host
 from diffusers_helper.vae.past import Past
 from diffusers_helper.vae.vae_decode import KeptTiles
-from eichi_utils.encode import Conditions
 from eichi_utils.exchange.latent_files import Piece, interpolate, put_together
-from eichi_utils.history import History, Stitch
 from eichi_utils.jobs.events import Event, Share, Stage, Step, StopLevel
 from eichi_utils.models.requirements import step_tokens
-from eichi_utils.previews import watched
+from eichi_utils.render.conditions import Conditions
+from eichi_utils.render.history import History, Stitch
+from eichi_utils.render.previews import watched
 from eichi_utils.requests.loras import Lora
 from eichi_utils.requests.plan import Append, Plan, Ref, Section, frames_of
 from eichi_utils.requests.request import Request

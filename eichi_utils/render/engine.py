@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eichi_utils.extras import extra_bytes
 from eichi_utils.files.disk_cache import MOST_GB
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.latent_header import CELL
@@ -27,6 +26,7 @@ from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.lora_fit import size_with
 from eichi_utils.models.sizes import model_size, with_film
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.render.output_estimate import extra_bytes
 from eichi_utils.requests.append import written_frames
 from eichi_utils.requests.request import Request
 from eichi_utils.user_data.settings import CHOICES
@@ -151,7 +151,7 @@ class Engine:
     def __call__(self, request: Request, job_id: str, stop: Stop) -> Generator[Event, None, None]:
         # The first import of the networks' libraries takes seconds; the observer is told before.
         yield Stage(at=time.monotonic(), name="start")
-        from eichi_utils.runner import run
+        from eichi_utils.render.driver import run
 
         if problems := self.models.problems(request):
             raise UserError(problems)

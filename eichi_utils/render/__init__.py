@@ -1,0 +1,1 @@
+"""A plan becomes files: one driver for all modes."""
