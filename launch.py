@@ -31,7 +31,7 @@ COMMANDS = MappingProxyType(
         "endframe": ("webui/endframe_ichi.py",),
         "f1": ("webui/endframe_ichi_f1.py",),
         "oneframe": ("webui/oneframe_ichi.py",),
-        **{name: ("-m", "eichi_utils.cli", name) for name in CLI_COMMANDS},
+        **{name: ("-m", "eichi_utils.cli.main", name) for name in CLI_COMMANDS},
         # Files beside each other on as many processors as there are; each process holds PyTorch and a browser, so at most four.
         # In the order of tests/conftest.py: pytest-xdist would begin with the files of most tests, not with the dear ones.
         "test": ("-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"),

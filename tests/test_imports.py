@@ -33,7 +33,7 @@ MAY_IMPORT = {
 # The command line speaks to the user, so it knows the catalogues of words.
 COMMAND_LINE = ("cli", "progress", "doctor")
 # The table of picture sizes is plain arithmetic, and the form shows it; the demo makes itself a checkpoint where none is.
-EXCEPTIONS = {"eichi_utils/demo.py": {"miniature.random_checkpoint"}}
+EXCEPTIONS = {"eichi_utils/cli/demo.py": {"miniature.random_checkpoint"}}
 
 # The upper half of eichi_utils: plans, requests, jobs. It starts in an instant and runs where torch is not installed.
 WITHOUT_TORCH = (

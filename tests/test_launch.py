@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from eichi_utils import cli
+from eichi_utils.cli import main
 from eichi_utils.setup import environment, tool_run
 from locales import Translator
 
@@ -86,11 +86,11 @@ def test_closed_streams_end_nothing():
 
 def test_every_command_of_the_command_line_is_known():
     """`launch.py lora`, `cache`, `sections` and `tensors` were unknown commands."""
-    parser = cli.make_parser(Translator("en"))
+    parser = main.make_parser(Translator("en"))
     (commands,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     assert set(launch.CLI_COMMANDS) == set(commands)
     for name in commands:
-        assert launch.parse((name, "--help")).child == ("-m", "eichi_utils.cli", name, "--help")
+        assert launch.parse((name, "--help")).child == ("-m", "eichi_utils.cli.main", name, "--help")
         assert f"\n  {name} " in launch.HELP
 
 
@@ -118,9 +118,9 @@ def test_too_new_python_cannot_make_an_environment(machine, monkeypatch, capsys)
         ("endframe --lang ja --port 7861", "webui/endframe_ichi.py --lang ja --port 7861"),
         ("f1 --plain", "webui/endframe_ichi_f1.py --plain"),
         ("oneframe", "webui/oneframe_ichi.py"),
-        ("demo --json", "-m eichi_utils.cli demo --json"),
-        ("doctor", "-m eichi_utils.cli doctor"),
-        ("render a.png --help", "-m eichi_utils.cli render a.png --help"),
+        ("demo --json", "-m eichi_utils.cli.main demo --json"),
+        ("doctor", "-m eichi_utils.cli.main doctor"),
+        ("render a.png --help", "-m eichi_utils.cli.main render a.png --help"),
         ("test -k plan", "-m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -k plan"),
         ("test", "-m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"),
         ("setup", ""),

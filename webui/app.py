@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from starlette.types import ASGIApp
 
-from eichi_utils.demo import UNTRAINED
+from eichi_utils.cli.demo import UNTRAINED
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders, user_home
 from eichi_utils.jobs.alarm import Alarm

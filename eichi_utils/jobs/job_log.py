@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from eichi_utils.cli.progress import clock
 from eichi_utils.jobs.events import Ended, Event, Failed, Notice, Saved, Stage, Started, Step, Stopped
 from eichi_utils.jobs.queue import Job
 from eichi_utils.jobs.view import View
 from eichi_utils.problems import Translate
-from eichi_utils.progress import clock
 from eichi_utils.requests.request import Request, to_json
 from eichi_utils.user_data.log_file import Log
 

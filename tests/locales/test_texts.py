@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import locales
-from eichi_utils.cli_output import request_fields
+from eichi_utils.cli.output import request_fields
 from eichi_utils.jobs.events import STAGES, StopLevel
 from eichi_utils.requests import modes
 from locales import LANGUAGES, Translator, preferred_language, table

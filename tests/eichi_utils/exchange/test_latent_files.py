@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eichi_utils.cli import main
+from eichi_utils.cli.main import main
 from eichi_utils.exchange import latent_files
 from eichi_utils.exchange.latent_files import (
     Piece,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import cli
+from eichi_utils.cli import main
 from eichi_utils.files import paths
 from eichi_utils.models import lora_fit
 from tests.eichi_utils.helpers import names_in, picture
@@ -107,6 +107,6 @@ def test_a_hostile_file_ends_in_a_sentence(
 def ended(command: list[str]) -> int:
     """The command line's code; argparse leaves with its own."""
     try:
-        return cli.main([*command, "--lang", "en"])
+        return main.main([*command, "--lang", "en"])
     except SystemExit as error:
         return int(error.code or 0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffusers_helper.vae.latents import rounded
-from eichi_utils.cli_plan import plan_document, plan_lines
+from eichi_utils.cli.plan import plan_document, plan_lines
 from eichi_utils.exchange.latent_files import interpolate, read_latents
 from eichi_utils.exchange.metadata import document_of, read_placed_document
 from eichi_utils.files.paths import Outputs

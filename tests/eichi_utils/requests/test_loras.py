@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eichi_utils.cli import main
+from eichi_utils.cli.main import main
 from eichi_utils.exchange.metadata import KEY, png_info
 from eichi_utils.exchange.named_files import with_paths
 from eichi_utils.problems import UserError

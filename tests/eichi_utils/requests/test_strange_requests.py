@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import cli
+from eichi_utils.cli import main
 from eichi_utils.exchange.metadata import png_info, read_document
 from eichi_utils.exchange.video import write_png
 from eichi_utils.files.pictures import open_picture
@@ -24,7 +24,7 @@ HOSTILE = Path(__file__).parents[2] / "cases" / "hostile"
 def eichi(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, list[dict], str]:
     """Exit code, problems, and what was said."""
     capsys.readouterr()
-    code = cli.main(["render", *map(str, arguments), "--json", "--lang", "en"])
+    code = main.main(["render", *map(str, arguments), "--json", "--lang", "en"])
     out, err = capsys.readouterr()
     assert "Traceback" not in err
     return code, json.loads(out.splitlines()[-1]).get("problems", []), err

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from eichi_utils.cli.progress import Progress, fitted
 from eichi_utils.files.paths import ROOT
 from eichi_utils.jobs.view import View
-from eichi_utils.progress import Progress, fitted
 from eichi_utils.setup import console
 from locales import Translator
 
@@ -21,7 +21,7 @@ from locales import Translator
 PROGRAM = """
 import os, sys
 from eichi_utils.setup.console import ready, write
-from eichi_utils.progress import Progress
+from eichi_utils.cli.progress import Progress
 from eichi_utils.jobs.view import View
 from locales import Translator
 

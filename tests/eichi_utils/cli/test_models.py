@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import cli
+from eichi_utils.cli import main
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.files.paths import MINIATURE
 from eichi_utils.models import hub
@@ -27,7 +27,7 @@ def eichi(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(hub, "snapshot_download", lambda *args, **settings: pytest.fail("asks the hub"))
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main([str(argument) for argument in (*arguments, "--lang", "en")])
+        code = main.main([str(argument) for argument in (*arguments, "--lang", "en")])
         out, err = capsys.readouterr()
         return code, out, err
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from eichi_utils.cli_output import DONE, FAILED, problem_lines, problems_document, result, say
+from eichi_utils.cli.output import DONE, FAILED, problem_lines, problems_document, result, say
 from eichi_utils.files import paths
 from eichi_utils.files.disk_cache import open_caches
 from eichi_utils.problems import Problem

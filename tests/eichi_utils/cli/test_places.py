@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from diffusers_helper.models.attention import LOADERS
-from eichi_utils import cli
-from eichi_utils.cli_output import place_of
+from eichi_utils.cli import main
+from eichi_utils.cli.output import place_of
 from eichi_utils.files.paths import ROOT
 from eichi_utils.render.engine import ATTENTION, DEVICE
 from locales import Translator
@@ -52,7 +52,7 @@ def test_a_missing_file_is_told_by_its_flag_and_at_once(pictures: list[str], tmp
 )
 def test_a_problem_is_called_as_the_user_wrote_it(field: str, flags: list[str], place: str) -> None:
     """By the flag it came from; in a request's file by its place there."""
-    assert place_of(field, cli.make_parser(Translator("en")).parse_args(["render", *flags])) == place
+    assert place_of(field, main.make_parser(Translator("en")).parse_args(["render", *flags])) == place
 
 
 def test_what_is_checked_without_torch_is_what_torch_knows() -> None:
@@ -66,7 +66,7 @@ def test_a_film_is_made_where_nobody_can_be_told(pictures: list[str], checkpoint
     """Closed streams and an ASCII terminal ended `eichi render` in a traceback, when the film was there or before."""
     flags = ["render", "--mode", "single", "--image", pictures[0], "--prompt", "猫", "--size", "128", "--steps", "1"]
     flags += ["--models", str(checkpoint), "--device", "cpu", "--cache-gb", "0", "--out", str(tmp_path), "--lang", "ja"]
-    command = ["/bin/sh", "-c", '"$0" -m eichi_utils.cli "$@" >&- 2>&-', sys.executable, *flags]
+    command = ["/bin/sh", "-c", '"$0" -m eichi_utils.cli.main "$@" >&- 2>&-', sys.executable, *flags]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

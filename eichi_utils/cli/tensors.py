@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.cli_output import FAILED, report_problems, result, say
+from eichi_utils.cli.output import FAILED, report_problems, result, say
 from eichi_utils.exchange.metadata import film_tags, text_of
 from eichi_utils.exchange.named_files import parts_without_paths, without_paths
 from eichi_utils.files.latent_header import PARTS, LatentInfo, latents_problem, read_info

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.cli_output import result, say
+from eichi_utils.cli.output import result, say
 from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.exchange.section_zip import export_sections, import_sections
 from eichi_utils.files.paths import DEFAULT_UPLOADS, place

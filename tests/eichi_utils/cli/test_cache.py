@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils import cli
+from eichi_utils.cli import main
 from eichi_utils.files import paths
 from eichi_utils.files.disk_cache import open_caches
 from locales import LANGUAGES, Translator
@@ -17,7 +17,7 @@ from webui.app import read_flags
 
 
 def cache(capsys: pytest.CaptureFixture, *words: str, language: str = "en") -> tuple[int, str]:
-    code = cli.main(["cache", *words, "--lang", language])
+    code = main.main(["cache", *words, "--lang", language])
     return code, capsys.readouterr().out
 
 
@@ -65,11 +65,11 @@ def test_files_that_cannot_be_deleted_are_told(capsys: pytest.CaptureFixture, mo
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "unlink", unlink)
-    assert cli.main(["cache", "--delete", "--lang", "en"]) == 1
+    assert main.main(["cache", "--delete", "--lang", "en"]) == 1
     out, err = capsys.readouterr()
     assert "1 files" in err and str(paths.CACHE) in err and "Read-only file system" in err
     assert out.splitlines()[-1] == "Deleted: 0.0 MB"
-    assert cli.main(["cache", "--delete", "--json"]) == 1
+    assert main.main(["cache", "--delete", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["problems"][0]["key"] == "cache_not_deleted"
 
 
@@ -92,10 +92,10 @@ def test_rendering_keeps_what_it_encoded(checkpoint, pictures, tmp_path, capsys:
         "render", "--mode", "single", "--image", pictures[0], "--prompt", "a cat", "--size", "128", "--steps", "1",
         "--models", str(checkpoint), "--device", "cpu", "--out", str(tmp_path / "out"), "--lang", "en",
     ]  # fmt: skip
-    assert cli.main([*flags, "--cache-gb", "0"]) == 0 and names_in(paths.CACHE) == set()
-    assert cli.main([*flags, "--cache-gb", "-1"]) == 2
+    assert main.main([*flags, "--cache-gb", "0"]) == 0 and names_in(paths.CACHE) == set()
+    assert main.main([*flags, "--cache-gb", "-1"]) == 2
     assert "--cache-gb" in capsys.readouterr().err
-    assert cli.main(flags) == 0
+    assert main.main(flags) == 0
     capsys.readouterr()
     document = json.loads(cache(capsys, "--json")[1])
     assert [document[kind]["files"] for kind in ("prompts", "pictures", "weights")] == [1, 2, 0]

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusers_helper.checkpoints.checkpoint import check_transformer, load_transformer
-from eichi_utils import cli
+from eichi_utils.cli import main
 from eichi_utils.models import bake
 from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.lora_fit import shapes_in
@@ -25,7 +25,7 @@ from tests.lora_files import write_lora
 
 Run = Callable[..., tuple[int, str, str]]
 STEM = "diffusion_pytorch_model"
-CASES = Path(__file__).parents[1] / "cases" / "hostile"
+CASES = Path(__file__).parents[2] / "cases" / "hostile"
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def lora(checkpoint: Path, capsys: pytest.CaptureFixture) -> Run:
     """`eichi lora` with the small checkpoint: exit code, stdout, stderr."""
 
     def run(*words: object) -> tuple[int, str, str]:
-        code = cli.main(["lora", "--models", str(checkpoint), "--lang", "en", *map(str, words)])
+        code = main.main(["lora", "--models", str(checkpoint), "--lang", "en", *map(str, words)])
         return code, *capsys.readouterr()
 
     return run
@@ -106,11 +106,11 @@ def test_a_sections_scale_has_a_flag(file: Path, checkpoint: Path, pictures: lis
     """`--section-lora-scale K=N`: the plan's strengths, for every LoRA; and what is no number is said."""
     words = ["render", "--mode", "forward", "--image", pictures[0], "--prompt", "x", "--seconds", "3", "--lang", "en", "--json"]
     words += ["--models", str(checkpoint), "--lora", f"{file}=0.5", "--lora", f"{file}=-1", "--dry-run"]
-    assert cli.main([*words, "--section-lora-scale", "1=0.5", "--section-lora-scale", "0=0"]) == 0
+    assert main.main([*words, "--section-lora-scale", "1=0.5", "--section-lora-scale", "0=0"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert [section["lora_strengths"] for section in plan["sections"]] == [[0.0, -0.0], [0.25, -0.5]]
     for wrong in ("1=strong", "half", "7=1", "0=3"):
-        assert cli.main([*words, "--section-lora-scale", wrong]) == 2
+        assert main.main([*words, "--section-lora-scale", wrong]) == 2
         assert "--section-lora-scale" in capsys.readouterr().err
 
 
@@ -121,13 +121,13 @@ def test_a_render_with_a_lora_of_another_model_does_not_begin(
     """Said with the file's name, by a dry run too; nothing is loaded and nothing written."""
     bad, out = GOLDEN / "lora" / "bad_unknown_modules.safetensors", tmp_path / "out"
     words = ["render", "--image", pictures[0], "--prompt", "x", "--models", str(checkpoint), "--out", str(out), "--lang", "en"]
-    assert cli.main([*words, "--device", "cpu", "--lora", str(bad), *["--dry-run"] * dry]) == 2
+    assert main.main([*words, "--device", "cpu", "--lora", str(bad), *["--dry-run"] * dry]) == 2
     assert str(bad) in capsys.readouterr().err and not out.exists()
 
 
 def test_reports_are_for_the_model_that_is_asked_for(file: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     """Without any model on this computer it is the published one."""
-    assert cli.main(["lora", str(file), "--models", str(tmp_path), "--lang", "en"]) == 2
+    assert main.main(["lora", str(file), "--models", str(tmp_path), "--lang", "en"]) == 2
     assert "3072" in capsys.readouterr().out
 
 
@@ -149,7 +149,7 @@ def test_a_baked_checkpoint_is_the_one_with_the_lora_beside(
     check_transformer(out)
     pool = ModelPool(checkpoint, device="cpu")
     made = load_transformer(out, torch.float32).state_dict()
-    chosen = cli.modes.from_json({"mode": "single", "loras": [{"file": str(file), "strength": 0.75}]}).loras
+    chosen = main.modes.from_json({"mode": "single", "loras": [{"file": str(file), "strength": 0.75}]}).loras
     with pool.transformer("framepack", "auto", chosen, True) as net:
         wanted = net.state_dict()
     assert all((made[name] - wanted[name]).abs().max() <= 1e-6 for name in wanted)

@@ -12,7 +12,7 @@ import numpy
 import pytest
 import yaml
 
-from eichi_utils import cli
+from eichi_utils.cli import main
 from eichi_utils.exchange.legacy import label_of
 from eichi_utils.exchange.metadata import mp4_tags
 from eichi_utils.exchange.video import FilmWriter
@@ -32,7 +32,7 @@ def sections(capsys: pytest.CaptureFixture) -> Run:
     """`eichi sections`: exit code, stdout, stderr."""
 
     def run(*words: object, language: str = "en") -> tuple[int, str, str]:
-        code = cli.main(["sections", *map(str, words), "--lang", language])
+        code = main.main(["sections", *map(str, words), "--lang", language])
         return code, *capsys.readouterr()
 
     return run
@@ -72,7 +72,7 @@ def test_there_and_back(mode: str, sections: Run, pictures: list[str], tmp_path:
     # Its LoRA and the latents to append are of other sizes than the miniature and its films.
     fitting = {**document["request"], "size": 128, "loras": [], "append_latents": ""}
     (tmp_path / "b.json").write_text(json.dumps(fitting))
-    assert cli.main(["render", "--request", str(tmp_path / "b.json"), "--dry-run"]) == 0
+    assert main.main(["render", "--request", str(tmp_path / "b.json"), "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

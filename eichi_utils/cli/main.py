@@ -18,9 +18,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.cli_cache import add_cache_command
-from eichi_utils.cli_lora import add_lora_command
-from eichi_utils.cli_output import (
+from eichi_utils.cli.cache import add_cache_command
+from eichi_utils.cli.lora import add_lora_command
+from eichi_utils.cli.output import (
     BAD_INPUT,
     CONTROL_FLAGS,
     DONE,
@@ -34,9 +34,10 @@ from eichi_utils.cli_output import (
     result,
     say,
 )
-from eichi_utils.cli_plan import plan_document, plan_lines
-from eichi_utils.cli_sections import add_sections_commands
-from eichi_utils.cli_tensors import add_tensors_commands
+from eichi_utils.cli.plan import plan_document, plan_lines
+from eichi_utils.cli.progress import Progress
+from eichi_utils.cli.sections import add_sections_commands
+from eichi_utils.cli.tensors import add_tensors_commands
 from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.files.disk_cache import DEFAULT_GB
 from eichi_utils.files.folders import OutputFolders
@@ -48,7 +49,6 @@ from eichi_utils.jobs.timings import Timings
 from eichi_utils.jobs.view import View
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.progress import Progress
 from eichi_utils.render.engine import RESERVE_GB, Engine
 from eichi_utils.requests import modes
 from eichi_utils.requests.loras import from_flag
@@ -327,7 +327,7 @@ def follow_jobs(jobs: Jobs, request: Request, t: Translator) -> list[View]:
 
 def run_demo(options: argparse.Namespace, t: Translator) -> int:
     """Render the example photo with the small built-in checkpoint, where the user names no other."""
-    from eichi_utils.demo import demo_defaults, untrained_models
+    from eichi_utils.cli.demo import demo_defaults, untrained_models
 
     models = Models(options.models)
     if options.models is None and "miniature" not in models.names and not options.dry_run:
@@ -336,7 +336,7 @@ def run_demo(options: argparse.Namespace, t: Translator) -> int:
 
 
 def run_doctor(options: argparse.Namespace, t: Translator) -> int:
-    from eichi_utils.doctor import examine, report_lines
+    from eichi_utils.cli.doctor import examine, report_lines
 
     findings = examine(Models(options.models), options.device, options.attention, options.compile)
     result(json.dumps(findings) if options.json else "\n".join(report_lines(findings, t)))

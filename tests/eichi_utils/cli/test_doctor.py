@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eichi_utils import doctor
-from eichi_utils.doctor import examine, report_lines
+from eichi_utils.cli import doctor
+from eichi_utils.cli.doctor import examine, report_lines
 from eichi_utils.files import paths
 from eichi_utils.files.disk_cache import open_caches
 from eichi_utils.models import pool as models

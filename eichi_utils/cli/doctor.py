@@ -13,7 +13,7 @@ import torch
 
 from diffusers_helper.memory.device import Device
 from diffusers_helper.memory.slabs import Arena
-from eichi_utils.cli_cache import MB, NAMES
+from eichi_utils.cli.cache import MB, NAMES
 from eichi_utils.files.disk_cache import open_caches
 from eichi_utils.files.paths import WEBUI
 from eichi_utils.models.catalogue import Models

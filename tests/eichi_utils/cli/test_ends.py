@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eichi_utils import cli
+from eichi_utils.cli import main
+from eichi_utils.cli.progress import Progress
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.exchange.named_files import with_paths
 from eichi_utils.files.pictures import open_mask
 from eichi_utils.jobs.events import Step
 from eichi_utils.jobs.queue import Stop
-from eichi_utils.progress import Progress
 from eichi_utils.render.section_loop import SectionSampler
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import to_json
@@ -27,7 +27,7 @@ from tests.eichi_utils.helpers import request
 
 def eichi(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, dict]:
     """Exit code and the JSON of the last line."""
-    code = cli.main([str(argument) for argument in (*arguments, "--json", "--lang", "en")])
+    code = main.main([str(argument) for argument in (*arguments, "--json", "--lang", "en")])
     return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -137,7 +137,7 @@ def test_a_second_interrupt_leaves_at_once(checkpoint: Path, pictures: list[str]
 
     monkeypatch.setattr(Progress, "show", interrupt)
     flags = ["--image", pictures[0], "--prompt", "x", "--size", 128, "--models", checkpoint, "--out", tmp_path / "out"]
-    assert cli.main([str(flag) for flag in ["render", *flags, "--lang", "en"]]) == 130
+    assert main.main([str(flag) for flag in ["render", *flags, "--lang", "en"]]) == 130
 
 
 @pytest.mark.parametrize("mode", ["LAB", "CMYK", "1", "L"])

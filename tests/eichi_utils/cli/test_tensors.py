@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from diffusers_helper.vae.latents import decode, to_uint8
-from eichi_utils import cli, cli_tensors
+from eichi_utils.cli import main
+from eichi_utils.cli import tensors as cli_tensors
 from eichi_utils.exchange.latent_files import read_latents, write_latents
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.exchange.video import encode_h264
@@ -33,7 +34,7 @@ def tensors(capsys: pytest.CaptureFixture) -> Run:
     """`eichi tensors`: exit code, stdout, stderr."""
 
     def run(*words: object, language: str = "en") -> tuple[int, str, str]:
-        code = cli.main(["tensors", *map(str, words), "--lang", language])
+        code = main.main(["tensors", *map(str, words), "--lang", language])
         return code, *capsys.readouterr()
 
     return run

@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 
 from diffusers_helper.models.transformer import PackedTransformer
-from eichi_utils import cli, demo
-from eichi_utils.cli_output import flag_of
+from eichi_utils.cli import demo, main
+from eichi_utils.cli.output import flag_of
+from eichi_utils.cli.progress import Progress, clock
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.files.paths import ROOT
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.jobs.view import View
 from eichi_utils.models.catalogue import Models
-from eichi_utils.progress import Progress, clock
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import to_json
 from locales import LANGUAGES, Translator
@@ -41,7 +41,7 @@ def eichi(capsys: pytest.CaptureFixture) -> Run:
         language = () if "--lang" in arguments else ("--lang", "en")
         capsys.readouterr()
         try:
-            code = cli.main([str(argument) for argument in (*arguments, *language)])
+            code = main.main([str(argument) for argument in (*arguments, *language)])
         except SystemExit as left:
             code = left.code
         out, err = capsys.readouterr()
@@ -176,8 +176,8 @@ def flags_for(values: dict) -> list[str]:
 def test_every_flag_reaches_its_field(mode: str, pictures: list[str]) -> None:
     """A request with every field set can be said in flags."""
     values = other_values(mode, pictures)
-    options = cli.make_parser(Translator("en")).parse_args(["render", "--mode", mode, *flags_for(values)])
-    request = cli.read_request(options, {})
+    options = main.make_parser(Translator("en")).parse_args(["render", "--mode", mode, *flags_for(values)])
+    request = main.read_request(options, {})
     assert request == modes.MODES[mode](**values)
     for field in dataclasses.fields(request):
         assert type(getattr(request, field.name)) is type(values[field.name]), field.name
@@ -194,8 +194,8 @@ def test_flags_lie_over_the_request_they_change(pictures: list[str], tmp_path: P
             values["append_latents"] = latent_file(tmp_path / "a.safetensors", 6, *fitted_size(pictures[0], base.size))
         for name, value in values.items():
             flags = ["render", "--request", str(tmp_path / "r.json"), *flags_for({name: value})]
-            options = cli.make_parser(Translator("en")).parse_args(flags)
-            assert cli.read_request(options, {}) == dataclasses.replace(base, **{name: value}), name
+            options = main.make_parser(Translator("en")).parse_args(flags)
+            assert main.read_request(options, {}) == dataclasses.replace(base, **{name: value}), name
 
 
 def test_references_keep_their_order(pictures: list[str]) -> None:
@@ -203,7 +203,7 @@ def test_references_keep_their_order(pictures: list[str]) -> None:
     flags = ["render", "--mode", "single", "--image", pictures[0], "--prompt", "p"]
     flags += ["--reference", pictures[1], "--reference-mask", pictures[2]]
     flags += ["--reference", pictures[2], "--reference-index", "13", "--reference", pictures[3]]
-    controls = cli.read_request(cli.make_parser(Translator("en")).parse_args(flags), {}).controls
+    controls = main.read_request(main.make_parser(Translator("en")).parse_args(flags), {}).controls
     assert [(control.image, control.index, control.mask) for control in controls] == [
         (pictures[1], 10, pictures[2]),
         (pictures[2], 13, ""),
@@ -218,7 +218,7 @@ def test_pictures_are_found_from_the_current_folder(
     shutil.copy(pictures[0], tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
     flags = ["render", "--image", "a.png", "--prompt", "p", "--keyframe", "0=a.png", "--end-image", "./a.png"]
-    request = cli.read_request(cli.make_parser(Translator("en")).parse_args(flags), {})
+    request = main.read_request(main.make_parser(Translator("en")).parse_args(flags), {})
     assert request.image == request.end_image == request.keyframes[0] == str(tmp_path / "a.png")
 
 
@@ -268,7 +268,7 @@ def test_mistakes_are_said_in_the_users_language(language: str, eichi: Run, tmp_
 def test_what_the_parser_refuses(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
     """Unknown commands and flags are bad input: exit code 2."""
     with pytest.raises(SystemExit) as left:
-        cli.main(arguments)
+        main.main(arguments)
     assert left.value.code == 2
     assert capsys.readouterr().err
 
@@ -385,7 +385,7 @@ def test_demo(eichi: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.
     assert (code, last_json(out)["frames"]) == (0, 37)
     for mode in modes.MODES:
         assert eichi("demo", "--dry-run", "--mode", mode)[0] == 0
-    monkeypatch.setattr(cli, "Models", partial(Models, miniature=tmp_path / "none"))
+    monkeypatch.setattr(main, "Models", partial(Models, miniature=tmp_path / "none"))
     monkeypatch.setattr(demo, "UNTRAINED", tmp_path / "models" / "untrained")
     flags = ["demo", "--mode", "single", "--steps", 1, "--device", "cpu", "--out", tmp_path / "out", "--json"]
     code, out, err = eichi(*flags)
@@ -403,7 +403,7 @@ def test_help_in_every_language(language: str, capsys: pytest.CaptureFixture) ->
     """argparse formats help texts itself: a percent sign in one would be a crash."""
     for command in ("render", "demo", "doctor"):
         with pytest.raises(SystemExit) as left:
-            cli.main([command, "--lang", language, "--help"])
+            main.main([command, "--lang", language, "--help"])
         assert left.value.code == 0
         out = capsys.readouterr().out
         assert "--json" in out

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_helper.checkpoints.files import CheckpointError
-from eichi_utils.cli_output import result, say
+from eichi_utils.cli.output import result, say
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.lora_fit import reports
