@@ -32,14 +32,14 @@ from eichi_utils.user_data.settings import AppSettings
 from locales import Translator
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context
-from webui.doors import Doors, Rules
 from webui.flags import AUTH_VARIABLE, read_flags
 from webui.frame import STYLE, theme
-from webui.login import Login
+from webui.http.doors import Doors, Rules
+from webui.http.login import Login
+from webui.http.path_check import ServedFiles
+from webui.http.server import Gate, Server, address, listen, room
 from webui.memory_panel import RESERVE, change
-from webui.path_check import ServedFiles
 from webui.pulse import add_routes
-from webui.server import Gate, Server, address, listen, room
 from webui.set_aside import SetAside
 from webui.shown import ShownPictures
 

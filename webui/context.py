@@ -20,7 +20,7 @@ from eichi_utils.render.engine import Engine
 from eichi_utils.user_data.log_file import Log
 from eichi_utils.user_data.settings import AppSettings, JsonFile
 from locales import Translator
-from webui.path_check import OwnFiles
+from webui.http.path_check import OwnFiles
 from webui.set_aside import SetAside
 
 # Events that neither wait in gradio's queue nor show its spinner: everything here answers at once.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from eichi_utils.files.disk_cache import DEFAULT_GB
 from locales import LANGUAGES, Translator, preferred_language
-from webui.login import AuthError, account, accounts_of
-from webui.server import is_loopback
+from webui.http.login import AuthError, account, accounts_of
+from webui.http.server import is_loopback
 
 FIRST_PORT = 7861
 # Megabytes of one upload: by default, and the most that can be said, which is more than any disk of these years holds.

@@ -21,7 +21,7 @@ from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request
 from locales import Translator, table
 from webui import fields
-from webui.path_check import with_files
+from webui.http.path_check import with_files
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException
 
 from eichi_utils.problems import Problem, UserError
-from webui.path_check import note_use, paths_in
+from webui.http.path_check import note_use, paths_in
 
 
 class CheckedBlocks(gr.Blocks):

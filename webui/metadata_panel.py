@@ -18,8 +18,8 @@ from webui import fields
 from webui.context import QUIET, Context
 from webui.filling import Filling
 from webui.form import Form
+from webui.http.path_check import with_files
 from webui.outcome import UNDO, Outcome, action_of
-from webui.path_check import with_files
 from webui.reference_panel import REFERENCES
 
 WANTED = ("prompt", "seed", "everything")

@@ -29,7 +29,7 @@ from locales import Translator
 from tests.lora_files import write_lora
 from webui.app import PAGES, build, listen
 from webui.context import Context
-from webui.server import MOST, Gate, Patience, Server
+from webui.http.server import MOST, Gate, Patience, Server
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (

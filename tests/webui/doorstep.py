@@ -19,9 +19,9 @@ from starlette.testclient import TestClient
 
 from locales import Translator
 from webui.app import PAGES
-from webui.doors import Doors, Rules
-from webui.login import Login
-from webui.server import MOST, Gate, Patience, Server, listen
+from webui.http.doors import Doors, Rules
+from webui.http.login import Login
+from webui.http.server import MOST, Gate, Patience, Server, listen
 
 HERE = "http://127.0.0.1:7861"
 PLACES = {name: path + "/" for name, (path, _) in PAGES.items()} | {"reverse": "/"}

@@ -18,7 +18,8 @@ from eichi_utils.jobs.events import Ended
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.requests.modes import MODES
 from tests.webui.conftest import FakeEngine, empty_page
-from webui import app, server
+from webui import app
+from webui.http import server
 
 
 def main(descriptors: int, step_seconds: float, flags: list[str]) -> None:

@@ -17,8 +17,8 @@ import webui
 from eichi_utils.files.paths import MINIATURE
 from eichi_utils.models.catalogue import Models
 from webui.app import address, listen, read_flags
-from webui.doors import Rules
-from webui.server import is_loopback
+from webui.http.doors import Rules
+from webui.http.server import is_loopback
 
 WEBUI = Path(webui.__file__).parent
 

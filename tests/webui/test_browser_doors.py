@@ -26,7 +26,7 @@ from tests.webui.conftest import FOREIGN_NAME, LAN_NAME, write_film
 from tests.webui.doorstep import served
 from tests.webui.test_browser import fill, until
 from webui.app import listen
-from webui.doors import Rules
+from webui.http.doors import Rules
 
 pytestmark = pytest.mark.browser
 

@@ -27,7 +27,7 @@ from eichi_utils.models.catalogue import Models
 from eichi_utils.requests.loras import is_below
 from locales import Translator, table
 from webui.app import PAGES, build
-from webui.path_check import OwnFiles, paths_in, with_files
+from webui.http.path_check import OwnFiles, paths_in, with_files
 
 MODES = tuple(PAGES)
 # The same answers with a login and without.

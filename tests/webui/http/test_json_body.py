@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from webui import json_body as module
-from webui.json_body import LEVELS, SIGNS, Values
+from webui.http import json_body as module
+from webui.http.json_body import LEVELS, SIGNS, Values
 
 
 def are_too_many(body: bytes, size: int = 1 << 18) -> bool:

@@ -1,6 +1,6 @@
 """Names, passwords, sessions: who may come in, and how slowly one may guess.
 
-A password is kept as a slow hash only. `python -m webui.login NAME` asks for one and prints the line for `--auth-file`.
+A password is kept as a slow hash only. `python -m webui.http.login NAME` asks for one and prints the line for `--auth-file`.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ def _shown(text: str) -> str:
 def main(arguments: list[str]) -> int:
     """Ask for a password and write the line for a file of names and passwords."""
     if len(arguments) != 1 or ":" in arguments[0]:
-        sys.stderr.write("usage: python -m webui.login NAME\n")
+        sys.stderr.write("usage: python -m webui.http.login NAME\n")
         return 2
     password = getpass.getpass()
     if not password or password != getpass.getpass("Again: "):

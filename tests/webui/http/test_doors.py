@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from tests.webui.doorstep import HERE, answer, client, connect, doors, served, small_app
 from webui.app import Site
-from webui.login import Login
+from webui.http.login import Login
 
 
 @pytest.mark.parametrize(

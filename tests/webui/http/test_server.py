@@ -20,7 +20,7 @@ from eichi_utils.setup.console import ending_as_interrupted
 from eichi_utils.user_data import log_file as logs
 from eichi_utils.user_data.log_file import Seldom
 from tests.webui.doorstep import answer, connect, doors, head, served
-from webui.server import BACKLOG, EACH, FOR_FILMS, LEAST, MOST, Gate, Patience, room_of
+from webui.http.server import BACKLOG, EACH, FOR_FILMS, LEAST, MOST, Gate, Patience, room_of
 
 QUICK = Patience(head=0.5, idle=0.5, stalled=0.5)
 unix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and signals of Unix")

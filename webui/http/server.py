@@ -24,7 +24,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eichi_utils.setup.console import write
-from webui.login import network
+from webui.http.login import network
 
 # Ports tried before giving up.
 PORTS_TRIED = 100

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.types import Receive, Scope, Send
 
 from locales import Translator
-from webui.login import LONGEST_SESSION, Login
+from webui.http.login import LONGEST_SESSION, Login
 
 LOGIN, LOGOUT = "/login", "/logout"
 # Bytes of a form with a name and a password.

@@ -19,9 +19,9 @@ from starlette.testclient import TestClient
 from locales import LANGUAGES, Translator
 from tests.threads import in_a_loop
 from tests.webui.doorstep import HERE, doors
-from webui import login as module
 from webui.app import read_flags
-from webui.login import ADDRESS_WAITS, FREE, Answer, Login, Throttle, account, accounts_of, hashed, main, matches, network
+from webui.http import login as module
+from webui.http.login import ADDRESS_WAITS, FREE, Answer, Login, Throttle, account, accounts_of, hashed, main, matches, network
 
 PAGE = {"accept": "text/html"}
 

@@ -13,9 +13,9 @@ import pytest
 
 from eichi_utils.user_data.passing import LEAST_FREE
 from tests.webui.doorstep import answer, client, connect, doors, head, served
-from webui import doors as module
-from webui.doors import Rules
-from webui.login import Login
+from webui.http import doors as module
+from webui.http.doors import Rules
+from webui.http.login import Login
 
 
 @pytest.mark.parametrize("chunked", [False, True])
