@@ -49,7 +49,7 @@ HEAVY = ("torch", "diffusers", "transformers", "gradio")
 
 # A worker that must end every job in one of its three ways, whatever happens; and the pages' handlers, whose errors end in a
 # sentence.
-CATCH_ALL = {"eichi_utils/jobs/queue.py", "webui/boundary.py"}
+CATCH_ALL = {"eichi_utils/jobs/queue.py", "webui/forms/boundary.py"}
 # What names files by day and hour, or compares with the times of files; and the training of the miniature.
 WALL_CLOCK = {
     "eichi_utils/files/paths.py",
@@ -58,7 +58,7 @@ WALL_CLOCK = {
     "eichi_utils/user_data/purge.py",
     "eichi_utils/files/temporary.py",
     "webui/sections_panel.py",
-    "webui/set_aside.py",
+    "webui/forms/set_aside.py",
     "miniature/training.py",
 }
 MAY_PRINT = ("launch.py", "eichi_utils/cli", "miniature/", "benchmarks/")

@@ -33,6 +33,7 @@ from locales import Translator
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context
 from webui.flags import AUTH_VARIABLE, read_flags
+from webui.forms.set_aside import SetAside
 from webui.frame import STYLE, theme
 from webui.http.doors import Doors, Rules
 from webui.http.login import Login
@@ -40,7 +41,6 @@ from webui.http.path_check import ServedFiles
 from webui.http.server import Gate, Server, address, listen, room
 from webui.memory_panel import RESERVE, change
 from webui.pulse import add_routes
-from webui.set_aside import SetAside
 from webui.shown import ShownPictures
 
 PAGES = MappingProxyType(

@@ -20,8 +20,8 @@ from eichi_utils.render.engine import Engine
 from eichi_utils.user_data.log_file import Log
 from eichi_utils.user_data.settings import AppSettings, JsonFile
 from locales import Translator
+from webui.forms.set_aside import SetAside
 from webui.http.path_check import OwnFiles
-from webui.set_aside import SetAside
 
 # Events that neither wait in gradio's queue nor show its spinner: everything here answers at once.
 QUIET = MappingProxyType({"queue": False, "show_progress": "hidden", "api_visibility": "private"})

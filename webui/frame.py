@@ -14,11 +14,11 @@ from gradio.components import Component
 from eichi_utils.requests.modes import MODES
 from eichi_utils.requests.request import FilmRequest
 from locales import Translator
-from webui import boxes, words
-from webui.boundary import Bounded, telling
 from webui.context import QUIET, Context
-from webui.filling import Filling
-from webui.form import Form
+from webui.forms import input_guards, words
+from webui.forms.boundary import Bounded, telling
+from webui.forms.form import Form
+from webui.forms.form_updates import Filling
 from webui.gradio_compat import CheckedBlocks
 from webui.metadata_panel import MetadataPanel
 from webui.presets_panel import FavouritesPanel
@@ -85,7 +85,7 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
     title = f"{context.t(f'page.mode.{context.mode}')} - FramePack-eichi"
     settings = {"title": title, "analytics_enabled": False, "fill_width": True}
     with Page(holds=context.holds, t=context.t, **settings) as blocks:
-        gr.HTML(header(context), js_on_load=boxes.JS, elem_id="header")
+        gr.HTML(header(context), js_on_load=input_guards.JS, elem_id="header")
         for notice in context.notices:
             gr.HTML(f'<p class="eichi-hint">{escape(words.problem_sentence(context.t, notice))}</p>', elem_id="notice")
         blocks.place()

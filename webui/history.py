@@ -10,7 +10,7 @@ from typing import Any
 
 from eichi_utils.jobs.queue import Job
 from locales import Translator
-from webui import words
+from webui.forms import words
 from webui.queue import facts_of, name_of
 
 # Of the newest jobs that ended, those that are listed. One that did not finish is listed after them, too.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gradio as gr
 
-from webui import words
 from webui.context import QUIET, Context
-from webui.form import Form, size_labels
+from webui.forms import words
+from webui.forms.form import Form, size_labels
 from webui.memory_panel import reserve_panel
 from webui.metadata_panel import MetadataPanel
 from webui.presets_panel import PromptsPanel

@@ -14,9 +14,9 @@ from eichi_utils.files.latent_header import LatentInfo, latents_problem, read_in
 from eichi_utils.problems import Problem
 from eichi_utils.requests.request import FilmRequest, Request
 from locales import Translator
-from webui import fields
 from webui.context import QUIET, Context
-from webui.form import Form
+from webui.forms import fields
+from webui.forms.form import Form
 
 FIELD = "append_latents"
 # Files of the output folder that are offered, the newest ones.

@@ -25,9 +25,9 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.loras import MOST_LORAS, STRONGEST, Lora, is_below, shown_name
 from eichi_utils.user_data.lora_library import about, found, keep_upload, look_through
 from eichi_utils.user_data.presets import lora_presets
-from webui import boxes, fields, words
 from webui.context import QUIET, Context
-from webui.form import Form
+from webui.forms import fields, input_guards, words
+from webui.forms.form import Form
 from webui.named_panel import unknown
 
 SHOWN = 3
@@ -95,7 +95,7 @@ class LoraPanel:
                     label=t("page.lora.preset"),
                     info=t("page.lora.preset.info"),
                     elem_id="lora-preset",
-                    elem_classes=[boxes.NAME],
+                    elem_classes=[input_guards.NAME],
                 )
                 with gr.Column(min_width=120, scale=0):
                     self.load = gr.Button(t("page.lora.preset.load"), size="sm", elem_id="lora-preset-load")

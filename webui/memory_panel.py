@@ -7,9 +7,9 @@ from contextlib import suppress
 
 from eichi_utils.problems import UserError
 from eichi_utils.render.engine import MOST_RESERVED, Engine
-from webui import fields
 from webui.context import QUIET, Context
-from webui.form import Form
+from webui.forms import fields
+from webui.forms.form import Form
 
 GIB = 2**30
 # The setting's name.

@@ -14,12 +14,12 @@ from eichi_utils.exchange.picture_text import MOST_TAKEN, PictureText, read_text
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.file_fields import FILE_FIELDS
 from eichi_utils.requests.request import PICTURE_FIELDS, to_json
-from webui import fields
 from webui.context import QUIET, Context
-from webui.filling import Filling
-from webui.form import Form
+from webui.forms import fields
+from webui.forms.action_result import UNDO, Outcome, action_of
+from webui.forms.form import Form
+from webui.forms.form_updates import Filling
 from webui.http.path_check import with_files
-from webui.outcome import UNDO, Outcome, action_of
 from webui.reference_panel import REFERENCES
 
 WANTED = ("prompt", "seed", "everything")

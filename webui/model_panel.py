@@ -12,8 +12,8 @@ from gradio.components import Component
 
 from eichi_utils.requests.request import Request
 from webui.context import QUIET, Context
-from webui.form import Form, size_labels
-from webui.outcome import clicked, may_be_held
+from webui.forms.action_result import clicked, may_be_held
+from webui.forms.form import Form, size_labels
 
 EXAMPLES_HTML = '<p class="title"></p><div class="row"></div><button type="button" class="undo"></button>'
 # What the undo says instead of an example's number.

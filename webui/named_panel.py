@@ -10,10 +10,10 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.problems import Problem, UserError
-from webui import boxes, fields
 from webui.context import QUIET
-from webui.form import Form
-from webui.outcome import Outcome
+from webui.forms import fields, input_guards
+from webui.forms.action_result import Outcome
+from webui.forms.form import Form
 
 
 class Store(Protocol):
@@ -56,7 +56,7 @@ class NamedPanel:
                 info=t(f"page.named.{kind}.info"),
                 allow_custom_value=True,
                 elem_id=f"{kind}-name",
-                elem_classes=[boxes.NAME],
+                elem_classes=[input_guards.NAME],
             )
         form.fresh[self.name] = self.choices
         with gr.Row():

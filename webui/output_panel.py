@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from webui.context import Context
-from webui.form import Form
+from webui.forms.form import Form
 
 
 def seed_panel(context: Context, form: Form) -> None:

@@ -15,11 +15,11 @@ from eichi_utils.user_data import presets
 from eichi_utils.user_data.presets import PromptPresets, favourites
 from eichi_utils.user_data.settings import JsonFile
 from webui.context import QUIET, Context
-from webui.filling import Filling
-from webui.form import Form
+from webui.forms.form import Form
+from webui.forms.form_updates import Filling
+from webui.forms.uploads import keep_pictures
+from webui.forms.words import NOT_YET
 from webui.named_panel import Held, NamedPanel
-from webui.uploads import keep_pictures
-from webui.words import NOT_YET
 
 
 def prompt_presets(context: Context) -> PromptPresets:

@@ -16,11 +16,11 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.user_data.desktop import open_folder, same_machine
 from eichi_utils.user_data.log_file import ENABLED, FOLDER
 from eichi_utils.user_data.settings import CHOICES
-from webui import fields
 from webui.context import QUIET, Context
-from webui.form import Form
+from webui.forms import fields
+from webui.forms.action_result import Outcome
+from webui.forms.form import Form
 from webui.memory_panel import RESERVE, change
-from webui.outcome import Outcome
 
 Values = Mapping[str, Any]
 

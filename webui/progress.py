@@ -8,7 +8,7 @@ from eichi_utils.jobs.events import StopLevel
 from eichi_utils.jobs.queue import Job
 from eichi_utils.jobs.view import View
 from locales import Translator
-from webui import words
+from webui.forms import words
 
 HTML = """
 <div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100"><div class="done"></div></div>

@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 
 from eichi_utils.requests.single import Control
-from webui import fields
 from webui.context import QUIET
-from webui.form import Form
+from webui.forms import fields
+from webui.forms.form import Form
 
 REFERENCES = 3
 PER_REFERENCE = 3

@@ -23,14 +23,14 @@ from eichi_utils.jobs.view import View
 from eichi_utils.problems import UserError
 from eichi_utils.requests.request import to_json
 from eichi_utils.user_data.desktop import open_folder, same_machine
-from webui import words
 from webui.context import QUIET, Context
-from webui.form import Form
+from webui.forms import words
+from webui.forms.action_result import clicked
+from webui.forms.form import Form
 from webui.history import CSS as HISTORY_CSS
 from webui.history import HTML as HISTORY_HTML
 from webui.history import JS as HISTORY_JS
 from webui.history import history_of
-from webui.outcome import clicked
 from webui.progress import CSS as PROGRESS_CSS
 from webui.progress import HTML as PROGRESS_HTML
 from webui.progress import JS as PROGRESS_JS

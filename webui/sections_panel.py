@@ -20,12 +20,12 @@ from gradio.utils import get_upload_folder
 from eichi_utils.exchange.section_zip import export_sections, import_sections
 from eichi_utils.problems import UserError
 from eichi_utils.user_data.passing import need_room
-from webui import fields
 from webui.context import QUIET, Context
-from webui.filling import Filling
-from webui.form import Form
-from webui.outcome import Outcome
-from webui.words import NOT_YET
+from webui.forms import fields
+from webui.forms.action_result import Outcome
+from webui.forms.form import Form
+from webui.forms.form_updates import Filling
+from webui.forms.words import NOT_YET
 
 # A ZIP that was made to be downloaded is of no use to anybody after this time, nor are more of them.
 KEPT_SECONDS = 3600

@@ -12,9 +12,9 @@ from gradio.components import Component
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import to_json
 from webui.context import QUIET, Context
-from webui.filling import Filling
-from webui.form import Form
-from webui.outcome import Outcome
+from webui.forms.action_result import Outcome
+from webui.forms.form import Form
+from webui.forms.form_updates import Filling
 from webui.presets_panel import prompt_presets
 from webui.program_panel import ProgramPanel
 

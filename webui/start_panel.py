@@ -15,10 +15,10 @@ from eichi_utils.files.pictures import profile_problem
 from eichi_utils.problems import Problem
 from eichi_utils.render.output_estimate import extra_counts
 from eichi_utils.requests.request import Request
-from webui import field_problems, words
 from webui.context import QUIET, Context
-from webui.form import Form
-from webui.uploads import keep_pictures
+from webui.forms import field_problems, words
+from webui.forms.form import Form
+from webui.forms.uploads import keep_pictures
 
 # Two clicks on Start within this time mean one film.
 DOUBLE_CLICK_SECONDS = 1.5

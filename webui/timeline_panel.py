@@ -21,11 +21,12 @@ from gradio.processing_utils import save_file_to_cache
 from eichi_utils.files.safe_reading import parse_json
 from eichi_utils.problems import Problem
 from eichi_utils.requests.request import FilmRequest, Request
-from webui import fields, timeline
+from webui import timeline
 from webui.context import QUIET, Context
-from webui.form import Form
+from webui.forms import fields
+from webui.forms.action_result import clicked
+from webui.forms.form import Form
 from webui.metadata_panel import SectionOffer
-from webui.outcome import clicked
 
 PICTURE_HEIGHT = 200
 # In the browser: (a cell's value, its section, all sections' values) -> all sections' values.

@@ -13,7 +13,7 @@ from eichi_utils.user_data.settings import AppSettings, JsonFile
 from locales import Translator
 from tests.eichi_utils.user_data.test_damaged_files import DAMAGES, FILES, STILL_GOOD
 from tests.eichi_utils.user_data.test_damaged_files import good as good
-from tests.webui.test_form import page as page
+from tests.webui.forms.test_form import page as page
 from tests.webui.whole import Page
 from tests.webui.whole import whole as whole
 from webui.app import begin

@@ -21,8 +21,8 @@ from eichi_utils.requests.request import to_json
 from eichi_utils.requests.single import Control
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.zips import COMPAT, MINIMAL, packed
-from tests.webui.test_form import OTHER
-from tests.webui.test_form import page as page
+from tests.webui.forms.test_form import OTHER
+from tests.webui.forms.test_form import page as page
 from tests.webui.whole import Page, clicked, sentence
 from tests.webui.whole import whole as whole
 from webui.sections_panel import KEPT_SECONDS, MOST_KEPT

@@ -16,7 +16,7 @@ from eichi_utils.requests import loras
 from eichi_utils.requests.loras import Lora
 from tests.eichi_utils.files.test_hostile import HOSTILE, MOST_BYTES, MOST_SECONDS
 from tests.eichi_utils.helpers import names_in
-from tests.webui.test_form import page as page
+from tests.webui.forms.test_form import page as page
 from tests.webui.whole import Page, Whole
 from tests.webui.whole import whole as whole
 from webui.lora_panel import LoraPanel

@@ -13,11 +13,12 @@ from eichi_utils.requests.modes import MODES
 from eichi_utils.requests.request import to_json
 from eichi_utils.user_data.presets import lora_presets
 from tests.eichi_utils.zips import COMPAT
-from tests.webui.test_form import OTHER
-from tests.webui.test_form import page as page
+from tests.webui.forms.test_form import OTHER
+from tests.webui.forms.test_form import page as page
 from tests.webui.whole import Page, sentence
 from tests.webui.whole import whole as whole
-from webui import boxes, frame
+from webui import frame
+from webui.forms import input_guards
 from webui.settings_panel import begin_with, setting_names
 
 
@@ -104,7 +105,7 @@ def test_a_page_that_is_loaded_again_offers_what_is_kept_now(whole: Page, mode: 
     lora_presets(page.built.context.presets).save("set", [{"file": "ink.safetensors", "strength": 0.5}])
     calls = [call for call in page.built.blocks.fns.values() if call.fn and any(event == "load" for _, event in call.targets)]
     loaded = {component: update for call in calls for component, update in call.fn().items()}
-    lists = {box.elem_id: update for box, update in loaded.items() if boxes.NAME in (box.elem_classes or [])}
+    lists = {box.elem_id: update for box, update in loaded.items() if input_guards.NAME in (box.elem_classes or [])}
     offered = {"prompts-name": ["mine"], "favourites-name": ["whole"], "lora-preset": [("set", "set")]}
     # Without a value: what was typed meanwhile stays.
     assert lists == {name: gr.update(choices=choices) for name, choices in offered.items()}

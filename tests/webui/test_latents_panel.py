@@ -13,8 +13,8 @@ from eichi_utils.files.pictures import fitted_size
 from eichi_utils.requests.modes import MODES
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import latent_file
-from tests.webui.test_form import page
-from webui import words
+from tests.webui.forms.test_form import page
+from webui.forms import words
 from webui.latents_panel import LatentsPanel, facts, recent
 
 __all__ = ["page"]

@@ -9,7 +9,7 @@ from PIL import Image
 from eichi_utils.files.pictures import profile_problem
 from locales import Translator
 from tests.eichi_utils.helpers import request
-from webui import words
+from webui.forms import words
 from webui.start_panel import _notes
 
 

@@ -11,8 +11,8 @@ from eichi_utils.problems import Problem
 from eichi_utils.requests.modes import MODES
 from locales import LANGUAGES, Translator, table
 from tests.eichi_utils.requests.test_plan import SECTIONS
-from tests.webui.test_form import page as page
-from webui import words
+from tests.webui.forms.test_form import page as page
+from webui.forms import words
 from webui.input_panel import QUICK_SECONDS
 
 

@@ -15,7 +15,7 @@ from gradio.components.image import ImageData
 from PIL import Image
 
 from tests.eichi_utils.files.test_picture_files import CASES
-from webui import fields
+from webui.forms import fields
 from webui.shown import ShownPictures
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from eichi_utils.files.picture_files import FORMAT_NAMES
 from eichi_utils.requests.modes import MODES
 from locales import Translator
-from tests.webui.test_form import page as page
+from tests.webui.forms.test_form import page as page
 from webui import timeline
 
 EN = Translator("en")

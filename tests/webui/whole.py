@@ -10,9 +10,9 @@ import gradio as gr
 import pytest
 
 from locales import table
-from tests.webui.test_form import Built
-from tests.webui.test_form import page as page
-from webui.filling import Filling
+from tests.webui.forms.test_form import Built
+from tests.webui.forms.test_form import page as page
+from webui.forms.form_updates import Filling
 from webui.metadata_panel import MetadataPanel, SectionOffer
 from webui.presets_panel import FavouritesPanel, PromptsPanel
 from webui.sections_panel import SectionsPanel

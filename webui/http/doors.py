@@ -26,13 +26,13 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from eichi_utils.problems import UserError
 from eichi_utils.user_data.passing import need_room
 from locales import Translator
+from webui.forms.words import problem_sentence
 from webui.gradio_compat import take_uploads_part_by_part
 from webui.http.answer_headers import outgoing
 from webui.http.json_body import Values
 from webui.http.login import Login
 from webui.http.login_page import FORM_BYTES, LOGIN, LOGOUT, LoginPage
 from webui.http.server import is_loopback
-from webui.words import problem_sentence
 
 # Bytes of a request that is no upload: a page's form with a hundred sections of long Japanese prompts has 1.5 million.
 BODY_BYTES = 2 << 20

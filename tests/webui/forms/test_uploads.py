@@ -19,7 +19,7 @@ from eichi_utils.files.safe_reading import UnsafeError
 from eichi_utils.jobs.housekeeping import DAYS, Housekeeper
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.user_data.settings import AppSettings, JsonFile
-from tests.webui.test_form import page as page
+from tests.webui.forms.test_form import page as page
 from tests.webui.whole import sentence
 from tests.webui.whole import whole as whole
 from webui.app import UPLOADED, tidied

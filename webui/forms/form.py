@@ -20,7 +20,7 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request
 from locales import Translator, table
-from webui import fields
+from webui.forms import fields
 from webui.http.path_check import with_files
 
 

@@ -24,8 +24,8 @@ from eichi_utils.user_data.log_file import FOLDER, Log
 from locales import LANGUAGES, Translator, table
 from tests.threads import in_a_loop
 from webui.app import PAGES
-from webui.boundary import MOST_CHARACTERS, Bounded, problems_at
 from webui.context import Context
+from webui.forms.boundary import MOST_CHARACTERS, Bounded, problems_at
 
 ASKER = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
 DEEP = "[" * 5000
@@ -177,7 +177,7 @@ def test_any_handler_ends_in_a_sentence_and_the_cause_in_the_log(unserved, caplo
     answer = ask(page, call, ["a"])
     assert said(page, call, answer) == [table("en")["problem.page_failed"]]
     assert answer["data"][:-1] == [gr.skip(), gr.skip()] and not answer["is_generating"]
-    (record,) = [record for record in caplog.records if record.name == "webui.boundary"]
+    (record,) = [record for record in caplog.records if record.name == "webui.forms.boundary"]
     assert record.exc_info[0] is KeyError
 
 
@@ -226,7 +226,7 @@ def test_a_start_without_room_for_the_picture_says_so(whole_page, jobs, tmp_path
 
 def test_a_page_whose_loading_fails_is_there_all_the_same(whole_page, at_once, monkeypatch):
     page = whole_page("reverse")
-    monkeypatch.setattr("webui.filling.Filling.begin", plain)
+    monkeypatch.setattr("webui.forms.form_updates.Filling.begin", plain)
     call = next(call for call in page.fns.values() if call.name == "fill")
     answer = ask(page, call, [])
     assert said(page, call, answer) == [table("en")["problem.page_failed"]]

@@ -10,7 +10,7 @@ from gradio.components import Component
 
 from eichi_utils.problems import Problem
 from locales import Translator
-from webui import words
+from webui.forms import words
 
 UNDO = "undo"
 # Characters of what an undo holds as Python writes it, several times a full form. The server keeps one for each panel of each

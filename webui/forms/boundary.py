@@ -18,7 +18,7 @@ from gradio.routes import ORJSONResponse
 from eichi_utils.jobs.queue import problems_of
 from eichi_utils.problems import Problem, UserError
 from locales import Translator
-from webui import words
+from webui.forms import words
 
 # Of a refused value's description, in the log: a browser may send megabytes.
 SHOWN_CHARACTERS = 300
