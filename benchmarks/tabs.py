@@ -34,7 +34,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
-# Where a tab asks: webui/pulse.py's, which a benchmark may not import.
+# Where a tab asks: webui/live/polling.py's, which a benchmark may not import.
 ADDRESS = "/pulse"
 # A run that takes longer than this has met a server that hangs.
 LONGEST = 300.0

@@ -39,9 +39,9 @@ from webui.http.doors import Doors, Rules
 from webui.http.login import Login
 from webui.http.path_check import ServedFiles
 from webui.http.server import Gate, Server, address, listen, room
+from webui.live.polling import add_routes
+from webui.live.shown import ShownPictures
 from webui.memory_panel import RESERVE, change
-from webui.pulse import add_routes
-from webui.shown import ShownPictures
 
 PAGES = MappingProxyType(
     {

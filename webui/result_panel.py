@@ -27,21 +27,21 @@ from webui.context import QUIET, Context
 from webui.forms import words
 from webui.forms.action_result import clicked
 from webui.forms.form import Form
-from webui.history import CSS as HISTORY_CSS
-from webui.history import HTML as HISTORY_HTML
-from webui.history import JS as HISTORY_JS
-from webui.history import history_of
-from webui.progress import CSS as PROGRESS_CSS
-from webui.progress import HTML as PROGRESS_HTML
-from webui.progress import JS as PROGRESS_JS
-from webui.pulse import pulse, state_of
-from webui.queue import ACTIONS, queue_of
-from webui.queue import CSS as QUEUE_CSS
-from webui.queue import HTML as QUEUE_HTML
-from webui.queue import JS as QUEUE_JS
-from webui.viewer import CSS as VIEWER_CSS
-from webui.viewer import HTML as VIEWER_HTML
-from webui.viewer import JS as VIEWER_JS
+from webui.live.history import CSS as HISTORY_CSS
+from webui.live.history import HTML as HISTORY_HTML
+from webui.live.history import JS as HISTORY_JS
+from webui.live.history import history_of
+from webui.live.polling import pulse, state_of
+from webui.live.progress import CSS as PROGRESS_CSS
+from webui.live.progress import HTML as PROGRESS_HTML
+from webui.live.progress import JS as PROGRESS_JS
+from webui.live.queue import ACTIONS, queue_of
+from webui.live.queue import CSS as QUEUE_CSS
+from webui.live.queue import HTML as QUEUE_HTML
+from webui.live.queue import JS as QUEUE_JS
+from webui.live.viewer import CSS as VIEWER_CSS
+from webui.live.viewer import HTML as VIEWER_HTML
+from webui.live.viewer import JS as VIEWER_JS
 
 # Fields of the form that a result can become.
 USES = ("image", "end_image")

@@ -21,11 +21,11 @@ from gradio.processing_utils import save_file_to_cache
 from eichi_utils.files.safe_reading import parse_json
 from eichi_utils.problems import Problem
 from eichi_utils.requests.request import FilmRequest, Request
-from webui import timeline
 from webui.context import QUIET, Context
 from webui.forms import fields
 from webui.forms.action_result import clicked
 from webui.forms.form import Form
+from webui.live import timeline
 from webui.metadata_panel import SectionOffer
 
 PICTURE_HEIGHT = 200

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 MOST_NEWS = 500
 # Jobs that wait, weeks of work; and jobs that have ended and are remembered, many more than pages list. Each takes some 35 KB.
 MOST_WAITING, MOST_ENDED = 1000, 500
-# Of those that did not finish, so many are remembered however long ago it was: pages list them (`webui/history.py`).
+# Of those that did not finish, so many are remembered however long ago it was: pages list them (`webui/live/history.py`).
 MOST_UNFINISHED = 20
 # Seconds that the end of the program waits for watchers to hear the last of it.
 HEARING_SECONDS = 5.0

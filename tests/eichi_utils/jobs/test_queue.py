@@ -20,7 +20,7 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import DRAWN_SEED_LIMIT, MAX_SEED, Request
 from locales import Translator
 from tests.eichi_utils.helpers import changed, found, request
-from webui.progress import times
+from webui.live.progress import times
 
 WAIT = 10
 

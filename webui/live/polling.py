@@ -15,7 +15,7 @@ from fastapi import FastAPI, Response
 
 from eichi_utils.jobs.queue import Job, Jobs
 from locales import Translator
-from webui.progress import progress_of
+from webui.live.progress import progress_of
 
 ADDRESS = "/pulse"
 # Milliseconds between two questions of a tab while a job runs, and while none does; and questions a second of all tabs.

@@ -11,7 +11,7 @@ from typing import Any
 from eichi_utils.jobs.queue import Job
 from locales import Translator
 from webui.forms import words
-from webui.queue import facts_of, name_of
+from webui.live.queue import facts_of, name_of
 
 # Of the newest jobs that ended, those that are listed. One that did not finish is listed after them, too.
 MOST, MOST_UNFINISHED = 20, 20

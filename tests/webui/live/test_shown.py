@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.eichi_utils.files.test_picture_files import CASES
 from webui.forms import fields
-from webui.shown import ShownPictures
+from webui.live.shown import ShownPictures
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from eichi_utils.files.picture_files import FORMAT_NAMES
 from eichi_utils.requests.modes import MODES
 from locales import Translator
 from tests.webui.forms.test_form import page as page
-from webui import timeline
+from webui.live import timeline
 
 EN = Translator("en")
 COPY_A_PICTURE = """async () => {

@@ -1,0 +1,1 @@
+"""What a page shows of jobs while they run."""
