@@ -57,7 +57,7 @@ WALL_CLOCK = {
     "eichi_utils/user_data/passing.py",
     "eichi_utils/user_data/purge.py",
     "eichi_utils/files/temporary.py",
-    "webui/sections_panel.py",
+    "webui/panels/sections_panel.py",
     "webui/forms/set_aside.py",
     "miniature/training.py",
 }

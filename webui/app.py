@@ -41,7 +41,7 @@ from webui.http.path_check import ServedFiles
 from webui.http.server import Gate, Server, address, listen, room
 from webui.live.polling import add_routes
 from webui.live.shown import ShownPictures
-from webui.memory_panel import RESERVE, change
+from webui.panels.memory_panel import RESERVE, change
 
 PAGES = MappingProxyType(
     {

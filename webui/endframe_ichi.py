@@ -16,7 +16,7 @@ import gradio as gr
 
 from webui.context import Context
 from webui.frame import framed
-from webui.input_panel import (
+from webui.panels.input_panel import (
     PICTURE_HEIGHT,
     advanced_panel,
     final_frame_panel,
@@ -24,11 +24,11 @@ from webui.input_panel import (
     prompt_panel,
     size_panel,
 )
-from webui.latents_panel import LatentsPanel
-from webui.lora_panel import LoraPanel
-from webui.model_panel import ModelPanel
-from webui.output_panel import output_panel, seed_panel
-from webui.timeline_panel import TimelinePanel
+from webui.panels.latents_panel import LatentsPanel
+from webui.panels.lora_panel import LoraPanel
+from webui.panels.model_panel import ModelPanel
+from webui.panels.output_panel import output_panel, seed_panel
+from webui.panels.timeline_panel import TimelinePanel
 
 
 def page(context: Context) -> gr.Blocks:

@@ -20,12 +20,12 @@ from webui.forms.boundary import Bounded, telling
 from webui.forms.form import Form
 from webui.forms.form_updates import Filling
 from webui.gradio_compat import CheckedBlocks
-from webui.metadata_panel import MetadataPanel
-from webui.presets_panel import FavouritesPanel
-from webui.result_panel import ResultPanel
-from webui.sections_panel import SectionsPanel
-from webui.settings_panel import SettingsPanel, begin_with
-from webui.start_panel import Follower, StartPanel
+from webui.panels.metadata_panel import MetadataPanel
+from webui.panels.presets_panel import FavouritesPanel
+from webui.panels.result_panel import ResultPanel
+from webui.panels.sections_panel import SectionsPanel
+from webui.panels.settings_panel import SettingsPanel, begin_with
+from webui.panels.start_panel import Follower, StartPanel
 
 STYLE = Path(__file__).with_name("style.css")
 # The system's own fonts: nothing to fetch, and every script of the four languages.

@@ -16,11 +16,11 @@ import gradio as gr
 
 from webui.context import Context
 from webui.frame import framed
-from webui.input_panel import PICTURE_HEIGHT, advanced_panel, prompt_panel, size_panel
-from webui.lora_panel import LoraPanel
-from webui.model_panel import ModelPanel
-from webui.output_panel import output_panel, seed_panel
-from webui.reference_panel import place_panel, reference_panel
+from webui.panels.input_panel import PICTURE_HEIGHT, advanced_panel, prompt_panel, size_panel
+from webui.panels.lora_panel import LoraPanel
+from webui.panels.model_panel import ModelPanel
+from webui.panels.output_panel import output_panel, seed_panel
+from webui.panels.reference_panel import place_panel, reference_panel
 
 
 def page(context: Context) -> gr.Blocks:

@@ -13,7 +13,7 @@ from eichi_utils.problems import Problem
 from eichi_utils.user_data.presets import ENTRIES, PromptPresets
 from eichi_utils.user_data.settings import JsonFile
 from locales import Translator
-from webui.start_panel import StartPanel
+from webui.panels.start_panel import StartPanel
 
 pytestmark = pytest.mark.browser
 

@@ -19,7 +19,7 @@ from eichi_utils.render.engine import Engine
 from eichi_utils.requests.loras import Lora
 from locales import Translator
 from tests.diffusers_helper.inputs import GOLDEN
-from tests.webui.test_lora_panel import INK, MINI, STYLE
+from tests.webui.panels.test_lora_panel import INK, MINI, STYLE
 
 ODD = """絵 の it's "0=0.5" <img src=x onerror=alert(1)> %20&amp;.safetensors"""
 

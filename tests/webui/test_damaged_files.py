@@ -17,7 +17,7 @@ from tests.webui.forms.test_form import page as page
 from tests.webui.whole import Page
 from tests.webui.whole import whole as whole
 from webui.app import begin
-from webui.settings_panel import begin_with
+from webui.panels.settings_panel import begin_with
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from eichi_utils.requests.reverse import ReverseRequest
 from eichi_utils.user_data.settings import AppSettings, JsonFile
 from locales import LANGUAGES, Translator
 from tests.webui.forms.test_form import page as page
-from webui import start_panel
 from webui.forms import words
 from webui.forms.set_aside import SetAside
 from webui.live import history
 from webui.live.history import history_of
 from webui.live.progress import where
-from webui.result_panel import ResultPanel
+from webui.panels import start_panel
+from webui.panels.result_panel import ResultPanel
 
 BEGAN = Started(at=1.0, sections=4, steps=2, frames=145, width=96, height=64, seed=1)
 

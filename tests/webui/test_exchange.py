@@ -25,7 +25,7 @@ from tests.webui.forms.test_form import OTHER
 from tests.webui.forms.test_form import page as page
 from tests.webui.whole import Page, clicked, sentence
 from tests.webui.whole import whole as whole
-from webui.sections_panel import KEPT_SECONDS, MOST_KEPT
+from webui.panels.sections_panel import KEPT_SECONDS, MOST_KEPT
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -19,7 +19,7 @@ from tests.eichi_utils.helpers import names_in
 from tests.webui.forms.test_form import page as page
 from tests.webui.whole import Page, Whole
 from tests.webui.whole import whole as whole
-from webui.lora_panel import LoraPanel
+from webui.panels.lora_panel import LoraPanel
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.webui.whole import Page, sentence
 from tests.webui.whole import whole as whole
 from webui import frame
 from webui.forms import input_guards
-from webui.settings_panel import begin_with, setting_names
+from webui.panels.settings_panel import begin_with, setting_names
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from eichi_utils.files.pictures import profile_problem
 from locales import Translator
 from tests.eichi_utils.helpers import request
 from webui.forms import words
-from webui.start_panel import _notes
+from webui.panels.start_panel import _notes
 
 
 def test_a_profile_that_cannot_be_used_is_said_where_the_picture_is_looked_at(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from eichi_utils.user_data import desktop
 from eichi_utils.user_data.settings import JsonFile
 from locales import LANGUAGES, Translator
 from tests.webui.test_browser import PROMPT, fill, until
-from webui import result_panel
 from webui.context import Context
 from webui.forms import words
 from webui.forms.form import Form
+from webui.panels import result_panel
 
 WRONG = "document.querySelector('.field-{0} > .eichi-wrong')?.innerText || ''"
 

@@ -13,7 +13,7 @@ from locales import LANGUAGES, Translator, table
 from tests.eichi_utils.requests.test_plan import SECTIONS
 from tests.webui.forms.test_form import page as page
 from webui.forms import words
-from webui.input_panel import QUICK_SECONDS
+from webui.panels.input_panel import QUICK_SECONDS
 
 
 def test_a_page_names_pictures_without_their_folder(tmp_path):

@@ -13,10 +13,10 @@ from locales import table
 from tests.webui.forms.test_form import Built
 from tests.webui.forms.test_form import page as page
 from webui.forms.form_updates import Filling
-from webui.metadata_panel import MetadataPanel, SectionOffer
-from webui.presets_panel import FavouritesPanel, PromptsPanel
-from webui.sections_panel import SectionsPanel
-from webui.settings_panel import SettingsPanel
+from webui.panels.metadata_panel import MetadataPanel, SectionOffer
+from webui.panels.presets_panel import FavouritesPanel, PromptsPanel
+from webui.panels.sections_panel import SectionsPanel
+from webui.panels.settings_panel import SettingsPanel
 
 Page = Callable[..., "Whole"]
 

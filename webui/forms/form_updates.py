@@ -11,7 +11,7 @@ from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request, to_json
 from eichi_utils.requests.transfer import usable
 from webui.forms.form import Form
-from webui.model_panel import ModelPanel
+from webui.panels.model_panel import ModelPanel
 
 # With another model, size or number of steps comes what the model panel shows of it: the list of models and of sizes too.
 WITH_MODEL = ("model", "size", "steps")

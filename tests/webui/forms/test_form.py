@@ -17,13 +17,14 @@ from eichi_utils.requests.request import to_json
 from eichi_utils.requests.single import Control
 from locales import Translator, table
 from tests.eichi_utils.helpers import latent_file
-from webui import endframe_ichi, endframe_ichi_f1, frame, oneframe_ichi, start_panel
+from webui import endframe_ichi, endframe_ichi_f1, frame, oneframe_ichi
 from webui.context import Context
 from webui.forms import words
 from webui.forms.form import Form
 from webui.forms.uploads import keep_pictures
-from webui.model_panel import ModelPanel
-from webui.start_panel import StartPanel
+from webui.panels import start_panel
+from webui.panels.model_panel import ModelPanel
+from webui.panels.start_panel import StartPanel
 
 PAGES = {"reverse": endframe_ichi.page, "forward": endframe_ichi_f1.page, "single": oneframe_ichi.page}
 # Fields of the request that no page shows yet.

@@ -20,7 +20,7 @@ from webui.context import QUIET, Context
 from webui.forms import fields
 from webui.forms.action_result import Outcome
 from webui.forms.form import Form
-from webui.memory_panel import RESERVE, change
+from webui.panels.memory_panel import RESERVE, change
 
 Values = Mapping[str, Any]
 

@@ -26,7 +26,7 @@ from webui.forms import fields
 from webui.forms.action_result import clicked
 from webui.forms.form import Form
 from webui.live import timeline
-from webui.metadata_panel import SectionOffer
+from webui.panels.metadata_panel import SectionOffer
 
 PICTURE_HEIGHT = 200
 # In the browser: (a cell's value, its section, all sections' values) -> all sections' values.

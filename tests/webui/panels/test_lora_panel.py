@@ -17,7 +17,7 @@ from eichi_utils.requests.modes import MODES
 from locales import LANGUAGES, Translator
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.webui.forms.test_form import page as page
-from webui import lora_panel
+from webui.panels import lora_panel
 
 MINI, INK, STYLE = "small/mini.safetensors", "ink.v1.safetensors", "Style.SAFETENSORS"
 

@@ -7,9 +7,9 @@ import gradio as gr
 from webui.context import QUIET, Context
 from webui.forms import words
 from webui.forms.form import Form, size_labels
-from webui.memory_panel import reserve_panel
-from webui.metadata_panel import MetadataPanel
-from webui.presets_panel import PromptsPanel
+from webui.panels.memory_panel import reserve_panel
+from webui.panels.metadata_panel import MetadataPanel
+from webui.panels.presets_panel import PromptsPanel
 
 QUICK_SECONDS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 30, 40)
 # Only the length that the slider shows is a field; the quick lengths set it and follow it, in the browser.

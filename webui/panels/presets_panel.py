@@ -19,7 +19,7 @@ from webui.forms.form import Form
 from webui.forms.form_updates import Filling
 from webui.forms.uploads import keep_pictures
 from webui.forms.words import NOT_YET
-from webui.named_panel import Held, NamedPanel
+from webui.panels.named_panel import Held, NamedPanel
 
 
 def prompt_presets(context: Context) -> PromptPresets:

@@ -15,8 +15,8 @@ from webui.context import QUIET, Context
 from webui.forms.action_result import Outcome
 from webui.forms.form import Form
 from webui.forms.form_updates import Filling
-from webui.presets_panel import prompt_presets
-from webui.program_panel import ProgramPanel
+from webui.panels.presets_panel import prompt_presets
+from webui.panels.program_panel import ProgramPanel
 
 # What a film is made of, and not how; the prompt has its own place to begin with.
 CONTENT_KINDS = ("picture", "section_pictures", "section_texts", "section_numbers", "controls", "latents")

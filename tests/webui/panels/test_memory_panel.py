@@ -16,7 +16,7 @@ from locales import LANGUAGES, Translator, table
 from tests.eichi_utils.helpers import picture, request
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context
-from webui.memory_panel import change
+from webui.panels.memory_panel import change
 
 GIB = 2**30
 CARD = Card("A card", "580.95", (8, 9), 24 * GIB, 20 * GIB)

@@ -15,7 +15,7 @@ from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import latent_file
 from tests.webui.forms.test_form import page
 from webui.forms import words
-from webui.latents_panel import LatentsPanel, facts, recent
+from webui.panels.latents_panel import LatentsPanel, facts, recent
 
 __all__ = ["page"]
 FILMS = ("reverse", "forward")

@@ -28,7 +28,7 @@ from eichi_utils.user_data.presets import lora_presets
 from webui.context import QUIET, Context
 from webui.forms import fields, input_guards, words
 from webui.forms.form import Form
-from webui.named_panel import unknown
+from webui.panels.named_panel import unknown
 
 SHOWN = 3
 # Files that are named one by one, where the number tells of the rest.

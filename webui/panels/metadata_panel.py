@@ -20,7 +20,7 @@ from webui.forms.action_result import UNDO, Outcome, action_of
 from webui.forms.form import Form
 from webui.forms.form_updates import Filling
 from webui.http.path_check import with_files
-from webui.reference_panel import REFERENCES
+from webui.panels.reference_panel import REFERENCES
 
 WANTED = ("prompt", "seed", "everything")
 SHOWN_CHARACTERS = 120
