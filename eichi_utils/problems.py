@@ -57,6 +57,14 @@ class Problem:
         object.__setattr__(self, "values", said)
 
 
+@dataclass(frozen=True)
+class Remark:
+    """Something the user should know of a file or a choice that can be used. key: below `notice.` in the locales."""
+
+    key: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
 class UserError(Exception):
     """Work cannot start or go on for reasons the user can mend; carries all of them at once."""
 

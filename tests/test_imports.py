@@ -30,21 +30,32 @@ MAY_IMPORT = {
     "benchmarks": {"eichi_utils", "lora_utils", "diffusers_helper", "miniature"},
     "launch.py": {"eichi_utils"},
 }
+# Folders of eichi_utils, from the top: each may import those of the lines below it and those of its own line's own folder.
+FLOORS = (
+    ("cli",),
+    ("render",),
+    ("jobs",),
+    ("user_data",),
+    ("models", "exchange"),
+    ("requests",),
+    ("files",),
+    ("setup", "problems"),
+)
+# Modules that import each other: each page's entry script serves all three pages.
+CIRCLE = {"webui.app", "webui.endframe_ichi", "webui.endframe_ichi_f1", "webui.oneframe_ichi"}
 # The command line speaks to the user, so it knows the catalogues of words.
-COMMAND_LINE = ("cli", "progress", "doctor")
+COMMAND_LINE = "eichi_utils/cli/"
 # The table of picture sizes is plain arithmetic, and the form shows it; the demo makes itself a checkpoint where none is.
 EXCEPTIONS = {"eichi_utils/cli/demo.py": {"miniature.random_checkpoint"}}
 
-# The upper half of eichi_utils: plans, requests, jobs. It starts in an instant and runs where torch is not installed.
-WITHOUT_TORCH = (
-    "request", "plan", "reverse", "forward", "single", "modes", "events", "view", "jobs", "metadata", "pictures", "paths",
-    "png_chunks", "film_boxes", "film_texts", "foreign_texts", "comfy_graph", "named_files",
-    "engine", "cli", "catalogue", "hub", "description", "preflight", "sizes", "cards", "legacy", "archive",
-    "fields", "kept", "lora_fit", "lora_folder", "loras", "png_text", "sections_text", "sections_zip", "settings", "presets",
-    "append", "latent_info", "request_files", "safe_reading", "encodings", "request_values",
-    "picture_files", "picture_parts", "exif", "colours", "log", "notify", "story",
-    "console", "progress", "temporary", "purge", "passing", "housekeeping",
+# Everything that plans, checks, stores and shows starts in an instant and runs where torch is not installed; these compute.
+WITH_TORCH = (
+    "eichi_utils/render/", "eichi_utils/models/pool.py", "eichi_utils/models/components.py", "eichi_utils/models/bake.py",
+    "eichi_utils/models/lora_binding.py", "eichi_utils/models/weight_cache.py", "eichi_utils/exchange/latent_files.py",
+    "eichi_utils/cli/doctor.py",
 )  # fmt: skip
+# Of the folder that computes, what a page and the command line ask before anything is loaded.
+LIGHT_ALL_THE_SAME = {f"eichi_utils/render/{name}.py" for name in ("__init__", "engine", "output_estimate")}
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
 
 # A worker that must end every job in one of its three ways, whatever happens; and the pages' handlers, whose errors end in a
@@ -61,7 +72,7 @@ WALL_CLOCK = {
     "webui/forms/set_aside.py",
     "miniature/training.py",
 }
-MAY_PRINT = ("launch.py", "eichi_utils/cli", "miniature/", "benchmarks/")
+MAY_PRINT = ("launch.py", COMMAND_LINE, "miniature/", "benchmarks/")
 LONGEST = 420
 
 
@@ -93,7 +104,17 @@ def imports(file: str) -> set[str]:
 
 
 def is_command_line(file: str) -> bool:
-    return package(file) == "eichi_utils" and Path(file).stem.startswith(COMMAND_LINE)
+    return file.startswith(COMMAND_LINE)
+
+
+def is_light(file: str) -> bool:
+    return package(file) == "eichi_utils" and (not file.startswith(WITH_TORCH) or file in LIGHT_ALL_THE_SAME)
+
+
+def floor(module: str) -> int:
+    """How many floors are above a module of eichi_utils."""
+    folder = module.split(".")[1]
+    return next(number for number, folders in enumerate(FLOORS) if folder in folders)
 
 
 def test_the_tree_is_seen():
@@ -119,6 +140,32 @@ def test_imports_follow_the_layers(file):
         and not any(name == exception or name.startswith(f"{exception}.") for exception in exceptions)
     }
     assert not wrong
+
+
+@pytest.mark.parametrize("file", [file for file in PRODUCT if file.count("/") > 1 and package(file) == "eichi_utils"])
+def test_folders_are_floors(file):
+    """Sixty-eight files lay in one folder, on seventeen floors of imports with three circles."""
+    own = module(file).split(".")[1]
+    others = {name for name in imports(file) if name.startswith("eichi_utils.") and name.split(".")[1] != own}
+    assert not {name for name in others if floor(name) <= floor(f"eichi_utils.{own}")}
+
+
+def test_nobody_imports_in_a_circle():
+    """A circle has no beginning for a reader, and an end only by luck for the interpreter."""
+    modules = {module(file) for file in PRODUCT}
+
+    def imported(file: str) -> set[str]:
+        named = {name if name in modules else name.rpartition(".")[0] for name in imports(file)}
+        return named & modules - {module(file)}
+
+    after = {module(file): imported(file) for file in PRODUCT}
+    rest = set(after)
+    while free := {name for name in rest if not after[name] & rest}:
+        rest -= free
+    # What is left is in circles, or needs one.
+    while free := {name for name in rest if not any(name in after[other] for other in rest)}:
+        rest -= free
+    assert rest == CIRCLE
 
 
 @pytest.mark.parametrize("file", [file for file in PRODUCT if package(file) != "webui"])
@@ -167,7 +214,7 @@ def module(file: str) -> str:
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory) -> dict:
     """What importing did; "output" is everything that was printed meanwhile."""
-    light = [f"eichi_utils.{name}" for name in WITHOUT_TORCH]
+    light = [module(file) for file in PRODUCT if is_light(file)]
     rest = [module(file) for file in PRODUCT if package(file) in ("diffusers_helper", "eichi_utils", "lora_utils", "locales")]
     home = str(tmp_path_factory.mktemp("home"))
     done = subprocess.run(

@@ -11,8 +11,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from eichi_utils.requests.film_request import FilmRequest
 from eichi_utils.requests.modes import MODES
-from eichi_utils.requests.request import FilmRequest
 from locales import Translator
 from webui.context import QUIET, Context
 from webui.forms import input_guards, words

@@ -18,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from diffusers_helper.vae.frames import FPS
 from eichi_utils.cli.cache import add_cache_command
 from eichi_utils.cli.lora import add_lora_command
 from eichi_utils.cli.output import (
@@ -48,11 +49,11 @@ from eichi_utils.jobs.queue import Jobs
 from eichi_utils.jobs.timings import Timings
 from eichi_utils.jobs.view import View
 from eichi_utils.models.catalogue import Models
+from eichi_utils.models.requirements import RESERVE_GB
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.render.engine import RESERVE_GB, Engine
+from eichi_utils.render.engine import Engine
 from eichi_utils.requests import modes
 from eichi_utils.requests.loras import from_flag
-from eichi_utils.requests.plan import FPS
 from eichi_utils.requests.request import SECTION_KINDS, Request
 from eichi_utils.setup.console import ending_as_interrupted, ready
 from eichi_utils.user_data.log_file import COMMAND_LINE, FOLDER, Log

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers_helper.vae.frames import FPS
 from eichi_utils.problems import Translate
 from eichi_utils.requests.append import whole_frames
-from eichi_utils.requests.plan import FPS, Plan, Ref, Section
+from eichi_utils.requests.plan import Plan, Ref, Section
 from eichi_utils.requests.request import Request
 
 

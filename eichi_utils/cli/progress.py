@@ -6,6 +6,7 @@ import shutil
 import unicodedata
 from typing import TextIO
 
+from eichi_utils.jobs.job_log import clock
 from eichi_utils.jobs.view import View
 from eichi_utils.problems import Translate
 from eichi_utils.setup.console import is_terminal, write
@@ -69,10 +70,3 @@ def fitted(line: str, columns: int) -> str:
             break
         kept, taken = kept + letter, taken + width
     return kept + " " * (columns - taken)
-
-
-def clock(seconds: float) -> str:
-    """m:ss, or h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -19,8 +19,9 @@ from eichi_utils.jobs.queue import problems_of
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.render.engine import Engine
+from eichi_utils.requests.film_request import MOST_TRIMMED, FilmRequest
 from eichi_utils.requests.plan import MOST_BETWEEN
-from eichi_utils.requests.request import MODELS, MOST_TRIMMED, FilmRequest
+from eichi_utils.requests.request import MODELS
 from locales import Translator
 
 LATENTS_SUFFIX, FILM_SUFFIX = ".safetensors", ".mp4"

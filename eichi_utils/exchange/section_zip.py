@@ -31,7 +31,8 @@ from eichi_utils.files.temporary import own_prefix
 from eichi_utils.files.zip_reading import MAX_READ, Archive, most_bytes, opened, shown_name
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import modes
-from eichi_utils.requests.request import FilmRequest, Request, to_json
+from eichi_utils.requests.film_request import FilmRequest
+from eichi_utils.requests.request import Request, to_json
 from eichi_utils.requests.reverse import ReverseRequest
 from eichi_utils.requests.transfer import for_mode, from_the_end
 

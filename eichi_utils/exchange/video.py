@@ -22,11 +22,11 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from diffusers_helper.vae.frames import FPS
 from eichi_utils.files.film_boxes import check_boxes
 from eichi_utils.files.paths import written_atomically
 from eichi_utils.files.safe_reading import open_regular
 from eichi_utils.files.temporary import own_prefix
-from eichi_utils.requests.plan import FPS
 
 # Preview cells are small; the page scales them up. 7.5 latents a second is the film's own pace (30 frames, 4 to a latent).
 PREVIEW_MS = round(1000 * 4 / FPS)

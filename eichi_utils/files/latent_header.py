@@ -15,12 +15,12 @@ from typing import Any
 import numpy
 
 from diffusers_helper.checkpoints.files import FORMAT, CheckpointError, read_header
+from diffusers_helper.vae.frames import FPS, frames_of
 from diffusers_helper.vae.preview import CHANNELS
 from eichi_utils.files.paths import KEY
 from eichi_utils.files.pictures import is_unicode
 from eichi_utils.files.safe_reading import UnsafeError, parse_json
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.requests.plan import FPS, frames_of
 
 LATENTS, SIZES = "history_latents", "metadata"
 # The header's second entry of ours: what a joined or trimmed file was made of.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from eichi_utils.cli.progress import clock
 from eichi_utils.jobs.events import Ended, Event, Failed, Notice, Saved, Stage, Started, Step, Stopped
 from eichi_utils.jobs.queue import Job
 from eichi_utils.jobs.view import View
@@ -84,3 +83,10 @@ def request_text(request: Request) -> str:
         if name in ("mode", "model", "prompt", "seed", "size", "steps") or value != usual[name]
     }
     return json.dumps(told, ensure_ascii=False)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration in words of no language: m:ss, or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from diffusers_helper.vae.frames import FPS
 from eichi_utils.jobs.events import (
     STAGES,
     Ended,
@@ -21,7 +22,6 @@ from eichi_utils.jobs.events import (
     Stopped,
 )
 from eichi_utils.problems import Problem
-from eichi_utils.requests.plan import FPS
 
 # Shares of the whole job: everything before the first step, then per section sampling and the rest (decode, save).
 # Of the rest, decoding is nearly all. Only the look of the bar depends on them; the time left is measured.

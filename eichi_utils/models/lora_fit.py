@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from diffusers_helper.checkpoints.files import CheckpointError, read_headers, weight_files
-from eichi_utils.jobs.events import Notice
 from eichi_utils.models.hub import STEMS, ModelFiles
 from eichi_utils.models.sizes import ModelSize, TransformerSize, part_of
-from eichi_utils.problems import Problem, UserError
+from eichi_utils.problems import Problem, Remark, UserError
 from eichi_utils.requests.loras import Lora, file_state, layout_of, layouts, lora_problem
 from lora_utils.files import Header, LoraError, read_header
 from lora_utils.formats import Layout, Report, Shapes, factor_numbers
@@ -128,25 +126,25 @@ def reports(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> l
     return [layout.report for _, layout in layouts(loras, shapes_in(files, checkpoint_name))]
 
 
-def notices(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> Iterator[Notice]:
+def remarks(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> Iterator[Remark]:
     """What the user should know about files that can be used, but not whole. Raises UserError as `reports` does."""
     for lora, report in zip(loras, reports(loras, files, checkpoint_name), strict=True):
-        yield from report_notices(lora.file, report)
+        yield from report_remarks(lora.file, report)
 
 
-def report_notices(file: str, report: Report) -> Iterator[Notice]:
+def report_remarks(file: str, report: Report) -> Iterator[Remark]:
     """What is left out of a file: whole updates, or what stands beside updates that all fit."""
     if report.used < report.found:
         values = {"file": file, "used": report.used, "found": report.found, "example": report.unknown[0]}
-        yield Notice(at=time.monotonic(), key="lora_partial", values=values)
+        yield Remark("lora_partial", values)
     elif report.unknown and report.only_biases:
         values = {"file": file, "count": len(report.unknown), "example": report.unknown[0]}
-        yield Notice(at=time.monotonic(), key="lora_biases", values=values)
+        yield Remark("lora_biases", values)
     elif report.unknown:
         values = {"file": file, "count": len(report.unknown), "example": report.unknown[0]}
-        yield Notice(at=time.monotonic(), key="lora_others", values=values)
+        yield Remark("lora_others", values)
     if report.text_encoder:
-        yield Notice(at=time.monotonic(), key="lora_text_encoder", values={"file": file, "count": len(report.text_encoder)})
+        yield Remark("lora_text_encoder", {"file": file, "count": len(report.text_encoder)})
 
 
 def size_with(size: ModelSize, loras: Sequence[Lora], merge: bool, files: ModelFiles, checkpoint_name: str) -> ModelSize:

@@ -46,10 +46,9 @@ from eichi_utils.models.components import CHECKS, load_vae, pretrained
 from eichi_utils.models.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
 from eichi_utils.models.lora_binding import bind, load_transformer, merge_key
 from eichi_utils.models.lora_fit import size_with
-from eichi_utils.models.requirements import Machine, Way, choose, host_available, own_memory
+from eichi_utils.models.requirements import MOST_RESERVED, RESERVE_GB, Machine, Way, choose, host_available, own_memory
 from eichi_utils.models.sizes import model_size, with_film
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.render.engine import MOST_RESERVED, RESERVE_GB
 from eichi_utils.requests.loras import Lora
 
 # Networks and the system share the memory; above this share of it, what was used longest ago is dropped.

@@ -19,6 +19,8 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.plan import Plan, Section
 
 CGROUP = Path("/sys/fs/cgroup")
+# GiB of a card that are left to others where nobody says anything else, and at most.
+RESERVE_GB, MOST_RESERVED = 0.5, 80
 # Of a picture, 729, and of a prompt, at most 256.
 CONTEXT_TOKENS = 985
 # Bytes of a number: on a card everything is computed in 16 bits, on a CPU in 32 unless told otherwise.

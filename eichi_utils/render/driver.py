@@ -18,7 +18,7 @@ from eichi_utils.exchange.latent_files import read_latents, trim
 from eichi_utils.exchange.metadata import png_info
 from eichi_utils.exchange.video import write_png
 from eichi_utils.jobs.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
-from eichi_utils.models.lora_fit import notices as lora_notices
+from eichi_utils.models.lora_fit import remarks
 from eichi_utils.models.requirements import (
     Way,
     disk_free,
@@ -72,7 +72,8 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
         pool.check(plan.checkpoint)
     elif problems := download_problems(pool.files, missing):
         raise UserError(problems)
-    notices = [*lora_notices(request.loras, pool.files, plan.checkpoint)]
+    said = remarks(request.loras, pool.files, plan.checkpoint)
+    notices = [Notice(at=time.monotonic(), key=remark.key, values=remark.values) for remark in said]
     pictures = fit_pictures(plan, request.size)
     notices += [Notice(at=time.monotonic(), key="picture_profile", values=said.values) for said in profile_problems(plan)]
     total = result_frames(plan)

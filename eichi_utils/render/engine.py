@@ -24,18 +24,16 @@ from eichi_utils.models.catalogue import Models
 from eichi_utils.models.gpus import Card, cards
 from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.lora_fit import size_with
+from eichi_utils.models.requirements import MOST_RESERVED, RESERVE_GB
 from eichi_utils.models.sizes import model_size, with_film
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.render.output_estimate import extra_bytes
 from eichi_utils.requests.append import written_frames
 from eichi_utils.requests.request import Request
-from eichi_utils.user_data.settings import CHOICES
 
 if TYPE_CHECKING:
     from eichi_utils.models.pool import ModelPool
 
-# GiB of a card that are left to others.
-RESERVE_GB, MOST_RESERVED = CHOICES["reserve_gb"], 80
 # The devices of diffusers_helper.memory.memory and kernels of diffusers_helper.models.attention, for checks without torch.
 DEVICE = re.compile(r"auto|cpu(:0)?|cuda(:[0-9]{1,3})?")
 ATTENTION = ("auto", "sage", "flash3", "flash", "xformers", "sdpa")

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 import numpy
 from PIL import Image
 
+from diffusers_helper.vae.frames import frames_of
 from diffusers_helper.vae.latents import images, to_uint8
 from eichi_utils.exchange.latent_files import write_latents
 from eichi_utils.exchange.metadata import mp4_tags, png_info
 from eichi_utils.exchange.video import FilmWriter, write_png
 from eichi_utils.jobs.events import Saved
 from eichi_utils.render.section_loop import Decoded
-from eichi_utils.requests.plan import Plan, frames_of
+from eichi_utils.requests.plan import Plan
 from eichi_utils.requests.request import Request
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffusers_helper.vae.frames import FRAMES_PER_LATENT
 from diffusers_helper.vae.latents import blend, rounded_on_host
 from diffusers_helper.vae.preview import CHANNELS
-from eichi_utils.requests.plan import CONTEXT, FRAMES_PER_LATENT, Ref
+from eichi_utils.requests.plan import CONTEXT, Ref
 
 Side = Literal["front", "back"]
 

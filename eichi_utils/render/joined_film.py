@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from diffusers_helper.vae.frames import frames_of
 from diffusers_helper.vae.latents import decode_frames, images, rounded_on_host
 from diffusers_helper.vae.vae_decode import only_frames
 from eichi_utils.exchange.latent_files import Piece, write_piece
@@ -16,7 +17,6 @@ from eichi_utils.exchange.metadata import mp4_tags
 from eichi_utils.exchange.video import FilmStream
 from eichi_utils.jobs.events import Saved
 from eichi_utils.render.section_loop import Joined, Stretch
-from eichi_utils.requests.plan import frames_of
 from eichi_utils.requests.request import Request
 
 if TYPE_CHECKING:

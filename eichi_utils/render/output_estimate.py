@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from diffusers_helper.vae.frames import frames_of
 from eichi_utils.models.requirements import film_bytes_per_pixel
 from eichi_utils.requests.append import whole_latents
-from eichi_utils.requests.plan import Plan, frames_of
-from eichi_utils.requests.request import FilmRequest, Request
+from eichi_utils.requests.film_request import FilmRequest
+from eichi_utils.requests.plan import Plan
+from eichi_utils.requests.request import Request
 
 # A PNG of a noisy frame takes as much as its pixels.
 PNG_BYTES_PER_PIXEL = 3.0

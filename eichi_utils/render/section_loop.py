@@ -15,6 +15,7 @@ from diffusers_helper.models.linear import strengths
 from diffusers_helper.models.step_cache import FirstBlockCache, StepCache, TeaCache
 from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
 from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
+from diffusers_helper.vae.frames import frames_of
 from diffusers_helper.vae.latents import SPATIAL, decode_after, decode_frames, rounded_on_host
 from diffusers_helper.vae.past import Past
 from diffusers_helper.vae.vae_decode import KeptTiles
@@ -25,7 +26,7 @@ from eichi_utils.render.conditions import Conditions
 from eichi_utils.render.history import History, Stitch
 from eichi_utils.render.previews import watched
 from eichi_utils.requests.loras import Lora
-from eichi_utils.requests.plan import Append, Plan, Ref, Section, frames_of
+from eichi_utils.requests.plan import Append, Plan, Ref, Section
 from eichi_utils.requests.request import Request
 
 if TYPE_CHECKING:

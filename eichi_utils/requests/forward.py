@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from eichi_utils.requests.film_request import FilmRequest
 from eichi_utils.requests.loras import scaled
 from eichi_utils.requests.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, once, section_count
-from eichi_utils.requests.request import FilmRequest, setting
+from eichi_utils.requests.request import setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,8 @@ from functools import wraps
 from itertools import accumulate
 from typing import Any, Literal
 
-FPS = 30
-# One latent holds 4 frames, the first of a decoded stretch only 1 (the VAE is causal in time).
-FRAMES_PER_LATENT = 4
+from diffusers_helper.vae.frames import FPS, FRAMES_PER_LATENT, frames_of
+
 # A section looks at 1, 2 and 16 latents of history at full, half and quarter resolution (spec: 1x, 2x, 4x context).
 CONTEXT = (1, 2, 16)
 # Latents that can be put between two films; the model was trained on 9 at a time.
@@ -137,11 +136,6 @@ class Plan:
     def prompts(self) -> tuple[str, ...]:
         """The distinct prompts, in order of first use."""
         return tuple(dict.fromkeys(section.prompt for section in self.samplings))
-
-
-def frames_of(latents: int) -> int:
-    """Frames that so many latents decode to."""
-    return FRAMES_PER_LATENT * latents - 3 if latents else 0
 
 
 def latents_per_section(window: float) -> int:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from eichi_utils.files.folders import check_folder
+from eichi_utils.files.latent_header import latents_problem
 from eichi_utils.files.pictures import is_unicode, picture_problem
 from eichi_utils.problems import MOST_PROBLEMS, Problem, UserError, shown
-from eichi_utils.requests.append import append_of, append_problems, check_latents, idle_details
-from eichi_utils.requests.loras import MOST_LORAS, STRONGEST, Lora, check_loras, check_scales
-from eichi_utils.requests.plan import MOST_BETWEEN, Append, Plan, section_count
+from eichi_utils.requests.loras import MOST_LORAS, Lora, check_loras
+from eichi_utils.requests.plan import Plan
 from eichi_utils.requests.request_values import SECTION_KINDS, read_value, wrong_type
 
 # Seeds travel through JSON and JavaScript, whose numbers are exact up to 2**53.
@@ -29,8 +29,6 @@ DRAWN_SEED_LIMIT = 2**32
 MAX_PROMPT_CHARACTERS = 5000
 # Fields of any mode that hold one picture each; `keyframes` and `controls` hold several.
 PICTURE_FIELDS = ("image", "end_image", "image_mask")
-# Of one end of a film; the longest has 1001.
-MOST_TRIMMED = 1000
 # How the transformer's weights are kept: as the device likes them, in 16 bits, or in 8 bits with a scale for every channel.
 PRECISIONS = ("auto", "bfloat16", "int8", "float8")
 # The published models (FramePack, and its F1 in the forward mode), or the small one that comes with the program.
@@ -38,8 +36,6 @@ MODELS = ("framepack", "miniature")
 # Films that one Start may ask for.
 MAX_BATCH = 100
 SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
-# After these, in any script, the next sentence begins without a comma.
-SENTENCE_ENDS = ".,;:!?\u3001\u3002\uff0c\uff0e\uff01\uff1f"
 
 
 def setting(default: Any, kind: str, **limits: Any) -> Any:
@@ -103,70 +99,6 @@ class Request(ABC):
     vae_tile: int | None = setting(None, "integer", min=128, max=2048, optional=True)
     batch: int = setting(1, "integer", min=1, max=MAX_BATCH)
     output_folder: str = setting("", "folder")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilmRequest(Request):
-    """What both film modes ask for. `window` is the latents a section counts for: 9 (1 s) or 4.5 (0.5 s).
-
-    section_prompt_mode: whether a section's own prompt takes the common one's place or comes after it.
-    section_lora_scales: section number -> what the strength of every LoRA is multiplied by there; 1 where nothing is said.
-    keep_section_videos: the shorter films stay beside the whole one. section_stills: each section's last frame as a PNG.
-    save_frames: frames of all sections as PNGs, or of the one made last. save_latents: the film's latents as a file.
-    append_latents: a file of latents that comes after the film. append_trim_start, append_trim_end: latents left out at its
-    ends, film_trim_end: at the film's end. join_latents: latents in between that lead from one to the other.
-    """
-
-    seconds: float = setting(1.0, "number", min=0.1, max=120.0)
-    window: float = setting(9.0, "choice", choices=(9.0, 4.5))
-    section_prompts: dict[int, str] = setting({}, "section_texts")
-    section_prompt_mode: str = setting("replace", "choice", choices=("replace", "extend"))
-    section_lora_scales: dict[int, float] = setting({}, "section_numbers", min=0.0, max=STRONGEST)
-    crf: int = setting(16, "integer", min=0, max=51)
-    keep_section_videos: bool = setting(False, "switch")
-    section_stills: bool = setting(False, "switch")
-    save_frames: str = setting("none", "choice", choices=("none", "all", "last"))
-    save_latents: bool = setting(False, "switch")
-    append_latents: str = setting("", "latents", optional=True)
-    append_trim_start: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
-    append_trim_end: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
-    film_trim_end: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
-    join_latents: int = setting(0, "integer", min=0, max=MOST_BETWEEN)
-
-    def idle(self) -> tuple[str, ...]:
-        own = any(text.strip() for text in self.section_prompts.values())
-        idle = ("section_prompt_mode",) if self.section_prompt_mode == "extend" and not own else ()
-        if not self.loras and any(scale != 1.0 for scale in self.section_lora_scales.values()):
-            idle += ("section_lora_scales",)
-        return super().idle() + idle + idle_details(self)
-
-    @property
-    def append(self) -> Append | None:
-        """What comes after the film."""
-        return append_of(self)
-
-    def section_prompt(self, number: int) -> str:
-        """What a section is told."""
-        own, common = self.section_prompts.get(number, "").strip(), self.prompt.strip()
-        if not own or not common:
-            return own or self.prompt
-        if self.section_prompt_mode == "replace":
-            return own
-        return f"{common}{' ' if common[-1] in SENTENCE_ENDS else ', '}{own}"
-
-    def check(self) -> tuple[Problem, ...]:
-        problems = check_fields(self)
-        wrong = frozenset(problem.field.split("/")[0] for problem in problems)
-        problems += append_problems(self, wrong)
-        if wrong & {"seconds", "window"}:
-            return tuple(problems + check_prompts(self))
-        sections = section_count(self.seconds, self.window)
-        problems += check_prompts(self, sections)
-        for field in dataclasses.fields(self):
-            if field.metadata["kind"] in SECTION_KINDS:
-                problems += check_sections(field.name, getattr(self, field.name), sections)
-        problems += check_scales(self.loras, self.section_lora_scales)
-        return tuple(problems)
 
 
 def check_fields(request: Request) -> list[Problem]:
@@ -307,6 +239,11 @@ def _check_switch(name: str, value: Any, limits: Mapping[str, Any]) -> Problem |
     return None if isinstance(value, bool) else wrong_type(name, value)
 
 
+def _check_latents(name: str, value: str, limits: object) -> Problem | None:
+    """Of a field that names a file of latents, or nothing."""
+    return latents_problem(name, value) if value else None
+
+
 def _each_section(check: Callable[..., Problem | None]) -> Callable[..., list[Problem]]:
     def checked(name: str, value: Mapping[int, Any], limits: Mapping[str, Any]) -> list[Problem]:
         problems = (check(f"{name}/{key}", part, limits) for key, part in value.items())
@@ -332,5 +269,5 @@ _CHECKS = {
     "section_numbers": _each_section(_check_number),
     "controls": _check_controls,
     "loras": check_loras,
-    "latents": check_latents,
+    "latents": _check_latents,
 }

@@ -24,6 +24,7 @@ from eichi_utils.exchange.legacy import SETTINGS_BLOCKS, migrated
 from eichi_utils.exchange.metadata import KEY
 from eichi_utils.files.paths import SETTINGS, place, written_atomically
 from eichi_utils.files.safe_reading import MOST_BYTES, UnsafeError, check_value, parse_json_parts, read_bytes
+from eichi_utils.models.requirements import RESERVE_GB
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.transfer import usable
 
@@ -49,7 +50,7 @@ CHOICES: Mapping[str, Any] = MappingProxyType(
         "alarm_on_completion": True,
         "log_enabled": False,
         "log_folder": "logs",
-        "reserve_gb": 0.5,
+        "reserve_gb": RESERVE_GB,
         "uploads_days": 30.0,
         "uploads_gb": 10.0,
     }

@@ -24,6 +24,7 @@ from diffusers_helper.memory.memory import Room
 from diffusers_helper.models.step_cache import TeaCache
 from diffusers_helper.models.transformer import Clean, PackedTransformer, TransformerConfig
 from diffusers_helper.sampling import schedule, shift_mu, unipc
+from diffusers_helper.vae.frames import FPS, FRAMES_PER_LATENT
 from diffusers_helper.vae.latents import blend, on_host, preview_rgb, preview_weights
 from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
 from eichi_utils.jobs.queue import Stop
@@ -32,7 +33,6 @@ from eichi_utils.render.conditions import Conditions
 from eichi_utils.render.history import joined
 from eichi_utils.render.section_loop import Decoded, SectionSampler, sample_film
 from eichi_utils.requests.forward import ForwardRequest
-from eichi_utils.requests.plan import FPS, FRAMES_PER_LATENT
 from eichi_utils.requests.reverse import ReverseRequest, paddings
 from lora_utils.files import LoraError
 from tests.golden.replay_loras import EXPECTED, lora_checks

@@ -102,8 +102,11 @@ def problems() -> dict[str, list[tuple[str, set[str] | None]]]:
 def notices() -> dict[str, list[tuple[str, set[str] | None]]]:
     found: dict[str, list] = {}
     for place, node in nodes(ast.Call):
-        if called(node) == "Notice":
-            given = {keyword.arg: keyword.value for keyword in node.keywords}
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        if called(node) == "Remark":
+            found.setdefault(constant(node.args[0]), []).append((place, values_given(node.args[1])))
+        # A remark that is passed on has been seen where it was made.
+        elif called(node) == "Notice" and constant(given["key"]):
             found.setdefault(constant(given["key"]), []).append((place, values_given(given.get("values"))))
     return found
 

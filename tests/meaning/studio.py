@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_helper.vae import latents as vae_passes
+from diffusers_helper.vae.frames import FRAMES_PER_LATENT
 from eichi_utils.files.paths import MINIATURE
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.pool import ModelPool
@@ -22,7 +23,7 @@ from eichi_utils.render.conditions import fit_pictures, pixels_of
 from eichi_utils.render.driver import prepare
 from eichi_utils.render.section_loop import Decoded, sample_film
 from eichi_utils.requests.modes import MODES
-from eichi_utils.requests.plan import FRAMES_PER_LATENT, Plan
+from eichi_utils.requests.plan import Plan
 from eichi_utils.requests.request import Request, to_json
 from miniature.clips import HELD_OUT, SHAPE_NAMES, Scenes, render, scenes
 from miniature.pictures import bank

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusers_helper.vae.frames import frames_of
 from diffusers_helper.vae.latents import decode
 from eichi_utils.exchange.latent_files import Piece, join, read_latents, trim, write_piece
-from eichi_utils.requests.plan import frames_of
 from tests.meaning.checks import meet
 from tests.meaning.measure import place
 from tests.meaning.studio import LEFT, RIGHT, Studio, moves

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusers_helper.vae.latents import to_uint8
 from eichi_utils.exchange.video import encode_h264
-from eichi_utils.requests.request import FilmRequest
+from eichi_utils.requests.film_request import FilmRequest
 from eichi_utils.requests.single import Control
 from tests.eichi_utils.helpers import carry_out, decoded
 from tests.meaning.checks import goes, nears, smooth, starts_with, stays

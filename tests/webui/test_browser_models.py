@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusers_helper.vae.frames import FRAMES_PER_LATENT
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models import hub
@@ -17,7 +18,6 @@ from eichi_utils.models.catalogue import Models
 from eichi_utils.render import section_loop
 from eichi_utils.render.engine import Engine
 from eichi_utils.requests import modes
-from eichi_utils.requests.plan import FRAMES_PER_LATENT
 from locales import Translator
 
 pytestmark = pytest.mark.browser

@@ -12,10 +12,11 @@ from typing import Any
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.jobs.events import Notice, StopLevel
 from eichi_utils.jobs.view import View
-from eichi_utils.problems import Problem
+from eichi_utils.problems import Problem, Remark
 from eichi_utils.render.output_estimate import extra_counts
-from eichi_utils.requests.append import DETAILS, whole_frames
-from eichi_utils.requests.append import FIELD as APPEND
+from eichi_utils.requests.append import whole_frames
+from eichi_utils.requests.film_request import DETAILS
+from eichi_utils.requests.film_request import FIELD as APPEND
 from eichi_utils.requests.loras import shown_name
 from eichi_utils.requests.plan import FPS
 from eichi_utils.requests.request import Request
@@ -88,7 +89,7 @@ def _without_folder(values: Mapping[str, Any]) -> dict[str, Any]:
     return shorter
 
 
-def notice_sentence(t: Translator, notice: Notice) -> str:
+def notice_sentence(t: Translator, notice: Notice | Remark) -> str:
     values = dict(notice.values)
     if notice.key == "no_effect":
         values["name"] = field_label(t, values["name"]) or values["name"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from eichi_utils.requests.film_request import FilmRequest
 from eichi_utils.requests.plan import FPS
-from eichi_utils.requests.request import FilmRequest
 from eichi_utils.requests.reverse import anchor
 from locales import Translator
 

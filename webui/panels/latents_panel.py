@@ -12,7 +12,8 @@ from gradio.components import Component
 
 from eichi_utils.files.latent_header import LatentInfo, latents_problem, read_info
 from eichi_utils.problems import Problem
-from eichi_utils.requests.request import FilmRequest, Request
+from eichi_utils.requests.film_request import FilmRequest
+from eichi_utils.requests.request import Request
 from locales import Translator
 from webui.context import QUIET, Context
 from webui.forms import fields

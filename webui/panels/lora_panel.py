@@ -20,7 +20,7 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.files.safe_reading import parse_json
-from eichi_utils.models.lora_fit import fit, report_notices, shapes_in
+from eichi_utils.models.lora_fit import fit, report_remarks, shapes_in
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.loras import MOST_LORAS, STRONGEST, Lora, is_below, shown_name
 from eichi_utils.user_data.lora_library import about, found, keep_upload, look_through
@@ -351,8 +351,8 @@ class LoraPanel:
             ranks = ", ".join(map(str, report.ranks)) or "-"
             facts = {"format": report.format, "ranks": ranks, "applied": report.applied, "layers": report.layers}
             lines.append(self._note(self.t("page.lora.report", **facts)))
-            notices = report_notices(shown_name(lora.path), report)
-            lines += [f'<p class="notice">{escape(words.notice_sentence(self.t, notice))}</p>' for notice in notices]
+            remarks = report_remarks(shown_name(lora.path), report)
+            lines += [f'<p class="notice">{escape(words.notice_sentence(self.t, remark))}</p>' for remark in remarks]
         known = about(lora.path)
         if known.words:
             lines.insert(0, f'<p class="words">{escape(self.t("page.lora.words", words=known.words))}</p>')

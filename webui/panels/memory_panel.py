@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 
+from eichi_utils.models.requirements import MOST_RESERVED
 from eichi_utils.problems import UserError
-from eichi_utils.render.engine import MOST_RESERVED, Engine
+from eichi_utils.render.engine import Engine
 from webui.context import QUIET, Context
 from webui.forms import fields
 from webui.forms.form import Form

@@ -20,7 +20,8 @@ from gradio.processing_utils import save_file_to_cache
 
 from eichi_utils.files.safe_reading import parse_json
 from eichi_utils.problems import Problem
-from eichi_utils.requests.request import FilmRequest, Request
+from eichi_utils.requests.film_request import FilmRequest
+from eichi_utils.requests.request import Request
 from webui.context import QUIET, Context
 from webui.forms import fields
 from webui.forms.action_result import clicked

@@ -18,10 +18,11 @@ import pytest
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils.cli import demo, main
 from eichi_utils.cli.output import flag_of
-from eichi_utils.cli.progress import Progress, clock
+from eichi_utils.cli.progress import Progress
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.files.paths import ROOT
 from eichi_utils.files.pictures import fitted_size
+from eichi_utils.jobs.job_log import clock
 from eichi_utils.jobs.view import View
 from eichi_utils.models.catalogue import Models
 from eichi_utils.requests import modes

@@ -16,8 +16,9 @@ from eichi_utils.exchange.legacy import LANGUAGES
 from eichi_utils.exchange.section_zip import LATENTS, LATENTS_SUFFIX, STEMS, TEXT, export_sections, import_sections
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
+from eichi_utils.requests.film_request import FilmRequest
 from eichi_utils.requests.loras import Lora
-from eichi_utils.requests.request import FilmRequest, Request
+from eichi_utils.requests.request import Request
 from tests.eichi_utils.helpers import changed, found, latent_file, request
 from tests.eichi_utils.requests.test_request import other_values
 from tests.eichi_utils.zips import COMPAT, MINIMAL, packed, png

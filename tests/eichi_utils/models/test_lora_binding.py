@@ -18,7 +18,7 @@ from eichi_utils.jobs.queue import Stop
 from eichi_utils.models import pool as models
 from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.lora_binding import fingerprints, read_updates, shapes_of
-from eichi_utils.models.lora_fit import fit_problems, notices, reports, shapes_in
+from eichi_utils.models.lora_fit import fit_problems, remarks, reports, shapes_in
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.render import section_loop
@@ -298,10 +298,10 @@ def test_what_is_left_out_is_called_by_its_name(extra: tuple, key: str, files: d
     """Where all updates fit and only biases do not, it said "52 of 52 updates fit; the rest is left out"."""
     path = tmp_path / "a.safetensors"
     save_file({**load_file(files["peft"]), **{name: torch.zeros(2, 2) for name in extra}}, path)
-    (notice,) = notices((Lora(str(path)),), ModelFiles(checkpoint), "framepack")
-    assert notice.key == key and notice.values["example"] in extra
+    (remark,) = remarks((Lora(str(path)),), ModelFiles(checkpoint), "framepack")
+    assert remark.key == key and remark.values["example"] in extra
     if key != "lora_partial":
-        assert notice.values["count"] == len(extra)
+        assert remark.values["count"] == len(extra)
 
 
 def test_loha_beside_8_bits_and_16_keeps_its_four_factors(checkpoint: Path, tmp_path: Path) -> None:

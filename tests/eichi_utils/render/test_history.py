@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusers_helper.vae.frames import frames_of
 from diffusers_helper.vae.latents import on_host, rounded
 from eichi_utils.render.history import History, Stitch, joined
-from eichi_utils.requests.plan import Ref, frames_of
+from eichi_utils.requests.plan import Ref
 
 
 def numbered(count: int, first: int = 1) -> Tensor:

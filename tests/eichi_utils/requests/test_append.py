@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 
+from diffusers_helper.vae.frames import frames_of
 from diffusers_helper.vae.latents import rounded
 from eichi_utils.cli.plan import plan_document, plan_lines
 from eichi_utils.exchange.latent_files import interpolate, read_latents
@@ -26,7 +27,7 @@ from eichi_utils.render.output_estimate import extra_bytes, extra_counts
 from eichi_utils.render.section_loop import Decoded, Joined, Stretch, sample_film
 from eichi_utils.requests import modes
 from eichi_utils.requests.append import whole_frames, whole_latents, written_frames
-from eichi_utils.requests.plan import film_latents, frames_of
+from eichi_utils.requests.plan import film_latents
 from eichi_utils.requests.request import Request, to_json
 from locales import Translator
 from tests.eichi_utils.helpers import SHORT, carry_out, changed, decoded, found, latent_file, names_in, request

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from eichi_utils.requests.plan import Plan, Ref, Section, frames_of, latents_per_section, lay, section_count
+from diffusers_helper.vae.frames import frames_of
+from eichi_utils.requests.plan import Plan, Ref, Section, latents_per_section, lay, section_count
 from eichi_utils.requests.reverse import anchor, paddings
 from eichi_utils.requests.single import Control
 from tests.eichi_utils.helpers import changed, request

@@ -1,0 +1,135 @@
+"""What both film modes ask for, and what keeps an earlier film's latents from coming after the film.
+
+Files are looked at here, but not loaded; torch is not needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from eichi_utils.files.latent_header import read_info
+from eichi_utils.files.pictures import fitted_size
+from eichi_utils.problems import Problem, UserError
+from eichi_utils.requests.loras import STRONGEST, check_scales
+from eichi_utils.requests.plan import MOST_BETWEEN, Append, film_latents, section_count
+from eichi_utils.requests.request import Request, check_fields, check_prompts, check_sections, setting
+from eichi_utils.requests.request_values import SECTION_KINDS
+
+# Of one end of a film; the longest has 1001.
+MOST_TRIMMED = 1000
+# After these, in any script, the next sentence begins without a comma.
+SENTENCE_ENDS = ".,;:!?\u3001\u3002\uff0c\uff0e\uff01\uff1f"
+FIELD = "append_latents"
+# What says how the file is appended, and nothing without one.
+DETAILS = ("append_trim_start", "append_trim_end", "film_trim_end", "join_latents")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilmRequest(Request):
+    """What both film modes ask for. `window` is the latents a section counts for: 9 (1 s) or 4.5 (0.5 s).
+
+    section_prompt_mode: whether a section's own prompt takes the common one's place or comes after it.
+    section_lora_scales: section number -> what the strength of every LoRA is multiplied by there; 1 where nothing is said.
+    keep_section_videos: the shorter films stay beside the whole one. section_stills: each section's last frame as a PNG.
+    save_frames: frames of all sections as PNGs, or of the one made last. save_latents: the film's latents as a file.
+    append_latents: a file of latents that comes after the film. append_trim_start, append_trim_end: latents left out at its
+    ends, film_trim_end: at the film's end. join_latents: latents in between that lead from one to the other.
+    """
+
+    seconds: float = setting(1.0, "number", min=0.1, max=120.0)
+    window: float = setting(9.0, "choice", choices=(9.0, 4.5))
+    section_prompts: dict[int, str] = setting({}, "section_texts")
+    section_prompt_mode: str = setting("replace", "choice", choices=("replace", "extend"))
+    section_lora_scales: dict[int, float] = setting({}, "section_numbers", min=0.0, max=STRONGEST)
+    crf: int = setting(16, "integer", min=0, max=51)
+    keep_section_videos: bool = setting(False, "switch")
+    section_stills: bool = setting(False, "switch")
+    save_frames: str = setting("none", "choice", choices=("none", "all", "last"))
+    save_latents: bool = setting(False, "switch")
+    append_latents: str = setting("", "latents", optional=True)
+    append_trim_start: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
+    append_trim_end: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
+    film_trim_end: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
+    join_latents: int = setting(0, "integer", min=0, max=MOST_BETWEEN)
+
+    def idle(self) -> tuple[str, ...]:
+        own = any(text.strip() for text in self.section_prompts.values())
+        idle = ("section_prompt_mode",) if self.section_prompt_mode == "extend" and not own else ()
+        if not self.loras and any(scale != 1.0 for scale in self.section_lora_scales.values()):
+            idle += ("section_lora_scales",)
+        return super().idle() + idle + idle_details(self)
+
+    @property
+    def append(self) -> Append | None:
+        """What comes after the film."""
+        return append_of(self)
+
+    def section_prompt(self, number: int) -> str:
+        """What a section is told."""
+        own, common = self.section_prompts.get(number, "").strip(), self.prompt.strip()
+        if not own or not common:
+            return own or self.prompt
+        if self.section_prompt_mode == "replace":
+            return own
+        return f"{common}{' ' if common[-1] in SENTENCE_ENDS else ', '}{own}"
+
+    def check(self) -> tuple[Problem, ...]:
+        problems = check_fields(self)
+        wrong = frozenset(problem.field.split("/")[0] for problem in problems)
+        problems += append_problems(self, wrong)
+        if wrong & {"seconds", "window"}:
+            return tuple(problems + check_prompts(self))
+        sections = section_count(self.seconds, self.window)
+        problems += check_prompts(self, sections)
+        for field in dataclasses.fields(self):
+            if field.metadata["kind"] in SECTION_KINDS:
+                problems += check_sections(field.name, getattr(self, field.name), sections)
+        problems += check_scales(self.loras, self.section_lora_scales)
+        return tuple(problems)
+
+
+def idle_details(request: FilmRequest) -> tuple[str, ...]:
+    """Settings of an append that were made where nothing is appended."""
+    if request.append_latents:
+        return ()
+    return tuple(name for name in DETAILS if getattr(request, name))
+
+
+def append_problems(request: FilmRequest, wrong: frozenset[str]) -> list[Problem]:
+    """What keeps the file from coming after this film. wrong: fields that have problems of their own."""
+    if not request.append_latents or FIELD in wrong:
+        return []
+    try:
+        info = read_info(request.append_latents)
+    except UserError as error:
+        # It went away just now.
+        return list(error.problems)
+    problems = []
+    trimmed = request.append_trim_start + request.append_trim_end if not wrong & set(DETAILS) else 0
+    if trimmed >= info.latents:
+        values = {"file": info.file, "latents": info.latents, "trimmed": trimmed}
+        field = DETAILS[0] if request.append_trim_start else DETAILS[1]
+        problems.append(Problem(field, "latents_too_few", values))
+    if not wrong & {"seconds", "window", "film_trim_end"}:
+        latents = film_latents(request.seconds, request.window)
+        if request.film_trim_end >= latents:
+            values = {"latents": latents, "trimmed": request.film_trim_end}
+            problems.append(Problem("film_trim_end", "film_too_short", values))
+    if not wrong & {"image", "size"}:
+        height, width = fitted_size(request.image, request.size)
+        if (height, width) != (info.height, info.width):
+            sizes = {"width": info.width, "height": info.height, "film_width": width, "film_height": height}
+            problems.append(Problem(FIELD, "latents_size", {"file": info.file, **sizes}))
+    if info.model and info.model != request.model and "model" not in wrong:
+        values = {"file": info.file, "model": info.model, "film_model": request.model}
+        problems.append(Problem(FIELD, "latents_of_other_model", values))
+    return problems
+
+
+def append_of(request: FilmRequest) -> Append | None:
+    """Without a section in between: a straight line."""
+    if not request.append_latents:
+        return None
+    start, end, trim, between = (getattr(request, name) for name in DETAILS)
+    return Append(request.append_latents, start, end, trim, between)
