@@ -55,7 +55,7 @@ WITH_TORCH = (
     "eichi_utils/cli/doctor.py",
 )  # fmt: skip
 # Of the folder that computes, what a page and the command line ask before anything is loaded.
-LIGHT_ALL_THE_SAME = {f"eichi_utils/render/{name}.py" for name in ("__init__", "engine", "output_estimate")}
+LIGHT_ALL_THE_SAME = {f"eichi_utils/render/{name}.py" for name in ("__init__", "engine")}
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
 
 # A worker that must end every job in one of its three ways, whatever happens; and the pages' handlers, whose errors end in a

@@ -17,9 +17,11 @@ from eichi_utils.cli.cache import MB, NAMES
 from eichi_utils.files.disk_cache import open_caches
 from eichi_utils.files.paths import WEBUI
 from eichi_utils.models.catalogue import Models
+from eichi_utils.models.disk_space import gib
 from eichi_utils.models.gpus import cards
-from eichi_utils.models.pool import USUAL_TOKENS, ModelPool, host_memory
-from eichi_utils.models.requirements import EIGHT_BITS, FLOAT8_CAPABILITY, Machine, choose, gib, host_available, needs
+from eichi_utils.models.host_memory import host_memory
+from eichi_utils.models.pool import USUAL_TOKENS, ModelPool
+from eichi_utils.models.requirements import EIGHT_BITS, FLOAT8_CAPABILITY, Machine, choose, needs
 from eichi_utils.models.sizes import ModelSize, model_size
 from eichi_utils.problems import Translate, UserError
 
@@ -37,7 +39,7 @@ def examine(
 ) -> dict[str, Any]:
     """Findings as plain data. Raises UserError for a device, kernel or folder that is not there. card: as in `ModelPool`."""
     pool = ModelPool(models.folder, device=device, attention=attention, compiler=compiler, card=card)
-    precision = _precision(pool)
+    precision, memory = _precision(pool), host_memory()
     states = {name: _state(pool, name) for name in ("framepack", "framepack_f1")}
     if "miniature" in models.names:
         pool.use(models.files("miniature"))
@@ -48,8 +50,8 @@ def examine(
         "system": platform.platform(),
         "python": sys.version.split()[0],
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "memory_gib": round(host_memory() / GIB, 1),
-        "memory_free_gib": round(host_available() / GIB, 1),
+        "memory_gib": round(memory.total / GIB, 1),
+        "memory_free_gib": round(memory.available / GIB, 1),
         "disk_free_gib": round(shutil.disk_usage(WEBUI).free / GIB, 1),
         "cards": _cards(),
         "cuda": torch.version.cuda,

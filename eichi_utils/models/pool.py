@@ -7,7 +7,6 @@ Nobody holds a network beyond the block, so the pool alone decides what stays on
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,16 +44,21 @@ from eichi_utils.files.disk_cache import MOST_GB, open_caches
 from eichi_utils.models.components import CHECKS, load_vae, pretrained
 from eichi_utils.models.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
 from eichi_utils.models.lora_binding import bind, load_transformer, merge_key
-from eichi_utils.models.lora_fit import size_with
-from eichi_utils.models.requirements import MOST_RESERVED, RESERVE_GB, Machine, Way, choose, host_available, own_memory
-from eichi_utils.models.sizes import model_size, with_film
+from eichi_utils.models.requirements import (
+    MOST_RESERVED,
+    RESERVE_GB,
+    ExecutionChoice,
+    HostShare,
+    Machine,
+    Requirements,
+    lockable,
+    requirements,
+)
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.loras import Lora
+from eichi_utils.requests.plan import Plan
+from eichi_utils.requests.request import Request
 
-# Networks and the system share the memory; above this share of it, what was used longest ago is dropped.
-HOST_SHARE = 0.6
-# Of the computer's memory, what weights may lock; more starves the system.
-LOCKED_SHARE = 0.5
 # Tokens of a section in the usual size, where nobody says how many there are.
 USUAL_TOKENS = 18_500
 
@@ -128,10 +132,10 @@ class ModelPool:
         self.card: Device | None = CudaDevice(where) if card is None and where.type == "cuda" else card
         self.budget = Budget(int(reserve_gb * 2**30))
         self.room = memory.Room(self._free, self._make_room)
-        self.host_budget = int(HOST_SHARE * host_memory())
+        self._choice: ExecutionChoice | None = None
         self._loaded: dict[str, _Loaded] = {}
         self._checked: dict[str, tuple] = {}
-        self._began = own_memory()
+        self._host = HostShare()
         self._tick: Tick = never
 
     def use(self, files: ModelFiles) -> None:
@@ -168,32 +172,26 @@ class ModelPool:
         if wrong:
             raise UserError(wrong)
 
-    def preflight(
-        self,
-        checkpoint_name: str,
-        precision: str,
-        tokens: int,
-        loras: Sequence[Lora] = (),
-        merge: bool = False,
-        film_cells: int = 0,
-    ) -> Way:
-        """How this checkpoint is run here. Raises UserError where memory or card are too small, whatever is streamed.
-
-        film_cells: of a latent of a film that is decoded in order, else 0.
-        """
-        size = with_film(model_size(self.files, checkpoint_name), film_cells)
-        size = size_with(size, loras, merge, self.files, checkpoint_name)
-        return choose(size, precision, tokens, self.machine())
+    def requirements(self, request: Request, plan: Plan) -> Requirements:
+        """Return how a checked request is carried out here. Raises UserError where memory, card or disk are too small."""
+        found = requirements(request, plan, self.files, self.machine())
+        if found.problems:
+            raise UserError(found.problems)
+        return found
 
     def machine(self) -> Machine:
-        """What networks can have here, the reserve left out. What this process took since the pool was made is theirs: weights,
-        and what the first use of a card takes."""
-        host = host_available() + max(0, own_memory() - self._began)
+        """Return what networks can have here, the reserve left out."""
+        memory_here = self._host.now()
+        host, total = memory_here.available, memory_here.total
         if self.card is None:
-            return Machine(host)
+            return Machine(host, total=total)
         on_card = sum(loaded.streamer.card_bytes for loaded in self._loaded.values() if loaded.streamer)
         wide = "bfloat16" if self.placement.transformer == torch.bfloat16 else "auto"
-        return Machine(host, self.card.free() + on_card - self.budget.reserve, wide, self.narrow)
+        return Machine(host, self.card.free() + on_card - self.budget.reserve, wide, self.narrow, total)
+
+    def obey(self, choice: ExecutionChoice) -> None:
+        """Keep and drop networks as was decided, from the next loan on. Until then nothing is dropped."""
+        self._choice = choice
 
     @cached_property
     def narrow(self) -> str:
@@ -289,6 +287,7 @@ class ModelPool:
         moves whole. work: how much there is to do; tokens of a step, in the transformer."""
         if spec.component in self._loaded and self._loaded[spec.component].spec != spec:
             self._drop(spec.component)
+        self._drop_all_but(spec.component)
         loaded = self._loaded.pop(spec.component, None)
         if loaded is None:
             value, modules = load()
@@ -300,7 +299,6 @@ class ModelPool:
         if loaded.streamer and loaded.value.branches_from != before:
             loaded.streamer.close()
             loaded.streamer = None
-        self._make_host_room()
         if self.card is None:
             yield loaded.value
             return
@@ -325,7 +323,7 @@ class ModelPool:
         """As much of the network onto the card as fits beside its computing; the rest passes through."""
         if loaded.streamer is None:
             loaded.streamer = Streamer(self.card, parts)
-            loaded.streamer.lock(int(LOCKED_SHARE * host_memory()))
+            loaded.streamer.lock(self._choice.locked if self._choice else lockable(self._host.now().total))
         streamer, (spec, tokens) = loaded.streamer, kind
         work = self.budget.work(kind)
         if work is None:
@@ -340,12 +338,11 @@ class ModelPool:
             loaded.streamer.close()
         return loaded
 
-    def _make_host_room(self) -> None:
-        total = sum(loaded.bytes for loaded in self._loaded.values())
-        for component in list(self._loaded)[:-1]:
-            if total <= self.host_budget:
-                return
-            total -= self._drop(component).bytes
+    def _drop_all_but(self, lent: str) -> None:
+        """Make room for a network before it is loaded."""
+        if self._choice is not None:
+            for component in self._loaded.keys() - self._choice.beside[lent] - {lent}:
+                self._drop(component)
 
     def _make_card_room(self, wanted: _Loaded, work: int | None) -> None:
         """Others leave the card: all of them for what is streamed or was never measured (None), else as many as it needs."""
@@ -403,14 +400,6 @@ class ModelPool:
         if self._checked.get(name) != (folder, files):
             CHECKS[name](folder)
             self._checked[name] = folder, files
-
-
-def host_memory() -> int:
-    """Bytes of physical memory; 16 GB where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 16 * 2**30
 
 
 def checkpoint_problem(error: CheckpointError) -> Problem:

@@ -1,24 +1,27 @@
-"""Can this machine do it at all, and how? Said before anything is loaded, with figures, instead of a process that the system
-ends. Without torch, so that a plan can be printed with the same figures."""
+"""What a run needs, what this machine has, and how the one is made with the other: decided once, before anything is loaded.
+
+The sentence before a run, the plan that is printed and the pool that lends networks all go by `choose`. Without torch.
+"""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
-
-import psutil
 
 from diffusers_helper.memory.budget import Budget
 from eichi_utils.files.latent_header import CELL
-from eichi_utils.models.hub import ModelFiles, Place
-from eichi_utils.models.sizes import ModelSize, TransformerSize
+from eichi_utils.files.pictures import fitted_size
+from eichi_utils.models.disk_space import download_bytes, download_problems, gib, made_bytes
+from eichi_utils.models.host_memory import HostMemory, host_memory, own_memory
+from eichi_utils.models.hub import ModelFiles
+from eichi_utils.models.lora_fit import size_with
+from eichi_utils.models.sizes import ModelSize, TransformerSize, model_size, with_film
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.plan import Plan, Section
+from eichi_utils.requests.request import Request
 
-CGROUP = Path("/sys/fs/cgroup")
 # GiB of a card that are left to others where nobody says anything else, and at most.
 RESERVE_GB, MOST_RESERVED = 0.5, 80
 # Of a picture, 729, and of a prompt, at most 256.
@@ -26,15 +29,17 @@ CONTEXT_TOKENS = 985
 # Bytes of a number: on a card everything is computed in 16 bits, on a CPU in 32 unless told otherwise.
 CARD_BYTES, HOST_BYTES = 2, 4
 EIGHT_BITS = ("int8", "float8")
-# Of the computer's memory, beside the weights, while a network runs on a card: torch, its driver, the compiler, the buffers
-# that weights pass through and the smaller networks. benchmarks.film grew by 2.8 GiB more than its weights.
-WORKING_BYTES = 3 * 2**30
+# Of the computer's memory, beside networks, while one runs on a card: torch, its driver, the compiler and the buffers that
+# weights pass through. benchmarks.film grew by 2.8 GiB more than the transformer's weights, of which the VAE was 0.46.
+WORKING_BYTES = 5 * 2**29
+# Networks that are lent by turns, once in every section.
+TOGETHER = MappingProxyType({"transformer": ("vae",), "vae": ("transformer",)})
+# In the order of what loading them takes. The text encoder never stays: it is large, and only prompts need it.
+DEAREST = ("transformer", "vae", "image_encoder")
+# Of the computer's memory, what weights may lock; more starves the system.
+LOCKED_SHARE = 0.5
 # Compute capability of the first cards that multiply 8-bit floating-point numbers.
 FLOAT8_CAPABILITY = (8, 9)
-# Segments and film stand side by side, each with about a tenth of a byte for a pixel at a usual CRF and up to 1.5 at the
-# lowest; with some room the promise holds for noise too.
-BYTES_PER_PIXEL, LOSSLESS_BYTES_PER_PIXEL, LOSSLESS_CRF = 1.0, 4.0, 10
-SPARE_BYTES = 16 * 2**20
 # Cells by which the decoder's tiles overlap.
 TILE_OVERLAP = 8
 
@@ -49,44 +54,81 @@ class Needs:
 
 @dataclass(frozen=True)
 class Machine:
-    """What can be had: bytes of memory and of the card, None without one. wide, narrow: the precisions that "auto" means."""
+    """What can be had: bytes of memory and of the card, None without one. wide, narrow: the precisions that "auto" means.
+
+    total: bytes of memory that the machine has, or that this process may ever have; 0 counts as `host`.
+    """
 
     host: int
     card: int | None = None
     wide: str = "bfloat16"
     narrow: str = "int8"
+    total: int = 0
+
+
+class HostShare:
+    """What networks of this process can have of the computer's memory.
+
+    What the process took since this was made is theirs: weights, and what the first use of a card takes.
+    """
+
+    def __init__(self) -> None:
+        self._began = own_memory()
+
+    def now(self) -> HostMemory:
+        """Return the memory that there is for networks now, with what they hold already."""
+        found = host_memory()
+        return replace(found, available=found.available + max(0, own_memory() - self._began))
 
 
 @dataclass(frozen=True)
-class Way:
+class ExecutionChoice:
     """How a film is made: its precision, and what that needs. instead: what 16 bits would have needed, where they do not fit.
 
-    chosen: whether there was a choice.
+    chosen: whether there was a choice. beside: of each stage's network, those that stay in memory while it is lent; the others
+    are dropped before it is loaded. locked: bytes of weights that may be locked in memory. peak: bytes of the computer's memory
+    that the whole takes with all that stays; at least `needs.host`.
     """
 
     precision: str
     needs: Needs
     instead: Needs | None = None
     chosen: bool = False
+    beside: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    locked: int = 0
+    peak: int = 0
 
 
 def needs(size: ModelSize, precision: str, tokens: int, *, on_card: bool) -> Needs:
-    """The most that one of the stages takes; they follow each other, and what was lent can be dropped. precision: of the
-    transformer, as in a request. tokens: of a step."""
-    every = stages(size, precision, tokens, on_card=on_card).values()
-    working = WORKING_BYTES if on_card else 0
-    return Needs(max(stage.host for stage in every) + working, max(stage.card for stage in every))
+    """Return the least with which every network of a film is loaded once. precision: of the transformer, as in a request.
+    tokens: of a step.
+
+    Stages follow each other, and what was lent can be dropped; but every section is sampled and then decoded, so the
+    transformer and the VAE are in memory together. Loading 26 GB anew for each section takes longer than sampling it.
+    """
+    every = stages(size, precision, tokens, on_card=on_card)
+    together = {stage: sum(every[name].host for name in (stage, *TOGETHER.get(stage, ()))) for stage in every}
+    host = max(size_there + beside_networks(size, stage, on_card=on_card) for stage, size_there in together.items())
+    return Needs(host, max(stage.card for stage in every.values()))
 
 
 def stages(size: ModelSize, precision: str, tokens: int, *, on_card: bool) -> dict[str, Needs]:
-    """What a film remembers is counted to the computer's memory, because it lies there where the card has no room for it."""
+    """Return what the network of each stage of a film takes, by its name in the pool."""
     own = CARD_BYTES if on_card else HOST_BYTES
-    sample = transformer_needs(size.transformer, precision, tokens, on_card=on_card)
-    found = {"sample": Needs(sample.host + size.film * own, sample.card)}
-    for name, part in (("text", size.text), ("vision", size.vision), ("vae", size.vae)):
+    found = {"transformer": transformer_needs(size.transformer, precision, tokens, on_card=on_card)}
+    for name, part in (("text_encoder", size.text), ("image_encoder", size.vision), ("vae", size.vae)):
         host = part.whole - part.mapped if on_card else part.whole
         found[name] = Needs(host * own, (part.card + part.work) * own if on_card else 0)
     return found
+
+
+def beside_networks(size: ModelSize, stage: str, *, on_card: bool) -> int:
+    """Return the bytes of the computer's memory that a stage takes beside networks.
+
+    What a film remembers while it is sampled and decoded counts too: it lies there where the card has no room for it.
+    """
+    film = size.film * (CARD_BYTES if on_card else HOST_BYTES) if stage in TOGETHER else 0
+    return film + (WORKING_BYTES if on_card else 0)
 
 
 def transformer_needs(size: TransformerSize, precision: str, tokens: int, *, on_card: bool) -> Needs:
@@ -101,22 +143,74 @@ def transformer_needs(size: TransformerSize, precision: str, tokens: int, *, on_
     return Needs(size.linear * narrow + (size.rest + size.copied) * wide, size.always * wide + 2 * largest + work)
 
 
-def choose(size: ModelSize, precision: str, tokens: int, machine: Machine) -> Way:
-    """With "auto" on a card 16 bits where they fit, else 8; otherwise what was asked for. Without a card "auto" stays as it is.
+@dataclass(frozen=True)
+class Requirements:
+    """What a request needs here. disk: bytes for what it makes and what has to be downloaded. problems: what keeps it from
+    being made; then `choice` is what comes nearest."""
 
-    Raises UserError where nothing fits.
+    choice: ExecutionChoice
+    disk: int
+    problems: tuple[Problem, ...] = ()
+
+
+def requirements(request: Request, plan: Plan, files: ModelFiles, machine: Machine) -> Requirements:
+    """Return how a checked request is carried out with these model files on this machine."""
+    height, width = fitted_size(request.image, request.size)
+    cells = film_cells(plan, height // CELL, width // CELL, request.vae_tile)
+    size = with_film(model_size(files, plan.checkpoint), cells)
+    size = size_with(size, request.loras, request.merge_loras, files, plan.checkpoint)
+    tokens = most_tokens(plan, height // CELL, width // CELL)
+    missing = files.missing(plan.checkpoint)
+    disk = made_bytes(request, plan, height, width) + download_bytes(files, missing)
+    problems = download_problems(files, missing)
+    try:
+        return Requirements(choose(size, request.precision, tokens, machine), disk, problems)
+    except UserError as error:
+        on_card = machine.card is not None
+        narrowest = machine.narrow if on_card and request.precision == "auto" else request.precision
+        nearest = ExecutionChoice(narrowest, needs(size, narrowest, tokens, on_card=on_card))
+        return Requirements(nearest, disk, error.problems + problems)
+
+
+def choose(size: ModelSize, precision: str, tokens: int, machine: Machine) -> ExecutionChoice:
+    """Return how a film is made here: with "auto" on a card 16 bits where they fit, else 8; otherwise what was asked for.
+
+    Without a card "auto" stays as it is. Raises UserError where nothing fits.
     """
     on_card = machine.card is not None
     free = on_card and precision == "auto"
     names = (machine.wide, machine.narrow) if free else (precision,)
-    ways = [Way(name, needs(size, name, tokens, on_card=on_card)) for name in names]
+    ways = [ExecutionChoice(name, needs(size, name, tokens, on_card=on_card), chosen=free) for name in names]
     for way in ways:
         if not any(too_little(way, machine)):
-            return Way(way.precision, way.needs, ways[0].needs if way is not ways[0] else None, free)
+            found = replace(way, instead=None if way is ways[0] else ways[0].needs)
+            return _with_residents(found, size, tokens, machine)
     raise UserError(too_little(ways[-1], machine))
 
 
-def too_little(way: Way, machine: Machine) -> Iterator[Problem]:
+def _with_residents(way: ExecutionChoice, size: ModelSize, tokens: int, machine: Machine) -> ExecutionChoice:
+    """Return the choice with what stays in memory beside each network, as far as there is room."""
+    on_card = machine.card is not None
+    every = {name: stage.host for name, stage in stages(size, way.precision, tokens, on_card=on_card).items()}
+    beside, peak = {}, 0
+    for lent, own in every.items():
+        taken, stay = own + beside_networks(size, lent, on_card=on_card), set()
+        # What has to stay comes first, and then what takes longest to load.
+        for other in (*TOGETHER.get(lent, ()), *DEAREST):
+            if other != lent and other not in stay and taken + every[other] <= machine.host:
+                stay.add(other)
+                taken += every[other]
+        beside[lent] = frozenset(stay)
+        peak = max(peak, taken)
+    return replace(way, beside=MappingProxyType(beside), locked=lockable(machine.total or machine.host), peak=peak)
+
+
+def lockable(total: int) -> int:
+    """Return how many bytes of weights may be locked where a process may have so many in all."""
+    return int(LOCKED_SHARE * total)
+
+
+def too_little(way: ExecutionChoice, machine: Machine) -> Iterator[Problem]:
     """What is too small for it."""
     if way.needs.host > machine.host:
         values = {"needed": gib(way.needs.host), "free": gib(machine.host)}
@@ -126,8 +220,9 @@ def too_little(way: Way, machine: Machine) -> Iterator[Problem]:
         yield Problem("", "too_little_card_memory", {"needed": gib(way.needs.card), "free": gib(machine.card)})
 
 
-def figures(way: Way, machine: Machine, disk: int, disk_free: int) -> dict[str, Any]:
-    """What a way needs and what there is, in GiB, for sentences; those of a card are "" without one."""
+def figures(needed: Requirements, machine: Machine, disk_free: int) -> dict[str, Any]:
+    """Return what is needed and what there is, in GiB, for sentences; those of a card are "" without one."""
+    way = needed.choice
     card = way.needs.card if machine.card is not None else None
     instead = way.instead or Needs(0, 0)
     return {
@@ -136,7 +231,7 @@ def figures(way: Way, machine: Machine, disk: int, disk_free: int) -> dict[str, 
         "memory_free": gib(machine.host),
         "card": gib(card) if card is not None else "",
         "card_free": gib(machine.card) if card is not None else "",
-        "disk": gib(disk),
+        "disk": gib(needed.disk),
         "disk_free": gib(disk_free),
         "wide_memory": gib(instead.host),
         "wide_card": gib(instead.card),
@@ -166,65 +261,6 @@ def film_cells(plan: Plan, height: int, width: int, tile: int | None = None) -> 
     return int(height * width * again) if plan.vae_cache else 0
 
 
-def output_bytes(frames: int, height: int, width: int, crf: int) -> int:
-    """Disk space to ask for before films of so many frames and pixels are begun."""
-    return SPARE_BYTES + int(frames * height * width * film_bytes_per_pixel(crf))
-
-
-def film_bytes_per_pixel(crf: int) -> float:
-    return BYTES_PER_PIXEL if crf >= LOSSLESS_CRF else LOSSLESS_BYTES_PER_PIXEL
-
-
-def download_bytes(files: ModelFiles, missing: Sequence[Place]) -> int:
-    """Return about how many bytes are still to be downloaded for these components.
-
-    What is there of them already is left out: their own files, and what interrupted downloads of their repositories left.
-    Repositories hold other models too, whose files help nobody here.
-    """
-    needed = sum(max(0, int(place.gigabytes * 1e9) - files.present_bytes(place)) for place in missing)
-    return max(0, needed - sum(files.interrupted_bytes(repository) for repository in {place.repository for place in missing}))
-
-
-def download_problems(files: ModelFiles, missing: Sequence[Place]) -> tuple[Problem, ...]:
-    """Whether the disk has room for what is missing."""
-    needed, free = download_bytes(files, missing), disk_free(files.cache)
-    if needed <= free:
-        return ()
-    values = {"folder": str(files.cache), "needed": gib(needed), "free": gib(free)}
-    return (Problem("models", "too_little_disk", values),)
-
-
-def disk_free(folder: Path) -> int:
-    """Bytes; a folder that does not exist yet is judged by the nearest one above it that does."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free
-
-
 def narrow_format(capability: tuple[int, int]) -> str:
     """The 8-bit format for a card: multiplied as it is where there are units for it, else the more exact one."""
     return "float8" if capability >= FLOAT8_CAPABILITY else "int8"
-
-
-def host_available(cgroup: Path = CGROUP) -> int:
-    """Bytes that programs can still have, swap included, and no more than the container is allowed."""
-    there = psutil.virtual_memory().available + psutil.swap_memory().free
-    try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        used = int((cgroup / "memory.current").read_text())
-        cached = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-        return there if limit == "max" else min(there, int(limit) - used + int(cached.get("file", 0)))
-    except (OSError, ValueError):
-        return there
-
-
-def own_memory() -> int:
-    """Bytes that this process has taken; pages of files are the system's."""
-    info = psutil.Process().memory_info()
-    return getattr(info, "private", info.rss - getattr(info, "shared", 0))
-
-
-def gib(size: int) -> str:
-    """For reading; a little is not nothing, and less than nothing is."""
-    return f"{max(size / 2**30, 0.1 if size > 0 else 0.0):.1f}"

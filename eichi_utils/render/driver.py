@@ -13,30 +13,21 @@ from typing import TYPE_CHECKING, Any
 from diffusers_helper.encoders.text import encode_prompt
 from diffusers_helper.encoders.vision import encode_image
 from diffusers_helper.interrupt import Interrupted
-from diffusers_helper.vae.latents import SPATIAL, encode_picture
+from diffusers_helper.vae.latents import encode_picture
 from eichi_utils.exchange.latent_files import read_latents, trim
 from eichi_utils.exchange.metadata import png_info
 from eichi_utils.exchange.video import write_png
 from eichi_utils.jobs.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
+from eichi_utils.models.disk_space import disk_free, made_bytes
 from eichi_utils.models.lora_fit import remarks
-from eichi_utils.models.requirements import (
-    Way,
-    disk_free,
-    download_bytes,
-    download_problems,
-    figures,
-    film_cells,
-    most_tokens,
-    output_bytes,
-)
+from eichi_utils.models.requirements import ExecutionChoice, figures
 from eichi_utils.problems import UserError
 from eichi_utils.render.condition_cache import Encoded
 from eichi_utils.render.conditions import Conditions, Pictures, encode_mask, fit_pictures, pixels_of, profile_problems
 from eichi_utils.render.film_files import Film
 from eichi_utils.render.joined_film import JoinedFilm
-from eichi_utils.render.output_estimate import extra_bytes
 from eichi_utils.render.section_loop import Decoded, Joined, Stretch, sample_film
-from eichi_utils.requests.append import whole_frames, written_frames
+from eichi_utils.requests.append import whole_frames
 from eichi_utils.requests.plan import Plan
 from eichi_utils.requests.request import Request
 
@@ -70,17 +61,14 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
     missing = pool.missing(plan.checkpoint)
     if not missing:
         pool.check(plan.checkpoint)
-    elif problems := download_problems(pool.files, missing):
-        raise UserError(problems)
+    # Before hours of downloading too; the published sizes are known.
+    needed = pool.requirements(request, plan)
     said = remarks(request.loras, pool.files, plan.checkpoint)
     notices = [Notice(at=time.monotonic(), key=remark.key, values=remark.values) for remark in said]
     pictures = fit_pictures(plan, request.size)
     notices += [Notice(at=time.monotonic(), key="picture_profile", values=said.values) for said in profile_problems(plan)]
     total = result_frames(plan)
-    for_files = output_bytes(written_frames(plan), pictures.height, pictures.width, getattr(request, "crf", 0))
-    for_files += extra_bytes(request, plan, pictures.height, pictures.width)
-    outputs.prepare(for_files)
-    disk = for_files + download_bytes(pool.files, missing), disk_free(outputs.folder)
+    outputs.prepare(made_bytes(request, plan, pictures.height, pictures.width))
     yield _started(request, plan, pictures, total)
 
     files: list[str] = []
@@ -98,12 +86,7 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
         yield Notice(at=time.monotonic(), key="no_effect", values={"name": name})
     if pool.files.shares_transformer(plan.checkpoint):
         yield Notice(at=time.monotonic(), key="transformer_shared", values={"folder": str(pool.files.models)})
-    latent = pictures.height // SPATIAL, pictures.width // SPATIAL
-    most, cells = most_tokens(plan, *latent), film_cells(plan, *latent, request.vae_tile)
-    asked = plan.checkpoint, request.precision, most, request.loras, request.merge_loras, cells
-    # Before hours of downloading too; the published sizes are known.
-    way = pool.preflight(*asked)
-    yield _needs(way, pool, figures(way, pool.machine(), *disk))
+    yield _needs(needed.choice, pool, figures(needed, pool.machine(), disk_free(outputs.folder)))
     for place in missing:
         yield Notice(at=time.monotonic(), key="downloading", values={"repository": place.repository, "folder": place.folder})
         if not pool.files.download(place, lambda: stop.level < StopLevel.NOW):
@@ -111,8 +94,9 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
             return
     if missing:
         pool.check(plan.checkpoint)
-        way = pool.preflight(*asked)
-    request = replace(request, precision=way.precision)
+        needed = pool.requirements(request, plan)
+    pool.obey(needed.choice)
+    request = replace(request, precision=needed.choice.precision)
 
     conditions = None
     # Generators are closed where they are left: what they have on loan stays with nobody.
@@ -196,7 +180,7 @@ def _started(request: Request, plan: Plan, pictures: Pictures, frames: int) -> S
     )
 
 
-def _needs(way: Way, pool: ModelPool, values: Mapping[str, Any]) -> Notice:
+def _needs(way: ExecutionChoice, pool: ModelPool, values: Mapping[str, Any]) -> Notice:
     """What is needed and what there is, before anything is loaded."""
     at = time.monotonic()
     if pool.card is None:

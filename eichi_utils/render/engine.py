@@ -13,22 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from eichi_utils.files.disk_cache import MOST_GB
 from eichi_utils.files.folders import OutputFolders
-from eichi_utils.files.latent_header import CELL
 from eichi_utils.files.paths import DEFAULT_OUTPUTS, Outputs
-from eichi_utils.files.pictures import fitted_size
 from eichi_utils.jobs.events import Event, Stage
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.jobs.timings import Stopwatch, Timings
 from eichi_utils.models import requirements
 from eichi_utils.models.catalogue import Models
+from eichi_utils.models.disk_space import disk_free
 from eichi_utils.models.gpus import Card, cards
 from eichi_utils.models.hub import ModelFiles
-from eichi_utils.models.lora_fit import size_with
 from eichi_utils.models.requirements import MOST_RESERVED, RESERVE_GB
-from eichi_utils.models.sizes import model_size, with_film
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.render.output_estimate import extra_bytes
-from eichi_utils.requests.append import written_frames
 from eichi_utils.requests.request import Request
 
 if TYPE_CHECKING:
@@ -76,38 +71,18 @@ class Engine:
         return self._card()
 
     def forecast(self, request: Request) -> tuple[dict[str, Any], tuple[Problem, ...]]:
-        """What a checked request needs, as `preflight.figures`, and what is too small for it; torch is not imported."""
-        plan, files = request.plan(), self.models.files(request.model)
-        height, width = fitted_size(request.image, request.size)
+        """Return what a checked request needs, as `requirements.figures`, and what is too small; torch is not imported."""
         machine = self._machine()
-        cells = requirements.film_cells(plan, height // CELL, width // CELL, request.vae_tile)
-        size = with_film(model_size(files, plan.checkpoint), cells)
-        size = size_with(size, request.loras, request.merge_loras, files, plan.checkpoint)
-        tokens = requirements.most_tokens(plan, height // CELL, width // CELL)
-        problems: tuple[Problem, ...] = ()
-        try:
-            way = requirements.choose(size, request.precision, tokens, machine)
-        except UserError as error:
-            problems = error.problems
-            narrowest = machine.narrow if machine.card is not None and request.precision == "auto" else request.precision
-            needed = requirements.needs(size, narrowest, tokens, on_card=machine.card is not None)
-            way = requirements.Way(narrowest, needed)
-        missing = files.missing(plan.checkpoint)
-        disk = requirements.output_bytes(written_frames(plan), height, width, getattr(request, "crf", 0))
-        disk += extra_bytes(request, plan, height, width)
-        disk += requirements.download_bytes(files, missing)
-        problems += requirements.download_problems(files, missing)
-        return requirements.figures(
-            way, machine, disk, requirements.disk_free(self.folders.of(request.output_folder))
-        ), problems
+        found = requirements.requirements(request, request.plan(), self.models.files(request.model), machine)
+        free = disk_free(self.folders.of(request.output_folder))
+        return requirements.figures(found, machine, free), found.problems
 
     def _machine(self) -> requirements.Machine:
-        host = requirements.host_available()
-        card = self._card()
+        found, card = requirements.host_memory(), self._card()
         if card is None:
-            return requirements.Machine(host)
-        free = card.free - int(self.reserve_gb * 2**30)
-        return requirements.Machine(host, free, narrow=requirements.narrow_format(card.capability))
+            return requirements.Machine(found.available, total=found.total)
+        free, narrow = card.free - int(self.reserve_gb * 2**30), requirements.narrow_format(card.capability)
+        return requirements.Machine(found.available, free, narrow=narrow, total=found.total)
 
     def _card(self) -> Card | None:
         kind, _, number = self.device.partition(":")

@@ -10,12 +10,15 @@ from typing import Any
 
 import av
 import numpy
+import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs.events import Event, Notice, Step
 from eichi_utils.jobs.queue import Stop
+from eichi_utils.models import requirements
+from eichi_utils.models.host_memory import HostMemory
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import Problem
 from eichi_utils.render.driver import run
@@ -102,3 +105,9 @@ def latent_file(path: Path, latents: int = 6, height: int = 112, width: int = 14
 def names_in(folder: Path) -> set[str]:
     """Everything below a folder, hidden files included."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")} if folder.exists() else set()
+
+
+def have_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
+    """Let this computer have so many bytes for networks, whatever the process has taken."""
+    monkeypatch.setattr(requirements, "host_memory", lambda: HostMemory(available, available))
+    monkeypatch.setattr(requirements, "own_memory", lambda: 0)

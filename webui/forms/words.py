@@ -12,8 +12,8 @@ from typing import Any
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.jobs.events import Notice, StopLevel
 from eichi_utils.jobs.view import View
+from eichi_utils.models.disk_space import extra_counts
 from eichi_utils.problems import Problem, Remark
-from eichi_utils.render.output_estimate import extra_counts
 from eichi_utils.requests.append import whole_frames
 from eichi_utils.requests.film_request import DETAILS
 from eichi_utils.requests.film_request import FIELD as APPEND

@@ -12,8 +12,8 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.files.pictures import profile_problem
+from eichi_utils.models.disk_space import extra_counts
 from eichi_utils.problems import Problem
-from eichi_utils.render.output_estimate import extra_counts
 from eichi_utils.requests.request import Request
 from webui.context import QUIET, Context
 from webui.forms import field_problems, words

@@ -14,12 +14,12 @@ from eichi_utils.cli import doctor
 from eichi_utils.cli.doctor import examine, report_lines
 from eichi_utils.files import paths
 from eichi_utils.files.disk_cache import open_caches
-from eichi_utils.models import pool as models
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.gpus import Card
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.models.requirements import Machine
 from locales import LANGUAGES, Translator
+from tests.eichi_utils.helpers import have_memory
 from tests.fake_device import FakeDevice
 
 GIB = 2**30
@@ -72,7 +72,7 @@ def test_the_precision_of_auto_and_why_the_others_are_out(
         text = "\n".join(report_lines(found, t))
         assert (chosen or t("doctor.nothing_fits")) in text
         if "too_large" in why.values():
-            assert "19.9" in text
+            assert "19.8" in text
 
 
 def test_memory_that_cannot_be_locked(examined: Callable[..., dict]) -> None:
@@ -112,7 +112,7 @@ def test_what_is_kept_on_the_disk_is_counted(
 
 def test_without_a_card_nothing_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "cards", lambda: ())
-    monkeypatch.setattr(models, "host_available", lambda: 128 * GIB)
+    have_memory(monkeypatch, 128 * GIB)
     found = examine(Models(tmp_path), device="cpu")
     assert (found["precision"], found["locks_memory"], found["cards"]) == ("float32", None, [])
     assert {reason["key"] for reason in found["precision_rejected"].values()} == {"only_asked_for"}
@@ -121,7 +121,7 @@ def test_without_a_card_nothing_is_chosen(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_fits_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a computer of 24 GiB without a card it said "none fits", although 8 bits do when they are chosen."""
     monkeypatch.setattr(doctor, "cards", lambda: ())
-    monkeypatch.setattr(models, "host_available", lambda: 38 * GIB)
+    have_memory(monkeypatch, 38 * GIB)
     found = examine(Models(tmp_path), device="cpu")
     reasons = {name: reason["key"] for name, reason in found["precision_rejected"].items()}
     assert found["precision"] is None
@@ -131,7 +131,7 @@ def test_what_fits_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         t = Translator(language)
         text = "\n".join(report_lines(found, t))
         assert t("doctor.only_chosen", names=fitting) in text and t("doctor.nothing_fits") not in text
-    monkeypatch.setattr(models, "host_available", lambda: 4 * GIB)
+    have_memory(monkeypatch, 4 * GIB)
     found = examine(Models(tmp_path), device="cpu")
     assert {reason["key"] for reason in found["precision_rejected"].values()} == {"too_large_memory"}
     assert Translator("en")("doctor.nothing_fits") in "\n".join(report_lines(found, Translator("en")))

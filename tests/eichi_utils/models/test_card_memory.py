@@ -19,6 +19,7 @@ from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models import requirements
 from eichi_utils.models.pool import ModelPool
+from eichi_utils.models.requirements import ExecutionChoice, Needs
 from eichi_utils.problems import UserError
 from eichi_utils.render import driver
 from eichi_utils.render.engine import Engine
@@ -133,7 +134,7 @@ def test_dropped_networks_leave_the_card(checkpoint: Path) -> None:
     pool = on_card(checkpoint, card)
     with pool.transformer("framepack", tokens=10):
         assert card.allocated() > 0 and card.locked
-    pool.host_budget = 0
+    pool.obey(ExecutionChoice("auto", Needs(0, 0), beside={"image_encoder": frozenset()}))
     with pool.vision():
         assert card.allocated() == 0 and card.locked == {}
 

@@ -13,12 +13,11 @@ from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs.events import Finished, StopLevel, Stopped
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.models import hub as places
-from eichi_utils.models import pool as models
 from eichi_utils.models.hub import HUNYUAN, PLACES, SHARED
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.render.driver import run
-from tests.eichi_utils.helpers import SHORTEST, carry_out, found, notices_of, request
+from tests.eichi_utils.helpers import SHORTEST, carry_out, found, have_memory, notices_of, request
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
     monkeypatch.setattr(places, "snapshot_download", forbidden)
     # What is missing is judged as the published model, which this computer need not hold.
-    monkeypatch.setattr(models, "host_available", lambda: 2**40)
+    have_memory(monkeypatch, 2**40)
     cache = tmp_path / "hub"
     for name, place in PLACES.items():
         snapshot = cache / f"models--{place.repository.replace('/', '--')}" / "snapshots" / "0123abcd"
@@ -147,7 +146,7 @@ def test_what_cannot_run_here_is_not_downloaded(
 ) -> None:
     """Whoever had too little memory was told so after 42 GB. The fixture's download fails the test."""
     (snapshot_of(hub, "vae") / "diffusion_pytorch_model.safetensors").unlink()
-    monkeypatch.setattr(models, "host_available", lambda: 2**30)
+    have_memory(monkeypatch, 2**30)
     with pytest.raises(UserError) as error:
         carry_out(request("single", pictures[0]), ModelPool(hub, device="cpu"), tmp_path / "out")
     assert found(error.value.problems) == {("", "too_little_memory")}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from eichi_utils.models import pool as models
 from eichi_utils.models.pool import ModelPool
+from eichi_utils.models.requirements import ExecutionChoice, Needs
 from eichi_utils.problems import Problem, UserError
 from tests.eichi_utils.helpers import carry_out, found, request, say_everything
 
@@ -267,20 +268,22 @@ def test_networks_are_loaded_once(checkpoint: Path, monkeypatch: pytest.MonkeyPa
     assert len(loads) == 5
 
 
-def test_what_was_used_longest_ago_is_dropped(checkpoint: Path) -> None:
-    """Above the budget of the computer's memory, and never what is on loan."""
+def test_what_may_not_stay_is_dropped(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before something else is loaded, so that both are never there together. Until there is a choice, everything stays."""
     pool = ModelPool(checkpoint, device="cpu")
-    transformer, sizes = partial(pool.transformer, "framepack"), {}
+    transformer = partial(pool.transformer, "framepack")
     for loan in (transformer, pool.vision, pool.vae, transformer):
         with loan():
-            sizes = {name: loaded.bytes for name, loaded in pool._loaded.items()}
-    assert list(sizes) == ["image_encoder", "vae", "transformer"]
-    pool.host_budget = sizes["transformer"] + sizes["vae"]
+            pass
+    assert list(pool._loaded) == ["image_encoder", "vae", "transformer"]
+    beside = {"transformer": frozenset({"vae"}), "image_encoder": frozenset()}
+    pool.obey(ExecutionChoice("auto", Needs(0, 0), beside=beside))
     with transformer():
         assert list(pool._loaded) == ["vae", "transformer"]
-    pool.host_budget = 0
+    load, there = pool._load_vision, []
+    monkeypatch.setattr(pool, "_load_vision", lambda: there.append([*pool._loaded]) or load())
     with pool.vision():
-        assert list(pool._loaded) == ["image_encoder"]
+        assert list(pool._loaded) == ["image_encoder"] and there == [[]]
 
 
 def test_the_text_encoder_never_stays(checkpoint: Path) -> None:

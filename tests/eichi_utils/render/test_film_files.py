@@ -17,9 +17,9 @@ from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs.events import Event, Step, StopLevel
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.jobs.view import View
+from eichi_utils.models.disk_space import extra_bytes, extra_counts
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.render import driver, section_loop
-from eichi_utils.render.output_estimate import extra_bytes, extra_counts
 from eichi_utils.requests import modes
 from tests.eichi_utils.helpers import SHORT, THREE, carry_out, changed, decoded, names_in, request
 

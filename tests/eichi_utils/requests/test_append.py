@@ -20,10 +20,10 @@ from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs.events import Event, Finished, Saved, Stage, Started, Step, StopLevel, Stopped
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.jobs.view import View
+from eichi_utils.models.disk_space import extra_bytes, extra_counts
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.render import driver, section_loop
-from eichi_utils.render.output_estimate import extra_bytes, extra_counts
 from eichi_utils.render.section_loop import Decoded, Joined, Stretch, sample_film
 from eichi_utils.requests import modes
 from eichi_utils.requests.append import whole_frames, whole_latents, written_frames
