@@ -35,7 +35,7 @@ from diffusers_helper.memory.device import CudaDevice
 from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import TransformerConfig
 from eichi_utils.files.paths import Outputs
-from eichi_utils.jobs.events import Event, Finished, Stage, Step
+from eichi_utils.jobs.events import Event, Finished, Notice, Stage, Step
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.render import driver
@@ -148,10 +148,10 @@ class HostWatch:
             self.peaks[stage] = max(before[0], own + files), max(before[1], own)
 
 
-def stages(events: Iterator[Event], watch: HostWatch) -> tuple[dict[str, float], float, int]:
-    """Seconds by stage, median milliseconds between two steps of a section, frames."""
+def stages(events: Iterator[Event], watch: HostWatch) -> tuple[dict[str, float], float, int, str]:
+    """Return the seconds by stage, median milliseconds between two steps of a section, frames, and the chosen precision."""
     seconds: dict[str, float] = defaultdict(float)
-    since, before, steps, frames = time.monotonic(), 0.0, [], 0
+    since, before, steps, frames, precision = time.monotonic(), 0.0, [], 0, ""
     for event in events:
         if isinstance(event, Stage):
             seconds[watch.stage] += event.at - since
@@ -160,6 +160,8 @@ def stages(events: Iterator[Event], watch: HostWatch) -> tuple[dict[str, float],
         elif isinstance(event, Finished):
             seconds[watch.stage] += event.at - since
             frames = event.frames
+        elif isinstance(event, Notice) and "precision" in event.values:
+            precision = event.values["precision"]
         elif isinstance(event, Step):
             if event.step == 0:
                 # It waits for the weights, and in the first section for the compiler.
@@ -167,7 +169,7 @@ def stages(events: Iterator[Event], watch: HostWatch) -> tuple[dict[str, float],
             else:
                 steps.append(1000 * (event.at - before))
             before = event.at
-    return dict(seconds), statistics.median(steps), frames
+    return dict(seconds), statistics.median(steps), frames, precision
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
@@ -185,11 +187,11 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     pool = ModelPool(options.model, device=options.device, card=card, reserve_gb=0.0)
     with tempfile.TemporaryDirectory(dir=folder) as outputs, HostWatch() as watch:
         events = driver.run(request, request.plan(), pool, Outputs(Path(outputs), "film"), Stop())
-        seconds, step_ms, frames = stages(events, watch)
+        seconds, step_ms, frames, precision = stages(events, watch)
     sizes = driver.fit_pictures(request.plan(), request.size)
     size = f"{sizes.width}x{sizes.height}"
     most = card.highest() / GIB if card else 0.0
-    return Result(size, options.precision, frames, seconds, step_ms, most, host_peak(), dict(watch.peaks))
+    return Result(size, precision, frames, seconds, step_ms, most, host_peak(), dict(watch.peaks))
 
 
 def table(result: Result, where: dict[str, object]) -> str:
