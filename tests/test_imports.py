@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -76,15 +78,22 @@ MAY_PRINT = ("launch.py", COMMAND_LINE, "miniature/", "benchmarks/")
 LONGEST = 420
 
 
+@cache
 def tree(file: str) -> ast.Module:
     return ast.parse((ROOT / file).read_text(encoding="utf-8"), file)
+
+
+def only_wrong(found: Mapping[str, Collection]) -> dict[str, Collection]:
+    """The files in which something was found."""
+    return {file: wrong for file, wrong in found.items() if wrong}
 
 
 def package(file: str) -> str:
     return file.split("/")[0]
 
 
-def imports(file: str) -> set[str]:
+@cache
+def imports(file: str) -> frozenset[str]:
     """Full names of everything imported, also inside functions and under TYPE_CHECKING."""
     found = set()
     for node in ast.walk(tree(file)):
@@ -100,7 +109,7 @@ def imports(file: str) -> set[str]:
         ):
             if node.args and isinstance(node.args[0], ast.Constant):
                 found.add(node.args[0].value)
-    return found
+    return frozenset(found)
 
 
 def is_command_line(file: str) -> bool:
@@ -124,30 +133,34 @@ def test_the_tree_is_seen():
     assert "diffusers_helper.models.step_cache.StepCache" in imports("diffusers_helper/models/transformer.py")
 
 
-@pytest.mark.parametrize("file", PRODUCT)
-def test_imports_follow_the_layers(file):
+def test_imports_follow_the_layers():
     """webui -> eichi_utils -> {lora_utils, diffusers_helper}; words of a language only where somebody reads them.
 
     In the original the three programs imported each other's globals, and a change to one page broke another.
     """
-    allowed = {package(file), *MAY_IMPORT[package(file)]} | ({"locales"} if is_command_line(file) else set())
-    exceptions = EXCEPTIONS.get(file, set())
-    wrong = {
-        name
-        for name in imports(file)
-        if name.split(".")[0] in {*MAY_IMPORT, "launch", "tests"}
-        and name.split(".")[0] not in allowed
-        and not any(name == exception or name.startswith(f"{exception}.") for exception in exceptions)
-    }
-    assert not wrong
+    found = {}
+    for file in PRODUCT:
+        allowed = {package(file), *MAY_IMPORT[package(file)]} | ({"locales"} if is_command_line(file) else set())
+        exceptions = EXCEPTIONS.get(file, set())
+        found[file] = {
+            name
+            for name in imports(file)
+            if name.split(".")[0] in {*MAY_IMPORT, "launch", "tests"}
+            and name.split(".")[0] not in allowed
+            and not any(name == exception or name.startswith(f"{exception}.") for exception in exceptions)
+        }
+    assert only_wrong(found) == {}
 
 
-@pytest.mark.parametrize("file", [file for file in PRODUCT if file.count("/") > 1 and package(file) == "eichi_utils"])
-def test_folders_are_floors(file):
+def test_folders_are_floors():
     """Sixty-eight files lay in one folder, on seventeen floors of imports with three circles."""
-    own = module(file).split(".")[1]
-    others = {name for name in imports(file) if name.startswith("eichi_utils.") and name.split(".")[1] != own}
-    assert not {name for name in others if floor(name) <= floor(f"eichi_utils.{own}")}
+    found = {}
+    for file in PRODUCT:
+        if package(file) == "eichi_utils" and file.count("/") > 1:
+            own = module(file).split(".")[1]
+            others = {name for name in imports(file) if name.startswith("eichi_utils.") and name.split(".")[1] != own}
+            found[file] = {name for name in others if floor(name) <= floor(f"eichi_utils.{own}")}
+    assert only_wrong(found) == {}
 
 
 def test_nobody_imports_in_a_circle():
@@ -168,16 +181,17 @@ def test_nobody_imports_in_a_circle():
     assert rest == CIRCLE
 
 
-@pytest.mark.parametrize("file", [file for file in PRODUCT if package(file) != "webui"])
-def test_only_webui_knows_gradio(file):
+def test_only_webui_knows_gradio():
     """The command line and the tests of everything else work without it, and another page can replace it."""
-    assert not {name for name in imports(file) if name.split(".")[0] == "gradio"}
+    others = [file for file in PRODUCT if package(file) != "webui"]
+    assert only_wrong({file: {name for name in imports(file) if name.split(".")[0] == "gradio"} for file in others}) == {}
 
 
-@pytest.mark.parametrize("file", [file for file in PRODUCT if package(file) == "webui"])
-def test_pages_do_not_compute(file):
+def test_pages_do_not_compute():
     """Networks belong to the worker behind the pages."""
-    assert not {name for name in imports(file) if name.split(".")[0] in ("torch", "diffusers", "transformers")}
+    pages = [file for file in PRODUCT if package(file) == "webui"]
+    heavy = {"torch", "diffusers", "transformers"}
+    assert only_wrong({file: {name for name in imports(file) if name.split(".")[0] in heavy} for file in pages}) == {}
 
 
 # Run in one process of its own, because this one has everything imported. Prints one line of JSON.
@@ -256,10 +270,11 @@ def test_importing_leaves_torch_and_the_home_folder_as_they_were(probe):
     assert probe["home"] == []
 
 
-@pytest.mark.parametrize("file", [*PRODUCT, *TESTS])
-def test_nothing_is_global(file):
+def test_nothing_is_global():
     """`global` is state that two jobs share without knowing: the original's stop button stopped the wrong one."""
-    assert not [node.lineno for node in ast.walk(tree(file)) if isinstance(node, ast.Global)]
+    every = (*PRODUCT, *TESTS)
+    found = {file: [node.lineno for node in ast.walk(tree(file)) if isinstance(node, ast.Global)] for file in every}
+    assert only_wrong(found) == {}
 
 
 def broad(node: ast.expr | None) -> bool:
@@ -270,23 +285,27 @@ def broad(node: ast.expr | None) -> bool:
     return any(isinstance(name, ast.Name) and name.id in ("Exception", "BaseException") for name in names)
 
 
-@pytest.mark.parametrize("file", [file for file in PRODUCT if file not in CATCH_ALL])
-def test_no_error_is_swallowed(file):
+def test_no_error_is_swallowed():
     """`except Exception` hides the typing error in the line above it; name what can happen."""
-    wrong = []
-    for node in ast.walk(tree(file)):
-        if isinstance(node, ast.ExceptHandler) and broad(node.type):
-            wrong.append(node.lineno)
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress") and any(map(broad, node.args)):
-            wrong.append(node.lineno)
-    assert not wrong
+    wrong = {}
+    for file in set(PRODUCT) - CATCH_ALL:
+        wrong[file] = []
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.ExceptHandler) and broad(node.type):
+                wrong[file].append(node.lineno)
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress") and any(map(broad, node.args)):
+                wrong[file].append(node.lineno)
+    assert only_wrong(wrong) == {}
 
 
-@pytest.mark.parametrize("file", [file for file in PRODUCT if not file.startswith(MAY_PRINT)])
-def test_nobody_prints_but_the_command_line(file):
+def test_nobody_prints_but_the_command_line():
     """The rest says what happens in events, and writes what went wrong to the log."""
-    calls = (node for node in ast.walk(tree(file)) if isinstance(node, ast.Call))
-    assert not [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
+    found = {}
+    for file in PRODUCT:
+        if not file.startswith(MAY_PRINT):
+            calls = (node for node in ast.walk(tree(file)) if isinstance(node, ast.Call))
+            found[file] = [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
+    assert only_wrong(found) == {}
 
 
 def test_durations_are_taken_from_a_clock_that_nobody_sets():
@@ -300,7 +319,7 @@ def test_durations_are_taken_from_a_clock_that_nobody_sets():
     assert users <= WALL_CLOCK
 
 
-@pytest.mark.parametrize("file", PRODUCT)
-def test_a_file_is_read_in_one_sitting(file):
+def test_a_file_is_read_in_one_sitting():
     """The original's pages had 4000 lines and more. Past 420, it wants to be two."""
-    assert len((ROOT / file).read_text(encoding="utf-8").splitlines()) <= LONGEST
+    lengths = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in PRODUCT}
+    assert {file: length for file, length in lengths.items() if length > LONGEST} == {}
