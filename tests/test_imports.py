@@ -194,6 +194,21 @@ def test_pages_do_not_compute():
     assert only_wrong({file: {name for name in imports(file) if name.split(".")[0] in heavy} for file in pages}) == {}
 
 
+def test_private_names_of_torch_stay_in_one_place():
+    """An upgrade takes them away without a word, and nobody knew where to look."""
+
+    def private(node: ast.AST) -> bool:
+        if isinstance(node, ast.ImportFrom):
+            path = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            return path[0] == "torch" and any(name.startswith("_") for name in path)
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            return ast.unparse(node).startswith("torch.")
+        return False
+
+    files = set(PRODUCT) - {"diffusers_helper/torch_compat.py"}
+    assert only_wrong({file: [node.lineno for node in ast.walk(tree(file)) if private(node)] for file in files}) == {}
+
+
 # Run in one process of its own, because this one has everything imported. Prints one line of JSON.
 PROBE = """
 import json, sys, threading

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusers_helper.memory.memory import free_bytes
+from diffusers_helper.torch_compat import allocate_in_pages
 
 # Not in torch's cudart: the return value of success.
 SUCCESS = 0
@@ -67,10 +67,7 @@ class CudaDevice:
     """A CUDA card. limit: bytes that this process may take of it, for finding out how a smaller card would do; None is all."""
 
     def __init__(self, device: torch.device, limit: int | None = None):
-        if sys.platform == "linux":
-            # Pages instead of blocks: a gap between two weights is otherwise of no use to a larger tensor, and on a card of
-            # 8 GiB a quarter of it was gaps. torch has it on Linux alone.
-            torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+        allocate_in_pages()
         index = torch.cuda.current_device() if device.index is None else device.index
         self.device, self._limit = torch.device("cuda", index), limit
         whole = torch.cuda.get_device_properties(index).total_memory

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusers_helper.models.attention import kernel_errors
+from diffusers_helper.torch_compat import scaled_mm
 
 
 class LowRank(NamedTuple):
@@ -69,7 +70,7 @@ def scaled(
     largest: Tensor | None = None,
     added: LowRank | None = None,
 ) -> Tensor:
-    """Through `torch._scaled_mm` with scales by row; the result in bfloat16 first, which that kernel wants."""
+    """Through `torch_compat.scaled_mm` with scales by row; the result in bfloat16 first, which that kernel wants."""
     q, scale = _tokens_narrowed(x, largest)
     y = _product(q, scale, weight, weight_scale, bias.bfloat16())
     if added is not None:
@@ -91,9 +92,7 @@ def _through(down: Tensor, q: Tensor, scale: Tensor) -> Tensor:
 def _product(q: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """q (tokens, in) and a weight (out, in), both in float8 with their scales -> (tokens, out), bfloat16."""
     other = weight_scale.float().t().contiguous()
-    return torch._scaled_mm(
-        q, weight.t(), scale_a=scale, scale_b=other, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
-    )
+    return scaled_mm(q, weight, scale, other, bias)
 
 
 def _tokens_narrowed(x: Tensor, largest: Tensor | None) -> tuple[Tensor, Tensor]:
