@@ -7,22 +7,25 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
-from unittest import mock
 
 
 @contextmanager
 def without_stubs() -> Iterator[None]:
     """Component classes made inside get no stub file.
 
-    For every component class, its own and others', gradio parses the source and writes a file of type hints (.pyi)
-    beside it. It leaves a class alone whose source cannot be found.
+    For every component class, its own and others', gradio (6.31) parses the source and writes a file of type hints (.pyi)
+    beside it, and offers no way to switch that off. It leaves a class alone whose source cannot be found.
     """
 
     def no_source(thing: Any) -> NoReturn:
         raise OSError("stubs are not wanted")
 
-    with mock.patch.object(inspect, "getfile", no_source):
+    getfile = inspect.getfile
+    inspect.getfile = no_source
+    try:
         yield
+    finally:
+        inspect.getfile = getfile
 
 
 def load_gradio() -> None:
