@@ -41,6 +41,7 @@ BATCH_FILES = {
 STANDARD_LIBRARY_FILES = (
     "launch.py",
     "eichi_utils/__init__.py",
+    "eichi_utils/setup/__init__.py",
     "eichi_utils/setup/console.py",
     "eichi_utils/setup/environment.py",
     "eichi_utils/setup/tool_run.py",
@@ -56,7 +57,7 @@ def test_imports_only_the_standard_library(file):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            own = node.module in ("eichi_utils", "eichi_utils.setup.console", "eichi_utils.setup.tool_run")
+            own = node.module in ("eichi_utils.setup", "eichi_utils.setup.console", "eichi_utils.setup.tool_run")
             names.update([] if own else [node.module])
     assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
 
@@ -202,7 +203,7 @@ def test_child_gets_arguments_folder_and_environment(tmp_path):
     """A finished installation starts its part from any folder: arguments in, stdout and exit code out."""
     root = tmp_path / "a folder"
     (root / "webui").mkdir(parents=True)
-    (root / "eichi_utils").mkdir()
+    (root / "eichi_utils" / "setup").mkdir(parents=True)
     for name in (*STANDARD_LIBRARY_FILES, "requirements.txt", "pyproject.toml"):
         (root / name).write_bytes((ROOT / name).read_bytes())
     (root / "webui" / "endframe_ichi.py").write_text(

@@ -1,64 +1,71 @@
-"""NVIDIA cards as their driver describes them: for what has to answer before torch is there."""
+"""NVIDIA cards as their driver describes them (NVML), in a millisecond: for what has to answer before torch is there."""
 
 from __future__ import annotations
 
-import csv
 import os
-import shutil
-import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
-QUERY = "name,driver_version,compute_cap,memory.total,memory.free"
-MIB = 2**20
-SECONDS = 60
+import pynvml
 
 
 @dataclass(frozen=True)
 class Card:
-    """total, free: bytes. capability: of computing, such as (8, 9)."""
+    """total, free: bytes. capability: of computing, such as (8, 9). uuid: "GPU-..."."""
 
     name: str
     driver: str
     capability: tuple[int, int]
     total: int
     free: int
+    uuid: str = ""
 
 
 def cards() -> tuple[Card, ...]:
-    """The cards that a program may use here, in its order; empty without a working driver."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    command = [program, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
+    """Return the cards that a program may use here, in its order; empty without a working driver."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=SECONDS)
-    except (OSError, subprocess.TimeoutExpired):
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
         return ()
-    return visible(read(done.stdout), os.environ.get("CUDA_VISIBLE_DEVICES")) if done.returncode == 0 else ()
+    try:
+        return visible(tuple(_described()), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        pynvml.nvmlShutdown()
 
 
-def read(text: str) -> tuple[Card, ...]:
-    """The driver's lines; those with values it does not know ("[N/A]") are left out."""
-    found = []
-    for row in csv.reader(text.splitlines(), skipinitialspace=True):
-        try:
-            name, driver, capability, total, free = row
-            major, minor = map(int, capability.split("."))
-            found.append(Card(name, driver, (major, minor), int(total) * MIB, int(free) * MIB))
-        except ValueError:
-            continue
-    return tuple(found)
+def _described() -> Iterator[Card]:
+    """Yield every card of the machine; one that the driver cannot describe is left out."""
+    driver = pynvml.nvmlSystemGetDriverVersion()
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        with suppress(pynvml.NVMLError):
+            handle: Any = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            yield Card(
+                name=pynvml.nvmlDeviceGetName(handle),
+                driver=driver,
+                capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+                total=memory.total,
+                free=memory.free,
+                uuid=pynvml.nvmlDeviceGetUUID(handle),
+            )
 
 
-def visible(found: tuple[Card, ...], wanted: str | None) -> tuple[Card, ...]:
-    """Those that the variable CUDA_VISIBLE_DEVICES leaves; names it may hold instead of numbers are left to torch."""
-    numbers = None if wanted is None else [number.strip() for number in wanted.split(",") if number.strip()]
-    if numbers is None or not all(number.lstrip("-").isdecimal() for number in numbers):
-        return found
+def visible(found: Sequence[Card], wanted: str | None) -> tuple[Card, ...]:
+    """Return those that the variable CUDA_VISIBLE_DEVICES leaves: numbers, or beginnings of names such as "GPU-8d2e"."""
+    if wanted is None:
+        return tuple(found)
     chosen = []
-    for number in map(int, numbers):
-        # The first number that is none ends the list.
-        if not 0 <= number < len(found):
+    for word in filter(None, map(str.strip, wanted.split(","))):
+        if word.lstrip("-").isdecimal():
+            named = [found[int(word)]] if 0 <= int(word) < len(found) else []
+        else:
+            named = [card for card in found if card.uuid.startswith(word)]
+        # The first that names no card, or more than one, ends the list.
+        if len(named) != 1:
             break
-        chosen.append(found[number])
+        chosen += named
     return tuple(chosen)

@@ -19,7 +19,7 @@ from eichi_utils.jobs.events import Notice, Stage
 from eichi_utils.models import disk_space, requirements
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.disk_space import download_bytes, download_problems, gib
-from eichi_utils.models.gpus import Card, read, visible
+from eichi_utils.models.gpus import Card
 from eichi_utils.models.host_memory import HostMemory, own_memory
 from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.lora_fit import shapes_in
@@ -310,28 +310,6 @@ def test_other_models_in_a_repository_are_not_counted_as_downloaded(tmp_path: Pa
     put("text_encoder", "much", 100 * 10**9)
     rest = sum(int(place.gigabytes * 1e9) for place in missing if place.folder != "text_encoder")
     assert download_bytes(files, missing) == rest
-
-
-def test_cards_as_the_driver_describes_them() -> None:
-    lines = [
-        "NVIDIA GeForce RTX 4090, 580.95, 8.9, 24564, 23000",
-        "Old, 390.1, [N/A], 2000, 100",
-        "Tesla T4, 580.95, 7.5, 15360, 15000",
-    ]
-    found_cards = read("\n".join(lines) + "\n")
-    assert [(card.name, card.capability, card.total // 2**20) for card in found_cards] == [
-        ("NVIDIA GeForce RTX 4090", (8, 9), 24564),
-        ("Tesla T4", (7, 5), 15360),
-    ]
-    assert [requirements.narrow_format(card.capability) for card in found_cards] == ["float8", "int8"]
-    names = {
-        wanted: [card.name[:5] for card in visible(found_cards, wanted)]
-        for wanted in (None, "", "1", "1,0", "-1", "0,7,1", "GPU-8")
-    }
-    assert names == {
-        None: ["NVIDI", "Tesla"], "": [], "1": ["Tesla"], "1,0": ["Tesla", "NVIDI"], "-1": [], "0,7,1": ["NVIDI"],
-        "GPU-8": ["NVIDI", "Tesla"],
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("device", "expected"), [("auto", "float8"), ("cuda:1", "int8"), ("cpu", "auto")])
