@@ -7,6 +7,11 @@ Exit codes: 0 done, 1 failed, 2 bad input (nothing was started), 130 stopped (fi
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from eichi_utils.setup.console import leave_when_told
+
+    leave_when_told()
+
 import argparse
 import dataclasses
 import json
@@ -67,16 +72,18 @@ OUT_OF_MEMORY = ("out_of_memory", "out_of_card_memory")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code."""
-    with ready():
+    with ready(), ending_as_interrupted():
         arguments = list(sys.argv[1:] if arguments is None else arguments)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         t = Translator(_language(arguments))
-        options = make_parser(t).parse_args(arguments)
         try:
-            return options.run(options, t)
-        except UserError as error:
-            return report_problems(error.problems, t, options)
+            options = make_parser(t).parse_args(arguments)
+            try:
+                return options.run(options, t)
+            except UserError as error:
+                return report_problems(error.problems, t, options)
         except KeyboardInterrupt:
+            say(t("cli.interrupted"))
             return STOPPED
 
 
@@ -284,7 +291,7 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
         text = json.dumps(plan_document(request, needs)) if options.json else "\n".join(plan_lines(request, needs, t))
         result(text)
         return DONE
-    with ending_as_interrupted(), closing(log):
+    with closing(log):
         log.apply(bool(folder), folder)
         codes = [report(view, t, options) for view in follow_jobs(Jobs(engine, [Story(log, t)]), request, t)]
         # One film that failed makes the whole a failure.

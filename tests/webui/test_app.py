@@ -1,7 +1,8 @@
 """Flags, ports, paths and login of the server."""
 
-from __future__ import os
+from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
