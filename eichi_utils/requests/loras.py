@@ -112,7 +112,7 @@ def from_flag(text: str) -> dict[str, Any]:
     except ValueError:
         return {"file": named(text)}
     # One that is too large for a number is named as it was written.
-    return {"file": named(file), "strength": number if math.isfinite(number) else strength} if file else {"file": named(text)}
+    return {"file": named(file), "strength": strength if math.isinf(number) else number} if file else {"file": named(text)}
 
 
 def named_beside(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
