@@ -171,10 +171,10 @@ def serve(mode: str, argv: Sequence[str]) -> None:
 def _serve(mode: str, options: argparse.Namespace) -> None:
     folders = user_folders()
     folders.take_over()
-    outputs = (options.out or folders.outputs).resolve()
+    outputs = options.out or folders.outputs
     models = Models(options.models)
     settings = {"compiler": options.compile, "cache_gb": options.cache_gb}
-    where = {"more_outputs": tuple(folder.resolve() for folder in options.allow_folder), "timings": Timings()}
+    where = {"more_outputs": tuple(options.allow_folder), "timings": Timings()}
     settings |= {"allowed": where["more_outputs"], "timings": where["timings"]}
     engine = Engine(models, outputs, options.device, options.attention, **settings)
     saved, log = AppSettings(), Log(SOURCES[mode], options.t, OutputFolders(folders.logs, where["more_outputs"], FOLDER))

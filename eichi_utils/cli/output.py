@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from eichi_utils.problems import Problem, Translate
+from eichi_utils.problems import Problem, Translate, shown
 from eichi_utils.requests import modes
 from eichi_utils.setup.console import write
 
@@ -23,7 +25,7 @@ CONTROL_FLAGS = {"index": "--reference-index", "mask": "--reference-mask"}
 # Other values that problems name and that only flags can say.
 OTHER_FLAGS = (
     "models", "out", "device", "attention", "reserve_gb", "cache_gb", "crf", "join_latents", "trim_start", "trim_end",
-    "log_folder",
+    "log_folder", "uploads",
 )  # fmt: skip
 
 
@@ -35,6 +37,30 @@ def result(text: str) -> None:
 def say(text: str) -> None:
     """Write a line for the person in front of it."""
     write(sys.stderr, text + "\n")
+
+
+def finite_number(text: str, otherwise: Any = None) -> Any:
+    """Return the number that a text says; `otherwise` for a text that says none that can be counted with."""
+    try:
+        number = float(text)
+    except ValueError:
+        return otherwise
+    return number if math.isfinite(number) else otherwise
+
+
+def amount(text: str) -> float:
+    """Read the value of a flag that is a number; argparse says what is wrong with it, in its own words."""
+    if (number := finite_number(text)) is None:
+        raise argparse.ArgumentTypeError(f"invalid number: {shown(text)!r}")
+    return number
+
+
+def whole(text: str) -> int:
+    """Read the value of a flag that is a whole number, likewise."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid whole number: {shown(text)!r}") from None
 
 
 def request_fields() -> dict[str, dataclasses.Field]:

@@ -14,6 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
+# The exit code of what was stopped, as shells have it for Ctrl-C.
+STOPPED = 130
+# What tells a program to end.
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+
 
 @contextmanager
 def ready() -> Iterator[None]:
@@ -35,22 +40,44 @@ def ready() -> Iterator[None]:
             write(stream, "")
 
 
+def leave_when_told() -> None:
+    """From now on let Ctrl-C, SIGTERM, a closed terminal (SIGHUP) and Windows' Ctrl-Break end the program at once, in a line
+    and with code 130.
+
+    For the time in which a program loads: nothing has begun, and an exception could come out of any library, or be lost there.
+    `ending_as_interrupted` takes over. It is said in English, since the words of other languages are not loaded.
+    """
+    for number in _heard():
+        signal.signal(number, _leave)
+
+
 @contextmanager
 def ending_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM, a closed terminal (SIGHUP) and Windows' Ctrl-Break end what is inside as Ctrl-C does.
+    """Let SIGTERM, a closed terminal (SIGHUP) and Windows' Ctrl-Break end what is inside as Ctrl-C does, by KeyboardInterrupt.
 
     What is finished by then is kept and named. A signal that is ignored, as by nohup, stays so. In other threads than the
     main one, where Python sets no handlers, this does nothing.
     """
-    names = ("SIGTERM", "SIGHUP", "SIGBREAK") if threading.current_thread() is threading.main_thread() else ()
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _heard()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _heard() -> list[int]:
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def _leave(number: int, frame: object) -> None:
+    # Past what the stream holds, in which this may have come in between.
+    with suppress(OSError):
+        os.write(2, b"\nStopped.\n")
+    os._exit(STOPPED)
 
 
 def write(stream: TextIO | None, text: str) -> None:
