@@ -26,7 +26,7 @@ from eichi_utils.jobs.timings import Timings
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.render.engine import Engine
-from eichi_utils.setup.console import ending_as_interrupted, ready
+from eichi_utils.setup.console import ending_as_interrupted, leave, ready
 from eichi_utils.user_data.log_file import FOLDER, SOURCES, Log
 from eichi_utils.user_data.settings import AppSettings
 from locales import Translator
@@ -54,6 +54,8 @@ PAGES = MappingProxyType(
 UPLOADED = "GRADIO_TEMP_DIR"
 # Seconds the worker may take to reach its next step on the way out.
 CLOSING_SECONDS = 10
+# Seconds that a page's handlers, as the reading of a file, may take behind that; what they make by then has no page any more.
+LEAVING_SECONDS = 2
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +168,7 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     with suppress(KeyboardInterrupt), ending_as_interrupted():
         _serve(mode, options)
+    leave(LEAVING_SECONDS)
 
 
 def _serve(mode: str, options: argparse.Namespace) -> None:
