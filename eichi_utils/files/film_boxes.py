@@ -71,7 +71,7 @@ def check_boxes(file: IO[bytes]) -> None:
     boxes, at, end = _Boxes(), 0, file.seek(0, 2)
     while at + 8 <= end:
         file.seek(at)
-        kind, begin, size = _head(file.read(16), end - at)
+        kind, begin, size = box_head(file.read(16), end - at)
         boxes.count_one()
         if size < begin:
             break
@@ -84,8 +84,8 @@ def check_boxes(file: IO[bytes]) -> None:
     boxes.check(end)
 
 
-def _head(head: bytes | memoryview, left: int) -> tuple[bytes, int, int]:
-    """(kind, where its content begins, size) of a box; no larger than what is left."""
+def box_head(head: bytes | memoryview, left: int) -> tuple[bytes, int, int]:
+    """Return the kind of a box, where its content begins, and its size, which is no larger than what is left."""
     size, kind = struct.unpack_from(">I4s", head)
     begin = 8
     if size == 1 and len(head) >= 16:
@@ -142,7 +142,7 @@ class _Boxes:
             at = max(bytes(data[:64]).find(b"hdlr") - 4, 0)
         while at + 8 <= len(data):
             self.count_one()
-            inner, begin, size = _head(data[at : at + 16], len(data) - at)
+            inner, begin, size = box_head(data[at : at + 16], len(data) - at)
             if size < begin:
                 return
             if inner in KNOWN:

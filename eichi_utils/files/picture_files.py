@@ -19,6 +19,7 @@ from PIL import BmpImagePlugin, Image, TiffImagePlugin
 from pillow_heif import HeifFile, HeifImageFile
 
 from eichi_utils.files.exif import orientation_in, read_exif
+from eichi_utils.files.heif_boxes import check_heif
 from eichi_utils.files.picture_parts import TIFF_MAGICS, Parts, avif_without_exif, check_tiff, gif_parts, jpeg_parts
 from eichi_utils.files.safe_reading import open_regular
 
@@ -86,6 +87,7 @@ def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
         file.seek(0)
         brands, parts = _brands(head), Parts(())
         if brands & HEIF_BRANDS and not brands & AVIF_BRANDS:
+            check_heif(file)
             picture = stack.enter_context(HeifImageFile(file))
         else:
             form = next((form for form, magics in WATCHED.items() if head.startswith(magics)), "")
@@ -131,6 +133,7 @@ def exif(path: str | Path) -> dict[int, int | bytes]:
                 return read_exif(file)
         if picture.format == "AVIF":
             with open_regular(path) as file:
+                check_heif(file)
                 return read_exif(HeifFile(file).info.get("exif") or b"")
         return read_exif(picture.info.get("exif") or b"")
 
