@@ -31,7 +31,7 @@ def check_heif(file: BinaryIO) -> None:
 
     Takes time in proportion to its head. Raises SyntaxError.
     """
-    size, at = file.seek(0, 2), 0
+    size, at, found = file.seek(0, 2), 0, False
     for _ in range(MOST_BOXES):
         file.seek(at)
         head = file.read(16)
@@ -41,6 +41,7 @@ def check_heif(file: BinaryIO) -> None:
         if length < begin:
             break
         if kind == b"meta":
+            found = True
             if length > MOST_HEAD:
                 raise SyntaxError(f"a head of more than {MOST_HEAD} bytes")
             file.seek(at + begin)
@@ -48,6 +49,8 @@ def check_heif(file: BinaryIO) -> None:
         at += length
     else:
         raise SyntaxError(f"more than {MOST_BOXES} boxes")
+    if not found:
+        raise SyntaxError("it has no head")
     file.seek(0)
 
 
