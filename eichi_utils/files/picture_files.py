@@ -183,7 +183,7 @@ def _brands(head: bytes) -> set[bytes]:
 def _png_parts(file: BinaryIO) -> Parts:
     """Look through a PNG's chunks, and leave the stream at its beginning. Raises SyntaxError for an endless lot of them."""
     ranges: list[tuple[int, int]] = []
-    exif, profile, start, at = b"", b"", 0, len(PNG_MAGIC)
+    exif, profile, profiled, start, at = b"", b"", False, 0, len(PNG_MAGIC)
     for _ in range(MOST_CHUNKS):
         file.seek(at)
         head = file.read(8)
@@ -191,7 +191,11 @@ def _png_parts(file: BinaryIO) -> Parts:
             break
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         after = at + 12 + length
-        if kind == b"iCCP":
+        if kind == b"iCCP" and profiled:
+            # The first one counts; ten thousand others would be unpacked for nothing.
+            hidden = True
+        elif kind == b"iCCP":
+            profiled = True
             unpacked = _unpacked(file.read(min(length, MOST_PROFILE)))
             hidden = len(unpacked) > MOST_UNPACKED
             profile = unpacked if hidden and len(unpacked) <= MOST_PROFILE else b""
