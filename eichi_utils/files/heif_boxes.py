@@ -6,6 +6,7 @@ five overlays of one picture are a hundred pictures in 1.7 kB. Telephones write 
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -23,6 +24,8 @@ MOST_DECODED = 160_000_000
 LEAST = 16_384
 # A grid of turned tiles, each with its transparency.
 DEEPEST = 4
+# Bytes of EXIF and colour profiles, which are copied for each picture that they belong to. A photo has some kilobytes.
+MOST_COPIED = 64 * 2**20
 NESTED = "a picture in it is made of others, and these of others"
 
 
@@ -45,7 +48,7 @@ def check_heif(file: BinaryIO) -> None:
             if length > MOST_HEAD:
                 raise SyntaxError(f"a head of more than {MOST_HEAD} bytes")
             file.seek(at + begin)
-            _Items(memoryview(file.read(length - begin))).check()
+            _Items(memoryview(file.read(length - begin)), size).check()
         at += length
     else:
         raise SyntaxError(f"more than {MOST_BOXES} boxes")
@@ -58,34 +61,48 @@ class _Items:
     """What a head says of the pictures in a file.
 
     areas: pixels by item. parts: what an item is made of, once for each time it is named. beside: what is decoded with it,
-    like its transparency.
+    like its transparency. stored: bytes of an item. about: pairs of items, of which one tells about the other.
+
+    size: of the file.
     """
 
-    def __init__(self, head: memoryview):
-        self.count = 0
+    def __init__(self, head: memoryview, size: int):
+        self.count, self.size = 0, size
+        self.stored: dict[int, int] = {}
+        self.about: list[tuple[int, int]] = []
         self.areas: dict[int, int] = {}
         self.parts: dict[int, list[int]] = {}
         self.beside: dict[int, list[int]] = {}
         self.decoded: dict[int, tuple[int, int]] = {}
-        sizes: list[int] = []
+        sizes: list[tuple[int, int]] = []
         properties: list[tuple[int, int]] = []
         for kind, data in self._boxes(head[4:]):
             if kind == b"iinf":
                 self._kinds(data)
             elif kind == b"iref":
                 self._references(data)
+            elif kind == b"iloc":
+                self._places(data.tobytes())
             elif kind == b"iprp":
                 for inner, content in self._boxes(data):
                     if inner == b"ipco":
-                        sizes += [_area(*one) for one in self._boxes(content)]
+                        sizes += [(_area(*one), len(one[1])) for one in self._boxes(content)]
                     elif inner == b"ipma":
                         properties += self._properties(content)
+        # Tiles are no pictures of their own.
+        tiles = {part for parts in self.parts.values() for part in parts}
+        self.copied = sum(self.stored.get(item, 0) for item, _ in self.about)
         for item, number in properties:
             if 0 < number <= len(sizes):
-                self.areas[item] = max(self.areas.get(item, 0), sizes[number - 1])
+                area, length = sizes[number - 1]
+                self.areas[item] = max(self.areas.get(item, 0), area)
+                self.copied += 0 if item in tiles else length
 
     def check(self) -> None:
-        """Raise SyntaxError if a picture takes more than MOST_DECODED pixels, or is nested deeper than DEEPEST."""
+        """Raise SyntaxError if a picture takes more than MOST_DECODED pixels, or is nested deeper than DEEPEST, or if what is
+        told of pictures is more than MOST_COPIED, or an item is larger than the file."""
+        if self.copied > MOST_COPIED or max(self.stored.values(), default=0) > self.size:
+            raise SyntaxError("its pictures hold more than the file")
         for item in {*self.parts, *self.beside}:
             if self._pixels(item, 0)[0] > MOST_DECODED:
                 raise SyntaxError(f"it is made of more than {MOST_DECODED // 10**6} megapixels")
@@ -135,7 +152,7 @@ class _Items:
         width = "I" if any(data[:1]) else "H"
         for kind, content in self._boxes(data[4:]):
             head = struct.calcsize(">" + width + "H")
-            if kind not in (b"dimg", b"auxl") or len(content) < head:
+            if kind not in (b"dimg", b"auxl", b"cdsc") or len(content) < head:
                 continue
             item, count = struct.unpack_from(f">{width}H", content)
             self._count(count)
@@ -144,9 +161,34 @@ class _Items:
             names = struct.unpack_from(f">{count}{width}", content, head)
             if kind == b"dimg":
                 self.parts.setdefault(item, []).extend(names)
+            elif kind == b"cdsc":
+                self.about += [(item, name) for name in names]
             else:
                 for name in names:
                     self.beside.setdefault(name, []).append(item)
+
+    def _places(self, data: bytes) -> None:
+        """Add up how many bytes each item has, piece by piece (ISO/IEC 14496-12, 8.11.3). Raises SyntaxError."""
+        stream = io.BytesIO(data)
+
+        def number(width: int) -> int:
+            part = stream.read(width)
+            if len(part) < width:
+                raise SyntaxError("a box promises more pieces than it holds")
+            return int.from_bytes(part, "big")
+
+        version = number(4) >> 24
+        widths = number(2)
+        offset, length, base, index = (widths >> shift & 15 for shift in (12, 8, 4, 0))
+        for _ in range(number(4 if version == 2 else 2)):
+            item = number(4 if version == 2 else 2)
+            number((2 if version else 0) + 2 + base)
+            pieces = number(2)
+            self._count(1 + pieces)
+            for _ in range(pieces):
+                number((index if version else 0) + offset)
+                # No length is the rest of the file.
+                self.stored[item] = self.stored.get(item, 0) + (number(length) or self.size)
 
     def _properties(self, data: memoryview) -> Iterator[tuple[int, int]]:
         """Give (item, number of a property) of each property that an item has (9.3)."""

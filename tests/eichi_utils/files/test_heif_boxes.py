@@ -129,6 +129,23 @@ def test_what_is_refused(data: bytes, reason: str) -> None:
         check_heif(io.BytesIO(data))
 
 
+EXIF = (b"Exif", (64, 64), b"\0\0\0\6Exif\0\0II*\0" + bytes(2**18))
+
+
+def test_exif_of_many_pictures() -> None:
+    """4 MB took 1.7 GB: what tells about 400 pictures, or their profile, was copied for each of them."""
+    many = [*[(b"hvc1", (64, 64), b"")] * 300, EXIF, (b"hvc1", (64, 64), b"")]
+    about: Links = [(b"cdsc", 301, list(range(1, 301)))]
+    check_heif(io.BytesIO(heif(64, many[-2:], [(b"cdsc", 1, [2])])))
+    own = b"".join(struct.pack(">HBB", number, 1, 4) for number in range(1, 302))
+    profile = box(b"ipco", box(b"colr", b"prof" + bytes(2**18))), full(b"ipma", struct.pack(">I", 301), own)
+    piece = struct.pack(">HHHII", 1, 0, 20, 0, 2**18) + struct.pack(">II", 0, 2**18) * 19
+    places = full(b"iloc", struct.pack(">HH", 0x4400, 1), piece)
+    for data in (heif(64, many, about), heif(64, many[:1], [], more=box(b"iprp", *profile)), heif(64, [EXIF], [], more=places)):
+        with pytest.raises(SyntaxError, match="more than the file"):
+            check_heif(io.BytesIO(data))
+
+
 def test_wide_names() -> None:
     """Items may be numbered in four bytes, and properties in two."""
     wide = struct.pack(">IBHH", 70_000, 2, 0x8001, 2)
