@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from diffusers_helper.memory import mapped
 from diffusers_helper.memory.device import Device, Event
-from diffusers_helper.memory.memory import trim
 from diffusers_helper.memory.parts import Parts
 from diffusers_helper.memory.slabs import PAGE, Arena, runs
+from diffusers_helper.memory.trimming import trim
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy
 from PIL import Image, ImageCms
 
+from eichi_utils.files.colour_profile import judged_profile
+
 # What programs that know of no sRGB chunk write for sRGB (PNG 3rd edition, 11.3.2.5). With primaries beside it, browsers take
 # it for the power that it is.
 SRGB_GAMMA = 0.45455
@@ -89,7 +91,7 @@ def _profile(picture: Image.Image) -> tuple[ImageCms.ImageCmsProfile | None, str
     info = picture.info
     if data := info.get("icc_profile"):
         try:
-            profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(judged_profile(data)))
             space = profile.profile.xcolor_space.strip()
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
             raise ProfileError(str(error)) from None

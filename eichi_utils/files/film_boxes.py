@@ -142,7 +142,7 @@ def _known(file: IO[bytes], boxes: _Boxes, *more: bytes) -> Iterator[tuple[bytes
     at, end = 0, file.seek(0, 2)
     while at + 8 <= end:
         file.seek(at)
-        kind, begin, size = _head(file.read(16), end - at)
+        kind, begin, size = box_head(file.read(16), end - at)
         boxes.count_one()
         if size < begin:
             break
@@ -159,15 +159,15 @@ def _inner(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """(kind, the whole) of the boxes inside of one."""
     at = 0
     while at + 8 <= len(data):
-        kind, begin, size = _head(data[at : at + 16], len(data) - at)
+        kind, begin, size = box_head(data[at : at + 16], len(data) - at)
         if size < begin:
             return
         yield kind, data[at : at + size]
         at += size
 
 
-def _head(head: bytes | memoryview, left: int) -> tuple[bytes, int, int]:
-    """(kind, where its content begins, size) of a box; no larger than what is left."""
+def box_head(head: bytes | memoryview, left: int) -> tuple[bytes, int, int]:
+    """Return the kind of a box, where its content begins, and its size, which is no larger than what is left."""
     size, kind = struct.unpack_from(">I4s", head)
     begin = 8
     if size == 1 and len(head) >= 16:
@@ -238,7 +238,7 @@ class _Boxes:
             self.texts += kind in TEXTS
             if self.texts > MOST_TEXTS:
                 raise FilmLimitError("texts", MOST_TEXTS)
-            inner, begin, size = _head(data[at : at + 16], len(data) - at)
+            inner, begin, size = box_head(data[at : at + 16], len(data) - at)
             if size < begin:
                 return
             if inner in KNOWN:

@@ -19,7 +19,9 @@ from PIL import BmpImagePlugin, Image, TiffImagePlugin
 from pillow_heif import HeifFile, HeifImageFile
 
 from eichi_utils.files.exif import orientation_in, read_exif
-from eichi_utils.files.picture_parts import TIFF_MAGICS, Parts, avif_without_exif, check_tiff, gif_parts, jpeg_parts
+from eichi_utils.files.heif_boxes import check_heif
+from eichi_utils.files.picture_memory import BESIDE, MOST_MEMORY, needed_bytes, room
+from eichi_utils.files.picture_parts import TIFF_MAGICS, Parts, avif_without_exif, check_tiff, gif_parts, jpeg_parts, psd_parts
 from eichi_utils.files.safe_reading import open_regular
 
 # Pillow's names, and what people call them; HEIF has a reader of its own.
@@ -33,7 +35,7 @@ SUFFIXES = (
 MAX_PIXELS = 100_000_000
 # What decodes to as much memory from fewer: libwebp holds two canvases and libavif its own picture beside Pillow's. Pillow
 # unpacks the BMPs that are packed in Python, a fifth of a second a megapixel.
-MOST_PIXELS = {"WEBP": 60_000_000, "AVIF": 60_000_000}
+MOST_PIXELS = {"WEBP": 52_000_000, "AVIF": 60_000_000}
 MOST_PACKED = 5_000_000
 # EXIF's numbers of what a viewer does to the stored picture.
 TURNS = {
@@ -55,6 +57,8 @@ HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"
 AVIF_BRANDS = {b"avif", b"avis"}
 # A file's brands stand in its first box; no program writes twenty.
 HEAD = 128
+# Files with brands are read whole before their size is known. A larger one waits for all the room that pictures have.
+LARGE_FILE = 16 * 2**20
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 # What Pillow unpacks of one chunk (PngImagePlugin.MAX_TEXT_CHUNK) before it refuses the picture.
@@ -82,10 +86,14 @@ def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
     """
     with ExitStack() as stack:
         file = stack.enter_context(open_regular(source)) if isinstance(source, (str, Path)) else source
+        _calm()
         head = file.read(HEAD)
-        file.seek(0)
         brands, parts = _brands(head), Parts(())
+        if brands and file.seek(0, io.SEEK_END) > LARGE_FILE:
+            stack.enter_context(room().taken(MOST_MEMORY))
+        file.seek(0)
         if brands & HEIF_BRANDS and not brands & AVIF_BRANDS:
+            check_heif(file)
             picture = stack.enter_context(HeifImageFile(file))
         else:
             form = next((form for form, magics in WATCHED.items() if head.startswith(magics)), "")
@@ -95,13 +103,13 @@ def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
                 parts = WALKS[form](file)
             if brands:
                 form, file = "AVIF", avif_without_exif(file)
-            with _calmly():
-                shown = parts.stream(file) if parts.ranges else file
-                picture = stack.enter_context(Image.open(shown, formats=(form,) if form else PLAIN_FORMATS))
+            shown = parts.stream(file) if parts.ranges else file
+            picture = stack.enter_context(Image.open(shown, formats=(form,) if form else PLAIN_FORMATS))
         if parts.exif:
             picture.info["exif"] = parts.exif
         if parts.profile:
             picture.info["icc_profile"] = parts.profile
+        picture.info[BESIDE] = parts.beside
         _check_size(picture)
         yield picture
 
@@ -131,6 +139,7 @@ def exif(path: str | Path) -> dict[int, int | bytes]:
                 return read_exif(file)
         if picture.format == "AVIF":
             with open_regular(path) as file:
+                check_heif(file)
                 return read_exif(HeifFile(file).info.get("exif") or b"")
         return read_exif(picture.info.get("exif") or b"")
 
@@ -149,14 +158,18 @@ def _check_size(picture: Image.Image) -> None:
         most = MOST_PACKED
     if width * height > most:
         raise TooManyPixelsError(width, height, most)
+    needed = needed_bytes(picture)
+    if needed > MOST_MEMORY:
+        raise TooManyPixelsError(width, height, width * height * MOST_MEMORY // needed)
 
 
-@contextmanager
-def _calmly() -> Iterator[None]:
-    """Without Pillow's warning of large pictures: there is a limit of our own."""
-    with warnings.catch_warnings():
+def _calm() -> None:
+    """Have Pillow say nothing of large pictures: there is a limit of our own.
+
+    From now on: Pillow says it when pixels are read too, and taking a filter back would take it from other threads.
+    """
+    if not any(form == "ignore" and kind is Image.DecompressionBombWarning for form, _, kind, *_ in warnings.filters):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield
 
 
 def _brands(head: bytes) -> set[bytes]:
@@ -170,7 +183,7 @@ def _brands(head: bytes) -> set[bytes]:
 def _png_parts(file: BinaryIO) -> Parts:
     """Look through a PNG's chunks, and leave the stream at its beginning. Raises SyntaxError for an endless lot of them."""
     ranges: list[tuple[int, int]] = []
-    exif, profile, start, at = b"", b"", 0, len(PNG_MAGIC)
+    exif, profile, profiled, start, at = b"", b"", False, 0, len(PNG_MAGIC)
     for _ in range(MOST_CHUNKS):
         file.seek(at)
         head = file.read(8)
@@ -178,7 +191,11 @@ def _png_parts(file: BinaryIO) -> Parts:
             break
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         after = at + 12 + length
-        if kind == b"iCCP":
+        if kind == b"iCCP" and profiled:
+            # The first one counts; ten thousand others would be unpacked for nothing.
+            hidden = True
+        elif kind == b"iCCP":
+            profiled = True
             unpacked = _unpacked(file.read(min(length, MOST_PROFILE)))
             hidden = len(unpacked) > MOST_UNPACKED
             profile = unpacked if hidden and len(unpacked) <= MOST_PROFILE else b""
@@ -208,6 +225,6 @@ def _unpacked(data: bytes) -> bytes:
 
 
 # What starts files of these formats; the rest is recognised by Pillow.
-WATCHED = {"PNG": PNG_MAGIC, "JPEG": b"\xff\xd8\xff", "GIF": (b"GIF87a", b"GIF89a"), "TIFF": TIFF_MAGICS}
-WALKS = {"PNG": _png_parts, "JPEG": jpeg_parts, "GIF": gif_parts}
-PLAIN_FORMATS = ("WEBP", "BMP", "PSD")
+WATCHED = {"PNG": PNG_MAGIC, "JPEG": b"\xff\xd8\xff", "GIF": (b"GIF87a", b"GIF89a"), "TIFF": TIFF_MAGICS, "PSD": b"8BPS"}
+WALKS = {"PNG": _png_parts, "JPEG": jpeg_parts, "GIF": gif_parts, "PSD": psd_parts}
+PLAIN_FORMATS = ("WEBP", "BMP")

@@ -9,32 +9,45 @@ import io
 import re
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from PIL import ExifTags, TiffTags
 
+from eichi_utils.files.colour_profile import MOST_BYTES
+
 Ranges = tuple[tuple[int, int], ...]
 
 # Profiles of printers have sixty segments; nobody writes hundreds of others.
 MOST_SEGMENTS = 10_000
-# Progressive pictures have ten scans, the most thoroughly packed ones twenty. Each is a way through all pixels.
-MOST_SCANS = 100
+# Progressive pictures have ten scans, the most thoroughly packed ones twenty. Each is a way through all pixels, and takes two
+# seconds for a milliard of them; ten scans of a photo go through 14 components.
+MOST_SCANS, MOST_SCANNED = 100, 1_500_000_000
+# Pixels of the largest picture that is read; larger ones are refused for that.
+MOST_COUNTED = 100_000_000
+# Of a frame's head: components have three bytes each, and pictures have four at most.
+MOST_FRAME = 64
 # 25 MB of comments in blocks of 255 bytes, the largest.
 MOST_BLOCKS = 100_000
 # A TIFF has thirty tags, of a camera a hundred; their numbers say where its strips are, and become Python's.
 MOST_TAGS, MOST_NUMBERS = 4096, 8 * 2**20
+# A PSD has a hundred resources, with paths a thousand; and 30,000 pixels each way (Photoshop's own limit).
+MOST_RESOURCES, PSD_SIDE = 10_000, 30_000
 # What a picture of 100 megapixels in tiles needs is a hundredth.
 MOST_BOXES, MOST_HEAD = 64, 8 * 2**20
 
 # JPEG markers (ITU-T T.81, table B.1) that a length follows, for Pillow as for libjpeg; a scan starts with the last.
 WITH_LENGTH = frozenset((*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDA, 0xF0), 0xFE))
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+# What a frame begins with: Huffman or arithmetic codes, in one scan or progressive.
+FRAMES, PROGRESSIVE = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA), (0xC2, 0xCA)
 # Neither a byte 0xFF of the pixels, nor where decoding can start anew, nor padding.
 MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 STEP = 2**20
 
+# The resource with the colour profile, 1039.
+PSD_PROFILE = b"\x04\x0f"
 TIFF_MAGICS = (b"MM\0*", b"II*\0", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")
 # TIFF 6.0's types and BigTIFF's, and their bytes.
 TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -43,23 +56,26 @@ TIFF_BYTES = (1, 2, 7)
 
 @dataclass(frozen=True)
 class Parts:
-    """What of a file Pillow gets to see: byte ranges (start, end) in the order of reading.
+    """What of a file Pillow gets to see: byte ranges (start, end) in the order of reading, behind a head of other bytes.
 
-    exif, profile: what it does not get to see, and is needed.
+    exif, profile: what it does not get to see, and is needed. beside: bytes that its decoder will hold beside the picture.
     """
 
     ranges: Ranges
     exif: bytes = b""
     profile: bytes = b""
+    beside: int = 0
+    head: bytes = b""
 
     def stream(self, file: BinaryIO) -> BinaryIO:
-        return io.BufferedReader(_Spliced(file, self.ranges))
+        return io.BufferedReader(_Spliced(file, self.ranges, self.head))
 
 
 def jpeg_parts(file: BinaryIO) -> Parts:
     """Keep of a JPEG's head what its pixels and colours need. Raises SyntaxError for endless lots of segments or scans."""
     size = file.seek(0, io.SEEK_END)
-    kept, exif, at = [(0, 2)], b"", 2
+    kept, exif, at, beside = [(0, 2)], b"", 2, 0
+    frame = _Frame()
     for _ in range(MOST_SEGMENTS):
         marker, at = _next_marker(file, at)
         if marker in (-1, START_OF_SCAN):
@@ -74,6 +90,9 @@ def jpeg_parts(file: BinaryIO) -> Parts:
         if marker == 0xE1 and start.startswith(b"Exif\0\0") and not exif:
             file.seek(at + 4)
             exif = file.read(length - 2)
+        if marker in FRAMES:
+            file.seek(at + 4)
+            frame = frame.with_head(marker, file.read(min(length, MOST_FRAME)))
         if _needed(marker, start):
             kept.append((at, min(end, size)))
         at = end
@@ -81,8 +100,8 @@ def jpeg_parts(file: BinaryIO) -> Parts:
         raise SyntaxError(f"more than {MOST_SEGMENTS} segments")
     if at < size:
         kept.append((at, size))
-        _check_scans(file, at)
-    return Parts(_joined(kept), exif)
+        beside = _kept_bytes(file, at, frame)
+    return Parts(_joined(kept), exif, beside=beside)
 
 
 def _needed(marker: int, start: bytes) -> bool:
@@ -106,8 +125,44 @@ def _next_marker(file: BinaryIO, at: int) -> tuple[int, int]:
         last = data[-1:]
 
 
-def _check_scans(file: BinaryIO, at: int) -> None:
-    """Raise SyntaxError for more scans than MOST_SCANS. at: of the first one's marker."""
+@dataclass(frozen=True)
+class _Frame:
+    """What a JPEG's frame says (T.81, B.2.2).
+
+    coefficients: numbers of all components, of which there are fewer where their sampling is coarser.
+    """
+
+    pixels: int = 0
+    components: int = 0
+    coefficients: int = 0
+    progressive: bool = False
+
+    def with_head(self, marker: int, head: bytes) -> _Frame:
+        """Return the larger one of this frame and another."""
+        height, width, components = struct.unpack_from(">xHHB", head.ljust(6, b"\0"))
+        factors = [(one >> 4, one & 15) for one in head[7 : 6 + 3 * components : 3]]
+        most = max((across for across, _ in factors), default=0) * max((down for _, down in factors), default=0)
+        numbers = height * width * sum(across * down for across, down in factors) // max(most, 1)
+        other = _Frame(height * width, components, numbers, marker in PROGRESSIVE)
+        return max(self, other, key=lambda frame: frame.coefficients)
+
+
+def _kept_bytes(file: BinaryIO, at: int, frame: _Frame) -> int:
+    """Return how many bytes libjpeg keeps until the last scan: two for each number, unless one scan brings all of them.
+
+    at: of the first scan's marker. Raises SyntaxError for more scans than MOST_SCANS, or than go well with so many pixels.
+    """
+    first, scanned = 0, 0
+    for components in _scans(file, at):
+        first = first or components
+        scanned += components * min(frame.pixels, MOST_COUNTED)
+        if scanned > MOST_SCANNED:
+            raise SyntaxError(f"more scans than pictures of {frame.pixels // 10**6} megapixels have")
+    return 2 * frame.coefficients if frame.progressive or first < frame.components else 0
+
+
+def _scans(file: BinaryIO, at: int) -> Iterator[int]:
+    """Give how many components each scan brings. Raises SyntaxError for more scans than MOST_SCANS."""
     scans = markers = 0
     while True:
         file.seek(at)
@@ -117,18 +172,19 @@ def _check_scans(file: BinaryIO, at: int) -> None:
         here = 0
         while found := MARKER.search(data, here):
             marker, here = found[1][0], found.end()
+            if marker == END_OF_IMAGE:
+                return
+            if marker in WITH_LENGTH and here + 3 > len(data):
+                here = found.start()
+                if len(data) < STEP:
+                    return
+                break
             scans, markers = scans + (marker == START_OF_SCAN), markers + 1
             if scans > MOST_SCANS or markers > MOST_SEGMENTS:
                 raise SyntaxError(f"more than {MOST_SCANS} scans")
-            if marker == END_OF_IMAGE:
-                return
+            if marker == START_OF_SCAN:
+                yield data[here + 2]
             if marker in WITH_LENGTH:
-                if here + 2 > len(data):
-                    here = found.start()
-                    scans, markers = scans - (marker == START_OF_SCAN), markers - 1
-                    if len(data) < STEP:
-                        return
-                    break
                 here += max(2, int.from_bytes(data[here : here + 2], "big"))
         else:
             # Half a marker may stand at the end.
@@ -169,6 +225,43 @@ def gif_parts(file: BinaryIO) -> Parts:
     if at < size:
         kept.append((at, size))
     return Parts(_joined(kept))
+
+
+def psd_parts(file: BinaryIO) -> Parts:
+    """Leave out a PSD's resources (Adobe Photoshop File Formats Specification), of which Pillow would keep all.
+
+    Raises SyntaxError for an endless lot of them, or of rows.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    start = file.read(30)
+    if len(start) < 30:
+        raise SyntaxError("cut off")
+    height, width = struct.unpack_from(">II", start, 14)
+    (colours,) = struct.unpack_from(">I", start, 26)
+    if max(height, width) > PSD_SIDE:
+        raise SyntaxError(f"more than {PSD_SIDE} pixels each way")
+    # The palette, which has this size; other modes have nothing that Pillow reads.
+    palette = start[26:] + file.read(768) if colours == 768 else bytes(4)
+    file.seek(30 + colours)
+    (length,) = struct.unpack(">I", file.read(4).rjust(4, b"\0"))
+    at, profile = 34 + colours, b""
+    end = at + length
+    for _ in range(MOST_RESOURCES):
+        file.seek(at)
+        head = file.read(7)
+        if at >= end or len(head) < 7:
+            break
+        # A name, filled up with its length to an even number, and the length of what follows.
+        at += 6 + (head[6] + 2 & ~1)
+        file.seek(at)
+        (own,) = struct.unpack(">I", file.read(4).rjust(4, b"\0"))
+        if head[4:6] == PSD_PROFILE and own <= MOST_BYTES:
+            profile = file.read(own)
+        at += 4 + own + own % 2
+    else:
+        raise SyntaxError(f"more than {MOST_RESOURCES} resources")
+    return Parts(((min(end, size), size),), profile=profile, head=start[:26] + palette + bytes(4))
 
 
 def check_tiff(file: BinaryIO) -> None:
@@ -267,11 +360,11 @@ def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
 
 
 class _Spliced(io.RawIOBase):
-    """Ranges of a file, read as if they were one."""
+    """Ranges of a file, read as if they were one, behind a head."""
 
-    def __init__(self, file: BinaryIO, ranges: tuple[tuple[int, int], ...]):
-        self._file, self._ranges, self._at = file, ranges, 0
-        self._starts = [0]
+    def __init__(self, file: BinaryIO, ranges: tuple[tuple[int, int], ...], head: bytes = b""):
+        self._file, self._ranges, self._head, self._at = file, ranges, head, 0
+        self._starts = [len(head)]
         for start, end in ranges:
             self._starts.append(self._starts[-1] + end - start)
 
@@ -289,10 +382,13 @@ class _Spliced(io.RawIOBase):
         number = bisect_right(self._starts, self._at) - 1
         if number == len(self._ranges):
             return 0
-        start, end = self._ranges[number]
-        first = start + self._at - self._starts[number]
-        self._file.seek(first)
-        data = self._file.read(min(len(buffer), end - first))
+        if number < 0:
+            data = self._head[self._at : self._at + len(buffer)]
+        else:
+            start, end = self._ranges[number]
+            first = start + self._at - self._starts[number]
+            self._file.seek(first)
+            data = self._file.read(min(len(buffer), end - first))
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from diffusers_helper.buckets import bucket
 from eichi_utils.files.colours import Conversion, ProfileError
 from eichi_utils.files.picture_files import DAMAGE, FORMAT_NAMES, MAX_PIXELS, TURNS, TooManyPixelsError, opened, orientation
+from eichi_utils.files.picture_memory import needed_bytes, room
 from eichi_utils.problems import Problem, UserError
 
 # Below this a picture has less detail than one cell of the model's patch grid (16 pixels).
@@ -57,8 +58,14 @@ def is_unicode(text: str) -> bool:
 @lru_cache(maxsize=64)
 def _judged(path: str, mtime_ns: int, size: int) -> Problem | None:
     """Kept by file state: a page asks again at every key the user presses, and decoding a photo takes a tenth of a second."""
+
+    def tried(picture: Image.Image) -> Image.Image:
+        # Nobody keeps the result, which is to be gone before the next one takes the room.
+        as_rgb(picture)
+        return picture
+
     try:
-        open_picture(path)
+        _read(path, "image", tried)
     except UserError as error:
         return error.problems[0]
     return None
@@ -171,8 +178,13 @@ def _read(
                 raise UserError([Problem(field, "picture_too_small", {**values, **sizes})])
             if width * height > most:
                 raise TooManyPixelsError(width, height, most)
-            picture.load()
-            return read(picture)
+            with room().taken(needed_bytes(picture)):
+                try:
+                    picture.load()
+                    return read(picture)
+                finally:
+                    # Else its pixels would stay until the caller is done.
+                    picture.close()
     except Image.DecompressionBombError as error:
         limit = error.most if isinstance(error, TooManyPixelsError) else most
         raise UserError([Problem(field, "picture_too_large", {**values, "limit": limit // 1_000_000})]) from None

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import unquote
 
-from anyio import to_thread
+from anyio import CapacityLimiter, open_file, to_thread
 
 from eichi_utils.files.picture_files import SUFFIXES
-from eichi_utils.files.pictures import MAX_BYTES, small_picture
+from eichi_utils.files.pictures import small_picture
 from eichi_utils.problems import UserError
 
 Message = MutableMapping[str, Any]
@@ -24,6 +24,11 @@ AVIF = (b"avif", b"avis")
 OF_THE_FILE = (b"content-type", b"content-length", b"content-disposition", b"accept-ranges", b"etag", b"last-modified")
 # Pixels each way; a place for a picture is smaller, its full view about as large.
 SIDE = 1280
+# Others wait here, not in threads that gradio needs; how many of them there is memory for, the reader of pictures knows.
+AT_ONCE = 2
+# An answer that names a file in place of its bytes (ASGI, "Path Send").
+BY_NAME = "http.response.pathsend"
+STEP = 2**18
 
 
 class ShownPictures:
@@ -31,65 +36,61 @@ class ShownPictures:
 
     def __init__(self, app: Callable[..., Awaitable[None]]):
         self.app = app
+        self._decoding = CapacityLimiter(AT_ONCE)
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
         path = unquote(scope.get("path", "")).lower()
         if scope["type"] == "http" and FILES in path and path.endswith(SUFFIXES):
-            await self.app(scope, receive, _Answer(send))
-        else:
-            await self.app(scope, receive, send)
+            # The route names the file then, and does not read it.
+            scope = {**scope, "extensions": {**(scope.get("extensions") or {}), BY_NAME: {}}}
+            send = _Answer(send, self._decoding)
+        await self.app(scope, receive, send)
 
 
 class _Answer:
-    """Pass an answer on, or what a browser can show of it: a picture of another kind is collected first."""
+    """Pass an answer on, or what a browser can show of the file that it names."""
 
-    def __init__(self, send: Send):
-        self.send, self.passing = send, False
-        self.start: Message = {}
-        self.body = bytearray()
+    def __init__(self, send: Send, decoding: CapacityLimiter):
+        self.send, self.decoding = send, decoding
+        self.start: list[Message] = []
 
     async def __call__(self, message: Message) -> None:
-        if self.passing:
-            await self.send(message)
+        if message["type"] == "http.response.start" and message["status"] == 200:
+            self.start = [message]
             return
-        if message["type"] == "http.response.start":
-            self.start = message
-            if message["status"] == 200:
-                return
-            await self._pass(message)
+        started, self.start = self.start, []
+        shown = b""
+        # A refusal may be a file too.
+        if started and message["type"] == BY_NAME and await to_thread.run_sync(_is_other, message["path"]):
+            shown = await to_thread.run_sync(_shown, message["path"], limiter=self.decoding)
+        if not shown:
+            for one in (*started, message):
+                await (self._send_file(one["path"]) if one["type"] == BY_NAME else self.send(one))
             return
-        if message["type"] != "http.response.body":
-            await self._pass(*([self.start] if self.start else []), message)
-            return
-        self.body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if not _is_other(self.body) or len(self.body) > MAX_BYTES:
-            await self._pass(self.start, {**message, "body": bytes(self.body)})
-        elif not more:
-            shown = await to_thread.run_sync(_shown, self.body)
-            if not shown:
-                await self._pass(self.start, {**message, "body": bytes(self.body)})
-                return
-            headers = [(name, value) for name, value in self.start["headers"] if name.lower() not in OF_THE_FILE]
-            headers += [(b"content-type", b"image/webp"), (b"content-length", str(len(shown)).encode())]
-            await self._pass({**self.start, "headers": headers}, {**message, "body": shown})
+        headers = [(name, value) for name, value in started[0]["headers"] if name.lower() not in OF_THE_FILE]
+        headers += [(b"content-type", b"image/webp"), (b"content-length", str(len(shown)).encode())]
+        await self.send({**started[0], "headers": headers})
+        await self.send({"type": "http.response.body", "body": shown})
 
-    async def _pass(self, *messages: Message) -> None:
-        self.passing = True
-        for message in messages:
-            await self.send(message)
+    async def _send_file(self, path: str) -> None:
+        async with await open_file(path, "rb") as file:
+            while data := await file.read(STEP):
+                await self.send({"type": "http.response.body", "body": data, "more_body": True})
+        await self.send({"type": "http.response.body", "body": b""})
 
 
-def _is_other(data: bytearray) -> bool:
-    """Whether a file that begins so is no picture that browsers know."""
-    return bool(data) and not data.startswith(KNOWN) and data[8:12] not in AVIF
+def _is_other(path: str) -> bool:
+    """Whether a file begins as no picture does that browsers know."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return bool(start) and not start.startswith(KNOWN) and start[8:12] not in AVIF
 
 
-def _shown(data: bytearray) -> bytes:
+def _shown(path: str) -> bytes:
     """Return the picture as a small WebP, or nothing if it is none."""
     stream = io.BytesIO()
     try:
-        small_picture(io.BytesIO(data), SIDE).save(stream, "WEBP", quality=85)
+        small_picture(path, SIDE).save(stream, "WEBP", quality=85)
     except UserError:
         return b""
     return stream.getvalue()

@@ -16,7 +16,7 @@ from pillow_heif import from_pillow
 
 from eichi_utils.exchange.picture_text import read_text
 from eichi_utils.files.picture_files import opened
-from eichi_utils.files.picture_parts import MOST_BLOCKS, MOST_SCANS, MOST_SEGMENTS
+from eichi_utils.files.picture_parts import MOST_BLOCKS, MOST_RESOURCES, MOST_SCANS, MOST_SEGMENTS
 from eichi_utils.files.pictures import fitted_size, open_picture
 from eichi_utils.problems import UserError
 from tests.eichi_utils.helpers import found
@@ -244,7 +244,7 @@ def packed_bmp(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("data", "limit"),
-    [(webp(10000, 9990), 60), (webp(10000, 6001), 60), (packed_bmp(6_250_000, 16), 5)],
+    [(webp(10000, 9990), 52), (webp(10000, 5201), 52), (packed_bmp(6_250_000, 16), 5)],
     ids=["webp", "webp of a little more", "bmp"],
 )
 def test_limits_of_single_formats(data: bytes, limit: int, tmp_path: Path) -> None:
@@ -262,5 +262,58 @@ def test_within_the_limits(tmp_path: Path) -> None:
     """Small BMPs are read however they are packed, and what is refused of a WebP in its limits is not its size."""
     (tmp_path / "a.bmp").write_bytes(packed_bmp(64, 32))
     assert open_picture(tmp_path / "a.bmp").getpixel((0, 3)) == (0x55, 0x55, 0x55)
-    with opened(io.BytesIO(webp(10000, 6000))) as picture:
-        assert picture.size == (10000, 6000)
+    with opened(io.BytesIO(webp(10000, 5200))) as picture:
+        assert picture.size == (10000, 5200)
+
+
+def psd(resources: bytes, side: int = 64, mode: int = 3, colours: bytes = b"", height: int = 0) -> bytes:
+    """A red PSD, whose pixels are not packed, or one of a palette."""
+    channels = 3 if mode == 3 else 1
+    head = b"8BPS" + struct.pack(">H6xHIIHH", 1, channels, height or side, side, 8, mode)
+    planes = b"\xc8" * side**2 + b"\x1e" * side**2 * 2 if channels == 3 else b"\1" * side**2
+    parts = struct.pack(">I", len(colours)) + colours + struct.pack(">I", len(resources)) + resources
+    return head + parts + struct.pack(">IH", 0, 0) + planes
+
+
+def resource(number: int, data: bytes, name: bytes = b"") -> bytes:
+    named = bytes([len(name)]) + name
+    return (
+        b"8BIM"
+        + struct.pack(">H", number)
+        + named
+        + bytes(len(named) % 2)
+        + struct.pack(">I", len(data))
+        + data
+        + bytes(len(data) % 2)
+    )
+
+
+def test_resources_of_a_psd() -> None:
+    """150 MB of resources took 27 seconds and 900 MB, because all of them were kept; the profile among them counts."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    many = resource(1000, b"odd", b"a name") + resource(1039, profile) + resource(1060, bytes(2 * MOST)) + resource(2000, b"")
+    data = psd(many)
+
+    def read() -> None:
+        with opened(io.BytesIO(data)) as picture:
+            assert picture.resources == [] and picture.info["icc_profile"] == profile
+            picture.load()
+            assert picture.getpixel((63, 63)) == (0xC8, 0x1E, 0x1E)
+
+    assert peak(read) < MOST
+    palette = bytes(256) + bytes(range(256)) + bytes(256)
+    with opened(io.BytesIO(psd(many, mode=2, colours=palette))) as picture:
+        assert picture.convert("RGB").getpixel((3, 3)) == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [psd(resource(1000, b"") * (MOST_RESOURCES + 1)), psd(b"", side=16, height=6_250_000), psd(b"")[:29], psd(b"")[:33]],
+    ids=["resources", "rows", "cut off", "cut off later"],
+)
+def test_an_endless_psd(data: bytes) -> None:
+    """A million resources of nothing, or six million rows, each of which Pillow looks at one by one."""
+    began = time.process_time()
+    with pytest.raises((SyntaxError, OSError, struct.error)), opened(io.BytesIO(data)):
+        pass
+    assert time.process_time() - began < 0.5

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable
+import threading
+import tracemalloc
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
+import anyio
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
@@ -16,7 +20,7 @@ from PIL import Image
 
 from tests.eichi_utils.files.test_picture_files import CASES
 from webui.forms import fields
-from webui.live.shown import ShownPictures
+from webui.live.shown import AT_ONCE, ShownPictures
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,64 @@ def test_what_a_browser_gets(client: TestClient) -> None:
     for name in ("plain.png", "script.png", "photo.heif"):
         answer = client.get(f"/f1/gradio_api/file={name}")
         assert answer.content == (client.folder / name).read_bytes(), name
+
+
+def test_noise_under_a_picture_s_name(client: TestClient) -> None:
+    """Eight files of 150 MB of noise were collected whole, all at once, before anybody looked at them."""
+    size = 40 * 2**20
+    with open(client.folder / "noise.heic", "wb") as file:
+        file.write(b"noise" * 20)
+        file.truncate(size)
+    sent: list[MutableMapping] = []
+
+    async def send(message: MutableMapping) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": len(message.get("body", b""))}
+        sent.append(message)
+
+    async def receive() -> MutableMapping:
+        await anyio.sleep_forever()
+        return {}
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "headers": [], "query_string": b"",
+        "path": "/f1/gradio_api/file=noise.heic", "raw_path": b"", "scheme": "http", "client": ("a", 1), "server": ("b", 2),
+    }  # fmt: skip
+    tracemalloc.start()
+    anyio.run(client.app, scope, receive, send)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(message.get("body", 0) for message in sent) == size and most < 8 * 2**20
+    client.get("/f1/gradio_api/file=noise.heic", headers={"range": "bytes=0-9"}).raise_for_status()
+
+
+def test_pages_answer_while_pictures_wait(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that are decoded wait for each other outside of the threads that answer everything else."""
+    at_once, most, lock, go = 0, 0, threading.Lock(), threading.Event()
+
+    def shown(path: str) -> bytes:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        assert go.wait(10)
+        with lock:
+            at_once -= 1
+        return b"a picture"
+
+    monkeypatch.setattr("webui.live.shown._shown", shown)
+    transport = httpx.ASGITransport(client.app)
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(transport=transport, base_url="http://a") as asking, anyio.create_task_group() as group:
+            for _ in range(8):
+                group.start_soon(asking.get, "/f1/gradio_api/file=photo.heic")
+            await anyio.sleep(0.05)
+            assert (await asking.get("/f1/gradio_api/file=plain.png")).status_code == 200
+            go.set()
+
+    anyio.run(ask)
+    assert most == AT_ONCE
 
 
 @pytest.mark.browser
