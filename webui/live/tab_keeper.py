@@ -20,7 +20,7 @@ JS = """
   const own = BUILD, words = WORDS, KEPT = 'eichi-kept', RELOADED = 'eichi-reloaded';
   let touched = false, other = false, bar = null;
 
-  // Boxes of the form's fields as text, in a hidden one too. Lists to choose from take no text, and a LoRA's is shown elsewhere.
+  // Boxes of the form's fields, hidden ones too. Lists to choose from take no text, and what LoRA there are is shown elsewhere.
   const BOXES = '.eichi-form :is(textarea, input[type=text], input[type=number])';
   const boxes = () => [...document.querySelectorAll(BOXES)].map(box => [nameOf(box), box]).filter(([name]) => name);
   function nameOf(box) {
