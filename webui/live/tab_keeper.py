@@ -30,15 +30,22 @@ JS = """
     return hidden && hidden.id !== 'loras-json' ? hidden.id : '';
   }
 
-  function keep() {
-    const kept = {};
+  // What can be closed. There are no boxes in it while it is.
+  const parts = () => [...document.querySelectorAll('.eichi-form [id]:has(> .label-wrap)')];
+  const isOpen = part => part.querySelector(':scope > .label-wrap').classList.contains('open');
+  const turn = part => part.querySelector(':scope > .label-wrap').click();
+  const pause = milliseconds => new Promise(done => setTimeout(done, milliseconds));
+
+  async function keep() {
+    const closed = parts().filter(part => !isOpen(part)).map(part => part.id), kept = {};
+    parts().filter(part => !isOpen(part)).forEach(turn);
+    await pause(500);
     for (const [name, box] of boxes()) kept[name] ??= box.value;
-    sessionStorage.setItem(KEPT, JSON.stringify(kept));
+    sessionStorage.setItem(KEPT, JSON.stringify({ kept, closed }));
   }
 
-  // What stands in a closed part of the form comes when it is opened.
-  function putBack() {
-    const kept = JSON.parse(sessionStorage.getItem(KEPT) || '{}');
+  async function putBack() {
+    const { kept, closed } = JSON.parse(sessionStorage.getItem(KEPT) || '{"kept": {}, "closed": []}');
     sessionStorage.removeItem(KEPT);
     const put = () => {
       for (const [name, box] of boxes()) {
@@ -50,16 +57,22 @@ JS = """
         box.value = value;
         for (const kind of ['input', 'change']) box.dispatchEvent(new Event(kind, { bubbles: true }));
       }
-      if (!Object.keys(kept).length) later.disconnect();
     };
-    const later = new MutationObserver(put);
-    for (const form of document.querySelectorAll('.eichi-form')) later.observe(form, { childList: true, subtree: true });
     put();
+    if (!Object.keys(kept).length) return;
+    // Else Start takes what stands there before.
+    const forms = [...document.querySelectorAll('.eichi-form')];
+    forms.forEach(form => { form.inert = true; });
+    parts().filter(part => !isOpen(part)).forEach(turn);
+    // The page may have no such box.
+    for (let wait = 0; wait < 40 && Object.keys(kept).length; wait++) { await pause(100); put(); }
+    parts().filter(part => isOpen(part) && closed.includes(part.id)).forEach(turn);
+    forms.forEach(form => { form.inert = false; });
   }
 
-  function reload() {
+  async function reload() {
     try {
-      if (touched) keep();
+      if (touched) await keep();
       sessionStorage.setItem(RELOADED, Date.now());
     } catch (error) {
       // No room, or not allowed: the button was pressed all the same.
@@ -118,7 +131,7 @@ JS = """
     } catch (error) {
       if (!other) say(words.silent, false);
     }
-    return unchanged(JSON.parse(settings.body));
+    return unchanged(JSON.parse(settings?.body || '{}'));
   };
 
   for (const kind of ['input', 'change', 'paste', 'drop', 'click'])
