@@ -37,10 +37,12 @@ from webui.forms.set_aside import SetAside
 from webui.frame import STYLE, theme
 from webui.http.doors import Doors, Rules
 from webui.http.login import Login
+from webui.http.page_build import SameBuild, build_of
 from webui.http.path_check import ServedFiles
 from webui.http.server import Gate, Server, address, listen, room
 from webui.live.polling import add_routes
 from webui.live.shown import ShownPictures
+from webui.live.tab_keeper import script
 from webui.panels.memory_panel import RESERVE, change
 
 PAGES = MappingProxyType(
@@ -109,7 +111,8 @@ def build(
     links = {name: rules.root + place for name, place in places.items()}
     for name, (path, _) in PAGES.items():
         _redirect(app, path, links[name], both=name == mode)
-    add_routes(app, jobs, t, rules.root)
+    builds: dict[str, str] = {}
+    add_routes(app, jobs, t, builds, rules.root)
     # What is mounted at "/" takes every address that is not taken before.
     set_aside = SetAside(settings, presets)
     for name in sorted(PAGES, key=lambda name: name == mode):
@@ -137,9 +140,11 @@ def build(
             notices=notices,
             set_aside=set_aside,
         )
+        blocks = page(context)
+        builds[name] = build_of(blocks, name, links[name], t.language)
         gr.mount_gradio_app(
             app,
-            page(context),
+            blocks,
             path=root or "/",
             max_file_size=rules.upload_bytes,
             # Else some addresses of files lack what a proxy puts before them.
@@ -152,9 +157,10 @@ def build(
             theme=theme(),
             css_paths=STYLE,
             # Chinese and Japanese draw shared characters differently; the browser goes by the language.
-            head=f'<script>document.documentElement.lang = "{t.language}"</script>',
+            head=f'<script>document.documentElement.lang = "{t.language}";{script(context.t, builds[name])}</script>',
         )
     app.add_middleware(ServedFiles, serves=context.files.serves)
+    app.add_middleware(SameBuild, builds={place: builds[name] for name, place in places.items()}, t=t)
     return app
 
 

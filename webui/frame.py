@@ -20,6 +20,7 @@ from webui.forms.boundary import Bounded, telling
 from webui.forms.form import Form
 from webui.forms.form_updates import Filling
 from webui.gradio_compat import CheckedBlocks
+from webui.live.tab_keeper import FILLED
 from webui.panels.metadata_panel import MetadataPanel
 from webui.panels.presets_panel import FavouritesPanel
 from webui.panels.result_panel import ResultPanel
@@ -50,7 +51,7 @@ QUEUE_PAUSE = 0.25
 
 # The form takes nothing until it is filled; where no answer comes, for some seconds only.
 INERT = "for (const form of document.querySelectorAll('.eichi-form')) { form.inert = %s; }"
-OPENED = f"() => {{ {INERT % 'false'} }}"
+OPENED = f"() => {{ {INERT % 'false'} document.dispatchEvent(new Event('{FILLED}')); }}"
 CLOSED = f"() => {{ {INERT % 'true'} setTimeout({OPENED}, 10000); }}"
 
 

@@ -14,7 +14,11 @@ from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException
 
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.user_data.passing import need_room
 from webui.http.path_check import note_use, paths_in
+
+# Bytes of an upload between two looks at the disk; a few hundred may come at once.
+LOOK_BYTES = 1 << 20
 
 
 class CheckedBlocks(gr.Blocks):
@@ -42,6 +46,8 @@ class CheckedBlocks(gr.Blocks):
 class UploadParser(route_utils.GradioMultiPartParser):
     """Takes an upload of many files with one descriptor, holds none of it in memory, and leaves nothing where it fails.
 
+    The disk's last room is left to films.
+
     Gradio (6.31) has a file open for each part, up to 1000, until the request ends; keeps parts that are no files in memory,
     whatever their size; and of its errors removes the files for its own kinds only, not where a disk is full.
     """
@@ -53,7 +59,12 @@ class UploadParser(route_utils.GradioMultiPartParser):
 
     async def _part_by_part(self, stream: AsyncIterator[bytes], border: bytes) -> AsyncIterator[bytes]:
         """What comes, cut where a part may begin, so that the one before is written and closed by then."""
+        since = 0
         async for chunk in stream:
+            # Others write there as well, so what was free when the upload began says little.
+            if (since := since + len(chunk)) >= LOOK_BYTES:
+                need_room(Path(self.upload_dir))
+                since = 0
             first, *others = chunk.split(border)
             for piece in (first, *(border + other for other in others)):
                 yield piece
@@ -73,10 +84,10 @@ class UploadParser(route_utils.GradioMultiPartParser):
             self._done.append(self._current_part.file.file)
 
     async def parse(self) -> FormData:
-        """Read it all. Raises MultiPartException, OSError."""
+        """Read it all. Raises MultiPartException, OSError, UserError."""
         try:
             return await super().parse()
-        except OSError:
+        except (OSError, UserError):
             for file in self._files_to_close_on_error:
                 # What has not been written yet cannot be now, either.
                 with suppress(OSError):

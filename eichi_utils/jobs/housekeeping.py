@@ -15,15 +15,16 @@ from eichi_utils.files.temporary import remove_abandoned
 from eichi_utils.jobs.queue import Job
 from eichi_utils.problems import UserError
 from eichi_utils.requests.request import to_json
-from eichi_utils.user_data.passing import purge_passing
+from eichi_utils.user_data.passing import purge_passing, shortage
 from eichi_utils.user_data.presets import favourites
 from eichi_utils.user_data.purge import Results, digits_in, names_in, purge
 from eichi_utils.user_data.settings import AppSettings
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two rounds, and between two looks at what passes: a fast network brings gigabytes in a minute.
-HOUR, MINUTE = 3600.0, 60.0
+# Seconds between two rounds, and between two looks at what passes: a fast network brings gigabytes in a minute. And between two
+# looks at how much of the disk is free.
+HOUR, MINUTE, SOON = 3600.0, 60.0, 5.0
 # Levels below folders of results: users sort them into folders of their own.
 RESULT_LEVELS = 8
 # Settings, see `settings.CHOICES`, and their least and greatest values.
@@ -71,7 +72,20 @@ class Housekeeper:
             if time.monotonic() - since >= HOUR:
                 since = time.monotonic()
                 self.round()
-            self._closed.wait(MINUTE)
+            self._wait()
+
+    def _wait(self) -> None:
+        """Wait for a minute, or until the passing files' disk has become too full."""
+        until = time.monotonic() + MINUTE
+        full = self._is_full()
+        while (left := until - time.monotonic()) > 0 and not self._closed.wait(min(left, SOON)):
+            before, full = full, self._is_full()
+            # One that has stayed full has nothing left there to delete.
+            if full and not before:
+                return
+
+    def _is_full(self) -> bool:
+        return self.passing is not None and shortage(self.passing) > 0
 
     def begin(self) -> int:
         """Remove the unfinished files that earlier runs have left. Returns how many."""

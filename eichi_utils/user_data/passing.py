@@ -18,7 +18,8 @@ from eichi_utils.user_data.purge import DAY_SECONDS, GB, delete
 
 # Of all files there together; many times what a full form of large pictures takes.
 MOST_BYTES, MOST_FILES = 4 * GB, 5_000
-# A page may be about to use what is younger; unless there is twice as much as there may be, when the disk counts for more.
+# A page may be about to use what is younger; unless there is twice as much as there may be, or half of what must stay free is
+# gone, when the disk counts for more.
 SAFE_SECONDS = 600.0
 # What a broken upload leaves: Python's own names, in the folder itself (gradio 6.31 writes there and then moves the file).
 BROKEN = re.compile(r"tmp[a-z0-9_]{8}")
@@ -30,7 +31,8 @@ LEAST_FREE = 2 * GB
 def purge_passing(
     folder: Path, seconds: float = DAY_SECONDS, most_bytes: float = MOST_BYTES, most_files: int = MOST_FILES
 ) -> int:
-    """Delete what was not used for so long, and then the oldest until the rest is no more than there may be; say how many."""
+    """Delete what was not used for so long, and then the oldest until the rest is no more than there may be, and the disk has
+    room for everything else; say how many."""
     now, deleted, stayed, before = time.time(), 0, [], set()
     for used, size, path in _files(folder):
         age = now - used
@@ -39,30 +41,35 @@ def purge_passing(
             deleted += delete(path, used)
         else:
             stayed.append((used, size, path))
-    total, count = sum(size for _, size, _ in stayed), len(stayed)
+    total, count, short = sum(size for _, size, _ in stayed), len(stayed), shortage(folder)
     for used, size, path in sorted(stayed):
-        far_too_much = total > 2 * most_bytes or count > 2 * most_files
-        too_much = total > most_bytes or count > most_files
+        far_too_much = total > 2 * most_bytes or count > 2 * most_files or short > LEAST_FREE / 2
+        too_much = total > most_bytes or count > most_files or short > 0
         if not far_too_much and not (too_much and now - used > SAFE_SECONDS):
             break
         if delete(path, used):
-            total, count, deleted = total - size, count - 1, deleted + 1
+            total, count, short, deleted = total - size, count - 1, short - size, deleted + 1
     if deleted:
         _remove_empty(folder, now - min(seconds, SAFE_SECONDS), before)
     return deleted
 
 
-def need_room(folder: Path, least: int = LEAST_FREE) -> None:
+def need_room(folder: Path) -> None:
     """Raise UserError if less of the folder's disk is free than must stay for everything else that is written there."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
+    if (short := shortage(folder)) > 0:
+        sizes = {"free": (LEAST_FREE - short) // 10**6, "least": LEAST_FREE // 10**6}
+        raise UserError([Problem("", "disk_low", {"folder": str(folder), **sizes})])
+
+
+def shortage(folder: Path) -> int:
+    """Return the bytes that the folder's disk lacks of what must stay free; 0 or less where none, or where nobody can say."""
     try:
-        free = shutil.disk_usage(folder).free
+        return LEAST_FREE - shutil.disk_usage(folder).free
     except OSError:
         # Whoever writes there says what is wrong with it.
-        return
-    if free < least:
-        raise UserError([Problem("", "disk_low", {"folder": str(folder), "free": free // 10**6, "least": least // 10**6})])
+        return 0
 
 
 def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:

@@ -125,6 +125,12 @@ class Site:
     url: str
     jobs: Jobs
     engine: FakeEngine
+    # Ends the server; another may have its port then.
+    end: Callable[[], None]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -162,12 +168,18 @@ def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> It
     """Starts the pages: `serve("reverse", "en")`. Unless told otherwise they look like those of a computer with the models.
 
     others: whether the other modes' pages are the real ones too, which takes as long as their loading; else they are empty.
+    port: 0 is any.
     """
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     running = []
 
     def start(
-        mode: str = "reverse", language: str = "en", others: bool = False, patience: Patience | None = None, **settings
+        mode: str = "reverse",
+        language: str = "en",
+        others: bool = False,
+        patience: Patience | None = None,
+        port: int = 0,
+        **settings,
     ) -> Site:
         pages = {name: (path, page if others or name == mode else empty_page) for name, (path, page) in PAGES.items()}
         monkeypatch.setattr("webui.app.PAGES", pages)
@@ -175,21 +187,25 @@ def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> It
         folders = {name: engine.outputs.parent / name for name in ("settings", "presets")}
         settings = {"models": Models(engine.outputs.parent), **folders, **settings}
         app = build(jobs, mode, Translator(language), engine.outputs, uploads=uploads, **settings)
-        listener = listen("127.0.0.1", 0)
+        listener = listen("127.0.0.1", port)
         server = Server(app, Gate(MOST), patience=patience)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        running.append((server, thread, listener))
+
+        def end() -> None:
+            server.should_exit = True
+            thread.join(10)
+            listener.close()
+
+        running.append(end)
         deadline = time.monotonic() + 10
         while not server.started and time.monotonic() < deadline:
             time.sleep(0.02)
-        return Site(f"http://127.0.0.1:{listener.getsockname()[1]}", jobs, engine)
+        return Site(f"http://127.0.0.1:{listener.getsockname()[1]}", jobs, engine, end)
 
     yield start
-    for server, thread, listener in running:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
+    for end in running:
+        end()
 
 
 def empty_page(_: Context) -> gradio.Blocks:

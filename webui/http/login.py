@@ -39,6 +39,8 @@ LARGEST = 64 << 10
 FREE, ADDRESS_WAITS, NAME_WAITS, LONGEST_LINE = 5, 30.0, 3.0, 15.0
 # Seconds after which a failure is forgotten; addresses and browsers that are remembered.
 FORGOTTEN, REMEMBERED = 900.0, 4096
+# Lines that names stand in; with some twenty tries a second, nobody makes all of them slow before the first is forgotten.
+LINES = 4096
 # Seconds that a session lasts without a visit, and at all; sessions at once.
 IDLE, LONGEST_SESSION, SESSIONS = 86_400.0, 30 * 86_400.0, 1000
 
@@ -183,6 +185,7 @@ class Login:
         # What an unknown name's password is compared with, so that it takes as long.
         self._nobody = hashed(secrets.token_urlsafe())
         self._throttle = Throttle(self.clock)
+        self._lines, self._key = Throttle(self.clock), secrets.token_bytes(32)
         # By whether the browser is recognised.
         self._busy = {False: 0, True: 0}
         self._places = {False: asyncio.Semaphore(AT_ONCE), True: asyncio.Semaphore(KNOWN_AT_ONCE)}
@@ -195,10 +198,10 @@ class Login:
         """
         recognised = user in self.accounts and self._known.get(_digest(known)) == user
         who = f"browser {_digest(known)}" if recognised else f"address {network(address)}"
-        name = "" if recognised else f"name {user if user in self.accounts else ''}"
+        name = "" if recognised else self._line(user)
         wait = self._throttle.wait(who)
         # At a name others may be guessing: its turn is waited for here, as long as the line is short.
-        pause = self._throttle.wait(name)
+        pause = self._lines.wait(name)
         if self._busy[recognised] >= WAITING or pause > LONGEST_LINE:
             wait = max(wait, pause - LONGEST_LINE, 1.0)
         if wait:
@@ -206,7 +209,7 @@ class Login:
             return Answer(wait=wait)
         self._throttle.count(who, ADDRESS_WAITS)
         if name:
-            self._throttle.count(name, NAME_WAITS)
+            self._lines.count(name, NAME_WAITS)
         self._busy[recognised] += 1
         try:
             await asyncio.sleep(pause)
@@ -218,7 +221,7 @@ class Login:
             logger.warning("login failed: name %s from %s", _shown(user), _shown(address))
             return Answer()
         self._throttle.take_back(who)
-        self._throttle.take_back(name)
+        self._lines.take_back(name)
         return self._begin(user)
 
     def user(self, token: str) -> str | None:
@@ -235,6 +238,14 @@ class Login:
     def leave(self, token: str) -> None:
         """End a session."""
         self._sessions.pop(_digest(token), None)
+
+    def _line(self, user: str) -> str:
+        """The line of a name, whether somebody has it or not: one that was slow from the first try would be told by that.
+
+        There are so many and no more, and which names share one nobody can find out: the key is of this run.
+        """
+        digest = hashlib.blake2b(user.encode("utf-8", "surrogatepass"), key=self._key, digest_size=8).digest()
+        return str(int.from_bytes(digest, "big") % LINES)
 
     def _right(self, user: str, password: str) -> bool:
         right = len(password) <= LONGEST and matches(password, self.accounts.get(user, self._nobody))

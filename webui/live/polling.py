@@ -8,6 +8,7 @@ looks again through gradio, which costs the server twenty times as much. A tab t
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
@@ -46,8 +47,11 @@ async function ask() {
     // An answer that was overtaken by a newer question is old.
     if (news && own === asks && element.isConnected) {
       wait = news.wait;
-      document.dispatchEvent(new CustomEvent('EVENT', { detail: news }));
-      if (news.state !== seen) { seen = news.state; trigger('click'); }
+      // News of another page's are not for this tab, and a look would be refused.
+      if (window.eichiTab.isOf(news.build)) {
+        document.dispatchEvent(new CustomEvent('EVENT', { detail: news }));
+        if (news.state !== seen) { seen = news.state; trigger('click'); }
+      }
     }
   } catch (error) {
     // The server starts anew, or the network is gone for a while.
@@ -83,14 +87,14 @@ class Crowd:
         return max(BUSY if busy else IDLE, min(1000 * len(self._asked) // MOST, LONGEST))
 
 
-def add_routes(app: FastAPI, jobs: Jobs, t: Translator, front: str = "") -> None:
-    """What answers the questions, and the previews. front: see `Context`."""
+def add_routes(app: FastAPI, jobs: Jobs, t: Translator, builds: Mapping[str, str], front: str = "") -> None:
+    """What answers the questions, and the previews. builds: mode -> its page (`page_build`). front: see `Context`."""
 
     crowd = Crowd()
 
     async def news(mode: str, tab: str = "") -> dict[str, Any]:
         told = news_of(jobs, t, mode, front)
-        return told | {"wait": crowd.wait(tab, told["busy"])}
+        return told | {"wait": crowd.wait(tab, told["busy"]), "build": builds.get(mode, "")}
 
     async def preview(name: str) -> Response:
         job = jobs.current()

@@ -70,6 +70,28 @@ def test_many_small_files_are_too_many(tmp_path: Path):
     assert named(tmp_path) == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize(
+    ("free", "there"),
+    [
+        (LEAST_FREE, "0123"),
+        (LEAST_FREE - 1, "012"),
+        (LEAST_FREE - 1_500, "01"),
+        (LEAST_FREE - 9_000, "01"),
+        (10**9 - 9_000, ""),
+    ],
+)
+def test_what_passes_makes_room_where_the_disk_is_full(free: int, there: str, tmp_path: Path, monkeypatch):
+    """Uploads lay there for a day while films failed for want of room. The oldest go, young ones if need be."""
+    for number in range(4):
+        file = tmp_path / str(number) / "picture.png"
+        file.parent.mkdir()
+        file.write_bytes(bytes(1_000))
+        aged(file, number * SAFE_SECONDS / 1.5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(0, 0, free))
+    purge_passing(tmp_path)
+    assert "".join(path.name for path in sorted(tmp_path.iterdir())) == there
+
+
 def test_a_disk_is_never_filled_to_the_last_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Pages took files until nothing else could be written, films and settings neither."""
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(0, 0, LEAST_FREE))

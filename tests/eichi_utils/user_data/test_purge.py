@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -15,10 +17,12 @@ from eichi_utils.exchange.metadata import png_info
 from eichi_utils.exchange.video import write_png
 from eichi_utils.files.copies import keep
 from eichi_utils.files.paths import new_job_id
+from eichi_utils.jobs import housekeeping
 from eichi_utils.jobs.housekeeping import DAYS, GIGABYTES, Housekeeper
 from eichi_utils.jobs.queue import Job
 from eichi_utils.requests.request import to_json
 from eichi_utils.requests.reverse import ReverseRequest
+from eichi_utils.user_data.passing import LEAST_FREE
 from eichi_utils.user_data.presets import favourites
 from eichi_utils.user_data.purge import DAY_SECONDS, GB, Results, names_in, purge
 from eichi_utils.user_data.settings import AppSettings, JsonFile
@@ -172,3 +176,33 @@ def test_names_of_a_request():
         "d.png",
     }
     assert names_in([1]) == names_in(None) == frozenset()
+
+
+def test_a_disk_that_becomes_full_is_tidied_up_soon(tmp_path: Path, monkeypatch):
+    """A look each minute: meanwhile a fast network fills what is left of any disk, and the film that runs is lost."""
+    keeper = Housekeeper(
+        AppSettings(JsonFile(tmp_path / "settings.json")),
+        "reverse",
+        lambda: (),
+        uploads=tmp_path / "uploads",
+        presets=tmp_path / "presets",
+        results=(),
+        passing=tmp_path,
+    )
+    free, looks = [LEAST_FREE], threading.Event()
+    monkeypatch.setattr(housekeeping, "SOON", 0.01)
+    monkeypatch.setattr(housekeeping, "remove_abandoned", lambda *_: 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free[0]))
+    monkeypatch.setattr(Housekeeper, "look", lambda self: looks.set() or 0)
+    keeper.start()
+    try:
+        # The first looks, of the beginning.
+        assert looks.wait(5)
+        keeper._thread.join(0.2)
+        looks.clear()
+        assert not looks.wait(0.2)
+        free[0] = LEAST_FREE - 1
+        assert looks.wait(5)
+    finally:
+        keeper.close()
+        keeper._thread.join(5)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import urllib.error
 import urllib.request
 from http.client import HTTPResponse
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -199,3 +201,21 @@ def test_an_upload_that_cannot_be_kept(caplog: pytest.LogCaptureFixture) -> None
     got = client().post("/oneframe/gradio_api/upload", content=b"x" * 1000)
     assert got.status_code == 507 and "No space left" in got.json()["error"] and "content-security-policy" in got.headers
     assert [record.exc_info for record in caplog.records if record.levelname != "INFO"] == [None]
+
+
+def test_an_upload_that_takes_the_last_room_is_ended(serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Six uploads at once, each of which found room when it began, left 768 KB of the disk and the film without its end."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    site = serve("reverse", "en")
+    free = iter([2 * LEAST_FREE, 2 * LEAST_FREE])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free, LEAST_FREE - 1)))
+    head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    upload = urllib.request.Request(
+        site.url + "/gradio_api/upload",
+        head + bytes(5 << 20) + b"\r\n--b--\r\n",
+        {"Content-Type": "multipart/form-data; boundary=b"},
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(upload)
+    assert refused.value.code == 507 and "1999 MB" in json.loads(refused.value.read())["error"]
+    assert not [path for path in (tmp_path / "gradio").rglob("*") if path.is_file()]

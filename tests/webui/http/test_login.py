@@ -165,10 +165,11 @@ def test_what_is_remembered_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyP
     login = Login({"me": "secret"}, clock)
     tokens = [enter(login, "secret").token for _ in range(5)]
     assert [login.user(token) for token in tokens] == [None, None, "me", "me", "me"]
-    for number in range(20):
+    monkeypatch.setattr(module, "LINES", 3)
+    for number in range(30):
         clock.now += 1000
         enter(login, "wrong", f"10.2.0.{number}", user=f"nobody{number}")
-    assert len([key for key in login._throttle._of if key.startswith("name")]) <= 2
+    assert len(login._lines) <= 3
 
 
 def test_failures_are_forgotten(clock: Clock, sleeps: list[float]) -> None:
@@ -199,6 +200,27 @@ def test_names_that_nobody_has_take_as_long(monkeypatch: pytest.MonkeyPatch) -> 
     enter(login, "wrong", user="me")
     enter(login, "x" * 2000)
     assert len(seen) == 2 and seen[0].startswith("scrypt:")
+
+
+def test_names_are_not_told_by_their_lines(clock: Clock, sleeps: list[float]) -> None:
+    """All names that nobody has stood in one line: after nine wrong tries at such, they took three seconds, and "me" none."""
+    login = Login({"me": "secret", "you": "other"}, clock)
+    # One with which none of these names share a line.
+    login._key = bytes(32)
+    for number in range(9):
+        enter(login, "wrong", f"10.3.{number}.1", user=f"nobody{number}")
+
+    def tries(user: str, network: int) -> list[tuple[bool, float]]:
+        """Of ten tries at a name, each from elsewhere: whether it was refused, and how long it waited."""
+        seen = []
+        for number in range(10):
+            began = clock.now
+            refused = bool(enter(login, "wrong", f"10.{network}.{number}.1", user=user).wait)
+            seen.append((refused, clock.now - began))
+        return seen
+
+    known, *others = (tries(user, 4 + number) for number, user in enumerate(("me", "you", "root", "", "\ud800")))
+    assert others == [known] * 4 and known[0] == (False, 0.0) and known[-1][1] > 0
 
 
 def test_passwords_do_not_hold_up_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:

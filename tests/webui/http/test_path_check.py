@@ -27,6 +27,7 @@ from eichi_utils.models.catalogue import Models
 from eichi_utils.requests.loras import is_below
 from locales import Translator, table
 from webui.app import PAGES, build
+from webui.http.page_build import HEADER
 from webui.http.path_check import OwnFiles, paths_in, with_files
 
 MODES = tuple(PAGES)
@@ -43,6 +44,7 @@ class Site:
     client: TestClient
     pages: dict[str, tuple[str, gr.Blocks]]
     opened: list[str]
+    builds: dict[str, str]
 
     @property
     def private(self) -> Path:
@@ -52,7 +54,8 @@ class Site:
         """What an event answers."""
         event = {"field": "image", "action": "everything", "section": 1, "job": "x", "index": 0}
         body = {"data": data, "fn_index": number, "session_hash": "tests", "event_data": event, "trigger_id": None}
-        return self.client.post(f"{self.pages[mode][0]}/gradio_api/{route}", json=body)
+        headers = {HEADER: self.builds[mode]}
+        return self.client.post(f"{self.pages[mode][0]}/gradio_api/{route}", json=body, headers=headers)
 
     def upload(self, mode: str, path: Path) -> str:
         files = {"files": (path.name, path.read_bytes())}
@@ -99,7 +102,8 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             if request.param:
                 client.post("/login", data={"username": "me", "password": "secret"})
             assert client.get("/config").status_code == 200
-            yield Site(folder, client, {mode: (at, mounted[at].get_blocks()) for mode, at in pages.items()}, opened)
+            builds = {mode: client.get(f"/pulse/{mode}").json()["build"] for mode in PAGES}
+            yield Site(folder, client, {mode: (at, mounted[at].get_blocks()) for mode, at in pages.items()}, opened, builds)
     jobs.close(10)
 
 

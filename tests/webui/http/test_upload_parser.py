@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ from gradio import route_utils
 from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException
 
+from eichi_utils.problems import UserError
+from eichi_utils.user_data.passing import LEAST_FREE
 from tests.threads import in_a_loop
-from webui.gradio_compat import UploadParser
+from webui.gradio_compat import LOOK_BYTES, UploadParser
 
 FILE = 'name="files"; filename="{}.png"'
 
@@ -90,3 +94,26 @@ def test_a_failed_upload_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(made) == 3 and not list(tmp_path.iterdir())
     # Who watches the progress is told that there is no more.
     assert progress.is_done("u")
+
+
+def test_an_upload_leaves_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether there was room was asked once, at the beginning: several at once, or one larger than what was left, took it all
+    and the film that ran was lost."""
+    free: list[int] = []
+
+    def usage(place: Path) -> SimpleNamespace:
+        """Of a disk on which another upload writes as much."""
+        there = sum(path.stat().st_size for path in tmp_path.iterdir())
+        free.append(LEAST_FREE + (5 << 20) - 2 * there)
+        return SimpleNamespace(free=free[-1])
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    parts = [(FILE.format(number), bytes(900_000)) for number in range(9)]
+    with pytest.raises(UserError) as refused:
+        read(tmp_path, body(*parts))
+    assert refused.value.problems[0].key == "disk_low"
+    assert not list(tmp_path.iterdir())
+    # Seen before much more of it was gone.
+    assert free[-1] < LEAST_FREE and free[-1] > LEAST_FREE - 3 * LOOK_BYTES
+    read(tmp_path, body(*parts[:2]))
+    assert len(list(tmp_path.iterdir())) == 2
