@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import webui
 from eichi_utils.problems import Problem
 from eichi_utils.requests.modes import MODES
 from locales import LANGUAGES, Translator, table
@@ -92,7 +93,7 @@ def test_languages_have_the_same_page_keys_and_placeholders():
 
 
 def test_every_page_key_is_used_and_exists():
-    sources = [path.read_text() for path in Path(words.__file__).parent.glob("*.py")]
+    sources = [path.read_text() for path in Path(webui.__file__).parent.rglob("*.py")]
     used = {key for text in sources for key in re.findall(r'"(page\.[\w.]*\w)"', text)}
     prefixes = {key for text in sources for key in re.findall(r'f"(page\.[\w.]*\.){', text)}
     keys = {key for key in table("en") if key.startswith("page.")}

@@ -19,7 +19,7 @@ from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import found, names_in, say_everything
 
 COMPAT = GOLDEN / "compat"
-ROOT = Path(settings.__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 LOCK = ".a.json.lock"
 
 
