@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -37,11 +36,6 @@ def say(text: str) -> None:
     write(sys.stderr, text + "\n")
 
 
-def request_fields() -> dict[str, dataclasses.Field]:
-    """Return every field of every mode, by name."""
-    return {field.name: field for kind in modes.MODES.values() for field in dataclasses.fields(kind)}
-
-
 def flag_of(name: str) -> str:
     """Return the flag that sets a request field or another value of this name."""
     return FLAG_NAMES.get(name, f"--{name.replace('_', '-')}")
@@ -55,7 +49,7 @@ def place_of(field: str, options: argparse.Namespace) -> str:
     name, *rest = field.split("/")
     if name in OTHER_FLAGS and hasattr(options, name):
         return flag_of(name)
-    if name not in request_fields() or not hasattr(options, "mode"):
+    if name not in modes.all_kinds() or not hasattr(options, "mode"):
         return field
     given = getattr(options, name, None)
     if given is None and options.request is not None:
