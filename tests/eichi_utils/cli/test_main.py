@@ -67,7 +67,7 @@ def last_json(out: str) -> dict:
 def test_dry_run_prints_a_plan_without_torch(pictures: list[str], tmp_path: Path) -> None:
     """It answers at once: importing torch takes seconds, and so does gradio."""
     code = (
-        "import sys; from eichi_utils import cli; code = cli.main(sys.argv[1:]); "
+        "import sys; from eichi_utils.cli.main import main; code = main(sys.argv[1:]); "
         "heavy = {'torch', 'gradio', 'diffusers', 'transformers'} & set(sys.modules); "
         "sys.exit(f'imports {heavy}' if heavy else code)"
     )

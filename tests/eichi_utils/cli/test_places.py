@@ -20,7 +20,7 @@ from locales import Translator
 def test_a_missing_file_is_told_by_its_flag_and_at_once(pictures: list[str], tmp_path: Path) -> None:
     """It was called `controls/0/image`, and ten seconds went by until then, because torch was imported first."""
     code = (
-        "import sys; from eichi_utils import cli; code = cli.main(sys.argv[1:]); "
+        "import sys; from eichi_utils.cli.main import main; code = main(sys.argv[1:]); "
         "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules); "
         "sys.exit(f'imports {heavy}' if heavy else code)"
     )
