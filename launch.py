@@ -9,9 +9,15 @@ syntax error.
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from eichi_utils.setup.console import leave_when_told
+
+    leave_when_told()
+
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +37,7 @@ COMMANDS = MappingProxyType(
         "endframe": ("webui/endframe_ichi.py",),
         "f1": ("webui/endframe_ichi_f1.py",),
         "oneframe": ("webui/oneframe_ichi.py",),
-        **{name: ("-m", "eichi_utils.cli.main", name) for name in CLI_COMMANDS},
+        **{name: ("eichi_utils/cli/__main__.py", name) for name in CLI_COMMANDS},
         # Files beside each other on as many processors as there are; each process holds PyTorch and a browser, so at most four.
         # In the order of tests/conftest.py: pytest-xdist would begin with the files of most tests, not with the dear ones.
         "test": ("-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"),
@@ -138,14 +144,18 @@ def report_failure(error: Exception, root: Path) -> None:
 
 
 def start(root: Path, arguments: tuple[str, ...]) -> int:
-    """Runs the environment's Python from the repository root and returns its exit code.
+    """Runs the environment's Python and returns its exit code.
 
+    A file of ours is run in the user's current folder, to which paths in the arguments are relative; the tests in their own.
     Where the system can, this process becomes the child, so that signals and the exit code are its own.
     Windows cannot: there Ctrl-C reaches the child as well, which gets the time it needs to end.
     """
+    if arguments[0] == "-m":
+        os.chdir(str(root))
+    else:
+        arguments = (str(root / arguments[0]), *arguments[1:])
     command = [str(environment.venv_python(root)), *arguments]
     variables = tool_run.child_environment(dict(os.environ))
-    os.chdir(str(root))
     console.write(sys.stdout, "")
     if os.name != "nt":
         os.execve(command[0], command, variables)
@@ -183,6 +193,16 @@ def ask_menu(read=input) -> tuple[str, ...] | None:
 
 def main(arguments: list[str]) -> int:
     """Does what the command line asks for and returns the exit code."""
+    try:
+        with console.ending_as_interrupted():
+            return carry_out(arguments)
+    except KeyboardInterrupt:
+        say("\nStopped.")
+        return console.STOPPED
+
+
+def carry_out(arguments: list[str]) -> int:
+    """Does it; an interrupt is passed on."""
     problem = version_problem(sys.version_info)
     if problem:
         say(problem)
@@ -204,9 +224,6 @@ def main(arguments: list[str]) -> int:
     except (environment.SetupError, OSError) as error:
         report_failure(error, ROOT)
         return 1
-    except KeyboardInterrupt:
-        say("\nStopped.")
-        return 130
 
 
 if __name__ == "__main__":

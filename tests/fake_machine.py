@@ -18,7 +18,7 @@ class FakeMachine:
         self.commands = []
         self.failures = {}
         self.interrupt_at = None
-        self.cuda = self.capability = None
+        self.cuda = self.capability = self.report = None
 
     def run_logged(self, command, root, log_path, title):
         self.commands.append(command)
@@ -53,6 +53,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "ROOT", tmp_path)
     monkeypatch.setattr(tool_run, "run_logged", fake.run_logged)
     monkeypatch.setattr(environment, "probe_python", fake.probe_python)
+    monkeypatch.setattr(environment, "examine", lambda root: fake.report)
     monkeypatch.setattr(environment, "detect_cuda", lambda: fake.cuda)
     monkeypatch.setattr(environment, "detect_capability", lambda: fake.capability)
     monkeypatch.setattr(sys, "platform", "linux")

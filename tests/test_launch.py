@@ -4,6 +4,7 @@ import argparse
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -62,7 +63,7 @@ def test_imports_only_the_standard_library(file):
     assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("file", STANDARD_LIBRARY_FILES)
+@pytest.mark.parametrize("file", [*STANDARD_LIBRARY_FILES, "eichi_utils/setup/installed.py"])
 def test_parses_on_python_3_7(file):
     """An old Python must get far enough to print the sentence about its age."""
     ast.parse((ROOT / file).read_text(encoding="utf-8"), feature_version=(3, 7))
@@ -85,13 +86,60 @@ def test_closed_streams_end_nothing():
     assert subprocess.run([*command, "paint"], capture_output=True).returncode == 2
 
 
+# Sends a signal to its own process as soon as somebody imports a certain module.
+SENDER = """
+import os, sys
+
+class Sender:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["AT"]:
+            os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+
+sys.meta_path.insert(0, Sender())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("command", "at"),
+    [
+        (["launch.py", "doctor"], "eichi_utils.setup.environment"),
+        (["eichi_utils/cli/__main__.py", "doctor"], "eichi_utils.cli.main"),
+        (["-m", "eichi_utils.cli.main", "doctor"], "numpy"),
+        (["-c", "from eichi_utils.cli.__main__ import main; main()", "doctor"], "av"),
+        (["webui/endframe_ichi.py"], "gradio"),
+        (["webui/endframe_ichi_f1.py"], "gradio"),
+        (["webui/oneframe_ichi.py"], "gradio"),
+    ],
+)
+def test_whoever_is_stopped_while_it_loads_ends_in_a_line(command, at, number, tmp_path):
+    """Ctrl-C in the first second ended in a traceback, and SIGTERM or a closed terminal without a word."""
+    (tmp_path / "sitecustomize.py").write_text(SENDER)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    variables = {**os.environ, "PYTHONPATH": path, "AT": at, "SIGNAL": str(int(number))}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nStopped.\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_installation_that_is_told_to_end_says_so(machine, monkeypatch, capsys, name):
+    """A closed terminal ended the launcher and left pip alone with the environment."""
+    before = signal.getsignal(getattr(signal, name))
+    monkeypatch.setattr(tool_run, "run_logged", lambda *about: os.kill(os.getpid(), getattr(signal, name)))
+    assert launch.main(["setup"]) == 130
+    assert capsys.readouterr().err.endswith("\nStopped.\n")
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
 def test_every_command_of_the_command_line_is_known():
     """`launch.py lora`, `cache`, `sections` and `tensors` were unknown commands."""
     parser = main.make_parser(Translator("en"))
     (commands,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     assert set(launch.CLI_COMMANDS) == set(commands)
     for name in commands:
-        assert launch.parse((name, "--help")).child == ("-m", "eichi_utils.cli.main", name, "--help")
+        assert launch.parse((name, "--help")).child == ("eichi_utils/cli/__main__.py", name, "--help")
         assert f"\n  {name} " in launch.HELP
 
 
@@ -119,9 +167,9 @@ def test_too_new_python_cannot_make_an_environment(machine, monkeypatch, capsys)
         ("endframe --lang ja --port 7861", "webui/endframe_ichi.py --lang ja --port 7861"),
         ("f1 --plain", "webui/endframe_ichi_f1.py --plain"),
         ("oneframe", "webui/oneframe_ichi.py"),
-        ("demo --json", "-m eichi_utils.cli.main demo --json"),
-        ("doctor", "-m eichi_utils.cli.main doctor"),
-        ("render a.png --help", "-m eichi_utils.cli.main render a.png --help"),
+        ("demo --json", "eichi_utils/cli/__main__.py demo --json"),
+        ("doctor", "eichi_utils/cli/__main__.py doctor"),
+        ("render a.png --help", "eichi_utils/cli/__main__.py render a.png --help"),
         ("test -k plan", "-m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -k plan"),
         ("test", "-m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"),
         ("setup", ""),
@@ -199,14 +247,20 @@ def test_child_environment_keeps_what_is_set():
     assert variables["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
 
-def test_child_gets_arguments_folder_and_environment(tmp_path):
-    """A finished installation starts its part from any folder: arguments in, stdout and exit code out."""
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [("endframe", "webui/endframe_ichi.py"), ("render", "eichi_utils/cli/__main__.py"), ("test", "pytest.py")],
+)
+def test_child_gets_arguments_folder_and_environment(tmp_path, command, place):
+    """A finished installation starts its part from any folder: arguments in, stdout and exit code out. Paths in the arguments
+    are relative to the user's folder, and were taken for those of the program's; the tests are found in their own."""
     root = tmp_path / "a folder"
     (root / "webui").mkdir(parents=True)
     (root / "eichi_utils" / "setup").mkdir(parents=True)
+    (root / "eichi_utils" / "cli").mkdir()
     for name in (*STANDARD_LIBRARY_FILES, "requirements.txt", "pyproject.toml"):
         (root / name).write_bytes((ROOT / name).read_bytes())
-    (root / "webui" / "endframe_ichi.py").write_text(
+    (root / place).write_text(
         "import json, os, sys\n"
         "print(json.dumps([sys.argv[1:], os.getcwd(), os.environ['PYTHONUTF8'], sys.prefix]))\n"
         "sys.exit(7)\n"
@@ -219,7 +273,7 @@ def test_child_gets_arguments_folder_and_environment(tmp_path):
 
     variables = {key: value for key, value in os.environ.items() if key != "PYTHONUTF8"}
     result = subprocess.run(
-        [sys.executable, str(root / "launch.py"), "endframe", "--lang", "ru", "two words"],
+        [sys.executable, str(root / "launch.py"), command, "--lang", "ru", "two words"],
         cwd=tmp_path,
         env=variables,
         capture_output=True,
@@ -228,8 +282,8 @@ def test_child_gets_arguments_folder_and_environment(tmp_path):
     )
     assert result.returncode == 7, result.stderr
     arguments, folder, utf8, prefix = json.loads(result.stdout.splitlines()[-1])
-    assert arguments == ["--lang", "ru", "two words"]
-    assert Path(folder) == root.resolve() and Path(prefix).name == ".venv"
+    assert arguments[-3:] == ["--lang", "ru", "two words"]
+    assert Path(folder) == (root if command == "test" else tmp_path).resolve() and Path(prefix).name == ".venv"
     assert utf8 == "1"
 
 

@@ -26,7 +26,7 @@ from eichi_utils.jobs.timings import Timings
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.render.engine import Engine
-from eichi_utils.setup.console import ending_as_interrupted, ready
+from eichi_utils.setup.console import ending_as_interrupted, leave, ready
 from eichi_utils.user_data.log_file import FOLDER, SOURCES, Log
 from eichi_utils.user_data.settings import AppSettings
 from locales import Translator
@@ -54,6 +54,8 @@ PAGES = MappingProxyType(
 UPLOADED = "GRADIO_TEMP_DIR"
 # Seconds the worker may take to reach its next step on the way out.
 CLOSING_SECONDS = 10
+# Seconds that a page's handlers, as the reading of a file, may take behind that; what they make by then has no page any more.
+LEAVING_SECONDS = 2
 
 logger = logging.getLogger(__name__)
 
@@ -166,15 +168,16 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     with suppress(KeyboardInterrupt), ending_as_interrupted():
         _serve(mode, options)
+    leave(LEAVING_SECONDS)
 
 
 def _serve(mode: str, options: argparse.Namespace) -> None:
     folders = user_folders()
     folders.take_over()
-    outputs = (options.out or folders.outputs).resolve()
+    outputs = options.out or folders.outputs
     models = Models(options.models)
     settings = {"compiler": options.compile, "cache_gb": options.cache_gb}
-    where = {"more_outputs": tuple(folder.resolve() for folder in options.allow_folder), "timings": Timings()}
+    where = {"more_outputs": tuple(options.allow_folder), "timings": Timings()}
     settings |= {"allowed": where["more_outputs"], "timings": where["timings"]}
     engine = Engine(models, outputs, options.device, options.attention, **settings)
     saved, log = AppSettings(), Log(SOURCES[mode], options.t, OutputFolders(folders.logs, where["more_outputs"], FOLDER))

@@ -8,6 +8,9 @@ from pathlib import Path
 if __name__ == "__main__":
     # Run as a file, Python looks for packages beside this file; ours lie beside the folder.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from eichi_utils.setup.console import leave_when_told
+
+    leave_when_told()
     from webui.quick_start import load_gradio
 
     load_gradio()

@@ -9,7 +9,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from eichi_utils.cli.output import amount, whole
 from eichi_utils.files.disk_cache import DEFAULT_GB
+from eichi_utils.files.paths import resolved
+from eichi_utils.problems import UserError
 from locales import LANGUAGES, Translator, preferred_language
 from webui.http.login import AuthError, account, accounts_of
 from webui.http.server import is_loopback
@@ -33,7 +36,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=words("page.flag.description"))
     parser.add_argument("--lang", choices=LANGUAGES, default=language, help=words("page.flag.lang"))
     parser.add_argument("--server", metavar="ADDRESS", default="127.0.0.1", help=words("page.flag.server"))
-    parser.add_argument("--port", type=int, default=FIRST_PORT, help=words("page.flag.port", port=FIRST_PORT))
+    parser.add_argument("--port", type=whole, default=FIRST_PORT, help=words("page.flag.port", port=FIRST_PORT))
     parser.add_argument("--inbrowser", action="store_true", help=words("page.flag.inbrowser"))
     parser.add_argument("--models", type=Path, metavar="DIR", help=words("page.flag.models"))
     parser.add_argument("--out", type=Path, metavar="DIR", help=words("page.flag.out"))
@@ -43,12 +46,13 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--attention", metavar="NAME", default="auto", help=words("page.flag.attention"))
     parser.add_argument("--compile", choices=("auto", "off"), default="auto", help=words("page.flag.compile"))
     parser.add_argument("--device", metavar="NAME", default="auto", help=words("page.flag.device"))
-    parser.add_argument("--reserve-gb", type=float, metavar="N", help=words("page.flag.reserve_gb"))
-    parser.add_argument("--cache-gb", type=float, metavar="N", default=DEFAULT_GB, help=words("page.flag.cache_gb"))
+    parser.add_argument("--reserve-gb", type=amount, metavar="N", help=words("page.flag.reserve_gb"))
+    parser.add_argument("--cache-gb", type=amount, metavar="N", default=DEFAULT_GB, help=words("page.flag.cache_gb"))
     parser.add_argument("--plain", action="store_true", help=words("page.flag.plain"))
     add_doors(parser, words)
     options = parser.parse_args(argv)
     options.t = Translator(options.lang)
+    read_folders(parser, options)
     read_accounts(parser, options)
     check_doors(parser, options)
     return options
@@ -62,8 +66,18 @@ def add_doors(parser: argparse.ArgumentParser, words: Translator) -> None:
     parser.add_argument("--root-path", default="", metavar="PATH", help=words("page.flag.root_path"))
     parser.add_argument("--trust-proxy", action="append", default=[], metavar="ADDRESS", help=words("page.flag.trust_proxy"))
     parser.add_argument(
-        "--max-upload-mb", type=int, metavar="N", default=UPLOAD_MB, help=words("page.flag.max_upload_mb", most=UPLOAD_MB)
+        "--max-upload-mb", type=whole, metavar="N", default=UPLOAD_MB, help=words("page.flag.max_upload_mb", most=UPLOAD_MB)
     )
+
+
+def read_folders(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Folders for results become absolute and without links."""
+    try:
+        if options.out is not None:
+            options.out = resolved("--out", options.out)
+        options.allow_folder = [resolved("--allow-folder", folder) for folder in options.allow_folder]
+    except UserError as error:
+        parser.error("; ".join(f"{one.field}: {options.t(f'problem.{one.key}', **one.values)}" for one in error.problems))
 
 
 def read_accounts(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffusers_helper.checkpoints.files import CheckpointError
 from eichi_utils.cli.output import result, say
+from eichi_utils.files.paths import resolved
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.lora_fit import reports
@@ -89,13 +90,13 @@ def _bake(options: argparse.Namespace, loras: list[Lora], t: Translator) -> int:
         problems.append(Problem("out", "value_needed"))
     if problems:
         raise UserError(problems)
-    written = []
+    written, out = [], resolved("out", options.out)
     try:
         source = Models(options.models).files(options.model).folder(options.checkpoint)
-        for file in bake(loras, source, options.out.resolve()):
+        for file in bake(loras, source, out):
             written.append(str(file))
             say(t("cli.lora.written", file=str(file)))
     except CheckpointError as error:
         raise UserError([checkpoint_problem(error)]) from None
-    result(json.dumps({"files": written}) if options.json else str(options.out.resolve()))
+    result(json.dumps({"files": written}) if options.json else str(out))
     return 0

@@ -7,6 +7,11 @@ Exit codes: 0 done, 1 failed, 2 bad input (nothing was started), 130 stopped (fi
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from eichi_utils.setup.console import leave_when_told
+
+    leave_when_told()
+
 import argparse
 import json
 import logging
@@ -26,6 +31,7 @@ from eichi_utils.cli.output import (
     DONE,
     FAILED,
     STOPPED,
+    amount,
     flag_of,
     problem_lines,
     problems_document,
@@ -40,7 +46,7 @@ from eichi_utils.cli.tensors import add_tensors_commands
 from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.files.disk_cache import DEFAULT_GB
 from eichi_utils.files.folders import OutputFolders
-from eichi_utils.files.paths import DEFAULT_OUTPUTS, place
+from eichi_utils.files.paths import DEFAULT_OUTPUTS, place, resolved
 from eichi_utils.jobs.events import StopLevel
 from eichi_utils.jobs.job_log import Story
 from eichi_utils.jobs.queue import Jobs
@@ -63,16 +69,18 @@ OUT_OF_MEMORY = ("out_of_memory", "out_of_card_memory")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code."""
-    with ready():
+    with ready(), ending_as_interrupted():
         arguments = list(sys.argv[1:] if arguments is None else arguments)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         t = Translator(_language(arguments))
-        options = make_parser(t).parse_args(arguments)
         try:
-            return options.run(options, t)
-        except UserError as error:
-            return report_problems(error.problems, t, options)
+            options = make_parser(t).parse_args(arguments)
+            try:
+                return options.run(options, t)
+            except UserError as error:
+                return report_problems(error.problems, t, options)
         except KeyboardInterrupt:
+            say(t("cli.interrupted"))
             return STOPPED
 
 
@@ -95,8 +103,8 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
         command.add_argument("--request", metavar="FILE", help=t("cli.help.request"))
         command.add_argument("--look-in", metavar="DIR", type=Path, action="append", help=t("cli.help.look_in"))
         command.add_argument("--out", metavar="DIR", type=Path, default=place(DEFAULT_OUTPUTS), help=t("cli.help.out"))
-        command.add_argument("--reserve-gb", type=float, default=RESERVE_GB, metavar="N", help=t("cli.help.reserve_gb"))
-        command.add_argument("--cache-gb", type=float, default=DEFAULT_GB, metavar="N", help=t("cli.help.cache_gb"))
+        command.add_argument("--reserve-gb", type=amount, default=RESERVE_GB, metavar="N", help=t("cli.help.reserve_gb"))
+        command.add_argument("--cache-gb", type=amount, default=DEFAULT_GB, metavar="N", help=t("cli.help.cache_gb"))
         command.add_argument("--log-folder", metavar="DIR", type=Path, help=t("cli.help.log_folder"))
         command.add_argument("--dry-run", action="store_true", help=t("cli.help.dry_run"))
     doctor = commands.add_parser("doctor", help=t("cli.doctor"), description=t("cli.doctor"), allow_abbrev=False)
@@ -214,7 +222,7 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
     settings["timings"] = Timings()
     # A file that came from elsewhere chooses no place outside of the output folder; who types the flag does.
     settings["allowed"] = () if options.request is not None and options.output_folder is None else None
-    engine = Engine(Models(options.models), options.out.resolve(), options.device, options.attention, **settings)
+    engine = Engine(Models(options.models), resolved("out", options.out), options.device, options.attention, **settings)
     try:
         request = read_request(options, defaults or {}, lambda key, **values: say(t(key, **values)))
         problems = engine.problems_without_torch(request) if options.dry_run else engine.problems(request)
@@ -233,7 +241,7 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
         text = json.dumps(plan_document(request, needs)) if options.json else "\n".join(plan_lines(request, needs, t))
         result(text)
         return DONE
-    with ending_as_interrupted(), closing(log):
+    with closing(log):
         log.apply(bool(folder), folder)
         codes = [report(view, t, options) for view in follow_jobs(Jobs(engine, [Story(log, t)]), request, t)]
         # One film that failed makes the whole a failure.

@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from eichi_utils.problems import Problem, Translate
+from eichi_utils.problems import Problem, Translate, shown
 from eichi_utils.requests import modes
+from eichi_utils.requests.kinds import finite_number
 from eichi_utils.setup.console import write
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
@@ -22,7 +23,7 @@ CONTROL_FLAGS = {"index": "--reference-index", "mask": "--reference-mask"}
 # Other values that problems name and that only flags can say.
 OTHER_FLAGS = (
     "models", "out", "device", "attention", "reserve_gb", "cache_gb", "crf", "join_latents", "trim_start", "trim_end",
-    "log_folder",
+    "log_folder", "uploads",
 )  # fmt: skip
 
 
@@ -34,6 +35,21 @@ def result(text: str) -> None:
 def say(text: str) -> None:
     """Write a line for the person in front of it."""
     write(sys.stderr, text + "\n")
+
+
+def amount(text: str) -> float:
+    """Read the value of a flag that is a number; argparse says what is wrong with it, in its own words."""
+    if (number := finite_number(text)) is None:
+        raise argparse.ArgumentTypeError(f"invalid number: {shown(text)!r}")
+    return number
+
+
+def whole(text: str) -> int:
+    """Read the value of a flag that is a whole number, likewise."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid whole number: {shown(text)!r}") from None
 
 
 def flag_of(name: str) -> str:

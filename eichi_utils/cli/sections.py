@@ -11,7 +11,7 @@ from typing import Any
 from eichi_utils.cli.output import result, say
 from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.exchange.section_zip import export_sections, import_sections
-from eichi_utils.files.paths import DEFAULT_UPLOADS, place
+from eichi_utils.files.paths import DEFAULT_UPLOADS, place, resolved
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request, to_json
 from locales import Translator
@@ -37,7 +37,7 @@ def add_sections_commands(commands: Any, t: Translator) -> tuple[argparse.Argume
 
 
 def run_export(options: argparse.Namespace, t: Translator) -> int:
-    path = options.zip.resolve()
+    path = resolved("zip", options.zip)
     # Its words are those of the existing program's page in the language that this one speaks.
     export_sections(_request(options.request, options.look_in or ()), path, t.language)
     result(json.dumps({"files": [str(path)]}) if options.json else str(path))
@@ -48,7 +48,8 @@ def run_import(options: argparse.Namespace, t: Translator) -> int:
     """Prints the request, as `eichi render --request` reads it; what was not understood goes to stderr."""
     onto = options.merge or options.replace
     how = "merge" if options.merge else "replace"
-    request, notes = import_sections(options.zip, _request(onto) if onto else None, how, options.uploads.resolve())
+    uploads = resolved("uploads", options.uploads)
+    request, notes = import_sections(options.zip, _request(onto) if onto else None, how, uploads)
     said = [{"field": note.field, "key": note.key, "text": t(f"problem.{note.key}", **note.values)} for note in notes]
     if options.json:
         result(json.dumps({"request": to_json(request), "notes": said}))

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.cli.output import FAILED, report_problems, result, say
+from eichi_utils.cli.output import FAILED, report_problems, result, say, whole
 from eichi_utils.exchange.metadata import film_tags, text_of
 from eichi_utils.exchange.named_files import parts_without_paths, without_paths
 from eichi_utils.files.latent_header import PARTS, LatentInfo, latents_problem, read_info
-from eichi_utils.files.paths import folder_problem
+from eichi_utils.files.paths import folder_problem, is_same, resolved
 from eichi_utils.jobs.queue import problems_of
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
@@ -42,12 +42,12 @@ def add_tensors_commands(commands: Any, t: Translator) -> tuple[argparse.Argumen
 
     info = command("info", t("cli.tensors.info"), run_info, "+")
     trim = command("trim", t("cli.tensors.trim"), run_trim, 1)
-    trim.add_argument("--trim-start", type=int, default=0, metavar="N", help=t("cli.tensors.start"))
-    trim.add_argument("--trim-end", type=int, default=0, metavar="N", help=t("cli.tensors.end"))
+    trim.add_argument("--trim-start", type=whole, default=0, metavar="N", help=t("cli.tensors.start"))
+    trim.add_argument("--trim-end", type=whole, default=0, metavar="N", help=t("cli.tensors.end"))
     join = command("join", t("cli.tensors.join"), run_join, "+")
-    join.add_argument("--join-latents", type=int, default=0, metavar="N", help=t("cli.tensors.between"))
+    join.add_argument("--join-latents", type=whole, default=0, metavar="N", help=t("cli.tensors.between"))
     decode = command("decode", t("cli.tensors.decode"), run_decode, 1)
-    decode.add_argument("--crf", type=int, default=FilmRequest.crf, metavar="N", help=t("cli.help.crf"))
+    decode.add_argument("--crf", type=whole, default=FilmRequest.crf, metavar="N", help=t("cli.help.crf"))
     decode.add_argument("--model", choices=MODELS, help=t("cli.tensors.model"))
     decode.add_argument("--models", metavar="DIR", type=Path, help=t("cli.help.models"))
     decode.add_argument("--device", default="auto", help=t("cli.help.device"))
@@ -154,11 +154,13 @@ def _negative(name: str, value: int) -> Problem | None:
 def _result(options: argparse.Namespace, ending: str, suffix: str, wrong: Iterable[Problem | None]) -> Path:
     """Where the result goes. Raises UserError with everything that is wrong, before anything is read whole or written."""
     files = [Path(file) for file in options.files]
-    out = options.out.resolve() if options.out else free_name(files[0].resolve().with_suffix(""), ending, suffix)
     problems = [problem for problem in (*wrong, *(latents_problem("files", file) for file in files)) if problem]
+    if problems and not options.out:
+        raise UserError(problems)
+    out = resolved("out", options.out) if options.out else free_name(files[0].resolve().with_suffix(""), ending, suffix)
     if out.suffix.lower() != suffix:
         problems.append(Problem("out", "out_suffix", {"file": str(out), "suffix": suffix}))
-    elif out in [file.resolve() for file in files]:
+    elif any(is_same(out, file) for file in files):
         problems.append(Problem("out", "out_is_input", {"file": str(out)}))
     if problem := folder_problem(out.parent):
         problems.append(problem)

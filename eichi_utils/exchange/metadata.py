@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from eichi_utils.exchange.film_texts import SUFFIXES, film_texts
 from eichi_utils.exchange.named_files import is_file, with_paths, without_paths
+from eichi_utils.files.film_boxes import FilmLimitError
 from eichi_utils.files.paths import DEFAULT_UPLOADS, KEY, place
 from eichi_utils.files.png_chunks import png_texts
 from eichi_utils.files.safe_reading import parse_json, read_json
@@ -69,6 +70,8 @@ def read_document(path: str | Path) -> Any:
         if not is_file(path):
             raise UserError([Problem("request", "request_missing", values)])
         return _READERS.get(path.suffix.lower(), _read_json)(path)
+    except FilmLimitError as error:
+        raise UserError([error.problem("request", str(path))]) from None
     except (OSError, ValueError, av.FFmpegError) as error:
         raise UserError([Problem("request", "request_damaged", {**values, "reason": str(error)[:200]})]) from None
 

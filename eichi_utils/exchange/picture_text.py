@@ -17,6 +17,7 @@ from eichi_utils.exchange.foreign_texts import said_by, said_by_document
 from eichi_utils.exchange.metadata import document_among, is_ours, read_document
 from eichi_utils.exchange.named_files import FILES, is_file, with_paths
 from eichi_utils.files.exif import COMMENT, TEXTS, read_exif
+from eichi_utils.files.film_boxes import FilmLimitError
 from eichi_utils.files.picture_files import exif
 from eichi_utils.files.png_chunks import MOST_TEXT, is_png, png_texts
 from eichi_utils.files.safe_reading import parse_json
@@ -109,6 +110,8 @@ def _film_text(path: Path) -> PictureText:
         text = picture_text(found.texts, found.rate)
     except NoFilmError:
         raise UserError([Problem("request", "request_not_in_file", values)]) from None
+    except FilmLimitError as error:
+        raise UserError([error.problem("request", str(path))]) from None
     except (OSError, ValueError, av.FFmpegError) as error:
         raise UserError([Problem("request", "request_damaged", {**values, "reason": str(error)[:200]})]) from None
     text = replace(text, too_large=tuple(found.too_large))

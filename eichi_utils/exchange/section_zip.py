@@ -222,7 +222,7 @@ def _kept(files: Mapping[str, Path], uploads: Path) -> dict[str, str]:
     kept: dict[str, str] = {}
     try:
         for entry, file in files.items():
-            kept[entry] = str(keep(file, uploads, _file_name(entry)))
+            kept[entry] = str(keep(file, uploads, entry))
     except OSError as error:
         for path in {Path(path) for path in kept.values()} - before:
             path.unlink()
@@ -308,9 +308,3 @@ def _write(archive: zipfile.ZipFile, file: str, name: str) -> None:
         # Kinds of pictures that the existing program does not find in a ZIP.
         with archive.open(name, "w") as target:
             open_picture(file).save(target, "PNG")
-
-
-def _file_name(entry: str) -> str:
-    """An entry's own name, harmless on every system."""
-    base = PurePosixPath(entry.replace("\\", "/")).name
-    return re.sub(r'[<>:"|?*\x00-\x1f]', "_", base)[-80:].rstrip(". ")

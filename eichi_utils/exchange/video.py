@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Literal
 
 import av
@@ -23,15 +23,20 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diffusers_helper.vae.frames import FPS
-from eichi_utils.files.film_boxes import check_boxes
+from eichi_utils.files.film_boxes import FilmLimitError, check_boxes
 from eichi_utils.files.paths import written_atomically
-from eichi_utils.files.safe_reading import open_regular
+from eichi_utils.files.safe_reading import UnsafeError, open_regular
 from eichi_utils.files.temporary import own_prefix
 
 # Preview cells are small; the page scales them up. 7.5 latents a second is the film's own pace (30 frames, 4 to a latent).
 PREVIEW_MS = round(1000 * 4 / FPS)
-# FFmpeg's readers of MP4 and MOV, Matroska and WebM, and old films; no playlists, no lists of files, nothing that opens others.
-CONTAINERS = ("mov", "matroska", "avi", "gif")
+# For FFmpeg when it opens a film: it shall read nothing else, and decode nothing. By itself it decodes a frame of each track.
+NO_DECODER = MappingProxyType({"protocol_whitelist": "none", "codec_whitelist": "none"})
+# FFmpeg's decoders that a film's frames may need. Those of single pictures take gigabytes for a frame of a few kilobytes.
+DECODERS = ("h264", "hevc", "mpeg4", "vp9", "libdav1d", "av1")
+# Of a frame: 4K, of which FFmpeg keeps 17 at most, 400 MB. From the last frame that needs none before it to the end of a film:
+# two seconds of a processor, and four times the longest distance that x264 has for a megapixel.
+MOST_PIXELS, MOST_DECODED = 4096 * 2304, 2**30
 # FFmpeg's numbers of matrices (ITU-T H.273), and those of swscale, which converts. Everything else is taken for BT.601.
 BT709 = 1
 MATRICES = {
@@ -75,32 +80,47 @@ def animated_webp(frames: numpy.ndarray) -> bytes:
 
 @contextmanager
 def open_container(place: Place | str) -> Iterator[InputContainer]:
-    """Open a film for reading, if it is a regular file of one of CONTAINERS. Raises OSError, UnsafeError or av.FFmpegError.
+    """Open an MP4 or MOV for reading, if it is a regular file. Raises OSError, UnsafeError or av.FFmpegError.
 
     place: a path, or a file that is open, read from its beginning. FFmpeg gets an open file and no name in either case: it
     knows of no folder, device or network from which to read more. Bytes of the film's texts that are no UTF-8 are in them as
     surrogates (PEP 383): one text in another encoding must not take the others away.
     """
-    options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
     with open_regular(place) if isinstance(place, (str, Path)) else nullcontext(place) as file:
         check_boxes(file)
         file.seek(0)
-        with av.open(file, "r", options=options, metadata_errors="surrogateescape") as container:
+        with av.open(file, "r", format="mov", options=NO_DECODER, metadata_errors="surrogateescape") as container:
             yield container
 
 
 def last_frame(path: Path) -> Image.Image:
-    """Return the last frame of a film. Raises OSError or av.FFmpegError if there is none to be read."""
+    """Return the last frame of a film. Raises OSError, UnsafeError or av.FFmpegError if there is none to be read."""
     with open_container(path) as container:
         if not container.streams.video:
             raise OSError(f"{path} has no pictures")
         stream = container.streams.video[0]
+        _limit(stream)
         # To the last frame that needs none before it.
         container.seek(stream.duration or 0, stream=stream)
-        frames = deque(container.decode(stream), maxlen=1)
-        if not frames:
+        last, left = None, MOST_DECODED
+        for last in container.decode(stream):
+            left -= last.width * last.height
+            if left < 0:
+                raise UnsafeError("its last frame needs too many before it")
+        if last is None:
             raise OSError(f"{path} has no frames")
-        return Image.fromarray(from_frame(frames[0]))
+        return Image.fromarray(from_frame(last))
+
+
+def _limit(stream: av.VideoStream) -> None:
+    """Let a film's frames be decoded within limits. Raises UnsafeError, FilmLimitError for frames that are too large."""
+    context = stream.codec_context
+    if context is None or context.name not in DECODERS:
+        raise UnsafeError("its frames are not of a kind that is read here")
+    if context.width * context.height > MOST_PIXELS:
+        raise FilmLimitError("megapixels", MOST_PIXELS // 1_000_000)
+    # The container may say less than the frames have.
+    context.options = {"max_pixels": str(MOST_PIXELS)}
 
 
 def to_frame(array: numpy.ndarray) -> av.VideoFrame:

@@ -8,6 +8,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from eichi_utils.files.names import harmless_name
 from eichi_utils.files.paths import written_atomically
 from eichi_utils.files.safe_reading import open_regular
 
@@ -15,7 +16,8 @@ PIECE = 2**20
 
 
 def keep(picture: Path, folder: Path, name: str = "") -> Path:
-    """The path of the picture's copy in the folder, which is made if needed. name: instead of the picture's own.
+    """The path of the picture's copy in the folder, which is made if needed. name: instead of the picture's own; of what is
+    harmless in it the copy's is made.
 
     Copies are named by their content first, so a picture that came once is found again whatever it is called now, and counts
     as used now. Raises OSError, and UnsafeError for what is no regular file.
@@ -29,7 +31,7 @@ def keep(picture: Path, folder: Path, name: str = "") -> Path:
         return _used(present[0])
     folder.mkdir(parents=True, exist_ok=True)
     # A copy's copy is not named by its content twice.
-    kept = present[0] if present else folder / f"{digest}_{(name or picture.name).removeprefix(f'{digest}_')}"
+    kept = present[0] if present else folder / f"{digest}_{harmless_name(name or picture.name).removeprefix(f'{digest}_')}"
     with written_atomically(kept, durable=True) as temporary, open_regular(picture) as source, temporary.open("wb") as target:
         shutil.copyfileobj(source, target, PIECE)
     return kept

@@ -2,19 +2,22 @@
 
 FFmpeg makes an entry of some forty bytes for each frame that a table promises, and a table of frames of one size promises four
 milliards of them in twenty bytes. Whatever stands in a file, its tables must fit into their boxes, and what they promise into
-the file. The layout is that of ISO/IEC 14496-12 and Apple's QuickTime File Format.
+the file. For a film's texts alone, they are cut out of it. The layout is that of ISO/IEC 14496-12 and Apple's QuickTime File
+Format.
 """
 
 from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Literal
 
 import numpy
 
 from eichi_utils.files.safe_reading import UnsafeError
+from eichi_utils.problems import Problem
 
 # All tracks of 24 hours at 30 frames a second, or of 6 hours with some tracks of sound, twice; FFmpeg takes 150 MB for them.
 MOST_SAMPLES = 4_000_000
@@ -22,28 +25,57 @@ MOST_SAMPLES = 4_000_000
 MOST_BOXES = 100_000
 # Tables of MOST_SAMPLES, each with its size and two times, and a picture for the cover.
 MOST_BYTES = 96 * 2**20
+# A telephone's film has a dozen, one with subtitles in all languages some forty. Each takes FFmpeg up to 20 KB.
+MOST_TRACKS = 64
+# FFmpeg compares each text's name with all before it: seconds for 10,000 of them, and for a few whose names are long.
+MOST_TEXTS, MOST_NAMES = 1000, 2**18
+# Bytes of all texts with what stands beside them, as a cover's picture.
+MOST_TEXT_BYTES = 32 * 2**20
 # FFmpeg's own limit.
 DEEPEST = 10
 # FFmpeg reads sound whose samples last one tick in blocks of so many.
 BLOCK = 1024
 # Boxes in which FFmpeg looks for others.
 CONTAINERS = frozenset(
-    b"moov trak mdia minf stbl edts udta mvex moof traf mfra dinf meta ilst wave schi sinf iprp ipco gmhd tref".split()
+    b"moov trak mdia minf stbl edts udta mvex moof traf mfra dinf meta ilst ---- wave schi sinf iprp ipco gmhd tref".split()
 )
+# Of these, those whose boxes are texts; and the boxes that hold names of texts.
+TEXTS = frozenset((b"udta", b"meta", b"ilst"))
+NAMES = (b"keys", b"mean", b"name")
+# Boxes of a `moov`, and beside it, that FFmpeg needs for the texts of the whole film.
+KEPT = frozenset((b"mvhd", b"udta", b"meta"))
 # Tables that begin with a count of entries of one size: bytes of an entry.
 ENTRIES = {b"stts": 8, b"ctts": 8, b"stsc": 12, b"stco": 4, b"co64": 8, b"stss": 4, b"stps": 4}
-OTHERS = (b"elst", b"stsz", b"stz2", b"trun", b"sidx", b"hdlr", b"stsd", b"cmov")
+OTHERS = (b"elst", b"stsz", b"stz2", b"trun", b"sidx", b"hdlr", b"stsd", b"cmov", b"mdhd", b"tkhd", b"tfhd", *NAMES)
 KNOWN = CONTAINERS | set(ENTRIES) | set(OTHERS)
 # Of these kinds each sample is an entry of its own.
 NO_SOUND = frozenset((b"vide", b"subp", b"clcp"))
 TABLE = re.compile(b"|".join((*ENTRIES, b"elst", b"stsz", b"stz2", b"trun")))
 
 
+class FilmLimitError(UnsafeError):
+    """Say of what a film has more than is read, and how many are."""
+
+    def __init__(self, what: Literal["tracks", "texts", "megapixels"], limit: int):
+        super().__init__(f"it has more than {limit} {what}")
+        self.what, self.limit = what, limit
+
+    def problem(self, field: str, file: str) -> Problem:
+        """Return the same in the user's language."""
+        values = {"file": file, "limit": self.limit}
+        if self.what == "tracks":
+            return Problem(field, "film_too_many_tracks", values)
+        if self.what == "texts":
+            return Problem(field, "film_too_many_texts", values)
+        return Problem(field, "film_too_large", values)
+
+
 @dataclass
 class Track:
     """What a track's tables promise. size: bytes of each sample, 0 where each has its own.
 
-    ticks: how long samples last, the first two numbers. kinds: of media, as handlers name them.
+    ticks: how long samples last, the first two numbers. kinds: of media, as handlers name them. scale: ticks a second.
+    duration: of all samples, in ticks. lasts: ticks of each sample in the pieces. number: by which pieces name it.
     """
 
     samples: int = 0
@@ -52,10 +84,20 @@ class Track:
     edits: int = 0
     ticks: list[int] = field(default_factory=list)
     kinds: set[bytes] = field(default_factory=set)
+    scale: int = 0
+    duration: int = 0
+    lasts: int = 0
+    number: int = 0
 
     def in_blocks(self) -> bool:
         """Say whether this is sound that is read in blocks, as sound that is not compressed."""
         return b"soun" in self.kinds and not self.kinds & NO_SOUND and self.ticks == [1]
+
+    def rate(self) -> float:
+        """Return the samples a second, 0 if nothing says so."""
+        if self.duration:
+            return self.samples * self.scale / self.duration
+        return self.scale / self.lasts if self.lasts else 0.0
 
     def entries(self) -> int:
         """Return how many entries FFmpeg makes, once for each part of an edit list."""
@@ -63,25 +105,65 @@ class Track:
         return count * max(self.edits, 1)
 
 
-def check_boxes(file: IO[bytes]) -> None:
+def check_boxes(file: IO[bytes]) -> float:
     """Refuse a film whose tables promise more than their boxes or the file hold; other kinds of files have no such boxes.
 
-    Takes time in proportion to the tables. Raises OSError or UnsafeError.
+    Takes time in proportion to the tables. Returns the frames a second of its first pictures, 0 if the tables do not say.
+    Raises OSError, UnsafeError, and FilmLimitError for what is good but too much.
     """
-    boxes, at, end = _Boxes(), 0, file.seek(0, 2)
+    boxes = _Boxes()
+    for kind, _, content in _known(file, boxes):
+        boxes.look(kind, content, 0)
+    boxes.check(file.seek(0, 2))
+    return next((rate for track in boxes.tracks if b"vide" in track.kinds and (rate := track.rate())), 0.0)
+
+
+def text_boxes(file: IO[bytes]) -> bytes:
+    """Return a film of the same texts without tracks: FFmpeg finds nothing in it to decode.
+
+    file: one that `check_boxes` has let pass. Raises OSError or UnsafeError.
+    """
+    kept, size = [], 0
+    for kind, whole, content in _known(file, _Boxes(), b"ftyp"):
+        if kind == b"moov":
+            whole = b"".join(inside for name, inside in _inner(content) if name in KEPT)
+            kept.append(struct.pack(">I4s", 8 + len(whole), kind))
+        elif kind != b"ftyp" and kind not in KEPT:
+            continue
+        kept.append(whole)
+        size += len(whole)
+        if size > MOST_TEXT_BYTES:
+            raise UnsafeError(f"its texts have more than {MOST_TEXT_BYTES // 2**20} MB")
+    return b"".join(kept)
+
+
+def _known(file: IO[bytes], boxes: _Boxes, *more: bytes) -> Iterator[tuple[bytes, bytes | memoryview, memoryview]]:
+    """(kind, the whole, its content) of the file's own boxes of a kind that is known, or is one of these. Counts all."""
+    at, end = 0, file.seek(0, 2)
     while at + 8 <= end:
         file.seek(at)
         kind, begin, size = _head(file.read(16), end - at)
         boxes.count_one()
         if size < begin:
             break
-        if kind in KNOWN:
+        if kind in KNOWN or kind in more:
             if size > MOST_BYTES:
                 raise UnsafeError(f"its tables have {size // 2**20} MB")
-            file.seek(at + begin)
-            boxes.look(kind, memoryview(file.read(size - begin)), 0)
+            file.seek(at)
+            whole = memoryview(file.read(size))
+            yield kind, whole, whole[begin:]
         at += size
-    boxes.check(end)
+
+
+def _inner(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """(kind, the whole) of the boxes inside of one."""
+    at = 0
+    while at + 8 <= len(data):
+        kind, begin, size = _head(data[at : at + 16], len(data) - at)
+        if size < begin:
+            return
+        yield kind, data[at : at + size]
+        at += size
 
 
 def _head(head: bytes | memoryview, left: int) -> tuple[bytes, int, int]:
@@ -102,7 +184,7 @@ class _Boxes:
     def __init__(self) -> None:
         # Tables before any track belong to none.
         self.tracks = [Track()]
-        self.pieces = self.boxes = 0
+        self.pieces = self.boxes = self.texts = self.names = 0
 
     def count_one(self) -> None:
         self.boxes += 1
@@ -124,6 +206,16 @@ class _Boxes:
             self._inside(kind, data, depth)
         elif kind == b"cmov" or (kind == b"stsd" and TABLE.search(data)):
             raise UnsafeError("its tables are packed, or lie where none belong")
+        elif kind in NAMES:
+            self.names += len(data)
+            if self.names > MOST_NAMES:
+                raise FilmLimitError("texts", MOST_TEXTS)
+        elif kind == b"tkhd":
+            self.tracks[-1].number = _behind_times(data)
+        elif kind == b"mdhd":
+            self.tracks[-1].scale = _behind_times(data)
+        elif kind == b"tfhd":
+            self._piece(data)
         elif kind == b"hdlr":
             self.tracks[-1].kinds.add(bytes(data[8:12]))
         elif len(data) >= 8 and kind not in (b"stsd", b"sidx"):
@@ -136,18 +228,31 @@ class _Boxes:
             raise UnsafeError(f"its boxes are nested more than {DEEPEST} levels deep")
         if kind == b"trak":
             self.tracks.append(Track())
+            if len(self.tracks) > MOST_TRACKS + 1:
+                raise FilmLimitError("tracks", MOST_TRACKS)
         at = 0
         if kind == b"meta":
-            # With or without a version before the first box, which is always this one.
-            at = max(bytes(data[:64]).find(b"hdlr") - 4, 0)
+            at = _first(bytes(data))
         while at + 8 <= len(data):
             self.count_one()
+            self.texts += kind in TEXTS
+            if self.texts > MOST_TEXTS:
+                raise FilmLimitError("texts", MOST_TEXTS)
             inner, begin, size = _head(data[at : at + 16], len(data) - at)
             if size < begin:
                 return
             if inner in KNOWN:
                 self.look(inner, data[at + begin : at + size], depth + 1)
             at += size
+
+    def _piece(self, data: memoryview) -> None:
+        """How long the samples of a piece last, if its head says so behind what else it may say."""
+        flags = int.from_bytes(data[1:4], "big")
+        at = 8 + 8 * (flags & 1) + 2 * (flags & 2)
+        if flags & 8 and len(data) >= at + 4:
+            number, lasts = (struct.unpack_from(">I", data, place)[0] for place in (4, at))
+            for track in self.tracks:
+                track.lasts = lasts if track.number == number else track.lasts
 
     def _table(self, kind: bytes, data: memoryview, track: Track) -> None:
         (count,) = struct.unpack_from(">I", data, 4)
@@ -156,7 +261,9 @@ class _Boxes:
             if kind in (b"stts", b"ctts"):
                 pairs = numpy.frombuffer(data[8 : 8 + 8 * count], ">u4").reshape(-1, 2)
                 track.samples = max(track.samples, int(pairs[:, 0].sum(dtype=numpy.uint64)))
-                track.ticks = pairs[:2, 1].tolist() if kind == b"stts" else track.ticks
+                if kind == b"stts":
+                    track.ticks = pairs[:2, 1].tolist()
+                    track.duration = int(pairs.astype(numpy.uint64).prod(axis=1).sum())
             elif kind in (b"stco", b"co64"):
                 track.chunks = max(track.chunks, count)
         elif kind == b"elst":
@@ -172,6 +279,20 @@ class _Boxes:
                 _fits(kind, count * (data[7] if kind == b"stz2" else 32) // 8, len(data) - 12)
                 size = 0
             track.samples, track.size = max(track.samples, count), max(track.size, size)
+
+
+def _first(data: bytes) -> int:
+    """Return where the boxes of a `meta` begin: with or without a version, at the first `hdlr` that FFmpeg finds."""
+    at = data.find(b"hdlr")
+    while at % 4 and at >= 0:
+        at = data.find(b"hdlr", at + 1)
+    return max(at - 4, 0)
+
+
+def _behind_times(data: memoryview) -> int:
+    """Return the number behind two times, which have four bytes each, or eight; 0 if there is none."""
+    at = 20 if bytes(data[:1]) == b"\1" else 12
+    return int.from_bytes(data[at : at + 4], "big")
 
 
 def _fits(kind: bytes, size: int, room: int) -> None:

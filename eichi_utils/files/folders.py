@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from eichi_utils.files.paths import folder_problem
+from eichi_utils.files.paths import folder_problem, length_problem, real
 from eichi_utils.files.pictures import is_unicode
 from eichi_utils.problems import Problem
 
-FIELD = "output_folder"
+# The request field, and the flag whose folder counts where that is empty or relative.
+FIELD, ROOT_FIELD = "output_folder", "out"
 
 
 def check_folder(field: str, name: str) -> Problem | None:
@@ -22,7 +22,7 @@ def check_folder(field: str, name: str) -> Problem | None:
         return Problem(field, "text_not_unicode")
     if any(ord(character) < 32 for character in name):
         return Problem(field, "folder_name", {"folder": ascii(name)[:200]})
-    return None
+    return length_problem(field, Path(name.strip()))
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class OutputFolders:
         """What pages may show files of."""
         return (self.root, *(self.allowed or ()))
 
+    def field_of(self, name: str) -> str:
+        """The field that says the folder of this name."""
+        return ROOT_FIELD if self.field == FIELD and not name.strip() else self.field
+
     def of(self, name: str) -> Path:
         """The folder that a checked name or path means."""
         return self.root / Path(name.strip()).expanduser()
@@ -55,11 +59,16 @@ class OutputFolders:
         try:
             folder = self.of(name)
             # Where a link leads counts.
-            inside = self.allowed is None or any(folder.resolve().is_relative_to(one.resolve()) for one in self.all)
+            inside = self.allowed is None or any(real(folder).is_relative_to(real(one)) for one in self.all)
         except (OSError, RuntimeError) as error:
-            return Problem(self.field, "folder_not_writable", {"folder": name[:200], "reason": str(error)[:200]})
+            # A user of "~user" that nobody knows is a RuntimeError.
+            reason = getattr(error, "strerror", None) or str(error)[:200]
+            return Problem(self.field_of(name), "folder_not_writable", {"folder": name[:200], "reason": reason})
         if not inside:
             allowed = ", ".join(str(one) for one in self.all)
             return Problem(self.field, "folder_not_allowed", {"folder": name[:200], "allowed": allowed})
-        problem = folder_problem(folder, trial=trial)
-        return dataclasses.replace(problem, field=self.field) if problem and name.strip() else problem
+        if problem := folder_problem(folder, trial=trial, field=self.field_of(name)):
+            # What is wrong with the folder that it lies in is no fault of the name.
+            relative = self.field == FIELD and folder.is_relative_to(self.root)
+            return (folder_problem(self.root, trial=trial, field=ROOT_FIELD) if relative else None) or problem
+        return None

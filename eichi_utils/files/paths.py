@@ -11,15 +11,16 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
+from eichi_utils.files.names import MOST_NAME, name_length
 from eichi_utils.files.temporary import own_prefix, unfinished
-from eichi_utils.problems import Problem, UserError
+from eichi_utils.problems import Problem, UserError, shown
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,11 @@ KEY = "eichi"
 # What a system reports when nothing more fits, or no more is allowed.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Of a folder's path: more than anybody has, and few enough for Python, which makes missing folders by a call within a call.
+MOST_LEVELS = 64
+# Of a whole path, in bytes, on Windows in units of UTF-16; and what of it is left to the names of the files in a folder.
+MOST_PATH = os.pathconf("/", "PC_PATH_MAX") if hasattr(os, "pathconf") else 32_767
+FILES_ROOM = 128
 # Seconds between tries to replace a file that another program has open.
 REPLACE_AGAIN = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8) if os.name == "nt" else ()
 
@@ -178,10 +184,11 @@ def _replace(temporary: Path, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of one job: all begin with the job's id."""
+    """The files of one job: all begin with the job's id. field: the flag or request field that says the folder."""
 
     folder: Path
     job_id: str
+    field: str = "out"
 
     def path(self, name: str) -> Path:
         """`name` such as ".png" or "_10.mp4". A folder that somebody deleted is made again; raises UserError where that cannot
@@ -192,28 +199,83 @@ class Outputs:
     def make(self) -> Path:
         """The folder, which is there afterwards. Raises UserError."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError([_not_writable(self.folder, error)]) from None
+            # A link to a folder that is not there yet is in its own way.
+            real(self.folder).mkdir(parents=True, exist_ok=True)
+        except (OSError, RecursionError) as error:
+            raise UserError([_not_writable(self.folder, error, self.field)]) from None
         return self.folder
 
     def prepare(self, needed_bytes: int) -> None:
         """Make the folder and try it; raises UserError if it cannot be written or has too little room."""
-        problem = folder_problem(self.folder, needed_bytes)
+        problem = folder_problem(self.folder, needed_bytes, field=self.field)
         if problem:
             raise UserError([problem])
         self.make()
 
 
-def folder_problem(folder: Path, needed_bytes: int = 0, trial: bool = True) -> Problem | None:
-    """None if files can be written to the folder and `needed_bytes` are free.
+def real(path: Path) -> Path:
+    """Return the absolute path without links. Raises OSError where a link cannot be followed, as in a circle of them."""
+    try:
+        found = path.resolve()
+    except RuntimeError:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+    # Python 3.13 leaves a circle as it is.
+    if any(part.is_symlink() for part in (found, *found.parents)):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return found
+
+
+def existing(files: Iterable[str]) -> tuple[str, ...]:
+    """Return those of the files that are there; somebody may have deleted or moved others while a film was made."""
+    return tuple(file for file in files if os.path.lexists(file))
+
+
+def is_same(path: Path, other: Path) -> bool:
+    """Say whether two paths lead to one file or folder; one that leads nowhere is no other's."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
+
+
+def length_problem(field: str, folder: Path) -> Problem | None:
+    """Return what makes a folder's path too deep or too long for any folder; the system is not asked."""
+    levels = len(folder.parts)
+    if levels > MOST_LEVELS:
+        return Problem(field, "folder_too_deep", {"folder": shown(folder), "levels": levels, "most": MOST_LEVELS})
+    for name in folder.parts:
+        if name_length(name) > MOST_NAME:
+            values = {"folder": shown(name), "length": name_length(name), "most": MOST_NAME}
+            return Problem(field, "folder_name_too_long", values)
+    if (length := name_length(str(folder))) > (most := MOST_PATH - FILES_ROOM):
+        return Problem(field, "folder_path_too_long", {"folder": shown(folder), "length": length, "most": most})
+    return None
+
+
+def resolved(field: str, path: Path) -> Path:
+    """Return the file or folder to write to that a flag names, absolute and without links. field: the flag's.
+
+    Raises UserError for a path that leads nowhere or is too long for any folder.
+    """
+    try:
+        found = real(path)
+    except OSError as error:
+        raise UserError([length_problem(field, path) or _not_writable(path, error, field)]) from None
+    if problem := length_problem(field, found):
+        raise UserError([problem])
+    return found
+
+
+def folder_problem(folder: Path, needed_bytes: int = 0, trial: bool = True, field: str = "out") -> Problem | None:
+    """None if files can be written to the folder and `needed_bytes` are free. field: the one that says the folder.
 
     A folder that does not exist yet is judged by the nearest one above it that does; nothing is left behind. trial: whether a
     file is written to find out; without one only the permissions are asked, which a full disk has too.
     """
+    if problem := length_problem(field, folder.absolute()):
+        return problem
     try:
-        # Asking for a name that is too long is an error by itself.
-        place = _nearest(folder)
+        place = _nearest(real(folder))
         # A file in the folder's way is no folder, and neither is one below a file.
         if not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -223,10 +285,10 @@ def folder_problem(folder: Path, needed_bytes: int = 0, trial: bool = True) -> P
             _try_writing(place)
         free = shutil.disk_usage(place).free
     except OSError as error:
-        return _not_writable(folder, error)
+        return _not_writable(folder, error, field)
     if free < needed_bytes:
         sizes = {"needed": needed_bytes // 2**20 + 1, "free": free // 2**20}
-        return Problem("out", "disk_space", {"folder": str(folder), **sizes})
+        return Problem(field, "disk_space", {"folder": str(folder), **sizes})
     return None
 
 
@@ -256,7 +318,8 @@ def _try_writing(folder: Path) -> None:
             trial.unlink(missing_ok=True)
 
 
-def _not_writable(folder: Path, error: OSError) -> Problem:
-    if error.errno in DISK_FULL:
-        return Problem("out", "disk_full")
-    return Problem("out", "folder_not_writable", {"folder": str(folder)[:500], "reason": error.strerror or str(error)})
+def _not_writable(folder: Path, error: OSError | RecursionError, field: str) -> Problem:
+    if getattr(error, "errno", None) in DISK_FULL:
+        return Problem(field, "disk_full")
+    reason = getattr(error, "strerror", None) or str(error)
+    return Problem(field, "folder_not_writable", {"folder": str(folder)[:500], "reason": reason})

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from eichi_utils.files.paths import DISK_FULL, new_job_id
+from eichi_utils.files.paths import DISK_FULL, existing, new_job_id
 from eichi_utils.jobs.events import Event, Failed, StopLevel, Stopped
 from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem, UserError
@@ -321,7 +321,7 @@ class Jobs:
             return
         view, now = job.view, time.monotonic()
         took = now - view.started
-        self._see(job_id, Failed(at=now, problems=problems, files=view.files, frames=view.frames, took=took))
+        self._see(job_id, Failed(at=now, problems=problems, files=existing(view.files), frames=view.frames, took=took))
 
     def _see(self, job_id: str, event: Event) -> None:
         """Of what comes after an ending nothing counts."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.files.paths import MINIATURE
+from eichi_utils.files.paths import MINIATURE, is_same
 from eichi_utils.models.description import Example
 from eichi_utils.models.hub import HUB_SIZES, ModelFiles, size_problems
 from eichi_utils.models.lora_fit import fit_problems
@@ -36,7 +36,7 @@ class Models:
 
     def default(self, checkpoint: str) -> str:
         """The model for a user who names none: the real one where it is or where a folder says so, else the miniature."""
-        if self.folder is not None and self.folder.resolve() == self.miniature.resolve():
+        if self.folder is not None and is_same(self.folder, self.miniature):
             return "miniature"
         if self.folder is not None or "miniature" not in self.names or not self.files("framepack").missing(checkpoint):
             return "framepack"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_helper.vae.preview import CHANNELS, HUNYUAN_PREVIEW, PreviewMatrix
+from eichi_utils.files.paths import real
 from eichi_utils.files.safe_reading import read_json
 from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.requests.request import SIZES, check_fields
@@ -105,9 +106,9 @@ def _examples(entries: list[Any], folder: Path) -> list[Example]:
     examples = []
     for entry in entries:
         texts = {item.name: _typed(entry[item.name], str, "examples") for item in fields(Example)}
-        picture = (folder / texts["picture"]).resolve()
+        picture = real(folder / texts["picture"])
         # What is served to browsers lies with the model, or in the folder of examples beside it.
-        inside = any(picture.is_relative_to(place.resolve()) for place in (folder, folder.parent / "examples"))
+        inside = any(picture.is_relative_to(real(place)) for place in (folder, folder.parent / "examples"))
         if inside and picture.suffix.lower() in PICTURE_SUFFIXES and picture.is_file():
             examples.append(Example(str(picture), texts["prompt"]))
     return examples

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, suppress
@@ -17,6 +16,7 @@ from diffusers_helper.vae.latents import encode_picture
 from eichi_utils.exchange.latent_files import read_latents, trim
 from eichi_utils.exchange.metadata import png_info
 from eichi_utils.exchange.video import write_png
+from eichi_utils.files.paths import existing
 from eichi_utils.jobs.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
 from eichi_utils.models.disk_space import disk_free, made_bytes
 from eichi_utils.models.lora_fit import remarks
@@ -161,11 +161,6 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
 def result_frames(plan: Plan) -> int:
     """Frames of what the job is for: the film with what is appended to it, or one picture."""
     return whole_frames(plan) if plan.output == "film" else 1
-
-
-def existing(files: list[str]) -> tuple[str, ...]:
-    """Without those that somebody deleted or moved while the film was made."""
-    return tuple(file for file in files if os.path.lexists(file))
 
 
 def _started(request: Request, plan: Plan, pictures: Pictures, frames: int) -> Started:

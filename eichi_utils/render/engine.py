@@ -132,7 +132,8 @@ class Engine:
             raise UserError([problem])
         self.pool.use(self.models.files(request.model))
         self.pool.reserve(self.reserve_gb)
-        outputs = Outputs(self.folders.of(request.output_folder), job_id)
+        name = request.output_folder
+        outputs = Outputs(self.folders.of(name), job_id, self.folders.field_of(name))
         stopwatch = Stopwatch(request)
         with closing(run(request, request.plan(), self.pool, outputs, stop)) as events:
             for event in events:

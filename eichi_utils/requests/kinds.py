@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -295,13 +296,20 @@ def wrong_type(name: str, value: Any) -> Problem:
 
 
 def number_from(text: str) -> int | float | str:
-    """Return the number that a text is, or the text."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    """Return the number that a text says; what is none, or is too large for one, stays as it was written, to be named."""
+    try:
+        return int(text)
+    except ValueError:
+        return finite_number(text, text)
+
+
+def finite_number(text: str, otherwise: Any = None) -> Any:
+    """Return the number that a text says; `otherwise` for a text that says none that can be counted with."""
+    try:
+        number = float(text)
+    except ValueError:
+        return otherwise
+    return number if math.isfinite(number) else otherwise
 
 
 def _listed(problem: Problem | None) -> list[Problem]:

@@ -108,9 +108,11 @@ def from_flag(text: str) -> dict[str, Any]:
         return {"file": named(text)}
     file, _, strength = text.rpartition("=")
     try:
-        return {"file": named(file), "strength": float(strength)} if file else {"file": named(text)}
+        number = float(strength)
     except ValueError:
         return {"file": named(text)}
+    # One that is too large for a number is named as it was written.
+    return {"file": named(file), "strength": strength if math.isinf(number) else number} if file else {"file": named(text)}
 
 
 def named_beside(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:

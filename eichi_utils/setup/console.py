@@ -10,9 +10,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
+
+# The exit code of what was stopped, as shells have it for Ctrl-C.
+STOPPED = 130
+# What tells a program to end.
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
 
 @contextmanager
@@ -35,22 +41,59 @@ def ready() -> Iterator[None]:
             write(stream, "")
 
 
+def leave_when_told() -> None:
+    """From now on let Ctrl-C, SIGTERM, a closed terminal (SIGHUP) and Windows' Ctrl-Break end the program at once, in a line
+    and with code 130.
+
+    For the time in which a program loads: nothing has begun, and an exception could come out of any library, or be lost there.
+    `ending_as_interrupted` takes over. It is said in English, since the words of other languages are not loaded.
+    """
+    for number in _heard():
+        signal.signal(number, _leave)
+
+
 @contextmanager
 def ending_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM, a closed terminal (SIGHUP) and Windows' Ctrl-Break end what is inside as Ctrl-C does.
+    """Let SIGTERM, a closed terminal (SIGHUP) and Windows' Ctrl-Break end what is inside as Ctrl-C does, by KeyboardInterrupt.
 
     What is finished by then is kept and named. A signal that is ignored, as by nohup, stays so. In other threads than the
     main one, where Python sets no handlers, this does nothing.
     """
-    names = ("SIGTERM", "SIGHUP", "SIGBREAK") if threading.current_thread() is threading.main_thread() else ()
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _heard()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _heard() -> list[int]:
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def _leave(number: int, frame: object) -> None:
+    # Past what the stream holds, in which this may have come in between.
+    with suppress(OSError):
+        os.write(2, b"\nStopped.\n")
+    os._exit(STOPPED)
+
+
+def leave(seconds: float) -> None:
+    """End the process with exit code 0 if threads still work that Python would wait for, after so many seconds.
+
+    Nothing interrupts a thread; what is to be kept must have been kept before. Where none works, this returns.
+    """
+    deadline = time.monotonic() + seconds
+    others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.current_thread()]
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in others):
+        for stream in (sys.stdout, sys.stderr):
+            write(stream, "")
+        os._exit(0)
 
 
 def write(stream: TextIO | None, text: str) -> None:

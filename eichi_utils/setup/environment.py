@@ -13,7 +13,8 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eichi_utils.setup import tool_run
@@ -120,8 +121,8 @@ def fingerprint(requirements: bytes, project: bytes, python_version: str) -> str
 def assess(found: Stamp | None, python_version: str | None, wanted: Stamp) -> str:
     """The state of the environment: "ready", "outdated" (install into it) or "broken" (make it anew).
 
-    Without a stamp an installation was never finished, so nothing in it can be trusted. The folder is
-    compared because an environment holds absolute paths. A CPU build is replaced when a card appeared;
+    found: None for one that cannot be used or that an installation left unfinished, so that nothing in it can be
+    trusted. The folder is compared because an environment holds absolute paths. A CPU build is replaced when a card appeared;
     a CUDA build stays, since a driver that does not answer just now is no reason to download it again.
     """
     if python_version is None or found is None or found.root != wanted.root:
@@ -224,11 +225,46 @@ def stamp_path(root: Path) -> Path:
     return root / ".venv" / "eichi-stamp.json"
 
 
-def read_stamp(root: Path) -> Stamp | None:
-    """The environment's stamp, or None where there is no whole one."""
+def mark_path(root: Path) -> Path:
+    """Where the stamp that is to be lies while an installation goes on; left there by one that was killed."""
+    return root / ".venv" / "eichi-unfinished.json"
+
+
+def read_stamp(path: Path) -> Stamp | None:
+    """The stamp in a file, or None where there is no whole one."""
     try:
-        return Stamp.from_json(stamp_path(root).read_text(encoding="utf-8"))
+        return Stamp.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        return None
+
+
+def installed_build(version: str, platform: str) -> str:
+    """Which build an installed torch is, by its version; the package index's own one does not say it."""
+    _, _, local = version.partition("+")
+    return local or ("cu130" if platform == "linux" else "cpu")
+
+
+def adopted_stamp(root: Path, report: dict | None) -> Stamp | None:
+    """The stamp for an environment without one, by what it holds (see installed.py); None for one that is of no use.
+
+    Whoever made it, what is complete is not made again, and what lacks something is only added to.
+    """
+    if not report or not (report["complete"] or report["pip"]):
+        return None
+    if not report["torch"] or Path(report["prefix"]).resolve() != (root / ".venv").resolve():
+        return None
+    build = installed_build(report["torch"], sys.platform)
+    stamp = wanted_stamp(root, build, report["test"], report["python"], report["speed_ups"] or build == "cpu")
+    return stamp if report["complete"] else replace(stamp, fingerprint="")
+
+
+def examine(root: Path) -> dict | None:
+    """What an environment holds, or None where its Python does not run."""
+    command = [str(venv_python(root)), str(Path(__file__).with_name("installed.py")), str(root)]
+    try:
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120)
+        return json.loads(result.stdout) if result.returncode == 0 else None
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
 
 
@@ -287,13 +323,18 @@ def current_state(root: Path, test: bool, optional: bool | None = None) -> tuple
 
     optional: with the speed-ups or without; None: as it was decided last, and at first with.
     """
-    found = read_stamp(root)
+    unfinished = mark_path(root).exists()
+    found = None if unfinished else read_stamp(stamp_path(root))
     version = probe_python(venv_python(root)) if found else None
+    if found is None and not unfinished:
+        report = examine(root)
+        found, version = adopted_stamp(root, report), report["python"] if report else None
+    known = found or read_stamp(mark_path(root))
     cuda = detect_cuda() if found is None or found.torch_build == "cpu" else None
     build = torch_build(sys.platform, cuda) if found is None or cuda else found.torch_build
-    test = test or (found is not None and found.test)
+    test = test or (known is not None and known.test)
     if optional is None:
-        optional = found is None or found.speed_ups
+        optional = known is None or known.speed_ups
     wanted = wanted_stamp(root, build, test, version or OWN_VERSION, optional)
     state = assess(found, version, wanted)
     return state, wanted_stamp(root, build, test, OWN_VERSION, optional) if state == "broken" else wanted
@@ -309,8 +350,8 @@ def run_step(command: list[str], root: Path, log_path: Path, title: str) -> None
 def install(root: Path, state: str, wanted: Stamp, log_path: Path) -> None:
     """Brings the environment into the wanted state; its stamp is there only when all of it worked.
 
-    The stamp goes first, so that an installation killed in the middle is made anew. Where pip itself
-    gave up it has undone its work, and the old stamp returns: the next start tries the update again.
+    It is marked as unfinished first, so that an installation killed in the middle is made anew. Where pip itself
+    gave up it has undone its work, and so the mark goes: the next start tries the update again.
     """
     log_path.write_text("", encoding="utf-8")
     requirements = (root / "requirements.txt").read_text(encoding="utf-8")
@@ -318,7 +359,6 @@ def install(root: Path, state: str, wanted: Stamp, log_path: Path) -> None:
     steps = plan_install(sys.platform, wanted.torch_build, requirements, wanted.test, capability, wanted.speed_ups)
     making = state == "broken"
     total = len(steps) + making
-    before = None if making else read_stamp(root)
 
     if making:
         problem = installation_problem(sys.version_info)
@@ -327,10 +367,11 @@ def install(root: Path, state: str, wanted: Stamp, log_path: Path) -> None:
         again = " anew" if (root / ".venv").exists() else ""
         say(f"[1/{total}] Making the environment .venv{again} ...")
         remove_environment(root)
+        stamp_path(root).parent.mkdir()
+    mark_path(root).write_text(wanted.to_json(), encoding="utf-8")
+    if making:
         base = getattr(sys, "_base_executable", None) or sys.executable
         run_step([base, "-m", "venv", str(root / ".venv")], root, log_path, "venv")
-    else:
-        stamp_path(root).unlink()
 
     pip = [str(venv_python(root)), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     for number, step in enumerate(steps, start=1 + making):
@@ -341,17 +382,23 @@ def install(root: Path, state: str, wanted: Stamp, log_path: Path) -> None:
             if step.without:
                 say(f"      not installed; {step.without}.")
                 continue
-            if before:
-                stamp_path(root).write_text(before.to_json(), encoding="utf-8")
+            if not making:
+                mark_path(root).unlink()
             raise
 
     stamp_path(root).write_text(wanted.to_json(), encoding="utf-8")
+    mark_path(root).unlink()
     say("Everything is installed.")
 
 
 def set_up(root: Path, test: bool, optional: bool | None = None) -> None:
     """Makes sure that the environment is complete; does nothing when it is."""
-    if current_state(root, test, optional)[0] == "ready":
+    state, wanted = current_state(root, test, optional)
+    if state == "ready":
+        if not stamp_path(root).exists():
+            # Nothing needs it; with it the next start need not look so closely.
+            with suppress(OSError):
+                stamp_path(root).write_text(wanted.to_json(), encoding="utf-8")
         return
     logs = root / "webui" / "logs"
     logs.mkdir(parents=True, exist_ok=True)

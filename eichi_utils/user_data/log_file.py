@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from eichi_utils.files.folders import OutputFolders
-from eichi_utils.files.paths import WEBUI
+from eichi_utils.files.paths import WEBUI, real
 from eichi_utils.problems import Problem, Translate, UserError
 from eichi_utils.user_data.settings import CHOICES, AppSettings
 
@@ -159,7 +159,7 @@ class Log:
                 return
             if problem := self.problem(folder):
                 raise UserError([problem])
-            place = self.folder(folder).resolve()
+            place = real(self.folder(folder))
             if self._file is None or self._file.path.parent != place:
                 self.close()
                 self._open(place / f"{self.source}_{time.strftime('%Y%m%d_%H%M%S')}.log")

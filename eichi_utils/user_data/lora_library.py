@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from eichi_utils.files.names import MOST_NAME, harmless_name
 from eichi_utils.files.picture_files import MAX_PIXELS
 from eichi_utils.files.pictures import is_unicode, small_picture
 from eichi_utils.files.safe_reading import UnsafeError, parse_json, read_text
@@ -26,6 +27,8 @@ from lora_utils.files import PICKLES, LoraError, read_header
 
 SUFFIX = ".safetensors"
 UPLOADS = "uploads"
+# What a file is called there of whose own name nothing is left.
+UNNAMED = "lora"
 # A picture beside `ink.safetensors`; the second kind is what download tools write.
 PICTURES = (".png", ".preview.png", ".jpg", ".jpeg", ".webp")
 THUMBNAIL = 192
@@ -178,7 +181,7 @@ def keep_upload(path: Path) -> str:
     temporary = folder / f"{own_prefix()}{secrets.token_hex(8)}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = (f"{path.stem}-{number}{path.suffix}" if number > 1 else path.name for number in itertools.count(1))
+        names = (_numbered(path, f"-{number}" if number > 1 else "") for number in itertools.count(1))
         try:
             for name in names:
                 target = folder / name
@@ -196,6 +199,11 @@ def keep_upload(path: Path) -> str:
         values = {"folder": str(folder), "reason": error.strerror or str(error)}
         raise UserError([Problem("loras", "lora_folder_not_writable", values)]) from None
     return f"{UPLOADS}/{name}"
+
+
+def _numbered(path: Path, number: str) -> str:
+    ending = f"{number}{path.suffix}"
+    return (harmless_name(path.stem, MOST_NAME - len(ending.encode())) or UNNAMED) + ending
 
 
 def _named(temporary: Path, target: Path) -> bool:

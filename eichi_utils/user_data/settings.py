@@ -22,7 +22,7 @@ import filelock
 
 from eichi_utils.exchange.legacy import SETTINGS_BLOCKS, migrated
 from eichi_utils.exchange.metadata import KEY
-from eichi_utils.files.paths import SETTINGS, place, written_atomically
+from eichi_utils.files.paths import SETTINGS, place, real, written_atomically
 from eichi_utils.files.safe_reading import MOST_BYTES, UnsafeError, check_value, parse_json_parts, read_bytes
 from eichi_utils.models.requirements import RESERVE_GB
 from eichi_utils.problems import Problem, UserError
@@ -155,7 +155,7 @@ class JsonFile:
     def _write(self, text: str) -> None:
         try:
             # Where a link leads, not the link, gets the new content.
-            with written_atomically(self.path.resolve(), durable=True) as temporary:
+            with written_atomically(real(self.path), durable=True) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError([self._not_written(error)]) from None

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
 from eichi_utils.exchange import metadata, picture_text, video
+from eichi_utils.exchange.film_texts import film_texts
 from eichi_utils.exchange.section_zip import import_sections
 from eichi_utils.files.latent_header import read_info
 from eichi_utils.files.pictures import fitted_size, open_mask, open_picture, picture_problem
@@ -31,7 +32,7 @@ from eichi_utils.user_data.lora_library import about
 from eichi_utils.user_data.presets import ENTRIES, PromptPresets, favourites, lora_presets
 from eichi_utils.user_data.settings import CHOICES, AppSettings, JsonFile
 from locales import Translator
-from tests.eichi_utils import boxes
+from tests.eichi_utils import boxes, elements
 from tests.eichi_utils.helpers import latent_file, request
 
 TESTS = Path(__file__).parents[1]
@@ -391,6 +392,25 @@ def read_film(path: Path) -> None:
     video.last_frame(path).save(target, "PNG")
 
 
+def film_text_seeds(folder: Path) -> list[Path]:
+    """Of Matroska: texts before and behind the pictures, and a recording without an end."""
+    said = elements.tags(elements.text(b"COMMENT", b"hello"), elements.text(b"TITLE", "花火".encode("cp932")))
+    shown = elements.tracks(elements.track(1, elements.number("23E383", 41_666_666)))
+    made = {
+        "before.mkv": elements.matroska(said, shown, elements.CLUSTER),
+        "behind.mkv": elements.matroska(shown, elements.CLUSTER, elements.CLUSTER, said),
+        "live.webm": elements.matroska(shown, elements.element("1F43B675")[:4] + b"\x01" + b"\xff" * 7, said),
+    }
+    for name, data in made.items():
+        (folder / name).write_bytes(data)
+    return [*(folder / name for name in made), *film_seeds(folder)]
+
+
+def read_film_texts(path: Path) -> None:
+    found = film_texts(path)
+    picture_text.picture_text(found.texts, found.rate)
+
+
 READERS = {
     reader.name: reader
     for reader in (
@@ -407,5 +427,6 @@ READERS = {
         Reader("timings", timing_seeds, read_timings),
         Reader("description", description_seeds, read_model_description),
         Reader("films", film_seeds, read_film, (av.FFmpegError, OSError, ValueError)),
+        Reader("film-texts", film_text_seeds, read_film_texts, (av.FFmpegError, OSError, ValueError)),
     )
 }

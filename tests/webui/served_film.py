@@ -2,17 +2,22 @@
 
     python -m tests.webui.served_film DESCRIPTORS SECONDS_PER_STEP FLAGS...
 
-Besides the server's address it prints how the film ended.
+Besides the server's address it prints how the film ended. At /slow is a handler that works for a minute.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+import time
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import gradio
+from fastapi import FastAPI
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from eichi_utils.jobs.events import Ended
 from eichi_utils.jobs.queue import Jobs
@@ -43,6 +48,20 @@ def main(descriptors: int, step_seconds: float, flags: list[str]) -> None:
             sys.stdout.write(f"{type(event).__name__}\n")
             sys.stdout.flush()
 
+    def slow(request: object) -> PlainTextResponse:
+        sys.stdout.write("Working\n")
+        sys.stdout.flush()
+        time.sleep(60)
+        return PlainTextResponse("done")
+
+    build = app.build
+
+    def with_slow(*args: Any, **settings: Any) -> FastAPI:
+        site = build(*args, **settings)
+        site.router.routes.insert(0, Route("/slow", slow))
+        return site
+
+    app.build = with_slow
     app.PAGES = MappingProxyType({name: (path, empty_page) for name, (path, _) in app.PAGES.items()})
     app.Engine, app.Jobs = engine, Busy
     app.begin = lambda *args: None

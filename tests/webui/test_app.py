@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -48,6 +49,19 @@ def test_a_login_has_name_and_password(auth, capsys):
 
 def test_a_password_may_contain_colons():
     assert read_flags(["--auth", "me:a:b"]).auth == ("me", "a:b")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+@pytest.mark.parametrize("flag", ["--out", "--allow-folder"])
+@pytest.mark.parametrize("folder", ["loop", "loop/x", "/".join("d" * 2000)])
+def test_folders_that_lead_nowhere_are_told_by_their_flag(flag, folder, tmp_path, monkeypatch, capsys):
+    """A circle of links ended the start in a traceback, and a folder of 2,000 levels the first film."""
+    monkeypatch.chdir(tmp_path)
+    os.symlink("loop", "loop")
+    with pytest.raises(SystemExit) as left:
+        read_flags([flag, folder])
+    assert left.value.code == 2
+    assert f"error: {flag}: " in capsys.readouterr().err
 
 
 def test_defaults():

@@ -219,7 +219,7 @@ def test_a_folder_that_only_a_trial_refuses_is_said_at_start(page, jobs, tower, 
     """A full disk lets nobody write whatever the permissions say; Start can be pressed again once there is room."""
     built = page("reverse")
     full = Problem("out", "disk_full")
-    monkeypatch.setattr(folders, "folder_problem", lambda folder, trial=True: full if trial else None)
+    monkeypatch.setattr(folders, "folder_problem", lambda folder, trial=True, field="": full if trial else None)
     values = built.values(image=tower, prompt="a cat yawns")
     assert built.start.look(values)[built.start.problems] == ""
     said = built.start.submit(values)

@@ -16,6 +16,8 @@ import socket
 import sys
 import time
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,8 @@ MOST, LEAST = 400, 8
 WANTED = 4096
 # Seconds to wait for a descriptor.
 PAUSE = 0.05
+# Seconds that what is cancelled at the end has for its own ends, twice.
+CUT_SECONDS = 1.0
 # Seconds between two lines about connections that were refused.
 QUIET = 60.0
 
@@ -296,15 +300,52 @@ class Server(uvicorn.Server):
         if self._inbrowser:
             webbrowser.open(self._url)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Every open tab holds a stream; that it is cut off now is no error worth a traceback.
-        said = logging.getLogger("uvicorn.error")
-        level = said.level
-        said.setLevel(logging.CRITICAL)
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to end; but for the end as uvicorn does.
+
+        That waits for handlers which work in threads, where nothing can interrupt them, for as long as they like: here the film
+        comes to its end meanwhile.
+        """
+        loop = (self.config.get_loop_factory() or asyncio.new_event_loop)()
+        asyncio.set_event_loop(loop)
         try:
-            await super().shutdown(sockets)
+            loop.run_until_complete(self.serve(sockets))
         finally:
-            said.setLevel(level)
+            # What is left behind goes with the process.
+            loop.set_exception_handler(lambda *_: None)
+            try:
+                with _no_tracebacks():
+                    loop.run_until_complete(_cut_off())
+            finally:
+                asyncio.set_event_loop(None)
+                loop.close()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        with _no_tracebacks():
+            await super().shutdown(sockets)
+
+
+@contextmanager
+def _no_tracebacks() -> Iterator[None]:
+    """Every open tab holds a stream; that it is cut off now is no error worth a traceback."""
+    said = logging.getLogger("uvicorn.error")
+    level = said.level
+    said.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        said.setLevel(level)
+
+
+async def _cut_off() -> None:
+    """Cancel what still runs in the loop, and wait a moment for it."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=CUT_SECONDS)
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(asyncio.get_running_loop().shutdown_asyncgens(), CUT_SECONDS)
 
 
 def room() -> int:

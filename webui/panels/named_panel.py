@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import gradio as gr
 from gradio.components import Component
 
+from eichi_utils.files.names import visible_name
 from eichi_utils.problems import Problem, UserError
 from webui.context import QUIET
 from webui.forms import fields, input_guards
@@ -102,7 +103,7 @@ class NamedPanel:
 
     def save(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """What the form holds, under the name; what had that name comes back with an undo."""
-        name = str(values[self.name] or "").strip()
+        name = visible_name(str(values[self.name] or "")).strip()
         try:
             value, before = self.read(values), self.store.all()[0].get(name)
             notes = self.store.save(name, value)

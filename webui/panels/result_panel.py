@@ -10,17 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import gradio as gr
 from gradio.components import Component
+from PIL import Image
 
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.exchange.named_files import FILES
 from eichi_utils.exchange.video import last_frame
+from eichi_utils.files.film_boxes import FilmLimitError
 from eichi_utils.files.paths import written_atomically
 from eichi_utils.jobs.events import StopLevel
 from eichi_utils.jobs.queue import Job
 from eichi_utils.jobs.view import View
-from eichi_utils.problems import UserError
+from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import to_json
 from eichi_utils.user_data.desktop import open_folder, same_machine
 from webui.context import QUIET, Context
@@ -147,8 +150,9 @@ class ResultPanel:
         if not job.view.picture:
             kept = self.context.uploads / f"{made.stem}_last.png"
             kept.parent.mkdir(parents=True, exist_ok=True)
+            frame = frame_of(made)
             with written_atomically(kept) as temporary:
-                last_frame(made).save(temporary, "PNG")
+                frame.save(temporary, "PNG")
         return {component: str(kept)}
 
     def show_folder(self, event: gr.EventData, asker: gr.Request) -> Any:
@@ -237,6 +241,16 @@ class ResultPanel:
         seed = view.seed if view.seed != -1 else job.request.seed
         parts.append(self.t("page.facts.seed", seed=seed))
         return " · ".join(parts)
+
+
+def frame_of(film: Path) -> Image.Image:
+    """Return its last frame. Raises UserError: whatever stands under a result's name by now, it need not be what was made."""
+    try:
+        return last_frame(film)
+    except FilmLimitError as error:
+        raise UserError([error.problem("", film.name)]) from None
+    except (OSError, ValueError, av.FFmpegError) as error:
+        raise UserError([Problem("", "film_without_frame", {"file": film.name, "reason": str(error)[:200]})]) from None
 
 
 def _use(view: View) -> str:

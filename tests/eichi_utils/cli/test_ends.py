@@ -129,6 +129,18 @@ def test_a_polite_end_keeps_what_is_finished(
     assert {str(path) for path in (tmp_path / "out").iterdir()} == set(result["files"])
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_an_end_before_the_run_begins_is_said(name: str, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    """While a request was checked, SIGHUP and SIGTERM ended the program without a word, and Ctrl-C by its code alone."""
+    if not hasattr(signal, name):
+        pytest.skip("this system has no such signal")
+    before = signal.getsignal(getattr(signal, name))
+    monkeypatch.setattr(main, "read_request", lambda *about: os.kill(os.getpid(), getattr(signal, name)))
+    assert main.main(["render", "--lang", "ru"]) == 130
+    assert capsys.readouterr().err == "Остановлено.\n"
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
 def test_a_second_interrupt_leaves_at_once(checkpoint: Path, pictures: list[str], tmp_path: Path, capsys, monkeypatch) -> None:
     """Stopping waits for the step in hand, which can take minutes on a slow card; who presses again wants out."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -71,3 +72,69 @@ def test_a_film_is_made_where_nobody_can_be_told(pictures: list[str], checkpoint
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert any(path.suffix == ".png" and "_input" not in path.stem for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--guidance-scale", "--lora"])
+@pytest.mark.parametrize("digits", ["9" * 5000, "1e999", "-inf"])
+def test_a_number_that_is_none_is_named_as_it_was_written(flag: str, digits: str, capsys: pytest.CaptureFixture) -> None:
+    """A seed of 5,000 digits was answered by "inf is not possible here"."""
+    value = f"a={digits}" if flag == "--lora" else digits
+    assert main.main(["render", "--dry-run", f"{flag}={value}", "--lang", "en"]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(flag) and "possible" in line]
+    assert len(said) == 1 and digits[:70] in said[0] and len(said[0]) < 200
+
+
+@pytest.mark.parametrize(
+    "flags", [["render", "--reserve-gb"], ["render", "--cache-gb"], ["tensors", "trim", "a", "--trim-start"]]
+)
+def test_a_flag_of_too_many_digits_is_answered_in_a_line(flags: list[str], capsys: pytest.CaptureFixture) -> None:
+    """All digits were said again, or "inf"."""
+    with pytest.raises(SystemExit) as end:
+        main.main([*flags, "9" * 5000])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and "9" * 70 in said and len(said) < 300
+
+
+RENDER = ["render", "--image", "{picture}", "--prompt", "x", "--dry-run"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+@pytest.mark.parametrize(
+    ("flags", "place"),
+    [
+        ([*RENDER, "--out", "loop"], "--out"),
+        ([*RENDER, "--out", "loop/x"], "--out"),
+        ([*RENDER, "--out", "{deep}"], "--out"),
+        ([*RENDER, "--out", "o", "--log-folder", "loop"], "--log-folder"),
+        ([*RENDER, "--out", "o", "--log-folder", "{deep}"], "--log-folder"),
+        ([*RENDER, "--out", "o", "--models", "loop"], "--models"),
+        (["render", "--request", "{request}", "--dry-run", "--out", "o"], "output_folder"),
+        (["lora", "bake", "{lora}", "--out", "loop"], "--out"),
+        (["tensors", "trim", "{picture}", "--out", "loop/a.safetensors"], "--out"),
+        (["tensors", "trim", "loop"], "files"),
+        (["tensors", "trim", "loop", "--out", "a.safetensors"], "files"),
+        (["sections", "export", "{request}", "loop/a.zip"], "zip"),
+        (["sections", "export", "{request}", "{deep}/a.zip"], "zip"),
+        (["sections", "import", "a.zip", "--uploads", "loop"], "--uploads"),
+    ],
+)  # fmt: skip
+def test_a_circle_of_links_is_told_by_its_flag(
+    flags: list[str], place: str, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Most flags ended in a traceback, and a folder of 2,000 levels passed the dry run."""
+    monkeypatch.chdir(tmp_path)
+    os.symlink("loop", "loop")
+    document = {"mode": "single", "image": pictures[0], "prompt": "x", "output_folder": "loop/x"}
+    Path("request.json").write_text(json.dumps(document))
+    names = {
+        "picture": pictures[0],
+        "deep": "/".join("d" * 2000),
+        "request": "request.json",
+        "lora": str(ROOT / "tests/golden/lora/kohya_framepack_names.safetensors"),
+    }
+    if "{request}" in flags and "render" in flags:
+        Path("o").mkdir()
+        os.symlink("loop", "o/loop")
+    assert main.main([*(flag.format_map(names) for flag in flags), "--lang", "en"]) == 2
+    places = [line.split(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert place in places

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from eichi_utils.exchange import video
 from eichi_utils.exchange.video import PREVIEW_MS, FilmStream, FilmWriter, animated_webp, encode_h264, join_segments, write_png
+from eichi_utils.files.film_boxes import FilmLimitError
 from eichi_utils.files.paths import Outputs, folder_problem, new_job_id, written_atomically
+from eichi_utils.files.safe_reading import UnsafeError
 from eichi_utils.jobs.queue import problems_of
 from tests.eichi_utils.helpers import decoded, found, names_in
 
@@ -361,4 +364,41 @@ def test_a_film_without_pictures(tmp_path: Path) -> None:
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     with pytest.raises(OSError, match="no pictures"):
+        video.last_frame(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("codec", ["png", "tiff", "jpeg2000"])
+def test_frames_of_single_pictures_are_not_decoded(codec: str, tmp_path: Path) -> None:
+    """A picture of 750 KB as a film's frame took 736 MB, on opening alone; in six tracks, 4.4 GB."""
+    path = tmp_path / "a.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(plain(PLAIN[0])[0], format="rgb24")))
+        container.mux(stream.encode())
+    with pytest.raises(UnsafeError, match="kind"):
+        video.last_frame(path)
+
+
+def test_frames_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the container says that they are small: 8192 x 8192 pixels, 200 KB, took 2.7 GB."""
+    path = tmp_path / "a.mp4"
+    encode_h264(path, plain(PLAIN[0]), 10)
+    monkeypatch.setattr(video, "MOST_PIXELS", 48 * 64 - 1)
+    with pytest.raises(FilmLimitError, match="megapixels"):
+        video.last_frame(path)
+    said = struct.pack(">HH", 64, 48)
+    assert path.read_bytes().count(said) == 1
+    path.write_bytes(path.read_bytes().replace(said, struct.pack(">HH", 16, 16)))
+    with pytest.raises((OSError, av.FFmpegError)):
+        video.last_frame(path)
+
+
+def test_a_last_frame_that_needs_a_whole_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one frame that needs none before it, hours of frames were decoded for the last."""
+    encode_h264(tmp_path / "a.mp4", plain(PLAIN[0], 30), 10)
+    monkeypatch.setattr(video, "MOST_DECODED", 30 * 48 * 64)
+    assert video.last_frame(tmp_path / "a.mp4").size == (64, 48)
+    monkeypatch.setattr(video, "MOST_DECODED", 29 * 48 * 64)
+    with pytest.raises(UnsafeError, match="too many"):
         video.last_frame(tmp_path / "a.mp4")

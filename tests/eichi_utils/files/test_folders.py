@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from eichi_utils.files.folders import OutputFolders
+from eichi_utils.files.paths import MOST_LEVELS, Outputs, resolved
 from eichi_utils.jobs.queue import Jobs, Stop
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
@@ -55,9 +57,65 @@ def test_pages_reach_only_what_they_were_given(tmp_path: Path) -> None:
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     """A file in the way is said beside the field."""
     (tmp_path / "file").write_text("x")
-    # A name that is too long was a crash of the page.
-    for name in ("file", "file/below", "x" * 300):
+    for name in ("file", "file/below"):
         assert found([OutputFolders(tmp_path).problem(name)]) == {("output_folder", "folder_not_writable")}
+
+
+DEEP, LONG = "/".join("d" * 2000), "/".join(["x" * 200] * 22)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [(DEEP, "folder_too_deep"), ("new/" + "x" * 256, "folder_name_too_long"), ("猫" * 86, "folder_name_too_long"),
+     (LONG, "folder_path_too_long")],
+)  # fmt: skip
+def test_what_no_system_takes_is_found_before_anything_is_made(
+    name: str, key: str, tmp_path: Path, pictures: list[str]
+) -> None:
+    """A folder of 2,000 levels passed the dry run and ended the run in a RecursionError; below a folder that was not there yet
+    a name of 256 bytes passed too, since the system looks at the first missing folder only. A name that is too long was a
+    crash of the page."""
+    assert found(request("single", pictures[0], output_folder=name).check()) == {("output_folder", key)}
+    assert found([OutputFolders(tmp_path).problem(name)]) == {("output_folder", key)}
+    assert found([OutputFolders(tmp_path / name).problem("")]) == {("out", key)}
+    assert found([OutputFolders(tmp_path, field="log_folder").problem(str(tmp_path / name))]) == {("log_folder", key)}
+    assert names_in(tmp_path) == set()
+
+
+def test_as_deep_and_long_as_folders_may_be(tmp_path: Path) -> None:
+    """The limits are no lower than what they guard."""
+    deep = "/".join("d" * (MOST_LEVELS - len(tmp_path.parts)))
+    for name in (deep, "x" * 255, "猫" * 85):
+        assert OutputFolders(tmp_path).problem(name) is None
+        Outputs(tmp_path / name, "job").make()
+
+
+def test_a_folder_that_cannot_be_made_is_told_by_its_field(tmp_path: Path) -> None:
+    """What the run found out was always said of `--out`, also where the request's file named the folder."""
+    (tmp_path / "file").write_text("x")
+    for field in ("out", "output_folder"):
+        for outputs in (Outputs(tmp_path / "file" / "below", "job", field), Outputs(tmp_path / DEEP, "job", field)):
+            with pytest.raises(UserError) as error:
+                outputs.make()
+            assert found(error.value.problems) == {(field, "folder_not_writable")}
+    assert found([OutputFolders(tmp_path / "file").problem("cats")]) == {("out", "folder_not_writable")}
+    assert found([OutputFolders(tmp_path / "file").problem(str(tmp_path / "file"))]) == {("out", "folder_not_writable")}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    """A circle of links passed for a folder that may be made; a link to a folder that was not there yet ended the run."""
+    os.symlink("circle", tmp_path / "circle")
+    os.symlink("missing/deep", tmp_path / "new")
+    for name in ("circle", "circle/below"):
+        assert found([OutputFolders(tmp_path).problem(name)]) == {("output_folder", "folder_not_writable")}
+        with pytest.raises(UserError) as error:
+            resolved("out", tmp_path / name)
+        assert found(error.value.problems) == {("out", "folder_not_writable")}
+        assert str(error.value.problems[0].values["reason"]) == os.strerror(errno.ELOOP)
+    assert OutputFolders(tmp_path).problem("new") is None
+    Outputs(tmp_path / "new", "job").make()
+    assert (tmp_path / "missing" / "deep").is_dir() and resolved("out", tmp_path / "new") == tmp_path / "missing" / "deep"
 
 
 def test_the_engine_writes_there_and_nowhere_else(

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,7 @@ class Fake:
     at_step: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     fail: Callable[[Request, str], None] = lambda request, point: None
     done: list[Request] = field(default_factory=list)
+    on_disk: bool = False
 
     def __call__(self, request: Request, job_id: str, stop: Stop) -> Iterator[Event]:
         files = []
@@ -55,6 +57,8 @@ class Fake:
                 yield Step(at=time.monotonic(), section=section, step=step, preview=b"%d.%d" % (section, step))
             yield Stage(at=time.monotonic(), name="save", section=section)
             files[:] = [f"{job_id}_{section}.mp4"]
+            if self.on_disk:
+                Path(files[0]).touch()
             kind = "film" if section else "so_far"
             yield Saved(at=time.monotonic(), path=files[0], kind=kind, section=section, frames=33 + 40 * section)
             if stop.level >= StopLevel.SECTION and section == 0:
@@ -68,8 +72,10 @@ class Fake:
 
 
 @pytest.fixture
-def fake() -> Fake:
-    return Fake()
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Its films lie in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return Fake(on_disk=True)
 
 
 @pytest.fixture
@@ -241,6 +247,20 @@ def test_an_exception_ends_the_job_and_not_the_worker(
     assert found(view.problems) == {expected}
     assert view.files == ((f"{job.id}_0.mp4",) if point == "step 1.2" else ())
     assert ending(jobs, after).state == "finished"
+
+
+def test_a_failed_job_names_only_files_that_are_there(jobs: Jobs, fake: Fake, tmp_path: Path) -> None:
+    """Where the folder of a film was replaced by a file in mid-run, the job failed and named files that were nowhere."""
+
+    def fail(request: Request, point: str) -> None:
+        if point == "step 1.2":
+            for file in tmp_path.glob("*.mp4"):
+                file.unlink()
+            raise RuntimeError("nothing to go on with")
+
+    fake.fail = fail
+    view = ending(jobs, jobs.submit(some("bad")))
+    assert (view.state, view.files, view.frames) == ("failed", (), 33)
 
 
 class Panic(BaseException):
@@ -492,10 +512,10 @@ def test_a_watcher_that_hangs_holds_nobody_up(fake: Fake, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("point", ["check", "step 0.0", "step 1.2"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_worker_that_ends_by_itself_is_replaced(point: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_that_ends_by_itself_is_replaced(point: str, fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
     """An exception inside of what catches all exceptions ended the worker: its job ran for ever, the queue stood, and nobody
     was told."""
-    fake, sound = Fake(), Heard()
+    sound = Heard()
 
     def fail(request: Request, here: str) -> None:
         if request.prompt == "bad" and here == point:

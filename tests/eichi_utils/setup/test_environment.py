@@ -1,12 +1,15 @@
 """Making and updating .venv: the state it is in, what is installed, and recovery from failures."""
 
+import os
 import re
 import sys
+import venv
+from pathlib import Path
 
 import pytest
 
 import launch
-from eichi_utils.setup import environment, tool_run
+from eichi_utils.setup import environment, installed, tool_run
 from tests.fake_machine import REQUIREMENTS
 
 PINNED = "torch==2.13.0"
@@ -161,6 +164,118 @@ def test_interrupted_installation_ends_130_and_is_made_anew(machine, capsys):
     machine.made()
     assert launch.main(["setup"]) == 0
     assert machine.made()[0]
+
+
+def report(machine, **changes):
+    """What a complete environment without a card holds, with changes."""
+    usual = {"python": environment.OWN_VERSION, "prefix": str(machine.root / ".venv"), "torch": "2.13.0+cpu"}
+    return {**usual, "complete": True, "pip": True, "test": False, "speed_ups": False, **changes}
+
+
+def made_by_hand(machine):
+    """An environment with an interpreter and no stamp."""
+    interpreter = environment.venv_python(machine.root)
+    interpreter.parent.mkdir(parents=True)
+    interpreter.write_text("")
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_a_complete_environment_without_a_stamp_is_taken_as_it_is(machine, test):
+    """`launch.py render --help` deleted an environment that had everything, test tools too, and installed it again without
+    them, because it had no stamp."""
+    made_by_hand(machine)
+    machine.report = report(machine, test=test)
+    assert launch.main(["setup"]) == 0
+    assert machine.made() == (False, 0)
+    assert environment.read_stamp(environment.stamp_path(machine.root)).test is test
+    machine.report = None
+    assert launch.main(["setup"]) == 0
+    assert machine.made() == (False, 0)
+    assert launch.main(["setup", "--test"]) == 0
+    assert machine.made() == (False, 0 if test else 3)
+
+
+def test_an_incomplete_environment_without_a_stamp_is_added_to(machine):
+    """Made by hand, or by a version that knew more in its stamp than this one."""
+    made_by_hand(machine)
+    environment.stamp_path(machine.root).write_text('{"unknown": 1}')
+    machine.report = report(machine, complete=False, test=True)
+    machine.failures = {"2 packages": "NewConnectionError"}
+    assert launch.main(["setup"]) == 1
+    machine.failures = {}
+    assert launch.main(["setup"]) == 0
+    assert any(".[test]" in command for command in machine.commands)
+    assert not machine.made()[0]
+
+
+@pytest.mark.parametrize("changes", [{"torch": None}, {"prefix": "/elsewhere"}, {"complete": False, "pip": False}])
+def test_what_is_of_no_use_is_made_anew(machine, changes):
+    """An environment without torch or pip, or one that runs another's Python."""
+    made_by_hand(machine)
+    machine.report = report(machine, **changes)
+    assert launch.main(["setup"]) == 0
+    assert machine.made()[0]
+
+
+@pytest.mark.parametrize("begun", ["anew", "into the old one"])
+def test_an_installation_that_was_killed_is_made_anew_with_what_was_wanted(machine, begun):
+    """Whatever the half-made environment looks like; a plain start after a killed `setup --test` left the test tools out."""
+    if begun == "into the old one":
+        launch.main(["setup"])
+    machine.interrupt_at = "the test tools"
+    assert launch.main(["setup", "--test", "--no-speed-ups"]) == 130
+    machine.interrupt_at, machine.report = None, report(machine)
+    machine.made()
+    assert launch.main(["setup"]) == 0
+    assert any(".[test]" in command for command in machine.commands)
+    assert machine.made()[0]
+    stamp = environment.read_stamp(environment.stamp_path(machine.root))
+    assert stamp.test and not stamp.speed_ups
+    assert launch.main(["setup"]) == 0
+    assert machine.made() == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("version", "platform", "build"),
+    [
+        ("2.13.0+cpu", "linux", "cpu"),
+        ("2.13.0+cu126", "win32", "cu126"),
+        ("2.13.0", "linux", "cu130"),
+        ("2.13.0", "win32", "cpu"),
+        ("2.13.0", "darwin", "cpu"),
+    ],
+)
+def test_an_installed_torch_says_its_build(version, platform, build):
+    """A CPU build must not pass for one that uses a card, nor the other way round."""
+    assert environment.installed_build(version, platform) == build
+
+
+def test_what_is_installed_is_found_out(tmp_path):
+    """By the Python that runs it: versions, conditions, and whether our own packages are those of this folder."""
+    requirements = "# pins\ntorch>=2  # the networks\npillow\nnothing-like-it; python_version < '3'\n-e .\n"
+    (tmp_path / "requirements.txt").write_text(requirements)
+    found = installed.report(tmp_path)
+    assert found["python"] == environment.OWN_VERSION and found["prefix"] == sys.prefix
+    assert found["torch"].startswith("2.") and found["test"]
+    assert not found["complete"]
+    for line in ("torch>=2", "nothing-like-it; python_version < '3'", "-e ."):
+        assert installed.is_satisfied(line, launch.ROOT), line
+    for line in ("torch>=99", "nothing-like-it", "-r other.txt", ""):
+        assert not installed.is_satisfied(line, launch.ROOT), line
+    assert not installed.is_satisfied("-e .", tmp_path)
+    (tmp_path / "requirements.txt").write_text(requirements.replace("-e .\n", ""))
+    assert installed.report(tmp_path)["complete"]
+
+
+def test_an_environment_is_asked_by_its_own_python(tmp_path):
+    """One that does not run, or answers nothing that can be read, holds nothing."""
+    assert environment.examine(tmp_path) is None
+    venv.create(tmp_path / ".venv", symlinks=os.name != "nt")
+    assert environment.examine(tmp_path) is None
+    (tmp_path / "requirements.txt").write_text("torch\n")
+    found = environment.examine(tmp_path)
+    assert Path(found["prefix"]) == tmp_path / ".venv"
+    assert (found["complete"], found["pip"], found["torch"]) == (False, False, None)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_another_folder_is_another_file(log: Log, tmp_path: Path) -> None:
         ("file/x", "folder_not_writable"),
         ("a\nb", "folder_name"),
         ("\ud800", "text_not_unicode"),
-        ("x" * 6000, "folder_not_writable"),
+        ("x" * 6000, "folder_name_too_long"),
     ],
 )
 def test_folders_that_cannot_be(log: Log, tmp_path: Path, folder: str, key: str) -> None:

@@ -130,6 +130,12 @@ def test_an_upload_stays_in_the_folder(folder: Path, tmp_path: Path) -> None:
     assert loras.named(folder / "uploads" / "ink.v1.safetensors") == "uploads/ink.v1.safetensors"
 
 
+def test_an_upload_loses_what_nobody_sees_of_its_name(folder: Path, tmp_path: Path) -> None:
+    """U+202E turns the end of a name around, and was kept."""
+    assert keep_upload(put(tmp_path / "upload" / "ink\u202e\u200b猫.safetensors")) == "uploads/ink猫.safetensors"
+    assert keep_upload(put(tmp_path / "upload" / "\u202e.safetensors", {"other": "one"})) == "uploads/lora.safetensors"
+
+
 @pytest.mark.parametrize("kind", ["cut", "pickle", "other"])
 def test_an_upload_that_is_no_lora_file_is_refused_with_the_reason(folder: Path, tmp_path: Path, kind: str) -> None:
     upload = tmp_path / {"cut": "a.safetensors", "pickle": "a.pt", "other": "a.zip"}[kind]

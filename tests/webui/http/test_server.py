@@ -254,6 +254,22 @@ def test_sigterm_stops_the_film_and_then_the_program(tmp_path: Path) -> None:
 
 
 @unix
+def test_a_handler_that_works_keeps_nobody_from_the_end(tmp_path: Path) -> None:
+    """A page's handler that read a large file kept the program from ending for as long as that took, films and all; and a
+    traceback said that it had been cancelled."""
+    with film(tmp_path, 0.1) as (program, url), ExitStack() as held:
+        place = ("127.0.0.1", int(url.rpartition(":")[2]))
+        for path in ("slow", "pulse/reverse", "slow"):
+            visitor = held.enter_context(socket.create_connection(place, 10))
+            visitor.sendall(f"GET /{path} HTTP/1.1\r\nhost: {place[0]}\r\n\r\n".encode())
+        assert [program.stdout.readline() for _ in range(2)] == ["Working\n"] * 2
+        program.terminate()
+        out, _ = program.communicate(timeout=20)
+        assert out == "Stopped\n" and program.returncode == 0
+    assert (tmp_path / "errors").read_text() == ""
+
+
+@unix
 def test_a_film_survives_300_idle_connections(tmp_path: Path) -> None:
     """At the limit of descriptors the film failed that was being made, and the log grew by 103 MB in 40 s."""
     with film(tmp_path, 0.1) as (program, url), ExitStack() as held:
