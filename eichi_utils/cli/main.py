@@ -13,7 +13,6 @@ if __name__ == "__main__":
     leave_when_told()
 
 import argparse
-import dataclasses
 import json
 import logging
 import os
@@ -33,12 +32,10 @@ from eichi_utils.cli.output import (
     FAILED,
     STOPPED,
     amount,
-    finite_number,
     flag_of,
     problem_lines,
     problems_document,
     report_problems,
-    request_fields,
     result,
     say,
 )
@@ -60,13 +57,13 @@ from eichi_utils.models.requirements import RESERVE_GB
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.render.engine import Engine
 from eichi_utils.requests import modes
-from eichi_utils.requests.loras import from_flag
-from eichi_utils.requests.request import SECTION_KINDS, Request
+from eichi_utils.requests.compound_kinds import Controls
+from eichi_utils.requests.kinds import kinds_of, number_from
+from eichi_utils.requests.request import Request
 from eichi_utils.setup.console import ending_as_interrupted, ready
 from eichi_utils.user_data.log_file import COMMAND_LINE, FOLDER, Log
 from locales import LANGUAGES, Translator, preferred_language
 
-SWITCH_WORDS = {"on": True, "off": False, "true": True, "false": False}
 OUT_OF_MEMORY = ("out_of_memory", "out_of_card_memory")
 
 
@@ -129,27 +126,16 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
 def add_request_flags(parser: argparse.ArgumentParser, t: Translator) -> None:
     """A flag for every request field. Values stay text here: the request's own reading finds what is wrong with them."""
     parser.add_argument("--mode", metavar="|".join(modes.MODES), help=t("cli.help.mode"))
-    for name, field in request_fields().items():
-        flag, kind = flag_of(name), field.metadata["kind"]
-        text = t(f"cli.help.{name}")
-        if kind == "controls":
-            parser.add_argument(flag, dest=name, action=_Reference, part="image", metavar="FILE", help=text)
-            for part, value in (("index", "N"), ("mask", "FILE")):
+    for name, kind in modes.all_kinds().items():
+        flag, text = flag_of(name), t(f"cli.help.{name}")
+        if isinstance(kind, Controls):
+            parser.add_argument(flag, dest=name, action=_Reference, part="image", metavar=kind.metavar, help=text)
+            for part, value in (("index", "N"), ("mask", kind.metavar)):
                 text = t(f"cli.help.reference_{part}")
                 parser.add_argument(CONTROL_FLAGS[part], dest=name, action=_Reference, part=part, metavar=value, help=text)
-        elif kind == "loras":
-            parser.add_argument(flag, dest=name, action="append", metavar="FILE[=STRENGTH]", help=text)
-        elif kind in SECTION_KINDS:
-            parser.add_argument(flag, dest=name, action="append", metavar="K=VALUE", help=text)
         else:
-            parser.add_argument(flag, dest=name, metavar=_metavar(field.metadata), help=text)
-
-
-def _metavar(limits: Mapping[str, Any]) -> str:
-    if limits["kind"] == "choice":
-        return "|".join(f"{choice:g}" if isinstance(choice, float) else str(choice) for choice in limits["choices"])
-    names = {"picture": "FILE", "latents": "FILE", "text": "TEXT", "folder": "DIR", "switch": "on|off"}
-    return names.get(limits["kind"], "N")
+            action = "append" if kind.repeated else "store"
+            parser.add_argument(flag, dest=name, action=action, metavar=kind.metavar, help=text)
 
 
 class _Reference(argparse.Action):
@@ -166,7 +152,7 @@ class _Reference(argparse.Action):
         elif not controls:
             parser.error(f"{option} must follow a --reference")
         else:
-            read = {"index": _number, "mask": os.path.abspath}[self.part]
+            read = {"index": number_from, "mask": os.path.abspath}[self.part]
             controls[-1] = {**controls[-1], self.part: read(value)}
         setattr(options, self.dest, controls)
 
@@ -184,16 +170,11 @@ def read_request(
         return modes.from_json(document)
     document = dict(document)
     problems = []
-    for name, field in request_fields().items():
+    for name, kind in modes.all_kinds().items():
         given = getattr(options, name)
-        if given is None:
-            continue
-        if field.metadata["kind"] in SECTION_KINDS:
-            given, bad = _pairs(name, given, _READ_PAIR[field.metadata["kind"]])
-            problems += bad
-        elif field.metadata["kind"] != "controls":
-            given = _READ_FLAG.get(field.metadata["kind"], str)(given)
-        document[name] = given
+        if given is not None:
+            document[name], wrong = kind.from_flag(name, given)
+            problems += wrong
     try:
         request = modes.from_json(_with_model(document, Models(options.models), say))
     except UserError as error:
@@ -231,40 +212,9 @@ def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
     wanted = options.mode or document.get("mode")
     foreign = options.request is None or (options.mode is not None and document.get("mode") != options.mode)
     if foreign and wanted in modes.MODES:
-        known = {field.name for field in dataclasses.fields(modes.MODES[wanted])}
+        known = kinds_of(modes.MODES[wanted])
         document = {name: value for name, value in document.items() if name in known}
     return {**document, "mode": wanted}
-
-
-def _pairs(name: str, given: Sequence[str], read: Callable[[str], Any]) -> tuple[dict[str, Any], list[Problem]]:
-    pairs, problems = {}, []
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip().isdecimal():
-            problems.append(Problem(name, "pair_expected", {"value": text[:80]}))
-        else:
-            pairs[key.strip()] = read(value)
-    return pairs, problems
-
-
-def _number(text: str) -> int | float | str:
-    """Read a number; what is none, or is too large for one, stays as it was written, so that it can be named."""
-    try:
-        return int(text)
-    except ValueError:
-        return finite_number(text, text)
-
-
-_READ_PAIR = {"section_pictures": os.path.abspath, "section_texts": str, "section_numbers": _number}
-_READ_FLAG = {
-    "picture": lambda text: os.path.abspath(text) if text else "",
-    "latents": lambda text: os.path.abspath(text) if text else "",
-    "integer": _number,
-    "number": _number,
-    "choice": _number,
-    "switch": lambda text: SWITCH_WORDS.get(text.lower(), text),
-    "loras": lambda texts: [from_flag(text) for text in texts],
-}
 
 
 def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import math
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from eichi_utils.problems import Problem, Translate, shown
 from eichi_utils.requests import modes
+from eichi_utils.requests.kinds import finite_number
 from eichi_utils.setup.console import write
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
@@ -39,15 +37,6 @@ def say(text: str) -> None:
     write(sys.stderr, text + "\n")
 
 
-def finite_number(text: str, otherwise: Any = None) -> Any:
-    """Return the number that a text says; `otherwise` for a text that says none that can be counted with."""
-    try:
-        number = float(text)
-    except ValueError:
-        return otherwise
-    return number if math.isfinite(number) else otherwise
-
-
 def amount(text: str) -> float:
     """Read the value of a flag that is a number; argparse says what is wrong with it, in its own words."""
     if (number := finite_number(text)) is None:
@@ -63,11 +52,6 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"invalid whole number: {shown(text)!r}") from None
 
 
-def request_fields() -> dict[str, dataclasses.Field]:
-    """Return every field of every mode, by name."""
-    return {field.name: field for kind in modes.MODES.values() for field in dataclasses.fields(kind)}
-
-
 def flag_of(name: str) -> str:
     """Return the flag that sets a request field or another value of this name."""
     return FLAG_NAMES.get(name, f"--{name.replace('_', '-')}")
@@ -81,7 +65,7 @@ def place_of(field: str, options: argparse.Namespace) -> str:
     name, *rest = field.split("/")
     if name in OTHER_FLAGS and hasattr(options, name):
         return flag_of(name)
-    if name not in request_fields() or not hasattr(options, "mode"):
+    if name not in modes.all_kinds() or not hasattr(options, "mode"):
         return field
     given = getattr(options, name, None)
     if given is None and options.request is not None:

@@ -23,7 +23,8 @@ from eichi_utils.files.png_chunks import MOST_TEXT, is_png, png_texts
 from eichi_utils.files.safe_reading import parse_json
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import modes
-from eichi_utils.requests.request import MAX_PROMPT_CHARACTERS, to_json
+from eichi_utils.requests.kinds import MAX_PROMPT_CHARACTERS
+from eichi_utils.requests.request import to_json
 from eichi_utils.requests.transfer import for_mode, from_the_end, usable
 
 Wanted = Literal["prompt", "seed", "everything"]

@@ -18,11 +18,11 @@ from eichi_utils.files.paths import KEY
 from eichi_utils.files.safe_reading import UnsafeError, parse_yaml
 from eichi_utils.problems import Problem, UserError, shown
 from eichi_utils.requests import modes
+from eichi_utils.requests.compound_kinds import SECTION_NUMBER
 from eichi_utils.requests.film_request import FilmRequest
 from eichi_utils.requests.loras import Lora
 from eichi_utils.requests.plan import section_count
 from eichi_utils.requests.request import to_json
-from eichi_utils.requests.request_values import SECTION_NUMBER
 from eichi_utils.requests.transfer import from_the_end, usable
 
 SLOTS = ("lora1", "lora2", "lora3")

@@ -5,16 +5,16 @@ Files are looked at here, but not loaded; torch is not needed.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from eichi_utils.files.latent_header import read_info
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.requests.compound_kinds import PerSection
+from eichi_utils.requests.kinds import Choice, Integer, Latents, Number, Switch, Text, kinds_of, setting
 from eichi_utils.requests.loras import STRONGEST, check_scales
 from eichi_utils.requests.plan import MOST_BETWEEN, Append, film_latents, section_count
-from eichi_utils.requests.request import Request, check_fields, check_prompts, check_sections, setting
-from eichi_utils.requests.request_values import SECTION_KINDS
+from eichi_utils.requests.request import Request, check_fields, check_prompts, check_sections
 
 # Of one end of a film; the longest has 1001.
 MOST_TRIMMED = 1000
@@ -37,21 +37,21 @@ class FilmRequest(Request):
     ends, film_trim_end: at the film's end. join_latents: latents in between that lead from one to the other.
     """
 
-    seconds: float = setting(1.0, "number", min=0.1, max=120.0)
-    window: float = setting(9.0, "choice", choices=(9.0, 4.5))
-    section_prompts: dict[int, str] = setting({}, "section_texts")
-    section_prompt_mode: str = setting("replace", "choice", choices=("replace", "extend"))
-    section_lora_scales: dict[int, float] = setting({}, "section_numbers", min=0.0, max=STRONGEST)
-    crf: int = setting(16, "integer", min=0, max=51)
-    keep_section_videos: bool = setting(False, "switch")
-    section_stills: bool = setting(False, "switch")
-    save_frames: str = setting("none", "choice", choices=("none", "all", "last"))
-    save_latents: bool = setting(False, "switch")
-    append_latents: str = setting("", "latents", optional=True)
-    append_trim_start: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
-    append_trim_end: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
-    film_trim_end: int = setting(0, "integer", min=0, max=MOST_TRIMMED)
-    join_latents: int = setting(0, "integer", min=0, max=MOST_BETWEEN)
+    seconds: float = setting(1.0, Number(0.1, 120.0))
+    window: float = setting(9.0, Choice((9.0, 4.5), {9.0: "long", 4.5: "short"}))
+    section_prompts: dict[int, str] = setting({}, PerSection(Text()))
+    section_prompt_mode: str = setting("replace", Choice(("replace", "extend")))
+    section_lora_scales: dict[int, float] = setting({}, PerSection(Number(0.0, STRONGEST)))
+    crf: int = setting(16, Integer(0, 51))
+    keep_section_videos: bool = setting(False, Switch())
+    section_stills: bool = setting(False, Switch())
+    save_frames: str = setting("none", Choice(("none", "all", "last")))
+    save_latents: bool = setting(False, Switch())
+    append_latents: str = setting("", Latents(optional=True))
+    append_trim_start: int = setting(0, Integer(0, MOST_TRIMMED), content=True)
+    append_trim_end: int = setting(0, Integer(0, MOST_TRIMMED), content=True)
+    film_trim_end: int = setting(0, Integer(0, MOST_TRIMMED), content=True)
+    join_latents: int = setting(0, Integer(0, MOST_BETWEEN), content=True)
 
     def idle(self) -> tuple[str, ...]:
         own = any(text.strip() for text in self.section_prompts.values())
@@ -82,9 +82,9 @@ class FilmRequest(Request):
             return tuple(problems + check_prompts(self))
         sections = section_count(self.seconds, self.window)
         problems += check_prompts(self, sections)
-        for field in dataclasses.fields(self):
-            if field.metadata["kind"] in SECTION_KINDS:
-                problems += check_sections(field.name, getattr(self, field.name), sections)
+        for name, kind in kinds_of(type(self)).items():
+            if kind.per_section:
+                problems += check_sections(name, getattr(self, name), sections)
         problems += check_scales(self.loras, self.section_lora_scales)
         return tuple(problems)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from eichi_utils.requests.film_request import FilmRequest
+from eichi_utils.requests.kinds import Choice, Number, Switch, setting
 from eichi_utils.requests.loras import scaled
 from eichi_utils.requests.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, once, section_count
-from eichi_utils.requests.request import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,9 @@ class ForwardRequest(FilmRequest):
     mode: ClassVar[str] = "forward"
     checkpoint: ClassVar[Literal["framepack", "framepack_f1"]] = "framepack_f1"
 
-    influence: float = setting(100.0, "number", min=100.0, max=102.0)
-    influence_sections: str = setting("first", "choice", choices=("first", "all"))
-    vae_cache: bool = setting(False, "switch")
+    influence: float = setting(100.0, Number(100.0, 102.0))
+    influence_sections: str = setting("first", Choice(("first", "all")))
+    vae_cache: bool = setting(False, Switch())
 
     def idle(self) -> tuple[str, ...]:
         without = self.influence == 100.0 or section_count(self.seconds, self.window) == 1

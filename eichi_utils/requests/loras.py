@@ -131,7 +131,7 @@ def _beside(entry: Any, folder: Path) -> Any:
     return entry
 
 
-def read_loras(value: Any, limits: Mapping[str, Any]) -> tuple[Lora, ...]:
+def read_loras(value: Any) -> tuple[Lora, ...]:
     """From JSON: a list of {"file": ..., "strength": ...}. Raises TypeError, or UserError naming the entry."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in value):
         raise TypeError(value)
@@ -149,9 +149,10 @@ def _float(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def check_loras(name: str, value: Sequence[Lora], limits: Mapping[str, Any]) -> list[Problem]:
-    if len(value) > limits["max"]:
-        return [Problem(name, "lora_too_many", {"count": len(value), "max": limits["max"]})]
+def check_loras(name: str, value: Sequence[Lora], most: int) -> list[Problem]:
+    """Return what is wrong with the files of a field of that name, of which there may be so many."""
+    if len(value) > most:
+        return [Problem(name, "lora_too_many", {"count": len(value), "max": most})]
     return [problem for number, lora in enumerate(value) for problem in lora.check(f"{name}/{number}")]
 
 

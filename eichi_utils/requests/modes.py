@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 from eichi_utils.requests import request as requests
 from eichi_utils.requests.forward import ForwardRequest
+from eichi_utils.requests.kinds import Kind, kinds_of
 from eichi_utils.requests.request import Request
 from eichi_utils.requests.reverse import ReverseRequest
 from eichi_utils.requests.single import SingleRequest
@@ -15,6 +17,12 @@ from eichi_utils.requests.single import SingleRequest
 MODES: Mapping[str, type[Request]] = MappingProxyType(
     {kind.mode: kind for kind in (ReverseRequest, ForwardRequest, SingleRequest)}
 )
+
+
+@cache
+def all_kinds() -> Mapping[str, Kind]:
+    """Return the kind of every field of every mode, by name: documents need not say their mode, and need not be whole."""
+    return MappingProxyType({name: kind for request in MODES.values() for name, kind in kinds_of(request).items()})
 
 
 def from_json(document: Any) -> Request:

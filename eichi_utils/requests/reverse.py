@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from eichi_utils.requests.compound_kinds import PerSection
 from eichi_utils.requests.film_request import FilmRequest
+from eichi_utils.requests.kinds import Number, Picture, Switch, setting
 from eichi_utils.requests.loras import scaled
 from eichi_utils.requests.plan import CONTEXT, Plan, Ref, Section, latents_per_section, lay, once, section_count
-from eichi_utils.requests.request import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +21,11 @@ class ReverseRequest(FilmRequest):
 
     mode: ClassVar[str] = "reverse"
 
-    end_image: str = setting("", "picture", optional=True)
-    loop: bool = setting(False, "switch")
-    end_strength: float = setting(1.0, "number", min=0.01, max=1.0)
-    keyframes: dict[int, str] = setting({}, "section_pictures")
-    padding: float | None = setting(None, "number", min=0.0, max=3.0, optional=True)
+    end_image: str = setting("", Picture(optional=True))
+    loop: bool = setting(False, Switch())
+    end_strength: float = setting(1.0, Number(0.01, 1.0))
+    keyframes: dict[int, str] = setting({}, PerSection(Picture()))
+    padding: float | None = setting(None, Number(0.0, 3.0, optional=True))
 
     def idle(self) -> tuple[str, ...]:
         idle = super().idle()

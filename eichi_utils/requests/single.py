@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from eichi_utils.files.pictures import picture_problem
 from eichi_utils.problems import Problem
+from eichi_utils.requests.compound_kinds import Controls
+from eichi_utils.requests.kinds import Integer, Picture, Switch, setting
 from eichi_utils.requests.plan import CONTEXT, Plan, Ref, Section, once
-from eichi_utils.requests.request import Request, setting
+from eichi_utils.requests.request import Request
 
 MAX_INDEX = 64
 
@@ -40,14 +42,14 @@ class SingleRequest(Request):
 
     mode: ClassVar[str] = "single"
 
-    image_index: int = setting(0, "integer", min=0, max=MAX_INDEX)
-    image_mask: str = setting("", "picture", optional=True)
-    controls: tuple[Control, ...] = setting((), "controls", item=Control)
-    target_index: int | None = setting(None, "integer", min=0, max=MAX_INDEX, optional=True)
-    rope_value: int = setting(9, "integer", min=1, max=MAX_INDEX)
-    context_1x: bool | None = setting(None, "switch", optional=True)
-    context_2x: bool = setting(True, "switch")
-    context_4x: bool = setting(True, "switch")
+    image_index: int = setting(0, Integer(0, MAX_INDEX))
+    image_mask: str = setting("", Picture(optional=True))
+    controls: tuple[Control, ...] = setting((), Controls(Control))
+    target_index: int | None = setting(None, Integer(0, MAX_INDEX, optional=True))
+    rope_value: int = setting(9, Integer(1, MAX_INDEX))
+    context_1x: bool | None = setting(None, Switch(optional=True))
+    context_2x: bool = setting(True, Switch())
+    context_4x: bool = setting(True, Switch())
 
     @once
     def plan(self) -> Plan:

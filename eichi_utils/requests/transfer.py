@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import modes
+from eichi_utils.requests.kinds import kinds_of
 from eichi_utils.requests.plan import section_count
 from eichi_utils.requests.request import check_fields, to_json
-
-SECTION_FIELDS = ("keyframes", "section_prompts", "section_lora_scales")
-# Kinds of fields that a page can show with what is wrong in them: files may be back tomorrow, a text can be made shorter.
-SHOWN_KINDS = ("picture", "text", "section_pictures", "section_texts", "controls", "loras", "latents")
 
 
 def usable(mode: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -26,8 +22,7 @@ def usable(mode: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[P
     for name, value in fields.items():
         try:
             request = modes.from_json({"mode": mode, name: value})
-            shown = type(request).__dataclass_fields__[name].metadata["kind"] in SHOWN_KINDS
-            found: Iterable[Problem] = () if shown else check_fields(request)
+            found: Iterable[Problem] = () if kinds_of(type(request))[name].shown_wrong else check_fields(request)
         except UserError as error:
             found = error.problems
         own = [problem for problem in found if problem.field.split("/")[0] == name]
@@ -48,8 +43,8 @@ def from_the_end(document: Mapping[str, Any]) -> dict[str, Any]:
     last = section_count(document["seconds"], document["window"]) - 1
     turned = {
         name: {str(last - int(key) if int(key) <= last else key): value for key, value in document[name].items()}
-        for name in SECTION_FIELDS
-        if name in document
+        for name, kind in modes.all_kinds().items()
+        if kind.per_section and name in document
     }
     return {**document, **turned}
 
@@ -59,7 +54,7 @@ def for_mode(source: str, target: str, fields: Mapping[str, Any]) -> tuple[dict[
 
     `fields` of a film name seconds and window. The notes are what had a value of its own and has no place now.
     """
-    known = {field.name for field in dataclasses.fields(modes.MODES[target])}
+    known = kinds_of(modes.MODES[target]).keys()
     defaults = to_json(modes.MODES[source]())
     notes = [Problem(name, "field_not_here") for name in sorted(fields.keys() - known) if fields[name] != defaults.get(name)]
     turned = from_the_end({**fields, "mode": target})

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import locales
-from eichi_utils.cli.output import request_fields
 from eichi_utils.jobs.events import STAGES, StopLevel
 from eichi_utils.requests import modes
 from locales import LANGUAGES, Translator, preferred_language, table
@@ -114,7 +113,7 @@ def notices() -> dict[str, list[tuple[str, set[str] | None]]]:
 @cache
 def expansions() -> dict[str, set[str]]:
     """What the {} of each f-string of the sources can be."""
-    fields = set(request_fields())
+    fields = set(modes.all_kinds())
     return {
         "stage.{}": set(STAGES),
         "doctor.why.{}": {"only_asked_for", "no_units", "other_format", "not_needed", "too_large", "too_large_memory"},
@@ -215,7 +214,7 @@ def test_every_key_is_used() -> None:
 
 def test_words_for_fields_are_words_for_fields() -> None:
     """Labels and hints that pages look up by a field's name must be a field's (or a part of one)."""
-    names = {*request_fields(), "out", "control_index"}
+    names = {*modes.all_kinds(), "out", "control_index"}
     for key in table("en"):
         space, _, name = key.split(":")[0].rpartition(".")
         if space in ("page.field", "page.info", "page.empty"):

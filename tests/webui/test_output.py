@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ from eichi_utils.jobs.queue import Job
 from eichi_utils.jobs.timings import Taken, Timings, kind_of
 from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem
+from eichi_utils.requests.kinds import Choice, kinds_of
 from eichi_utils.requests.modes import MODES
 from eichi_utils.user_data import desktop
 from eichi_utils.user_data.settings import JsonFile
@@ -191,9 +191,9 @@ def test_every_choice_is_shown_as_it_is_called(language):
     """ "Miniature, for trying out; sizes {smallest} to {largest}" stood there, and 9.0 for a section of one second."""
     t = Translator(language)
     for kind in MODES.values():
-        for field in dataclasses.fields(kind):
-            for choice in field.metadata.get("choices") or ():
-                for _, text in words.settings_list(t, {field.name: choice}):
+        for name, field in kinds_of(kind).items():
+            for choice in field.choices if isinstance(field, Choice) else ():
+                for _, text in words.settings_list(t, {name: choice}):
                     assert "{" not in text
     for name, value, word in (("window", 9.0, "window.long"), ("window", 4.5, "window.short"), ("model", "miniature", "")):
         ((label, text),) = words.settings_list(t, {name: value})

@@ -18,10 +18,11 @@ from eichi_utils.files.folders import OutputFolders
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import modes
+from eichi_utils.requests.file_fields import with_files
+from eichi_utils.requests.kinds import kinds_of
 from eichi_utils.requests.request import Request
 from locales import Translator, table
 from webui.forms import fields
-from webui.http.path_check import with_files
 
 
 @dataclass(frozen=True)
@@ -64,24 +65,25 @@ class Form:
         self.fresh: dict[Component, Callable[[], Any]] = {}
         # Called with the event after which a page that was loaded is filled.
         self.after_load: list[Callable[[Any], Any]] = []
-        self._fields = {field.name: field for field in dataclasses.fields(kind)}
+        self._kinds = kinds_of(kind)
+        self._blank = {field.name: field.default for field in dataclasses.fields(kind)}
 
     def has(self, name: str) -> bool:
         """Whether the mode has such a field."""
-        return name in self._fields
+        return name in self._kinds
 
-    def limits(self, name: str) -> Mapping[str, Any]:
-        """The field's metadata: kind, min, max, choices."""
-        return self._fields[name].metadata
+    def field_kind(self, name: str) -> Any:
+        """Return the field's kind, with its limits or choices."""
+        return self._kinds[name]
 
     def default(self, name: str) -> Any:
         """A new page's value."""
-        return self.defaults.get(name, self._fields[name].default)
+        return self.defaults.get(name, self._blank[name])
 
     def choices(self, name: str) -> tuple:
         """What a new page offers of the field's choices: models that are there, and the model's sizes."""
         offered = {"model": self.models.names, "size": self.models.sizes(self.default("model"))}
-        return offered.get(name, self.limits(name)["choices"])
+        return offered.get(name, self.field_kind(name).choices)
 
     def add(
         self,
@@ -92,7 +94,7 @@ class Form:
         beside: Component | None = None,
     ) -> Component:
         """Tie components to a field; returns the first. beside: what its problems are shown at, by default the first."""
-        if name not in self._fields:
+        if name not in self._kinds:
             raise KeyError(f"{self.kind.__name__} has no field {name}")
         self.entries[name] = Entry(components, read, write)
         place = beside or components[0]
@@ -111,10 +113,10 @@ class Form:
         )
 
     def slider(self, name: str, step: float, **settings: Any) -> Component:
-        limits = self.limits(name)
+        limits = self.field_kind(name)
         box = fields.Slider(
-            minimum=limits["min"],
-            maximum=limits["max"],
+            minimum=limits.min,
+            maximum=limits.max,
             value=self.default(name),
             step=step,
             **self._words(name),
@@ -124,11 +126,11 @@ class Form:
 
     def number(self, name: str, step: float = 1, **settings: Any) -> Component:
         """A number box."""
-        limits = self.limits(name)
+        limits = self.field_kind(name)
         box = fields.Number(
             value=self.default(name),
-            minimum=limits["min"],
-            maximum=limits["max"],
+            minimum=limits.min,
+            maximum=limits.max,
             step=step,
             **self._words(name),
             **settings,
@@ -179,7 +181,7 @@ class Form:
         for name, entry in self.entries.items():
             value = entry.read(*(values[component] for component in entry.components))
             # An emptied box of a field that needs a value is a problem to report, not the default.
-            document[name] = "" if value is None and not self.limits(name).get("optional") else value
+            document[name] = "" if value is None and not self.field_kind(name).optional else value
         kept, left_out = with_files(document, self.holds)
         return kept, [Problem(field, "file_not_uploaded", {"file": path[-200:]}) for field, path in left_out]
 

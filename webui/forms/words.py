@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from eichi_utils.files.pictures import fitted_size
@@ -14,6 +12,7 @@ from eichi_utils.jobs.events import Notice, StopLevel
 from eichi_utils.jobs.view import View
 from eichi_utils.models.disk_space import extra_counts
 from eichi_utils.problems import Problem, Remark
+from eichi_utils.requests import modes
 from eichi_utils.requests.append import whole_frames
 from eichi_utils.requests.film_request import DETAILS
 from eichi_utils.requests.film_request import FIELD as APPEND
@@ -24,17 +23,8 @@ from locales import Translator, table
 
 # A field that is merely still empty is no mistake yet, and is not shown as one.
 NOT_YET = ("picture_needed", "prompt_empty")
-# What choices are called whose name is not `page.`, field, dot, value.
-CHOICES = MappingProxyType(
-    {
-        ("window", 9.0): "page.window.long",
-        ("window", 4.5): "page.window.short",
-        ("model", "miniature"): "page.model.miniature",
-    }
-)
 # Fields beside the length that the number of files depends on.
 COUNTED = ("keep_section_videos", "section_stills", "save_frames", "save_latents")
-PICTURES = ("image", "end_image", "keyframes", "image_mask", "controls", "append_latents")
 
 
 def field_label(t: Translator, field: str) -> str:
@@ -67,9 +57,10 @@ def problem_sentence(t: Translator, problem: Problem) -> str:
 
 def _sentence(t: Translator, problem: Problem) -> str:
     values, field = dict(problem.values), problem.field.split("/")[0]
+    kinds = modes.all_kinds()
     if "file" in values and field == "loras":
         values |= _without_folder(values) | {"file": shown_name(values["file"])}
-    elif field in (*PICTURES, *DETAILS, "sections", "request"):
+    elif field in (*DETAILS, "sections", "request") or (field in kinds and kinds[field].names_files):
         values |= _without_folder(values)
     return _say(t, f"problem.{problem.key}", values)
 
@@ -176,16 +167,15 @@ def end_of(t: Translator, view: View) -> str:
 
 def settings_list(t: Translator, document: Mapping[str, Any]) -> list[list[str]]:
     """A request's document as (name, value) in its mode's words, fields without a value left out."""
-    pairs, t = [], t.of(document.get("mode", ""))
+    pairs, kinds, t = [], modes.all_kinds(), t.of(document.get("mode", ""))
     for name, value in document.items():
         if value in ("", None, [], {}) or value is False:
             continue
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        word = CHOICES.get((name, value if isinstance(value, (str, float)) else None)) or f"page.{name}.{text}"
-        if word in table("en"):
-            text = t(word)
+        kind = kinds.get(name)
+        text = kind.in_words(value) if kind else str(value)
+        word = kind.word(name, value) if kind else f"page.{name}.{text}"
         label = t("page.mode") if name == "mode" else field_label(t, name) or name
-        pairs.append([label, Path(text).name if name in PICTURES and isinstance(value, str) else text])
+        pairs.append([label, t(word) if word in table("en") else text])
     return pairs
 
 

@@ -20,8 +20,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eichi_utils.files.temporary import PREFIX, is_unfinished
-from eichi_utils.requests.file_fields import FILE_FIELDS
-from eichi_utils.requests.request import PICTURE_FIELDS
 
 # Gradio's two addresses of a file, whatever page they are below.
 ADDRESS = re.compile(r"/gradio_api/file[=/](.*)", re.DOTALL)
@@ -107,35 +105,6 @@ def note_use(path: str) -> None:
     with suppress(OSError):
         if is_upload(path):
             os.utime(path)
-
-
-def with_files(document: Mapping[str, Any], good: Callable[[str], bool]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """A request's JSON document without the files that are not good, and (field, path) of each of those.
-
-    What is no path is left to the request's own reading.
-    """
-    kept, left_out = dict(document), []
-
-    def bad(path: Any, field: str) -> bool:
-        if not isinstance(path, str) or not path or good(path):
-            return False
-        left_out.append((field, path))
-        return True
-
-    for name in (*PICTURE_FIELDS, *FILE_FIELDS):
-        if bad(kept.get(name), name):
-            kept[name] = ""
-    if isinstance(pictures := kept.get("keyframes"), Mapping):
-        kept["keyframes"] = {number: path for number, path in pictures.items() if not bad(path, f"keyframes/{number}")}
-    if isinstance(controls := kept.get("controls"), (list, tuple)):
-        kept["controls"] = [
-            control
-            for number, control in enumerate(controls)
-            if not isinstance(control, Mapping)
-            # All of a control's files are named.
-            or not [name for name in ("image", "mask") if bad(control.get(name), f"controls/{number}/{name}")]
-        ]
-    return kept, left_out
 
 
 class ServedFiles:

@@ -12,14 +12,14 @@ from gradio.components import Component
 from eichi_utils.exchange.named_files import is_file
 from eichi_utils.exchange.picture_text import MOST_TAKEN, PictureText, read_text, request_fields
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.requests.file_fields import FILE_FIELDS
-from eichi_utils.requests.request import PICTURE_FIELDS, to_json
+from eichi_utils.requests.file_fields import with_files
+from eichi_utils.requests.kinds import File, kinds_of
+from eichi_utils.requests.request import to_json
 from webui.context import QUIET, Context
 from webui.forms import fields
 from webui.forms.action_result import UNDO, Outcome, action_of
 from webui.forms.form import Form
 from webui.forms.form_updates import Filling
-from webui.http.path_check import with_files
 from webui.panels.reference_panel import REFERENCES
 
 WANTED = ("prompt", "seed", "everything")
@@ -102,7 +102,9 @@ class MetadataPanel:
         wanted = {name: value for name, value in found.items() if not (self.picture and name == "image")}
         kept, left_out = with_files(wanted, here)
         gone = [Problem(field, "picture_elsewhere", {"file": path[:200]}) for field, path in left_out]
-        return {name: value for name, value in kept.items() if value or name not in (*PICTURE_FIELDS, *FILE_FIELDS)}, gone
+        kinds = kinds_of(self.form.kind)
+        # The form's own file stays where the found one is not here.
+        return {name: value for name, value in kept.items() if value or not isinstance(kinds.get(name), File)}, gone
 
     def _with_what_fits(self, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         """Without what this page cannot show, which is named."""

@@ -18,7 +18,7 @@ CONTEXT_CHOICES = {"auto": None, "on": True, "off": False}
 
 def reference_panel(form: Form) -> None:
     """Up to three references; the next place appears when the one before it is filled."""
-    t, limits = form.t, form.limits("target_index")
+    t, limits = form.t, form.field_kind("target_index")
     components, groups = [], []
     for number in range(REFERENCES):
         with gr.Group(visible=number == 0, elem_classes="eichi-reference") as group:
@@ -34,8 +34,8 @@ def reference_panel(form: Form) -> None:
                 label=t("page.control.index"),
                 info=t("page.info.control_index"),
                 value=Control.index,
-                minimum=limits["min"],
-                maximum=limits["max"],
+                minimum=limits.min,
+                maximum=limits.max,
                 step=1,
             )
         groups.append(group)

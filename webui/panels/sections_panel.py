@@ -19,6 +19,7 @@ from gradio.utils import get_upload_folder
 
 from eichi_utils.exchange.section_zip import export_sections, import_sections
 from eichi_utils.problems import UserError
+from eichi_utils.requests.kinds import Choice
 from eichi_utils.user_data.passing import need_room
 from webui.context import QUIET, Context
 from webui.forms import fields
@@ -70,7 +71,7 @@ class SectionsPanel:
         if request is None:
             return self.outcome.refused(problem for problem in problems if problem.key not in NOT_YET)
         # What else is wrong can be mended after the import; a choice that there is none of cannot be written.
-        choices = {name for name in self.form.entries if self.form.limits(name)["kind"] == "choice"}
+        choices = {name for name in self.form.entries if isinstance(self.form.field_kind(name), Choice)}
         if wrong := [problem for problem in problems if problem.field in choices]:
             return self.outcome.refused(wrong)
         name = time.strftime("section_export_%Y%m%d_%H%M%S.zip")

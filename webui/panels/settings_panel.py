@@ -10,6 +10,7 @@ import gradio as gr
 from gradio.components import Component
 
 from eichi_utils.problems import Problem, UserError
+from eichi_utils.requests.kinds import content_of
 from eichi_utils.requests.request import to_json
 from webui.context import QUIET, Context
 from webui.forms.action_result import Outcome
@@ -18,16 +19,13 @@ from webui.forms.form_updates import Filling
 from webui.panels.presets_panel import prompt_presets
 from webui.panels.program_panel import ProgramPanel
 
-# What a film is made of, and not how; the prompt has its own place to begin with.
-CONTENT_KINDS = ("picture", "section_pictures", "section_texts", "section_numbers", "controls", "latents")
-CONTENT = ("prompt", "seed", "batch", "append_trim_start", "append_trim_end", "film_trim_end", "join_latents")
 # A value of the program.
 ON_START = "save_settings_on_start"
 
 
 def setting_names(form: Form) -> list[str]:
-    """Fields of the page that are saved as settings."""
-    return [name for name in form.entries if form.limits(name)["kind"] not in CONTENT_KINDS and name not in CONTENT]
+    """Return the fields of the page that are saved as settings; the prompt has its own place to begin with."""
+    return [name for name in form.entries if name not in content_of(form.kind)]
 
 
 def begin_with(context: Context, form: Form) -> tuple[dict[str, Any], list[Problem]]:

@@ -102,11 +102,11 @@ class TimelinePanel:
                 self.offer = SectionOffer(context)
             words = {"replace": t("page.section_prompt_mode.replace"), "extend": t("page.section_prompt_mode.extend")}
             form.choice("section_prompt_mode", words, elem_id="section_prompt_mode", elem_classes="eichi-chips")
-            limits = form.limits("section_lora_scales")
+            limits = form.field_kind("section_lora_scales").each
             # The LoRA panel shows it while LoRA are on.
             self.scale = fields.Slider(
-                minimum=limits["min"],
-                maximum=limits["max"],
+                minimum=limits.min,
+                maximum=limits.max,
                 value=1.0,
                 step=0.05,
                 label=t("page.field.section_lora_scales"),

@@ -17,6 +17,7 @@ from eichi_utils.exchange.section_zip import LATENTS, LATENTS_SUFFIX, STEMS, TEX
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
 from eichi_utils.requests.film_request import FilmRequest
+from eichi_utils.requests.kinds import Picture, kinds_of
 from eichi_utils.requests.loras import Lora
 from eichi_utils.requests.request import Request
 from tests.eichi_utils.helpers import changed, found, latent_file, request
@@ -158,7 +159,7 @@ def test_every_field_comes_back(mode: str, pictures: list[str], uploads: Path, t
     values = {**other_values(mode, pictures), LATENTS: latent_file(tmp_path / "earlier.safetensors")}
     kind = modes.MODES[mode]
     assert {field.name for field in dataclasses.fields(kind)} == set(values)
-    assert {field.name for field in dataclasses.fields(kind) if field.metadata["kind"] == "picture"} <= set(STEMS)
+    assert {name for name, one in kinds_of(kind).items() if isinstance(one, Picture)} <= set(STEMS)
     originals = [kind(), kind(**values), *(kind(**{name: value}) for name, value in values.items())]
     for original in originals:
         export_sections(original, tmp_path / "a.zip")

@@ -12,24 +12,13 @@ import pytest
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.problems import UserError
 from eichi_utils.requests import modes
+from eichi_utils.requests.kinds import MAX_PROMPT_CHARACTERS, Choice, Integer, Number, kinds_of
 from eichi_utils.requests.loras import Lora
-from eichi_utils.requests.request import (
-    DRAWN_SEED_LIMIT,
-    MAX_PROMPT_CHARACTERS,
-    MAX_SEED,
-    check_fields,
-    from_json,
-    to_json,
-    with_seed,
-)
+from eichi_utils.requests.request import DRAWN_SEED_LIMIT, MAX_SEED, check_fields, from_json, to_json, with_seed
 from eichi_utils.requests.single import Control
 from tests.diffusers_helper.inputs import GOLDEN
 from tests.eichi_utils.helpers import changed, found, latent_file, request, say_everything
 
-KINDS = {
-    "picture", "text", "folder", "integer", "number", "choice", "switch", "section_pictures", "section_texts",
-    "section_numbers", "controls", "loras", "latents",
-}  # fmt: skip
 MODES = list(modes.MODES)
 LORA = str(GOLDEN / "lora" / "kohya_framepack_names.safetensors")
 
@@ -95,15 +84,14 @@ def other_values(mode: str, pictures: list[str]) -> dict:
 @pytest.mark.parametrize("mode", MODES)
 def test_every_field_says_what_it_is_and_its_default_is_allowed(mode: str) -> None:
     """Pages, checks and command line read kind and limits from the fields: a default outside them could not be kept."""
-    for field in dataclasses.fields(modes.MODES[mode]):
-        limits = field.metadata
-        assert limits["kind"] in KINDS, field.name
-        if limits["kind"] in ("integer", "number"):
-            assert limits["min"] < limits["max"], field.name
-        if limits["kind"] == "choice":
-            assert len(set(limits["choices"])) == len(limits["choices"]) > 1, field.name
-        if field.default is None:
-            assert limits.get("optional"), field.name
+    blank = {field.name: field.default for field in dataclasses.fields(modes.MODES[mode])}
+    for name, kind in kinds_of(modes.MODES[mode]).items():
+        if isinstance(kind, Number):
+            assert kind.min < kind.max, name
+        if isinstance(kind, Choice):
+            assert len(set(kind.choices)) == len(kind.choices) > 1, name
+        if blank[name] is None:
+            assert kind.optional, name
     assert {(problem.field, problem.key) for problem in check_fields(modes.MODES[mode]())} == {("image", "picture_needed")}
 
 
@@ -129,7 +117,7 @@ def test_round_trip_through_json_with_every_field_set(mode: str, pictures: list[
 def test_a_document_may_leave_fields_out_and_null_means_the_default_choice(mode: str) -> None:
     """Old documents lack new fields; pages send null for "choose for me"."""
     assert modes.from_json({"mode": mode}) == modes.MODES[mode]()
-    optional = {f.name: None for f in dataclasses.fields(modes.MODES[mode]) if f.metadata.get("optional")}
+    optional = {name: None for name, kind in kinds_of(modes.MODES[mode]).items() if kind.optional}
     assert modes.from_json({"mode": mode, **optional}) == modes.MODES[mode]()
 
 
@@ -221,19 +209,17 @@ def test_seconds_that_are_no_length(value: float, pictures: list[str]) -> None:
 def test_limits_are_inclusive_and_hold(mode: str, pictures: list[str]) -> None:
     """min and max themselves are allowed, anything beyond is not: pages offer exactly these."""
     base = request(mode, pictures[0])
-    for field in dataclasses.fields(base):
-        limits = field.metadata
-        if limits["kind"] in ("integer", "number"):
-            whole = limits["kind"] == "integer"
-            for value in (limits["min"], limits["max"]):
-                assert changed(base, **{field.name: value}).check() == (), (field.name, value)
-            step = 1 if whole else 1e-6
-            for value in (limits["min"] - step, limits["max"] + step):
-                assert found(changed(base, **{field.name: value}).check()) == {(field.name, "out_of_range")}
-        elif limits["kind"] == "choice":
-            for value in limits["choices"]:
-                assert changed(base, **{field.name: value}).check() == (), (field.name, value)
-            assert found(changed(base, **{field.name: "no such"}).check()) == {(field.name, "not_a_choice")}
+    for name, kind in kinds_of(type(base)).items():
+        if isinstance(kind, Number):
+            for value in (kind.min, kind.max):
+                assert changed(base, **{name: value}).check() == (), (name, value)
+            step = 1 if isinstance(kind, Integer) else 1e-6
+            for value in (kind.min - step, kind.max + step):
+                assert found(changed(base, **{name: value}).check()) == {(name, "out_of_range")}
+        elif isinstance(kind, Choice):
+            for value in kind.choices:
+                assert changed(base, **{name: value}).check() == (), (name, value)
+            assert found(changed(base, **{name: "no such"}).check()) == {(name, "not_a_choice")}
 
 
 def test_a_drawn_seed_replaces_minus_one_and_nothing_else(pictures: list[str]) -> None:

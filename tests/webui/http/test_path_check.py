@@ -24,11 +24,12 @@ from PIL import Image
 
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models.catalogue import Models
+from eichi_utils.requests.file_fields import with_files
 from eichi_utils.requests.loras import is_below
 from locales import Translator, table
 from webui.app import PAGES, build
 from webui.http.page_build import HEADER
-from webui.http.path_check import OwnFiles, paths_in, with_files
+from webui.http.path_check import OwnFiles, paths_in
 
 MODES = tuple(PAGES)
 # The same answers with a login and without.
