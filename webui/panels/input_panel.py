@@ -5,7 +5,6 @@ from __future__ import annotations
 import gradio as gr
 
 from webui.context import QUIET, Context
-from webui.forms import words
 from webui.forms.form import Form, size_labels
 from webui.panels.memory_panel import reserve_panel
 from webui.panels.metadata_panel import MetadataPanel
@@ -62,7 +61,8 @@ def size_panel(form: Form) -> None:
     t = form.t
     with gr.Row():
         if form.has("window"):
-            labels = {window: t(word) for (name, window), word in words.CHOICES.items() if name == "window"}
+            kind = form.field_kind("window")
+            labels = {window: t(kind.word("window", window)) for window in kind.choices}
             form.choice("window", labels, elem_id="window", elem_classes="eichi-chips", scale=1, min_width=150)
         form.choice("size", size_labels(form.choices("size")), elem_id="size", elem_classes="eichi-chips", scale=3)
 

@@ -11,6 +11,7 @@ import pytest
 
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.models.catalogue import Models
+from eichi_utils.requests.kinds import Choice, Picture
 from eichi_utils.requests.loras import MOST_LORAS, Lora
 from eichi_utils.requests.modes import MODES
 from eichi_utils.requests.request import to_json
@@ -180,7 +181,7 @@ def test_a_new_page_asks_for_the_defaults(page, mode):
 def test_round_trip_of_every_field(page, mode, tower, tmp_path, lora_folder):
     form = page(mode).form
     own = {name: value for name, value in OTHER.items() if name in form.entries}
-    pictures = {name: tower for name in form.entries if form.limits(name)["kind"] == "picture"}
+    pictures = {name: tower for name in form.entries if isinstance(form.field_kind(name), Picture)}
     controls = (Control(tower, 3, tower), Control(tower, 16)) if mode == "single" else None
     own |= pictures | ({"controls": controls} if controls else {})
     if "append_latents" in form.entries:
@@ -213,13 +214,13 @@ def test_limits_are_the_requests(page, mode):
     form = page(mode).form
     checked = 0
     for name, entry in form.entries.items():
-        limits, component = form.limits(name), entry.components[0]
+        kind, component = form.field_kind(name), entry.components[0]
         if isinstance(component, (gr.Slider, gr.Number)):
-            assert (component.minimum, component.maximum) == (limits["min"], limits["max"]), name
+            assert (component.minimum, component.maximum) == (kind.min, kind.max), name
             checked += 1
-        elif limits["kind"] == "choice":
+        elif isinstance(kind, Choice):
             offered = [value for _, value in component.choices]
-            assert offered == list(form.choices(name)) and set(offered) <= set(limits["choices"]), name
+            assert offered == list(form.choices(name)) and set(offered) <= set(kind.choices), name
             checked += 1
     assert checked >= 8
 
