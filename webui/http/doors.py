@@ -32,7 +32,7 @@ from webui.http.answer_headers import outgoing
 from webui.http.json_body import Values
 from webui.http.login import Login
 from webui.http.login_page import FORM_BYTES, LOGIN, LOGOUT, LoginPage
-from webui.http.server import is_loopback
+from webui.http.server import LET_IN, is_loopback
 
 # Bytes of a request that is no upload: a page's form with a hundred sections of long Japanese prompts has 1.5 million.
 BODY_BYTES = 2 << 20
@@ -42,6 +42,8 @@ HELD_BYTES = 32 << 20
 FRAME_BYTES = 1 << 20
 # Seconds that are waited for a body, and bytes a second that must come beyond them; of waiting alone, not of our own work.
 BODY_SECONDS, BODY_RATE = 30.0, 2048
+# And for a login's, of whom nobody knows yet: one packet, which even a bad connection sends a third time by then.
+LOGIN_SECONDS = 8.0
 # Seconds that the rest of a refused body is taken without a look at it, so that the answer is read before the connection ends.
 DRAIN_SECONDS = 2.0
 # And of an upload that is too large, of who was let in, as long as it comes.
@@ -205,6 +207,8 @@ class Doors:
             if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
                 return RedirectResponse(f"{self.rules.root}{LOGIN}?next={quote(local)}", HTTPStatus.SEE_OTHER)
             return self._say(headers, HTTPStatus.UNAUTHORIZED, self.t("page.door.login"))
+        if LET_IN in scope and not (self.login and local == LOGIN):
+            scope[LET_IN](known=self.login is not None)
         if scope["path"] == self.rules.root:
             return RedirectResponse(f"{self.rules.root}/")
         if CLOSED.match(self.inner(local)):
@@ -301,7 +305,8 @@ class _Visit:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            left = BODY_SECONDS + self._bytes / BODY_RATE - self._waited
+            patience = LOGIN_SECONDS if self.local == LOGIN else BODY_SECONDS
+            left = patience + self._bytes / BODY_RATE - self._waited
             message = await asyncio.wait_for(self._receive(), max(left, 0.001))
         except asyncio.TimeoutError:
             if self._begun:
