@@ -27,7 +27,7 @@ from eichi_utils.problems import UserError
 from eichi_utils.user_data.passing import need_room
 from locales import Translator
 from webui.forms.words import problem_sentence
-from webui.gradio_compat import take_uploads_part_by_part
+from webui.gradio_compat import replace_parts
 from webui.http.addresses import FILE, UPLOAD, fault, is_range, place_of
 from webui.http.answer_headers import outgoing
 from webui.http.json_body import Values
@@ -108,7 +108,7 @@ class Doors:
         self.page = LoginPage(login, t, rules.root, self.pages)
         # Bytes of bodies that are being read or worked at.
         self.held = 0
-        take_uploads_part_by_part()
+        replace_parts()
         self._proxied = ProxyHeadersMiddleware(self._open, list(rules.proxies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
