@@ -20,11 +20,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eichi_utils.files.temporary import PREFIX, is_unfinished
+from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.file_fields import FILE_FIELDS
 from eichi_utils.requests.request import PICTURE_FIELDS
 
 # Gradio's two addresses of a file, whatever page they are below.
 ADDRESS = re.compile(r"/gradio_api/file[=/](.*)", re.DOTALL)
+# Keyframes that a request may name: five times as many as the longest film has sections.
+MOST_KEYFRAMES = 1000
 # A name that no file has.
 NOWHERE = "\0"
 # What a browser would run with the page's rights, if a picture were called so.
@@ -112,7 +115,7 @@ def note_use(path: str) -> None:
 def with_files(document: Mapping[str, Any], good: Callable[[str], bool]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """A request's JSON document without the files that are not good, and (field, path) of each of those.
 
-    What is no path is left to the request's own reading.
+    What is no path is left to the request's own reading. Raises UserError where there are too many to look at each.
     """
     kept, left_out = dict(document), []
 
@@ -126,6 +129,8 @@ def with_files(document: Mapping[str, Any], good: Callable[[str], bool]) -> tupl
         if bad(kept.get(name), name):
             kept[name] = ""
     if isinstance(pictures := kept.get("keyframes"), Mapping):
+        if len(pictures) > MOST_KEYFRAMES:
+            raise UserError([Problem("keyframes", "page_too_many_files", {"most": MOST_KEYFRAMES})])
         kept["keyframes"] = {number: path for number, path in pictures.items() if not bad(path, f"keyframes/{number}")}
     if isinstance(controls := kept.get("controls"), (list, tuple)):
         kept["controls"] = [

@@ -24,10 +24,11 @@ from PIL import Image
 
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models.catalogue import Models
+from eichi_utils.problems import UserError
 from eichi_utils.requests.loras import is_below
 from locales import Translator, table
 from webui.app import PAGES, build
-from webui.http.path_check import OwnFiles, paths_in, with_files
+from webui.http.path_check import MOST_KEYFRAMES, OwnFiles, paths_in, with_files
 
 MODES = tuple(PAGES)
 # The same answers with a login and without.
@@ -334,6 +335,21 @@ def test_a_request_loses_foreign_files_and_says_which():
     }
     assert [field for field, _ in left_out] == ["image", "append_latents", "keyframes/1", "controls/0/mask"]
     assert "{file}" in table("en")["problem.file_not_uploaded"]
+
+
+def test_keyframes_have_an_end():
+    """20,000 of them in one text, each looked at on the disk and then checked, held a thread for minutes; there are 40."""
+    looked: list[str] = []
+
+    def good(path: str) -> bool:
+        return bool(looked.append(path)) or True
+
+    many = {str(number): "a.png" for number in range(MOST_KEYFRAMES)}
+    assert with_files({"keyframes": many}, good)[0]["keyframes"] == many and len(looked) == MOST_KEYFRAMES
+    looked.clear()
+    with pytest.raises(UserError, match="page_too_many_files"):
+        with_files({"keyframes": many | {"-1": "a.png"}}, good)
+    assert not looked
 
 
 @pytest.mark.parametrize("name", ["", "/a", "\\a", "C:/a", "C:a", "\\\\host\\share\\a", "../a", "a/../../b", "a\\..\\b"])
