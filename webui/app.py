@@ -35,6 +35,7 @@ from webui.context import Context
 from webui.flags import AUTH_VARIABLE, read_flags
 from webui.forms.set_aside import SetAside
 from webui.frame import STYLE, theme
+from webui.gradio_compat import answers_to_errors
 from webui.http.doors import Doors, Rules
 from webui.http.login import Login
 from webui.http.page_build import SameBuild, build_of
@@ -146,6 +147,7 @@ def build(
             app,
             blocks,
             path=root or "/",
+            app_kwargs=answers_to_errors(t),
             max_file_size=rules.upload_bytes,
             # Else some addresses of files lack what a proxy puts before them.
             root_path=rules.root + root if rules.root else None,

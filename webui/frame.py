@@ -41,7 +41,8 @@ FONT = (
 )
 
 # Tabs whose state is kept. One that is forgotten is shown everything anew at its next look, and has nothing to undo.
-SESSIONS = 500
+# Most cost some kB, but an undo may hold megabytes of prompts.
+SESSIONS = 100
 
 
 # Seconds between two looks of gradio into its queue, in which nothing of ours ever waits (`QUIET`). Its own are 1 and 10 ms:

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
-from gradio import route_utils
+from fastapi.exceptions import RequestValidationError
+from gradio import route_utils, routes, state_holder
+from gradio.blocks import BlockFunction
+from gradio.data_classes import PredictBody
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.user_data.passing import need_room
+from locales import Translator
+from webui.http.addresses import WORD
 from webui.http.path_check import note_use, paths_in
 
 # Bytes of an upload between two looks at the disk; a few hundred may come at once.
 LOOK_BYTES = 1 << 20
+# Files that one event may name. A form has a dozen; a hundred LoRA may be uploaded at once.
+MOST_FILES = 300
+# Uploads whose progress is kept for who watches it. A page has one at a time.
+WATCHED = 100
+
+# What a component's value is read and written by has nothing to do with these.
+LOOK = frozenset("value visible interactive label info placeholder open elem_classes render".split())
+
+logger = logging.getLogger(__name__)
 
 
 class CheckedBlocks(gr.Blocks):
@@ -30,17 +51,38 @@ class CheckedBlocks(gr.Blocks):
         # Gradio (6.31: `processing_utils._check_allowed`) looks at the paths that a browser sends only on pages that it has
         # launched itself; on a mounted one it copies any file of the server to where everybody can fetch it.
         self.has_launched = True
+        # Gradio (6.31) notes the path of each upload, for a tidying of its own that is not on.
+        self.upload_file_set = _Forgetful()
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **settings: Any) -> list[Any]:
         """Refuse what names other files, before gradio opens any (6.31: every event of every route comes through here).
 
         Raises UserError.
         """
-        for path in (path for value in inputs for path in paths_in(value)):
+        paths = [path for value in inputs for path in paths_in(value)]
+        if len(paths) > MOST_FILES:
+            raise UserError([Problem("", "page_too_many_files", {"most": MOST_FILES})])
+        if paths:
+            await run_in_threadpool(self._look_up, paths)
+        return await super().preprocess_data(block_fn, inputs, *args, **settings)
+
+    def _look_up(self, paths: list[Any]) -> None:
+        """Note the use of files, each once. Raises UserError where one may not be named."""
+        seen = set()
+        for path in paths:
+            if isinstance(path, str) and path in seen:
+                continue
             if not self.holds(path):
                 raise UserError([Problem("", "file_not_uploaded", {"file": str(path)[-200:]})])
             note_use(path)
-        return await super().preprocess_data(block_fn, inputs, *args, **settings)
+            seen.add(path)
+
+
+class _Forgetful(set):
+    """A set to which nothing is added."""
+
+    def update(self, *others: Any) -> None:
+        """Keep nothing."""
 
 
 class UploadParser(route_utils.GradioMultiPartParser):
@@ -87,6 +129,9 @@ class UploadParser(route_utils.GradioMultiPartParser):
         """Read it all. Raises MultiPartException, OSError, UserError."""
         try:
             return await super().parse()
+        except FormParserError as error:
+            # Of a border that is too long gradio (6.31) hears before it listens for such.
+            raise MultiPartException(str(error)) from error
         except (OSError, UserError):
             for file in self._files_to_close_on_error:
                 # What has not been written yet cannot be now, either.
@@ -100,6 +145,113 @@ class UploadParser(route_utils.GradioMultiPartParser):
                 self.upload_progress.set_done(self.upload_id)
 
 
-def take_uploads_part_by_part() -> None:
-    """Have gradio (6.31: `route_utils.upload_fn`) read uploads by `UploadParser`; it offers no other way to choose one."""
+class Progress(route_utils.FileUploadProgress):
+    """Forgets uploads of which nobody wants to know any more.
+
+    Gradio (6.31) keeps a signal for each upload that was asked for by any name, and the state of each that nobody watches.
+    """
+
+    def track(self, upload_id: str) -> None:
+        super().track(upload_id)
+        while len(self._statuses) > WATCHED:
+            self.stop_tracking(next(iter(self._statuses)))
+
+    async def is_tracked(self, upload_id: str) -> bool:
+        try:
+            return await super().is_tracked(upload_id)
+        finally:
+            if upload_id not in self._statuses:
+                self._signals.pop(upload_id, None)
+
+    def stop_tracking(self, upload_id: str) -> None:
+        super().stop_tracking(upload_id)
+        self._signals.pop(upload_id, None)
+
+
+class TabState(state_holder.SessionState):
+    """What a page keeps of one tab: its states, and the components that read or write values otherwise than they did.
+
+    Gradio (6.31) keeps a component of its own for each that was ever updated, and the look of all for links to a state of the
+    page, which are closed here: 700 KB of a tab.
+    """
+
+    def __init__(self, blocks: gr.Blocks):
+        super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks=()))
+        # A component that is not kept; gradio reads it once at once, for the answer.
+        self._passing: tuple[int, Any] | None = None
+
+    def __getitem__(self, key: int) -> Any:
+        passing, self._passing = self._passing, None
+        return passing[1] if passing and passing[0] == key else super().__getitem__(key)
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        known = self.blocks_config.blocks.get(key)
+        if known is None or known.stateful or _work(known) != _work(value):
+            super().__setitem__(key, value)
+            self.config_values.clear()
+        else:
+            self._passing = key, value
+
+    def _update_config(self, key: int) -> None:
+        """Keep nothing."""
+
+    def _update_value_in_config(self, key: int, value: Any) -> None:
+        """Keep nothing."""
+
+
+class RefusedEvent(Exception):  # noqa: N818 (an answer)
+    """An event that no page of ours sends. key: of a sentence below "page.door"."""
+
+    def __init__(self, status: int, key: str):
+        super().__init__(key)
+        self.status, self.key = status, key
+
+
+def function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> BlockFunction:
+    """Return the function that an event asks for.
+
+    Gradio's own (6.31: `route_utils.get_fn`) makes an error of the server's of one that is not there, and first keeps a state
+    for a session of any name, however long. Raises RefusedEvent.
+    """
+    if body.session_hash is not None and not WORD.fullmatch(body.session_hash):
+        raise RefusedEvent(HTTPStatus.BAD_REQUEST, "word")
+    if body.fn_index is None:
+        found = next((function for function in blocks.fns.values() if function.api_name == api_name), None)
+    else:
+        found = blocks.fns.get(body.fn_index)
+    if found is None:
+        raise RefusedEvent(HTTPStatus.NOT_FOUND, "function")
+    return found
+
+
+def answers_to_errors(t: Translator) -> dict[str, Any]:
+    """Settings of a page's application by which events that no page sends are answered with a sentence, and a line of the log.
+
+    Gradio's own application answers to what is no event with all of it.
+    """
+
+    async def refused(request: Request, error: RefusedEvent) -> Response:
+        return said(request, error.status, t(f"page.door.{error.key}"))
+
+    async def unreadable(request: Request, error: Exception) -> Response:
+        return said(request, HTTPStatus.UNPROCESSABLE_ENTITY, t("problem.page_value"))
+
+    def said(request: Request, status: int, sentence: str) -> Response:
+        logger.warning("an event was refused: %s %s: %s", request.method, request.url.path[-100:], sentence)
+        return JSONResponse({"detail": sentence, "error": sentence}, status)
+
+    return {"exception_handlers": {RefusedEvent: refused, RequestValidationError: unreadable}}
+
+
+def _work(component: Any) -> dict[str, Any]:
+    """What a component was made with, but for what its browser alone has to do with."""
+    return {name: value for name, value in component.constructor_args.items() if name not in LOOK}
+
+
+def replace_parts() -> None:
+    """Have gradio use the parts above; it (6.31) offers no other way to choose them."""
     route_utils.GradioMultiPartParser = UploadParser
+    if not isinstance(routes.file_upload_statuses, Progress):
+        routes.file_upload_statuses = Progress()
+    route_utils.get_fn = function_of
+    state_holder.SessionState = TabState

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.compound_kinds import map_entries
 from eichi_utils.requests.kinds import Change
 from eichi_utils.requests.modes import all_kinds
+
+# Files that a request may name on a page. The longest film has 200 sections, each with a picture at most.
+MOST_NAMED = 1000
 
 
 def map_pictures(document: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
@@ -30,8 +34,14 @@ def map_loras(document: Mapping[str, Any], change: Change) -> dict[str, Any]:
 
 
 def with_files(document: Mapping[str, Any], good: Callable[[str], bool]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return the document without the files that are not good, and (field, path) of each of those."""
-    kinds, left_out = all_kinds(), []
+    """Return the document without the files that are not good, and (field, path) of each of those.
+
+    Raises UserError where there are too many to look at each.
+    """
+    kinds, places, left_out = all_kinds(), [], []
+    map_files(document, lambda place, path: places.append(place) or path)
+    if len(places) > MOST_NAMED:
+        raise UserError([Problem(places[-1].split("/")[0], "page_too_many_files", {"most": MOST_NAMED})])
 
     def judged(place: str, path: str) -> bool:
         if good(path):

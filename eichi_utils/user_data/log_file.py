@@ -12,7 +12,9 @@ import logging
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -35,8 +37,10 @@ STAMP = "%Y-%m-%d %H:%M:%S"
 SAID = "eichi_utils.user_data.log_file.said"
 # Bytes after which a file becomes the older one, of which there is one; both together are no more than twice as many.
 LARGEST = 16 << 20
-# How often the same thing is logged in so many seconds; and kinds of things that are counted.
-OFTEN, PERIOD, KINDS = 60, 60.0, 256
+# How often, and with how many characters, the same thing is logged in so many seconds; and kinds of things that are counted.
+OFTEN, OFTEN_CHARACTERS, PERIOD, KINDS = 60, 32 << 10, 60.0, 256
+# Characters of one record's text, and of its traceback, of which beginning and end are kept; and of an exception in a line.
+LONGEST, EXCEPTION = 16 << 10, 500
 # On a record: whether it passes.
 JUDGED = "eichi_passes"
 
@@ -62,35 +66,84 @@ class Lines:
         """Nothing is held back."""
 
 
+@dataclass
+class Counted:
+    """What was logged of one kind since `began`, and how many records were left out."""
+
+    began: float
+    count: int = 0
+    characters: int = 0
+    left: int = 0
+
+
 class Seldom(logging.Filter):
-    """Lets the same thing be logged `OFTEN` times in a period, and says with the first of the next how many it has left out.
+    """Lets the same be logged `OFTEN` times in a period, its traceback the first time only, and says with the first of the
+    next how many it has left out.
 
     Whoever can make a server fail can do it a thousand times a second, and would fill the disk. The same is what has the same
-    text before its values are put in, up to its first line's end. Several handlers may have it: a record is judged once.
+    text before its values are put in, up to its first line's end, and was raised at the same place. Several handlers may have
+    it: a record is judged, and shortened, once.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         super().__init__()
         self._clock = clock
-        self._seen: dict[tuple[str, int, str], tuple[float, int]] = {}
-        self._guard = threading.Lock()
+        self._seen: dict[tuple[str, int, str, str], Counted] = {}
+        self._guard = threading.RLock()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name == SAID or hasattr(record, JUDGED):
             return getattr(record, JUDGED, True)
-        kind = (record.name, record.levelno, str(record.msg).partition("\n")[0][:100])
+        kind = (record.name, record.levelno, str(record.msg).partition("\n")[0][:100], _place(record))
         with self._guard:
             now = self._clock()
-            began, count = self._seen.pop(kind, (now, 0))
-            if now - began > PERIOD:
-                began, count, left = now, 0, count - OFTEN
-                if left > 0:
-                    record.msg = f"{record.msg} ({left} more like this one left out)"
-            self._seen[kind] = began, count + 1
+            seen = self._seen.pop(kind, None) or Counted(now)
+            if now - seen.began > PERIOD:
+                if seen.left:
+                    record.msg = f"{record.msg} ({seen.left} more like this one left out)"
+                seen = Counted(now)
+            self._seen[kind] = seen
             if len(self._seen) > KINDS:
                 del self._seen[next(iter(self._seen))]
-        setattr(record, JUDGED, count < OFTEN)
-        return count < OFTEN
+            passes = seen.count < OFTEN and seen.characters < OFTEN_CHARACTERS
+            if passes:
+                seen.characters += _shortened(record, whole=not seen.count)
+            seen.count += passes
+            seen.left += not passes
+        setattr(record, JUDGED, passes)
+        return passes
+
+
+def _place(record: logging.LogRecord) -> str:
+    """Where a record's exception was raised, and what it is."""
+    kind, _, trace = record.exc_info or (None, None, None)
+    if kind is None:
+        return ""
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    code = frames[-1].f_code if frames else None
+    return f"{kind.__qualname__} {code and (code.co_filename, code.co_firstlineno)}"
+
+
+def _shortened(record: logging.LogRecord, whole: bool) -> int:
+    """Shorten a record to what is written of it, and return its characters. whole: whether its traceback is written."""
+    text = ""
+    # What cannot be formatted its handler says.
+    with suppress(TypeError, ValueError, KeyError):
+        text = record.getMessage()
+    if len(text) > LONGEST:
+        text = record.msg = f"{text[:LONGEST]} ..."
+        record.args = ()
+    kind, error, _ = record.exc_info or (None, None, None)
+    if kind and whole:
+        record.exc_text = _cut("".join(traceback.format_exception(error)).rstrip(), LONGEST)
+    elif kind:
+        record.exc_text = _cut("".join(traceback.format_exception_only(error)).strip(), EXCEPTION)
+    return len(text) + len(record.exc_text or "")
+
+
+def _cut(text: str, most: int) -> str:
+    """A text without its middle, if it is long."""
+    return text if len(text) <= most else f"{text[: most // 2]}\n...\n{text[-most // 2 :]}"
 
 
 class Stamped(logging.Formatter):

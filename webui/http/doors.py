@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from gradio.utils import get_upload_folder
 from starlette.datastructures import Headers
@@ -27,12 +27,13 @@ from eichi_utils.problems import UserError
 from eichi_utils.user_data.passing import need_room
 from locales import Translator
 from webui.forms.words import problem_sentence
-from webui.gradio_compat import take_uploads_part_by_part
+from webui.gradio_compat import replace_parts
+from webui.http.addresses import FILE, UPLOAD, fault, is_range, place_of
 from webui.http.answer_headers import outgoing
 from webui.http.json_body import Values
 from webui.http.login import Login
 from webui.http.login_page import FORM_BYTES, LOGIN, LOGOUT, LoginPage
-from webui.http.server import is_loopback
+from webui.http.server import LET_IN, is_loopback
 
 # Bytes of a request that is no upload: a page's form with a hundred sections of long Japanese prompts has 1.5 million.
 BODY_BYTES = 2 << 20
@@ -42,6 +43,8 @@ HELD_BYTES = 32 << 20
 FRAME_BYTES = 1 << 20
 # Seconds that are waited for a body, and bytes a second that must come beyond them; of waiting alone, not of our own work.
 BODY_SECONDS, BODY_RATE = 30.0, 2048
+# And for a login's, of whom nobody knows yet: one packet, which even a bad connection sends a third time by then.
+LOGIN_SECONDS = 8.0
 # Seconds that the rest of a refused body is taken without a look at it, so that the answer is read before the connection ends.
 DRAIN_SECONDS = 2.0
 # And of an upload that is too large, of who was let in, as long as it comes.
@@ -50,19 +53,8 @@ LARGE_DRAIN_SECONDS = 30.0
 HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?")
 # Said of a request by whoever passed it on. Gradio believes them all.
 SAID_BY_PROXIES = re.compile(rb"forwarded|x-forwarded-.*|x-real-ip|x-gradio-server")
-UPLOAD = "/gradio_api/upload"
-FILE = re.compile(r"/gradio_api/file[=/]")
-# Routes of gradio 6.31 that no page here uses: they fetch from elsewhere, write files, tell of others' sessions, or are streams
-# without an end. No event of ours waits in gradio's queue.
-CLOSED = re.compile(
-    r"/monitoring\b|/gradio_api/(?:heartbeat|queue/|call/|proxy=|stream|vibe-|undo-vibe|process_recording|custom_component|component_server|dev/|deep_link|"
-    r"runs\b|run-history|profiling|file[=/][A-Za-z][A-Za-z0-9+.-]+:)"
-)
 # A browser asks for it without its cookies. There is nothing to install, and nothing in it that is not on the login's page.
 MANIFEST = "/manifest.json"
-# The ranges that players and downloads ask for. Of several at once, or of other signs, gradio 6.31 makes an error; whoever asks
-# for such gets the whole, as the standard allows.
-RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-[0-9]{1,18})")
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +108,7 @@ class Doors:
         self.page = LoginPage(login, t, rules.root, self.pages)
         # Bytes of bodies that are being read or worked at.
         self.held = 0
-        take_uploads_part_by_part()
+        replace_parts()
         self._proxied = ProxyHeadersMiddleware(self._open, list(rules.proxies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,7 +148,7 @@ class Doors:
 
     async def _pass(self, visit: _Visit) -> None:
         scope = visit.scope
-        if "range" in visit.headers and not _is_range(", ".join(visit.headers.getlist("range"))):
+        if "range" in visit.headers and not is_range(", ".join(visit.headers.getlist("range"))):
             scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"range"]
         refusal = self._refusal(scope, visit.headers, visit.local)
         if refusal is not None:
@@ -195,20 +187,25 @@ class Doors:
         if len(hosts) != 1 or not hosts[0] or not self.rules.is_called(hosts[0]["six"] or hosts[0]["name"]):
             host = ", ".join(headers.getlist("host"))[:100]
             return self._say(headers, HTTPStatus.FORBIDDEN, self.t("page.door.host", host=host))
-        if not local.startswith("/"):
-            return self._say(headers, HTTPStatus.BAD_REQUEST, self.t("page.door.path"))
+        wrong = fault(self.inner(local), scope["query_string"], headers)
+        # What there is and what not is told to who may come in.
+        if wrong and wrong[0] != HTTPStatus.NOT_FOUND:
+            return self._say(headers, wrong[0], self.t(f"page.door.{wrong[1]}"))
         if not self._is_own(scope, headers):
             return self._say(headers, HTTPStatus.FORBIDDEN, self.t("page.door.origin"))
         if local == MANIFEST and scope["method"] == "GET":
             return JSONResponse({"name": "FramePack-eichi", "display": "browser"}, media_type="application/manifest+json")
         if self.login and local != LOGIN and self.page.user(headers, scope) is None:
             if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
-                return RedirectResponse(f"{self.rules.root}{LOGIN}?next={quote(local)}", HTTPStatus.SEE_OTHER)
+                back = f"?next={quote(local)}" if f"{local.rstrip('/')}/" in self.pages else ""
+                return RedirectResponse(f"{self.rules.root}{LOGIN}{back}", HTTPStatus.SEE_OTHER)
             return self._say(headers, HTTPStatus.UNAUTHORIZED, self.t("page.door.login"))
+        if LET_IN in scope and not (self.login and local == LOGIN):
+            scope[LET_IN](known=self.login is not None)
         if scope["path"] == self.rules.root:
             return RedirectResponse(f"{self.rules.root}/")
-        if CLOSED.match(self.inner(local)):
-            return self._say(headers, HTTPStatus.NOT_FOUND, self.t("page.door.closed"))
+        if wrong:
+            return self._say(headers, wrong[0], self.t(f"page.door.{wrong[1]}"))
         if int(headers.get("content-length", 0)) > (most := self.most(scope["method"], local)):
             return self._say(headers, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.too_large(most))
         return None
@@ -227,8 +224,8 @@ class Doors:
         return link and scope["method"] == "GET"
 
     def _is_origin(self, origin: str, scope: Scope, headers: Headers) -> bool:
-        place = _place(origin)
-        if place == _place(f"http://{headers['host']}"):
+        place = place_of(origin)
+        if place == place_of(f"http://{headers['host']}"):
             return True
         # A proxy that does not say what it was called; only the name given for it then counts.
         return scope["peer"] in self._proxied.trusted_hosts and place in [(name, None) for name in self.rules.names]
@@ -276,7 +273,7 @@ class _Visit:
         self.values = None if doors.is_upload(self.local) else Values()
         self.held = 0
         self._all_read = int(self.headers.get("content-length", 0)) == 0 and "transfer-encoding" not in self.headers
-        self._bytes, self._waited, self._begun = 0, 0.0, False
+        self._bytes, self._waited, self._begun, self._refused = 0, 0.0, False, False
         self._drain_seconds = DRAIN_SECONDS
         # A body that was taken before the application asked for it.
         self._taken: Message | None = None
@@ -301,7 +298,8 @@ class _Visit:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            left = BODY_SECONDS + self._bytes / BODY_RATE - self._waited
+            patience = LOGIN_SECONDS if self.local == LOGIN else BODY_SECONDS
+            left = patience + self._bytes / BODY_RATE - self._waited
             message = await asyncio.wait_for(self._receive(), max(left, 0.001))
         except asyncio.TimeoutError:
             if self._begun:
@@ -339,7 +337,7 @@ class _Visit:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._begun = True
-            of_file = FILE.match(self.doors.inner(self.local)) is not None
+            of_file = not self._refused and FILE.match(self.doors.inner(self.local)) is not None
             headers = outgoing(message.get("headers", ()), of_file, self._is_trusted())
             if not self._all_read:
                 # Else the rest of the body keeps the connection for as long as it comes.
@@ -364,6 +362,7 @@ class _Visit:
 
     async def refuse(self, response: Response) -> None:
         """Answer without the body."""
+        self._refused = True
         if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and self.doors.is_upload(self.local):
             self._drain_seconds = LARGE_DRAIN_SECONDS
         await self.send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
@@ -382,18 +381,3 @@ class _Visit:
         while not self._all_read:
             message = await asyncio.wait_for(self._receive(), DRAIN_SECONDS)
             self._all_read = not message.get("more_body", False)
-
-
-def _place(origin: str) -> tuple[str | None, int | None]:
-    """Host and port of an origin, without the port that goes without saying."""
-    try:
-        parts = urlsplit(origin)
-        return parts.hostname, None if parts.port in (80, 443) else parts.port
-    except ValueError:
-        return None, 0
-
-
-def _is_range(bounds: str) -> bool:
-    """Whether it is a single range, and no end of it comes before its beginning."""
-    found = RANGE.fullmatch(bounds)
-    return found is not None and not (found[2] and int(found[2]) < int(found[1]))

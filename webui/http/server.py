@@ -1,7 +1,8 @@
 """The listening socket and what is behind it: how many connections there may be, and how long each may keep silent.
 
 A connection that has a request of the server's is never cut: a film's stream or a download may take as long as it takes. What
-is cut is one that sends no request, or only parts of one, and one whose answer nobody takes.
+is cut is one that sends no request, or only parts of one, and one whose answer nobody takes; and where room is wanted, one of
+who was not let in.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import psutil
 import uvicorn
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eichi_utils.setup.console import write
@@ -46,6 +49,8 @@ PAUSE = 0.05
 CUT_SECONDS = 1.0
 # Seconds between two lines about connections that were refused.
 QUIET = 60.0
+# Where a request's scope has the function by which the doors let it in: `Connection.let_in`.
+LET_IN = "eichi.let_in"
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +112,22 @@ def _opened_again() -> int:
             time.sleep(PAUSE)
 
 
+class Claim(IntEnum):
+    """What is lost with a connection, the least first: nothing, a logged-in browser's next request's way, a login that is being
+    looked at; and a request of who was let in, which no other takes the place of."""
+
+    NONE = 0
+    KNOWN = 1
+    LOGIN = 2
+    REQUEST = 3
+
+
 class Gate:
     """Who may come in: so many connections at all, and half of them from one address; loopback and proxies count as many.
 
-    One more takes the place of the connection that has been without a request for longest, if there is one. Used by the event
-    loop's thread alone.
+    One more takes the place of one with a lesser claim than a request's, if there is one: of the least, that of the address
+    with most connections which has waited longest. So who is not let in keeps nobody out, however many connections he holds.
+    Used by the event loop's thread alone.
     """
 
     def __init__(self, most: int, proxies: tuple[str, ...] = ()):
@@ -139,19 +155,24 @@ class Gate:
             del self._of[of]
 
     def note(self, connection: Connection, address: str, waits: bool) -> None:
-        """Note whether a connection waits for a request, or has one."""
+        """Note whether a connection waits to be let in with a request, or has been."""
         if not waits:
             self._waiting.pop(connection, None)
         else:
             self._waiting.setdefault(connection, network(address))
 
     def _make_room(self, of: str | None) -> bool:
-        """End the connection that has waited longest, of those from one address or of all. Whether there was one."""
-        found = (connection for connection, whose in self._waiting.items() if of in (None, whose) and connection.is_idle())
-        connection = next(found, None)
-        if connection:
-            connection.give_way()
-        return connection is not None
+        """End a connection, of those from one address or of all. Whether there was one that may be ended."""
+        found = (
+            (connection.claim(), -self._of[whose], connection)
+            for connection, whose in self._waiting.items()
+            if of in (None, whose)
+        )
+        claim, _, connection = min(found, key=lambda one: one[:2], default=(Claim.REQUEST, 0, None))
+        if claim == Claim.REQUEST:
+            return False
+        connection.give_way()
+        return True
 
     def _many(self, address: str) -> bool:
         """Whether several users may come from that address."""
@@ -170,7 +191,7 @@ class Gate:
 
 
 class Connection(H11Protocol):
-    """A connection that does not wait for ever. Of uvicorn 0.54's class it reads `cycle`, `transport` and `client`."""
+    """A connection that does not wait for ever. Of uvicorn 0.54's class it uses `app`, `cycle` and `transport`."""
 
     REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 15\r\nContent-Length: 0\r\n\r\n"
 
@@ -182,6 +203,19 @@ class Connection(H11Protocol):
         self._head: asyncio.TimerHandle | None = None
         self._taken: asyncio.TimerHandle | None = None
         self._left = False
+        # Of the last request: whether the doors let it in, and by a login.
+        self._let_in, self._known = False, False
+        self._doors, self.app = self.app, self._ask
+
+    async def _ask(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._let_in = self._known = False
+        self._note()
+        await self._doors({**scope, LET_IN: self.let_in}, receive, send)
+
+    def let_in(self, known: bool) -> None:
+        """Give way no more until this request is answered. known: whether by a login; then it also waits longer than others."""
+        self._let_in, self._known = True, known
+        self._note()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         address = str((transport.get_extra_info("peername") or ("",))[0])
@@ -231,9 +265,18 @@ class Connection(H11Protocol):
         else:
             self.transport.abort()
 
-    def is_idle(self) -> bool:
-        """Whether nobody waits for anything here: no request has come, and the last answer is gone."""
-        return self._between() and not self.transport.get_write_buffer_size()
+    def claim(self) -> Claim:
+        """What would be lost with it.
+
+        Of who was not let in only a whole request counts, which can be nothing but a login, until there is an answer: a body
+        that does not come and an answer that is not taken are no reason to stay.
+        """
+        if not self._let_in:
+            asks = not self._between() and not self.cycle.more_body and not self.cycle.response_started
+            return Claim.LOGIN if asks else Claim.NONE
+        if not self._between() or self.transport.get_write_buffer_size():
+            return Claim.REQUEST
+        return Claim.KNOWN if self._known else Claim.NONE
 
     def give_way(self) -> None:
         """End, and be counted no more."""
@@ -248,7 +291,7 @@ class Connection(H11Protocol):
 
     def _note(self) -> None:
         if not self._left:
-            self.gate.note(self, self._address, self._between())
+            self.gate.note(self, self._address, self._between() or not self._let_in)
 
     def _between(self) -> bool:
         """Whether no request is being answered."""

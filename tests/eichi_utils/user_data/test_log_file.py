@@ -332,6 +332,56 @@ def test_the_same_is_not_said_without_end() -> None:
     assert len(seldom._seen) == logs.KINDS
 
 
+def test_a_traceback_is_written_once_a_minute() -> None:
+    """Sixty a minute were megabytes, of 10 KB each, for who knew a request that fails. What fails elsewhere has its own."""
+    now = [0.0]
+    seldom = logs.Seldom(lambda: now[0])
+    shown = logging.Formatter()
+
+    def fail(number: int) -> None:
+        raise KeyError(f"number {number}")
+
+    def fail_elsewhere(number: int) -> None:
+        raise KeyError(f"elsewhere {number}")
+
+    def written(count: int, failing: Any = fail) -> list[str]:
+        texts = []
+        for number in range(count):
+            try:
+                failing(number)
+            except KeyError as error:
+                caught = (type(error), error, error.__traceback__)
+            record = logging.LogRecord("x", logging.ERROR, "", 0, "it failed\n", (), caught)
+            if seldom.filter(record):
+                texts.append(shown.format(record))
+        return texts
+
+    first, *others = written(500)
+    assert "Traceback" in first and "raise KeyError" in first and "number 0" in first
+    assert len(others) == logs.OFTEN - 1 and not any("Traceback" in text for text in others)
+    assert "KeyError: 'number 7'" in others[6]
+    other, *_ = written(3, fail_elsewhere)
+    assert "Traceback" in other and "elsewhere 0" in other
+    now[0] = logs.PERIOD + 1
+    again, *_ = written(2)
+    assert "Traceback" in again and f"({500 - logs.OFTEN} more" in again
+
+
+def test_the_same_is_not_said_at_any_length() -> None:
+    """Records were counted, whatever their length: a browser's words in one may be megabytes."""
+    seldom, shown = logs.Seldom(lambda: 0.0), logging.Formatter()
+
+    def record(text: str, *values: object, error: Exception | None = None) -> logging.LogRecord:
+        return logging.LogRecord("x", logging.ERROR, "", 0, text, values, error and (type(error), error, None))
+
+    said = [record("%s was asked for", "x" * 10_000) for _ in range(60)]
+    assert [seldom.filter(one) for one in said].count(True) == -(-logs.OFTEN_CHARACTERS // 10_016)
+    for long in (record("%s 100%% of it", "y" * 10**6), record("z" * 10**6), record("bad", error=ValueError("w" * 10**6))):
+        assert seldom.filter(long) and 100 < len(shown.format(long)) < logs.LONGEST + 100
+    # What cannot be put together is not ours to say.
+    assert seldom.filter(record("%d", "x")) and seldom.filter(record("%(a)s", {"b": 1}))
+
+
 def test_what_is_logged_without_end(log: Log) -> None:
     """In the file too; but what a film's story says is all said."""
     log.apply(True, "")

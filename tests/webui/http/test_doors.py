@@ -11,7 +11,7 @@ import gradio
 import pytest
 from starlette.testclient import TestClient
 
-from tests.webui.doorstep import HERE, answer, client, connect, doors, served, small_app
+from tests.webui.doorstep import HERE, answer, client, connect, doors, head, served, small_app
 from webui.app import Site
 from webui.http.login import Login
 
@@ -224,6 +224,56 @@ def test_what_no_page_uses_is_closed(page: str, path: str) -> None:
 def test_what_pages_use_is_open(path: str) -> None:
     """The application has none of these, and says so in its own words."""
     assert client().get(path).text == "Not Found"
+
+
+@pytest.mark.parametrize("page", ["", "/f1"])
+def test_addresses_have_an_end(page: str) -> None:
+    """A name of 5000 letters was an error of the system's, deep in gradio: 500, and kilobytes of the log for each."""
+    visitor = client()
+
+    def status(path: str) -> int:
+        got = visitor.get(f"{page}{path}")
+        assert got.status_code in (200, 404) or "error" in got.json()
+        return got.status_code
+
+    assert [status(f"/static/{'a' * size}") for size in (255, 256, 1015, 1016, 60_000)] == [404, 404, 404, 414, 414]
+    assert visitor.get(f"{page}/static/{'a' * 255}").text == "Not Found"
+    assert "nothing here" in visitor.get(f"{page}/static/{quote('あ' * 86)}").json()["error"]
+    assert [status(f"/told?{'a' * size}") for size in (2048, 2049)] == [404 if page else 200, 414]
+    # A picture of the user's may lie deep, and be called by three bytes a letter.
+    assert visitor.get(f"{page}/gradio_api/file=/{quote('あ' * 1300)}").text == "Not Found"
+    assert status(f"/gradio_api/file=/{'a' * 4096}") == 414
+
+
+def test_the_way_to_the_login_is_short() -> None:
+    """It repeated what was asked for, in three signs for each byte, but goes back to pages alone. A file's led nowhere."""
+    visitor = client(login=Login({"me": "secret"}))
+    for path, back in (("/f1", "?next=/f1"), (f"/gradio_api/file=/{quote('あ' * 1300)}", ""), ("/config", "")):
+        got = visitor.get(path, headers={"accept": "text/html"}, follow_redirects=False)
+        assert got.status_code == 303 and got.headers["location"] == f"/login{back}"
+
+
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/upload", "/f1/gradio_api/upload", "/f1/gradio_api/upload/", "/gradio_api/upload_progress"]
+)
+def test_uploads_are_called_by_short_words(path: str) -> None:
+    """Gradio keeps each name that it was asked for: 60 kB of each request stayed for ever."""
+    for name in ("x" * 65, "x" * 60_000, "", "a b", "%F0%9F%98%80", "x/y", "good&upload_id=a+b", "x%00"):
+        got = client().request("POST" if path.endswith(("upload", "/")) else "GET", f"{path}?upload_id={name}")
+        assert got.status_code in (400, 414) and "error" in got.json()
+    for name in ("upload_id=gk2j4l5h6j", "upload_id=x-1_Y", "", "upload=a+b"):
+        got = client().request("POST" if path.endswith(("upload", "/")) else "GET", f"{path}?{name}")
+        assert got.status_code in (200, 404) and "error" not in got.text
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_length_is_said_once(method: str) -> None:
+    """With two of them it was read in pieces, and its connection went on: what a proxy took for a body was asked here."""
+    said = head("/length", method, content_length=5, transfer_encoding="chunked") + b"0\r\n\r\n" + head("/told")
+    with served(doors()) as port:
+        got = answer(connect(port, said))
+        assert got.startswith(b"HTTP/1.1 400 ") and b"connection: close" in got.lower() and got.count(b"HTTP/1.1") == 1
+        assert b"Transfer-Encoding" in got
 
 
 def test_files_are_saved_and_never_run(serve) -> None:

@@ -24,7 +24,8 @@ from PIL import Image
 
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models.catalogue import Models
-from eichi_utils.requests.file_fields import with_files
+from eichi_utils.problems import UserError
+from eichi_utils.requests.file_fields import MOST_NAMED, with_files
 from eichi_utils.requests.loras import is_below
 from locales import Translator, table
 from webui.app import PAGES, build
@@ -339,6 +340,21 @@ def test_a_request_loses_foreign_files_and_says_which():
     }
     assert [field for field, _ in left_out] == ["image", "append_latents", "keyframes/1", "controls/0/mask"]
     assert "{file}" in table("en")["problem.file_not_uploaded"]
+
+
+def test_keyframes_have_an_end():
+    """20,000 of them in one text, each looked at on the disk and then checked, held a thread for minutes; there are 40."""
+    looked: list[str] = []
+
+    def good(path: str) -> bool:
+        return bool(looked.append(path)) or True
+
+    many = {str(number): "a.png" for number in range(MOST_NAMED)}
+    assert with_files({"keyframes": many}, good)[0]["keyframes"] == many and len(looked) == MOST_NAMED
+    looked.clear()
+    with pytest.raises(UserError, match="page_too_many_files"):
+        with_files({"keyframes": many | {"-1": "a.png"}}, good)
+    assert not looked
 
 
 @pytest.mark.parametrize("name", ["", "/a", "\\a", "C:/a", "C:a", "\\\\host\\share\\a", "../a", "a/../../b", "a\\..\\b"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,10 @@ from eichi_utils.setup.console import ending_as_interrupted
 from eichi_utils.user_data import log_file as logs
 from eichi_utils.user_data.log_file import Seldom
 from tests.webui.doorstep import answer, connect, doors, head, served
-from webui.http.server import BACKLOG, EACH, FOR_FILMS, LEAST, MOST, Gate, Patience, room_of
+from webui.http import doors as doors_module
+from webui.http import login as login_module
+from webui.http.login import Login
+from webui.http.server import BACKLOG, EACH, FOR_FILMS, LEAST, MOST, Claim, Gate, Patience, room_of
 
 QUICK = Patience(head=0.5, idle=0.5, stalled=0.5)
 unix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and signals of Unix")
@@ -131,6 +135,133 @@ def test_who_asks_nothing_gives_way() -> None:
         # Who has been answered and asks nothing more waits as well; whose answer goes on does not.
         assert answer(kept) == b""
         assert answer(working).endswith(b"0\r\n\r\n")
+
+
+def session(port: int) -> str:
+    """The cookie of who has logged in."""
+    form = b"username=me&password=secret"
+    got = answer(connect(port, head("/login", "POST", content_length=len(form), connection="close") + form))
+    return re.search(rb"set-cookie: (eichi-session-[^;]+)", got)[1].decode()
+
+
+@pytest.fixture
+def quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(login_module, "COST", {"n": 2, "r": 8, "p": 1})
+
+
+@pytest.mark.usefixtures("quick_hashes")
+def test_a_stranger_keeps_no_owner_out() -> None:
+    """400 connections, each with a byte of a login's form, had the owner refused for 25 s, as often as somebody liked."""
+    begun = [
+        head("/login", "POST", content_length=100) + b"a",
+        head("/login", "POST", transfer_encoding="chunked"),
+        head("/login", transfer_encoding="chunked"),
+        head("/gradio_api/upload", "POST", content_length=10**8) + b"a",
+        head("/length", "POST", content_length=100) + b"a",
+        head("/length", "POST", content_length=100, host="elsewhere.example") + b"a",
+        # A session is of a request, not of what came before.
+        head("/login") + head("/length", "POST", content_length=100),
+    ]
+    with served(doors(Login({"me": "secret"})), most=10) as port, ExitStack() as held:
+        cookie = session(port)
+        film = held.enter_context(connect(port, head("/ticking", cookie=cookie, connection="close")))
+        upload = head("/gradio_api/upload", "POST", content_length=1000, cookie=cookie, connection="close")
+        sending = held.enter_context(connect(port, upload + b"x" * 500))
+        kept = held.enter_context(connect(port, head(cookie=cookie)))
+        while not kept.recv(10_000).endswith(b"seen"):
+            pass
+        for said in begun:
+            for _ in range(12):
+                held.enter_context(connect(port, said))
+            time.sleep(0.1)
+            assert b" 200 " in answer(connect(port, head(cookie=cookie, connection="close"))), said
+        # Nor does he push out what is being done, or a browser between two requests.
+        kept.sendall(head(cookie=cookie, connection="close"))
+        assert b" 200 " in answer(kept)
+        sending.sendall(b"x" * 500)
+        assert answer(sending).endswith(b"1000") and answer(film).endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.usefixtures("quick_hashes")
+def test_answers_that_a_stranger_does_not_take_keep_no_owner_out() -> None:
+    """They stayed for ten minutes."""
+    with served(doors(Login({"me": "secret"})), most=4) as port, ExitStack() as held:
+        cookie = session(port)
+        for _ in range(4):
+            idle = held.enter_context(socket.socket())
+            idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            idle.connect(("127.0.0.1", port))
+            idle.settimeout(0.3)
+            # Until nothing more is taken: the answers fill what the system holds.
+            with suppress(OSError):
+                for _ in range(100_000):
+                    idle.sendall(head("/login") * 20)
+        for _ in range(3):
+            assert b" 200 " in answer(connect(port, head(cookie=cookie, connection="close")))
+
+
+@pytest.mark.usefixtures("quick_hashes")
+def test_a_login_is_looked_at_in_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose form has come whole is not pushed out by those who send none, also where looking at it takes a while."""
+    right = login_module.matches
+    monkeypatch.setattr(login_module, "matches", lambda *args: time.sleep(1) or right(*args))
+    form = b"username=me&password=secret"
+    with served(doors(Login({"me": "secret"})), most=10) as port, ExitStack() as held:
+        phone = held.enter_context(connect(port, head("/login", "POST", content_length=len(form), connection="close")))
+        time.sleep(0.2)
+        phone.sendall(form)
+        for _ in range(30):
+            held.enter_context(connect(port, head("/login", "POST", content_length=100) + b"a"))
+        assert b"set-cookie: eichi-session" in answer(phone)
+
+
+def test_a_login_comes_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had the half minute of a large form. A request that needs none has no more."""
+    monkeypatch.setattr(doors_module, "LOGIN_SECONDS", 0.5)
+    with served(doors(Login({"me": "secret"}))) as port:
+        began = time.monotonic()
+        never = connect(port, head("/login", "POST", content_length=100) + b"a")
+        nor = connect(port, head("/login", transfer_encoding="chunked"))
+        slow = connect(port, head("/login", "POST", content_length=26, connection="close") + b"username=me")
+        time.sleep(0.2)
+        slow.sendall(b"&password=wrong")
+        assert b" 401 " in answer(slow) and b" 408 " in answer(never) and b" 408 " in answer(nor)
+        assert time.monotonic() - began < 5
+
+
+class Held:
+    """A connection as the gate sees it."""
+
+    def __init__(self, gate: Gate, address: str, claim: Claim):
+        self.gate, self.address, self.ended = gate, address, False
+        self.claim = lambda: claim
+        assert gate.enter(address)
+        gate.note(self, address, waits=True)
+
+    def give_way(self) -> None:
+        self.ended = True
+        self.gate.note(self, self.address, waits=False)
+        self.gate.leave(self.address)
+
+
+def test_who_gives_way_first() -> None:
+    """Whoever had waited longest did, which may be the owner's browser between two requests, or his slow line."""
+    gate = Gate(20)
+    owner = [Held(gate, "10.0.0.3", Claim.NONE), Held(gate, "10.0.0.3", Claim.KNOWN), Held(gate, "10.0.0.3", Claim.LOGIN)]
+    crowd = [Held(gate, f"10.0.0.{1 + number % 2}", Claim.NONE) for number in range(17)]
+    for _ in range(100):
+        crowd.append(Held(gate, "10.0.0.1", Claim.NONE))
+    assert not any(one.ended for one in owner) and [one.ended for one in crowd[-9:]] == [False] * 9
+    # One address ends its own when it has half, and what is being answered never.
+    full = Gate(20)
+    busy = [Held(full, "10.0.0.1", Claim.REQUEST) for _ in range(10)]
+    assert not full.enter("10.0.0.1")
+    later = [Held(full, "10.0.0.2", claim) for claim in (Claim.LOGIN, Claim.KNOWN, Claim.NONE)]
+    busy += [Held(full, "10.0.0.3", Claim.REQUEST) for _ in range(7)]
+    for number in (2, 1, 0):
+        busy.append(Held(full, "10.0.0.4", Claim.REQUEST))
+        assert [one.ended for one in later] == [place >= number for place in range(3)]
+    assert not full.enter("10.0.0.5") and not any(one.ended for one in busy)
 
 
 def test_a_subscriber_is_one_address() -> None:
