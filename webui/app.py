@@ -37,10 +37,11 @@ from webui.forms.set_aside import SetAside
 from webui.frame import STYLE, theme
 from webui.gradio_compat import answers_to_errors
 from webui.http.doors import Doors, Rules
+from webui.http.gate import Gate
 from webui.http.login import Login
 from webui.http.page_build import SameBuild, build_of
 from webui.http.path_check import ServedFiles
-from webui.http.server import Gate, Server, address, listen, room
+from webui.http.server import Server, address, listen, room
 from webui.live.polling import add_routes
 from webui.live.shown import ShownPictures
 from webui.live.tab_keeper import script

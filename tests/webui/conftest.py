@@ -29,7 +29,9 @@ from locales import Translator
 from tests.lora_files import write_lora
 from webui.app import PAGES, build, listen
 from webui.context import Context
-from webui.http.server import MOST, Gate, Patience, Server
+from webui.http.connection import Patience
+from webui.http.gate import MOST, Gate
+from webui.http.server import Server
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (

@@ -19,9 +19,11 @@ from starlette.testclient import TestClient
 
 from locales import Translator
 from webui.app import PAGES
+from webui.http.connection import Patience
 from webui.http.doors import Doors, Rules
+from webui.http.gate import MOST, Gate
 from webui.http.login import Login
-from webui.http.server import MOST, Gate, Patience, Server, listen
+from webui.http.server import Server, listen
 
 HERE = "http://127.0.0.1:7861"
 PLACES = {name: path + "/" for name, (path, _) in PAGES.items()} | {"reverse": "/"}

@@ -30,10 +30,11 @@ from webui.forms.words import problem_sentence
 from webui.gradio_compat import replace_parts
 from webui.http.addresses import FILE, UPLOAD, fault, is_range, place_of
 from webui.http.answer_headers import outgoing
+from webui.http.connection import LET_IN
 from webui.http.json_body import Values
 from webui.http.login import Login
 from webui.http.login_page import FORM_BYTES, LOGIN, LOGOUT, LoginPage
-from webui.http.server import LET_IN, is_loopback
+from webui.http.server import is_loopback
 
 # Bytes of a request that is no upload: a page's form with a hundred sections of long Japanese prompts has 1.5 million.
 BODY_BYTES = 2 << 20

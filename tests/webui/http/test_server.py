@@ -23,8 +23,10 @@ from eichi_utils.user_data.log_file import Seldom
 from tests.webui.doorstep import answer, connect, doors, head, served
 from webui.http import doors as doors_module
 from webui.http import login as login_module
+from webui.http.connection import Patience
+from webui.http.gate import LEAST, MOST, Claim, Gate
 from webui.http.login import Login
-from webui.http.server import BACKLOG, EACH, FOR_FILMS, LEAST, MOST, Claim, Gate, Patience, room_of
+from webui.http.server import BACKLOG, EACH, FOR_FILMS, room_of
 
 QUICK = Patience(head=0.5, idle=0.5, stalled=0.5)
 unix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and signals of Unix")
