@@ -200,7 +200,7 @@ class TabState(state_holder.SessionState):
 
 
 class RefusedEvent(Exception):  # noqa: N818 (an answer)
-    """An event that no page of ours sends. key: of a sentence below "page.door"."""
+    """An event that no page of ours sends. key: the end of a sentence's, such as "page.door.word"."""
 
     def __init__(self, status: int, key: str):
         super().__init__(key)

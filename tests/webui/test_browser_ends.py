@@ -56,6 +56,7 @@ def test_errors_are_sentences_and_a_double_click_is_one_film(serve, open_page, e
         said = page.inner_text("#history")
         assert T("page.state.failed") in said and "ink.safetensors" in said and "first" in said
         page.reload()
+    page.wait_for_selector(".eichi-form:not([inert])")
 
     count, wrong = page.evaluate(ASK)
     assert count > 50 and wrong == []
@@ -75,3 +76,4 @@ def test_nothing_is_typed_into_a_form_that_is_not_filled_yet(serve, open_page, t
     page.fill("#prompt textarea", "my own")
     page.wait_for_timeout(1500)
     assert page.input_value("#prompt textarea") == "my own"
+    page.unroute_all(behavior="ignoreErrors")

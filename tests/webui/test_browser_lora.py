@@ -91,7 +91,7 @@ class TestWithTheRealWorker:
         strength(tab, 0, "1.5")
         tab.wait_for_selector("#lora-card-0 img")
         card = tab.inner_text("#lora-card-0")
-        assert "zooming ink" in card and "PEFT, FramePack names, rank 1; changes 1 of 90 layers" in card
+        assert "zooming ink" in card and "PEFT, FramePack, rank 1; changes 1 of 90 layers" in card
         # Any name that a file can have is only a name.
         shutil.copy(lora_folder / MINI, lora_folder / ODD)
         press(tab, "#lora-rescan")

@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,13 @@ from gradio import routes
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models.catalogue import Models
 from locales import Translator, table
+from tests.threads import in_a_loop
 from webui import gradio_compat
 from webui.app import PAGES, build
 from webui.context import QUIET, Context
 from webui.frame import SESSIONS, Page
 from webui.gradio_compat import MOST_FILES, WATCHED, Progress, UploadParser
+from webui.http.page_build import HEADER
 
 SENTENCES = {sentence for name, sentence in table("en").items() if name.startswith(("page.door.", "problem.page_"))}
 
@@ -75,6 +76,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
         patched.setattr("webui.app.PAGES", {mode: (path, page) for mode, (path, _) in PAGES.items()})
         app = build(jobs, "reverse", Translator("en"), page.folder / "outputs", models=Models(page.folder), **own)
         with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as page.client:
+            page.client.headers[HEADER] = page.client.get("/pulse/reverse").json()["build"]
             yield page
     jobs.close(10)
 
@@ -238,9 +240,7 @@ def test_asking_for_an_upload_that_is_not_there_leaves_nothing() -> None:
         progress.stop_tracking("v")
         assert not progress._signals and not progress._statuses
 
-    # Not here, where a browser of other tests may have its own loop.
-    with ThreadPoolExecutor() as pool:
-        pool.submit(asyncio.run, wait()).result()
+    in_a_loop(wait())
 
 
 @pytest.mark.parametrize("border", ["", "x" * 300, "\u00e9"])

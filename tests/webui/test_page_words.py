@@ -9,7 +9,8 @@ import pytest
 
 import webui
 from eichi_utils.problems import Problem
-from eichi_utils.requests.modes import MODES
+from eichi_utils.requests.kinds import Choice
+from eichi_utils.requests.modes import MODES, all_kinds
 from locales import LANGUAGES, Translator, table
 from tests.eichi_utils.requests.test_plan import SECTIONS
 from tests.webui.forms.test_form import page as page
@@ -98,4 +99,7 @@ def test_every_page_key_is_used_and_exists():
     prefixes = {key for text in sources for key in re.findall(r'f"(page\.[\w.]*\.){', text)}
     keys = {key for key in table("en") if key.startswith("page.")}
     assert used <= keys
+    # What a choice is called, its kind says.
+    choices = {name: kind for name, kind in all_kinds().items() if isinstance(kind, Choice)}
+    used |= {kind.word(name, choice) for name, kind in choices.items() for choice in kind.choices}
     assert {key for key in keys - used if not any(key.startswith(prefix) for prefix in prefixes)} == set()

@@ -27,7 +27,7 @@ WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def fault(inner: str, query: bytes, headers: Headers) -> tuple[int, str] | None:
-    """Return (status, key of a sentence below "page.door") for first lines that nobody of ours sends, if they are such.
+    """Return (status, the end of a key such as "page.door.long") for first lines that nobody of ours sends, if they are such.
 
     inner: the path as the page's own application has it.
     """

@@ -19,6 +19,7 @@ from gradio.components.image import ImageData
 from PIL import Image
 
 from tests.eichi_utils.files.test_picture_files import CASES
+from tests.threads import in_a_loop
 from webui.forms import fields
 from webui.live.shown import AT_ONCE, ShownPictures
 
@@ -79,7 +80,7 @@ def test_noise_under_a_picture_s_name(client: TestClient) -> None:
         "path": "/f1/gradio_api/file=noise.heic", "raw_path": b"", "scheme": "http", "client": ("a", 1), "server": ("b", 2),
     }  # fmt: skip
     tracemalloc.start()
-    anyio.run(client.app, scope, receive, send)
+    in_a_loop(client.app(scope, receive, send))
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sum(message.get("body", 0) for message in sent) == size and most < 8 * 2**20
@@ -111,7 +112,7 @@ def test_pages_answer_while_pictures_wait(client: TestClient, monkeypatch: pytes
             assert (await asking.get("/f1/gradio_api/file=plain.png")).status_code == 200
             go.set()
 
-    anyio.run(ask)
+    in_a_loop(ask())
     assert most == AT_ONCE
 
 
