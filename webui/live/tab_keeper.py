@@ -47,25 +47,31 @@ JS = """
   async function putBack() {
     const { kept, closed } = JSON.parse(sessionStorage.getItem(KEPT) || '{"kept": {}, "closed": []}');
     sessionStorage.removeItem(KEPT);
+    const names = Object.keys(kept);
+    if (!names.length) return;
+    // Whether all stands there, and stood there before.
     const put = () => {
+      const seen = new Set(), changed = [];
       for (const [name, box] of boxes()) {
-        if (!(name in kept)) continue;
-        const value = kept[name];
-        delete kept[name];
-        if (box.value === value) continue;
+        if (!(name in kept) || seen.has(name)) continue;
+        seen.add(name);
+        if (box.value === kept[name]) continue;
+        changed.push(name);
         touched = true;
-        box.value = value;
+        box.value = kept[name];
         for (const kind of ['input', 'change']) box.dispatchEvent(new Event(kind, { bubbles: true }));
       }
+      return !changed.length && seen.size === names.length;
     };
-    put();
-    if (!Object.keys(kept).length) return;
-    // Else Start takes what stands there before.
+    // Meanwhile nobody types, and Start does not take what stands there before.
     const forms = [...document.querySelectorAll('.eichi-form')];
     forms.forEach(form => { form.inert = true; });
     parts().filter(part => !isOpen(part)).forEach(turn);
-    // The page may have no such box.
-    for (let wait = 0; wait < 40 && Object.keys(kept).length; wait++) { await pause(100); put(); }
+    // An answer to what was asked before may take a value back, and the page may have no such box at all.
+    for (let wait = 0, settled = 0; wait < 40 && settled < 6; wait++) {
+      settled = put() ? settled + 1 : 0;
+      await pause(100);
+    }
     parts().filter(part => isOpen(part) && closed.includes(part.id)).forEach(turn);
     forms.forEach(form => { form.inert = false; });
   }
