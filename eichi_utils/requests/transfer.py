@@ -21,6 +21,9 @@ def usable(mode: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[P
     problems: list[Problem] = []
     for name, value in fields.items():
         try:
+            # A file's own word for the mode is no field.
+            if name == "mode":
+                raise UserError([Problem(name, "key_unknown", {"name": name, "mode": mode})])
             request = modes.from_json({"mode": mode, name: value})
             found: Iterable[Problem] = () if kinds_of(type(request))[name].shown_wrong else check_fields(request)
         except UserError as error:

@@ -57,3 +57,9 @@ def test_a_whole_document_goes_from_any_mode_to_any(source: str, target: str) ->
     assert (made.seed, made.prompt) == (5, "a cat")
     text = PictureText(document=whole)
     assert request_fields(text, target, "everything") == (fields, [])
+
+
+def test_a_mode_among_the_fields_is_none_of_them() -> None:
+    """A settings file with such an entry ended in a KeyError."""
+    fields, problems = usable("reverse", {"mode": "reverse", "steps": 7})
+    assert fields == {"steps": 7} and [(problem.field, problem.key) for problem in problems] == [("mode", "key_unknown")]
