@@ -1,4 +1,4 @@
-"""How much of the computer's memory this process may have. Only `requirements` asks; without torch."""
+"""Ask the system how much memory this process may have: `requirements` decides by it, `doctor` shows it. Without torch."""
 
 from __future__ import annotations
 

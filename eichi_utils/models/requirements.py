@@ -145,9 +145,10 @@ def transformer_needs(size: TransformerSize, precision: str, tokens: int, *, on_
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a request needs here. disk: bytes for what it makes and what has to be downloaded. problems: what keeps it from
-    being made; then `choice` is what comes nearest."""
+    """What a request needs on a machine. disk: bytes for what it makes and what has to be downloaded. problems: what keeps it
+    from being made; then `choice` is what comes nearest."""
 
+    machine: Machine
     choice: ExecutionChoice
     disk: int
     problems: tuple[Problem, ...] = ()
@@ -164,12 +165,12 @@ def requirements(request: Request, plan: Plan, files: ModelFiles, machine: Machi
     disk = made_bytes(request, plan, height, width) + download_bytes(files, missing)
     problems = download_problems(files, missing)
     try:
-        return Requirements(choose(size, request.precision, tokens, machine), disk, problems)
+        return Requirements(machine, choose(size, request.precision, tokens, machine), disk, problems)
     except UserError as error:
         on_card = machine.card is not None
         narrowest = machine.narrow if on_card and request.precision == "auto" else request.precision
         nearest = ExecutionChoice(narrowest, needs(size, narrowest, tokens, on_card=on_card))
-        return Requirements(nearest, disk, error.problems + problems)
+        return Requirements(machine, nearest, disk, error.problems + problems)
 
 
 def choose(size: ModelSize, precision: str, tokens: int, machine: Machine) -> ExecutionChoice:
@@ -220,9 +221,9 @@ def too_little(way: ExecutionChoice, machine: Machine) -> Iterator[Problem]:
         yield Problem("", "too_little_card_memory", {"needed": gib(way.needs.card), "free": gib(machine.card)})
 
 
-def figures(needed: Requirements, machine: Machine, disk_free: int) -> dict[str, Any]:
+def figures(needed: Requirements, disk_free: int) -> dict[str, Any]:
     """Return what is needed and what there is, in GiB, for sentences; those of a card are "" without one."""
-    way = needed.choice
+    way, machine = needed.choice, needed.machine
     card = way.needs.card if machine.card is not None else None
     instead = way.instead or Needs(0, 0)
     return {

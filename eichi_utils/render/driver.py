@@ -86,7 +86,7 @@ def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: 
         yield Notice(at=time.monotonic(), key="no_effect", values={"name": name})
     if pool.files.shares_transformer(plan.checkpoint):
         yield Notice(at=time.monotonic(), key="transformer_shared", values={"folder": str(pool.files.models)})
-    yield _needs(needed.choice, pool, figures(needed, pool.machine(), disk_free(outputs.folder)))
+    yield _needs(needed.choice, pool, figures(needed, disk_free(outputs.folder)))
     for place in missing:
         yield Notice(at=time.monotonic(), key="downloading", values={"repository": place.repository, "folder": place.folder})
         if not pool.files.download(place, lambda: stop.level < StopLevel.NOW):

@@ -72,10 +72,9 @@ class Engine:
 
     def forecast(self, request: Request) -> tuple[dict[str, Any], tuple[Problem, ...]]:
         """Return what a checked request needs, as `requirements.figures`, and what is too small; torch is not imported."""
-        machine = self._machine()
-        found = requirements.requirements(request, request.plan(), self.models.files(request.model), machine)
+        found = requirements.requirements(request, request.plan(), self.models.files(request.model), self._machine())
         free = disk_free(self.folders.of(request.output_folder))
-        return requirements.figures(found, machine, free), found.problems
+        return requirements.figures(found, free), found.problems
 
     def _machine(self) -> requirements.Machine:
         found, card = requirements.host_memory(), self._card()
