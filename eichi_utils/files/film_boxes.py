@@ -72,7 +72,7 @@ class FilmLimitError(UnsafeError):
 
 @dataclass
 class Track:
-    """What a track's tables promise. size: bytes of each sample, 0 where each has its own.
+    """Hold what a track's tables promise. size: bytes of each sample, 0 where each has its own.
 
     ticks: how long samples last, the first two numbers. kinds: of media, as handlers name them. scale: ticks a second.
     duration: of all samples, in ticks. lasts: ticks of each sample in the pieces. number: by which pieces name it.

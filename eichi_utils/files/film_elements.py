@@ -55,7 +55,7 @@ def text_elements(file: IO[bytes]) -> tuple[bytes, float]:
 
 
 class _Found:
-    """What has been seen so far. shown: whether the track that is being looked at has pictures."""
+    """Count what has been seen of a file so far. shown: whether the track that is being looked at has pictures."""
 
     def __init__(self) -> None:
         self.header, self.rate, self.shown = b"", 0.0, False

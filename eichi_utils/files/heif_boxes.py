@@ -58,7 +58,7 @@ def check_heif(file: BinaryIO) -> None:
 
 
 class _Items:
-    """What a head says of the pictures in a file.
+    """Hold what the head of a file says of the pictures in it.
 
     areas: pixels by item. parts: what an item is made of, once for each time it is named. beside: what is decoded with it,
     like its transparency. stored: bytes of an item. about: pairs of items, of which one tells about the other.

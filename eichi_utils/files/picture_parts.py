@@ -56,7 +56,7 @@ TIFF_BYTES = (1, 2, 7)
 
 @dataclass(frozen=True)
 class Parts:
-    """What of a file Pillow gets to see: byte ranges (start, end) in the order of reading, behind a head of other bytes.
+    """Show Pillow a part of a file: byte ranges (start, end) in the order of reading, behind a head of other bytes.
 
     exif, profile: what it does not get to see, and is needed. beside: bytes that its decoder will hold beside the picture.
     """
@@ -127,7 +127,7 @@ def _next_marker(file: BinaryIO, at: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Frame:
-    """What a JPEG's frame says (T.81, B.2.2).
+    """Hold what a JPEG's frame header says (T.81, B.2.2).
 
     coefficients: numbers of all components, of which there are fewer where their sampling is coarser.
     """

@@ -84,7 +84,7 @@ def remove_abandoned(folders: Iterable[Path], depth: int = 3) -> int:
 
 
 def _candidates(folder: Path, depth: int) -> Iterator[Path]:
-    """What is called as unfinished ones are, in the folder and `depth` levels below, the upper levels first."""
+    """Yield what has an unfinished file's name, in the folder and `depth` levels below, the upper levels first."""
     level, left = [folder], MOST_FOLDERS
     for rest in range(depth, -1, -1):
         below: list[Path] = []
@@ -98,7 +98,7 @@ def _candidates(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _listed(place: Path, with_folders: bool) -> tuple[list[Path], list[Path]]:
-    """What is called so in a folder, and the folders in it that are not; nothing of one that cannot be read."""
+    """Return what has such a name in a folder, and the other folders in it; nothing for a folder that cannot be read."""
     found, folders = [], []
     with suppress(OSError), os.scandir(place) as entries:
         for entry in entries:

@@ -1,1 +1,1 @@
-"""What runs, what was run, and what is told of it."""
+"""Run jobs one after another, keep what was run, and tell of it."""
