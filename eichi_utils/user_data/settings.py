@@ -37,6 +37,9 @@ PARTLY = "-partly"
 WAIT_SECONDS = 10.0
 # The existing program's one block before it had one for each page.
 OLDEST_BLOCK = "app_settings"
+# Characters of a document without line breaks up to which it gets them: json's encoder for indents is written in Python, and
+# takes half a second for half a megabyte that is nested 60 levels deep.
+MOST_INDENTED = 100_000
 PROGRAM = "program"
 # Values of the whole existing program, outside of its blocks.
 SHARED = ("output_folder", "input_folder", "reference_folder")
@@ -257,4 +260,6 @@ def _old_block(document: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
 
 
 def _text(document: Document) -> str:
-    return json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
+    """Return the JSON text of a document, with a line for each value as long as it is short enough to be read by a person."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    return text if len(text) > MOST_INDENTED else json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2)

@@ -56,6 +56,18 @@ def test_what_is_written_is_read(file: JsonFile) -> None:
     assert '"猫": "🐈' in file.path.read_text(encoding="utf-8")
 
 
+def test_only_what_a_person_can_read_has_lines(file: JsonFile) -> None:
+    """A damaged file of half a megabyte, nested 60 levels deep, took half a second to write back with its indents."""
+    file.update(lambda document: document.update(short=[1]))
+    assert file.path.read_text().splitlines()[1:] == ['  "short": [', "    1", "  ]", "}"]
+    deep = ["x" * 1000] * 500
+    for _ in range(50):
+        deep = {"one": deep}
+    file.update(lambda document: document.update(deep=deep))
+    assert len(file.path.read_text().splitlines()) == 1
+    assert file.read()[0] == {"short": [1], "deep": deep}
+
+
 def test_keys_that_nobody_knows_stay(file: JsonFile) -> None:
     file.path.write_text('\ufeff{"tomorrow": [1, {"a": 2}], "old": 1}', encoding="utf-8")
     file.update(lambda document: document.update(old=2))
