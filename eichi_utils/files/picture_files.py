@@ -67,6 +67,9 @@ MOST_UNPACKED = 2**20
 MOST_PROFILE = 16 * 2**20
 # 150 MB in parts of 1 kB; empty ones would keep a reader busy for minutes.
 MOST_CHUNKS = 200_000
+# A PNG's samples a pixel by its colour type; and bytes that zlib can make of one (RFC 1951: 258 of two bits).
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+MOST_INFLATED = 1032
 
 
 class TooManyPixelsError(Image.DecompressionBombError):
@@ -181,9 +184,13 @@ def _brands(head: bytes) -> set[bytes]:
 
 
 def _png_parts(file: BinaryIO) -> Parts:
-    """Look through a PNG's chunks, and leave the stream at its beginning. Raises SyntaxError for an endless lot of them."""
+    """Look through a PNG's chunks, and leave the stream at its beginning.
+
+    Raises SyntaxError for an endless lot of them, and for pixels that cannot all be there: Pillow shows those as black ones.
+    """
     ranges: list[tuple[int, int]] = []
     exif, profile, profiled, start, at = b"", b"", False, 0, len(PNG_MAGIC)
+    packed, unpacked_size = 0, 0
     for _ in range(MOST_CHUNKS):
         file.seek(at)
         head = file.read(8)
@@ -203,6 +210,10 @@ def _png_parts(file: BinaryIO) -> Parts:
             # A small letter first: not needed to show the picture. Frames of animations are.
             if kind == b"eXIf" and length <= MOST_UNPACKED:
                 exif = file.read(length)
+            elif kind == b"IHDR":
+                unpacked_size = _png_size(file.read(10))
+            elif kind == b"IDAT":
+                packed += length
             hidden = kind in PNG_TEXTS or kind == b"eXIf" or (kind[0] & 0x20 and kind != b"fdAT" and length > MOST_UNPACKED)
         if hidden:
             ranges.append((start, at))
@@ -211,8 +222,18 @@ def _png_parts(file: BinaryIO) -> Parts:
     else:
         raise SyntaxError(f"more than {MOST_CHUNKS} chunks")
     end = file.seek(0, io.SEEK_END)
+    if unpacked_size > MOST_INFLATED * min(packed, end):
+        raise SyntaxError("most of its pixels are missing")
     file.seek(0)
     return Parts((*ranges, (min(start, end), end)), exif, profile)
+
+
+def _png_size(head: bytes) -> int:
+    """Return how many bytes the pixels of a PNG have at least before they are packed. head: the first 10 bytes of its IHDR."""
+    if len(head) < 10:
+        return 0
+    width, height, bits, colours = struct.unpack(">IIBB", head)
+    return width * height * bits * PNG_SAMPLES.get(colours, 0) // 8
 
 
 def _unpacked(data: bytes) -> bytes:

@@ -317,3 +317,20 @@ def test_an_endless_psd(data: bytes) -> None:
     with pytest.raises((SyntaxError, OSError, struct.error)), opened(io.BytesIO(data)):
         pass
     assert time.process_time() - began < 0.5
+
+
+def test_a_png_without_most_of_its_pixels(tmp_path: Path) -> None:
+    """A PNG of 17 packed bytes said that it is 20 x 4,194,324: Pillow takes what it finds and 380 MB for the rest."""
+    one_colour = io.BytesIO()
+    Image.new("L", (3000, 2500), 7).save(one_colour, "PNG", compress_level=9)
+    data = bytearray(one_colour.getvalue())
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    assert open_picture(path, "image").getpixel((2999, 2499)) == (7, 7, 7)
+    struct.pack_into(">II", data, 16, 3000, 4 * 2500)
+    struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    with pytest.raises(UserError) as raised:
+        open_picture(path, "image")
+    (problem,) = raised.value.problems
+    assert (problem.key, problem.values["reason"]) == ("picture_damaged", "most of its pixels are missing")
