@@ -39,6 +39,7 @@ from eichi_utils.jobs.events import Event, Finished, Notice, Stage, Step
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.render import driver
+from eichi_utils.render.conditions import fit_pictures
 from eichi_utils.requests import modes
 from miniature.random_checkpoint import build
 
@@ -188,7 +189,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
     with tempfile.TemporaryDirectory(dir=folder) as outputs, HostWatch() as watch:
         events = driver.run(request, request.plan(), pool, Outputs(Path(outputs), "film"), Stop())
         seconds, step_ms, frames, precision = stages(events, watch)
-    sizes = driver.fit_pictures(request.plan(), request.size)
+    sizes = fit_pictures(request.plan(), request.size)
     size = f"{sizes.width}x{sizes.height}"
     most = card.highest() / GIB if card else 0.0
     return Result(size, precision, frames, seconds, step_ms, most, host_peak(), dict(watch.peaks))

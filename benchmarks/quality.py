@@ -28,7 +28,7 @@ from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.hub import STEMS
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.render.conditions import Conditions, fit_pictures
-from eichi_utils.render.driver import prepare
+from eichi_utils.render.encoding import encode_conditions
 from eichi_utils.render.section_loop import Decoded, sample_film
 from eichi_utils.requests.forward import ForwardRequest
 from eichi_utils.requests.plan import Plan
@@ -98,7 +98,7 @@ def prepared(pool: ModelPool, count: int, folder: Path, steps: int) -> Iterator[
                 image=str(path), prompt=caption, seconds=SECTION_SECONDS, seed=number, steps=steps, size=SIDE, **PLAIN
             )
             plan = request.plan()
-            *_, conditions = prepare(request, plan, fit_pictures(plan, SIDE), pool)
+            *_, conditions = encode_conditions(request, plan, fit_pictures(plan, SIDE), pool)
             yield request, plan, conditions
 
 

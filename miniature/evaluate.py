@@ -26,7 +26,7 @@ from diffusers_helper.vae.latents import decode, encode_picture, on_host
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.render.conditions import Conditions, fit_pictures, pixels_of
-from eichi_utils.render.driver import prepare
+from eichi_utils.render.encoding import encode_conditions
 from eichi_utils.render.history import joined
 from eichi_utils.render.section_loop import Decoded, sample_film
 from eichi_utils.requests.forward import ForwardRequest
@@ -263,7 +263,7 @@ class Evaluation:
             else:
                 request = MODES[mode](**common, seconds=sections * SECTION_SECONDS)
             plan = request.plan()
-            *_, conditions = prepare(request, plan, fit_pictures(plan, size), self.pool)
+            *_, conditions = encode_conditions(request, plan, fit_pictures(plan, size), self.pool)
             final = None
             for item in sample_film(request, plan, conditions, self.pool, Stop(), on_host):
                 if isinstance(item, Decoded):

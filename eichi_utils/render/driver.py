@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from diffusers_helper.encoders.text import encode_prompt
-from diffusers_helper.encoders.vision import encode_image
 from diffusers_helper.interrupt import Interrupted
-from diffusers_helper.vae.latents import encode_picture
-from eichi_utils.exchange.latent_files import read_latents, trim
 from eichi_utils.exchange.metadata import png_info
 from eichi_utils.exchange.video import write_png
 from eichi_utils.files.paths import existing
 from eichi_utils.jobs.events import Event, Finished, Notice, Saved, Stage, Started, StopLevel, Stopped
 from eichi_utils.models.disk_space import disk_free, made_bytes
+from eichi_utils.models.hub import Place
 from eichi_utils.models.lora_fit import remarks
-from eichi_utils.models.requirements import ExecutionChoice, figures
+from eichi_utils.models.requirements import ExecutionChoice, Requirements, figures
 from eichi_utils.problems import UserError
-from eichi_utils.render.condition_cache import Encoded
-from eichi_utils.render.conditions import Conditions, Pictures, encode_mask, fit_pictures, pixels_of, profile_problems
+from eichi_utils.render.conditions import Conditions, Pictures, fit_pictures, profile_problems
+from eichi_utils.render.encoding import encode_conditions
 from eichi_utils.render.film_files import Film
 from eichi_utils.render.joined_film import JoinedFilm
 from eichi_utils.render.section_loop import Decoded, Joined, Stretch, sample_film
@@ -43,183 +39,192 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     The request's seed must be drawn (not -1). Files so far are complete at every event, and carry the precision that was
     chosen for "auto".
     """
+    job = JobRun(request, plan, pool, outputs, stop)
+    with pool.broken_off_by(job.tick):
+        yield from job.events()
 
-    def tick() -> None:
-        if stop.level >= StopLevel.NOW:
+
+class JobRun:
+    """One job on its way. `events` is the way, from top to bottom; every other method is a piece of it."""
+
+    def __init__(self, request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop):
+        self.request, self.plan, self.pool, self.outputs, self.stop = request, plan, pool, outputs, stop
+        self._began = time.monotonic()
+        # Frames of the result that are on the disk, and who wrote files, the result's first.
+        self._frames = 0
+        self._start: list[str] = []
+        self._writers: tuple[JoinedFilm | Film, ...] = ()
+
+    def tick(self) -> None:
+        """Raise Interrupted once the job shall end now."""
+        if self.stop.level >= StopLevel.NOW:
             raise Interrupted
 
-    with pool.broken_off_by(tick):
-        yield from _run(request, plan, pool, outputs, stop)
+    def events(self) -> Iterator[Event]:
+        """Go from the request to its files, and say what happens on the way."""
+        yield Stage(at=self._began, name="check")
+        missing = self.pool.missing(self.plan.checkpoint)
+        needed = self._requirements(missing)
+        notices = [*self._lora_notices(), *self._picture_notices()]
+        pictures = fit_pictures(self.plan, self.request.size)
+        self.outputs.prepare(made_bytes(self.request, self.plan, pictures.height, pictures.width))
+        yield self._started(pictures)
+        yield from [*notices, *self._notices(needed)]
+        with suppress(Interrupted):
+            yield from self._download(missing)
+            self._decide(self._requirements() if missing else needed)
+            conditions = yield from self._encode(pictures)
+            yield self._write_start(pictures)
+            yield from self._write_film(conditions)
+        yield self._ending()
 
+    def _requirements(self, missing: list[Place] | tuple[()] = ()) -> Requirements:
+        """Check the request, the files that are there and this machine. Raises UserError, before anything is downloaded or
+        loaded.
 
-def _run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Iterator[Event]:
-    began = time.monotonic()
-    yield Stage(at=began, name="check")
-    problems = request.check() + pool.files.problems(request)
-    if problems:
-        raise UserError(problems)
-    missing = pool.missing(plan.checkpoint)
-    if not missing:
-        pool.check(plan.checkpoint)
-    # Before hours of downloading too; the published sizes are known.
-    needed = pool.requirements(request, plan)
-    said = remarks(request.loras, pool.files, plan.checkpoint)
-    notices = [Notice(at=time.monotonic(), key=remark.key, values=remark.values) for remark in said]
-    pictures = fit_pictures(plan, request.size)
-    notices += [Notice(at=time.monotonic(), key="picture_profile", values=said.values) for said in profile_problems(plan)]
-    total = result_frames(plan)
-    outputs.prepare(made_bytes(request, plan, pictures.height, pictures.width))
-    yield _started(request, plan, pictures, total)
+        missing: what is not there yet; its published sizes are known.
+        """
+        problems = self.request.check() + self.pool.files.problems(self.request)
+        if problems:
+            raise UserError(problems)
+        if not missing:
+            self.pool.check(self.plan.checkpoint)
+        return self.pool.requirements(self.request, self.plan)
 
-    files: list[str] = []
-    frames = 0
+    def _lora_notices(self) -> Iterator[Notice]:
+        """Say what of the LoRA files is left out."""
+        for remark in remarks(self.request.loras, self.pool.files, self.plan.checkpoint):
+            yield _notice(remark.key, **remark.values)
 
-    def stopped() -> Stopped:
-        return Stopped(
-            at=time.monotonic(), files=existing(files), frames=frames, took=time.monotonic() - began, level=stop.level
+    def _picture_notices(self) -> Iterator[Notice]:
+        """Say which pictures' colour profiles cannot be used."""
+        for problem in profile_problems(self.plan):
+            yield _notice("picture_profile", **problem.values)
+
+    def _started(self, pictures: Pictures) -> Started:
+        return Started(
+            at=time.monotonic(),
+            sections=self.plan.parts,
+            steps=self.request.steps,
+            frames=result_frames(self.plan),
+            width=pictures.width,
+            height=pictures.height,
+            seed=self.request.seed,
         )
 
-    yield from notices
-    if request.merge_loras and len({section.lora_strengths for section in plan.sections}) > 1:
-        yield Notice(at=time.monotonic(), key="lora_merged_again")
-    for name in request.idle():
-        yield Notice(at=time.monotonic(), key="no_effect", values={"name": name})
-    if pool.files.shares_transformer(plan.checkpoint):
-        yield Notice(at=time.monotonic(), key="transformer_shared", values={"folder": str(pool.files.models)})
-    yield _needs(needed.choice, pool, figures(needed, disk_free(outputs.folder)))
-    for place in missing:
-        yield Notice(at=time.monotonic(), key="downloading", values={"repository": place.repository, "folder": place.folder})
-        if not pool.files.download(place, lambda: stop.level < StopLevel.NOW):
-            yield stopped()
-            return
-    if missing:
-        pool.check(plan.checkpoint)
-        needed = pool.requirements(request, plan)
-    pool.obey(needed.choice)
-    request = replace(request, precision=needed.choice.precision)
+    def _notices(self, needed: Requirements) -> Iterator[Notice]:
+        """Say what the user may not expect of a request that will be carried out, and what it needs."""
+        if self.request.merge_loras and len({section.lora_strengths for section in self.plan.sections}) > 1:
+            yield _notice("lora_merged_again")
+        for name in self.request.idle():
+            yield _notice("no_effect", name=name)
+        if self.pool.files.shares_transformer(self.plan.checkpoint):
+            yield _notice("transformer_shared", folder=str(self.pool.files.models))
+        yield _notice(_needs_key(needed.choice, self.pool), **figures(needed, disk_free(self.outputs.folder)))
 
-    conditions = None
-    # Generators are closed where they are left: what they have on loan stays with nobody.
-    with suppress(Interrupted), closing(prepare(request, plan, pictures, pool)) as events:
-        for event in events:
-            if stop.level >= StopLevel.NOW:
-                break
-            if isinstance(event, Conditions):
-                conditions = event
-            else:
-                yield event
-    if conditions is None:
-        yield stopped()
-        return
-    start = outputs.path(".png" if plan.output == "film" else "_input.png")
-    write_png(start, pictures.start, png_info(request))
-    files.append(str(start))
-    yield Saved(at=time.monotonic(), path=str(start), kind="start")
+    def _download(self, missing: list[Place]) -> Iterator[Notice]:
+        """Fetch what is missing of the model."""
+        for place in missing:
+            yield _notice("downloading", repository=place.repository, folder=place.folder)
+            if not self.pool.files.download(place, lambda: self.stop.level < StopLevel.NOW):
+                raise Interrupted
 
-    film, joined, broken = Film(request, plan, outputs), JoinedFilm(request, outputs), True
-    with film.writer, joined.stream:
-        try:
-            with suppress(Interrupted), closing(sample_film(request, plan, conditions, pool, stop)) as events:
-                for event in events:
-                    if isinstance(event, Decoded):
-                        yield Stage(at=time.monotonic(), name="save", section=event.section)
-                        for saved in film.save(event):
-                            files[:-1] = film.files
-                            frames = saved.frames or frames
-                            yield saved
-                    elif isinstance(event, Stretch):
-                        joined.add(event)
-                    elif isinstance(event, Joined):
-                        yield Stage(at=time.monotonic(), name="save", section=len(plan.sections))
-                        for saved in joined.save(event):
-                            files[:-1] = [*joined.files, *film.files]
-                            frames = saved.frames or frames
-                            yield saved
-                    else:
-                        yield event
-                    if stop.level >= StopLevel.NOW or (isinstance(event, Decoded) and stop.level >= StopLevel.SECTION):
-                        break
-            broken = False
-        except GeneratorExit:
-            # Nobody waits for anything any more.
-            broken = False
-            raise
-        finally:
-            # Hours of work may lie before an error; what is finished is kept as when the run is stopped.
-            if broken:
-                with suppress(OSError, UserError):
-                    yield from film.rest()
-        for saved in film.rest():
-            files[:-1] = [*joined.files, *film.files]
-            yield saved
-    if frames < total:
-        yield stopped()
-    else:
-        yield Finished(at=time.monotonic(), files=existing(files), frames=frames, took=time.monotonic() - began)
+    def _decide(self, needed: Requirements) -> None:
+        """From here on networks are kept, and files say, as was decided."""
+        self.pool.obey(needed.choice)
+        self.request = replace(self.request, precision=needed.choice.precision)
+
+    def _encode(self, pictures: Pictures) -> Generator[Event, None, Conditions]:
+        """Make of prompts and pictures what is sampled from."""
+        # Generators are closed where they are left: what they have on loan stays with nobody.
+        with closing(encode_conditions(self.request, self.plan, pictures, self.pool)) as events:
+            for event in events:
+                self.tick()
+                if isinstance(event, Conditions):
+                    conditions = event
+                else:
+                    yield event
+        return conditions
+
+    def _write_start(self, pictures: Pictures) -> Saved:
+        """Write the fitted start picture, which a job's files begin with."""
+        path = self.outputs.path(".png" if self.plan.output == "film" else "_input.png")
+        write_png(path, pictures.start, png_info(self.request))
+        self._start = [str(path)]
+        return Saved(at=time.monotonic(), path=str(path), kind="start")
+
+    def _write_film(self, conditions: Conditions) -> Iterator[Event]:
+        """Sample, decode and write section after section, and what is appended."""
+        film, joined = Film(self.request, self.plan, self.outputs), JoinedFilm(self.request, self.outputs)
+        self._writers = joined, film
+        with film.writer, joined.stream:
+            yield from _with_rest_of(film, self._written(conditions, film, joined))
+            yield from self._counted(film.rest())
+
+    def _written(self, conditions: Conditions, film: Film, joined: JoinedFilm) -> Iterator[Event]:
+        """Write what is decoded, until all is or the user has enough."""
+        with (
+            suppress(Interrupted),
+            closing(sample_film(self.request, self.plan, conditions, self.pool, self.stop)) as events,
+        ):
+            for event in events:
+                if isinstance(event, Decoded):
+                    yield Stage(at=time.monotonic(), name="save", section=event.section)
+                    yield from self._counted(film.save(event))
+                elif isinstance(event, Stretch):
+                    joined.add(event)
+                elif isinstance(event, Joined):
+                    yield Stage(at=time.monotonic(), name="save", section=len(self.plan.sections))
+                    yield from self._counted(joined.save(event))
+                else:
+                    yield event
+                if self.stop.level >= (StopLevel.SECTION if isinstance(event, Decoded) else StopLevel.NOW):
+                    return
+
+    def _counted(self, saved: Iterator[Saved]) -> Iterator[Saved]:
+        """Pass on what is written, and remember how much of the result there is."""
+        for event in saved:
+            self._frames = event.frames or self._frames
+            yield event
+
+    def _ending(self) -> Finished | Stopped:
+        """Say that the result is whole, or how far it is."""
+        files = existing([*(file for writer in self._writers for file in writer.files), *self._start])
+        at, frames = time.monotonic(), self._frames
+        done: dict[str, Any] = {"at": at, "files": files, "frames": frames, "took": at - self._began}
+        return Finished(**done) if frames >= result_frames(self.plan) else Stopped(**done, level=self.stop.level)
 
 
 def result_frames(plan: Plan) -> int:
-    """Frames of what the job is for: the film with what is appended to it, or one picture."""
+    """Return the frames of what a job is for: the film with what is appended to it, or one picture."""
     return whole_frames(plan) if plan.output == "film" else 1
 
 
-def _started(request: Request, plan: Plan, pictures: Pictures, frames: int) -> Started:
-    return Started(
-        at=time.monotonic(),
-        sections=plan.parts,
-        steps=request.steps,
-        frames=frames,
-        width=pictures.width,
-        height=pictures.height,
-        seed=request.seed,
-    )
+def _notice(key: str, **values: Any) -> Notice:
+    return Notice(at=time.monotonic(), key=key, values=values)
 
 
-def _needs(way: ExecutionChoice, pool: ModelPool, values: Mapping[str, Any]) -> Notice:
-    """What is needed and what there is, before anything is loaded."""
-    at = time.monotonic()
+def _needs_key(choice: ExecutionChoice, pool: ModelPool) -> str:
+    """Return the key of the sentence that says what is needed and what there is."""
     if pool.card is None:
-        return Notice(at=at, key="processor", values=values)
-    if not way.chosen:
-        return Notice(at=at, key="precision_asked", values=values)
-    if way.instead:
-        return Notice(at=at, key="precision_narrow", values=values)
-    return Notice(at=at, key="precision_wide", values=values)
+        return "processor"
+    if not choice.chosen:
+        return "precision_asked"
+    return "precision_narrow" if choice.instead else "precision_wide"
 
 
-def prepare(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -> Iterator[Event | Conditions]:
-    """Encode prompts and pictures, as far as nobody did before; the last thing yielded is the Conditions."""
-    kept, again = Encoded(pool), pool.room.again
-    yield Stage(at=time.monotonic(), name="text")
-    texts = list(dict.fromkeys((*plan.prompts, *([request.negative_prompt] if request.cfg_scale != 1.0 else ()))))
-    found = {text: kept.prompt(text) for text in texts}
-    if missing := [text for text in texts if found[text] is None]:
-        with pool.text() as encoders:
-            for text in missing:
-                found[text] = kept.keep_prompt(text, again(partial(encode_prompt, encoders, text)))
-                yield Stage(at=time.monotonic(), name="text")
-    for embedding in found.values():
-        if embedding.read < embedding.written:
-            values = {"read": embedding.read, "written": embedding.written}
-            yield Notice(at=time.monotonic(), key="prompt_cut", values=values)
-    yield Stage(at=time.monotonic(), name="vision")
-    image = kept.image(pictures.start)
-    if image is None:
-        with pool.vision() as encoder:
-            image = kept.keep_image(pictures.start, again(partial(encode_image, encoder, pictures.start)))
-    yield Stage(at=time.monotonic(), name="encode")
-    latents = {name: kept.latents(picture) for name, picture in pictures.by_name.items()}
-    if missing := [name for name, encoded in latents.items() if encoded is None]:
-        with pool.vae(pictures.height * pictures.width) as vae:
-            for name in missing:
-                picture = pictures.by_name[name]
-                latents[name] = kept.keep_latents(picture, again(partial(encode_picture, vae, pixels_of(picture))))
-    append = None
-    if plan.append:
-        info, appended = read_latents(plan.append.file)
-        append = trim(info, appended, plan.append.skip_start, plan.append.skip_end)
-    masks = {name: encode_mask(mask) for name, mask in pictures.masks.items()}
-    yield Stage(at=time.monotonic(), name="load")
-    prompts = {prompt: found[prompt] for prompt in plan.prompts}
-    negative = found[request.negative_prompt] if request.cfg_scale != 1.0 else None
-    yield Conditions(prompts=prompts, image=image, latents=latents, masks=masks, negative=negative, append=append)
+def _with_rest_of(film: Film, events: Iterator[Event]) -> Iterator[Event]:
+    """Pass events on. Where they end in an error, what is finished of the film is kept as when a run is stopped: hours of work
+    may lie before it."""
+    broken = True
+    try:
+        yield from events
+        broken = False
+    except GeneratorExit:
+        # Nobody waits for anything any more.
+        broken = False
+        raise
+    finally:
+        if broken:
+            with suppress(OSError, UserError):
+                yield from film.rest()

@@ -79,40 +79,58 @@ def sample_film(
     Ends early, after the step in hand, when told to stop NOW. finish: what becomes of a frame as soon as it is final.
     """
     sampler = SectionSampler(request, plan, conditions)
-    history = sampler.history
-    stitch = Stitch(plan.grows, plan.section_latents, finish)
-    kept, past = KeptTiles(), Past()
     side = None if request.vae_tile is None else request.vae_tile // SPATIAL
+    decoder = SectionDecoder(plan, finish, side)
     for number, section in enumerate(plan.sections):
         latents = yield from sampler.section(section, number, pool, stop)
         if latents is None:
             return
-        history.grow(latents)
-        added = latents.shape[2]
-        if plan.closing and number == len(plan.sections) - 1:
-            history.grow(history.read(plan.closing, conditions.latents, conditions.masks))
-            added += 1
+        added = sampler.grow(latents, plan.closing if number == len(plan.sections) - 1 else None)
         yield Stage(at=time.monotonic(), name="decode", section=number)
-        # The neighbouring section is decoded again beside the new latents, so that the blend has two versions of it.
-        again = 0 if plan.vae_cache else plan.section_latents
-        stretch = history.film if number == 0 else history.edge(added + again)
-        known, alone = (past if plan.vae_cache else kept), plan.output == "picture" or plan.vae_cache
-        finished: list[Tensor] = []
-        stitch.begin(frames_of(stretch.shape[2]))
-        with decoding(pool, stretch, plan.vae_cache, known, side) as parts:
+        frames = yield from decoder.section(sampler.history, added, number, pool, stop)
+        if frames is None:
+            return
+        yield Decoded(number, latents, *frames, sampler.history.film)
+    if plan.append and stop.level < StopLevel.SECTION:
+        yield from append_film(sampler, plan.append, pool, stop, finish, side)
+
+
+class SectionDecoder:
+    """Decodes the sections of one film in order: each latent once after those before it, as `plan.vae_cache` says, or with the
+    section beside it again, so that the blend has two versions of that one.
+
+    finish: what becomes of a frame as soon as it is final. side: as in `decode_frames`.
+    """
+
+    def __init__(self, plan: Plan, finish: Callable[[Tensor], Tensor], side: int | None):
+        self._finish, self._side, self._in_order = finish, side, plan.vae_cache
+        self._known = Past() if plan.vae_cache else KeptTiles()
+        self._stitch = None if plan.vae_cache or plan.output == "picture" else Stitch(plan.grows, plan.section_latents, finish)
+        self._overlap = 0 if plan.vae_cache else plan.section_latents
+
+    def section(
+        self, history: History, added: int, number: int, pool: ModelPool, stop: Stop
+    ) -> Generator[Share, None, tuple[Tensor, Tensor] | None]:
+        """Return the final frames and the open ones, as in `Decoded`, of a film that grew by `added` latents; None when told to
+        stop NOW."""
+        latents = history.film if number == 0 else history.edge(added + self._overlap)
+        final: list[Tensor] = []
+        if self._stitch:
+            self._stitch.begin(frames_of(latents.shape[2]))
+        with decoding(pool, latents, self._in_order, self._known, self._side) as parts:
             for part in parts:
                 if isinstance(part, Share):
                     yield part
-                elif alone:
-                    finished.append(finish(part))
+                elif self._stitch:
+                    self._stitch.add(part)
                 else:
-                    stitch.add(part)
+                    final.append(self._finish(part))
                 if stop.level >= StopLevel.NOW:
-                    return
-        final = torch.cat(finished, dim=2) if alone else stitch.end()
-        yield Decoded(number, latents, final, final[:, :, :0] if alone else stitch.open, history.film)
-    if plan.append and stop.level < StopLevel.SECTION:
-        yield from append_film(sampler, plan.append, pool, stop, finish, side)
+                    return None
+        if self._stitch:
+            return self._stitch.end(), self._stitch.open
+        frames = torch.cat(final, dim=2)
+        return frames, frames[:, :, :0]
 
 
 def append_film(
@@ -194,6 +212,14 @@ class SectionSampler:
             opening = self.history.read(plan.opening, conditions.latents, conditions.masks)
             self.history.grow(opening, shown=plan.opening_shown)
         self._kept: dict[tuple, JobTables] = {}
+
+    def grow(self, latents: Tensor, closing: Ref | None) -> int:
+        """Put a section's latents at the growing edge, and what closes the film; returns how many latents that is."""
+        self.history.grow(latents)
+        if closing is None:
+            return latents.shape[2]
+        self.history.grow(self.history.read(closing, self.conditions.latents, self.conditions.masks))
+        return latents.shape[2] + 1
 
     def turn_to(self, history: History, pictures: Mapping[str, Tensor]) -> None:
         """Look at another history from now on, and at these pictures too."""

@@ -20,7 +20,7 @@ from eichi_utils.jobs.queue import Stop
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.render import section_loop as program
 from eichi_utils.render.conditions import fit_pictures, pixels_of
-from eichi_utils.render.driver import prepare
+from eichi_utils.render.encoding import encode_conditions
 from eichi_utils.render.section_loop import Decoded, sample_film
 from eichi_utils.requests.modes import MODES
 from eichi_utils.requests.plan import Plan
@@ -90,7 +90,7 @@ class Studio:
 
     def _sampled(self, request: Request, plan: Plan) -> list:
         assert request.check() == ()
-        *_, conditions = prepare(request, plan, fit_pictures(plan, request.size), self.pool)
+        *_, conditions = encode_conditions(request, plan, fit_pictures(plan, request.size), self.pool)
         with patch.object(program, "decode_frames", _grey):
             return list(sample_film(request, plan, conditions, self.pool, Stop()))
 

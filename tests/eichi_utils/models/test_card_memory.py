@@ -21,7 +21,7 @@ from eichi_utils.models import requirements
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.models.requirements import ExecutionChoice, Needs
 from eichi_utils.problems import UserError
-from eichi_utils.render import driver
+from eichi_utils.render import driver, encoding
 from eichi_utils.render.engine import Engine
 from tests.eichi_utils.helpers import SHORT, carry_out, decoded, found, last_preview, request
 from tests.fake_device import FakeDevice
@@ -183,7 +183,7 @@ def failing_once(work):
     return call
 
 
-@pytest.mark.parametrize("owner,name", [(driver, "encode_prompt"), (driver, "encode_image"), (driver, "encode_picture")])
+@pytest.mark.parametrize("owner,name", [(encoding, "encode_prompt"), (encoding, "encode_image"), (encoding, "encode_picture")])
 def test_encoding_is_repeated_in_what_others_give_up(
     owner: object, name: str, checkpoint: Path, pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None,
     monkeypatch: pytest.MonkeyPatch,

@@ -18,9 +18,9 @@ from diffusers_helper.encoders.text import TextEmbedding
 from eichi_utils.files import paths
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
-from eichi_utils.render import driver
+from eichi_utils.render import encoding
 from eichi_utils.render.condition_cache import Encoded
-from eichi_utils.render.conditions import Conditions
+from eichi_utils.render.conditions import Conditions, fit_pictures
 from eichi_utils.render.engine import Engine
 from tests.eichi_utils.helpers import carry_out, changed, found, last_preview, names_in, request
 from tests.fake_device import FakeDevice
@@ -49,7 +49,7 @@ def conditions(pool: ModelPool, it) -> tuple[Conditions, set[str]]:
 
         setattr(pool, name, counted)
     plan = it.plan()
-    *_, made = driver.prepare(it, plan, driver.fit_pictures(plan, it.size), pool)
+    *_, made = encoding.encode_conditions(it, plan, fit_pictures(plan, it.size), pool)
     for name in ENCODERS:
         delattr(pool, name)
     return made, lent

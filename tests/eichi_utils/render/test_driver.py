@@ -38,7 +38,7 @@ from eichi_utils.jobs.view import View
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
-from eichi_utils.render import driver, film_files, previews, section_loop
+from eichi_utils.render import driver, encoding, film_files, previews, section_loop
 from eichi_utils.render.conditions import profile_problems
 from eichi_utils.render.engine import Engine
 from eichi_utils.requests import modes
@@ -281,9 +281,9 @@ POINTS = [
     ("single", driver, "fit_pictures"),
     ("single", ModelPool, "check"),
     ("single", ModelPool, "missing"),
-    ("single", driver, "encode_prompt"),
-    ("single", driver, "encode_image"),
-    ("single", driver, "encode_picture"),
+    ("single", encoding, "encode_prompt"),
+    ("single", encoding, "encode_image"),
+    ("single", encoding, "encode_picture"),
     ("single", driver, "write_png"),
     ("single", section_loop, "TeaCache"),
     ("single", PackedTransformer, "prepare_job"),

@@ -15,7 +15,8 @@ from eichi_utils.jobs.queue import Stop
 from eichi_utils.jobs.view import View
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
-from eichi_utils.render import driver
+from eichi_utils.render import encoding
+from eichi_utils.render.conditions import fit_pictures
 from eichi_utils.render.section_loop import Decoded, sample_film
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request, to_json
@@ -25,7 +26,7 @@ from tests.eichi_utils.helpers import THREE, carry_out, changed, decoded, notice
 
 def conditions_of(it: Request, pool: ModelPool) -> tuple:
     plan = it.plan()
-    *_, conditions = driver.prepare(it, plan, driver.fit_pictures(plan, it.size), pool)
+    *_, conditions = encoding.encode_conditions(it, plan, fit_pictures(plan, it.size), pool)
     return plan, conditions
 
 

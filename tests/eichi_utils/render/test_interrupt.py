@@ -18,7 +18,7 @@ from eichi_utils.jobs.events import Ended, Finished, Saved, Share, Stage, StopLe
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.jobs.view import View
 from eichi_utils.models.pool import ModelPool
-from eichi_utils.render import driver
+from eichi_utils.render import driver, encoding
 from tests.eichi_utils.helpers import SHORT, THREE, carry_out, decoded, names_in, request
 
 
@@ -99,7 +99,7 @@ def test_an_encoder_that_fails_does_not_stay(
     def fail(*_: Any) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(driver, "encode_prompt", fail)
+    monkeypatch.setattr(encoding, "encode_prompt", fail)
     with pytest.raises(RuntimeError):
         carry_out(request("single", pictures[0]), pool, tmp_path)
     assert loans == [] and pool._loaded == {}

@@ -23,7 +23,8 @@ from eichi_utils.jobs.view import View
 from eichi_utils.models.disk_space import extra_bytes, extra_counts
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
-from eichi_utils.render import driver, section_loop
+from eichi_utils.render import driver, encoding, section_loop
+from eichi_utils.render.conditions import fit_pictures
 from eichi_utils.render.section_loop import Decoded, Joined, Stretch, sample_film
 from eichi_utils.requests import modes
 from eichi_utils.requests.append import whole_frames, whole_latents, written_frames
@@ -46,7 +47,7 @@ def joined_latents(it: Request, pool: ModelPool) -> Joined:
     """Of a checked request."""
     assert it.check() == ()
     plan = it.plan()
-    *_, conditions = driver.prepare(it, plan, driver.fit_pictures(plan, it.size), pool)
+    *_, conditions = encoding.encode_conditions(it, plan, fit_pictures(plan, it.size), pool)
     *_, last = sample_film(it, plan, conditions, pool, Stop())
     return last
 
@@ -167,7 +168,7 @@ def test_no_seam_shows(pool: ModelPool, pictures: list[str], appended: str) -> N
     decoded five latents at a time, each alone, which lost three frames of twenty and jumped."""
     it = request("reverse", pictures[0], append_latents=appended, append_trim_end=3, join_latents=1, **SHORT)
     plan = it.plan()
-    *_, conditions = driver.prepare(it, plan, driver.fit_pictures(plan, it.size), pool)
+    *_, conditions = encoding.encode_conditions(it, plan, fit_pictures(plan, it.size), pool)
     events = list(sample_film(it, plan, conditions, pool, Stop()))
     whole = events[-1].piece.latents
     frames = torch.cat([event.final for event in events if isinstance(event, Stretch)], dim=2)
@@ -333,7 +334,7 @@ def test_cached_decoding_goes_on_into_what_is_appended(pool: ModelPool, pictures
     """Each latent once, from the film's beginning to the end of the file: as many frames, and the film's own unchanged."""
     it = request("forward", pictures[0], append_latents=appended, append_trim_end=4, vae_cache=True, **SHORT)
     plan = it.plan()
-    *_, conditions = driver.prepare(it, plan, driver.fit_pictures(plan, it.size), pool)
+    *_, conditions = encoding.encode_conditions(it, plan, fit_pictures(plan, it.size), pool)
     events = list(sample_film(it, plan, conditions, pool, Stop()))
     whole = torch.cat([event.final for event in events if isinstance(event, Stretch)], dim=2)
     (alone,) = (event.final for event in events if isinstance(event, Decoded))
