@@ -9,10 +9,10 @@ from typing import Any
 
 from eichi_utils.files.paths import MINIATURE, is_same
 from eichi_utils.models.description import Example
-from eichi_utils.models.hub import HUB_SIZES, ModelFiles, size_problems
-from eichi_utils.models.lora_fit import fit_problems
+from eichi_utils.models.hub import ModelFiles
+from eichi_utils.models.requirements import files_problems
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.requests.request import Request
+from eichi_utils.requests.request import MODELS, Request
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ class Models:
     def gigabytes(self, checkpoint: str) -> float:
         """How much of the real model has to be downloaded, about; 0 when it is there."""
         return sum(place.gigabytes for place in self.files("framepack").missing(checkpoint))
+
+    def files_for(self, request: Request) -> ModelFiles:
+        """Return the files of the request's model. Raises UserError if it is the miniature, and that is not there."""
+        if request.model == "miniature" and request.model not in self.names:
+            raise UserError([Problem("model", "miniature_missing", {"folder": str(self.miniature)})])
+        return self.files(request.model)
 
     def default(self, checkpoint: str) -> str:
         """The model for a user who names none: the real one where it is or where a folder says so, else the miniature."""
@@ -65,11 +71,11 @@ class Models:
             return ()
 
     def problems(self, request: Request) -> tuple[Problem, ...]:
-        """What keeps the request's model from carrying it out, as far as it can be seen without loading anything."""
-        if request.model not in self.names:
-            folder = {"folder": str(self.miniature)}
-            return (Problem("model", "miniature_missing", folder),) if request.model == "miniature" else ()
-        if request.model == "framepack" and self.folder is None and (wrong := size_problems(request, HUB_SIZES)):
-            return wrong
-        files = self.files(request.model)
-        return (*files.problems(request), *fit_problems(request.loras, files, request.checkpoint))
+        """Return what keeps the request's model from carrying it out, as far as it can be seen without loading anything."""
+        if request.model not in MODELS:
+            # Said of the field itself.
+            return ()
+        try:
+            return files_problems(request, self.files_for(request))
+        except UserError as error:
+            return error.problems

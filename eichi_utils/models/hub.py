@@ -103,7 +103,7 @@ class ModelFiles:
         if missing := self.folder_problems():
             return missing
         try:
-            sizes = self.describe().sizes
+            sizes = self.describe().sizes or (HUB_SIZES if self.models is None else ())
         except UserError as error:
             return error.problems
         return size_problems(request, sizes) if sizes else ()

@@ -51,6 +51,7 @@ from eichi_utils.models.requirements import (
     HostShare,
     Machine,
     Requirements,
+    files_problems,
     lockable,
     requirements,
 )
@@ -173,8 +174,15 @@ class ModelPool:
             raise UserError(wrong)
 
     def requirements(self, request: Request, plan: Plan) -> Requirements:
-        """Return how a checked request is carried out here. Raises UserError where memory, card or disk are too small."""
+        """Return how a request whose fields are right is carried out here.
+
+        Raises UserError where the model's files cannot make it or are damaged, and where memory, card or disk are too small.
+        """
+        if problems := files_problems(request, self.files):
+            raise UserError(problems)
         found = requirements(request, plan, self.files, self.machine())
+        if not found.missing:
+            self.check(plan.checkpoint)
         if found.problems:
             raise UserError(found.problems)
         return found

@@ -15,8 +15,8 @@ from eichi_utils.files.latent_header import CELL
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.models.disk_space import download_bytes, download_problems, gib, made_bytes
 from eichi_utils.models.host_memory import HostMemory, host_memory, own_memory
-from eichi_utils.models.hub import ModelFiles
-from eichi_utils.models.lora_fit import size_with
+from eichi_utils.models.hub import ModelFiles, Place
+from eichi_utils.models.lora_fit import fit_problems, size_with
 from eichi_utils.models.sizes import ModelSize, TransformerSize, model_size, with_film
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.plan import Plan, Section
@@ -145,32 +145,38 @@ def transformer_needs(size: TransformerSize, precision: str, tokens: int, *, on_
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a request needs on a machine. disk: bytes for what it makes and what has to be downloaded. problems: what keeps it
-    from being made; then `choice` is what comes nearest."""
+    """What a request needs on a machine. disk: bytes for what it makes and what has to be downloaded, which is `missing`.
+    problems: what keeps it from being made; then `choice` is what comes nearest."""
 
     machine: Machine
     choice: ExecutionChoice
     disk: int
+    missing: tuple[Place, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
+def files_problems(request: Request, files: ModelFiles) -> tuple[Problem, ...]:
+    """Return why these model files cannot carry out a request, and which of its LoRA files do not fit them."""
+    return (*files.problems(request), *fit_problems(request.loras, files, request.checkpoint))
+
+
 def requirements(request: Request, plan: Plan, files: ModelFiles, machine: Machine) -> Requirements:
-    """Return how a checked request is carried out with these model files on this machine."""
+    """Return how a request is carried out on this machine with model files that can."""
     height, width = fitted_size(request.image, request.size)
     cells = film_cells(plan, height // CELL, width // CELL, request.vae_tile)
     size = with_film(model_size(files, plan.checkpoint), cells)
     size = size_with(size, request.loras, request.merge_loras, files, plan.checkpoint)
     tokens = most_tokens(plan, height // CELL, width // CELL)
-    missing = files.missing(plan.checkpoint)
+    missing = tuple(files.missing(plan.checkpoint))
     disk = made_bytes(request, plan, height, width) + download_bytes(files, missing)
     problems = download_problems(files, missing)
     try:
-        return Requirements(machine, choose(size, request.precision, tokens, machine), disk, problems)
+        return Requirements(machine, choose(size, request.precision, tokens, machine), disk, missing, problems)
     except UserError as error:
         on_card = machine.card is not None
         narrowest = machine.narrow if on_card and request.precision == "auto" else request.precision
         nearest = ExecutionChoice(narrowest, needs(size, narrowest, tokens, on_card=on_card))
-        return Requirements(machine, nearest, disk, error.problems + problems)
+        return Requirements(machine, nearest, disk, missing, error.problems + problems)
 
 
 def choose(size: ModelSize, precision: str, tokens: int, machine: Machine) -> ExecutionChoice:

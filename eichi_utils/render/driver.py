@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -63,32 +63,25 @@ class JobRun:
     def events(self) -> Iterator[Event]:
         """Go from the request to its files, and say what happens on the way."""
         yield Stage(at=self._began, name="check")
-        missing = self.pool.missing(self.plan.checkpoint)
-        needed = self._requirements(missing)
+        needed = self._requirements()
         notices = [*self._lora_notices(), *self._picture_notices()]
         pictures = fit_pictures(self.plan, self.request.size)
         self.outputs.prepare(made_bytes(self.request, self.plan, pictures.height, pictures.width))
         yield self._started(pictures)
         yield from [*notices, *self._notices(needed)]
         with suppress(Interrupted):
-            yield from self._download(missing)
-            self._decide(self._requirements() if missing else needed)
+            yield from self._download(needed.missing)
+            # Of files that were not there before, only what is published was known.
+            self._decide(self.pool.requirements(self.request, self.plan) if needed.missing else needed)
             conditions = yield from self._encode(pictures)
             yield self._write_start(pictures)
             yield from self._write_film(conditions)
         yield self._ending()
 
-    def _requirements(self, missing: list[Place] | tuple[()] = ()) -> Requirements:
-        """Check the request, the files that are there and this machine. Raises UserError, before anything is downloaded or
-        loaded.
-
-        missing: what is not there yet; its published sizes are known.
-        """
-        problems = self.request.check() + self.pool.files.problems(self.request)
-        if problems:
+    def _requirements(self) -> Requirements:
+        """Check the request's fields, the model's files and this machine, before anything is downloaded or loaded."""
+        if problems := self.request.check():
             raise UserError(problems)
-        if not missing:
-            self.pool.check(self.plan.checkpoint)
         return self.pool.requirements(self.request, self.plan)
 
     def _lora_notices(self) -> Iterator[Notice]:
@@ -122,7 +115,7 @@ class JobRun:
             yield _notice("transformer_shared", folder=str(self.pool.files.models))
         yield _notice(_needs_key(needed.choice, self.pool), **figures(needed, disk_free(self.outputs.folder)))
 
-    def _download(self, missing: list[Place]) -> Iterator[Notice]:
+    def _download(self, missing: Sequence[Place]) -> Iterator[Notice]:
         """Fetch what is missing of the model."""
         for place in missing:
             yield _notice("downloading", repository=place.repository, folder=place.folder)

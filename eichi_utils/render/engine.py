@@ -71,17 +71,31 @@ class Engine:
         return self._card()
 
     def forecast(self, request: Request) -> tuple[dict[str, Any], tuple[Problem, ...]]:
-        """Return what a checked request needs, as `requirements.figures`, and what is too small; torch is not imported."""
-        found = requirements.requirements(request, request.plan(), self.models.files(request.model), self._machine())
+        """Return what a checked request needs, as `requirements.figures`, and what is too small now; torch is not imported."""
+        memory, card = requirements.host_memory(), self._card()
+        machine = self._machine(memory.total, memory.available, card, card.free if card else 0)
+        found = requirements.requirements(request, request.plan(), self.models.files(request.model), machine)
         free = disk_free(self.folders.of(request.output_folder))
         return requirements.figures(found, free), found.problems
 
-    def _machine(self) -> requirements.Machine:
-        found, card = requirements.host_memory(), self._card()
+    def never_fits(self, request: Request) -> tuple[Problem, ...]:
+        """Return what is too small for a checked request even when nothing else runs, a disk for downloads too; without torch.
+
+        What is too small just now may be free when the job's turn comes: the driver judges that then.
+        """
+        total, card = requirements.host_memory().total, self._card()
+        if card is None and self.device.partition(":")[0] != "cpu":
+            # A card of another maker; only torch knows it.
+            return ()
+        machine = self._machine(total, total, card, card.total if card else 0)
+        return requirements.requirements(request, request.plan(), self.models.files(request.model), machine).problems
+
+    def _machine(self, total: int, host: int, card: Card | None, on_card: int) -> requirements.Machine:
+        """Return a machine with so many bytes of memory for networks, and on a card, the reserve included."""
         if card is None:
-            return requirements.Machine(found.available, total=found.total)
-        free, narrow = card.free - int(self.reserve_gb * 2**30), requirements.narrow_format(card.capability)
-        return requirements.Machine(found.available, free, narrow=narrow, total=found.total)
+            return requirements.Machine(host, total=total)
+        narrow = requirements.narrow_format(card.capability)
+        return requirements.Machine(host, on_card - int(self.reserve_gb * 2**30), narrow=narrow, total=total)
 
     def _card(self) -> Card | None:
         kind, _, number = self.device.partition(":")
@@ -94,7 +108,7 @@ class Engine:
 
         What takes the networks' libraries, ten seconds to import, is looked at only where the rest is right.
         """
-        if problems := self.problems_without_torch(request):
+        if problems := self.problems_without_torch(request) or self.never_fits(request):
             return problems
         try:
             self.pool.use(self.models.files(request.model))
@@ -125,11 +139,9 @@ class Engine:
         yield Stage(at=time.monotonic(), name="start")
         from eichi_utils.render.driver import run
 
-        if problems := self.models.problems(request):
-            raise UserError(problems)
-        if problem := self.folders.problem(request.output_folder):
+        if problem := self.folders.problem(request.output_folder, trial=False):
             raise UserError([problem])
-        self.pool.use(self.models.files(request.model))
+        self.pool.use(self.models.files_for(request))
         self.pool.reserve(self.reserve_gb)
         name = request.output_folder
         outputs = Outputs(self.folders.of(name), job_id, self.folders.field_of(name))

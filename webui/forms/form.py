@@ -185,10 +185,10 @@ class Form:
         kept, left_out = with_files(document, self.holds)
         return kept, [Problem(field, "file_not_uploaded", {"file": path[-200:]}) for field, path in left_out]
 
-    def read(self, values: Mapping[Component, Any], trial: bool = False) -> tuple[Request | None, tuple[Problem, ...]]:
+    def read(self, values: Mapping[Component, Any]) -> tuple[Request | None, tuple[Problem, ...]]:
         """The request, or None if a value cannot even be read; and every problem at once.
 
-        trial: whether the output folder is tried by writing to it, as before a job; not at every key that is pressed.
+        The output folder's permissions are asked; nothing is written to find out, at every key that is pressed.
         """
         document, foreign = self._document(values)
         try:
@@ -200,7 +200,7 @@ class Form:
         named = {problem.field for problem in foreign}
         problems = (*foreign, *(problem for problem in request.check() if problem.field not in named))
         if self.folders and all(problem.field != "output_folder" for problem in problems):
-            folder = self.folders.problem(request.output_folder, trial)
+            folder = self.folders.problem(request.output_folder, trial=False)
             problems += (folder,) if folder else ()
         return request, problems + self.models.problems(request)
 

@@ -75,7 +75,9 @@ class StartPanel:
 
     def look(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """What the form's values would make, and what is wrong with them."""
-        request, problems = self.form.read(values)
+        return self._shown(*self.form.read(values))
+
+    def _shown(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
         news = {
             component: value for follow in self.followers.values() for component, value in follow(request, problems).items()
         }
@@ -94,10 +96,12 @@ class StartPanel:
     def submit(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """Queue a job, unless anything is wrong."""
         came = time.monotonic()
-        request, problems = self.form.read(values, trial=True)
-        shown = self.look(values)
+        request, problems = self.form.read(values)
+        shown = self._shown(request, problems)
         if request is None or problems:
-            # Start stays as the look leaves it: what only a trial finds, such as a full disk, is mended outside of the page.
+            return shown
+        if problems := self._found_on_trial(request):
+            # Start stays open: such as a full disk is mended outside of the page.
             return shown | self._said(problems)
         # The halves of a double click come at the same time, and keeping a new picture takes a while.
         with self._submitting:
@@ -106,6 +110,13 @@ class StartPanel:
                 self.context.jobs.submit(request)
                 self._submitted = request, time.monotonic()
         return shown
+
+    def _found_on_trial(self, request: Request) -> tuple[Problem, ...]:
+        """Return what is asked before a job and not at every key that is pressed: of the folder, by writing to it, and of the
+        machine."""
+        folder = self.context.folders.problem(request.output_folder)
+        engine = self.context.engine
+        return (*([folder] if folder else ()), *(engine.never_fits(request) if engine else ()))
 
     def _just_submitted(self, request: Request, came: float) -> bool:
         """Whether a click that came at that time is the second half of a double click.

@@ -36,6 +36,7 @@ from eichi_utils.jobs.events import (
 from eichi_utils.jobs.queue import Jobs, Stop
 from eichi_utils.jobs.view import View
 from eichi_utils.models.catalogue import Models
+from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.render import driver, encoding, film_files, previews, section_loop
@@ -280,7 +281,7 @@ POINTS = [
     ("single", Outputs, "prepare"),
     ("single", driver, "fit_pictures"),
     ("single", ModelPool, "check"),
-    ("single", ModelPool, "missing"),
+    ("single", ModelFiles, "missing"),
     ("single", encoding, "encode_prompt"),
     ("single", encoding, "encode_image"),
     ("single", encoding, "encode_picture"),
