@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from accelerate import cpu_offload
@@ -37,8 +38,9 @@ from diffusers_helper.memory.device import CudaDevice, Device
 from diffusers_helper.memory.memory import placement
 from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.models.attention import choose_attention
-from diffusers_helper.models.compiled import choose_passes
-from diffusers_helper.models.linear import quantise, set_product
+from diffusers_helper.models.compiled import EAGER, choose_passes
+from diffusers_helper.models.execution import Execution
+from diffusers_helper.models.linear import quantise
 from diffusers_helper.models.narrow import choose_product
 from diffusers_helper.models.transformer import (
     Clean,
@@ -148,12 +150,9 @@ def own(
             weight, layer.weight_scale = quantise(layer.weight, storage, dtype)
             layer.weight = nn.Parameter(weight, requires_grad=False)
     join(net)
-    net.attend = choose_attention(device, dtype).kernel
-    if storage == "float8":
-        set_product(net, choose_product(device))
-    if fuse:
-        net.passes = choose_passes(device)
-    return net
+    product = choose_product(device) if storage == "float8" else None
+    passes = choose_passes(device) if fuse else EAGER
+    return net.running_with(Execution(attend=choose_attention(device, dtype).kernel, passes=passes, product=product))
 
 
 def join(net: PackedTransformer) -> None:
@@ -172,13 +171,12 @@ def forget_tables(net: PackedTransformer) -> None:
                 tensor.data = tensor.data.new_empty(0)
 
 
-def streamed(net: PackedTransformer, card: Device, tokens: int, itemsize: int) -> Streamer:
-    """The network's weights in host memory, and as many of them on the card as fit beside the step's estimated activations."""
+def streamed(net: PackedTransformer, card: Device, tokens: int, itemsize: int) -> tuple[PackedTransformer, Streamer]:
+    """The network with its weights in host memory, and on the card as many as fit beside the step's estimated activations."""
     streamer = Streamer(card, net.parts())
     streamer.lock(streamer.step_bytes)
     streamer.fit(Budget(0).for_weights(card.free(), Budget(0).estimate(tokens, net.config.dim, itemsize)))
-    net.weights = streamer
-    return streamer
+    return net.running_with(replace(net.execution, weights=streamer)), streamer
 
 
 CASES: Mapping[str, tuple] = {
@@ -224,7 +222,7 @@ def measure(
             forget_peak(place)
             card = CudaDevice(place, int(card_gib * GIB))
             biggest = max(tokens_of(Work(config, height, width, place, dtype)) for width, height in sizes)
-            streamer = streamed(net, card, biggest, dtype.itemsize)
+            net, streamer = streamed(net, card, biggest, dtype.itemsize)
         runs = {}
         for width, height in sizes:
             work = Work(config, height, width, place, dtype)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffusers_helper.models.attention import Kernel
 from diffusers_helper.models.fused import Fused, fuse, project
 from diffusers_helper.models.linear import Linear
+from diffusers_helper.models.narrow import Product
 from diffusers_helper.models.rope import rotate
 
 EPS = 1e-6
@@ -113,11 +114,12 @@ class FeedForward(nn.Module):
         self.gelu = gelu
         self.net = nn.ModuleList([GatedProjection(dim, hidden), nn.Identity(), Linear(hidden, dim)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.net[0].proj(x)
+    def forward(self, x: Tensor, product: Product | None = None) -> Tensor:
+        """x (..., dim) -> (..., dim). product: as in `Linear.forward`."""
+        x = self.net[0].proj(x, product)
         if not self.gelu:
-            return self.net[2](F.silu(x))
-        return self.net[2](gelu(x), gelu_bound(x) if self.net[2].narrows else None)
+            return self.net[2](F.silu(x), product)
+        return self.net[2](gelu(x), product, gelu_bound(x) if self.net[2].narrows(product) else None)
 
 
 class Attention(nn.Module):
@@ -237,24 +239,29 @@ class DualBlock(nn.Module):
         rope: Tensor,
         attend: Kernel,
         fused: tuple[Fused | None, ...] = (None, None),
+        product: Product | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x (1, latent tokens, dim), text (1, text tokens, dim), tables: this step's rows, each (1, 6 dim)."""
+        """x (1, latent tokens, dim), text (1, text tokens, dim), tables: this step's rows, each (1, 6 dim).
+
+        fused: as `fused` gives it. product: as in `Linear.forward`.
+        """
         attn, count = self.attn, x.shape[1]
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = tables[0].unsqueeze(1).chunk(6, dim=-1)
         t_shift, t_scale, t_gate, t_shift_mlp, t_scale_mlp, t_gate_mlp = tables[1].unsqueeze(1).chunk(6, dim=-1)
 
-        q, k, v = attn.latent_qkv(*project(modulate(layer_norm(x), shift, scale), attn.latent_layers(), fused[0]))
+        q, k, v = attn.latent_qkv(*project(modulate(layer_norm(x), shift, scale), attn.latent_layers(), fused[0], product))
         latent_qkv = rotate(q, rope), rotate(k, rope), v
-        text_qkv = attn.text_qkv(*project(modulate(layer_norm(text), t_shift, t_scale), attn.text_layers(), fused[1]))
+        text_in = modulate(layer_norm(text), t_shift, t_scale)
+        text_qkv = attn.text_qkv(*project(text_in, attn.text_layers(), fused[1], product))
         q, k, v = (torch.cat(pair, dim=1) for pair in zip(latent_qkv, text_qkv, strict=True))
         # What they were joined from is not kept through the attention.
-        del latent_qkv, text_qkv
+        del latent_qkv, text_in, text_qkv
         out = attend(q, k, v).flatten(2)
 
-        x = x + attn.to_out[0](out[:, :count]) * gate
-        text = text + attn.to_add_out(out[:, count:]) * t_gate
-        x = x + self.ff(modulate(layer_norm(x), shift_mlp, scale_mlp)) * gate_mlp
-        text = text + self.ff_context(modulate(layer_norm(text), t_shift_mlp, t_scale_mlp)) * t_gate_mlp
+        x = x + attn.to_out[0](out[:, :count], product) * gate
+        text = text + attn.to_add_out(out[:, count:], product) * t_gate
+        x = x + self.ff(modulate(layer_norm(x), shift_mlp, scale_mlp), product) * gate_mlp
+        text = text + self.ff_context(modulate(layer_norm(text), t_shift_mlp, t_scale_mlp), product) * t_gate_mlp
         return x, text
 
 
@@ -284,10 +291,11 @@ class SingleBlock(nn.Module):
         rope: Tensor,
         attend: Kernel,
         fused: tuple[Fused | None, ...] = (None,),
+        product: Product | None = None,
     ) -> Tensor:
-        """x (1, tokens, dim), rope for all of them; table: this step's row, (1, 3 dim)."""
+        """x (1, tokens, dim), rope for all of them; table: this step's row, (1, 3 dim). fused, product: as in `DualBlock`."""
         shift, scale, gate = table.unsqueeze(1).chunk(3, dim=-1)
-        *qkv, mlp = project(modulate(layer_norm(x), shift, scale), self.together()[0], fused[0])
+        *qkv, mlp = project(modulate(layer_norm(x), shift, scale), self.together()[0], fused[0], product)
         mlp = gelu(mlp)
         q, k, v = self.attn.latent_qkv(*qkv)
         q, k = rotate(q, rope), rotate(k, rope)
@@ -295,4 +303,4 @@ class SingleBlock(nn.Module):
         v = v.contiguous()
         del qkv
         out = attend(q, k, v).flatten(2)
-        return x + self.proj_out(torch.cat([out, mlp], dim=-1)) * gate
+        return x + self.proj_out(torch.cat([out, mlp], dim=-1), product) * gate

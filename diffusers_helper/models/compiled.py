@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusers_helper.models.attention import Kernel, kernel_errors
 from diffusers_helper.models.blocks import DualBlock, SingleBlock
 from diffusers_helper.models.fused import Fused
+from diffusers_helper.models.narrow import Product
 
 
 def dual(
@@ -22,8 +23,9 @@ def dual(
     rope: Tensor,
     attend: Kernel,
     fused: tuple[Fused | None, ...] = (None, None),
+    product: Product | None = None,
 ) -> tuple[Tensor, Tensor]:
-    return block(x, text, tables, rope, attend, fused)
+    return block(x, text, tables, rope, attend, fused, product)
 
 
 def single(
@@ -33,8 +35,9 @@ def single(
     rope: Tensor,
     attend: Kernel,
     fused: tuple[Fused | None, ...] = (None,),
+    product: Product | None = None,
 ) -> Tensor:
-    return block(x, table, rope, attend, fused)
+    return block(x, table, rope, attend, fused, product)
 
 
 @dataclass(frozen=True)

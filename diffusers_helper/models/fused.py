@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diffusers_helper.memory import slabs
 from diffusers_helper.models.linear import Linear, multiply
+from diffusers_helper.models.narrow import Product
 
 KINDS = ("weight", "bias", "weight_scale")
 
@@ -49,8 +50,11 @@ def fuse(layers: Sequence[Linear]) -> Fused | None:
     return Fused(weight, bias, scale[0] if scale else None)
 
 
-def project(x: Tensor, layers: Sequence[Linear], fused: Fused | None) -> list[Tensor]:
-    """What each layer makes of x (..., in): slices of one product where there is a view, else products of their own."""
+def project(x: Tensor, layers: Sequence[Linear], fused: Fused | None, product: Product | None = None) -> list[Tensor]:
+    """Return what each layer makes of x (..., in): slices of one product where there is a view, else products of their own.
+
+    product: as in `Linear.forward`.
+    """
     if fused is None or any(layer.merges(x) for layer in layers):
-        return [layer(x) for layer in layers]
-    return multiply(x, layers, *fused)
+        return [layer(x, product) for layer in layers]
+    return multiply(x, layers, *fused, product)

@@ -117,7 +117,6 @@ class Linear(nn.Linear):
     """torch's linear layer, computed in the dtype of its input; with branches, and with a weight of 16, 32 or 8 bits.
 
     weight_scale: None, or for a weight of 8 bits the scale of every output channel, (out, 1).
-    product: how a float8 weight is multiplied without being widened (`narrow.py`), or None: it is widened.
     """
 
     weight_scale: Tensor | None
@@ -125,19 +124,18 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features)
         self.register_buffer("weight_scale", None)
-        self.product: Product | None = None
         self.branches = nn.ModuleList()
 
-    @property
-    def narrows(self) -> bool:
+    def narrows(self, product: Product | None) -> bool:
         """Whether what it is given is multiplied in 8 bits."""
-        return narrows(self.weight, self.weight_scale, self.product)
+        return narrows(self.weight, self.weight_scale, product)
 
-    def forward(self, x: Tensor, largest: Tensor | None = None) -> Tensor:
-        """x (..., in) -> (..., out). largest: None, or what `Product` may be told of x."""
+    def forward(self, x: Tensor, product: Product | None = None, largest: Tensor | None = None) -> Tensor:
+        """x (..., in) -> (..., out). product: how a float8 weight is multiplied without being widened (`narrow.py`), or None:
+        it is widened. largest: None, or what the product may be told of x."""
         if self.merges(x):
             return F.linear(x, self.with_branches_in(x.dtype), self.bias.to(x.dtype))
-        return multiply(x, (self,), self.weight, self.bias, self.weight_scale, largest)[0]
+        return multiply(x, (self,), self.weight, self.bias, self.weight_scale, product, largest)[0]
 
     def merges(self, x: Tensor) -> bool:
         """Whether branches are added to a copy of the weight rather than to what it makes of x (..., in): a pass over
@@ -180,13 +178,15 @@ def multiply(
     weight: Tensor,
     bias: Tensor,
     scale: Tensor | None,
+    product: Product | None = None,
     largest: Tensor | None = None,
 ) -> list[Tensor]:
     """What each layer, branches included, makes of x (..., in), as slices of one product.
 
     weight (sum of out, in), of any storage, bias (sum of out,) and scale as in `Linear`: of all layers, one after the other.
+    product, largest: as in `Linear.forward`.
     """
-    product, in_product = layers[0].product, ()
+    in_product: tuple[type, ...] = ()
     if narrows(weight, scale, product):
         whole, in_product = product(x, weight, scale, bias, largest, low_rank(layers, x.dtype)), (LowRankBranch,)
     else:
@@ -235,13 +235,6 @@ class PatchConv(nn.Conv3d):
 def layers(net: nn.Module) -> dict[str, Linear | PatchConv]:
     """Every layer that can have branches, by name."""
     return {name: module for name, module in net.named_modules() if isinstance(module, (Linear, PatchConv))}
-
-
-def set_product(net: nn.Module, product: Product | None) -> None:
-    """Let every linear layer multiply float8 weights with this."""
-    for module in net.modules():
-        if isinstance(module, Linear):
-            module.product = product
 
 
 def branches(net: nn.Module) -> Iterator[SideBranch]:

@@ -8,6 +8,7 @@ Names and shapes of parameters are the hub's, so that its shards load strictly.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -18,8 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffusers_helper.memory.parts import InPlace, Parts, Weights
-from diffusers_helper.models.attention import Kernel, sdpa
+from diffusers_helper.memory.parts import Parts
 from diffusers_helper.models.blocks import (
     Conditioning,
     DualBlock,
@@ -29,7 +29,7 @@ from diffusers_helper.models.blocks import (
     layer_norm,
     modulate,
 )
-from diffusers_helper.models.compiled import EAGER, Passes
+from diffusers_helper.models.execution import Execution
 from diffusers_helper.models.fused import neighbours, present
 from diffusers_helper.models.linear import Linear, PatchConv
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field, with_still
@@ -159,15 +159,7 @@ class PackedTransformer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         dim, heads, ratio = config.dim, config.num_attention_heads, config.mlp_ratio
-        self.config = config
-        self.attend: Kernel = sdpa
-        self.passes: Passes = EAGER
-        # The reference computes the last linear in float32 on 16-bit weights.
-        self.float32_head = True
-        # Who brings the weights to where they are computed with; a card too small for them needs somebody.
-        self.weights: Weights = InPlace()
-        # What the side branches were made from; empty without any. Whoever adds branches writes it.
-        self.branches_from: tuple = ()
+        self.config, self._execution = config, Execution()
         self.x_embedder = LatentEmbed(config.in_channels, dim)
         self.context_embedder = TextRefiner(config.text_embed_dim, dim, heads, ratio, config.num_refiner_layers)
         self.time_text_embed = Conditioning(config.pooled_projection_dim, dim, config.guidance_embeds)
@@ -179,6 +171,17 @@ class PackedTransformer(nn.Module):
             self.image_projection = ImageProjection(config.image_proj_dim, dim)
         self.norm_out = Modulation(dim, 2)
         self.proj_out = Linear(dim, 4 * config.out_channels)
+
+    @property
+    def execution(self) -> Execution:
+        """What it runs with."""
+        return self._execution
+
+    def running_with(self, execution: Execution) -> PackedTransformer:
+        """Return this network, of the same weights, as it runs with that; this one is as before."""
+        net = copy.copy(self)
+        net._execution = execution
+        return net
 
     @property
     def device(self) -> torch.device:
@@ -249,12 +252,12 @@ class PackedTransformer(nn.Module):
         scale = torch.full((1,), guidance * 1000.0, device=self.device).to(self.dtype)
         guide = scale if self.config.guidance_embeds else None
         # One level at a time: a larger matrix product would round differently from the step that is computed on its own.
-        lend = self.weights.lend
-        with self.weights.job():
+        lend, attend = self.execution.weights.lend, self.execution.attend
+        with self.execution.weights.job():
             with lend("time"):
                 vectors = [self.time_text_embed(time, pooled_text, guide) for time in times]
             with lend("text"):
-                context = torch.cat([self.context_embedder(text, time, self.attend) for time in times])
+                context = torch.cat([self.context_embedder(text, time, attend) for time in times])
             if image is not None:
                 with lend("image"):
                     tokens = self.image_projection(self._cast(image))
@@ -323,7 +326,7 @@ class PackedTransformer(nn.Module):
         hidden = self._through_blocks(hidden, index, job, section, cache)
         scale, shift = job.head[index : index + 1].unsqueeze(1).chunk(2, dim=-1)
         hidden = modulate(layer_norm(hidden[:, -noisy.shape[1] :]), shift, scale)
-        patches = self.proj_out(hidden.float() if self.float32_head else hidden).float()
+        patches = self.proj_out(hidden.float() if self.execution.float32_head else hidden).float()
         sizes = {"t": frames, "h": height // 2, "w": width // 2, "ph": 2, "pw": 2}
         return rearrange(patches, "b (t h w) (c ph pw) -> b c t (h ph) (w pw)", **sizes)
 
@@ -355,7 +358,7 @@ class PackedTransformer(nn.Module):
         try:
             return run()
         except torch.OutOfMemoryError:
-            if not self.weights.make_room():
+            if not self.execution.weights.make_room():
                 raise
         # Outside of the handler, which holds everything that was computed.
         if undo:
@@ -364,24 +367,24 @@ class PackedTransformer(nn.Module):
 
     def _blocks(self, x: Tensor, text: Tensor, begin: int, index: int, job: JobTables, section: SectionTables) -> Tensor:
         """All blocks from the dual block `begin` on."""
-        latents, rows = x.shape[1], slice(index, index + 1)
+        how, latents, rows = self.execution, x.shape[1], slice(index, index + 1)
         x, text = self._dual(x, text, range(begin, len(self.transformer_blocks)), index, job, section)
         x, rope = torch.cat([x, text], dim=1), with_still(section.rope, text.shape[1])
         for number, (block, table) in enumerate(zip(self.single_transformer_blocks, job.single, strict=True)):
-            with self.weights.lend(f"single/{number}"):
-                x = self.passes.single(block, x, table[rows], rope, self.attend, block.fused())
+            with how.weights.lend(f"single/{number}"):
+                x = how.passes.single(block, x, table[rows], rope, how.attend, block.fused(), how.product)
         return x[:, :latents]
 
     def _dual(
         self, x: Tensor, text: Tensor, numbers: range, index: int, job: JobTables, section: SectionTables
     ) -> tuple[Tensor, Tensor]:
-        rows = slice(index, index + 1)
+        how, rows = self.execution, slice(index, index + 1)
         for number in numbers:
             block, (latent_table, text_table) = self.transformer_blocks[number], job.dual[number]
             # Around the block, not inside: a compiled block knows nothing of who brings its weights, nor of where they lie.
-            with self.weights.lend(f"dual/{number}"):
-                table = latent_table[rows], text_table[rows]
-                x, text = self.passes.dual(block, x, text, table, section.rope, self.attend, block.fused())
+            with how.weights.lend(f"dual/{number}"):
+                table, fused = (latent_table[rows], text_table[rows]), block.fused()
+                x, text = how.passes.dual(block, x, text, table, section.rope, how.attend, fused, how.product)
         return x, text
 
     def _cast(self, x: Tensor) -> Tensor:

@@ -70,20 +70,23 @@ def merge_key(loras: Sequence[Lora]) -> tuple:
     return tuple(zip(fingerprints(loras), (lora.strength for lora in loras), strict=True))
 
 
-def bind(net: PackedTransformer, loras: Sequence[Lora]) -> None:
-    """Give the network the branches of these files, each file one slot, unless it has them; and set their strengths."""
+def bind(net: PackedTransformer, loras: Sequence[Lora], bound: tuple | None = ()) -> tuple:
+    """Give the network the branches of these files, each file one slot, unless it has them; and set their strengths.
+
+    bound: the fingerprints of the files whose branches it has, None where they are unknown. Returns those of the files whose
+    branches it has then. Raises UserError for a file that cannot be used; branches of those before it are left out too.
+    """
     wanted = fingerprints(loras)
-    if net.branches_from != wanted:
+    if bound != wanted:
         remove_branches(net)
-        net.branches_from = ()
         found = enumerate(read_updates(loras, shapes_of(net)))
         # All are made before one is given: a file that cannot be read to its end leaves the network without any.
         made = [(update.layer, _branch(update, slot, net.dtype)) for slot, of_file in found for update in of_file]
         places = layers(net)
         for layer, branch in made:
             places[layer].branches.append(branch)
-        net.branches_from = wanted
     set_strengths(net, [lora.strength for lora in loras])
+    return wanted
 
 
 def _branch(update: Update, slot: int, dtype: torch.dtype) -> SideBranch:

@@ -33,12 +33,12 @@ from diffusers_helper.interrupt import Tick, between_layers, never
 from diffusers_helper.memory import memory
 from diffusers_helper.memory.budget import Budget
 from diffusers_helper.memory.device import CudaDevice, Device
-from diffusers_helper.memory.parts import Parts, lent_while_called
+from diffusers_helper.memory.parts import InPlace, Parts, lent_while_called
 from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
 from diffusers_helper.models.compiled import Passes, choose_passes
-from diffusers_helper.models.linear import set_product
-from diffusers_helper.models.narrow import choose_product
+from diffusers_helper.models.execution import Execution
+from diffusers_helper.models.narrow import Product, choose_product
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils.files.disk_cache import MOST_GB, open_caches
 from eichi_utils.models.components import CHECKS, load_vae, pretrained
@@ -84,6 +84,8 @@ class _Loaded:
     value: Any
     modules: tuple[nn.Module, ...]
     streamer: Streamer | None = None
+    # What tells its side branches from others; None where a file could not be used half-way.
+    branches: tuple | None = ()
 
     @property
     def bytes(self) -> int:
@@ -203,8 +205,13 @@ class ModelPool:
 
     @cached_property
     def narrow(self) -> str:
-        """The 8-bit format for this card; found out when first asked for, by a small product."""
-        return "int8" if choose_product(self.placement.device) is None else "float8"
+        """The 8-bit format for this card."""
+        return "int8" if self.product is None else "float8"
+
+    @cached_property
+    def product(self) -> Product | None:
+        """How float8 weights are multiplied here; found out when first asked for, by a small product."""
+        return choose_product(self.placement.device)
 
     @cached_property
     def passes(self) -> Passes:
@@ -244,12 +251,18 @@ class ModelPool:
             how = storage, merged, device, self.card is not None, self.caches.weights, self._tick
             return self._one(lambda *place: load_transformer(*place, *how), folder, dtype)
 
-        with self._loan(spec, load, lambda net: bind(net, beside), PackedTransformer.parts, tokens) as net:
-            net.weights = self._loaded[spec.component].streamer or net.weights
-            net.attend, net.passes = self.attention.kernel, self.passes
-            if storage == "float8":
-                set_product(net, choose_product(device))
-            yield net
+        with self._loan(spec, load, lambda net, bound: bind(net, beside, bound), PackedTransformer.parts, tokens) as net:
+            yield net.running_with(self._execution(self._loaded[spec.component]))
+
+    def _execution(self, loaded: _Loaded) -> Execution:
+        """Return what a lent transformer runs with here."""
+        return Execution(
+            attend=self.attention.kernel,
+            passes=self.passes,
+            product=self.product if loaded.spec.storage == "float8" else None,
+            weights=loaded.streamer or InPlace(),
+            branches=loaded.branches,
+        )
 
     @contextmanager
     def vae(self, work: int = 0) -> Iterator[AutoencoderKLHunyuanVideo]:
@@ -287,11 +300,12 @@ class ModelPool:
         self,
         spec: NetworkSpec,
         load: Callable[[], tuple[Any, tuple[nn.Module, ...]]],
-        change: Callable[[Any], None] = lambda value: None,
+        change: Callable[[Any, tuple | None], tuple] = lambda value, branches: (),
         parts: Callable[[Any], Parts] | None = None,
         work: int = 0,
     ) -> Iterator[Any]:
-        """change: what is done to the value before it is counted and moved. parts: how it is streamed to a card; without, it
+        """change: what is done to the value before it is counted and moved: given its side branches, returns those it has then.
+        parts: how it is streamed to a card; without, it
         moves whole. work: how much there is to do; tokens of a step, in the transformer."""
         if spec.component in self._loaded and self._loaded[spec.component].spec != spec:
             self._drop(spec.component)
@@ -302,9 +316,9 @@ class ModelPool:
             loaded = _Loaded(spec, value, modules)
         # Last in the dictionary is last used.
         self._loaded[spec.component] = loaded
-        before = getattr(loaded.value, "branches_from", None)
-        change(loaded.value)
-        if loaded.streamer and loaded.value.branches_from != before:
+        before, loaded.branches = loaded.branches, None
+        loaded.branches = change(loaded.value, before)
+        if loaded.streamer and loaded.branches != before:
             loaded.streamer.close()
             loaded.streamer = None
         if self.card is None:

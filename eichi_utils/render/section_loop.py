@@ -283,7 +283,7 @@ class SectionSampler:
 
     def _tables(self, net: PackedTransformer, section: Section, prompt: str | None, levels: tuple[float, ...]) -> JobTables:
         """Made once for a prompt, its noise levels and the LoRA and their strengths, which act on the tables too."""
-        key = prompt, levels, section.lora_strengths, net.branches_from, strengths(net)
+        key = prompt, levels, section.lora_strengths, net.execution.branches, strengths(net)
         tables = self._kept.pop(key, None) or self._make_tables(net, prompt, levels)
         # Last in the dictionary is last used.
         self._kept[key] = tables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,6 +122,11 @@ def random_net(config: dict, dual: int, single: int) -> PackedTransformer:
     for parameter in net.parameters():
         parameter.normal_(std=0.08)
     return net.eval().requires_grad_(False)
+
+
+def running(net: PackedTransformer, **changes: object) -> PackedTransformer:
+    """The network as it runs with something else: fields of `Execution`."""
+    return net.running_with(dataclasses.replace(net.execution, **changes))
 
 
 def velocity(net: PackedTransformer, given: Inputs, sigma: float = 0.7, guidance: float = 10.0) -> Tensor:

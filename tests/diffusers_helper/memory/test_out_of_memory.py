@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
-from tests.diffusers_helper.inputs import random_net, section_of
+from tests.diffusers_helper.inputs import random_net, running, section_of
 from tests.diffusers_helper.memory.test_streaming import GIVEN, grad_is_off, stream
 from tests.fake_device import FakeDevice
 
@@ -53,14 +53,14 @@ def tensors(made) -> list[torch.Tensor]:
 
 
 def assert_repeated(net, make) -> None:
-    """make() with memory that runs out at each position gives what it gives without."""
-    plain, streamer = make(), stream(net, 2**40)
+    """make(net) with memory that runs out at each position gives what it gives without."""
+    plain, (net, streamer) = make(net), stream(net, 2**40)
     with FullAt() as counted:
-        make()
+        make(net)
     for number in positions(counted.count):
         streamer.fit(2**40)
         with FullAt(number) as full:
-            made = make()
+            made = make(net)
         assert full.count > counted.count and len(streamer.resident) < 4
         assert all(torch.equal(a, b) for a, b in zip(tensors(made), tensors(plain), strict=True)), number
 
@@ -70,7 +70,7 @@ def test_a_step_is_repeated_whole(net, kind: str) -> None:
     """Outside of blocks the first error ended the film with all its blocks on the card, at 23 to 31 operations."""
     section, job = section_of(net, GIVEN), jobs(net)
 
-    def second_step() -> list[torch.Tensor]:
+    def second_step(net) -> list[torch.Tensor]:
         cache = CACHES[kind]()
         return [net.step(GIVEN.x, index, job, section, cache) for index in range(2)]
 
@@ -90,7 +90,7 @@ def test_a_repeated_step_counts_once(net, kind: str) -> None:
         return made, cache.computed, full.count
 
     made, computed, count = run(0)
-    streamer = stream(net, 2**40)
+    net, streamer = stream(net, 2**40)
     for number in range(count // 12, count + 1, count // 6):
         streamer.fit(2**40)
         again, steps, _ = run(number)
@@ -99,15 +99,15 @@ def test_a_repeated_step_counts_once(net, kind: str) -> None:
 
 def test_tables_are_made_again(net) -> None:
     """Those of a job and of a section; any error in them ended the film."""
-    assert_repeated(net, lambda: jobs(net, SIGMAS[:1]))
-    assert_repeated(net, lambda: section_of(net, GIVEN))
+    assert_repeated(net, lambda net: jobs(net, SIGMAS[:1]))
+    assert_repeated(net, lambda net: section_of(net, GIVEN))
 
 
 def test_a_card_that_is_always_full_is_told_of(net) -> None:
     streamer = Streamer(FakeDevice(), net.parts())
     job, section = jobs(net), section_of(net, GIVEN)
     streamer.fit(streamer.least_bytes)
-    net.weights = streamer
+    net = running(net, weights=streamer)
     assert streamer.resident == ()
     with FullAt(3), pytest.raises(torch.OutOfMemoryError):
         net.step(GIVEN.x, 0, job, section)

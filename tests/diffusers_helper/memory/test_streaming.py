@@ -13,7 +13,8 @@ from diffusers_helper.memory.parts import InPlace, Parts
 from diffusers_helper.memory.streaming import Part, Ring, Streamer, spread, tensors_of
 from diffusers_helper.models.linear import LowRankBranch, quantise, set_strengths
 from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
-from tests.diffusers_helper.inputs import LAYOUTS, inputs, random_net, section_of, velocity
+from diffusers_helper.models.transformer import PackedTransformer
+from tests.diffusers_helper.inputs import LAYOUTS, inputs, random_net, running, section_of, velocity
 from tests.fake_device import FakeDevice
 
 GIVEN = inputs(LAYOUTS["forward"], 10, 6)
@@ -30,11 +31,10 @@ def long_net(tiny):
     return random_net(tiny[1], 5, 7)
 
 
-def stream(net, budget: int, device: FakeDevice | None = None, slots: int = 3) -> Streamer:
+def stream(net, budget: int, device: FakeDevice | None = None, slots: int = 3) -> tuple[PackedTransformer, Streamer]:
     streamer = Streamer(device or FakeDevice(), net.parts(), slots)
     streamer.fit(budget)
-    net.weights = streamer
-    return streamer
+    return running(net, weights=streamer), streamer
 
 
 def eight_bits(net) -> None:
@@ -64,7 +64,7 @@ def test_streamed_is_resident_is_plain(long_net, change, share, slots):
     streamer = Streamer(device, long_net.parts(), slots)
     budget = streamer.least_bytes + int(share * (streamer.step_bytes - streamer.least_bytes))
     streamer.fit(budget)
-    long_net.weights = streamer
+    long_net = running(long_net, weights=streamer)
     for _ in range(3):
         assert torch.equal(velocity(long_net, GIVEN), plain)
     assert streamer.card_bytes <= budget
@@ -73,7 +73,7 @@ def test_streamed_is_resident_is_plain(long_net, change, share, slots):
     )
     streamer.close()
     assert device.allocated() == 0 and device.locked == {}
-    long_net.weights = InPlace()
+    long_net = running(long_net, weights=InPlace())
     assert torch.equal(velocity(long_net, GIVEN), plain)
 
 
@@ -100,7 +100,7 @@ def test_bytes_are_counted_three_ways(long_net):
 
 def test_a_step_moves_each_streamed_block_once(long_net):
     device = FakeDevice()
-    streamer = stream(long_net, 0, device)
+    long_net, streamer = stream(long_net, 0, device)
     job = long_net.prepare_job(GIVEN.text, GIVEN.pooled, GIVEN.image, 10.0, [0.7] * 8)
     section = section_of(long_net, GIVEN)
     long_net.step(GIVEN.x, 0, job, section)
@@ -120,14 +120,14 @@ def test_a_step_moves_each_streamed_block_once(long_net):
 def test_tables_are_made_part_by_part_and_leave_nothing(long_net):
     """Two slots for the largest part, while half of the card is the modulation's."""
     device = FakeDevice()
-    streamer = stream(long_net, 0, device)
+    long_net, streamer = stream(long_net, 0, device)
     before = device.allocated()
     device.reset_peak()
     plain = long_net.prepare_job(GIVEN.text, GIVEN.pooled, None, 10.0, [0.9, 0.5])
     assert device.allocated() == before
     assert device.peak() == before + streamer.job_bytes
     streamer.close()
-    long_net.weights = InPlace()
+    long_net = running(long_net, weights=InPlace())
     other = long_net.prepare_job(GIVEN.text, GIVEN.pooled, None, 10.0, [0.9, 0.5])
     assert torch.equal(plain.context, other.context) and torch.equal(plain.head, other.head)
     assert all(torch.equal(a, b) for pair in zip(plain.dual, other.dual, strict=True) for a, b in zip(*pair, strict=True))
@@ -148,7 +148,7 @@ def test_skipped_steps_do_not_disturb_the_ring(long_net, kind, threshold):
 
     plain = run()
     assert 2 <= len(plain[0]) < 6
-    stream(long_net, 0)
+    long_net, _ = stream(long_net, 0)
     streamed = run()
     assert streamed[0] == plain[0]
     assert all(torch.equal(a, b) for a, b in zip(plain[1], streamed[1], strict=True))
@@ -161,7 +161,7 @@ def test_strengths_change_between_steps(long_net):
     for strength in (0.0, 0.5):
         set_strengths(long_net, [strength])
         wanted[strength] = velocity(long_net, GIVEN)
-    stream(long_net, 0)
+    long_net, _ = stream(long_net, 0)
     for strength in (0.5, 0.0, 0.5):
         set_strengths(long_net, [strength])
         assert torch.equal(velocity(long_net, GIVEN), wanted[strength])
@@ -172,7 +172,7 @@ def test_a_forgotten_wait_shows(long_net, missing, monkeypatch):
     """What the other tests rest upon: without one of the two waits the numbers are wrong."""
     plain = velocity(long_net, GIVEN)
     device = FakeDevice()
-    stream(long_net, 0, device)
+    long_net, _ = stream(long_net, 0, device)
     if missing == "wait":
         monkeypatch.setattr(device, "wait", lambda event: None)
     else:
@@ -186,7 +186,7 @@ def test_a_copy_that_fails_half_way(long_net, number):
     """The error comes through, and the next attempt computes with whole weights."""
     plain = velocity(long_net, GIVEN)
     device = FakeDevice()
-    stream(long_net, 0, device)
+    long_net, _ = stream(long_net, 0, device)
     device.fail_copy = {device.copies + number}
     with pytest.raises(RuntimeError, match="half-way"):
         for _ in itertools.repeat(None, 3):
@@ -203,7 +203,7 @@ def test_an_allocation_that_fails_while_blocks_are_kept(long_net, number):
     streamer = Streamer(device, long_net.parts())
     whole = streamer.step_bytes
     streamer.fit(whole)
-    long_net.weights = streamer
+    long_net = running(long_net, weights=streamer)
     assert len(streamer.resident) == min(number - 2, 12)
     assert device.allocated() == streamer.card_bytes
     assert torch.equal(velocity(long_net, GIVEN), plain)
@@ -246,7 +246,7 @@ def test_memory_that_is_taken_in_mid_run(long_net, block, kind):
 
     plain = run()
     device = FakeDevice()
-    streamer = stream(long_net, 2**40, device)
+    long_net, streamer = stream(long_net, 2**40, device)
     failed = out_of_memory_once(long_net, block)
     again = run()
     assert failed and again[1] == plain[1]
@@ -260,7 +260,7 @@ def test_memory_that_stays_taken(long_net):
     def always(module, arguments):
         raise torch.OutOfMemoryError("injected")
 
-    streamer = stream(long_net, 2**40)
+    long_net, streamer = stream(long_net, 2**40)
     handle = long_net.single_transformer_blocks[3].register_forward_pre_hook(always)
     for _ in range(8):
         with pytest.raises(torch.OutOfMemoryError):
@@ -273,7 +273,7 @@ def test_memory_that_stays_taken(long_net):
 def test_tables_make_room_for_themselves(long_net):
     plain = velocity(long_net, GIVEN)
     device = FakeDevice()
-    streamer = stream(long_net, 2**40, device)
+    long_net, streamer = stream(long_net, 2**40, device)
     device.capacity = device.allocated()
     assert torch.equal(velocity(long_net, GIVEN), plain)
     assert 0 < len(streamer.resident) < 12
@@ -293,7 +293,7 @@ def test_resident_parts_are_evenly_spaced():
 def test_what_stays_is_not_copied_again_for_a_few_bytes(long_net):
     """Free memory differs a little at every section; blocks that stay must not wander."""
     device = FakeDevice()
-    streamer = stream(long_net, 0, device)
+    long_net, streamer = stream(long_net, 0, device)
     budget = (streamer.least_bytes + streamer.step_bytes) // 2
     streamer.fit(budget)
     before, resident = device.copied, streamer.resident
@@ -308,7 +308,7 @@ def test_memory_that_may_not_be_locked_is_staged(long_net):
     """Containers and Windows cap it: part is locked, all of it is right, and closing unlocks."""
     plain = velocity(long_net, GIVEN)
     device = FakeDevice()
-    streamer = stream(long_net, 0, device)
+    long_net, streamer = stream(long_net, 0, device)
     sizes = [run.source.numel() for part in streamer._step.values() for run in part.runs]
     device.lockable = sum(sizes) // 2
     assert sum(sizes) // 3 < streamer.lock(2**40) == sum(device.locked.values()) <= sum(sizes) // 2
@@ -316,12 +316,12 @@ def test_memory_that_may_not_be_locked_is_staged(long_net):
     streamer.close()
     assert device.locked == {}
     # Nor more than the caller allows, so that the system is not starved.
-    assert stream(long_net, 0).lock(sum(sizes) // 4) <= sum(sizes) // 4
+    assert stream(long_net, 0)[1].lock(sum(sizes) // 4) <= sum(sizes) // 4
 
 
 def test_one_slab_that_may_not_be_locked_is_not_the_last(long_net, monkeypatch):
     device, asked = FakeDevice(), []
-    streamer, lock = stream(long_net, 0, device), device.lock
+    (_, streamer), lock = stream(long_net, 0, device), device.lock
     monkeypatch.setattr(device, "lock", lambda memory: asked.append(memory) or (len(asked) != 3 and lock(memory)))
     streamer.lock(2**40)
     assert len(device.locked) == len(asked) - 1 > 3

@@ -10,7 +10,7 @@ import torch
 from diffusers_helper.models import attention, compiled
 from diffusers_helper.models.compiled import Passes, choose_passes, probe
 from diffusers_helper.models.linear import LowRankBranch, set_strengths
-from tests.diffusers_helper.inputs import LAYOUTS, in_slabs, inputs, velocity
+from tests.diffusers_helper.inputs import LAYOUTS, in_slabs, inputs, running, velocity
 
 
 def test_nothing_is_compiled_without_a_card():
@@ -63,8 +63,8 @@ def test_kernels_of_packages_are_left_as_they_are(net):
         return attention.sdpa(q, k, v)
 
     expected = velocity(net, given)
-    net.attend = attention.opaque("test", kernel)
-    net.passes = Passes(*(torch.compile(kind, dynamic=True, backend=count) for kind in (compiled.dual, compiled.single)), "")
+    passes = Passes(*(torch.compile(kind, dynamic=True, backend=count) for kind in (compiled.dual, compiled.single)), "")
+    net = running(net, attend=attention.opaque("test", kernel), passes=passes)
     for _ in range(2):
         assert (velocity(net, given) - expected).abs().max() <= 1e-5
     assert len(graphs) == 2
@@ -83,8 +83,7 @@ def test_the_network_runs_its_blocks_through_the_passes(net):
 
     given = inputs(LAYOUTS["forward"], 10, 6)
     expected = velocity(net, given)
-    net.passes = Passes(dual, single, "")
-    assert torch.equal(velocity(net, given), expected)
+    assert torch.equal(velocity(running(net, passes=Passes(dual, single, "")), given), expected)
     assert calls == [*net.transformer_blocks, *net.single_transformer_blocks]
 
 
@@ -115,7 +114,5 @@ def test_compiled_blocks_compute_the_same(net, slabs, compiling):
     for strength in (1.0, 0.4):
         set_strengths(net, [strength])
         for given in layouts:
-            net.passes = compiled.EAGER
             exact = velocity(net, given)
-            net.passes = passes
-            assert (velocity(net, given) - exact).abs().max() <= 1e-4
+            assert (velocity(running(net, passes=passes), given) - exact).abs().max() <= 1e-4

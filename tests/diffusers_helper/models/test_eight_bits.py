@@ -15,10 +15,10 @@ from diffusers_helper.checkpoints.checkpoint import load_transformer
 from diffusers_helper.checkpoints.reading import Reader
 from diffusers_helper.memory.memory import module_bytes
 from diffusers_helper.models import narrow
-from diffusers_helper.models.linear import Linear, LowRankBranch, layers, set_product
+from diffusers_helper.models.linear import Linear, LowRankBranch, layers
 from diffusers_helper.models.narrow import scaled
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from tests.diffusers_helper.inputs import LAYOUTS, inputs, product_on_a_processor, velocity
+from tests.diffusers_helper.inputs import LAYOUTS, inputs, product_on_a_processor, running, velocity
 
 STORAGES = ("int8", "float8")
 
@@ -144,10 +144,8 @@ def test_beside_8_bits_is_nearer_than_merged_into_them(folder, storage, product,
             return (tensor.float() + up @ down).to(tensor.dtype)
 
         merged = load_transformer(folder, torch.bfloat16, storage, Changing(merge))
-        for net in (beside, merged):
-            set_product(net, product)
         wanted = velocity(exact, given)
-        near, far = apart(velocity(beside, given), wanted), apart(velocity(merged, given), wanted)
+        near, far = (apart(velocity(running(net, product=product), given), wanted) for net in (beside, merged))
         assert near < share * far
 
 

@@ -11,10 +11,10 @@ from diffusers_helper.memory.streaming import Streamer
 from diffusers_helper.models import compiled
 from diffusers_helper.models.compiled import Passes
 from diffusers_helper.models.fused import fuse, project
-from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, quantise, set_product, set_strengths
+from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, quantise, set_strengths
 from diffusers_helper.models.narrow import emulated
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from tests.diffusers_helper.inputs import LAYOUTS, in_slabs, inputs, velocity
+from tests.diffusers_helper.inputs import LAYOUTS, in_slabs, inputs, running, velocity
 from tests.fake_device import FakeDevice
 
 GIVEN = inputs(LAYOUTS["forward"], 10, 6)
@@ -56,16 +56,20 @@ CHANGES = {
     "branches": add_branches,
     "int8": lambda net: narrow(net, "int8"),
     "float8, widened": lambda net: narrow(net, "float8"),
-    "float8, branches": lambda net: (narrow(net, "float8"), set_product(net, emulated), add_branches(net)),
+    "float8, branches": lambda net: (narrow(net, "float8"), add_branches(net)),
 }
+
+
+def changed(net: PackedTransformer, change: str) -> PackedTransformer:
+    CHANGES[change](net)
+    return running(net, product=emulated) if change == "float8, branches" else net
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("change", CHANGES)
 def test_fused_is_separate(net, change, dtype):
     """The order of additions may differ, nothing else does."""
-    net = net.to(dtype)
-    CHANGES[change](net)
+    net = changed(net.to(dtype), change)
     for strengths in ([1.0, 1.0], [0.5, 0.0]):
         set_strengths(net, strengths)
         assert not any(view for block in blocks(net) for view in block.fused())
@@ -101,7 +105,7 @@ def test_a_block_multiplies_once_with_what_lies_together(net):
         seen.append(tuple(given[1].shape))
         return emulated(*given)
 
-    set_product(net, counted)
+    net = running(net, product=counted)
     velocity(net, GIVEN)
     duals, singles, dim = len(net.transformer_blocks), len(net.single_transformer_blocks), net.config.dim
     assert len(seen) == 12 * duals + 5 * singles
@@ -126,8 +130,7 @@ def test_feed_forwards_tell_a_product_the_largest_of_their_inputs(net):
 
     made = []
     for chosen in (product, lambda *given: emulated(*given[:4])):
-        set_product(net, chosen)
-        made.append(velocity(net, GIVEN))
+        made.append(velocity(running(net, product=chosen), GIVEN))
     assert len(told) == 2 * len(net.transformer_blocks) and torch.cat(told).median() < 1.3
     assert (made[0] - made[1]).norm() <= 2e-2 * made[1].norm()
 
@@ -136,19 +139,19 @@ def test_feed_forwards_tell_a_product_the_largest_of_their_inputs(net):
 @pytest.mark.parametrize("change", CHANGES)
 def test_weights_are_fused_wherever_they_are_lent(net, change, share):
     """In slots and resident, bit for bit as in the slabs; and no byte of a card holds a copy."""
-    CHANGES[change](net)
+    net = changed(net, change)
     in_slabs(net)
     expected = velocity(net, GIVEN)
     device = FakeDevice()
     streamer = Streamer(device, net.parts())
     streamer.fit(streamer.least_bytes + int(share * (streamer.step_bytes - streamer.least_bytes)))
-    net.weights, lent = streamer, []
+    lent = []
 
-    def dual(block, *rest):
-        lent.extend(rest[-1])
+    def either(block, *rest):
+        lent.extend(rest[-2])
         return block(*rest)
 
-    net.passes = Passes(dual, dual, "")
+    net = running(net, weights=streamer, passes=Passes(either, either, ""))
     for _ in range(2):
         assert torch.equal(velocity(net, GIVEN), expected)
         assert device.allocated() == streamer.card_bytes
@@ -225,16 +228,14 @@ def test_one_graph_serves_all_blocks_slots_and_strengths(net):
     device = FakeDevice()
     streamer = Streamer(device, net.parts())
     streamer.fit((streamer.least_bytes + streamer.step_bytes) // 2)
-    net.weights = streamer
+    net = running(net, weights=streamer)
     passes = Passes(*(torch.compile(kind, dynamic=True, backend=counted) for kind in (compiled.dual, compiled.single)), "")
     for strength in (1.0, 0.5, -0.7):
         set_strengths(net, [strength])
         for given in (GIVEN, inputs(LAYOUTS["one picture"], 8, 6)):
-            net.passes = compiled.EAGER
             expected = velocity(net, given)
-            net.passes = passes
             for _ in range(2):
-                assert (velocity(net, given) - expected).abs().max() <= 1e-5
+                assert (velocity(running(net, passes=passes), given) - expected).abs().max() <= 1e-5
     assert 0 < len(streamer.resident) < 12
     assert len(counted.graphs) == 2 and not counted.numbers
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers_helper.models import narrow
 from diffusers_helper.models.blocks import gelu, gelu_bound
 from diffusers_helper.models.hadamard import HadamardBranch
-from diffusers_helper.models.linear import KroneckerBranch, Linear, LowRankBranch, quantise, set_product
+from diffusers_helper.models.linear import KroneckerBranch, Linear, LowRankBranch, quantise
 from diffusers_helper.models.narrow import LowRank, choose_product, emulated, narrowed, probe
 from tests.diffusers_helper.inputs import product_on_a_processor
 
@@ -45,8 +45,7 @@ def test_the_error_is_that_of_8_bits(layer):
     """Weights and inputs each to 3 bits of mantissa: about 3.7 percent of the result, not more."""
     x = random(2, 7, 128)
     wide = layer(x)
-    set_product(layer, emulated)
-    made = layer(x)
+    made = layer(x, emulated)
     assert made.shape == wide.shape and made.dtype == wide.dtype
     assert 1e-3 < ((made - wide).norm() / wide.norm()).item() < 0.05
 
@@ -54,34 +53,31 @@ def test_the_error_is_that_of_8_bits(layer):
 def test_branches_see_what_is_multiplied(layer):
     """The input in 8 bits, which is all that the card keeps of it; their own factors stay wide."""
     x = random(1, 7, 128)
-    set_product(layer, emulated)
-    before = layer(x)
+    before = layer(x, emulated)
     layer.branches.append(LowRankBranch(0, random(64, 2), random(2, 128, seed=1), 0.5))
     branch = layer.branches[0]
     q, scale = narrowed(x[0])
     seen = (q.float() * scale)[None]
-    assert torch.allclose(layer(x) - before, 0.5 * F.linear(F.linear(seen, branch.down), branch.up), atol=1e-3)
+    assert torch.allclose(layer(x, emulated) - before, 0.5 * F.linear(F.linear(seen, branch.down), branch.up), atol=1e-3)
 
 
 def test_branches_of_other_kinds_are_added_beside_the_product(layer):
     """LoHa and LoKr have no place in it; forgotten, such a file would do nothing on a card."""
     x = random(1, 7, 128)
-    set_product(layer, emulated)
-    before = layer(x)
+    before = layer(x, emulated)
     hadamard = HadamardBranch(0, random(64, 2), random(2, 128, seed=1), random(64, 2, seed=2), random(2, 128, seed=3), 0.5)
     kronecker = KroneckerBranch(0, random(8, 16, seed=4), random(8, 8, seed=5), 0.5, (0, 64))
     for branch in (hadamard, kronecker):
         layer.branches = torch.nn.ModuleList([branch])
         expected = branch.add_to(torch.zeros_like(before), x)
         assert expected.norm() > before.norm() / 10
-        assert torch.allclose(layer(x) - before, expected, atol=1e-3)
+        assert torch.allclose(layer(x, emulated) - before, expected, atol=1e-3)
 
 
 def test_other_weights_are_multiplied_as_before():
     layer = Linear(24, 40)
     x = random(3, 24)
-    set_product(layer, emulated)
-    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert torch.equal(layer(x, emulated), F.linear(x, layer.weight, layer.bias))
 
 
 def test_a_machine_without_a_card_widens():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusers_helper.models.transformer import Clean, PackedTransformer, TransformerConfig
-from tests.diffusers_helper.inputs import GRIDS, LAYOUTS, Inputs, inputs, section_of, velocity
+from tests.diffusers_helper.inputs import GRIDS, LAYOUTS, Inputs, inputs, running, section_of, velocity
 
 SIGMAS = [7 * t / (1 + 6 * t) for t in (1 - i / 25 for i in range(25))]
 PARTS = ("clean", "clean_2x", "clean_4x", "image")
@@ -145,7 +145,7 @@ def test_float32_equals_diffusers(net, oracle, layout, grid):
 def test_bfloat16_is_bit_equal_to_diffusers(net, oracle, layout, grid):
     """In 16 bits a sum taken in another order shows; without the float32 head there must be no difference at all."""
     given = inputs(LAYOUTS[layout], *grid)
-    net.to(torch.bfloat16).float32_head = False
+    net = running(net.to(torch.bfloat16), float32_head=False)
     assert torch.equal(velocity(net, given), reference(oracle.to(torch.bfloat16), given))
 
 
@@ -158,7 +158,7 @@ def test_text_without_padding_equals_masked_padding(net, oracle):
 
 def test_time_is_rounded_to_the_weights_precision(net, oracle):
     """0.99408 is time 996 in bfloat16, not 994.08: so the model was published, and films show the difference."""
-    net.to(torch.bfloat16).float32_head = False
+    net = running(net.to(torch.bfloat16), float32_head=False)
     given = inputs(LAYOUTS["forward"], 10, 6)
     rounded, next_door = (velocity(net, given, sigma) for sigma in (0.996, 0.99408))
     assert torch.equal(rounded, next_door)
@@ -209,14 +209,12 @@ def test_positions_of_clean_latents_matter(net):
 def test_the_head_in_float32_is_a_bit_better_than_bfloat16(net):
     """The original's `high_quality_fp32_output_for_inference`: on by default, about 2e-3, only in 16 bits."""
     given = inputs(LAYOUTS["forward"], 16, 12)
-    assert net.float32_head
-    exact = velocity(net, given)
-    net.float32_head = False
-    assert torch.equal(velocity(net, given), exact)
+    assert net.execution.float32_head
+    plain = running(net, float32_head=False)
+    assert torch.equal(velocity(plain, given), velocity(net, given))
     net.to(torch.bfloat16)
-    narrow = velocity(net, given)
+    narrow = velocity(plain, given)
     assert torch.equal(narrow, narrow.bfloat16().float())
-    net.float32_head = True
     wide = velocity(net, given)
     assert wide.dtype == torch.float32 and not torch.equal(wide, wide.bfloat16().float())
     assert 1e-5 < ((wide - narrow).norm() / wide.norm()).item() < 1e-2

@@ -47,7 +47,7 @@ def test_without_a_card_nothing_moves(pool: ModelPool) -> None:
     assert pool.card is None
     with pool.transformer("framepack") as net:
         assert pool._loaded["transformer"].streamer is None
-        assert net.weights.make_room() is False
+        assert net.execution.weights.make_room() is False
 
 
 @pytest.mark.parametrize("mode", ["reverse", "single"])
@@ -92,7 +92,7 @@ def test_the_budget_is_what_is_free_less_reserve_and_computing(deep: Path) -> No
     card = FakeDevice(work=5000)
     roomy = on_card(deep, card)
     with roomy.transformer("framepack", tokens=100) as net:
-        streamer = net.weights
+        streamer = net.execution.weights
         everything = streamer.resident
         assert len(everything) == len(net.parts().step)
     kind = next(kind for kind in roomy.budget._measured)
@@ -100,7 +100,7 @@ def test_the_budget_is_what_is_free_less_reserve_and_computing(deep: Path) -> No
     # Something else takes memory: blocks leave at the next section.
     card.capacity = streamer.least_bytes + streamer.job_bytes + 3 * streamer._step["dual/0"].bytes
     with roomy.transformer("framepack", tokens=100) as net:
-        assert net.weights is streamer and 0 < len(streamer.resident) < len(everything)
+        assert net.execution.weights is streamer and 0 < len(streamer.resident) < len(everything)
         assert card.allocated() + streamer.job_bytes <= card.capacity
     # And come back when it is free again.
     card.capacity = 2**40
@@ -113,7 +113,7 @@ def test_others_leave_for_the_transformer_and_it_for_them(deep: Path) -> None:
     card = FakeDevice()
     pool = on_card(deep, card)
     with pool.transformer("framepack", tokens=10) as net:
-        streamer = net.weights
+        streamer = net.execution.weights
     with pool.vae():
         assert streamer.card_bytes == 0 == card.allocated()
     with pool.transformer("framepack", tokens=10):
@@ -194,7 +194,7 @@ def test_encoding_is_repeated_in_what_others_give_up(
     card = FakeDevice()
     small = on_card(checkpoint, card)
     with small.transformer("framepack", tokens=10) as net:
-        streamer = net.weights
+        streamer = net.execution.weights
     left: list[int] = []
     monkeypatch.setattr(streamer, "leave", lambda wanted=None, leave=streamer.leave: left.append(1) or leave(wanted))
     # Nobody has to leave for those who fit.

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from diffusers_helper.memory import memory
+from diffusers_helper.models.execution import Execution
 from eichi_utils.models import pool as pool_module
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.models.requirements import EIGHT_BITS, WORKING_BYTES, ExecutionChoice, Machine, choose, stages
@@ -89,8 +90,6 @@ class CountedWeights:
 class Weights(nn.Module):
     """So many bytes that nobody wrote."""
 
-    branches_from = weights = None
-
     def __init__(self, size: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
@@ -98,6 +97,9 @@ class Weights(nn.Module):
 
     def parts(self) -> int:
         return self.weight.numel()
+
+    def running_with(self, execution: Execution) -> Weights:
+        return self
 
 
 class WatchedPool:
@@ -120,8 +122,7 @@ class WatchedPool:
             "lent_while_called": lambda *_: nullcontext(),
             "language_layers": lambda _: (),
             "text_parts": lambda encoders: self.sizes["text_encoder"],
-            "bind": lambda net, loras: None,
-            "set_product": lambda net, product: None,
+            "bind": lambda net, loras, bound: (),
             "choose_product": lambda device: None,
         }.items():
             monkeypatch.setattr(pool_module, name, stand_in)

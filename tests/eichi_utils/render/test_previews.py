@@ -31,6 +31,7 @@ from eichi_utils.render import section_loop
 from eichi_utils.render.conditions import Conditions
 from eichi_utils.render.previews import watched
 from eichi_utils.render.section_loop import sample_film
+from tests.diffusers_helper.inputs import running
 from tests.eichi_utils.helpers import carry_out, request
 from tests.fake_device import FakeDevice
 
@@ -214,24 +215,12 @@ def test_a_step_that_asks_the_card_shows(net, monkeypatch, spoil):
         spoil(q)
         return sdpa(q, k, v)
 
-    net.attend = attend
     # prepare_job attends to the prompt too, before the steps.
-    monkeypatch.setattr(section_loop.SectionSampler, "_make_tables", without_attention(net))
-    with pytest.raises((RuntimeError, NotImplementedError, TypeError), match="(?i)meta"):
-        sent_between_steps(net)
-
-
-def without_attention(net: PackedTransformer):
     make = section_loop.SectionSampler._make_tables
-
-    def tables(self, *given):
-        net.attend, kept = sdpa, net.attend
-        try:
-            return make(self, *given)
-        finally:
-            net.attend = kept
-
-    return tables
+    plain = lambda self, net, *given: make(self, running(net, attend=sdpa), *given)  # noqa: E731
+    monkeypatch.setattr(section_loop.SectionSampler, "_make_tables", plain)
+    with pytest.raises((RuntimeError, NotImplementedError, TypeError), match="(?i)meta"):
+        sent_between_steps(running(net, attend=attend))
 
 
 @pytest.mark.parametrize(
@@ -243,8 +232,7 @@ def test_a_step_that_sends_shows(net, spoil):
         spoil(q)
         return sdpa(q, k, v)
 
-    net.attend = attend
-    assert len(sent_between_steps(net)) == 4 * STEPS
+    assert len(sent_between_steps(running(net, attend=attend))) == 4 * STEPS
 
 
 class Asked(TorchDispatchMode):
