@@ -30,7 +30,7 @@ from benchmarks.measure import (
 )
 from benchmarks.step import empty
 from diffusers_helper.memory.memory import placement
-from diffusers_helper.vae.vae_decode import Decoder, KeptTiles, fill, side_for
+from diffusers_helper.vae.vae_decode import Decoder, TileCache, fill, side_for
 
 TINY = {"block_out_channels": (8, 16, 32, 32), "layers_per_block": 1, "norm_num_groups": 4}
 NEW = 9
@@ -60,7 +60,7 @@ def own_next(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
     length, stride = vae.tile_sample_min_num_frames // ratio + 1, vae.tile_sample_stride_num_frames // ratio
     known = [z[:, :, t : t + length] for t in range(0, z.shape[2] - NEW - length + 1, stride)]
     size = 4 * length - 3, 8 * z.shape[3], 8 * z.shape[4]
-    return joined(Decoder(vae), z, KeptTiles([(part, torch.zeros(1, 3, *size, dtype=z.dtype)) for part in known]))
+    return joined(Decoder(vae), z, TileCache([(part, torch.zeros(1, 3, *size, dtype=z.dtype)) for part in known]))
 
 
 def own_compiled(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
@@ -72,8 +72,8 @@ def own_small(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
     return joined(Decoder(vae, side_for(vae, *z.shape[2:], 3 * GIB)), z)
 
 
-def joined(decoder: Decoder, z: Tensor, kept: KeptTiles | None = None) -> Tensor:
-    return torch.cat([frames.cpu() for frames in decoder.frames(z, kept)], dim=2)
+def joined(decoder: Decoder, z: Tensor, tile_cache: TileCache | None = None) -> Tensor:
+    return torch.cat([frames.cpu() for frames in decoder.frames(z, tile_cache)], dim=2)
 
 
 CASES: Mapping[str, Callable[[AutoencoderKLHunyuanVideo, Tensor], Tensor]] = {

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from diffusers_helper.memory.memory import Room, free_bytes
-from diffusers_helper.vae.past import SAMPLING_BYTES, Past, past_bytes
+from diffusers_helper.vae.causal_cache import SAMPLING_BYTES, CausalCache, causal_cache_bytes
 from diffusers_helper.vae.preview import PreviewMatrix
-from diffusers_helper.vae.vae_decode import STRETCH, Decoder, KeptTiles, only_frames, peak_bytes, side_for
+from diffusers_helper.vae.vae_decode import STRETCH, Decoder, TileCache, only_frames, peak_bytes, side_for
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
@@ -34,26 +34,26 @@ def encode_picture(vae: AutoencoderKLHunyuanVideo, pixels: Tensor) -> Tensor:
 def decode_frames(
     vae: AutoencoderKLHunyuanVideo,
     latents: Tensor,
-    kept: KeptTiles | None = None,
+    tile_cache: TileCache | None = None,
     room: Room | None = None,
     side: int | None = None,
 ) -> Iterator[Tensor | float]:
     """(1, 16, T, h, w) -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all; as the VAE makes
     them, on its device and in its dtype. diffusers' default tiles in time. Between them the share of the work that is done.
 
-    kept: what the film's stretch before left to be used again. room: by default the card's free memory. side: the most that a
+    tile_cache: what the film's stretch before left to be used again. room: by default the card's free memory. side: the most that a
     tile in space may have, in latent cells; without it whole frames where the room allows. Raises torch.OutOfMemoryError where
     not even the smallest tiles find room.
     """
     latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
     room = room or Room(lambda: free_bytes(vae.device))
     side = narrower(side, side_for(vae, *latents.shape[2:], room.free()))
-    yield from Decoder(vae, side, room=room).parts(latents, kept)
+    yield from Decoder(vae, side, room=room).parts(latents, tile_cache)
 
 
 @torch.inference_mode()
 def decode_after(
-    vae: AutoencoderKLHunyuanVideo, latents: Tensor, past: Past, room: Room | None = None, side: int | None = None
+    vae: AutoencoderKLHunyuanVideo, latents: Tensor, cache: CausalCache, room: Room | None = None, side: int | None = None
 ) -> Iterator[Tensor | float]:
     """A film's next latents (1, 16, T, h, w), each decoded once, as `Decoder.frames_after` and `decode_frames` say.
 
@@ -62,16 +62,16 @@ def decode_after(
     """
     latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
     room = room or Room(lambda: free_bytes(vae.device))
-    if past.empty:
-        past.side = side
-    if past.empty and (free := room.free()) is not None:
+    if cache.empty:
+        cache.side = side
+    if cache.empty and (free := room.free()) is not None:
         size = latents.shape[3:]
         # Until a stretch is done, there are two of everything.
-        kept = 2 * past_bytes(vae, *size)
+        kept = 2 * causal_cache_bytes(vae, *size)
         if free < kept + max(SAMPLING_BYTES, peak_bytes(vae, STRETCH + 1, *size)):
-            past.leave()
-        past.side = narrower(side, side_for(vae, latents.shape[2], *size, free))
-    yield from Decoder(vae, past.side, room=room).parts_after(latents, past)
+            cache.move_to_host()
+        cache.side = narrower(side, side_for(vae, latents.shape[2], *size, free))
+    yield from Decoder(vae, cache.side, room=room).parts_after(latents, cache)
 
 
 def narrower(side: int | None, other: int | None) -> int | None:

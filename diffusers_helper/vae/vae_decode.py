@@ -5,7 +5,7 @@ Same time tiles and cross-fades as diffusers' default, and in a tile the same nu
 - a frame attends to the frames up to itself, without a mask of (frames x height x width)^2 elements;
 - nearest upsampling and the convolution behind it are one convolution of the small picture, whose taps are sums of the large
   one's: 8 of 27 multiplications where time doubles, 4 of 9 where it does not;
-- tiles that add no frame are not decoded, nor (with `KeptTiles`) those that the stretch before has decoded.
+- tiles that add no frame are not decoded, nor (with `TileCache`) those that the stretch before has decoded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusers_helper.memory.memory import Room
-from diffusers_helper.vae.past import ATTENTION_LATENTS, Past
+from diffusers_helper.vae.causal_cache import ATTENTION_LATENTS, CausalCache
 from diffusers_helper.vae.vae_layers import (
     Fill,
     faded,
@@ -45,7 +45,7 @@ WORKING_BYTES = 2**27
 WORKING_TENSORS = 5
 # Of tiles in space, in latent cells: twice the overlap.
 SMALLEST_SIDE = 16
-# Latents that are decoded at a time where the past is remembered: as many frames as a time tile takes memory for.
+# Latents that are decoded at a time where what lies before is remembered: as many frames as a time tile takes memory for.
 STRETCH = 4
 
 # What one tile's work says on its way: the share of itself that is done, rising to 1. It returns the frames.
@@ -53,7 +53,7 @@ Tile = Generator[float, None, Tensor]
 
 
 @dataclass
-class KeptTiles:
+class TileCache:
     """Whole time tiles of the stretch decoded last: the next stretch of a film shares some with it. Pixels on the CPU."""
 
     tiles: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -78,86 +78,86 @@ class Decoder:
     room: Room = Room()
     layout: torch.memory_format | None = None
 
-    def frames(self, z: Tensor, kept: KeptTiles | None = None) -> Iterator[Tensor]:
+    def frames(self, z: Tensor, tile_cache: TileCache | None = None) -> Iterator[Tensor]:
         """z (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all.
 
         Raises torch.OutOfMemoryError where not even the smallest tile finds room.
         """
-        return only_frames(self.parts(z, kept))
+        return only_frames(self.parts(z, tile_cache))
 
-    def parts(self, z: Tensor, kept: KeptTiles | None = None) -> Iterator[Tensor | float]:
+    def parts(self, z: Tensor, tile_cache: TileCache | None = None) -> Iterator[Tensor | float]:
         """The same frames, and whenever a layer is done the share of the whole work that is, up to 1; what has to be
         repeated because memory ran out begins again where it began."""
         vae = self.vae
         ratio = vae.temporal_compression_ratio
         length, stride = vae.tile_sample_min_num_frames // ratio, vae.tile_sample_stride_num_frames // ratio
         if not vae.use_framewise_decoding or z.shape[2] <= length:
-            yield (yield from self._tile(z, kept))
+            yield (yield from self._tile(z, tile_cache))
             return
         fade = vae.tile_sample_min_num_frames - vae.tile_sample_stride_num_frames
         before, used = None, []
         tiles = [(begin, z[:, :, begin : begin + length + 1]) for begin in range(0, z.shape[2], stride)]
         # The one frame of such a tile is dropped below, so it would add none.
         tiles = [(begin, part) for begin, part in tiles if begin == 0 or part.shape[2] > 1]
-        work = [0 if kept is not None and kept.find(part) is not None else part.shape[2] for _, part in tiles]
+        work = [0 if tile_cache is not None and tile_cache.find(part) is not None else part.shape[2] for _, part in tiles]
         for number, (begin, part) in enumerate(tiles):
             done, after = (sum(work[:end]) / max(1, sum(work)) for end in (number, number + 1))
-            frames = yield from scaled(self._tile(part, kept, used), done, after)
+            frames = yield from scaled(self._tile(part, tile_cache, used), done, after)
             if before is not None:
                 frames = faded(before, frames[:, :, 1:], fade, 2)
             yield frames[:, :, : stride * ratio + (begin == 0)]
             before = frames
-        if kept is not None:
-            kept.tiles = used
+        if tile_cache is not None:
+            tile_cache.tiles = used
 
-    def frames_after(self, z: Tensor, past: Past) -> Iterator[Tensor]:
+    def frames_after(self, z: Tensor, cache: CausalCache) -> Iterator[Tensor]:
         """The film's next latents (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w), in order: 4 T - 3 in all at its beginning,
-        4 T later. Raises torch.OutOfMemoryError where there is no room; the past is then that of the last piece."""
-        return only_frames(self.parts_after(z, past))
+        4 T later. Raises torch.OutOfMemoryError where there is no room; the cache is then that of the last piece."""
+        return only_frames(self.parts_after(z, cache))
 
-    def parts_after(self, z: Tensor, past: Past) -> Iterator[Tensor | float]:
+    def parts_after(self, z: Tensor, cache: CausalCache) -> Iterator[Tensor | float]:
         """The same frames, with shares between them as `parts` has."""
         # The first latent is one frame: too little for statistics of its own.
-        begin, end = 0, STRETCH + past.empty
+        begin, end = 0, STRETCH + cache.empty
         while begin < z.shape[2]:
             shares = begin / z.shape[2], min(end, z.shape[2]) / z.shape[2]
-            yield (yield from scaled(self._in_room(z[:, :, begin:end], past), *shares))
+            yield (yield from scaled(self._in_room(z[:, :, begin:end], cache), *shares))
             begin, end = end, end + STRETCH
 
-    def _tile(self, z: Tensor, kept: KeptTiles | None, used: list[tuple[Tensor, Tensor]] | None = None) -> Tile:
-        found = kept.find(z) if kept is not None else None
+    def _tile(self, z: Tensor, tile_cache: TileCache | None, used: list[tuple[Tensor, Tensor]] | None = None) -> Tile:
+        found = tile_cache.find(z) if tile_cache is not None else None
         frames = (yield from self._in_room(z)) if found is None else found.to(z.device)
-        if kept is not None and used is not None:
+        if tile_cache is not None and used is not None:
             used.append((z.clone(), frames.cpu() if found is None else found))
         return frames
 
-    def _in_room(self, z: Tensor, past: Past | None = None) -> Tile:
+    def _in_room(self, z: Tensor, cache: CausalCache | None = None) -> Tile:
         while True:
             try:
-                frames = yield from self._in_space(z, past)
+                frames = yield from self._in_space(z, cache)
             except torch.OutOfMemoryError as error:
                 short = error.with_traceback(None)
             else:
-                if past is not None:
-                    past.commit()
+                if cache is not None:
+                    cache.commit()
                 return frames
             # Outside of the handler, which holds everything that was computed.
             made, smaller = self.room.make(), smaller_side(self.side, *z.shape[-2:])
-            if past is not None:
-                past.revert()
-                made = past.leave() or made
+            if cache is not None:
+                cache.revert()
+                made = cache.move_to_host() or made
                 # What is remembered fits no other tiles.
-                smaller = smaller if past.empty else None
-                past.side = smaller or past.side
+                smaller = smaller if cache.empty else None
+                cache.side = smaller or cache.side
             if smaller is None and not made:
                 raise short
             self.side = smaller or self.side
             logger.warning("memory ran out on the card: decoding goes on in tiles of %s latent cells", self.side or "all")
 
-    def _in_space(self, z: Tensor, past: Past | None = None) -> Tile:
+    def _in_space(self, z: Tensor, cache: CausalCache | None = None) -> Tile:
         height, width = z.shape[-2:]
         if self.side is None or max(height, width) <= self.side:
-            return (yield from self.tile(z, past))
+            return (yield from self.tile(z, cache))
         ratio = self.vae.spatial_compression_ratio
         stride, fade = self.side - self.overlap, self.overlap * ratio
         rows: list[Tensor] = []
@@ -166,9 +166,9 @@ class Decoder:
         for y in range(0, height, stride):
             row: list[Tensor] = []
             for x in range(0, width, stride):
-                if past is not None:
-                    past.place = y, x
-                part = self.tile(z[..., y : y + self.side, x : x + self.side], past)
+                if cache is not None:
+                    cache.place = y, x
+                part = self.tile(z[..., y : y + self.side, x : x + self.side], cache)
                 tile = yield from scaled(part, done / count, (done + 1) / count)
                 done += 1
                 if above:
@@ -180,35 +180,35 @@ class Decoder:
             above = row
         return torch.cat(rows, dim=-2)
 
-    def tile(self, z: Tensor, past: Past | None = None) -> Tile:
-        """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w), all in one piece; 4 T frames where the past has something."""
+    def tile(self, z: Tensor, cache: CausalCache | None = None) -> Tile:
+        """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w), all in one piece; 4 T frames where the cache has something."""
         net = self.vae.decoder
         shares = iter(layer_shares(self.vae, z.shape[2]))
         z = self.vae.post_quant_conv(z)
         x = self._empty(z, net.conv_in.conv.out_channels, *z.shape[2:])
-        self._convolve(net.conv_in, z, x, past=past)
+        self._convolve(net.conv_in, z, x, cache=cache)
         middle, first, spare = net.mid_block, net.mid_block.resnets[0], None
-        x, spare = self._resnet(first, x, spare, past)
+        x, spare = self._resnet(first, x, spare, cache)
         yield next(shares)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
             if attention is not None:
-                attend(attention, x, past)
-            x, spare = self._resnet(resnet, x, spare, past)
+                attend(attention, x, cache)
+            x, spare = self._resnet(resnet, x, spare, cache)
             yield next(shares)
         for block in net.up_blocks:
             for resnet in block.resnets:
-                x, spare = self._resnet(resnet, x, spare, past)
+                x, spare = self._resnet(resnet, x, spare, cache)
                 yield next(shares)
             for upsampler in block.upsamplers or ():
                 spare = None
-                x = self._upsampled(upsampler, x, past)
+                x = self._upsampled(upsampler, x, cache)
                 yield next(shares)
         pixels = self._empty(x, net.conv_out.conv.out_channels, *x.shape[2:])
-        self._convolve(net.conv_out, x, pixels, net.conv_norm_out, past=past)
+        self._convolve(net.conv_out, x, pixels, net.conv_norm_out, cache=cache)
         yield 1.0
         return pixels
 
-    def _resnet(self, module: nn.Module, x: Tensor, spare: Tensor | None, past: Past | None) -> tuple[Tensor, Tensor]:
+    def _resnet(self, module: nn.Module, x: Tensor, spare: Tensor | None, cache: CausalCache | None) -> tuple[Tensor, Tensor]:
         """The block's result, in the memory of x where that has room, and memory of its size that is free again.
 
         spare: such memory from the block before, or None.
@@ -216,12 +216,12 @@ class Decoder:
         channels = module.conv1.conv.out_channels
         if module.conv_shortcut is None:
             out, inner = x, self._empty(x, *x.shape[1:]) if spare is None else spare
-            self._convolve(module.conv1, x, inner, module.norm1, past=past)
+            self._convolve(module.conv1, x, inner, module.norm1, cache=cache)
         else:
             room = x if x.shape[1] >= 2 * channels else self._empty(x, 2 * channels, *x.shape[2:])
             out, inner = two_of(room, channels)
-            self._convolve(module.conv1, x, inner, module.norm1, beside=(module.conv_shortcut, out), past=past)
-        self._convolve(module.conv2, inner, out, module.norm2, add=True, past=past)
+            self._convolve(module.conv1, x, inner, module.norm1, beside=(module.conv_shortcut, out), cache=cache)
+        self._convolve(module.conv2, inner, out, module.norm2, add=True, cache=cache)
         return out, inner
 
     def _convolve(
@@ -233,14 +233,14 @@ class Decoder:
         *,
         add: bool = False,
         beside: tuple[nn.Module, Tensor] | None = None,
-        past: Past | None = None,
+        cache: CausalCache | None = None,
     ) -> None:
         """A causal convolution of x (1, C, T, H, W), normalised and through SiLU where norm is given, into out or added to it.
 
         out may share memory with x: frames are written when they are read no more. beside: a convolution of size 1 of x as it
-        is, and where its result goes. past: where the frames before x are, if there are any, and where its last ones go.
+        is, and where its result goes. cache: where the frames before x are, if there are any, and where its last ones go.
         """
-        before = past.take(module, x.device) if past is not None else None
+        before = cache.get(module, x.device) if cache is not None else None
         conv, frames = module.conv, x.shape[2]
         back, edge = conv.kernel_size[0] - 1, conv.kernel_size[2] // 2
         step = frames_at_once(x[:, :, 0])
@@ -271,12 +271,12 @@ class Decoder:
                 out[:, :, stretch] += result
             else:
                 out[:, :, stretch] = result
-        if past is not None:
-            past.put(module, window[:, :, count : count + back])
+        if cache is not None:
+            cache.put(module, window[:, :, count : count + back])
 
-    def _upsampled(self, module: nn.Module, x: Tensor, past: Past | None = None) -> Tensor:
+    def _upsampled(self, module: nn.Module, x: Tensor, cache: CausalCache | None = None) -> Tensor:
         """(1, C, T, H, W) -> (1, C', T', 2 H, 2 W): nearest neighbours and the convolution. T' is T, or 2 T - 1: the first
-        frame of a film stands alone in its latent, and every other becomes two; 2 T where the past has something."""
+        frame of a film stands alone in its latent, and every other becomes two; 2 T where the cache has something."""
         conv = module.conv.conv
         times, *space = (int(factor) for factor in module.upsample_factor)
         if space != [2, 2]:
@@ -289,14 +289,14 @@ class Decoder:
         kernels = [kernel.to(conv.weight.dtype) for kernel in kernels]
         bias = conv.bias.repeat(len(in_space))
         back = kernels[0].shape[2] - 1
-        before = past.take(module, x.device) if past is not None else None
+        before = cache.get(module, x.device) if cache is not None else None
         alone = 0 if before is not None else times - 1
 
         def at(t: int) -> Tensor:
             return x[:, :, max(0, t)] if t >= 0 or before is None else before[:, :, t]
 
-        if past is not None:
-            past.put(module, torch.stack([at(t) for t in range(frames - back, frames)], dim=2))
+        if cache is not None:
+            cache.put(module, torch.stack([at(t) for t in range(frames - back, frames)], dim=2))
         out = self._empty(x, conv.out_channels, times * frames - alone, 2 * height, 2 * width)
         step = frames_at_once(out[:, :, 0])
         for begin in range(0, frames, step):
@@ -360,18 +360,18 @@ def frames_at_once(frame: Tensor) -> int:
     return max(1, WORKING_BYTES // (frame.numel() * frame.element_size()))
 
 
-def attend(module: nn.Module, x: Tensor, past: Past | None = None) -> None:
+def attend(module: nn.Module, x: Tensor, cache: CausalCache | None = None) -> None:
     """Add to x (1, C, T, H, W) its self-attention with one head; a frame looks at itself and the frames before it."""
     frames, cells = x.shape[2], x.shape[3] * x.shape[4]
     tokens = normed(module.group_norm, x).flatten(2).transpose(1, 2)
     q, k, v = (linear(tokens)[:, None] for linear in (module.to_q, module.to_k, module.to_v))
     known = 0
-    if past is not None:
-        before = past.take(module, x.device)
+    if cache is not None:
+        before = cache.get(module, x.device)
         if before is not None:
             known = before.shape[3]
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(before, (k, v), strict=True))
-        past.put(module, torch.stack([k[:, :, -ATTENTION_LATENTS * cells :], v[:, :, -ATTENTION_LATENTS * cells :]]))
+        cache.put(module, torch.stack([k[:, :, -ATTENTION_LATENTS * cells :], v[:, :, -ATTENTION_LATENTS * cells :]]))
     for t in range(frames):
         begin, end = t * cells, known + (t + 1) * cells
         out = F.scaled_dot_product_attention(q[:, :, begin : begin + cells], k[:, :, :end], v[:, :, :end])[:, 0]

@@ -21,7 +21,7 @@ TILE, TILE_FRAMES, TILE_TENSORS = 128, 21, 6
 # Convolutions of the VAE's decoder that look back in time, each at two frames; the block of upsamplers' names says its size.
 UPSAMPLER = re.compile(r"decoder\.up_blocks\.(\d+)\.upsamplers\.")
 LOOKS_BACK = re.compile(r"decoder\.(?:up_blocks\.(\d+)\.|mid_block\.|conv_(in|out)\.)")
-# Latent frames that its attention looks back at, by keys and values; as diffusers_helper.vae.past says.
+# Latent frames that its attention looks back at, by keys and values; as diffusers_helper.vae.causal_cache says.
 ATTENTION_LATENTS = 33
 # The type that encoders are computed in beside a card, in the words of safetensors.
 CARD_TYPE = "F16"
@@ -51,14 +51,14 @@ class EncoderSize:
     """Numbers. whole: of all weights. card: what a card holds of them at a time. work: what computing takes besides.
 
     mapped: weights that stay in their files beside a card, because there they have the type that they are computed in.
-    past: what a film that is decoded in order remembers for each cell of a latent (`past_bytes`).
+    causal_cache: what a film that is decoded in order remembers for each cell of a latent (`causal_cache_bytes`).
     """
 
     whole: int
     card: int
     work: int = 0
     mapped: int = 0
-    past: int = 0
+    causal_cache: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ PUBLISHED = ModelSize(
     ),
     EncoderSize(whole=7_628_000_000, card=1_085_000_000, mapped=7_628_000_000),
     EncoderSize(whole=428_000_000, card=428_000_000),
-    EncoderSize(whole=246_478_803, card=246_478_803, work=TILE_TENSORS * 256 * TILE_FRAMES * TILE**2, past=270_368),
+    EncoderSize(whole=246_478_803, card=246_478_803, work=TILE_TENSORS * 256 * TILE_FRAMES * TILE**2, causal_cache=270_368),
 )  # fmt: skip
 
 
@@ -154,16 +154,16 @@ def vae_size(shapes: Shapes) -> EncoderSize:
     # The last block works at the picture's own size, and has the narrowest layers.
     narrowest = min((shape[0] for shape in blocks), default=0)
     work = TILE_TENSORS * 2 * narrowest * TILE_FRAMES * TILE**2
-    return EncoderSize(whole, whole, work, past=_past(shapes))
+    return EncoderSize(whole, whole, work, causal_cache=_causal_cache(shapes))
 
 
 def with_film(size: ModelSize, cells: int) -> ModelSize:
     """For a film with so many cells in a latent that is decoded in order; 0 for any other. What it remembers is there twice
     until a stretch is decoded."""
-    return replace(size, film=2 * size.vae.past * cells)
+    return replace(size, film=2 * size.vae.causal_cache * cells)
 
 
-def _past(shapes: Shapes) -> int:
+def _causal_cache(shapes: Shapes) -> int:
     """Without the borders of frames, which are few, and as if no upsampler doubled time."""
     upsamplers = {int(found.group(1)) for name in shapes if (found := UPSAMPLER.match(name))}
     total = 0

@@ -17,8 +17,8 @@ from diffusers_helper.models.transformer import Clean, JobTables, PackedTransfor
 from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
 from diffusers_helper.vae.frames import frames_of
 from diffusers_helper.vae.latents import SPATIAL, decode_after, decode_frames, rounded_on_host
-from diffusers_helper.vae.past import Past
-from diffusers_helper.vae.vae_decode import KeptTiles
+from diffusers_helper.vae.causal_cache import CausalCache
+from diffusers_helper.vae.vae_decode import TileCache
 from eichi_utils.exchange.latent_files import Piece, interpolate, put_together
 from eichi_utils.jobs.events import Event, Share, Stage, Step, StopLevel
 from eichi_utils.models.requirements import step_tokens
@@ -104,7 +104,7 @@ class SectionDecoder:
 
     def __init__(self, plan: Plan, finish: Callable[[Tensor], Tensor], side: int | None):
         self._finish, self._side, self._in_order = finish, side, plan.vae_cache
-        self._known = Past() if plan.vae_cache else KeptTiles()
+        self._known = CausalCache() if plan.vae_cache else TileCache()
         self._stitch = None if plan.vae_cache or plan.output == "picture" else Stitch(plan.grows, plan.section_latents, finish)
         self._overlap = 0 if plan.vae_cache else plan.section_latents
 
@@ -160,7 +160,7 @@ def append_film(
     own = {"file": "", "latents": film.shape[2], "trim_start": 0, "trim_end": append.trim}
     whole = put_together(Piece(film, (own,)), between, appended)
     yield Stage(at=time.monotonic(), name="decode", section=number)
-    known = Past() if sampler.vae_cache else None
+    known = CausalCache() if sampler.vae_cache else None
     with decoding(pool, whole.latents, sampler.vae_cache, known, side) as parts:
         for part in parts:
             yield part if isinstance(part, Share) else Stretch(finish(part))
@@ -171,7 +171,7 @@ def append_film(
 
 @contextmanager
 def decoding(
-    pool: ModelPool, latents: Tensor, in_order: bool, known: KeptTiles | Past | None, side: int | None
+    pool: ModelPool, latents: Tensor, in_order: bool, known: TileCache | CausalCache | None, side: int | None
 ) -> Iterator[Iterator[Tensor | Share]]:
     """The frames of these latents as soon as they are final, and how far it is whenever another hundredth is done. Nothing is
     on loan any more when the block is left.

@@ -19,7 +19,7 @@ from diffusers_helper.vae.latents import (
     preview_weights,
     to_uint8,
 )
-from diffusers_helper.vae.past import Past
+from diffusers_helper.vae.causal_cache import CausalCache
 from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
 from diffusers_helper.vae.vae_decode import only_frames
 
@@ -118,7 +118,7 @@ def test_tiles_of_a_side_that_was_asked_for(vae):
     assert torch.equal(next(only_frames(decode_frames(vae, latents, room=Room(), side=24))), whole)
     (smallest,) = only_frames(decode_frames(vae, latents, room=Room(lambda: 0)))
     assert torch.equal(next(only_frames(decode_frames(vae, latents, room=Room(lambda: 0), side=20))), smallest)
-    once = [next(only_frames(decode_after(vae, latents, Past(), Room(), side=side))) for side in (None, 20)]
+    once = [next(only_frames(decode_after(vae, latents, CausalCache(), Room(), side=side))) for side in (None, 20)]
     assert once[0].shape == once[1].shape and 1e-3 < (once[0] - once[1]).abs().max()
 
 

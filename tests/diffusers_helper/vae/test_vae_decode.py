@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from diffusers_helper.memory.memory import Room
 from diffusers_helper.vae import vae_decode
-from diffusers_helper.vae.past import Past
-from diffusers_helper.vae.vae_decode import Decoder, KeptTiles, peak_bytes, side_for, smaller_side
+from diffusers_helper.vae.causal_cache import CausalCache
+from diffusers_helper.vae.vae_decode import Decoder, TileCache, peak_bytes, side_for, smaller_side
 from tests.diffusers_helper.inputs import returned
 
 
@@ -45,8 +45,8 @@ def noise(frames: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(1, 16, frames, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def whole(decoder: Decoder, z: torch.Tensor, kept: KeptTiles | None = None) -> torch.Tensor:
-    return torch.cat(list(decoder.frames(z, kept)), dim=2)
+def whole(decoder: Decoder, z: torch.Tensor, tile_cache: TileCache | None = None) -> torch.Tensor:
+    return torch.cat(list(decoder.frames(z, tile_cache)), dim=2)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=["channels first", "channels last"])
@@ -104,7 +104,7 @@ def counted(monkeypatch) -> list[int]:
     """Latent frames of every tile that is really decoded."""
     lengths: list[int] = []
     tile = Decoder.tile
-    monkeypatch.setattr(Decoder, "tile", lambda self, z, *past: lengths.append(z.shape[2]) or tile(self, z, *past))
+    monkeypatch.setattr(Decoder, "tile", lambda self, z, *cache: lengths.append(z.shape[2]) or tile(self, z, *cache))
     return lengths
 
 
@@ -119,27 +119,27 @@ def test_what_the_stretch_before_decoded_is_not_decoded_again(own, monkeypatch, 
     """Two sections of nine latents each, of which nine are new: a third of the tiles is known."""
     film = noise(27, 2, 2)
     first, second = (film[:, :, :18], film[:, :, 9:]) if grows == "back" else (film[:, :, 9:], film[:, :, :18])
-    kept, decoder = KeptTiles(), Decoder(own)
-    whole(decoder, first, kept)
+    tile_cache, decoder = TileCache(), Decoder(own)
+    whole(decoder, first, tile_cache)
     lengths = counted(monkeypatch)
-    made = whole(decoder, second, kept)
+    made = whole(decoder, second, tile_cache)
     assert sum(lengths) == 18 and len(lengths) == 4
     assert (made - own.decode(second).sample).abs().max() <= 1e-4
 
 
 def test_other_latents_are_never_taken_for_known_ones(own):
-    kept, decoder = KeptTiles(), Decoder(own)
-    whole(decoder, noise(18, 2, 2), kept)
+    tile_cache, decoder = TileCache(), Decoder(own)
+    whole(decoder, noise(18, 2, 2), tile_cache)
     other = noise(18, 2, 2)
     other[0, 3, 5, 1, 1] += 0.01
-    assert (whole(decoder, other, kept) - own.decode(other).sample).abs().max() <= 1e-4
+    assert (whole(decoder, other, tile_cache) - own.decode(other).sample).abs().max() <= 1e-4
 
 
 def test_only_the_last_stretch_is_kept(own):
-    kept = KeptTiles()
+    tile_cache = TileCache()
     for seed in range(3):
-        whole(Decoder(own), noise(18, 2, 2, seed), kept)
-    assert len(kept.tiles) == 6
+        whole(Decoder(own), noise(18, 2, 2, seed), tile_cache)
+    assert len(tile_cache.tiles) == 6
 
 
 class Live(TorchDispatchMode):
@@ -200,11 +200,11 @@ def out_of_memory_above(monkeypatch, cells: int) -> list[int]:
     tried: list[int] = []
     tile = Decoder.tile
 
-    def limited(self, z, *past):
+    def limited(self, z, *cache):
         tried.append(z.shape[3] * z.shape[4])
         if tried[-1] > cells:
             raise torch.OutOfMemoryError("injected")
-        return tile(self, z, *past)
+        return tile(self, z, *cache)
 
     monkeypatch.setattr(Decoder, "tile", limited)
     return tried
@@ -233,10 +233,10 @@ def test_what_others_give_up_is_tried_before_giving_up(own, monkeypatch):
     monkeypatch.undo()
     failures, tile = [torch.OutOfMemoryError("injected")], Decoder.tile
 
-    def once(self, part, *past):
+    def once(self, part, *cache):
         if failures:
             raise failures.pop()
-        return tile(self, part, *past)
+        return tile(self, part, *cache)
 
     monkeypatch.setattr(Decoder, "tile", once)
     assert torch.equal(whole(Decoder(own, room=Room(make=lambda: True)), z), wanted)
@@ -276,14 +276,14 @@ def test_it_says_how_far_it_is(own, frames, side):
 
 def test_what_is_known_is_no_share_of_the_work(own):
     """Of the stretch of a film's second section a part was decoded with the first."""
-    film, kept = noise(10, 2, 2), KeptTiles()
-    whole(Decoder(own), film[:, :, :7], kept)
-    every, rest = ([part for part in Decoder(own).parts(film, known) if isinstance(part, float)] for known in (None, kept))
+    film, tile_cache = noise(10, 2, 2), TileCache()
+    whole(Decoder(own), film[:, :, :7], tile_cache)
+    every, rest = ([part for part in Decoder(own).parts(film, known) if isinstance(part, float)] for known in (None, tile_cache))
     assert rest == sorted(rest) and rest[-1] == 1.0
     # Of three time tiles the first is known.
     assert 3 * len(rest) == 2 * len(every)
 
 
 def test_decoding_in_order_says_how_far_it_is(own):
-    shares = [part for part in Decoder(own).parts_after(noise(9, 2, 2), Past()) if isinstance(part, float)]
+    shares = [part for part in Decoder(own).parts_after(noise(9, 2, 2), CausalCache()) if isinstance(part, float)]
     assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 15

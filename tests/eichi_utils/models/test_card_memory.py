@@ -211,11 +211,11 @@ def test_decoding_goes_on_in_smaller_tiles(
     wanted = request("reverse", pictures[0], **SHORT)
     small, tile, failed = on_card(checkpoint, FakeDevice()), Decoder.tile, []
 
-    def limited(self, z, *past):
+    def limited(self, z, *cache):
         if max(z.shape[-2:]) > 16:
             failed.append(1)
             raise torch.OutOfMemoryError("injected")
-        return tile(self, z, *past)
+        return tile(self, z, *cache)
 
     monkeypatch.setattr(Decoder, "tile", limited)
     events = carry_out(wanted, small, tmp_path)

@@ -14,7 +14,7 @@ from transformers import LlamaModel
 
 from diffusers_helper.memory.streaming import tensors_of
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
-from diffusers_helper.vae.past import past_bytes
+from diffusers_helper.vae.causal_cache import causal_cache_bytes
 from diffusers_helper.vae.vae_decode import peak_bytes
 from eichi_utils.models.components import pretrained
 from eichi_utils.models.hub import PLACES, ModelFiles
@@ -42,7 +42,7 @@ def test_the_published_sizes_are_those_of_the_architecture(full: PackedTransform
     with torch.device("meta"):
         vae = AutoencoderKLHunyuanVideo().half()
     assert vae_size(shapes_of(vae)) == PUBLISHED.vae
-    assert abs(2 * 80 * 76 * PUBLISHED.vae.past / past_bytes(vae, 80, 76) - 1) < 0.03
+    assert abs(2 * 80 * 76 * PUBLISHED.vae.causal_cache / causal_cache_bytes(vae, 80, 76) - 1) < 0.03
     assert peak_bytes(vae, 6, 16, 16) <= 2 * PUBLISHED.vae.work < 1.3 * peak_bytes(vae, 6, 16, 16)
     for name, size in (("text_encoder", PUBLISHED.text), ("image_encoder", PUBLISHED.vision)):
         assert abs(2 * size.whole / 1e9 - PLACES[name].gigabytes) < 0.3

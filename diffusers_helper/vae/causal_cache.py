@@ -21,7 +21,7 @@ ATTENTION_LATENTS = 33
 SAMPLING_BYTES = 6 * 2**30
 
 
-class Past:
+class CausalCache:
     """Tensors of a film by layer and tile. Those of a stretch count once `commit` says that it is decoded.
 
     home: where they lie between uses, None for where they are computed. side: as in `Decoder`, the same for the whole film.
@@ -43,7 +43,7 @@ class Past:
         tensors = (*self._known.values(), *self._new.values())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def take(self, key: Hashable, device: torch.device) -> Tensor | None:
+    def get(self, key: Hashable, device: torch.device) -> Tensor | None:
         """What the stretch before left here, or None at the film's beginning."""
         found = self._known.get((self.place, key))
         return None if found is None else found.to(device)
@@ -60,7 +60,7 @@ class Past:
         """Forget what a stretch left that was not finished."""
         self._new.clear()
 
-    def leave(self) -> bool:
+    def move_to_host(self) -> bool:
         """Lie in the computer's memory from now on; False where that is so already."""
         if self.home is not None:
             return False
@@ -69,7 +69,7 @@ class Past:
         return True
 
 
-def past_bytes(vae: AutoencoderKLHunyuanVideo, height: int, width: int) -> int:
+def causal_cache_bytes(vae: AutoencoderKLHunyuanVideo, height: int, width: int) -> int:
     """Of a film of so many latent cells, in one tile, when attention looks back as far as it does."""
     rows, columns, net = height, width, vae.decoder
 

@@ -11,10 +11,10 @@ from diffusers import AutoencoderKLHunyuanVideo
 from PIL import Image
 
 from diffusers_helper.memory.memory import Room
-from diffusers_helper.vae import past as module
+from diffusers_helper.vae import causal_cache as module
 from diffusers_helper.vae import vae_decode
 from diffusers_helper.vae.latents import decode_after, decode_frames
-from diffusers_helper.vae.past import Past, past_bytes
+from diffusers_helper.vae.causal_cache import CausalCache, causal_cache_bytes
 from diffusers_helper.vae.vae_decode import STRETCH, Decoder, only_frames
 from eichi_utils.render.conditions import pixels_of
 from tests.diffusers_helper.inputs import returned
@@ -48,11 +48,11 @@ def noise(frames: int, height: int = 3, width: int = 2) -> torch.Tensor:
     return torch.randn(1, 16, frames, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def in_order(decoder: Decoder, z: torch.Tensor, lengths: list[int], past: Past | None = None) -> torch.Tensor:
-    past = past or Past()
-    past.side = decoder.side
+def in_order(decoder: Decoder, z: torch.Tensor, lengths: list[int], cache: CausalCache | None = None) -> torch.Tensor:
+    cache = cache or CausalCache()
+    cache.side = decoder.side
     parts = z.split(lengths, dim=2)
-    return torch.cat([frames for part in parts for frames in decoder.frames_after(part, past)], dim=2)
+    return torch.cat([frames for part in parts for frames in decoder.frames_after(part, cache)], dim=2)
 
 
 @pytest.mark.parametrize("working", [2**27, 1], ids=["in one go", "frame by frame"])
@@ -80,7 +80,7 @@ def test_tiles_in_space_remember_each_their_own(exact):
 
 def test_each_latent_is_decoded_once_and_a_few_at_a_time(vae, monkeypatch):
     lengths, tile = [], Decoder.tile
-    monkeypatch.setattr(Decoder, "tile", lambda self, z, past: lengths.append(z.shape[2]) or tile(self, z, past))
+    monkeypatch.setattr(Decoder, "tile", lambda self, z, cache: lengths.append(z.shape[2]) or tile(self, z, cache))
     in_order(Decoder(vae), noise(28).float(), [10, 9, 9])
     assert sum(lengths) == 28 and max(lengths) == STRETCH + 1 and lengths[0] > 1
 
@@ -90,20 +90,20 @@ def test_what_is_remembered_is_counted(vae, monkeypatch, height, width):
     """To the byte, and no more of attention than was agreed on, however long the film."""
     monkeypatch.setattr(module, "ATTENTION_LATENTS", 6)
     monkeypatch.setattr(vae_decode, "ATTENTION_LATENTS", 6)
-    past = Past()
-    assert past.empty and past.bytes == 0
+    cache = CausalCache()
+    assert cache.empty and cache.bytes == 0
     for part in noise(17, height, width).float().split([7, 5, 5], dim=2):
-        list(Decoder(vae).frames_after(part, past))
-        assert past.bytes == past_bytes(vae, height, width)
-    held = sum(tensor.untyped_storage().nbytes() for tensor in past._known.values())
-    assert held == past.bytes and past.leave() and not past.leave()
+        list(Decoder(vae).frames_after(part, cache))
+        assert cache.bytes == causal_cache_bytes(vae, height, width)
+    held = sum(tensor.untyped_storage().nbytes() for tensor in cache._known.values())
+    assert held == cache.bytes and cache.move_to_host() and not cache.move_to_host()
 
 
 def test_at_the_published_size_it_is_three_gibibytes():
     """At 640 x 608."""
     with torch.device("meta"):
         full = AutoencoderKLHunyuanVideo().half()
-    assert 2.5 * 2**30 < past_bytes(full, 80, 76) < 3.6 * 2**30
+    assert 2.5 * 2**30 < causal_cache_bytes(full, 80, 76) < 3.6 * 2**30
 
 
 @pytest.mark.parametrize("at", [1, 2, 5])
@@ -121,26 +121,26 @@ def test_a_stretch_that_fails_is_repeated_from_the_same_past(vae, monkeypatch, a
 
     failed: list[int] = []
     monkeypatch.setattr(Decoder, "_convolve", failing)
-    past = Past()
+    cache = CausalCache()
     if at > 4:
         with monkeypatch.context() as patch:
             patch.setattr(Decoder, "_convolve", lambda *_, **__: exec("raise torch.OutOfMemoryError('full')"))
             with pytest.raises(torch.OutOfMemoryError, match="full"):
-                in_order(Decoder(vae), z, [5, 4, 5], past)
-        assert past.empty and past.bytes == 0
+                in_order(Decoder(vae), z, [5, 4, 5], cache)
+        assert cache.empty and cache.bytes == 0
         return
-    assert torch.equal(in_order(Decoder(vae), z, [5, 4, 5], past), wanted)
-    assert failed and past.home == torch.device("cpu")
+    assert torch.equal(in_order(Decoder(vae), z, [5, 4, 5], cache), wanted)
+    assert failed and cache.home == torch.device("cpu")
 
 
 def test_where_nothing_is_free_tiles_are_small_and_the_past_lies_in_the_computers_memory(vae):
     """And stay so for the whole film."""
-    z, past = noise(4, 17, 4).float(), Past()
-    first = list(only_frames(decode_after(vae, z[:, :, :2], past, Room(lambda: 0))))
-    assert past.side == 16 and past.home == torch.device("cpu")
-    second = list(only_frames(decode_after(vae, z[:, :, 2:], past, Room(lambda: 2**40))))
-    assert past.side == 16 and sum(frames.shape[2] for frames in first + second) == 13
-    roomy = Past()
+    z, cache = noise(4, 17, 4).float(), CausalCache()
+    first = list(only_frames(decode_after(vae, z[:, :, :2], cache, Room(lambda: 0))))
+    assert cache.side == 16 and cache.home == torch.device("cpu")
+    second = list(only_frames(decode_after(vae, z[:, :, 2:], cache, Room(lambda: 2**40))))
+    assert cache.side == 16 and sum(frames.shape[2] for frames in first + second) == 13
+    roomy = CausalCache()
     list(decode_after(vae, z[:, :, :2], roomy, Room(lambda: 2**40)))
     assert roomy.side is None and roomy.home is None
 
@@ -155,8 +155,8 @@ def test_the_miniature_is_decoded_much_the_same(photo):
     clip = torch.cat([pixels[..., 8:72, at : at + 64] for at in range(21)], dim=2)
     z = trained.encode(clip).latent_dist.mode() * trained.config.scaling_factor
     usual = torch.cat(list(only_frames(decode_frames(trained, z))), dim=2)
-    past = Past()
-    parts = [part for piece in (z[:, :, :3], z[:, :, 3:]) for part in only_frames(decode_after(trained, piece, past))]
+    cache = CausalCache()
+    parts = [part for piece in (z[:, :, :3], z[:, :, 3:]) for part in only_frames(decode_after(trained, piece, cache))]
     made = torch.cat(parts, dim=2)
     assert made.shape == clip.shape
     decibels = 10 * torch.log10(4 / (made - usual).pow(2).mean()).item()
