@@ -29,7 +29,7 @@ from diffusers_helper.checkpoints.checkpoint import STEM, load_transformer
 from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from eichi_utils.files.disk_cache import DiskCache
-from eichi_utils.models.weight_cache import kept_weights
+from eichi_utils.models.weight_cache import cached_weights
 from lora_utils.files import Header, write_stream
 
 SIZES = {
@@ -113,7 +113,7 @@ def load(case: str, folder: Path, kept: Path, device: torch.device) -> nn.Module
         return HunyuanVideoFramepackTransformer3DModel.from_pretrained(folder, torch_dtype=DTYPE, local_files_only=True)
     storage, again = choice
     cache = DiskCache(kept, 2**62 if again else 0)
-    store = kept_weights(cache, folder, DTYPE, storage, (), device, beside_card=True)
+    store = cached_weights(cache, folder, DTYPE, storage, (), device, beside_card=True)
     return load_transformer(folder, DTYPE, storage, None, device, beside_card=True, store=store)
 
 

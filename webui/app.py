@@ -20,7 +20,7 @@ from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, WEBUI, UserFolders, user_folders, user_home
 from eichi_utils.jobs.alarm import Alarm
 from eichi_utils.jobs.housekeeping import Housekeeper
-from eichi_utils.jobs.job_log import Story
+from eichi_utils.jobs.job_log import JobLog
 from eichi_utils.jobs.queue import Job, Jobs
 from eichi_utils.jobs.timings import Timings
 from eichi_utils.models.catalogue import Models
@@ -201,7 +201,7 @@ def _serve(mode: str, options: argparse.Namespace) -> None:
         options.max_upload_mb << 20,
     )
     where |= {"plain": options.plain, "auth": options.accounts, "rules": rules, "engine": engine, "log": log}
-    jobs = Jobs(engine, [Story(log, options.t), Alarm(saved)])
+    jobs = Jobs(engine, [JobLog(log, options.t), Alarm(saved)])
     where |= {"uploads": folders.uploads, "settings": folders.settings, "presets": folders.presets}
     if folders.moved:
         where |= {"more_uploads": (DEFAULT_UPLOADS,), "notices": (_moved(folders, options.t),)}

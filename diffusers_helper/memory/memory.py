@@ -47,7 +47,7 @@ class Room:
     free: Callable[[], int | None] = lambda: None
     make: Callable[[], bool] = lambda: False
 
-    def again(self, work: Callable[[], T]) -> T:
+    def retry_after_oom(self, work: Callable[[], T]) -> T:
         """work(), and once more after making room if memory runs out. Raises torch.OutOfMemoryError if that does not help."""
         try:
             return work()

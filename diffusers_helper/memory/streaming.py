@@ -99,8 +99,8 @@ class Ring:
     Parts may be left out or come out of order: that costs a fetch that nobody waited for, never a wrong number.
     """
 
-    def __init__(self, device: Device, parts: Sequence[Part], slots: int, *, again: bool):
-        self._device, self._parts, self._again = device, parts, again
+    def __init__(self, device: Device, parts: Sequence[Part], slots: int, *, cyclic: bool):
+        self._device, self._parts, self._cyclic = device, parts, cyclic
         size = max((part.bytes for part in parts), default=0)
         self._slots: list[_Slot] = []
         try:
@@ -137,7 +137,7 @@ class Ring:
     def _following(self, part: Part) -> list[Part]:
         at, count = self._parts.index(part), len(self._slots) - 1
         ahead = self._parts[at + 1 : at + 1 + count]
-        if self._again:
+        if self._cyclic:
             ahead = [*ahead, *self._parts[: min(count - len(ahead), at)]]
         return list(ahead)
 
@@ -150,7 +150,7 @@ class Ring:
         slot.part = None
         slot.ready = self._device.copy(part.pairs(slot.buffer), slot.free)
         slot.part = part
-        if not self._again:
+        if not self._cyclic:
             # What is not locked was read when its copy was queued, and a job uses each part once.
             part.forget()
         return slot
@@ -313,13 +313,13 @@ class Streamer:
         self._open_ring(2)
 
     def _open_job_ring(self) -> Ring:
-        return Ring(self._device, list(self._job.values()), 2, again=False)
+        return Ring(self._device, list(self._job.values()), 2, cyclic=False)
 
     def _open_ring(self, slots: int) -> None:
         while self._ring is None:
             streamed = [part for part in self._step.values() if part.name not in self._kept]
             try:
-                self._ring = Ring(self._device, streamed, slots, again=True)
+                self._ring = Ring(self._device, streamed, slots, cyclic=True)
             except torch.OutOfMemoryError:
                 if not self._kept:
                     raise

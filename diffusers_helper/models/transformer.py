@@ -241,7 +241,7 @@ class PackedTransformer(nn.Module):
         sigmas: noise level of each step. Time (1000 sigma) and guidance (1000 scale) are rounded to the weights' dtype
         before they are embedded, as the reference does.
         """
-        return self._again(lambda: self._job_tables(text, pooled_text, image, guidance, sigmas))
+        return self._retry_after_oom(lambda: self._job_tables(text, pooled_text, image, guidance, sigmas))
 
     def _job_tables(
         self, text: Tensor, pooled_text: Tensor, image: Tensor | None, guidance: float, sigmas: Sequence[float]
@@ -293,7 +293,7 @@ class PackedTransformer(nn.Module):
         if height % 2 or width % 2:
             raise ValueError(f"latents of {height}x{width} do not divide into 2x2 patches; pixel sides must be multiples of 16")
         parts = (4, clean_4x), (2, clean_2x), (1, clean)
-        return self._again(lambda: self._section_tables(times, (height // 2, width // 2), parts))
+        return self._retry_after_oom(lambda: self._section_tables(times, (height // 2, width // 2), parts))
 
     def _section_tables(
         self, times: Sequence[int], grid: tuple[int, int], parts: Sequence[tuple[int, Clean | None]]
@@ -317,7 +317,7 @@ class PackedTransformer(nn.Module):
         Raises torch.OutOfMemoryError where memory runs out though fewer weights are on the card.
         """
         undo = partial(cache.restore, cache.state()) if cache else None
-        return self._again(lambda: self._step(x, index, job, section, cache), undo)
+        return self._retry_after_oom(lambda: self._step(x, index, job, section, cache), undo)
 
     def _step(self, x: Tensor, index: int, job: JobTables, section: SectionTables, cache: StepCache | None) -> Tensor:
         _, _, frames, height, width = x.shape
@@ -350,7 +350,7 @@ class PackedTransformer(nn.Module):
         shift, scale = job.dual[0][0][index : index + 1].unsqueeze(1).chunk(6, dim=-1)[:2]
         return modulate(layer_norm(hidden), shift, scale)
 
-    def _again(self, run: Callable[[], T], undo: Callable[[], None] | None = None) -> T:
+    def _retry_after_oom(self, run: Callable[[], T], undo: Callable[[], None] | None = None) -> T:
         """What `run` makes; once more with fewer weights on the card if something else took its memory meanwhile.
 
         undo: what to do before, where `run` changes something on its way.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class QuickConv3d(nn.Conv3d):
+class OneDnnConv3d(nn.Conv3d):
     """The same through oneDNN whatever the size. PyTorch leaves small inputs (batch x channels x frames x rows up to 20480, see
     `use_mkldnn` in ATen's Convolution.cpp) to a kernel of its own, which takes five times as long."""
 
@@ -18,9 +18,9 @@ class QuickConv3d(nn.Conv3d):
         return torch.mkldnn_convolution(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
 
 
-def quicken(net: nn.Module) -> None:
+def use_onednn(net: nn.Module) -> None:
     """Let its convolutions over time and space be quick ones, where PyTorch was built with oneDNN."""
     if torch.backends.mkldnn.is_available():
         for module in net.modules():
             if type(module) is nn.Conv3d:
-                module.__class__ = QuickConv3d
+                module.__class__ = OneDnnConv3d

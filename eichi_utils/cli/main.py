@@ -48,7 +48,7 @@ from eichi_utils.files.disk_cache import DEFAULT_GB
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_OUTPUTS, place, resolved
 from eichi_utils.jobs.events import StopLevel
-from eichi_utils.jobs.job_log import Story
+from eichi_utils.jobs.job_log import JobLog
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.jobs.timings import Timings
 from eichi_utils.jobs.view import View
@@ -243,7 +243,7 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
         return DONE
     with closing(log):
         log.apply(bool(folder), folder)
-        codes = [report(view, t, options) for view in follow_jobs(Jobs(engine, [Story(log, t)]), request, t)]
+        codes = [report(view, t, options) for view in follow_jobs(Jobs(engine, [JobLog(log, t)]), request, t)]
         # One film that failed makes the whole a failure.
         return next((code for code in codes if code != DONE), DONE)
 

@@ -91,10 +91,10 @@ def run_trim(options: argparse.Namespace, t: Translator) -> int:
     wrong = [_negative(name, getattr(options, name)) for name in ("trim_start", "trim_end")]
     (file,) = options.files
     out = _result(options, "_trimmed", LATENTS_SUFFIX, wrong)
-    from eichi_utils.exchange.latent_files import read_latents, trim, write_piece
+    from eichi_utils.exchange.latent_files import read_latents, trim, write_clip
 
     piece = trim(*read_latents(file, "files"), options.trim_start, options.trim_end, "trim_start")
-    return _written(options, t, out, lambda: write_piece(out, piece))
+    return _written(options, t, out, lambda: write_clip(out, piece))
 
 
 def run_join(options: argparse.Namespace, t: Translator) -> int:
@@ -103,12 +103,12 @@ def run_join(options: argparse.Namespace, t: Translator) -> int:
     wrong = [] if 0 <= between <= MOST_BETWEEN else [Problem("join_latents", "out_of_range", limits)]
     wrong += [Problem("files", "join_needs_two")] if len(options.files) < 2 else []
     out = _result(options, "_combined", LATENTS_SUFFIX, wrong)
-    from eichi_utils.exchange.latent_files import join, read_latents, same_size, trim, write_piece
+    from eichi_utils.exchange.latent_files import join, read_latents, same_size, trim, write_clip
 
     if problems := same_size([read_info(file, "files") for file in options.files]):
         raise UserError(problems)
     piece = join([trim(*read_latents(file, "files")) for file in options.files], between)
-    return _written(options, t, out, lambda: write_piece(out, piece))
+    return _written(options, t, out, lambda: write_clip(out, piece))
 
 
 def run_decode(options: argparse.Namespace, t: Translator) -> int:

@@ -36,7 +36,7 @@ GENERATIONS = 20
 
 
 @dataclass(frozen=True)
-class Piece:
+class LatentClip:
     """Latents (1, 16, T, h, w), float32 on the CPU, and where they are from: `parts` as they stand in a file's header."""
 
     latents: Tensor
@@ -48,7 +48,7 @@ def write_latents(path: Path, latents: Tensor, request: Request) -> None:
     _write(path, latents, {KEY: document_of(request)})
 
 
-def write_piece(path: Path, piece: Piece, request: Request | None = None) -> None:
+def write_clip(path: Path, piece: LatentClip, request: Request | None = None) -> None:
     """The same for what was trimmed or joined. request: of the film that it was joined for."""
     texts = {KEY: document_of(request)} if request else {}
     _write(path, piece.latents, {**texts, PARTS: json.dumps(list(piece.parts), ensure_ascii=False, allow_nan=False)})
@@ -75,7 +75,7 @@ def read_latents(path: str | Path, where: str = "append_latents") -> tuple[Laten
     return info, latents.float()
 
 
-def trim(info: LatentInfo, latents: Tensor, start: int = 0, end: int = 0, where: str = "") -> Piece:
+def trim(info: LatentInfo, latents: Tensor, start: int = 0, end: int = 0, where: str = "") -> LatentClip:
     """Without so many latents at either end. Raises UserError if none is left."""
     if start + end >= info.latents:
         values = {"file": info.file, "latents": info.latents, "trimmed": start + end}
@@ -85,7 +85,7 @@ def trim(info: LatentInfo, latents: Tensor, start: int = 0, end: int = 0, where:
     own = {"request": info.request} if info.request else {"parts": _shallow(info.parts)} if info.parts else {}
     part = {"file": Path(info.file).name, "latents": kept.shape[2], "trim_start": start, "trim_end": end, **own}
     # Files of earlier versions have paths in them.
-    return Piece(kept, tuple(parts_without_paths([part])))
+    return LatentClip(kept, tuple(parts_without_paths([part])))
 
 
 def _shallow(parts: Sequence[Mapping[str, Any]], generations: int = GENERATIONS) -> list[Mapping[str, Any]]:
@@ -100,7 +100,7 @@ def _shallow(parts: Sequence[Mapping[str, Any]], generations: int = GENERATIONS)
     ]
 
 
-def join(pieces: Sequence[Piece], between: int = 0) -> Piece:
+def join(pieces: Sequence[LatentClip], between: int = 0) -> LatentClip:
     """One after another, with so many interpolated latents wherever two meet."""
     whole, *others = pieces
     for piece in others:
@@ -109,11 +109,11 @@ def join(pieces: Sequence[Piece], between: int = 0) -> Piece:
     return whole
 
 
-def put_together(first: Piece, bridge: Tensor, second: Piece) -> Piece:
+def put_together(first: LatentClip, bridge: Tensor, second: LatentClip) -> LatentClip:
     """bridge: the latents that lie between, possibly none."""
     head, *rest = second.parts
     parts = (*first.parts, {**head, "between": bridge.shape[2]}, *rest)
-    return Piece(torch.cat([first.latents, bridge, second.latents], dim=2), parts)
+    return LatentClip(torch.cat([first.latents, bridge, second.latents], dim=2), parts)
 
 
 def interpolate(before: Tensor, after: Tensor, count: int) -> Tensor:

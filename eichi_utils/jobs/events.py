@@ -68,7 +68,7 @@ class Step(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share(Event):
+class DecodeProgress(Event):
     """So much of the stage in hand is done: 0 to 1."""
 
     done: float

@@ -16,7 +16,7 @@ from eichi_utils.user_data.log_file import Log
 PROGRESS_STEP = 10
 
 
-class Story:
+class JobLog:
     """Watches jobs (`Jobs.watchers`). One runs at a time; of those that wait only their end is told, where they are dropped."""
 
     def __init__(self, log: Log, t: Translate):

@@ -8,13 +8,13 @@ from typing import Literal
 from diffusers_helper.vae.frames import FPS
 from eichi_utils.jobs.events import (
     STAGES,
+    DecodeProgress,
     Ended,
     Event,
     Failed,
     Finished,
     Notice,
     Saved,
-    Share,
     Stage,
     Started,
     Step,
@@ -121,7 +121,7 @@ class View:
                     computed_steps=self.computed_steps + event.computed,
                     preview=event.preview or self.preview,
                 )
-            case Share():
+            case DecodeProgress():
                 view = replace(view, share=event.done)
             case Saved():
                 view = view._with_file(event)

@@ -17,7 +17,7 @@ from diffusers_helper.checkpoints.files import read_headers, read_json, weight_f
 from diffusers_helper.checkpoints.reading import Reader
 from eichi_utils.files.paths import DISK_FULL, folder_problem
 from eichi_utils.files.temporary import own_prefix, remove_abandoned
-from eichi_utils.models.lora_binding import Merging, shapes_of
+from eichi_utils.models.lora_binding import LoraMerge, shapes_of
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.loras import Lora
 from lora_utils.files import Header, read_header, write_stream
@@ -37,7 +37,7 @@ def bake(loras: Sequence[Lora], source: Path, target: Path) -> Iterator[Path]:
     and of two at once the second to end raises UserError.
     """
     size = checkpoint.check_transformer(source)
-    change = Merging(loras, shapes_of(checkpoint.meta_transformer(source)))
+    change = LoraMerge(loras, shapes_of(checkpoint.meta_transformer(source)))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError([Problem("out", "folder_not_empty", {"folder": str(target)})])
     if problem := folder_problem(target, size):
@@ -78,7 +78,7 @@ def _unwritten(target: Path, error: OSError) -> Problem:
     return Problem("out", "folder_not_writable", {"folder": str(target), "reason": error.strerror or str(error)})
 
 
-def _write_merged(file: Path, target: Path, change: Merging, loras: Sequence[Lora]) -> None:
+def _write_merged(file: Path, target: Path, change: LoraMerge, loras: Sequence[Lora]) -> None:
     header = read_header(file)
     # What is stored as 8-bit floats becomes 16 bits where it is changed; see `lora_utils.factors.merged`.
     dtypes = {name: "BF16" if kept in NARROW and change.changes(name) else kept for name, kept in header.dtypes.items()}

@@ -26,7 +26,7 @@ from diffusers_helper.checkpoints.files import CheckpointError, Tensors, compare
 from diffusers_helper.encoders.text import load_tokenizer, load_tokenizer_2
 from diffusers_helper.encoders.vision import VisionPreprocessing
 from diffusers_helper.interrupt import Tick, never
-from diffusers_helper.vae.convolution import quicken
+from diffusers_helper.vae.convolution import use_onednn
 from eichi_utils.models.hub import PREPROCESSOR_FILE, STEMS
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ ConfigTrouble = (TypeError, ValueError, LookupError, AttributeError, ArithmeticE
 
 def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLHunyuanVideo:
     vae = pretrained(AutoencoderKLHunyuanVideo, folder, dtype)
-    quicken(vae)
+    use_onednn(vae)
     return vae
 
 

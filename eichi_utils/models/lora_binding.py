@@ -17,7 +17,7 @@ from diffusers_helper.models.hadamard import HadamardBranch
 from diffusers_helper.models.linear import KroneckerBranch, LowRankBranch, SideBranch, layers, remove_branches, set_strengths
 from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils.files.disk_cache import DiskCache
-from eichi_utils.models.weight_cache import kept_weights
+from eichi_utils.models.weight_cache import cached_weights
 from eichi_utils.problems import UserError
 from eichi_utils.requests.loras import Lora, file_state, layouts, lora_problem
 from lora_utils.factors import Hadamard, Kronecker, Update, merged, updates
@@ -115,12 +115,12 @@ def load_transformer(
 
     cache: where weights of 8 bits are kept. tick: is called for every tensor.
     """
-    change = Merging(merged_in, shapes_of(checkpoint.meta_transformer(folder))) if merged_in else None
-    kept = kept_weights(cache, folder, dtype, storage, merged_in, device, beside_card)
+    change = LoraMerge(merged_in, shapes_of(checkpoint.meta_transformer(folder))) if merged_in else None
+    kept = cached_weights(cache, folder, dtype, storage, merged_in, device, beside_card)
     return checkpoint.load_transformer(folder, dtype, storage, change, device, beside_card, kept, tick)
 
 
-class Merging:
+class LoraMerge:
     """change(name, tensor) for loading a checkpoint: the same sum as the branches make, worked into the weights.
 
     Raises UserError for files that do not fit weights of these shapes.

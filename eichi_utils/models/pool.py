@@ -48,8 +48,8 @@ from eichi_utils.models.requirements import (
     MOST_RESERVED,
     RESERVE_GB,
     ExecutionChoice,
-    HostShare,
     Machine,
+    NetworkMemory,
     Requirements,
     files_problems,
     lockable,
@@ -138,7 +138,7 @@ class ModelPool:
         self._choice: ExecutionChoice | None = None
         self._loaded: dict[str, _Loaded] = {}
         self._checked: dict[str, tuple] = {}
-        self._host = HostShare()
+        self._host = NetworkMemory()
         self._tick: Tick = never
 
     def use(self, files: ModelFiles) -> None:
@@ -199,7 +199,7 @@ class ModelPool:
         wide = "bfloat16" if self.placement.transformer == torch.bfloat16 else "auto"
         return Machine(host, self.card.free() + on_card - self.budget.reserve, wide, self.narrow, total)
 
-    def obey(self, choice: ExecutionChoice) -> None:
+    def follow_choice(self, choice: ExecutionChoice) -> None:
         """Keep and drop networks as was decided, from the next loan on. Until then nothing is dropped."""
         self._choice = choice
 
@@ -219,7 +219,7 @@ class ModelPool:
         return choose_passes(self.placement.device, self._compiler)
 
     @contextmanager
-    def broken_off_by(self, tick: Tick) -> Iterator[None]:
+    def interruptible(self, tick: Tick) -> Iterator[None]:
         """Inside of the block, loading, encoding and decoding call tick again and again."""
         self._tick = tick
         try:
@@ -327,7 +327,7 @@ class ModelPool:
         kind = spec, work
         self._make_card_room(loaded, self.budget.work(kind) if parts is None else None)
         if parts is None:
-            self.room.again(lambda: [memory.move(module, self.card.device) for module in loaded.modules])
+            self.room.retry_after_oom(lambda: [memory.move(module, self.card.device) for module in loaded.modules])
         else:
             self._stream(loaded, parts(loaded.value), kind)
         yield from self._measured(loaded, kind)

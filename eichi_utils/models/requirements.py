@@ -66,7 +66,7 @@ class Machine:
     total: int = 0
 
 
-class HostShare:
+class NetworkMemory:
     """What networks of this process can have of the computer's memory.
 
     What the process took since this was made is theirs: weights, and what the first use of a card takes.

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 
 
-class KeptWeights:
+class CachedWeights:
     """`checkpoint.SlabStore` for one key. beside_card: weights are copied to a card, and shall be locked in memory."""
 
     def __init__(self, cache: DiskCache, key: str, beside_card: bool):
@@ -45,7 +45,7 @@ class KeptWeights:
             logger.info("%.2f GiB of 8-bit weights are kept for the next start in %s", arena.bytes / 2**30, self._cache.folder)
 
 
-def kept_weights(
+def cached_weights(
     cache: DiskCache,
     folder: Path,
     dtype: torch.dtype,
@@ -53,7 +53,7 @@ def kept_weights(
     merged: Sequence[Lora],
     device: torch.device,
     beside_card: bool,
-) -> KeptWeights | None:
+) -> CachedWeights | None:
     """For the weights that these files, formats and LoRA make; None where nothing is kept.
 
     Weights of 16 and 32 bits are in the checkpoint's own files, where they are read as fast.
@@ -63,7 +63,7 @@ def kept_weights(
     files = [identity(file) for file in weight_files(folder, STEM)]
     loras = [[identity(lora.path), _beside(lora.path), lora.strength] for lora in merged]
     made = [str(dtype), storage, device_name(device), str(torch.__version__)]
-    return KeptWeights(cache, key_of("weights", FORMAT, files, loras, made, beside_card), beside_card)
+    return CachedWeights(cache, key_of("weights", FORMAT, files, loras, made, beside_card), beside_card)
 
 
 def _beside(path: Path) -> str:

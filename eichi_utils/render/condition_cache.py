@@ -34,7 +34,7 @@ VISION = ("image_encoder", "feature_extractor")
 CHECKSUM = "sha256"
 
 
-class Encoded:
+class ConditionCache:
     """Of the model that the pool lends now; `None` is what the encoders still have to make."""
 
     def __init__(self, pool: ModelPool):

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusers_helper.buckets import bucket, cover_crop
 from diffusers_helper.encoders.text import TextEmbedding
 from diffusers_helper.vae.latents import SPATIAL
-from eichi_utils.exchange.latent_files import Piece
+from eichi_utils.exchange.latent_files import LatentClip
 from eichi_utils.files.pictures import open_mask, open_picture, profile_problem
 from eichi_utils.problems import Problem
 from eichi_utils.requests.plan import Plan
@@ -46,7 +46,7 @@ class Conditions:
     latents: Mapping[str, Tensor]
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     negative: TextEmbedding | None = None
-    append: Piece | None = None
+    append: LatentClip | None = None
 
 
 def fit_pictures(plan: Plan, size: int) -> Pictures:

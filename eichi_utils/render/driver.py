@@ -20,9 +20,9 @@ from eichi_utils.models.requirements import ExecutionChoice, Requirements, figur
 from eichi_utils.problems import UserError
 from eichi_utils.render.conditions import Conditions, Pictures, fit_pictures, profile_problems
 from eichi_utils.render.encoding import encode_conditions
-from eichi_utils.render.film_files import Film
+from eichi_utils.render.film_files import FilmFiles
 from eichi_utils.render.joined_film import JoinedFilm
-from eichi_utils.render.section_loop import Decoded, Joined, Stretch, sample_film
+from eichi_utils.render.section_loop import Decoded, FramesBatch, Joined, sample_film
 from eichi_utils.requests.append import whole_frames
 from eichi_utils.requests.plan import Plan
 from eichi_utils.requests.request import Request
@@ -40,7 +40,7 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
     chosen for "auto".
     """
     job = JobRun(request, plan, pool, outputs, stop)
-    with pool.broken_off_by(job.tick):
+    with pool.interruptible(job.tick):
         yield from job.events()
 
 
@@ -53,7 +53,7 @@ class JobRun:
         # Frames of the result that are on the disk, and who wrote files, the result's first.
         self._frames = 0
         self._start: list[str] = []
-        self._writers: tuple[JoinedFilm | Film, ...] = ()
+        self._writers: tuple[JoinedFilm | FilmFiles, ...] = ()
 
     def tick(self) -> None:
         """Raise Interrupted once the job shall end now."""
@@ -124,7 +124,7 @@ class JobRun:
 
     def _decide(self, needed: Requirements) -> None:
         """From here on networks are kept, and files say, as was decided."""
-        self.pool.obey(needed.choice)
+        self.pool.follow_choice(needed.choice)
         self.request = replace(self.request, precision=needed.choice.precision)
 
     def _encode(self, pictures: Pictures) -> Generator[Event, None, Conditions]:
@@ -148,13 +148,13 @@ class JobRun:
 
     def _write_film(self, conditions: Conditions) -> Iterator[Event]:
         """Sample, decode and write section after section, and what is appended."""
-        film, joined = Film(self.request, self.plan, self.outputs), JoinedFilm(self.request, self.outputs)
+        film, joined = FilmFiles(self.request, self.plan, self.outputs), JoinedFilm(self.request, self.outputs)
         self._writers = joined, film
         with film.writer, joined.stream:
             yield from _with_rest_of(film, self._written(conditions, film, joined))
             yield from self._counted(film.rest())
 
-    def _written(self, conditions: Conditions, film: Film, joined: JoinedFilm) -> Iterator[Event]:
+    def _written(self, conditions: Conditions, film: FilmFiles, joined: JoinedFilm) -> Iterator[Event]:
         """Write what is decoded, until all is or the user has enough."""
         with (
             suppress(Interrupted),
@@ -164,7 +164,7 @@ class JobRun:
                 if isinstance(event, Decoded):
                     yield Stage(at=time.monotonic(), name="save", section=event.section)
                     yield from self._counted(film.save(event))
-                elif isinstance(event, Stretch):
+                elif isinstance(event, FramesBatch):
                     joined.add(event)
                 elif isinstance(event, Joined):
                     yield Stage(at=time.monotonic(), name="save", section=len(self.plan.sections))
@@ -206,7 +206,7 @@ def _needs_key(choice: ExecutionChoice, pool: ModelPool) -> str:
     return "precision_narrow" if choice.instead else "precision_wide"
 
 
-def _with_rest_of(film: Film, events: Iterator[Event]) -> Iterator[Event]:
+def _with_rest_of(film: FilmFiles, events: Iterator[Event]) -> Iterator[Event]:
     """Pass events on. Where they end in an error, what is finished of the film is kept as when a run is stopped: hours of work
     may lie before it."""
     broken = True

@@ -13,9 +13,9 @@ from torch import Tensor
 from diffusers_helper.encoders.text import TextEmbedding, encode_prompt
 from diffusers_helper.encoders.vision import encode_image
 from diffusers_helper.vae.latents import encode_picture
-from eichi_utils.exchange.latent_files import Piece, read_latents, trim
+from eichi_utils.exchange.latent_files import LatentClip, read_latents, trim
 from eichi_utils.jobs.events import Event, Notice, Stage
-from eichi_utils.render.condition_cache import Encoded
+from eichi_utils.render.condition_cache import ConditionCache
 from eichi_utils.render.conditions import Conditions, Pictures, encode_mask, pixels_of
 from eichi_utils.requests.plan import Append, Plan
 from eichi_utils.requests.request import Request
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def encode_conditions(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -> Iterator[Event | Conditions]:
     """Encode all that a plan's sections are sampled from; the last thing yielded is the Conditions."""
     negative = request.negative_prompt if request.cfg_scale != 1.0 else None
-    cache = Encoded(pool)
+    cache = ConditionCache(pool)
     yield Stage(at=time.monotonic(), name="text")
     texts = plan.prompts if negative is None else (*plan.prompts, negative)
     embeddings = yield from _embeddings(list(dict.fromkeys(texts)), cache, pool)
@@ -49,19 +49,19 @@ def encode_conditions(request: Request, plan: Plan, pictures: Pictures, pool: Mo
     )
 
 
-def appended_latents(append: Append) -> Piece:
+def appended_latents(append: Append) -> LatentClip:
     """Read what comes after the film, without what is left out at its ends."""
     info, latents = read_latents(append.file)
     return trim(info, latents, append.skip_start, append.skip_end)
 
 
-def _embeddings(texts: Sequence[str], cache: Encoded, pool: ModelPool) -> Generator[Event, None, dict[str, TextEmbedding]]:
+def _embeddings(texts: Sequence[str], cache: ConditionCache, pool: ModelPool) -> Generator[Event, None, dict[str, TextEmbedding]]:
     """Return the embedding of each text; the text encoder is loaded only for those that are not in the cache."""
     found = {text: cache.prompt(text) for text in texts}
     if missing := [text for text in texts if found[text] is None]:
         with pool.text() as encoders:
             for text in missing:
-                found[text] = cache.keep_prompt(text, pool.room.again(partial(encode_prompt, encoders, text)))
+                found[text] = cache.keep_prompt(text, pool.room.retry_after_oom(partial(encode_prompt, encoders, text)))
                 yield Stage(at=time.monotonic(), name="text")
     return found
 
@@ -74,21 +74,21 @@ def _cut_prompts(embeddings: Mapping[str, TextEmbedding]) -> Iterator[Notice]:
             yield Notice(at=time.monotonic(), key="prompt_cut", values=values)
 
 
-def _image_tokens(start: Image.Image, cache: Encoded, pool: ModelPool) -> Tensor:
+def _image_tokens(start: Image.Image, cache: ConditionCache, pool: ModelPool) -> Tensor:
     """Return what the vision encoder makes of the start picture."""
     image = cache.image(start)
     if image is None:
         with pool.vision() as encoder:
-            image = cache.keep_image(start, pool.room.again(partial(encode_image, encoder, start)))
+            image = cache.keep_image(start, pool.room.retry_after_oom(partial(encode_image, encoder, start)))
     return image
 
 
-def _latents(pictures: Pictures, cache: Encoded, pool: ModelPool) -> dict[str, Tensor]:
+def _latents(pictures: Pictures, cache: ConditionCache, pool: ModelPool) -> dict[str, Tensor]:
     """Return the latents of each picture by its name."""
     found = {name: cache.latents(picture) for name, picture in pictures.by_name.items()}
     if missing := [name for name, latents in found.items() if latents is None]:
         with pool.vae(pictures.height * pictures.width) as vae:
             for name in missing:
                 picture = pictures.by_name[name]
-                found[name] = cache.keep_latents(picture, pool.room.again(partial(encode_picture, vae, pixels_of(picture))))
+                found[name] = cache.keep_latents(picture, pool.room.retry_after_oom(partial(encode_picture, vae, pixels_of(picture))))
     return found

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from eichi_utils.files.paths import Outputs
 
 
-class Film:
+class FilmFiles:
     """Writes what is decoded. files: what exists of it, the result first."""
 
     def __init__(self, request: Request, plan: Plan, outputs: Outputs):

@@ -62,7 +62,7 @@ def joined(new: Tensor, old: Tensor, grows: Side) -> Tensor:
     return torch.cat([new, old] if grows == "front" else [old, new], dim=2)
 
 
-class Stitch:
+class OverlapBlend:
     """Blends each newly decoded stretch into the film, and says which frames no later section can change.
 
     Every stretch begins or ends with `overlap` frames that the film has already; only the frames within `overlap` of the

@@ -12,11 +12,11 @@ from torch import Tensor
 from diffusers_helper.vae.frames import frames_of
 from diffusers_helper.vae.latents import decode_frames, images, rounded_on_host
 from diffusers_helper.vae.vae_decode import only_frames
-from eichi_utils.exchange.latent_files import Piece, write_piece
+from eichi_utils.exchange.latent_files import LatentClip, write_clip
 from eichi_utils.exchange.metadata import mp4_tags
 from eichi_utils.exchange.video import FilmStream
 from eichi_utils.jobs.events import Saved
-from eichi_utils.render.section_loop import Joined, Stretch
+from eichi_utils.render.section_loop import FramesBatch, Joined
 from eichi_utils.requests.request import Request
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class JoinedFilm:
         self.files: list[str] = []
         self.stream = FilmStream(outputs.folder, getattr(request, "crf", 0), mp4_tags(request))
 
-    def add(self, stretch: Stretch) -> None:
+    def add(self, stretch: FramesBatch) -> None:
         self.stream.add(images(stretch.final).numpy())
 
     def save(self, joined: Joined) -> Iterator[Saved]:
@@ -40,13 +40,13 @@ class JoinedFilm:
         path = self.outputs.path("_combined.mp4")
         self.stream.write(path)
         self.files = [str(path)]
-        yield Saved(at=time.monotonic(), path=str(path), kind="joined", frames=frames_of(joined.piece.latents.shape[2]))
+        yield Saved(at=time.monotonic(), path=str(path), kind="joined", frames=frames_of(joined.clip.latents.shape[2]))
         if self.request.save_latents:
             path = self.outputs.path("_combined_tensors.safetensors")
-            own, *others = joined.piece.parts
+            own, *others = joined.clip.parts
             # The film's latents alone are in a file of their own.
             parts = {**own, "file": self.outputs.path(".safetensors").name}, *others
-            write_piece(path, Piece(joined.piece.latents, parts), self.request)
+            write_clip(path, LatentClip(joined.clip.latents, parts), self.request)
             self.files.append(str(path))
             yield Saved(at=time.monotonic(), path=str(path), kind="latents")
 
@@ -58,8 +58,8 @@ def decode_film(pool: ModelPool, latents: Tensor, path: Path, crf: int, tags: Ma
     """
     frames = 0
     with FilmStream(path.parent, crf, tags) as film, pool.vae(latents.numel()) as vae:
-        for piece in only_frames(decode_frames(vae, latents, None, pool.room)):
-            film.add(images(rounded_on_host(piece)).numpy())
-            frames += piece.shape[2]
+        for clip in only_frames(decode_frames(vae, latents, None, pool.room)):
+            film.add(images(rounded_on_host(clip)).numpy())
+            frames += clip.shape[2]
             yield frames
         film.write(path)

@@ -16,7 +16,7 @@ from eichi_utils.exchange.video import animated_webp
 
 
 @dataclass(frozen=True)
-class Done:
+class SampledStep:
     """A finished step. latents: its x0, (1, 16, T, h, w). preview: an animated WebP."""
 
     step: int
@@ -24,9 +24,9 @@ class Done:
     preview: bytes
 
 
-def watched(
+def with_previews(
     steps: Iterator[tuple[int, Tensor]], matrix: PreviewMatrix, device: torch.device, card: Device | None
-) -> Iterator[Done]:
+) -> Iterator[SampledStep]:
     """Yields every (step, x0) when it is done; x0 on `device`.
 
     A card's work is queued: it gets the next step before the host waits for this one, so that it never waits for the host.
@@ -44,5 +44,5 @@ def watched(
         yield _arrived(*queued.popleft())
 
 
-def _arrived(step: int, latents: Tensor, wait: Callable[[], Tensor]) -> Done:
-    return Done(step, latents, animated_webp(wait().numpy()))
+def _arrived(step: int, latents: Tensor, wait: Callable[[], Tensor]) -> SampledStep:
+    return SampledStep(step, latents, animated_webp(wait().numpy()))

@@ -15,16 +15,16 @@ from diffusers_helper.models.linear import strengths
 from diffusers_helper.models.step_cache import FirstBlockCache, StepCache, TeaCache
 from diffusers_helper.models.transformer import Clean, JobTables, PackedTransformer
 from diffusers_helper.sampling import guide, noise_like, noised, schedule, unipc
+from diffusers_helper.vae.causal_cache import CausalCache
 from diffusers_helper.vae.frames import frames_of
 from diffusers_helper.vae.latents import SPATIAL, decode_after, decode_frames, rounded_on_host
-from diffusers_helper.vae.causal_cache import CausalCache
 from diffusers_helper.vae.vae_decode import TileCache
-from eichi_utils.exchange.latent_files import Piece, interpolate, put_together
-from eichi_utils.jobs.events import Event, Share, Stage, Step, StopLevel
+from eichi_utils.exchange.latent_files import LatentClip, interpolate, put_together
+from eichi_utils.jobs.events import DecodeProgress, Event, Stage, Step, StopLevel
 from eichi_utils.models.requirements import step_tokens
 from eichi_utils.render.conditions import Conditions
-from eichi_utils.render.history import History, Stitch
-from eichi_utils.render.previews import watched
+from eichi_utils.render.history import History, OverlapBlend
+from eichi_utils.render.previews import with_previews
 from eichi_utils.requests.loras import Lora
 from eichi_utils.requests.plan import Append, Plan, Ref, Section
 from eichi_utils.requests.request import Request
@@ -53,7 +53,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class FramesBatch:
     """Finished frames (1, 3, frames, H, W) of the film that was joined to another, in the order of playing."""
 
     final: Tensor
@@ -63,7 +63,7 @@ class Stretch:
 class Joined:
     """The last of that film's frames was given out; these are its latents."""
 
-    piece: Piece
+    clip: LatentClip
 
 
 def sample_film(
@@ -105,12 +105,12 @@ class SectionDecoder:
     def __init__(self, plan: Plan, finish: Callable[[Tensor], Tensor], side: int | None):
         self._finish, self._side, self._in_order = finish, side, plan.vae_cache
         self._known = CausalCache() if plan.vae_cache else TileCache()
-        self._stitch = None if plan.vae_cache or plan.output == "picture" else Stitch(plan.grows, plan.section_latents, finish)
+        self._stitch = None if plan.vae_cache or plan.output == "picture" else OverlapBlend(plan.grows, plan.section_latents, finish)
         self._overlap = 0 if plan.vae_cache else plan.section_latents
 
     def section(
         self, history: History, added: int, number: int, pool: ModelPool, stop: Stop
-    ) -> Generator[Share, None, tuple[Tensor, Tensor] | None]:
+    ) -> Generator[DecodeProgress, None, tuple[Tensor, Tensor] | None]:
         """Return the final frames and the open ones, as in `Decoded`, of a film that grew by `added` latents; None when told to
         stop NOW."""
         latents = history.film if number == 0 else history.edge(added + self._overlap)
@@ -119,7 +119,7 @@ class SectionDecoder:
             self._stitch.begin(frames_of(latents.shape[2]))
         with decoding(pool, latents, self._in_order, self._known, self._side) as parts:
             for part in parts:
-                if isinstance(part, Share):
+                if isinstance(part, DecodeProgress):
                     yield part
                 elif self._stitch:
                     self._stitch.add(part)
@@ -140,7 +140,7 @@ def append_film(
     stop: Stop,
     finish: Callable[[Tensor], Tensor],
     side: int | None,
-) -> Iterator[Event | Stretch | Joined]:
+) -> Iterator[Event | FramesBatch | Joined]:
     """The film, what lies between, and the appended latents, decoded as one: a Stretch for each part, and Joined.
 
     The whole is decoded anew because the decoder looks back: a part that was decoded alone would begin with a jump.
@@ -158,12 +158,12 @@ def append_film(
     else:
         between = interpolate(film[:, :, -1:], appended.latents[:, :, :1], append.between)
     own = {"file": "", "latents": film.shape[2], "trim_start": 0, "trim_end": append.trim}
-    whole = put_together(Piece(film, (own,)), between, appended)
+    whole = put_together(LatentClip(film, (own,)), between, appended)
     yield Stage(at=time.monotonic(), name="decode", section=number)
     known = CausalCache() if sampler.vae_cache else None
     with decoding(pool, whole.latents, sampler.vae_cache, known, side) as parts:
         for part in parts:
-            yield part if isinstance(part, Share) else Stretch(finish(part))
+            yield part if isinstance(part, DecodeProgress) else FramesBatch(finish(part))
             if stop.level >= StopLevel.NOW:
                 return
     yield Joined(whole)
@@ -172,7 +172,7 @@ def append_film(
 @contextmanager
 def decoding(
     pool: ModelPool, latents: Tensor, in_order: bool, known: TileCache | CausalCache | None, side: int | None
-) -> Iterator[Iterator[Tensor | Share]]:
+) -> Iterator[Iterator[Tensor | DecodeProgress]]:
     """The frames of these latents as soon as they are final, and how far it is whenever another hundredth is done. Nothing is
     on loan any more when the block is left.
 
@@ -185,7 +185,7 @@ def decoding(
         yield by_hundredths(parts)
 
 
-def by_hundredths(parts: Iterator[Tensor | float]) -> Iterator[Tensor | Share]:
+def by_hundredths(parts: Iterator[Tensor | float]) -> Iterator[Tensor | DecodeProgress]:
     """Frames as they come, and of the shares between them those that are worth telling."""
     told = 0.0
     for part in parts:
@@ -193,7 +193,7 @@ def by_hundredths(parts: Iterator[Tensor | float]) -> Iterator[Tensor | Share]:
             yield part
         elif part >= told + 0.01:
             told = part
-            yield Share(at=time.monotonic(), done=part)
+            yield DecodeProgress(at=time.monotonic(), done=part)
 
 
 class SectionSampler:
@@ -234,7 +234,7 @@ class SectionSampler:
         tokens = step_tokens(section, self.height, self.width)
         with pool.transformer(self._checkpoint, request.precision, loras, request.merge_loras, tokens) as net:
             caches = step_cache(request), step_cache(request)
-            with closing(watched(self.sample(net, section, caches), matrix, net.device, pool.card)) as steps:
+            with closing(with_previews(self.sample(net, section, caches), matrix, net.device, pool.card)) as steps:
                 for done in steps:
                     computed = caches[0] is None or done.step in caches[0].computed
                     yield Step(at=time.monotonic(), section=number, step=done.step, preview=done.preview, computed=computed)

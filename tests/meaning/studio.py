@@ -86,7 +86,7 @@ class Studio:
     def joined(self, request: Request) -> Tensor:
         """The latents of the film together with what is appended to it."""
         *_, last = self._sampled(request, request.plan())
-        return last.piece.latents
+        return last.clip.latents
 
     def _sampled(self, request: Request, plan: Plan) -> list:
         assert request.check() == ()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusers_helper.vae.frames import frames_of
 from diffusers_helper.vae.latents import decode
-from eichi_utils.exchange.latent_files import Piece, join, read_latents, trim, write_piece
+from eichi_utils.exchange.latent_files import LatentClip, join, read_latents, trim, write_clip
 from tests.meaning.checks import meet
 from tests.meaning.measure import place
 from tests.meaning.studio import LEFT, RIGHT, Studio, moves
@@ -21,7 +21,7 @@ NEAR = 6
 
 
 def written(latents: Tensor, path: Path) -> Path:
-    write_piece(path, Piece(latents, ({"file": "", "latents": latents.shape[2]},)))
+    write_clip(path, LatentClip(latents, ({"file": "", "latents": latents.shape[2]},)))
     return path
 
 

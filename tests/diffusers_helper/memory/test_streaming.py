@@ -342,7 +342,7 @@ def test_parts_may_come_in_any_order():
     x = torch.randn(2, 8)
     wanted = [layer(x) for layer in layers]
     device = FakeDevice()
-    ring = Ring(device, parts, 3, again=True)
+    ring = Ring(device, parts, 3, cyclic=True)
     generator = torch.Generator().manual_seed(0)
     for number in torch.randint(6, (200,), generator=generator).tolist():
         with ring.lend(parts[number]):

@@ -13,8 +13,8 @@ from PIL import Image
 from diffusers_helper.memory.memory import Room
 from diffusers_helper.vae import causal_cache as module
 from diffusers_helper.vae import vae_decode
-from diffusers_helper.vae.latents import decode_after, decode_frames
 from diffusers_helper.vae.causal_cache import CausalCache, causal_cache_bytes
+from diffusers_helper.vae.latents import decode_after, decode_frames
 from diffusers_helper.vae.vae_decode import STRETCH, Decoder, only_frames
 from eichi_utils.render.conditions import pixels_of
 from tests.diffusers_helper.inputs import returned

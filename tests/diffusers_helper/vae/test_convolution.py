@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusers_helper.vae.convolution import QuickConv3d, quicken
+from diffusers_helper.vae.convolution import OneDnnConv3d, use_onednn
 from eichi_utils.models.components import load_vae
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
@@ -16,8 +16,8 @@ def both(x: torch.Tensor, **settings) -> tuple[nn.Conv3d, nn.Conv3d]:
     torch.manual_seed(0)
     plain, quick = nn.Conv3d(x.shape[1], 8, **settings), nn.Sequential(nn.Conv3d(x.shape[1], 8, **settings))
     quick[0].load_state_dict(plain.state_dict())
-    quicken(quick)
-    assert type(quick[0]) is QuickConv3d
+    use_onednn(quick)
+    assert type(quick[0]) is OneDnnConv3d
     return plain, quick[0]
 
 
@@ -64,4 +64,4 @@ def test_a_small_film_does_not_go_the_slow_way(quicker, slow):
 
 def test_the_program_loads_a_quick_vae(checkpoint):
     net = load_vae(checkpoint / "vae", torch.float32)
-    assert all(isinstance(layer, QuickConv3d) for layer in net.modules() if isinstance(layer, nn.Conv3d))
+    assert all(isinstance(layer, OneDnnConv3d) for layer in net.modules() if isinstance(layer, nn.Conv3d))

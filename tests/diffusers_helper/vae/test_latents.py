@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
 from diffusers_helper.memory.memory import Room
+from diffusers_helper.vae.causal_cache import CausalCache
 from diffusers_helper.vae.latents import (
     blend,
     decode,
@@ -19,7 +20,6 @@ from diffusers_helper.vae.latents import (
     preview_weights,
     to_uint8,
 )
-from diffusers_helper.vae.causal_cache import CausalCache
 from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
 from diffusers_helper.vae.vae_decode import only_frames
 

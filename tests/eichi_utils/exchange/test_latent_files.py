@@ -16,15 +16,15 @@ from safetensors.torch import save_file
 from eichi_utils.cli.main import main
 from eichi_utils.exchange import latent_files
 from eichi_utils.exchange.latent_files import (
-    Piece,
+    LatentClip,
     interpolate,
     join,
     put_together,
     read_latents,
     same_size,
     trim,
+    write_clip,
     write_latents,
-    write_piece,
 )
 from eichi_utils.files import latent_header
 from eichi_utils.files.latent_header import LatentInfo, latents_problem, read_info
@@ -149,7 +149,7 @@ def test_joining_keeps_every_latent_once(tmp_path: Path) -> None:
     assert whole.latents.shape[2] == 3 * 3 + 2
     for number, piece in enumerate(pieces):
         assert torch.equal(whole.latents[:, :, 4 * number : 4 * number + 3], piece.latents)
-    write_piece(tmp_path / "whole.safetensors", whole)
+    write_clip(tmp_path / "whole.safetensors", whole)
     info, again = read_latents(tmp_path / "whole.safetensors")
     assert torch.equal(again, whole.latents) and info.parts == whole.parts and info.request is None
     assert [(part["file"], part.get("between")) for part in info.parts] == [
@@ -158,7 +158,7 @@ def test_joining_keeps_every_latent_once(tmp_path: Path) -> None:
         ("3.safetensors", 1),
     ]
     assert torch.equal(join(pieces[:1]).latents, pieces[0].latents)
-    part = Piece(torch.ones(1, 16, 1, 2, 2), ({"file": "a"},))
+    part = LatentClip(torch.ones(1, 16, 1, 2, 2), ({"file": "a"},))
     assert put_together(part, part.latents * 2, part).latents[0, 0, :, 0, 0].tolist() == [1.0, 2.0, 1.0]
 
 
@@ -254,7 +254,7 @@ def test_a_film_that_is_gone_on_with_again_and_again_stays_readable(tmp_path: Pa
     latent_file(path, 2)
     for _ in range(40):
         info, latents = read_latents(path)
-        write_piece(path, trim(info, latents))
+        write_clip(path, trim(info, latents))
     assert latents_problem("files", path) is None
     deepest, part = 0, {"parts": list(read_info(path).parts)}
     while "parts" in part:

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from eichi_utils.jobs.events import Event, Failed, Finished, Notice, Saved, Share, Stage, Started, Step, Stopped
+from eichi_utils.jobs.events import DecodeProgress, Event, Failed, Finished, Notice, Saved, Stage, Started, Step, Stopped
 from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem
 
@@ -74,7 +74,7 @@ def test_the_bar_moves_while_a_section_is_decoded() -> None:
     """On a computer without a card decoding is most of a film's time, and the bar stood still in it. A share that falls back,
     because memory ran out and the work is repeated, moves nothing."""
     view = list(itertools.accumulate(EVENTS[:12], View.after, initial=View()))[-1]
-    shares = [Share(at=13, done=done) for done in (0.1, 0.4, 0.2, 0.7, 1.0)]
+    shares = [DecodeProgress(at=13, done=done) for done in (0.1, 0.4, 0.2, 0.7, 1.0)]
     folded = list(itertools.accumulate([EVENTS[11], *shares, *EVENTS[12:14]], View.after, initial=view))[1:]
     fractions = [one.fraction for one in folded]
     assert fractions == sorted(fractions)

@@ -134,7 +134,7 @@ def test_dropped_networks_leave_the_card(checkpoint: Path) -> None:
     pool = on_card(checkpoint, card)
     with pool.transformer("framepack", tokens=10):
         assert card.allocated() > 0 and card.locked
-    pool.obey(ExecutionChoice("auto", Needs(0, 0), beside={"image_encoder": frozenset()}))
+    pool.follow_choice(ExecutionChoice("auto", Needs(0, 0), beside={"image_encoder": frozenset()}))
     with pool.vision():
         assert card.allocated() == 0 and card.locked == {}
 

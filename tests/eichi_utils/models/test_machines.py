@@ -150,7 +150,7 @@ class WatchedPool:
             name: need.host
             for name, need in stages(PUBLISHED, choice.precision, TOKENS, on_card=self.pool.card is not None).items()
         }
-        self.pool.obey(choice)
+        self.pool.follow_choice(choice)
         for lend in (self.pool.text, self.pool.vision, self.pool.vae):
             with lend():
                 pass
@@ -162,7 +162,7 @@ class WatchedPool:
 
 
 @contextmanager
-def watched(card: int | None) -> Iterator[WatchedPool]:
+def with_previews(card: int | None) -> Iterator[WatchedPool]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         yield WatchedPool(monkeypatch, card)
 
@@ -196,7 +196,7 @@ def test_every_network_is_loaded_once(card: int | None, system: str) -> None:
             continue
         tried += 1
         beside = WORKING_BYTES if card else 0
-        with watched(card) as it:
+        with with_previews(card) as it:
             it.film(choice, sections=4)
             assert it.loads == dict.fromkeys(("text_encoder", "image_encoder", "vae", "transformer"), 1)
             assert it.peak + beside <= choice.peak <= here.host and choice.needs.host <= choice.peak

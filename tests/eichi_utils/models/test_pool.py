@@ -277,7 +277,7 @@ def test_what_may_not_stay_is_dropped(checkpoint: Path, monkeypatch: pytest.Monk
             pass
     assert list(pool._loaded) == ["image_encoder", "vae", "transformer"]
     beside = {"transformer": frozenset({"vae"}), "image_encoder": frozenset()}
-    pool.obey(ExecutionChoice("auto", Needs(0, 0), beside=beside))
+    pool.follow_choice(ExecutionChoice("auto", Needs(0, 0), beside=beside))
     with transformer():
         assert list(pool._loaded) == ["vae", "transformer"]
     load, there = pool._load_vision, []

@@ -19,7 +19,7 @@ from eichi_utils.files import paths
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.render import encoding
-from eichi_utils.render.condition_cache import Encoded
+from eichi_utils.render.condition_cache import ConditionCache
 from eichi_utils.render.conditions import Conditions, fit_pictures
 from eichi_utils.render.engine import Engine
 from tests.eichi_utils.helpers import carry_out, changed, found, last_preview, names_in, request
@@ -221,7 +221,7 @@ def test_half_the_bytes_where_nothing_is_lost(checkpoint: Path, monkeypatch: pyt
     """A card's encoders compute in 16 bits; only their caller widens. What was wider stays as wide as it was."""
     pool = keeping(checkpoint)
     monkeypatch.setattr(pool, "placement", type(pool.placement)(torch.device("cpu"), torch.float32, torch.float16))
-    kept = Encoded(pool)
+    kept = ConditionCache(pool)
     narrow = torch.randn(1, 5, 64).half().float()
     odd = torch.tensor([[1e-9, 1.0, float("nan")]])
     kept.keep_prompt("a", TextEmbedding(narrow, odd, 5, 7))
@@ -235,12 +235,12 @@ def test_half_the_bytes_where_nothing_is_lost(checkpoint: Path, monkeypatch: pyt
 
 def test_another_dtype_library_or_device_is_another_key(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They round differently, and a seed must mean one film."""
-    keys = {Encoded(keeping(checkpoint))._prompt_key("a")}
+    keys = {ConditionCache(keeping(checkpoint))._prompt_key("a")}
     pool = keeping(checkpoint)
     monkeypatch.setattr(pool, "placement", type(pool.placement)(torch.device("cpu"), torch.float32, torch.float16))
-    keys.add(Encoded(pool)._prompt_key("a"))
+    keys.add(ConditionCache(pool)._prompt_key("a"))
     monkeypatch.setattr(torch, "__version__", "9.9")
-    keys.add(Encoded(pool)._prompt_key("a"))
+    keys.add(ConditionCache(pool)._prompt_key("a"))
     assert len(keys) == 3
 
 

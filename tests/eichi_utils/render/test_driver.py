@@ -289,7 +289,7 @@ POINTS = [
     ("single", section_loop, "TeaCache"),
     ("single", PackedTransformer, "prepare_job"),
     ("single", PackedTransformer, "step"),
-    ("single", section_loop, "watched"),
+    ("single", section_loop, "with_previews"),
     ("single", previews, "animated_webp"),
     ("single", section_loop, "decode_frames"),
     ("reverse", FilmWriter, "add"),
@@ -357,7 +357,7 @@ def test_a_failed_run_keeps_the_latents_that_were_asked_for(
     """Stopped, a film left its latents; an error in its last section lost those of all others. The first reason is told."""
     # What fails, at which call; and latents and frames that are finished by then.
     owner, name, call, latents, frames = {
-        "sampling": (section_loop, "watched", 3, 10, 37),
+        "sampling": (section_loop, "with_previews", 3, 10, 37),
         "the film": (FilmWriter, "write", 3, 16, 20),
         "a frame": (film_files.FramePngs, "_write", 3, 10, 2),
     }[where]
@@ -377,7 +377,7 @@ def test_an_error_while_keeping_is_not_the_reason(
     """A card without memory and then a full disk: what stopped the film is said."""
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(film_files, "write_latents", failing(full))
-    monkeypatch.setattr(section_loop, "watched", failing(torch.OutOfMemoryError("no"), at_call=2, then=section_loop.watched))
+    monkeypatch.setattr(section_loop, "with_previews", failing(torch.OutOfMemoryError("no"), at_call=2, then=section_loop.with_previews))
     view = ending(jobs, jobs.submit(request("reverse", pictures[0], save_latents=True, **THREE)))
     assert found(view.problems) == {("", "out_of_card_memory")}
     assert {Path(file).name for file in view.files} == names_in(tmp_path / "out")

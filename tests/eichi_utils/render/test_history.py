@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusers_helper.vae.frames import frames_of
 from diffusers_helper.vae.latents import on_host, rounded
-from eichi_utils.render.history import History, Stitch, joined
+from eichi_utils.render.history import History, OverlapBlend, joined
 from eichi_utils.requests.plan import Ref
 
 
@@ -101,7 +101,7 @@ def crossfade(first: Tensor, second: Tensor, overlap: int) -> Tensor:
     return torch.cat([first[:, :, :-overlap], faded, second[:, :, overlap:]], dim=2)
 
 
-def stitched(stitch: Stitch, pixels: Tensor, length: int) -> Tensor:
+def stitched(stitch: OverlapBlend, pixels: Tensor, length: int) -> Tensor:
     """The finished frames of a stretch that comes in pieces of that length."""
     stitch.begin(pixels.shape[2])
     for piece in pixels.split(length, dim=2):
@@ -117,7 +117,7 @@ def test_stitching_equals_fading_whole_films(side: str, latents: int, sections: 
     """The reference blends each stretch into the whole film; here final frames are never touched again. After every
     section the film is the same, frame by frame, in whatever pieces the stretch comes."""
     overlap = frames_of(latents)
-    stitch, final, slow = Stitch(side, latents, on_host), [], None
+    stitch, final, slow = OverlapBlend(side, latents, on_host), [], None
     for pixels in stretches(side, latents, sections):
         if slow is None:
             slow = pixels
@@ -137,7 +137,7 @@ def test_stitched_films_are_mirror_images(latents: int) -> None:
     films = {}
     forward = stretches("back", latents, 3)
     for side in ("back", "front"):
-        stitch, film = Stitch(side, latents, on_host), []
+        stitch, film = OverlapBlend(side, latents, on_host), []
         for pixels in forward:
             piece = stitched(stitch, pixels if side == "back" else pixels.flip(2), pixels.shape[2])
             film = [*film, piece] if side == "back" else [piece, *film]
@@ -149,7 +149,7 @@ def test_stitched_films_are_mirror_images(latents: int) -> None:
 @pytest.mark.parametrize("side", ["front", "back"])
 def test_final_frames_are_levels_and_the_same_as_rounding_the_whole_film(side: str) -> None:
     """Only what may still be blended waits in the numbers it was decoded in."""
-    exact, stitch = Stitch(side, 5, on_host), Stitch(side, 5)
+    exact, stitch = OverlapBlend(side, 5, on_host), OverlapBlend(side, 5)
     for pixels in stretches(side, 5, 3):
         half = (2.2 * pixels - 1.1).half()
         wanted = stitched(exact, half, 12)

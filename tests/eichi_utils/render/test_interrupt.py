@@ -14,7 +14,7 @@ from torch import nn
 
 from diffusers_helper.interrupt import Interrupted, between_layers
 from eichi_utils.files.paths import Outputs
-from eichi_utils.jobs.events import Ended, Finished, Saved, Share, Stage, StopLevel, Stopped
+from eichi_utils.jobs.events import DecodeProgress, Ended, Finished, Saved, Stage, StopLevel, Stopped
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.jobs.view import View
 from eichi_utils.models.pool import ModelPool
@@ -134,13 +134,13 @@ def test_an_encoder_is_broken_off_between_its_layers(
     stop, computed = Stop(), []
     call = nn.Module.__call__
 
-    def watched(self: nn.Module, *inputs: Any, **settings: Any) -> Any:
+    def with_previews(self: nn.Module, *inputs: Any, **settings: Any) -> Any:
         if type(self).__name__ == kind:
             computed.append(self)
             stop.request(StopLevel.NOW)
         return call(self, *inputs, **settings)
 
-    monkeypatch.setattr(nn.Module, "__call__", watched)
+    monkeypatch.setattr(nn.Module, "__call__", with_previews)
     it = request("single", pictures[0])
     events = carry_out(it, ModelPool(checkpoint, device="cpu"), tmp_path, "j", stop)
     assert isinstance(events[-1], Stopped) and len(computed) == 1
@@ -156,11 +156,11 @@ def test_a_stop_while_a_section_is_decoded(
     it = request(mode, pictures[0], save_latents=True, **settings, **THREE)
     for event in driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop):
         told.append(event)
-        if isinstance(event, Share) and any(isinstance(before, Saved) and before.kind == "so_far" for before in told):
+        if isinstance(event, DecodeProgress) and any(isinstance(before, Saved) and before.kind == "so_far" for before in told):
             stop.request(StopLevel.NOW)
     assert isinstance(event, Stopped) and event.level == StopLevel.NOW
     # After the share at which it was stopped come only the latents that were asked for, and the end.
-    assert [type(one) for one in told[-3:]] == [Share, Saved, Stopped]
+    assert [type(one) for one in told[-3:]] == [DecodeProgress, Saved, Stopped]
     (film,) = [file for file in event.files if file.endswith(".mp4")]
     assert len(decoded(film)) == event.frames == 4 * latents - 3
     assert {Path(file).name for file in event.files} == names_in(tmp_path) == {"j.png", f"j_{latents}.mp4", "j.safetensors"}
@@ -188,7 +188,7 @@ def test_loading_is_broken_off_between_tensors(checkpoint: Path) -> None:
             if next(calls) == 5:
                 raise Interrupted
 
-        with pool.broken_off_by(tick), pytest.raises(Interrupted), lend(pool):
+        with pool.interruptible(tick), pytest.raises(Interrupted), lend(pool):
             raise AssertionError("it was loaded")
         assert pool._loaded == {}
         with lend(pool) as net:

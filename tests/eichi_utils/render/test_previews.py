@@ -29,7 +29,7 @@ from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.render import section_loop
 from eichi_utils.render.conditions import Conditions
-from eichi_utils.render.previews import watched
+from eichi_utils.render.previews import with_previews
 from eichi_utils.render.section_loop import sample_film
 from tests.diffusers_helper.inputs import running
 from tests.eichi_utils.helpers import carry_out, request
@@ -40,7 +40,7 @@ STEPS = 4
 
 
 def steps_seen(card: FakeDevice | None) -> tuple[list, list]:
-    """What `watched` makes of five steps, and how many steps had been asked for when each came out."""
+    """What `with_previews` makes of five steps, and how many steps had been asked for when each came out."""
     asked = []
 
     def steps():
@@ -48,7 +48,7 @@ def steps_seen(card: FakeDevice | None) -> tuple[list, list]:
             asked.append(step)
             yield step, torch.full((1, 16, 2, 4, 6), -0.1 * step - 0.1)
 
-    found = [(item, len(asked)) for item in watched(steps(), HUNYUAN_PREVIEW, CPU, card)]
+    found = [(item, len(asked)) for item in with_previews(steps(), HUNYUAN_PREVIEW, CPU, card)]
     return [item for item, _ in found], [count for _, count in found]
 
 

@@ -25,7 +25,7 @@ from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.render import driver, encoding, section_loop
 from eichi_utils.render.conditions import fit_pictures
-from eichi_utils.render.section_loop import Decoded, Joined, Stretch, sample_film
+from eichi_utils.render.section_loop import Decoded, FramesBatch, Joined, sample_film
 from eichi_utils.requests import modes
 from eichi_utils.requests.append import whole_frames, whole_latents, written_frames
 from eichi_utils.requests.plan import film_latents
@@ -56,10 +56,10 @@ def joined_latents(it: Request, pool: ModelPool) -> Joined:
 def test_the_film_then_the_file(mode: str, pool: ModelPool, pictures: list[str], appended: str, cheap_decode: None) -> None:
     """The film's own latents, those in between, the file's; what is left out is left out where it is said."""
     base = request(mode, pictures[0], append_latents=appended, **SHORT)
-    alone, file = joined_latents(base, pool).piece.latents[:, :, :6], read_latents(appended)[1]
+    alone, file = joined_latents(base, pool).clip.latents[:, :, :6], read_latents(appended)[1]
     for start, end, trim, between in ((0, 0, 0, 0), (2, 1, 0, 0), (0, 0, 2, 0), (1, 0, 1, 3)):
         it = changed(base, append_trim_start=start, append_trim_end=end, film_trim_end=trim, join_latents=between)
-        whole = joined_latents(it, pool).piece.latents
+        whole = joined_latents(it, pool).clip.latents
         kept = 6 - trim
         assert whole.shape[2] == whole_latents(it.plan()) == kept + between + 6 - start - end
         assert torch.equal(whole[:, :, :kept], alone[:, :, :kept])
@@ -74,9 +74,9 @@ def test_what_lies_between_is_sampled_towards_what_comes(
     other = latent_file(tmp_path / "other.safetensors", 6, seed=1)
 
     def between(it: Request) -> torch.Tensor:
-        return joined_latents(it, pool).piece.latents[:, :, 6:10]
+        return joined_latents(it, pool).clip.latents[:, :, 6:10]
 
-    whole = joined_latents(base, pool).piece.latents
+    whole = joined_latents(base, pool).clip.latents
     line = interpolate(whole[:, :, 5:6], whole[:, :, 10:11], 4)
     assert (between(base) - line).abs().max() > 0.1
     assert torch.equal(between(base), whole[:, :, 6:10])
@@ -89,7 +89,7 @@ def test_the_forward_mode_goes_in_a_straight_line(
 ) -> None:
     """Its model cannot look ahead; the plan says so by having nothing to sample."""
     it = request("forward", pictures[0], append_latents=appended, join_latents=3, **SHORT)
-    whole = joined_latents(it, pool).piece.latents
+    whole = joined_latents(it, pool).clip.latents
     assert it.plan().samplings == it.plan().sections
     assert torch.equal(whole[:, :, 6:9], interpolate(whole[:, :, 5:6], whole[:, :, 9:10], 3))
     steps = (whole[:, :, 6:10] - whole[:, :, 5:9]).flatten(3).norm(dim=3)[0, 0]
@@ -170,8 +170,8 @@ def test_no_seam_shows(pool: ModelPool, pictures: list[str], appended: str) -> N
     plan = it.plan()
     *_, conditions = encoding.encode_conditions(it, plan, fit_pictures(plan, it.size), pool)
     events = list(sample_film(it, plan, conditions, pool, Stop()))
-    whole = events[-1].piece.latents
-    frames = torch.cat([event.final for event in events if isinstance(event, Stretch)], dim=2)
+    whole = events[-1].clip.latents
+    frames = torch.cat([event.final for event in events if isinstance(event, FramesBatch)], dim=2)
     with pool.vae() as vae, torch.inference_mode():
         expected = rounded(vae.decode(whole / vae.config.scaling_factor).sample)
     assert frames.shape == expected.shape and frames.shape[2] == 4 * whole.shape[2] - 3
@@ -336,7 +336,7 @@ def test_cached_decoding_goes_on_into_what_is_appended(pool: ModelPool, pictures
     plan = it.plan()
     *_, conditions = encoding.encode_conditions(it, plan, fit_pictures(plan, it.size), pool)
     events = list(sample_film(it, plan, conditions, pool, Stop()))
-    whole = torch.cat([event.final for event in events if isinstance(event, Stretch)], dim=2)
+    whole = torch.cat([event.final for event in events if isinstance(event, FramesBatch)], dim=2)
     (alone,) = (event.final for event in events if isinstance(event, Decoded))
     assert whole.shape[2] == 4 * 8 - 3
     # The first five latents are a stretch in both.

@@ -16,7 +16,7 @@ import pytest
 
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.jobs.events import StopLevel
-from eichi_utils.jobs.job_log import Story
+from eichi_utils.jobs.job_log import JobLog
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
@@ -152,7 +152,7 @@ def test_what_was_saved_counts_from_the_start(log: Log, tmp_path: Path) -> None:
 @pytest.fixture
 def jobs(log: Log) -> Iterator[Jobs]:
     """Two sections of three steps, in a moment."""
-    jobs = Jobs(Fake(), [Story(log, T)])
+    jobs = Jobs(Fake(), [JobLog(log, T)])
     yield jobs
     jobs.close(WAIT)
 
@@ -180,7 +180,7 @@ def test_other_ends(log: Log, tmp_path: Path) -> None:
     """Stopped; dropped while it waited; failed, with the reason that the user is told; and by a fault, with its traceback."""
     log.apply(True, "logs")
     fake = Fake(go=threading.Semaphore(0))
-    jobs = Jobs(fake, [Story(log, T)])
+    jobs = Jobs(fake, [JobLog(log, T)])
     running, waiting = jobs.submit(some()), jobs.submit(some())
     assert fake.at_step.acquire(timeout=WAIT)
     jobs.remove(waiting.id)
@@ -220,7 +220,7 @@ def test_a_real_run_in_every_language(
     log.apply(True, "logs")
     engine = Engine(Models(pool.files.models), tmp_path / "out", allowed=())
     engine.__dict__["pool"] = pool
-    jobs = Jobs(engine, [Story(log, t)])
+    jobs = Jobs(engine, [JobLog(log, t)])
     job = jobs.submit(request("forward", pictures[0], prompt="猫が走る", guidance_rescale=0.5, **SHORT))
     assert ending(jobs, job).state == "finished"
     jobs.close(30)
