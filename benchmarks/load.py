@@ -140,7 +140,7 @@ def bytes_read(case: str, config: TransformerConfig, total: int, kept: Path) -> 
     if not (CASES[case] and CASES[case][1]):
         return total
     with torch.device("meta"):
-        step = PackedTransformer(config).parts().step.values()
+        step = PackedTransformer(config).weight_groups().step.values()
     slabs = sum(p.numel() for modules in step for module in modules for p in module.parameters()) * DTYPE.itemsize
     return total - slabs + max(file.stat().st_size for file in kept.glob("*.safetensors"))
 

@@ -157,7 +157,7 @@ def own(
 
 def join(net: PackedTransformer) -> None:
     """Neighbours without a gap, as they lie in a slab."""
-    for row in net.parts().neighbours:
+    for row in net.weight_groups().contiguous:
         whole = torch.cat([tensor.data for tensor in row])
         for tensor, part in zip(row, whole.split([len(tensor) for tensor in row]), strict=True):
             tensor.data = part
@@ -165,7 +165,7 @@ def join(net: PackedTransformer) -> None:
 
 def forget_tables(net: PackedTransformer) -> None:
     """Let go of what only tables are made of, as the program has it on no card while it samples."""
-    for modules in net.parts().job.values():
+    for modules in net.weight_groups().job.values():
         for module in modules:
             for tensor in (*module.parameters(), *module.buffers()):
                 tensor.data = tensor.data.new_empty(0)
@@ -173,7 +173,7 @@ def forget_tables(net: PackedTransformer) -> None:
 
 def streamed(net: PackedTransformer, card: Device, tokens: int, itemsize: int) -> tuple[PackedTransformer, Streamer]:
     """The network with its weights in host memory, and on the card as many as fit beside the step's estimated activations."""
-    streamer = Streamer(card, net.parts())
+    streamer = Streamer(card, net.weight_groups())
     streamer.lock(streamer.step_bytes)
     streamer.fit(Budget(0).for_weights(card.free(), Budget(0).estimate(tokens, net.config.dim, itemsize)))
     return net.running_with(replace(net.execution, weights=streamer)), streamer

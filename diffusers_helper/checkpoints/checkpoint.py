@@ -120,7 +120,7 @@ def load_transformer(
         same = {name for name, (kept, _) in reader.specs.items() if kept == dtype and not (change and change.changes(name))}
         slabs = lay_slabs(net, dtype, storage, same if beside_card else ())
         in_slabs = {name for slab in slabs for name in slab}
-        layout = slabs, [row for row in net.neighbours() if in_slabs.issuperset(row)]
+        layout = slabs, [row for row in net.contiguous() if in_slabs.issuperset(row)]
         buffer = store.load(*lay_out(*layout)) if store else None
         arena = Arena(*layout, buffer)
         if buffer is None:
@@ -165,7 +165,7 @@ def lay_slabs(
     """
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     narrow = {f"{name}.weight" for name in net.block_linears()} if storage else set()
-    parts = net.parts()
+    parts = net.weight_groups()
     slabs: list[dict[str, Spec]] = []
     for modules in (*parts.step.values(), parts.always, *parts.job.values()):
         slab: dict[str, Spec] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, LlamaModel, PreTrainedTokenizerFast
 
-from diffusers_helper.memory.parts import Parts
+from diffusers_helper.memory.weight_groups import WeightGroups
 
 # The prompt format the model was trained with; the missing spaces after periods belong to it.
 TEMPLATE = (
@@ -84,11 +84,11 @@ def language_layers(encoders: TextEncoders) -> dict[str, nn.Module]:
     return {f"layer/{number}": layer for number, layer in enumerate(encoders.llama.layers)}
 
 
-def text_parts(encoders: TextEncoders) -> Parts:
+def text_weight_groups(encoders: TextEncoders) -> WeightGroups:
     """Layer by layer through the card, once for a prompt; embeddings and CLIP stay there meanwhile."""
     llama = encoders.llama
     always = [llama.embed_tokens, llama.rotary_emb, llama.norm, encoders.clip]
-    return Parts(always=always, job={name: [layer] for name, layer in language_layers(encoders).items()})
+    return WeightGroups(always=always, job={name: [layer] for name, layer in language_layers(encoders).items()})
 
 
 @torch.inference_mode()

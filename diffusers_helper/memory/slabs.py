@@ -48,13 +48,13 @@ def aligned(offset: int, step: int = ALIGNMENT) -> int:
     return -(-offset // step) * step
 
 
-def lay_out(slabs: Sequence[Mapping[str, Spec]], neighbours: Sequence[Sequence[str]] = ()) -> tuple[dict[str, Place], int]:
+def lay_out(slabs: Sequence[Mapping[str, Spec]], contiguous: Sequence[Sequence[str]] = ()) -> tuple[dict[str, Place], int]:
     """Place of every tensor, slab after slab, and the bytes of all.
 
-    neighbours: names, all of one slab or none of it, whose tensors follow the first of them without a gap.
+    contiguous: names, all of one slab or none of it, whose tensors follow the first of them without a gap.
     """
-    rows = {row[0]: row for row in neighbours}
-    followers = {name for row in neighbours for name in row[1:]}
+    rows = {row[0]: row for row in contiguous}
+    followers = {name for row in contiguous for name in row[1:]}
     places, end = {}, 0
     for slab in slabs:
         end = aligned(end, PAGE)
@@ -102,17 +102,17 @@ def allocate(size: int) -> Tensor:
 class Arena:
     """Slabs in one buffer of host memory. slabs: dtype and shape by name, in the order they shall lie.
 
-    neighbours: as in `lay_out`. bytes: what it takes, padding included; the system gives memory only to pages that are written.
+    contiguous: as in `lay_out`. bytes: what it takes, padding included; the system gives memory only to pages that are written.
     buffer: so many bytes, uint8, that are there already, in the place of new ones.
     """
 
     def __init__(
         self,
         slabs: Sequence[Mapping[str, Spec]],
-        neighbours: Sequence[Sequence[str]] = (),
+        contiguous: Sequence[Sequence[str]] = (),
         buffer: Tensor | None = None,
     ):
-        self.places, self.bytes = lay_out(slabs, neighbours)
+        self.places, self.bytes = lay_out(slabs, contiguous)
         self.buffer = allocate(self.bytes) if buffer is None else buffer
 
     def __contains__(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Weights on a card that cannot hold them all: some parts stay, the others pass through a ring of slots while others compute.
+"""Weights on a card that cannot hold them all: some groups stay, the others pass through a ring of slots while others compute.
 
 Weights are never written, so nothing is ever copied back: the host keeps them all.
 """
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from diffusers_helper.memory import mapped
 from diffusers_helper.memory.device import Device, Event
-from diffusers_helper.memory.parts import Parts
 from diffusers_helper.memory.slabs import PAGE, Arena, runs
 from diffusers_helper.memory.trimming import trim
+from diffusers_helper.memory.weight_groups import WeightGroups
 
 logger = logging.getLogger(__name__)
 
-# One part is computed, one is on its way; a third evens out parts of different length.
+# One group is computed, one is on its way; a third evens out groups of different length.
 SLOTS = 3
 
 
-class Part:
+class WeightGroup:
     """Parameters and buffers of some modules, which move together. bytes: of a slot that holds them."""
 
     def __init__(self, name: str, modules: Iterable[nn.Module]):
@@ -50,7 +50,7 @@ class Part:
 
     @cached_property
     def _windows(self) -> list[tuple[int, int]]:
-        """Asked once: memory that this part holds neither becomes a window into a file nor ceases to be one."""
+        """Asked once: memory that this group holds neither becomes a window into a file nor ceases to be one."""
         return mapped.windows()
 
     def pairs(self, buffer: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -64,47 +64,47 @@ def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
     return list(found.values())
 
 
-def spread(parts: Sequence[Part], room: int) -> list[Part]:
-    """Parts that fit into `room` bytes, evenly spaced, so that copies of the others hide behind what computes between them."""
-    total = sum(part.bytes for part in parts)
+def spread(groups: Sequence[WeightGroup], room: int) -> list[WeightGroup]:
+    """Groups that fit into `room` bytes, evenly spaced, so that copies of the others hide behind what computes between them."""
+    total = sum(group.bytes for group in groups)
     if total <= room:
-        return list(parts)
+        return list(groups)
     kept, seen, chosen = 0, 0, []
-    for part in parts:
-        seen += part.bytes
+    for group in groups:
+        seen += group.bytes
         # No rounding: kept / seen <= room / total.
-        if (kept + part.bytes) * total <= room * seen:
-            kept += part.bytes
-            chosen.append(part)
+        if (kept + group.bytes) * total <= room * seen:
+            kept += group.bytes
+            chosen.append(group)
     return chosen
 
 
 class _Slot:
     def __init__(self, buffer: Tensor, free: Event):
         self.buffer, self.free = buffer, free
-        self.part: Part | None = None
+        self.group: WeightGroup | None = None
         self.ready: Event = None
         # Made once, because a step has some two thousand of them.
         self._views: dict[str, list[Tensor]] = {}
 
     def views(self) -> list[Tensor]:
-        if self.part.name not in self._views:
-            self._views[self.part.name] = self.part.views(self.buffer)
-        return self._views[self.part.name]
+        if self.group.name not in self._views:
+            self._views[self.group.name] = self.group.views(self.buffer)
+        return self._views[self.group.name]
 
 
 class Ring:
-    """A few slots on the card through which parts pass in a known order, each fetched while those before it compute.
+    """A few slots on the card through which groups pass in a known order, each fetched while those before it compute.
 
-    Parts may be left out or come out of order: that costs a fetch that nobody waited for, never a wrong number.
+    Groups may be left out or come out of order: that costs a fetch that nobody waited for, never a wrong number.
     """
 
-    def __init__(self, device: Device, parts: Sequence[Part], slots: int, *, cyclic: bool):
-        self._device, self._parts, self._cyclic = device, parts, cyclic
-        size = max((part.bytes for part in parts), default=0)
+    def __init__(self, device: Device, groups: Sequence[WeightGroup], slots: int, *, cyclic: bool):
+        self._device, self._groups, self._cyclic = device, groups, cyclic
+        size = max((group.bytes for group in groups), default=0)
         self._slots: list[_Slot] = []
         try:
-            for _ in range(min(slots, len(parts))):
+            for _ in range(min(slots, len(groups))):
                 self._slots.append(_Slot(device.allocate(size), device.mark()))
         except torch.OutOfMemoryError:
             self.close()
@@ -115,59 +115,59 @@ class Ring:
         return sum(slot.buffer.numel() for slot in self._slots)
 
     @contextmanager
-    def lend(self, part: Part) -> Iterator[None]:
-        following = self._following(part)
-        slot = self._holding(part) or self._fetch(part, keep=())
+    def lend(self, group: WeightGroup) -> Iterator[None]:
+        following = self._following(group)
+        slot = self._holding(group) or self._fetch(group, keep=())
         self._device.wait(slot.ready)
-        part.point(slot.views())
+        group.point(slot.views())
         try:
             yield
         finally:
-            part.point(None)
+            group.point(None)
             slot.free = self._device.mark()
-        # After this part was queued, so that staging in host memory overlaps with its computation.
+        # After this group was queued, so that staging in host memory overlaps with its computation.
         for other in following:
             if self._holding(other) is None:
-                self._fetch(other, keep=(part, *following))
+                self._fetch(other, keep=(group, *following))
 
     def close(self) -> None:
         while self._slots:
             self._device.release(self._slots.pop().buffer)
 
-    def _following(self, part: Part) -> list[Part]:
-        at, count = self._parts.index(part), len(self._slots) - 1
-        ahead = self._parts[at + 1 : at + 1 + count]
+    def _following(self, group: WeightGroup) -> list[WeightGroup]:
+        at, count = self._groups.index(group), len(self._slots) - 1
+        ahead = self._groups[at + 1 : at + 1 + count]
         if self._cyclic:
-            ahead = [*ahead, *self._parts[: min(count - len(ahead), at)]]
+            ahead = [*ahead, *self._groups[: min(count - len(ahead), at)]]
         return list(ahead)
 
-    def _holding(self, part: Part) -> _Slot | None:
-        return next((slot for slot in self._slots if slot.part is part), None)
+    def _holding(self, group: WeightGroup) -> _Slot | None:
+        return next((slot for slot in self._slots if slot.group is group), None)
 
-    def _fetch(self, part: Part, keep: Sequence[Part]) -> _Slot:
-        slot = next(slot for slot in self._slots if slot.part is None or slot.part not in keep)
-        # Empty until the copy is queued: what fails half-way must not be taken for the part.
-        slot.part = None
-        slot.ready = self._device.copy(part.pairs(slot.buffer), slot.free)
-        slot.part = part
+    def _fetch(self, group: WeightGroup, keep: Sequence[WeightGroup]) -> _Slot:
+        slot = next(slot for slot in self._slots if slot.group is None or slot.group not in keep)
+        # Empty until the copy is queued: what fails half-way must not be taken for the group.
+        slot.group = None
+        slot.ready = self._device.copy(group.pairs(slot.buffer), slot.free)
+        slot.group = group
         if not self._cyclic:
-            # What is not locked was read when its copy was queued, and a job uses each part once.
-            part.forget()
+            # What is not locked was read when its copy was queued, and a job uses each group once.
+            group.forget()
         return slot
 
 
 class Streamer:
     """Keeps a network's weights in host memory and lends them on a card; see `Weights`.
 
-    Loose tensors of the parts that run at every step, such as a LoRA's, are gathered into slabs first.
+    Loose tensors of the groups that run at every step, such as a LoRA's, are gathered into slabs first.
     """
 
-    def __init__(self, device: Device, parts: Parts, slots: int = SLOTS):
+    def __init__(self, device: Device, groups: WeightGroups, slots: int = SLOTS):
         self._device, self._count = device, slots
-        self._arena = gather({name: tensors_of(modules) for name, modules in parts.step.items()}, parts.neighbours)
-        self._always = Part("always", parts.always)
-        self._job = {name: Part(name, modules) for name, modules in parts.job.items()}
-        self._step = {name: Part(name, modules) for name, modules in parts.step.items()}
+        self._arena = gather({name: tensors_of(modules) for name, modules in groups.step.items()}, groups.contiguous)
+        self._always = WeightGroup("always", groups.always)
+        self._job = {name: WeightGroup(name, modules) for name, modules in groups.job.items()}
+        self._step = {name: WeightGroup(name, modules) for name, modules in groups.step.items()}
         self._kept: dict[str, Tensor] = {}
         self._always_buffer: Tensor | None = None
         self._ring: Ring | None = None
@@ -176,7 +176,7 @@ class Streamer:
 
     @property
     def resident(self) -> tuple[str, ...]:
-        """Parts that stay on the card, in the order they run."""
+        """Groups that stay on the card, in the order they run."""
         return tuple(name for name in self._step if name in self._kept)
 
     @property
@@ -188,19 +188,19 @@ class Streamer:
 
     @property
     def step_bytes(self) -> int:
-        """On the card when every part stays."""
-        return self._always.bytes + sum(part.bytes for part in self._step.values())
+        """On the card when every group stays."""
+        return self._always.bytes + sum(group.bytes for group in self._step.values())
 
     @property
     def least_bytes(self) -> int:
-        """On the card when no part stays and two slots serve the others."""
-        sizes = sorted((part.bytes for part in self._step.values()), reverse=True)
+        """On the card when no group stays and two slots serve the others."""
+        sizes = sorted((group.bytes for group in self._step.values()), reverse=True)
         return self._always.bytes + 2 * (sizes[0] if len(sizes) > 2 else sum(sizes))
 
     @property
     def job_bytes(self) -> int:
         """What `job` takes on the card for as long as it lasts."""
-        return min(2, len(self._job)) * max((part.bytes for part in self._job.values()), default=0)
+        return min(2, len(self._job)) * max((group.bytes for group in self._job.values()), default=0)
 
     def lock(self, most: int) -> int:
         """Lock up to `most` bytes of the slabs in memory, as far as the system lets us; the bytes that are locked.
@@ -208,14 +208,14 @@ class Streamer:
         What cannot be locked is staged through a small locked buffer at every use.
         """
         done = 0
-        for part in self._step.values():
-            for run in part.runs:
+        for group in self._step.values():
+            for run in group.runs:
                 # A page belongs to one lock; what is no slab shares its first with others.
                 if run.source.data_ptr() % PAGE or done + run.source.numel() > most or not self._device.lock(run.source):
                     continue
                 self._locked.append(run.source)
                 done += run.source.numel()
-        total = sum(run.source.numel() for part in self._step.values() for run in part.runs)
+        total = sum(run.source.numel() for group in self._step.values() for run in group.runs)
         say = logger.warning if done < total else logger.info
         say("%.2f of %.2f GiB of weights are locked in memory, the rest is staged", done / 2**30, total / 2**30)
         return done
@@ -223,27 +223,27 @@ class Streamer:
     def fit(self, budget: int) -> None:
         """Take at most `budget` bytes of the card, or `least_bytes` if that is more.
 
-        Parts that are there already stay if they can. Raises torch.OutOfMemoryError if the card has less than it said.
+        Groups that are there already stay if they can. Raises torch.OutOfMemoryError if the card has less than it said.
         """
         if self._always_buffer is None and self._always.bytes:
             self._always_buffer = self._put(self._always)
-        parts = list(self._step.values())
+        groups = list(self._step.values())
         room = budget - self._always.bytes
-        if parts and sum(part.bytes for part in parts) > room:
-            largest = max(part.bytes for part in parts)
+        if groups and sum(group.bytes for group in groups) > room:
+            largest = max(group.bytes for group in groups)
             slots = max(2, min(self._count, room // largest))
             room -= slots * largest
         else:
             slots = 0
-        kept = [part for part in parts if part.name in self._kept]
+        kept = [group for group in groups if group.name in self._kept]
         still = spread(kept, max(0, room))
-        dropped = [part for part in kept if part not in still]
+        dropped = [group for group in kept if group not in still]
         self._drop(dropped)
-        added = spread([part for part in parts if part not in still], room - sum(part.bytes for part in still))
+        added = spread([group for group in groups if group not in still], room - sum(group.bytes for group in still))
         if added or dropped or self._ring is None:
             self._close_ring()
             self._keep(added)
-            # Parts that were meant to stay and did not fit come through two slots at least.
+            # Groups that were meant to stay and did not fit come through two slots at least.
             self._open_ring(max(2, slots))
 
     def leave(self, wanted: int | None = None) -> None:
@@ -253,7 +253,7 @@ class Streamer:
             self._shrink(before - wanted)
         else:
             self._close_ring()
-            self._drop([part for part in self._step.values() if part.name in self._kept])
+            self._drop([group for group in self._step.values() if group.name in self._kept])
             if self._always_buffer is not None:
                 self._always.point(None)
                 self._device.release(self._always_buffer)
@@ -303,12 +303,12 @@ class Streamer:
         return True
 
     def _shrink(self, budget: int) -> None:
-        """Keep parts and slots within `budget`; nothing new is kept."""
-        parts = [part for part in self._step.values() if part.name in self._kept]
-        largest = max(part.bytes for part in self._step.values())
-        still = spread(parts, max(0, budget - self._always.bytes - 2 * largest))
+        """Keep groups and slots within `budget`; nothing new is kept."""
+        groups = [group for group in self._step.values() if group.name in self._kept]
+        largest = max(group.bytes for group in self._step.values())
+        still = spread(groups, max(0, budget - self._always.bytes - 2 * largest))
         self._close_ring()
-        self._drop([part for part in parts if part not in still])
+        self._drop([group for group in groups if group not in still])
         self._device.tidy()
         self._open_ring(2)
 
@@ -317,7 +317,7 @@ class Streamer:
 
     def _open_ring(self, slots: int) -> None:
         while self._ring is None:
-            streamed = [part for part in self._step.values() if part.name not in self._kept]
+            streamed = [group for group in self._step.values() if group.name not in self._kept]
             try:
                 self._ring = Ring(self._device, streamed, slots, cyclic=True)
             except torch.OutOfMemoryError:
@@ -331,40 +331,40 @@ class Streamer:
             self._ring.close()
             self._ring = None
 
-    def _keep(self, parts: Sequence[Part]) -> None:
-        for part in parts:
+    def _keep(self, groups: Sequence[WeightGroup]) -> None:
+        for group in groups:
             try:
-                self._kept[part.name] = self._put(part)
+                self._kept[group.name] = self._put(group)
             except torch.OutOfMemoryError:
                 # Less is free than was said.
                 self._device.tidy()
                 return
 
-    def _drop(self, parts: Sequence[Part]) -> None:
-        for part in parts:
-            part.point(None)
-            self._device.release(self._kept.pop(part.name))
+    def _drop(self, groups: Sequence[WeightGroup]) -> None:
+        for group in groups:
+            group.point(None)
+            self._device.release(self._kept.pop(group.name))
 
-    def _put(self, part: Part) -> Tensor:
-        buffer = self._device.allocate(part.bytes)
+    def _put(self, group: WeightGroup) -> Tensor:
+        buffer = self._device.allocate(group.bytes)
         try:
-            self._device.wait(self._device.copy(part.pairs(buffer), self._device.mark()))
+            self._device.wait(self._device.copy(group.pairs(buffer), self._device.mark()))
         except RuntimeError:
             self._device.release(buffer)
             raise
-        part.point(part.views(buffer))
-        part.forget()
+        group.point(group.views(buffer))
+        group.forget()
         return buffer
 
 
-def gather(groups: Mapping[str, Sequence[Tensor]], neighbours: Sequence[Sequence[Tensor]] = ()) -> Arena | None:
+def gather(groups: Mapping[str, Sequence[Tensor]], contiguous: Sequence[Sequence[Tensor]] = ()) -> Arena | None:
     """Move tensors that do not lie in a slab into one, tensor by tensor; None where there are none."""
     loose = {name: _loose(name, tensors) for name, tensors in groups.items()}
     if not any(loose.values()):
         return None
     specs = [{key: (t.dtype, tuple(t.shape)) for key, t in group.items()} for group in loose.values() if group]
     keys = {id(tensor): key for group in loose.values() for key, tensor in group.items()}
-    rows = [[keys[id(tensor)] for tensor in row] for row in neighbours if all(id(tensor) in keys for tensor in row)]
+    rows = [[keys[id(tensor)] for tensor in row] for row in contiguous if all(id(tensor) in keys for tensor in row)]
     arena = Arena(specs, rows)
     for group in loose.values():
         for key, tensor in group.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from diffusers_helper.memory.parts import InPlace, Weights
+from diffusers_helper.memory.weight_groups import InPlace, Weights
 from diffusers_helper.models.attention import Kernel, sdpa
 from diffusers_helper.models.compiled import EAGER, Passes
 from diffusers_helper.models.narrow import Product

@@ -25,7 +25,7 @@ class Fused(NamedTuple):
     scale: Tensor | None
 
 
-def neighbours(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def contiguous(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Names of the tensors that must follow each other, for layers of these names to be fused."""
     return (tuple(f"{name}.{kind}" for name in names) for kind in KINDS)
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffusers_helper.memory.parts import Parts
+from diffusers_helper.memory.weight_groups import WeightGroups
 from diffusers_helper.models.blocks import (
     Conditioning,
     DualBlock,
@@ -30,7 +30,7 @@ from diffusers_helper.models.blocks import (
     modulate,
 )
 from diffusers_helper.models.execution import Execution
-from diffusers_helper.models.fused import neighbours, present
+from diffusers_helper.models.fused import contiguous, present
 from diffusers_helper.models.linear import Linear, PatchConv
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field, with_still
 from diffusers_helper.models.step_cache import StepCache
@@ -200,14 +200,14 @@ class PackedTransformer(nn.Module):
         named = self.named_modules()
         return {name: m for name, m in named if isinstance(m, Linear) and name.startswith(inside) and ".norm" not in name}
 
-    def neighbours(self) -> list[tuple[str, ...]]:
+    def contiguous(self) -> list[tuple[str, ...]]:
         """Names of tensors that a slab holds without a gap, so that a block multiplies once with all of them."""
         names = {module: name for name, module in self.named_modules()}
         blocks = (*self.transformer_blocks, *self.single_transformer_blocks)
         together = [[names[layer] for layer in layers] for block in blocks for layers in block.together()]
-        return [row for layers in together for row in neighbours(layers)]
+        return [row for layers in together for row in contiguous(layers)]
 
-    def parts(self) -> Parts:
+    def weight_groups(self) -> WeightGroups:
         """What streaming may move on its own: each block without its modulation, and what only tables are made of."""
         blocks = {f"dual/{number}": block for number, block in enumerate(self.transformer_blocks)}
         blocks |= {f"single/{number}": block for number, block in enumerate(self.single_transformer_blocks)}
@@ -222,8 +222,8 @@ class PackedTransformer(nn.Module):
         always = [self.x_embedder, self.proj_out]
         if self.config.has_clean_x_embedder:
             always.append(self.clean_x_embedder)
-        rows = present(self.neighbours(), {**dict(self.named_parameters()), **dict(self.named_buffers())})
-        return Parts(always=always, job={**job, **tables, "head/tables": [self.norm_out]}, step=step, neighbours=rows)
+        rows = present(self.contiguous(), {**dict(self.named_parameters()), **dict(self.named_buffers())})
+        return WeightGroups(always=always, job={**job, **tables, "head/tables": [self.norm_out]}, step=step, contiguous=rows)
 
     @torch.inference_mode()
     def prepare_job(

@@ -41,9 +41,9 @@ def decode_frames(
     """(1, 16, T, h, w) -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all; as the VAE makes
     them, on its device and in its dtype. diffusers' default tiles in time. Between them the share of the work that is done.
 
-    tile_cache: what the film's stretch before left to be used again. room: by default the card's free memory. side: the most that a
-    tile in space may have, in latent cells; without it whole frames where the room allows. Raises torch.OutOfMemoryError where
-    not even the smallest tiles find room.
+    tile_cache: what the film's stretch before left to be used again. room: by default the card's free memory. side: the most
+    that a tile in space may have, in latent cells; without it whole frames where the room allows. Raises
+    torch.OutOfMemoryError where not even the smallest tiles find room.
     """
     latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
     room = room or Room(lambda: free_bytes(vae.device))

@@ -25,7 +25,7 @@ from diffusers_helper.encoders.text import (
     language_layers,
     load_tokenizer,
     load_tokenizer_2,
-    text_parts,
+    text_weight_groups,
     without_unused_layers,
 )
 from diffusers_helper.encoders.vision import VisionEncoder, VisionPreprocessing
@@ -33,8 +33,8 @@ from diffusers_helper.interrupt import Tick, between_layers, never
 from diffusers_helper.memory import memory
 from diffusers_helper.memory.budget import Budget
 from diffusers_helper.memory.device import CudaDevice, Device
-from diffusers_helper.memory.parts import InPlace, Parts, lent_while_called
 from diffusers_helper.memory.streaming import Streamer
+from diffusers_helper.memory.weight_groups import InPlace, WeightGroups, lent_while_called
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
 from diffusers_helper.models.compiled import Passes, choose_passes
 from diffusers_helper.models.execution import Execution
@@ -251,7 +251,9 @@ class ModelPool:
             how = storage, merged, device, self.card is not None, self.caches.weights, self._tick
             return self._one(lambda *place: load_transformer(*place, *how), folder, dtype)
 
-        with self._loan(spec, load, lambda net, bound: bind(net, beside, bound), PackedTransformer.parts, tokens) as net:
+        with self._loan(
+            spec, load, lambda net, bound: bind(net, beside, bound), PackedTransformer.weight_groups, tokens
+        ) as net:
             yield net.running_with(self._execution(self._loaded[spec.component]))
 
     def _execution(self, loaded: _Loaded) -> Execution:
@@ -276,7 +278,7 @@ class ModelPool:
     def text(self) -> Iterator[TextEncoders]:
         spec = NetworkSpec("text_encoder", self._folder("text_encoder"), self.placement.encoder)
         try:
-            with self._loan(spec, self._load_text, parts=text_parts) as encoders, ExitStack() as around:
+            with self._loan(spec, self._load_text, parts=text_weight_groups) as encoders, ExitStack() as around:
                 if self.card is not None:
                     streamer = self._loaded[spec.component].streamer
                     around.enter_context(streamer.job())
@@ -301,7 +303,7 @@ class ModelPool:
         spec: NetworkSpec,
         load: Callable[[], tuple[Any, tuple[nn.Module, ...]]],
         change: Callable[[Any, tuple | None], tuple] = lambda value, branches: (),
-        parts: Callable[[Any], Parts] | None = None,
+        parts: Callable[[Any], WeightGroups] | None = None,
         work: int = 0,
     ) -> Iterator[Any]:
         """change: what is done to the value before it is counted and moved: given its side branches, returns those it has then.
@@ -341,7 +343,7 @@ class ModelPool:
         finally:
             self.budget.measure(kind, self.card.peak() - before)
 
-    def _stream(self, loaded: _Loaded, parts: Parts, kind: tuple[NetworkSpec, int]) -> None:
+    def _stream(self, loaded: _Loaded, parts: WeightGroups, kind: tuple[NetworkSpec, int]) -> None:
         """As much of the network onto the card as fits beside its computing; the rest passes through."""
         if loaded.streamer is None:
             loaded.streamer = Streamer(self.card, parts)

@@ -55,7 +55,9 @@ def appended_latents(append: Append) -> LatentClip:
     return trim(info, latents, append.skip_start, append.skip_end)
 
 
-def _embeddings(texts: Sequence[str], cache: ConditionCache, pool: ModelPool) -> Generator[Event, None, dict[str, TextEmbedding]]:
+def _embeddings(
+    texts: Sequence[str], cache: ConditionCache, pool: ModelPool
+) -> Generator[Event, None, dict[str, TextEmbedding]]:
     """Return the embedding of each text; the text encoder is loaded only for those that are not in the cache."""
     found = {text: cache.prompt(text) for text in texts}
     if missing := [text for text in texts if found[text] is None]:
@@ -90,5 +92,6 @@ def _latents(pictures: Pictures, cache: ConditionCache, pool: ModelPool) -> dict
         with pool.vae(pictures.height * pictures.width) as vae:
             for name in missing:
                 picture = pictures.by_name[name]
-                found[name] = cache.keep_latents(picture, pool.room.retry_after_oom(partial(encode_picture, vae, pixels_of(picture))))
+                encode = partial(encode_picture, vae, pixels_of(picture))
+                found[name] = cache.keep_latents(picture, pool.room.retry_after_oom(encode))
     return found

@@ -105,7 +105,8 @@ class SectionDecoder:
     def __init__(self, plan: Plan, finish: Callable[[Tensor], Tensor], side: int | None):
         self._finish, self._side, self._in_order = finish, side, plan.vae_cache
         self._known = CausalCache() if plan.vae_cache else TileCache()
-        self._stitch = None if plan.vae_cache or plan.output == "picture" else OverlapBlend(plan.grows, plan.section_latents, finish)
+        alone = plan.vae_cache or plan.output == "picture"
+        self._blend = None if alone else OverlapBlend(plan.grows, plan.section_latents, finish)
         self._overlap = 0 if plan.vae_cache else plan.section_latents
 
     def section(
@@ -115,20 +116,20 @@ class SectionDecoder:
         stop NOW."""
         latents = history.film if number == 0 else history.edge(added + self._overlap)
         final: list[Tensor] = []
-        if self._stitch:
-            self._stitch.begin(frames_of(latents.shape[2]))
+        if self._blend:
+            self._blend.begin(frames_of(latents.shape[2]))
         with decoding(pool, latents, self._in_order, self._known, self._side) as parts:
             for part in parts:
                 if isinstance(part, DecodeProgress):
                     yield part
-                elif self._stitch:
-                    self._stitch.add(part)
+                elif self._blend:
+                    self._blend.add(part)
                 else:
                     final.append(self._finish(part))
                 if stop.level >= StopLevel.NOW:
                     return None
-        if self._stitch:
-            return self._stitch.end(), self._stitch.open
+        if self._blend:
+            return self._blend.end(), self._blend.open
         frames = torch.cat(final, dim=2)
         return frames, frames[:, :, :0]
 

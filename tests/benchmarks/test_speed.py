@@ -59,7 +59,7 @@ def test_a_streamed_step_is_a_resident_one():
     net = step.own(config, cpu, torch.float32, None, False)
     exact = work.own(net)()
     tokens = step.tokens_of(work)
-    least = Streamer(FakeDevice(), net.parts()).least_bytes
+    least = Streamer(FakeDevice(), net.weight_groups()).least_bytes
     estimate = Budget(0).estimate(tokens, config.dim, 4)
     card = FakeDevice(capacity=least + estimate + 1000)
     streamer = step.streamed(net, card, tokens, 4)

@@ -110,8 +110,8 @@ def section_of(net: PackedTransformer, given: Inputs):
 
 def in_slabs(net: PackedTransformer) -> None:
     """Move the blocks' weights into slabs, as for a card, so that layers of one input are one product."""
-    parts = net.parts()
-    gather({name: tensors_of(modules) for name, modules in parts.step.items()}, parts.neighbours)
+    parts = net.weight_groups()
+    gather({name: tensors_of(modules) for name, modules in parts.step.items()}, parts.contiguous)
     assert all(view for block in (*net.transformer_blocks, *net.single_transformer_blocks) for view in block.fused())
 
 

@@ -51,7 +51,7 @@ def peak():
 load_transformer(Path(sys.argv[4]), dtype, storage)
 before = peak()
 net = load_transformer(folder, dtype, storage, beside_card=True)
-streamer = Streamer(FakeDevice(), net.parts())
+streamer = Streamer(FakeDevice(), net.weight_groups())
 slabs = sum(run.source.numel() for part in streamer._step.values() for run in part.runs)
 print(peak() - before, slabs)
 """
@@ -133,7 +133,7 @@ def test_weights_are_the_files(small: Path, dtype: torch.dtype, storage: str | N
 def test_every_part_of_a_step_lies_in_a_slab(small: Path, storage: str | None) -> None:
     """Streaming has nothing left to gather, moves each part in one copy, and blocks multiply once for q, k and v."""
     net = load_transformer(small, torch.bfloat16, storage)
-    streamer = Streamer(FakeDevice(), net.parts())
+    streamer = Streamer(FakeDevice(), net.weight_groups())
     assert streamer._arena is None
     for part in streamer._step.values():
         (run,) = part.runs
@@ -153,7 +153,7 @@ def test_what_only_tables_are_made_of(small: Path, dtype: torch.dtype, beside_ca
     Kernels round differently over odd addresses, and the same weights have to mean the same film.
     """
     net = load_transformer(small, dtype, "int8", beside_card=beside_card)
-    parts = net.parts()
+    parts = net.weight_groups()
     (step,) = {t.untyped_storage().data_ptr() for modules in parts.step.values() for t in tensors_of(modules)}
     rest = [t for modules in (*parts.job.values(), parts.always) for t in tensors_of(modules)]
     lie_elsewhere = [t.untyped_storage().data_ptr() != step for t in rest]

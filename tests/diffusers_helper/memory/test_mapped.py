@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from diffusers_helper.memory import mapped
-from diffusers_helper.memory.streaming import Part
+from diffusers_helper.memory.streaming import WeightGroup
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what is mapped")
 MIB = 2**20
@@ -52,8 +52,8 @@ def test_what_is_no_window_stays(window):
 def test_a_part_that_was_copied_is_forgotten(window):
     layer = torch.nn.Linear(MIB, 4, bias=False)
     layer.weight = torch.nn.Parameter(window[0], requires_grad=False)
-    part = Part("layer", [layer])
+    group = WeightGroup("layer", [layer])
     assert torch.equal(layer.weight, window[1])
     before = of_files()
-    part.forget()
+    group.forget()
     assert of_files() <= before - 15 * MIB and torch.equal(layer.weight, window[1])

@@ -104,7 +104,7 @@ def test_tables_are_made_again(net) -> None:
 
 
 def test_a_card_that_is_always_full_is_told_of(net) -> None:
-    streamer = Streamer(FakeDevice(), net.parts())
+    streamer = Streamer(FakeDevice(), net.weight_groups())
     job, section = jobs(net), section_of(net, GIVEN)
     streamer.fit(streamer.least_bytes)
     net = running(net, weights=streamer)

@@ -40,7 +40,7 @@ def test_the_full_model_takes_its_own_size():
     with torch.device("meta"):
         net = PackedTransformer(TransformerConfig())
     slabs = []
-    for modules in net.parts().step.values():
+    for modules in net.weight_groups().step.values():
         names = {f"{number}/{name}": p for number, module in enumerate(modules) for name, p in module.named_parameters()}
         slabs.append({name: (torch.bfloat16, tuple(p.shape)) for name, p in names.items()})
     exact = sum(2 * torch.Size(shape).numel() for slab in slabs for _, shape in slab.values())

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from diffusers_helper.memory.memory import module_bytes
-from diffusers_helper.memory.parts import InPlace, Parts
-from diffusers_helper.memory.streaming import Part, Ring, Streamer, spread, tensors_of
+from diffusers_helper.memory.streaming import Ring, Streamer, WeightGroup, spread, tensors_of
+from diffusers_helper.memory.weight_groups import InPlace, WeightGroups
 from diffusers_helper.models.linear import LowRankBranch, quantise, set_strengths
 from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
 from diffusers_helper.models.transformer import PackedTransformer
@@ -32,7 +32,7 @@ def long_net(tiny):
 
 
 def stream(net, budget: int, device: FakeDevice | None = None, slots: int = 3) -> tuple[PackedTransformer, Streamer]:
-    streamer = Streamer(device or FakeDevice(), net.parts(), slots)
+    streamer = Streamer(device or FakeDevice(), net.weight_groups(), slots)
     streamer.fit(budget)
     return running(net, weights=streamer), streamer
 
@@ -61,7 +61,7 @@ def test_streamed_is_resident_is_plain(long_net, change, share, slots):
     change(long_net)
     plain = velocity(long_net, GIVEN)
     device = FakeDevice()
-    streamer = Streamer(device, long_net.parts(), slots)
+    streamer = Streamer(device, long_net.weight_groups(), slots)
     budget = streamer.least_bytes + int(share * (streamer.step_bytes - streamer.least_bytes))
     streamer.fit(budget)
     long_net = running(long_net, weights=streamer)
@@ -80,18 +80,18 @@ def test_streamed_is_resident_is_plain(long_net, change, share, slots):
 def test_bytes_are_counted_three_ways(long_net):
     """What the streamer says, what the card counts, and what the network's tensors add up to."""
     device = FakeDevice()
-    streamer = Streamer(device, long_net.parts())
-    parts = long_net.parts()
-    step = sum(module_bytes(module) for modules in parts.step.values() for module in modules)
-    job = sum(module_bytes(module) for modules in parts.job.values() for module in modules)
-    always = sum(module_bytes(module) for module in parts.always)
+    streamer = Streamer(device, long_net.weight_groups())
+    groups = long_net.weight_groups()
+    step = sum(module_bytes(module) for modules in groups.step.values() for module in modules)
+    job = sum(module_bytes(module) for modules in groups.job.values() for module in modules)
+    always = sum(module_bytes(module) for module in groups.always)
     assert step + job + always == module_bytes(long_net)
-    tensors = sum(len(tensors_of(modules)) for modules in [*parts.step.values(), parts.always])
+    tensors = sum(len(tensors_of(modules)) for modules in [*groups.step.values(), groups.always])
     assert step + always <= streamer.step_bytes < step + always + 256 * tensors
     for budget in range(streamer.least_bytes, streamer.step_bytes + 20000, 20000):
         streamer.fit(budget)
         assert device.allocated() == streamer.card_bytes <= budget
-    assert streamer.resident == tuple(parts.step)
+    assert streamer.resident == tuple(groups.step)
     streamer.leave(streamer.step_bytes // 2)
     assert device.allocated() == streamer.card_bytes <= streamer.step_bytes // 2
     streamer.leave()
@@ -104,7 +104,7 @@ def test_a_step_moves_each_streamed_block_once(long_net):
     job = long_net.prepare_job(GIVEN.text, GIVEN.pooled, GIVEN.image, 10.0, [0.7] * 8)
     section = section_of(long_net, GIVEN)
     long_net.step(GIVEN.x, 0, job, section)
-    sizes = sum(part.bytes for part in streamer._step.values())
+    sizes = sum(group.bytes for group in streamer._step.values())
     before = device.copied
     for index in range(1, 5):
         long_net.step(GIVEN.x, index, job, section)
@@ -113,7 +113,7 @@ def test_a_step_moves_each_streamed_block_once(long_net):
     long_net.step(GIVEN.x, 5, job, section)
     before = device.copied
     long_net.step(GIVEN.x, 6, job, section)
-    streamed = sum(part.bytes for name, part in streamer._step.items() if name not in streamer.resident)
+    streamed = sum(group.bytes for name, group in streamer._step.items() if name not in streamer.resident)
     assert device.copied - before == streamed < sizes
 
 
@@ -200,7 +200,7 @@ def test_an_allocation_that_fails_while_blocks_are_kept(long_net, number):
     plain = velocity(long_net, GIVEN)
     device = FakeDevice()
     device.fail_allocation = {number}
-    streamer = Streamer(device, long_net.parts())
+    streamer = Streamer(device, long_net.weight_groups())
     whole = streamer.step_bytes
     streamer.fit(whole)
     long_net = running(long_net, weights=streamer)
@@ -211,7 +211,7 @@ def test_an_allocation_that_fails_while_blocks_are_kept(long_net, number):
 
 def test_a_card_with_nothing_left_says_so(long_net):
     device = FakeDevice()
-    streamer = Streamer(device, long_net.parts())
+    streamer = Streamer(device, long_net.weight_groups())
     device.capacity = streamer.least_bytes - 1
     with pytest.raises(torch.OutOfMemoryError):
         streamer.fit(2**40)
@@ -280,14 +280,14 @@ def test_tables_make_room_for_themselves(long_net):
 
 
 def test_resident_parts_are_evenly_spaced():
-    parts = [Part(str(number), [nn.Linear(8, 8, bias=False)]) for number in range(60)]
-    size = parts[0].bytes
+    groups = [WeightGroup(str(number), [nn.Linear(8, 8, bias=False)]) for number in range(60)]
+    size = groups[0].bytes
     for count in (0, 1, 7, 20, 30, 45, 59, 60):
-        chosen = [int(part.name) for part in spread(parts, count * size + size // 2)]
+        chosen = [int(group.name) for group in spread(groups, count * size + size // 2)]
         assert len(chosen) == count
         gaps = {b - a for a, b in itertools.pairwise(chosen)}
         assert not gaps or max(gaps) - min(gaps) <= 1
-    assert spread(parts, -1) == [] == spread(parts, 0)
+    assert spread(groups, -1) == [] == spread(groups, 0)
 
 
 def test_what_stays_is_not_copied_again_for_a_few_bytes(long_net):
@@ -301,7 +301,7 @@ def test_what_stays_is_not_copied_again_for_a_few_bytes(long_net):
         streamer.fit(budget - less)
     assert set(streamer.resident) <= set(resident)
     assert len(resident) - len(streamer.resident) <= 1
-    assert device.copied - before <= max(part.bytes for part in streamer._step.values())
+    assert device.copied - before <= max(group.bytes for group in streamer._step.values())
 
 
 def test_memory_that_may_not_be_locked_is_staged(long_net):
@@ -309,7 +309,7 @@ def test_memory_that_may_not_be_locked_is_staged(long_net):
     plain = velocity(long_net, GIVEN)
     device = FakeDevice()
     long_net, streamer = stream(long_net, 0, device)
-    sizes = [run.source.numel() for part in streamer._step.values() for run in part.runs]
+    sizes = [run.source.numel() for group in streamer._step.values() for run in group.runs]
     device.lockable = sum(sizes) // 2
     assert sum(sizes) // 3 < streamer.lock(2**40) == sum(device.locked.values()) <= sum(sizes) // 2
     assert torch.equal(velocity(long_net, GIVEN), plain)
@@ -331,21 +331,21 @@ def test_every_block_is_one_copy(long_net):
     """Weights, scales and LoRA factors of a block move together: a copy for each tensor would be two thousand a step."""
     eight_bits(long_net)
     add_branches(long_net)
-    streamer = Streamer(FakeDevice(), long_net.parts())
-    assert all(len(part.runs) == 1 for part in streamer._step.values())
+    streamer = Streamer(FakeDevice(), long_net.weight_groups())
+    assert all(len(group.runs) == 1 for group in streamer._step.values())
 
 
 def test_parts_may_come_in_any_order():
     """A ring that knows its order is fast; one that is surprised is right all the same."""
     layers = [nn.Linear(8, 8) for _ in range(6)]
-    parts = [Part(str(number), [layer]) for number, layer in enumerate(layers)]
+    groups = [WeightGroup(str(number), [layer]) for number, layer in enumerate(layers)]
     x = torch.randn(2, 8)
     wanted = [layer(x) for layer in layers]
     device = FakeDevice()
-    ring = Ring(device, parts, 3, cyclic=True)
+    ring = Ring(device, groups, 3, cyclic=True)
     generator = torch.Generator().manual_seed(0)
     for number in torch.randint(6, (200,), generator=generator).tolist():
-        with ring.lend(parts[number]):
+        with ring.lend(groups[number]):
             assert torch.equal(layers[number](x), wanted[number])
     ring.close()
     assert device.allocated() == 0
@@ -353,7 +353,7 @@ def test_parts_may_come_in_any_order():
 
 def test_a_part_without_tensors_and_a_network_without_blocks():
     device = FakeDevice()
-    streamer = Streamer(device, Parts(always=[nn.Identity()], step={"only": [nn.Linear(2, 2)]}))
+    streamer = Streamer(device, WeightGroups(always=[nn.Identity()], step={"only": [nn.Linear(2, 2)]}))
     streamer.fit(0)
     with streamer.lend("only"):
         pass

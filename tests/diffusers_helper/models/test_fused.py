@@ -143,7 +143,7 @@ def test_weights_are_fused_wherever_they_are_lent(net, change, share):
     in_slabs(net)
     expected = velocity(net, GIVEN)
     device = FakeDevice()
-    streamer = Streamer(device, net.parts())
+    streamer = Streamer(device, net.weight_groups())
     streamer.fit(streamer.least_bytes + int(share * (streamer.step_bytes - streamer.least_bytes)))
     lent = []
 
@@ -182,7 +182,7 @@ def test_the_full_model_has_its_neighbours_by_name(storage):
     """What a loader lays its slabs out by: in one slab each, and without a byte more than the tensors take."""
     with torch.device("meta"):
         net = PackedTransformer(TransformerConfig())
-    rows = net.neighbours()
+    rows = net.contiguous()
     assert len(rows) == 3 * (2 * 20 + 40)
     assert rows[0] == tuple(f"transformer_blocks.0.attn.to_{x}.weight" for x in "qkv")
     last = "single_transformer_blocks.39."
@@ -226,7 +226,7 @@ def test_one_graph_serves_all_blocks_slots_and_strengths(net):
     net = PackedTransformer(TransformerConfig(**config)).eval().requires_grad_(False)
     add_branches_alike(net)
     device = FakeDevice()
-    streamer = Streamer(device, net.parts())
+    streamer = Streamer(device, net.weight_groups())
     streamer.fit((streamer.least_bytes + streamer.step_bytes) // 2)
     net = running(net, weights=streamer)
     passes = Passes(*(torch.compile(kind, dynamic=True, backend=counted) for kind in (compiled.dual, compiled.single)), "")

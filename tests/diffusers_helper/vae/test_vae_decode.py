@@ -278,7 +278,8 @@ def test_what_is_known_is_no_share_of_the_work(own):
     """Of the stretch of a film's second section a part was decoded with the first."""
     film, tile_cache = noise(10, 2, 2), TileCache()
     whole(Decoder(own), film[:, :, :7], tile_cache)
-    every, rest = ([part for part in Decoder(own).parts(film, known) if isinstance(part, float)] for known in (None, tile_cache))
+    parts = [Decoder(own).parts(film, known) for known in (None, tile_cache)]
+    every, rest = ([part for part in of_one if isinstance(part, float)] for of_one in parts)
     assert rest == sorted(rest) and rest[-1] == 1.0
     # Of three time tiles the first is known.
     assert 3 * len(rest) == 2 * len(every)

@@ -94,7 +94,7 @@ def test_the_budget_is_what_is_free_less_reserve_and_computing(deep: Path) -> No
     with roomy.transformer("framepack", tokens=100) as net:
         streamer = net.execution.weights
         everything = streamer.resident
-        assert len(everything) == len(net.parts().step)
+        assert len(everything) == len(net.weight_groups().step)
     kind = next(kind for kind in roomy.budget._measured)
     assert roomy.budget.work(kind) == 6250
     # Something else takes memory: blocks leave at the next section.

@@ -95,7 +95,7 @@ class Weights(nn.Module):
         self.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
         self.config = SimpleNamespace(dim=3072)
 
-    def parts(self) -> int:
+    def weight_groups(self) -> int:
         return self.weight.numel()
 
     def running_with(self, execution: Execution) -> Weights:
@@ -121,7 +121,7 @@ class WatchedPool:
             "between_layers": lambda *_: nullcontext(),
             "lent_while_called": lambda *_: nullcontext(),
             "language_layers": lambda _: (),
-            "text_parts": lambda encoders: self.sizes["text_encoder"],
+            "text_weight_groups": lambda encoders: self.sizes["text_encoder"],
             "bind": lambda net, loras, bound: (),
             "choose_product": lambda device: None,
         }.items():

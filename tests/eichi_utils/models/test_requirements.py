@@ -10,8 +10,8 @@ import psutil
 import pytest
 import torch
 
-from diffusers_helper.memory.parts import Parts
 from diffusers_helper.memory.streaming import Streamer
+from diffusers_helper.memory.weight_groups import WeightGroups
 from diffusers_helper.vae.vae_decode import Decoder
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.files.pictures import fitted_size
@@ -161,7 +161,8 @@ def test_without_a_card_auto_stays_what_it_is() -> None:
 def test_the_figures_are_those_of_streaming(checkpoint: Path) -> None:
     """Of the slots and parts that a card really holds."""
     with ModelPool(checkpoint, device="cpu").transformer("framepack") as net:
-        streamer = Streamer(FakeDevice(), Parts(net.parts().always, net.parts().job, net.parts().step))
+        groups = net.weight_groups()
+        streamer = Streamer(FakeDevice(), WeightGroups(groups.always, groups.job, groups.step))
     size = model_size(ModelFiles(checkpoint), "framepack").transformer
     estimate = transformer_needs(size, "auto", 0, on_card=True).card
     # The checkpoint is loaded in 32 bits here, the estimate is for the 16 of a card.

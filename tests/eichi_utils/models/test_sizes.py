@@ -53,7 +53,7 @@ def test_sizes_come_from_the_files_headers(checkpoint: Path) -> None:
     size = model_size(ModelFiles(checkpoint), "framepack")
     pool = ModelPool(checkpoint, device="cpu")
     with pool.transformer("framepack") as net:
-        parts, linears = net.parts(), {id(layer.weight) for layer in net.block_linears().values()}
+        parts, linears = net.weight_groups(), {id(layer.weight) for layer in net.block_linears().values()}
 
     def numbers(modules: object, which: object = lambda tensor: True) -> int:
         return sum(t.numel() for t in tensors_of(modules) if which(t))
@@ -111,7 +111,7 @@ def test_what_a_lora_takes_is_counted(family: str, checkpoint: Path, tmp_path: P
     pair = Lora(str(path), 0.5), Lora(str(path), -0.5)
     plain = model_size(files, "framepack")
     with ModelPool(checkpoint, device="cpu").transformer("framepack", "auto", pair) as net:
-        parts = net.parts()
+        parts = net.weight_groups()
 
         def numbers(modules: object) -> int:
             tensors = (buffer for module in modules for buffer in module.buffers())

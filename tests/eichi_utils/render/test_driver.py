@@ -377,7 +377,8 @@ def test_an_error_while_keeping_is_not_the_reason(
     """A card without memory and then a full disk: what stopped the film is said."""
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(film_files, "write_latents", failing(full))
-    monkeypatch.setattr(section_loop, "with_previews", failing(torch.OutOfMemoryError("no"), at_call=2, then=section_loop.with_previews))
+    no_memory = torch.OutOfMemoryError("no")
+    monkeypatch.setattr(section_loop, "with_previews", failing(no_memory, at_call=2, then=section_loop.with_previews))
     view = ending(jobs, jobs.submit(request("reverse", pictures[0], save_latents=True, **THREE)))
     assert found(view.problems) == {("", "out_of_card_memory")}
     assert {Path(file).name for file in view.files} == names_in(tmp_path / "out")

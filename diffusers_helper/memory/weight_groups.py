@@ -1,6 +1,6 @@
 """What a network says of its weights, and asks of whoever keeps them.
 
-It names its parts and says `with weights.lend(name):` around what needs one; where nothing has to move, that does nothing.
+It names its groups and says `with weights.lend(name):` around what needs one; where nothing has to move, that does nothing.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Parts:
+class WeightGroups:
     """How a network's modules are used. always: at any time. job: once for a prompt, in this order. step: again and again, in
-    this order; what follows the last is the first. neighbours: tensors of one step part that shall lie without a gap."""
+    this order; what follows the last is the first. contiguous: tensors of one step group that shall lie without a gap."""
 
     always: Sequence[nn.Module] = ()
     job: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
     step: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
-    neighbours: Sequence[Sequence[Tensor]] = ()
+    contiguous: Sequence[Sequence[Tensor]] = ()
 
 
 class Weights(Protocol):
     """What a network asks of whoever keeps its weights."""
 
     def lend(self, name: str) -> AbstractContextManager[None]:
-        """The part's weights are where they are computed with, inside of the block."""
+        """The group's weights are where they are computed with, inside of the block."""
 
     def job(self) -> AbstractContextManager[None]:
-        """Around the use of `Parts.job`: what that needs on the card is given back afterwards."""
+        """Around the use of `WeightGroups.job`: what that needs on the card is given back afterwards."""
 
     def make_room(self) -> bool:
         """After an allocation failed: take less of the card. False if nothing can be given up."""
@@ -52,7 +52,7 @@ class InPlace:
 
 @contextmanager
 def lent_while_called(modules: Mapping[str, nn.Module], weights: Weights) -> Iterator[None]:
-    """Lend the parts of these names whenever their modules are called, for a network of somebody else's."""
+    """Lend the groups of these names whenever their modules are called, for a network of somebody else's."""
     lent: dict[nn.Module, AbstractContextManager[None]] = {}
     names = {module: name for name, module in modules.items()}
 
