@@ -64,7 +64,7 @@ def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
     return list(found.values())
 
 
-def spread(groups: Sequence[WeightGroup], room: int) -> list[WeightGroup]:
+def evenly_spaced(groups: Sequence[WeightGroup], room: int) -> list[WeightGroup]:
     """Groups that fit into `room` bytes, evenly spaced, so that copies of the others hide behind what computes between them."""
     total = sum(group.bytes for group in groups)
     if total <= room:
@@ -236,10 +236,10 @@ class Streamer:
         else:
             slots = 0
         kept = [group for group in groups if group.name in self._kept]
-        still = spread(kept, max(0, room))
+        still = evenly_spaced(kept, max(0, room))
         dropped = [group for group in kept if group not in still]
         self._drop(dropped)
-        added = spread([group for group in groups if group not in still], room - sum(group.bytes for group in still))
+        added = evenly_spaced([group for group in groups if group not in still], room - sum(group.bytes for group in still))
         if added or dropped or self._ring is None:
             self._close_ring()
             self._keep(added)
@@ -306,7 +306,7 @@ class Streamer:
         """Keep groups and slots within `budget`; nothing new is kept."""
         groups = [group for group in self._step.values() if group.name in self._kept]
         largest = max(group.bytes for group in self._step.values())
-        still = spread(groups, max(0, budget - self._always.bytes - 2 * largest))
+        still = evenly_spaced(groups, max(0, budget - self._always.bytes - 2 * largest))
         self._close_ring()
         self._drop([group for group in groups if group not in still])
         self._device.tidy()

@@ -31,7 +31,7 @@ class StepCache(Protocol):
         """Be as when `state` was asked for."""
 
 
-class _ByChange:
+class _ChangeCache:
     """Computes the first and last steps always, and between them where `_changed` says so.
 
     Between those the host has to read one number a step, and waits for the card until it is there.
@@ -68,7 +68,7 @@ class _ByChange:
         raise NotImplementedError
 
 
-class TeaCache(_ByChange):
+class TeaCache(_ChangeCache):
     """Accumulates the estimated change of the output and computes when it reaches `threshold`."""
 
     after_first_block = False
@@ -87,7 +87,7 @@ class TeaCache(_ByChange):
             self._change = 0.0
 
 
-class FirstBlockCache(_ByChange):
+class FirstBlockCache(_ChangeCache):
     """Runs the first block at every step, and the others when what it adds has changed by `threshold` since they last ran.
     The first-block cache of ParaAttention (github.com/chengzeyi/ParaAttention)."""
 

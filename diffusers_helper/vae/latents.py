@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusers_helper.memory.memory import Room, free_bytes
 from diffusers_helper.vae.causal_cache import SAMPLING_BYTES, CausalCache, causal_cache_bytes
 from diffusers_helper.vae.preview import PreviewMatrix
-from diffusers_helper.vae.vae_decode import STRETCH, Decoder, TileCache, only_frames, peak_bytes, side_for
+from diffusers_helper.vae.vae_decode import LATENTS_AT_ONCE, Decoder, TileCache, only_frames, peak_bytes, side_for
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
@@ -68,7 +68,7 @@ def decode_after(
         size = latents.shape[3:]
         # Until a stretch is done, there are two of everything.
         kept = 2 * causal_cache_bytes(vae, *size)
-        if free < kept + max(SAMPLING_BYTES, peak_bytes(vae, STRETCH + 1, *size)):
+        if free < kept + max(SAMPLING_BYTES, peak_bytes(vae, LATENTS_AT_ONCE + 1, *size)):
             cache.move_to_host()
         cache.side = narrower(side, side_for(vae, latents.shape[2], *size, free))
     yield from Decoder(vae, cache.side, room=room).parts_after(latents, cache)

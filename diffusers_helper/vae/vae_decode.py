@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from diffusers_helper.memory.memory import Room
 from diffusers_helper.vae.causal_cache import ATTENTION_LATENTS, CausalCache
 from diffusers_helper.vae.vae_layers import (
-    Fill,
+    NormSilu,
     faded,
-    fill,
     first_taps,
+    norm_silu,
     repeat_edges,
     second_taps,
     statistics,
@@ -46,7 +46,7 @@ WORKING_TENSORS = 5
 # Of tiles in space, in latent cells: twice the overlap.
 SMALLEST_SIDE = 16
 # Latents that are decoded at a time where what lies before is remembered: as many frames as a time tile takes memory for.
-STRETCH = 4
+LATENTS_AT_ONCE = 4
 
 # What one tile's work says on its way: the share of itself that is done, rising to 1. It returns the frames.
 Tile = Generator[float, None, Tensor]
@@ -67,14 +67,14 @@ class TileCache:
 class Decoder:
     """How to decode. side: of the square tiles in space, in latent cells, or None for whole frames; diffusers' `enable_tiling`
     has 32. Tiles in space are normalised each on its own: a slightly different picture. overlap: of such tiles, in cells.
-    fill: as `fill`, or compiled. room: where memory runs out, a time tile is repeated in what others give up and with a smaller
+    fill: as `norm_silu`, or compiled. room: where memory runs out, a time tile is repeated in what others give up and with a smaller
     side, which then stays. layout: of the tensors in memory, None for what suits the device: convolutions of a card want
     channels last, and change any other layout before and after themselves."""
 
     vae: AutoencoderKLHunyuanVideo
     side: int | None = None
     overlap: int = 8
-    fill: Fill = fill
+    norm_silu: NormSilu = norm_silu
     room: Room = Room()
     layout: torch.memory_format | None = None
 
@@ -118,11 +118,11 @@ class Decoder:
     def parts_after(self, z: Tensor, cache: CausalCache) -> Iterator[Tensor | float]:
         """The same frames, with shares between them as `parts` has."""
         # The first latent is one frame: too little for statistics of its own.
-        begin, end = 0, STRETCH + cache.empty
+        begin, end = 0, LATENTS_AT_ONCE + cache.empty
         while begin < z.shape[2]:
             shares = begin / z.shape[2], min(end, z.shape[2]) / z.shape[2]
             yield (yield from scaled(self._in_room(z[:, :, begin:end], cache), *shares))
-            begin, end = end, end + STRETCH
+            begin, end = end, end + LATENTS_AT_ONCE
 
     def _tile(self, z: Tensor, tile_cache: TileCache | None, used: list[tuple[Tensor, Tensor]] | None = None) -> Tile:
         found = tile_cache.find(z) if tile_cache is not None else None
@@ -256,7 +256,7 @@ class Decoder:
                 if norm is None:
                     place.copy_(x[:, :, begin + number])
                 else:
-                    self.fill(place, x[:, :, begin + number], *known, norm.eps)
+                    self.norm_silu(place, x[:, :, begin + number], *known, norm.eps)
             repeat_edges(window[:, :, back : back + count], edge)
             if begin == 0:
                 window[:, :, :back] = window[:, :, back : back + 1] if before is None else before

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 # What a variance of 0 becomes while it is a deviation's inverse; group norm adds a hundred times as much.
 STATISTICS_EPS = 1e-8
 
-Fill = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float], None]
+NormSilu = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float], None]
 
 
-def fill(place: Tensor, frame: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+def norm_silu(place: Tensor, frame: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
     """place = SiLU of the normalised frame, both (1, C, H, W); the rest (C,), float32."""
     place.copy_(F.silu(F.batch_norm(frame, mean, variance, weight, bias, eps=eps), inplace=True))
 

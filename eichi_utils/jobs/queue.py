@@ -19,7 +19,7 @@ from eichi_utils.files.paths import DISK_FULL, existing, new_job_id
 from eichi_utils.jobs.events import Event, Failed, StopLevel, Stopped
 from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem, UserError
-from eichi_utils.requests.request import Request, spread
+from eichi_utils.requests.request import Request, requests_of_batch
 
 logger = logging.getLogger(__name__)
 
@@ -139,13 +139,13 @@ class Jobs:
         self._stops: dict[str, Stop] = {}
         self._changed = threading.Condition()
         self._closed = self._left = False
-        self._thread = threading.Thread(target=self._keep, name="eichi-keeper", daemon=True)
+        self._thread = threading.Thread(target=self._supervise, name="eichi-keeper", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> Job:
         """Append a job for each film of the request's batch and return the first; a random seed is drawn now. Checks nothing of
         it: that is `request.check()`'s. Raises UserError, with nothing submitted, if too many jobs would wait."""
-        films = spread(request)
+        films = requests_of_batch(request)
         with self._changed:
             waiting = sum(job.view.state == "waiting" for job in self._jobs.values())
             if waiting + len(films) > MOST_WAITING:
@@ -191,14 +191,14 @@ class Jobs:
                     self._stops[job.id].request(level)
                     self._publish(job.id, replace(job.view, stopping=self._stops[job.id].level))
                 elif job.view.state == "waiting" and (level == StopLevel.JOB or job.batch == current.batch):
-                    self._see(job.id, Stopped(at=time.monotonic(), level=level))
+                    self._record(job.id, Stopped(at=time.monotonic(), level=level))
 
     def remove(self, job_id: str) -> None:
         """Drop a waiting job; one that runs or has ended is left as it is."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job and job.view.state == "waiting":
-                self._see(job_id, Stopped(at=time.monotonic(), level=StopLevel.JOB))
+                self._record(job_id, Stopped(at=time.monotonic(), level=StopLevel.JOB))
 
     def move(self, job_id: str, places: int) -> None:
         """Let a waiting job come earlier (negative) or later among those that wait, as far as there are places."""
@@ -251,7 +251,7 @@ class Jobs:
             self._changed.notify_all()
             return self._jobs[job_id]
 
-    def _take(self) -> Job | None:
+    def _next_job(self) -> Job | None:
         """The next waiting job, marked as running; None when closed."""
         with self._changed:
             while True:
@@ -273,20 +273,20 @@ class Jobs:
             if job.id not in unfinished:
                 del self._jobs[job.id], self._stops[job.id]
 
-    def _keep(self) -> None:
+    def _supervise(self) -> None:
         """Have a worker until the last one left in order."""
         while not self._left:
-            attempt(self._employ)
+            attempt(self._run_worker)
             if not self._left:
-                attempt(self._bury)
+                attempt(self._fail_running_job)
                 time.sleep(PAUSE_SECONDS)
 
-    def _employ(self) -> None:
+    def _run_worker(self) -> None:
         worker = threading.Thread(target=self._work, name="eichi-worker", daemon=True)
         worker.start()
         worker.join()
 
-    def _bury(self) -> None:
+    def _fail_running_job(self) -> None:
         """After a worker that ended by itself: its job has failed."""
         logger.error("the worker ended by itself; another one goes on")
         for job in self.all():
@@ -294,11 +294,11 @@ class Jobs:
                 self._fail(job.id, (Problem("", "worker_ended"),))
 
     def _work(self) -> None:
-        while job := self._take():
-            self._do(job)
+        while job := self._next_job():
+            self._run_to_ending(job)
         self._left = True
 
-    def _do(self, job: Job) -> None:
+    def _run_to_ending(self, job: Job) -> None:
         """Run a job to its ending."""
         error = attempt(self._run, job)
         left = self.get(job.id)
@@ -314,16 +314,16 @@ class Jobs:
         # Closed here and now: what a run has on loan or open is given back before the next one begins.
         with closing(self._execute(job.request, job.id, self._stops[job.id])) as events:
             for event in events:
-                self._see(job.id, event)
+                self._record(job.id, event)
 
     def _fail(self, job_id: str, problems: tuple[Problem, ...]) -> None:
         if (job := self.get(job_id)) is None:
             return
         view, now = job.view, time.monotonic()
         took = now - view.started
-        self._see(job_id, Failed(at=now, problems=problems, files=existing(view.files), frames=view.frames, took=took))
+        self._record(job_id, Failed(at=now, problems=problems, files=existing(view.files), frames=view.frames, took=took))
 
-    def _see(self, job_id: str, event: Event) -> None:
+    def _record(self, job_id: str, event: Event) -> None:
         """Of what comes after an ending nothing counts."""
         with self._changed:
             job = self._jobs.get(job_id)

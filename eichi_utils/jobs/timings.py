@@ -29,7 +29,7 @@ LONGEST = 366 * 24 * 3600
 
 
 @dataclass(frozen=True)
-class Taken:
+class RunTimes:
     """Of one run. start: seconds before the first sampling. step: of a computed step. share: of the steps that were computed.
     section: seconds for a section besides its steps: preparing, decoding, saving."""
 
@@ -80,14 +80,14 @@ class Stopwatch:
             case Finished():
                 self.ended = event.at
 
-    def taken(self) -> Taken | None:
+    def taken(self) -> RunTimes | None:
         """None unless the run was finished, and has two steps to measure between."""
         if self.ended is None or self.sampled is None or not self.between:
             return None
         step = statistics.median(self.between)
         section = max(0.0, self.ended - self.sampled - self.computed * step) / self.sections
         kind = kind_of(self.request, self.height, self.width)
-        return Taken(kind, self.sampled - self.began, step, self.computed / self.steps, section)
+        return RunTimes(kind, self.sampled - self.began, step, self.computed / self.steps, section)
 
 
 class Timings:
@@ -96,7 +96,7 @@ class Timings:
     def __init__(self, file: JsonFile | None = None):
         self.file = file or JsonFile(place(SETTINGS) / "timings.json")
 
-    def keep(self, taken: Taken) -> tuple[Problem, ...]:
+    def keep(self, taken: RunTimes) -> tuple[Problem, ...]:
         """A film is not lost because its time cannot be written down: whatever is wrong is returned and logged."""
 
         def change(document: dict[str, Any]) -> None:
@@ -147,11 +147,11 @@ def kind_of(request: Request, height: int, width: int) -> str:
     return " ".join(f"{name}={value}" for name, value in parts.items())
 
 
-def _read(kind: str, entry: Any) -> Taken | None:
-    names = [one.name for one in fields(Taken) if one.name != "kind"]
+def _read(kind: str, entry: Any) -> RunTimes | None:
+    names = [one.name for one in fields(RunTimes) if one.name != "kind"]
     if not isinstance(entry, Mapping) or set(names) - set(entry):
         return None
     values = {name: entry[name] for name in names}
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values.values())
     good = numbers and all(0 <= value <= LONGEST for value in values.values())
-    return Taken(kind, **values) if good else None
+    return RunTimes(kind, **values) if good else None

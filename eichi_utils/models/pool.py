@@ -249,7 +249,7 @@ class ModelPool:
 
         def load() -> tuple[PackedTransformer, tuple[nn.Module, ...]]:
             how = storage, merged, device, self.card is not None, self.caches.weights, self._tick
-            return self._one(lambda *place: load_transformer(*place, *how), folder, dtype)
+            return self._load_module(lambda *place: load_transformer(*place, *how), folder, dtype)
 
         with self._loan(
             spec, load, lambda net, bound: bind(net, beside, bound), PackedTransformer.weight_groups, tokens
@@ -271,7 +271,10 @@ class ModelPool:
         """work: how much there is to do, in any unit: room on a card is made by what the same amount was seen to take."""
         folder, dtype = self._folder("vae"), self.placement.encoder
         spec = NetworkSpec("vae", folder, dtype)
-        with self._loan(spec, lambda: self._one(load_vae, folder, dtype), work=work) as vae, between_layers(self._tick, vae):
+        with (
+            self._loan(spec, lambda: self._load_module(load_vae, folder, dtype), work=work) as vae,
+            between_layers(self._tick, vae),
+        ):
             yield vae
 
     @contextmanager
@@ -401,7 +404,7 @@ class ModelPool:
         except CheckpointError as error:
             raise UserError([checkpoint_problem(error)]) from None
 
-    def _one(self, load: Callable[[Path, torch.dtype], nn.Module], folder: Path, dtype: torch.dtype) -> tuple:
+    def _load_module(self, load: Callable[[Path, torch.dtype], nn.Module], folder: Path, dtype: torch.dtype) -> tuple:
         module = load(folder, dtype)
         return module, (module,)
 

@@ -187,18 +187,18 @@ def choose(size: ModelSize, precision: str, tokens: int, machine: Machine) -> Ex
     on_card = machine.card is not None
     free = on_card and precision == "auto"
     names = (machine.wide, machine.narrow) if free else (precision,)
-    ways = [ExecutionChoice(name, needs(size, name, tokens, on_card=on_card), chosen=free) for name in names]
-    for way in ways:
-        if not any(too_little(way, machine)):
-            found = replace(way, instead=None if way is ways[0] else ways[0].needs)
+    choices = [ExecutionChoice(name, needs(size, name, tokens, on_card=on_card), chosen=free) for name in names]
+    for choice in choices:
+        if not any(too_little(choice, machine)):
+            found = replace(choice, instead=None if choice is choices[0] else choices[0].needs)
             return _with_residents(found, size, tokens, machine)
-    raise UserError(too_little(ways[-1], machine))
+    raise UserError(too_little(choices[-1], machine))
 
 
-def _with_residents(way: ExecutionChoice, size: ModelSize, tokens: int, machine: Machine) -> ExecutionChoice:
+def _with_residents(choice: ExecutionChoice, size: ModelSize, tokens: int, machine: Machine) -> ExecutionChoice:
     """Return the choice with what stays in memory beside each network, as far as there is room."""
     on_card = machine.card is not None
-    every = {name: stage.host for name, stage in stages(size, way.precision, tokens, on_card=on_card).items()}
+    every = {name: stage.host for name, stage in stages(size, choice.precision, tokens, on_card=on_card).items()}
     beside, peak = {}, 0
     for lent, own in every.items():
         taken, stay = own + beside_networks(size, lent, on_card=on_card), set()
@@ -209,7 +209,7 @@ def _with_residents(way: ExecutionChoice, size: ModelSize, tokens: int, machine:
                 taken += every[other]
         beside[lent] = frozenset(stay)
         peak = max(peak, taken)
-    return replace(way, beside=MappingProxyType(beside), locked=lockable(machine.total or machine.host), peak=peak)
+    return replace(choice, beside=MappingProxyType(beside), locked=lockable(machine.total or machine.host), peak=peak)
 
 
 def lockable(total: int) -> int:
@@ -217,24 +217,24 @@ def lockable(total: int) -> int:
     return int(LOCKED_SHARE * total)
 
 
-def too_little(way: ExecutionChoice, machine: Machine) -> Iterator[Problem]:
+def too_little(choice: ExecutionChoice, machine: Machine) -> Iterator[Problem]:
     """What is too small for it."""
-    if way.needs.host > machine.host:
-        values = {"needed": gib(way.needs.host), "free": gib(machine.host)}
-        narrow = way.precision in EIGHT_BITS
+    if choice.needs.host > machine.host:
+        values = {"needed": gib(choice.needs.host), "free": gib(machine.host)}
+        narrow = choice.precision in EIGHT_BITS
         yield Problem("", "too_little_memory_narrow", values) if narrow else Problem("", "too_little_memory", values)
-    if machine.card is not None and way.needs.card > machine.card:
-        yield Problem("", "too_little_card_memory", {"needed": gib(way.needs.card), "free": gib(machine.card)})
+    if machine.card is not None and choice.needs.card > machine.card:
+        yield Problem("", "too_little_card_memory", {"needed": gib(choice.needs.card), "free": gib(machine.card)})
 
 
 def figures(needed: Requirements, disk_free: int) -> dict[str, Any]:
     """Return what is needed and what there is, in GiB, for sentences; those of a card are "" without one."""
-    way, machine = needed.choice, needed.machine
-    card = way.needs.card if machine.card is not None else None
-    instead = way.instead or Needs(0, 0)
+    choice, machine = needed.choice, needed.machine
+    card = choice.needs.card if machine.card is not None else None
+    instead = choice.instead or Needs(0, 0)
     return {
-        "precision": way.precision,
-        "memory": gib(way.needs.host),
+        "precision": choice.precision,
+        "memory": gib(choice.needs.host),
         "memory_free": gib(machine.host),
         "card": gib(card) if card is not None else "",
         "card_free": gib(machine.card) if card is not None else "",

@@ -115,7 +115,7 @@ def with_seed(request: Request) -> Request:
     return dataclasses.replace(request, seed=random.SystemRandom().randrange(DRAWN_SEED_LIMIT))
 
 
-def spread(request: Request) -> tuple[Request, ...]:
+def requests_of_batch(request: Request) -> tuple[Request, ...]:
     """One request for each film of the batch, with a drawn seed and those that follow it."""
     first = with_seed(request)
     seeds = ((first.seed + number) % (MAX_SEED + 1) for number in range(request.batch))

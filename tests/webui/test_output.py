@@ -10,7 +10,7 @@ import pytest
 
 from eichi_utils.jobs.events import Failed, Started, StopLevel, Stopped
 from eichi_utils.jobs.queue import Job
-from eichi_utils.jobs.timings import Taken, Timings, kind_of
+from eichi_utils.jobs.timings import RunTimes, Timings, kind_of
 from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem
 from eichi_utils.requests.kinds import Choice, kinds_of
@@ -133,7 +133,7 @@ def test_the_estimate_is_said_once_there_is_one(language, tower, tmp_path):
     request = MODES["reverse"](image=tower, prompt="a cat", seconds=5.0, batch=2)
     about = t("page.summary.about", time="8:44")
     assert about not in words.summary(t, request, (), timings.seconds)
-    timings.keep(Taken(kind_of(request, 768, 512), 4.0, 2.0, 1.0, 15.0))
+    timings.keep(RunTimes(kind_of(request, 768, 512), 4.0, 2.0, 1.0, 15.0))
     text = words.summary(t, request, (), timings.seconds)
     assert text.startswith("2 × (") and text.endswith(about)
     assert about not in words.summary(t, request, (Problem("crf", "out_of_range"),), timings.seconds)

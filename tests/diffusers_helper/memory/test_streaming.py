@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffusers_helper.memory.memory import module_bytes
-from diffusers_helper.memory.streaming import Ring, Streamer, WeightGroup, spread, tensors_of
+from diffusers_helper.memory.streaming import Ring, Streamer, WeightGroup, evenly_spaced, tensors_of
 from diffusers_helper.memory.weight_groups import InPlace, WeightGroups
 from diffusers_helper.models.linear import LowRankBranch, quantise, set_strengths
 from diffusers_helper.models.step_cache import FirstBlockCache, TeaCache
@@ -283,11 +283,11 @@ def test_resident_parts_are_evenly_spaced():
     groups = [WeightGroup(str(number), [nn.Linear(8, 8, bias=False)]) for number in range(60)]
     size = groups[0].bytes
     for count in (0, 1, 7, 20, 30, 45, 59, 60):
-        chosen = [int(group.name) for group in spread(groups, count * size + size // 2)]
+        chosen = [int(group.name) for group in evenly_spaced(groups, count * size + size // 2)]
         assert len(chosen) == count
         gaps = {b - a for a, b in itertools.pairwise(chosen)}
         assert not gaps or max(gaps) - min(gaps) <= 1
-    assert spread(groups, -1) == [] == spread(groups, 0)
+    assert evenly_spaced(groups, -1) == [] == evenly_spaced(groups, 0)
 
 
 def test_what_stays_is_not_copied_again_for_a_few_bytes(long_net):

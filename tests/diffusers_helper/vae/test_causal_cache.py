@@ -15,7 +15,7 @@ from diffusers_helper.vae import causal_cache as module
 from diffusers_helper.vae import vae_decode
 from diffusers_helper.vae.causal_cache import CausalCache, causal_cache_bytes
 from diffusers_helper.vae.latents import decode_after, decode_frames
-from diffusers_helper.vae.vae_decode import STRETCH, Decoder, only_frames
+from diffusers_helper.vae.vae_decode import LATENTS_AT_ONCE, Decoder, only_frames
 from eichi_utils.render.conditions import pixels_of
 from tests.diffusers_helper.inputs import returned
 
@@ -33,14 +33,14 @@ def vae() -> AutoencoderKLHunyuanVideo:
 def exact(vae, monkeypatch) -> Decoder:
     """In float64, with norms over the channels of each place and time: causal as everything else is."""
 
-    def fill(place, frame, mean, variance, weight, bias, eps):
+    def norm_silu(place, frame, mean, variance, weight, bias, eps):
         place.copy_(F.silu((frame - frame.mean(1, keepdim=True)) / (frame.var(1, keepdim=True) + eps).sqrt()))
 
     def normed(norm, x):
         return (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + norm.eps).sqrt()
 
     monkeypatch.setattr(vae_decode, "normed", normed)
-    yield Decoder(vae.double(), fill=fill)
+    yield Decoder(vae.double(), norm_silu=norm_silu)
     vae.float()
 
 
@@ -82,7 +82,7 @@ def test_each_latent_is_decoded_once_and_a_few_at_a_time(vae, monkeypatch):
     lengths, tile = [], Decoder.tile
     monkeypatch.setattr(Decoder, "tile", lambda self, z, cache: lengths.append(z.shape[2]) or tile(self, z, cache))
     in_order(Decoder(vae), noise(28).float(), [10, 9, 9])
-    assert sum(lengths) == 28 and max(lengths) == STRETCH + 1 and lengths[0] > 1
+    assert sum(lengths) == 28 and max(lengths) == LATENTS_AT_ONCE + 1 and lengths[0] > 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(3, 2), (5, 8)])

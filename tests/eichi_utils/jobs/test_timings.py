@@ -8,7 +8,7 @@ import pytest
 
 from eichi_utils.jobs.events import Event, Finished, Stage, Started, Step, Stopped
 from eichi_utils.jobs.queue import Stop
-from eichi_utils.jobs.timings import KEPT, Stopwatch, Taken, Timings, kind_of
+from eichi_utils.jobs.timings import KEPT, RunTimes, Stopwatch, Timings, kind_of
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.render.engine import Engine
@@ -40,7 +40,7 @@ def run_of(it: Request, step: float = 2.0, skipped: int = 0) -> list[Event]:
     return [*events, Finished(at=at, frames=plan.frames)]
 
 
-def measured(it: Request, **run: float) -> Taken | None:
+def measured(it: Request, **run: float) -> RunTimes | None:
     watch = Stopwatch(it)
     for event in run_of(it, **run):
         watch.see(event)
@@ -139,7 +139,7 @@ def test_damaged_files_and_entries(timings: Timings) -> None:
 def test_the_file_does_not_grow_for_ever(timings: Timings) -> None:
     """The kinds that were run longest ago go."""
     for number in [*range(KEPT + 5), 5]:
-        timings.keep(Taken(f"kind {number}", 1, 1, 1, 1))
+        timings.keep(RunTimes(f"kind {number}", 1, 1, 1, 1))
     document, _ = timings.file.read()
     assert len(document) == KEPT and "kind 4" not in document and list(document)[-1] == "kind 5"
 

@@ -114,7 +114,7 @@ class WatchedPool:
         self.loads, self.peak, self.sizes = Counter(), 0, {}
         for name in ("_load_text", "_load_vision", "_folder"):
             monkeypatch.setattr(self.pool, name, getattr(self, name))
-        monkeypatch.setattr(self.pool, "_one", lambda load, folder, dtype: self.load(folder.name))
+        monkeypatch.setattr(self.pool, "_load_module", lambda load, folder, dtype: self.load(folder.name))
         for name, stand_in in {
             "PackedTransformer": Weights,
             "Streamer": CountedWeights,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from eichi_utils.jobs.timings import Taken, Timings, kind_of
+from eichi_utils.jobs.timings import RunTimes, Timings, kind_of
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.user_data.presets import PromptPresets, favourites, lora_presets
 from eichi_utils.user_data.settings import CHOICES, AppSettings, JsonFile
@@ -73,7 +73,7 @@ def good(tmp_path: Path) -> Path:
     PromptPresets(JsonFile(folder / "prompt_presets.json", ("presets",))).save("猫", "猫が走る")
     lora_presets(folder).save("ink", [{"file": "ink.safetensors", "strength": 0.5}])
     favourites(folder).save("mine", {"mode": "reverse", "prompt": "a cat"})
-    Timings(JsonFile(folder / "timings.json")).keep(Taken("kind", 1.0, 2.0, 0.5, 3.0))
+    Timings(JsonFile(folder / "timings.json")).keep(RunTimes("kind", 1.0, 2.0, 0.5, 3.0))
     return folder
 
 
@@ -144,7 +144,7 @@ def test_choices_and_estimates_go_on(damage: str, good: Path) -> None:
             say_everything(error.problems)
             assert damage in IN_THE_WAY
     assert timings.seconds(request("reverse", ""), 128, 128) is None
-    say_everything(timings.keep(Taken("kind", 1.0, 2.0, 0.5, 3.0)))
+    say_everything(timings.keep(RunTimes("kind", 1.0, 2.0, 0.5, 3.0)))
 
 
 @pytest.mark.parametrize("number", ["1e300", "-1", '"1"', "null", "[]", "99999999999999999999"])
