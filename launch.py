@@ -135,7 +135,7 @@ def report_failure(error: Exception, root: Path) -> None:
         say("    " + line)
     say(
         str(error)
-        if isinstance(error, environment.SetupError)
+        if isinstance(error, tool_run.SetupError)
         else environment.failure_advice(repr(error), environment.OWN_VERSION) + f" ({error})"
     )
     log_path = root / "webui" / "logs" / "install.log"
@@ -221,7 +221,7 @@ def carry_out(arguments: list[str]) -> int:
         say(str(error))
         say(HELP)
         return 2
-    except (environment.SetupError, OSError) as error:
+    except (tool_run.SetupError, OSError) as error:
         report_failure(error, ROOT)
         return 1
 

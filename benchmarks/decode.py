@@ -30,7 +30,8 @@ from benchmarks.measure import (
 )
 from benchmarks.step import empty
 from diffusers_helper.memory.memory import placement
-from diffusers_helper.vae.vae_decode import Decoder, TileCache, norm_silu, side_for
+from diffusers_helper.vae.vae_decode import Decoder, TileCache, side_for
+from diffusers_helper.vae.vae_layers import norm_silu
 
 TINY = {"block_out_channels": (8, 16, 32, 32), "layers_per_block": 1, "norm_num_groups": 4}
 NEW = 9

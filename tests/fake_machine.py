@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import launch
-from eichi_utils.setup import environment, tool_run
+from eichi_utils.setup import environment, install_plan, tool_run
 
 REQUIREMENTS = "# pins\ntorch==2.13.0\neinops>=0.8\n-e .\n"
 
@@ -54,7 +54,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(tool_run, "run_logged", fake.run_logged)
     monkeypatch.setattr(environment, "probe_python", fake.probe_python)
     monkeypatch.setattr(environment, "examine", lambda root: fake.report)
-    monkeypatch.setattr(environment, "detect_cuda", lambda: fake.cuda)
-    monkeypatch.setattr(environment, "detect_capability", lambda: fake.capability)
+    monkeypatch.setattr(install_plan, "detect_cuda", lambda: fake.cuda)
+    monkeypatch.setattr(install_plan, "detect_capability", lambda: fake.capability)
     monkeypatch.setattr(sys, "platform", "linux")
     return fake

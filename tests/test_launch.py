@@ -45,6 +45,7 @@ STANDARD_LIBRARY_FILES = (
     "eichi_utils/setup/__init__.py",
     "eichi_utils/setup/console.py",
     "eichi_utils/setup/environment.py",
+    "eichi_utils/setup/install_plan.py",
     "eichi_utils/setup/tool_run.py",
 )
 

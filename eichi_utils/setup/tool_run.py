@@ -23,6 +23,14 @@ from eichi_utils.setup import console
 CHILD_DEFAULTS = MappingProxyType({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1"})
 
 
+class SetupError(Exception):
+    """Setting up failed; the text says what to do, `tail` holds the tool's last lines."""
+
+    def __init__(self, advice: str, tail: tuple[str, ...] = ()) -> None:
+        super().__init__(advice)
+        self.tail = tail
+
+
 def child_environment(environ: dict[str, str]) -> dict[str, str]:
     """The environment for children: the defaults of this program under whatever is set already."""
     return {**CHILD_DEFAULTS, **environ}

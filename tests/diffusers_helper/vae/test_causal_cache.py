@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffusers_helper.memory.memory import Room
 from diffusers_helper.vae import causal_cache as module
-from diffusers_helper.vae import vae_decode
+from diffusers_helper.vae import vae_tile
 from diffusers_helper.vae.causal_cache import CausalCache, causal_cache_bytes
 from diffusers_helper.vae.latents import decode_after, decode_frames
 from diffusers_helper.vae.vae_decode import LATENTS_AT_ONCE, Decoder, only_frames
@@ -39,7 +39,7 @@ def exact(vae, monkeypatch) -> Decoder:
     def normed(norm, x):
         return (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + norm.eps).sqrt()
 
-    monkeypatch.setattr(vae_decode, "normed", normed)
+    monkeypatch.setattr(vae_tile, "normed", normed)
     yield Decoder(vae.double(), norm_silu=norm_silu)
     vae.float()
 
@@ -59,7 +59,7 @@ def in_order(decoder: Decoder, z: torch.Tensor, lengths: list[int], cache: Causa
 @pytest.mark.parametrize("lengths", [[10], [10, 9], [6, 5, 5], [1, 1, 1, 2], [2, 7, 1]], ids=str)
 def test_in_order_it_is_the_whole_film(exact, monkeypatch, lengths, working):
     """4 T - 3 frames, whatever the sections' lengths; only norms that look at several frames make a difference."""
-    monkeypatch.setattr(vae_decode, "WORKING_BYTES", working)
+    monkeypatch.setattr(vae_tile, "WORKING_BYTES", working)
     z = noise(sum(lengths))
     whole = returned(exact.tile(z))
     made = in_order(exact, z, lengths)
@@ -89,7 +89,7 @@ def test_each_latent_is_decoded_once_and_a_few_at_a_time(vae, monkeypatch):
 def test_what_is_remembered_is_counted(vae, monkeypatch, height, width):
     """To the byte, and no more of attention than was agreed on, however long the film."""
     monkeypatch.setattr(module, "ATTENTION_LATENTS", 6)
-    monkeypatch.setattr(vae_decode, "ATTENTION_LATENTS", 6)
+    monkeypatch.setattr(vae_tile, "ATTENTION_LATENTS", 6)
     cache = CausalCache()
     assert cache.empty and cache.bytes == 0
     for part in noise(17, height, width).float().split([7, 5, 5], dim=2):

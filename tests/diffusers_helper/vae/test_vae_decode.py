@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diffusers_helper.memory.memory import Room
-from diffusers_helper.vae import vae_decode
+from diffusers_helper.vae import vae_tile
 from diffusers_helper.vae.causal_cache import CausalCache
 from diffusers_helper.vae.vae_decode import Decoder, TileCache, peak_bytes, side_for, smaller_side
 from tests.diffusers_helper.inputs import returned
@@ -54,7 +54,7 @@ def whole(decoder: Decoder, z: torch.Tensor, tile_cache: TileCache | None = None
 @pytest.mark.parametrize("frames", [1, 2, 4, 5, 6, 10, 19])
 def test_the_picture_is_diffusers(own, monkeypatch, frames, working, layout):
     """Whatever the length, however few frames are worked on at a time, and however they lie in memory."""
-    monkeypatch.setattr(vae_decode, "WORKING_BYTES", working)
+    monkeypatch.setattr(vae_tile, "WORKING_BYTES", working)
     z = noise(frames, 3, 2)
     assert (whole(Decoder(own, layout=layout), z) - own.decode(z).sample).abs().max() <= 1e-4
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from eichi_utils.setup import environment, installed, tool_run
+from eichi_utils.setup import environment, install_plan, installed, tool_run
 from tests.fake_machine import REQUIREMENTS
 
 PINNED = "torch==2.13.0"
@@ -156,7 +156,7 @@ def test_new_graphics_card_replaces_the_cpu_build(machine):
 
 def test_interrupted_installation_ends_130_and_is_made_anew(machine, capsys):
     """Ctrl-C ends without a traceback, and the half-made environment is not taken for a whole one."""
-    machine.interrupt_at = environment.plan_install("linux", "cpu", REQUIREMENTS, False)[-1].title
+    machine.interrupt_at = install_plan.plan_install("linux", "cpu", REQUIREMENTS, False)[-1].title
     assert launch.main(["setup"]) == 130
     assert "Traceback" not in capsys.readouterr().err
     assert not environment.stamp_path(machine.root).exists()
@@ -383,12 +383,12 @@ def test_progress_is_numbered_and_leaves_stdout_alone(machine, capsys):
 
 def arguments_of(platform, build, test=False):
     """The plan's pip arguments only."""
-    return [step.arguments for step in environment.plan_install(platform, build, REQUIREMENTS, test)]
+    return [step.arguments for step in install_plan.plan_install(platform, build, REQUIREMENTS, test)]
 
 
 def test_plan_without_a_card():
     """Linux saves the CUDA download if it can; Windows and macOS take the default index as it is."""
-    linux = environment.plan_install("linux", "cpu", REQUIREMENTS, False)
+    linux = install_plan.plan_install("linux", "cpu", REQUIREMENTS, False)
     assert [bool(step.without) for step in linux] == [True, False]
     assert linux[0].arguments[0] == PINNED and linux[0].arguments[-1].endswith("/cpu")
     assert arguments_of("win32", "cpu") == arguments_of("darwin", "cpu") == [("-r", "requirements.txt")]
@@ -405,7 +405,7 @@ def test_plan_without_a_card():
 )
 def test_plan_with_a_card(platform, build, torch):
     """The CUDA build of torch comes first and from where it is; the speed-ups cannot replace it."""
-    steps = environment.plan_install(platform, build, REQUIREMENTS, False)
+    steps = install_plan.plan_install(platform, build, REQUIREMENTS, False)
     assert steps[0].arguments == torch and not steps[0].without
     assert steps[1].arguments == ("-r", "requirements.txt")
     names = [step.title.split()[0] for step in steps[2:]]
@@ -427,23 +427,23 @@ def test_plan_with_a_card(platform, build, torch):
 )
 def test_speed_ups_fit_the_card(platform, capability, names):
     """FlashAttention 3 runs on Hopper alone; what is slower than torch itself is not installed."""
-    found = [re.split("[<>=]", name)[0] for name in environment.speed_ups(platform, capability)]
+    found = [re.split("[<>=]", name)[0] for name in install_plan.speed_ups(platform, capability)]
     assert found == names
-    plan = environment.plan_install(platform, "cu130", REQUIREMENTS, False, capability, optional=False)
+    plan = install_plan.plan_install(platform, "cu130", REQUIREMENTS, False, capability, optional=False)
     assert not any(step.without for step in plan)
 
 
 def test_compute_capability_is_read_from_nvidia_smi():
     """The first card's; a driver that does not know the question answers with a sentence."""
-    assert environment.compute_capability("9.0\n8.6\n") == (9, 0)
-    assert environment.compute_capability("12.0") == (12, 0)
+    assert install_plan.compute_capability("9.0\n8.6\n") == (9, 0)
+    assert install_plan.compute_capability("12.0") == (12, 0)
     for text in ("", "[N/A]\n", 'Field "compute_cap" is not a valid field to query.\n', "9.0 GB"):
-        assert environment.compute_capability(text) is None
+        assert install_plan.compute_capability(text) is None
 
 
 def test_plan_with_the_test_tools():
     """The test extra is one more step and not optional."""
-    steps = environment.plan_install("win32", "cpu", REQUIREMENTS, True)
+    steps = install_plan.plan_install("win32", "cpu", REQUIREMENTS, True)
     assert steps[-1].arguments == ("-e", ".[test]") and not steps[-1].without
 
 
@@ -460,23 +460,23 @@ def test_plan_with_the_test_tools():
 )
 def test_torch_build_follows_the_driver(platform, cuda, build):
     """A CUDA 13 build does not run on an older driver."""
-    assert environment.torch_build(platform, cuda) == build
+    assert install_plan.torch_build(platform, cuda) == build
 
 
 def test_cuda_version_is_read_from_nvidia_smi():
     """The heading's CUDA version decides, not the driver's own number."""
     heading = "| NVIDIA-SMI 580.65.06    Driver Version: 580.65.06    CUDA Version: 13.0     |"
-    assert environment.cuda_version(heading) == (13, 0)
-    assert environment.cuda_version("NVIDIA-SMI has failed because it couldn't communicate with the driver.") is None
+    assert install_plan.cuda_version(heading) == (13, 0)
+    assert install_plan.cuda_version("NVIDIA-SMI has failed because it couldn't communicate with the driver.") is None
 
 
 def test_requirements_pin_torch():
     """The launcher takes torch's version from requirements.txt, its only source."""
     text = (launch.ROOT / "requirements.txt").read_text(encoding="utf-8")
-    assert environment.torch_requirement(text) == PINNED
+    assert install_plan.torch_requirement(text) == PINNED
     assert text.rstrip().splitlines()[-1] == "-e ."
-    with pytest.raises(environment.SetupError):
-        environment.torch_requirement("torch>=2\n")
+    with pytest.raises(tool_run.SetupError):
+        install_plan.torch_requirement("torch>=2\n")
 
 
 def test_pip_progress_counts():
