@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
@@ -33,8 +31,7 @@ from diffusers_helper.interrupt import Tick, between_layers, never
 from diffusers_helper.memory import memory
 from diffusers_helper.memory.budget import Budget
 from diffusers_helper.memory.device import CudaDevice, Device
-from diffusers_helper.memory.streaming import Streamer
-from diffusers_helper.memory.weight_groups import InPlace, WeightGroups, lent_while_called
+from diffusers_helper.memory.weight_groups import InPlace, lent_while_called
 from diffusers_helper.models.attention import AttentionChoice, choose_attention
 from diffusers_helper.models.compiled import Passes, choose_passes
 from diffusers_helper.models.execution import Execution
@@ -43,16 +40,15 @@ from diffusers_helper.models.transformer import PackedTransformer
 from eichi_utils.files.disk_cache import MOST_GB, open_caches
 from eichi_utils.models.components import CHECKS, load_vae, pretrained
 from eichi_utils.models.hub import PREPROCESSOR_FILE, SHARED, ModelFiles, Place
+from eichi_utils.models.loaded_networks import Loaded, LoadedNetworks, NetworkSpec
 from eichi_utils.models.lora_binding import bind, load_transformer, merge_key
 from eichi_utils.models.requirements import (
     MOST_RESERVED,
     RESERVE_GB,
     ExecutionChoice,
     Machine,
-    NetworkMemory,
     Requirements,
     files_problems,
-    lockable,
     requirements,
 )
 from eichi_utils.problems import Problem, UserError
@@ -62,34 +58,6 @@ from eichi_utils.requests.request import Request
 
 # Tokens of a section in the usual size, where nobody says how many there are.
 USUAL_TOKENS = 18_500
-
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """What is loaded; equality decides about loading again.
-
-    storage: the 8-bit format of the blocks' weights, or None. merged: the files that are worked into the weights.
-    """
-
-    component: str
-    folder: Path
-    dtype: torch.dtype
-    storage: str | None = None
-    merged: tuple = ()
-
-
-@dataclass
-class _Loaded:
-    spec: NetworkSpec
-    value: Any
-    modules: tuple[nn.Module, ...]
-    streamer: Streamer | None = None
-    # What tells its side branches from others; None where a file could not be used half-way.
-    branches: tuple | None = ()
-
-    @property
-    def bytes(self) -> int:
-        return sum(memory.module_bytes(module) for module in self.modules)
 
 
 class ModelPool:
@@ -134,18 +102,15 @@ class ModelPool:
         where = self.placement.device
         self.card: Device | None = CudaDevice(where) if card is None and where.type == "cuda" else card
         self.budget = Budget(int(reserve_gb * 2**30))
-        self.room = memory.Room(self._free, self._make_room)
-        self._choice: ExecutionChoice | None = None
-        self._loaded: dict[str, _Loaded] = {}
+        self.networks = LoadedNetworks(self.card, self.budget)
+        self.room = self.networks.room
         self._checked: dict[str, tuple] = {}
-        self._host = NetworkMemory()
         self._tick: Tick = never
 
     def use(self, files: ModelFiles) -> None:
         """Lend another model's networks from now on; those of the one before are dropped at once."""
         if files != self.files:
-            while self._loaded:
-                self._drop(next(iter(self._loaded)))
+            self.networks.drop_all()
             self.files = files
 
     def reserve(self, gigabytes: float) -> None:
@@ -191,17 +156,17 @@ class ModelPool:
 
     def machine(self) -> Machine:
         """Return what networks can have here, the reserve left out."""
-        memory_here = self._host.now()
+        memory_here = self.networks.memory.now()
         host, total = memory_here.available, memory_here.total
         if self.card is None:
             return Machine(host, total=total)
-        on_card = sum(loaded.streamer.card_bytes for loaded in self._loaded.values() if loaded.streamer)
+        on_card = self.networks.card_bytes
         wide = "bfloat16" if self.placement.transformer == torch.bfloat16 else "auto"
         return Machine(host, self.card.free() + on_card - self.budget.reserve, wide, self.narrow, total)
 
     def follow_choice(self, choice: ExecutionChoice) -> None:
         """Keep and drop networks as was decided, from the next loan on. Until then nothing is dropped."""
-        self._choice = choice
+        self.networks.follow_choice(choice)
 
     @cached_property
     def narrow(self) -> str:
@@ -251,12 +216,13 @@ class ModelPool:
             how = storage, merged, device, self.card is not None, self.caches.weights, self._tick
             return self._load_module(lambda *place: load_transformer(*place, *how), folder, dtype)
 
-        with self._loan(
-            spec, load, lambda net, bound: bind(net, beside, bound), PackedTransformer.weight_groups, tokens
-        ) as net:
-            yield net.running_with(self._execution(self._loaded[spec.component]))
+        def change(net: PackedTransformer, bound: tuple | None) -> tuple:
+            return bind(net, beside, bound)
 
-    def _execution(self, loaded: _Loaded) -> Execution:
+        with self.networks.loan(spec, load, change, PackedTransformer.weight_groups, tokens) as loaded:
+            yield loaded.value.running_with(self._execution(loaded))
+
+    def _execution(self, loaded: Loaded) -> Execution:
         """Return what a lent transformer runs with here."""
         return Execution(
             attend=self.attention.kernel,
@@ -272,131 +238,32 @@ class ModelPool:
         folder, dtype = self._folder("vae"), self.placement.encoder
         spec = NetworkSpec("vae", folder, dtype)
         with (
-            self._loan(spec, lambda: self._load_module(load_vae, folder, dtype), work=work) as vae,
-            between_layers(self._tick, vae),
+            self.networks.loan(spec, lambda: self._load_module(load_vae, folder, dtype), work=work) as loaded,
+            between_layers(self._tick, loaded.value),
         ):
-            yield vae
+            yield loaded.value
 
     @contextmanager
     def text(self) -> Iterator[TextEncoders]:
         spec = NetworkSpec("text_encoder", self._folder("text_encoder"), self.placement.encoder)
         try:
-            with self._loan(spec, self._load_text, parts=text_weight_groups) as encoders, ExitStack() as around:
-                if self.card is not None:
-                    streamer = self._loaded[spec.component].streamer
-                    around.enter_context(streamer.job())
-                    around.enter_context(lent_while_called(language_layers(encoders), streamer))
+            with self.networks.loan(spec, self._load_text, groups=text_weight_groups) as loaded, ExitStack() as around:
+                encoders = loaded.value
+                if loaded.streamer:
+                    around.enter_context(loaded.streamer.job())
+                    around.enter_context(lent_while_called(language_layers(encoders), loaded.streamer))
                 # After those: a layer that is broken off was lent, and is given back.
                 around.enter_context(between_layers(self._tick, encoders.llama, encoders.clip))
                 yield encoders
         finally:
             # 15 GB that only prompts need, also where they were not encoded: the transformer takes their place.
-            if spec.component in self._loaded:
-                self._drop(spec.component)
+            self.networks.drop(spec.component)
 
     @contextmanager
     def vision(self) -> Iterator[VisionEncoder]:
         spec = NetworkSpec("image_encoder", self._folder("image_encoder"), self.placement.encoder)
-        with self._loan(spec, self._load_vision) as encoder, between_layers(self._tick, encoder.model):
-            yield encoder
-
-    @contextmanager
-    def _loan(
-        self,
-        spec: NetworkSpec,
-        load: Callable[[], tuple[Any, tuple[nn.Module, ...]]],
-        change: Callable[[Any, tuple | None], tuple] = lambda value, branches: (),
-        parts: Callable[[Any], WeightGroups] | None = None,
-        work: int = 0,
-    ) -> Iterator[Any]:
-        """change: what is done to the value before it is counted and moved: given its side branches, returns those it has then.
-        parts: how it is streamed to a card; without, it
-        moves whole. work: how much there is to do; tokens of a step, in the transformer."""
-        if spec.component in self._loaded and self._loaded[spec.component].spec != spec:
-            self._drop(spec.component)
-        self._drop_all_but(spec.component)
-        loaded = self._loaded.pop(spec.component, None)
-        if loaded is None:
-            value, modules = load()
-            loaded = _Loaded(spec, value, modules)
-        # Last in the dictionary is last used.
-        self._loaded[spec.component] = loaded
-        before, loaded.branches = loaded.branches, None
-        loaded.branches = change(loaded.value, before)
-        if loaded.streamer and loaded.branches != before:
-            loaded.streamer.close()
-            loaded.streamer = None
-        if self.card is None:
+        with self.networks.loan(spec, self._load_vision) as loaded, between_layers(self._tick, loaded.value.model):
             yield loaded.value
-            return
-        kind = spec, work
-        self._make_card_room(loaded, self.budget.work(kind) if parts is None else None)
-        if parts is None:
-            self.room.retry_after_oom(lambda: [memory.move(module, self.card.device) for module in loaded.modules])
-        else:
-            self._stream(loaded, parts(loaded.value), kind)
-        yield from self._measured(loaded, kind)
-
-    def _measured(self, loaded: _Loaded, kind: tuple[NetworkSpec, int]) -> Iterator[Any]:
-        """Yields the value, and remembers what computing with it took besides what was on the card before."""
-        self.card.reset_peak()
-        before = self.card.allocated()
-        try:
-            yield loaded.value
-        finally:
-            self.budget.measure(kind, self.card.peak() - before)
-
-    def _stream(self, loaded: _Loaded, parts: WeightGroups, kind: tuple[NetworkSpec, int]) -> None:
-        """As much of the network onto the card as fits beside its computing; the rest passes through."""
-        if loaded.streamer is None:
-            loaded.streamer = Streamer(self.card, parts)
-            loaded.streamer.lock(self._choice.locked if self._choice else lockable(self._host.now().total))
-        streamer, (spec, tokens) = loaded.streamer, kind
-        work = self.budget.work(kind)
-        if work is None:
-            width = loaded.value.config.dim if tokens else 0
-            work = self.budget.estimate(tokens, width, spec.dtype.itemsize)
-        available = self.card.free() + streamer.card_bytes
-        streamer.fit(self.budget.for_weights(available, max(work, streamer.job_bytes)))
-
-    def _drop(self, component: str) -> _Loaded:
-        loaded = self._loaded.pop(component)
-        if loaded.streamer:
-            loaded.streamer.close()
-        return loaded
-
-    def _drop_all_but(self, lent: str) -> None:
-        """Make room for a network before it is loaded."""
-        if self._choice is not None:
-            for component in self._loaded.keys() - self._choice.beside[lent] - {lent}:
-                self._drop(component)
-
-    def _make_card_room(self, wanted: _Loaded, work: int | None) -> None:
-        """Others leave the card: all of them for what is streamed or was never measured (None), else as many as it needs."""
-        for loaded in self._loaded.values():
-            short = None if work is None else wanted.bytes + work + self.budget.reserve - self.card.free()
-            if loaded is wanted:
-                continue
-            if short is not None and short <= 0:
-                return
-            if loaded.streamer:
-                loaded.streamer.leave(short)
-            else:
-                for module in loaded.modules:
-                    memory.move(module, torch.device("cpu"))
-
-    def _free(self) -> int | None:
-        """Bytes of the card that computing may take."""
-        return None if self.card is None else self.card.free() - self.budget.reserve
-
-    def _make_room(self) -> bool:
-        """Memory ran out: everything leaves the card but what is lent. False if nothing else was there."""
-        if self.card is None:
-            return False
-        before = self.card.allocated()
-        self._make_card_room(list(self._loaded.values())[-1], None)
-        self.card.tidy()
-        return self.card.allocated() < before
 
     def _folder(self, name: str) -> Path:
         try:

@@ -46,7 +46,7 @@ def on_card(checkpoint: Path, card: FakeDevice, reserve_gb: float = 0.0) -> Mode
 def test_without_a_card_nothing_moves(pool: ModelPool) -> None:
     assert pool.card is None
     with pool.transformer("framepack") as net:
-        assert pool._loaded["transformer"].streamer is None
+        assert pool.networks.loaded["transformer"].streamer is None
         assert net.execution.weights.make_room() is False
 
 
@@ -67,7 +67,7 @@ def test_a_film_through_a_small_card_is_the_same(
     small = on_card(checkpoint, card)
     monkeypatch.setattr(small.budget, "for_weights", lambda available, work: 0)
     assert last_preview(carry_out(wanted, small, tmp_path / "card")) == plain
-    streamer = small._loaded["transformer"].streamer
+    streamer = small.networks.loaded["transformer"].streamer
     assert streamer.resident == () and card.copied > 0
 
 
@@ -78,12 +78,12 @@ def test_prompts_pass_through_the_language_model_layer_by_layer(checkpoint: Path
     card = FakeDevice()
     other = on_card(checkpoint, card)
     with other.text() as encoders:
-        streamer = other._loaded["text_encoder"].streamer
+        streamer = other.networks.loaded["text_encoder"].streamer
         assert card.allocated() == streamer.card_bytes == streamer.step_bytes + streamer.job_bytes
         for wanted, prompt in zip(plain, ("a cat", "a dog runs over a hill"), strict=True):
             embedding = encode_prompt(encoders, prompt)
             assert torch.equal(embedding.tokens, wanted.tokens) and torch.equal(embedding.pooled, wanted.pooled)
-    assert card.allocated() == 0 and "text_encoder" not in other._loaded
+    assert card.allocated() == 0 and "text_encoder" not in other.networks.loaded
     assert not encoders.llama.layers[0]._forward_pre_hooks
 
 
@@ -120,7 +120,7 @@ def test_others_leave_for_the_transformer_and_it_for_them(deep: Path) -> None:
         assert streamer.card_bytes == streamer.step_bytes
     with pool.vae():
         assert streamer.card_bytes == streamer.step_bytes
-    vae = pool._loaded["vae"].bytes
+    vae = pool.networks.loaded["vae"].bytes
     card.capacity = streamer.step_bytes + vae - 1
     with pool.vae():
         assert 0 < streamer.card_bytes < streamer.step_bytes

@@ -157,10 +157,10 @@ def test_two_models_in_turn_never_mix(checkpoint: Path, pictures: list[str], tmp
     for number, it in enumerate(jobs):
         *_, last = engine(it, f"job{number}", Stop())
         assert isinstance(last, Finished)
-        folders = {loaded.spec.folder.parent for loaded in engine.pool._loaded.values()}
+        folders = {loaded.spec.folder.parent for loaded in engine.pool.networks.loaded.values()}
         assert folders == {MINIATURE if it.model == "miniature" else checkpoint}
         made.append([event.preview for event in engine(it, f"again{number}", Stop()) if hasattr(event, "preview")])
-        kept.append(sum(loaded.bytes for loaded in engine.pool._loaded.values()))
+        kept.append(sum(loaded.bytes for loaded in engine.pool.networks.loaded.values()))
     assert made[0] == made[2] != made[1]
     assert kept[0] == kept[2] != kept[1]
 
@@ -173,7 +173,7 @@ def test_the_same_model_stays_loaded(checkpoint: Path) -> None:
     with pool.vae() as after:
         assert after is before
     pool.use(ModelFiles(MINIATURE))
-    assert pool._loaded == {}
+    assert pool.networks.loaded == {}
 
 
 @pytest.mark.parametrize("checkpoints", [["framepack"], ["framepack", "framepack_f1"], []])

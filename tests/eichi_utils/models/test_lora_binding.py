@@ -142,13 +142,13 @@ def test_a_precision_is_loaded_once_and_counted_exactly(files: dict, checkpoint:
     expected = wide - sum(3 * rows * columns - 4 * rows for rows, columns in narrow.values())
     for precision in ("int8", "float8", "int8"):
         with pool.transformer("framepack", precision) as net:
-            assert module_bytes(net) == expected == pool._loaded["transformer"].bytes
+            assert module_bytes(net) == expected == pool.networks.loaded["transformer"].bytes
             small = {name for name, tensor in net.state_dict().items() if tensor.element_size() == 1}
             assert small == {f"{name}.weight" for name in narrow}
             assert net.dtype == torch.float32
     with pool.transformer("framepack", "int8", (Lora(files["peft"]),)) as net:
         factors = sum(4 * (branch.up.numel() + branch.down.numel()) for branch in linear.branches(net))
-        assert factors > 0 and pool._loaded["transformer"].bytes == expected + factors
+        assert factors > 0 and pool.networks.loaded["transformer"].bytes == expected + factors
     with pool.transformer("framepack", "bfloat16") as net:
         assert net.dtype == torch.bfloat16 and module_bytes(net) == wide / 2
     assert [given[2] for given in loads] == [None, "int8", "float8", "int8", None]

@@ -30,5 +30,5 @@ def test_a_film_is_the_same_with_its_lora_on_the_way(
     whole = latents_of(it, ModelPool(checkpoint, device="cpu"))
     pool = ModelPool(checkpoint, device="cpu", card=FakeDevice(), reserve_gb=0)
     streamed = latents_of(it, pool)
-    assert pool._loaded["transformer"].streamer.resident == ()
+    assert pool.networks.loaded["transformer"].streamer.resident == ()
     assert torch.equal(whole, streamed)

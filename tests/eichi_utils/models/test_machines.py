@@ -16,6 +16,7 @@ from torch import nn
 
 from diffusers_helper.memory import memory
 from diffusers_helper.models.execution import Execution
+from eichi_utils.models import loaded_networks
 from eichi_utils.models import pool as pool_module
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.models.requirements import EIGHT_BITS, WORKING_BYTES, ExecutionChoice, Machine, choose, stages
@@ -117,7 +118,6 @@ class WatchedPool:
         monkeypatch.setattr(self.pool, "_load_module", lambda load, folder, dtype: self.load(folder.name))
         for name, stand_in in {
             "PackedTransformer": Weights,
-            "Streamer": CountedWeights,
             "between_layers": lambda *_: nullcontext(),
             "lent_while_called": lambda *_: nullcontext(),
             "language_layers": lambda _: (),
@@ -126,6 +126,7 @@ class WatchedPool:
             "choose_product": lambda device: None,
         }.items():
             monkeypatch.setattr(pool_module, name, stand_in)
+        monkeypatch.setattr(loaded_networks, "Streamer", CountedWeights)
         monkeypatch.setattr(memory, "move", lambda module, device: 0)
 
     def _folder(self, name: str) -> Path:
@@ -133,7 +134,7 @@ class WatchedPool:
 
     def load(self, name: str) -> tuple[Weights, tuple[nn.Module, ...]]:
         self.loads[name] += 1
-        there = sum(self.sizes[other] for other in self.pool._loaded)
+        there = sum(self.sizes[other] for other in self.pool.networks.loaded)
         self.peak = max(self.peak, there + self.sizes[name])
         weights = Weights(self.sizes[name])
         return weights, (weights,)

@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_stops_a_run_before_it_works(copy: Path, pictures: 
     with pytest.raises(UserError) as error:
         carry_out(request("single", pictures[0]), pool, tmp_path / "out")
     assert found(error.value.problems) == {("models", "checkpoint_file_damaged")}
-    assert pool._loaded == {}
+    assert pool.networks.loaded == {}
     assert not (tmp_path / "out").exists()
 
 
@@ -256,7 +256,7 @@ def test_networks_are_loaded_once(checkpoint: Path, monkeypatch: pytest.MonkeyPa
         assert net is not kept[0]
     assert [Path(a[0]).name for a in loads] == ["transformer", "vae", "transformer_f1"]
     # One slot for both transformers.
-    assert set(pool._loaded) == {"transformer", "vae"}
+    assert set(pool.networks.loaded) == {"transformer", "vae"}
     with pool.transformer("framepack"), pool.vae() as vae:
         assert vae is kept[1]
     assert len(loads) == 4
@@ -275,20 +275,20 @@ def test_what_may_not_stay_is_dropped(checkpoint: Path, monkeypatch: pytest.Monk
     for loan in (transformer, pool.vision, pool.vae, transformer):
         with loan():
             pass
-    assert list(pool._loaded) == ["image_encoder", "vae", "transformer"]
+    assert list(pool.networks.loaded) == ["image_encoder", "vae", "transformer"]
     beside = {"transformer": frozenset({"vae"}), "image_encoder": frozenset()}
     pool.follow_choice(ExecutionChoice("auto", Needs(0, 0), beside=beside))
     with transformer():
-        assert list(pool._loaded) == ["vae", "transformer"]
+        assert list(pool.networks.loaded) == ["vae", "transformer"]
     load, there = pool._load_vision, []
-    monkeypatch.setattr(pool, "_load_vision", lambda: there.append([*pool._loaded]) or load())
+    monkeypatch.setattr(pool, "_load_vision", lambda: there.append([*pool.networks.loaded]) or load())
     with pool.vision():
-        assert list(pool._loaded) == ["image_encoder"] and there == [[]]
+        assert list(pool.networks.loaded) == ["image_encoder"] and there == [[]]
 
 
 def test_the_text_encoder_never_stays(checkpoint: Path) -> None:
     """15 GB that only prompts need: without a card they stayed for good, beside a transformer of 26 GB."""
     pool = ModelPool(checkpoint, device="cpu")
     with pool.text():
-        assert list(pool._loaded) == ["text_encoder"]
-    assert pool._loaded == {}
+        assert list(pool.networks.loaded) == ["text_encoder"]
+    assert pool.networks.loaded == {}

@@ -186,7 +186,7 @@ def test_memory_that_is_enough_without_a_lora(
     pool = ModelPool(checkpoint, device="cpu")
     with pytest.raises(UserError) as error:
         carry_out(with_it, pool, tmp_path / "out")
-    assert found(error.value.problems) == {("", "too_little_memory")} and pool._loaded == {}
+    assert found(error.value.problems) == {("", "too_little_memory")} and pool.networks.loaded == {}
 
 
 @pytest.mark.parametrize("room", ["enough", "tight"])
@@ -256,14 +256,14 @@ def test_a_card_too_small_ends_a_run_before_it_works(checkpoint: Path, pictures:
     with pytest.raises(UserError) as error:
         carry_out(request("single", pictures[0]), pool, tmp_path / "out")
     assert found(error.value.problems) == {("", "too_little_card_memory")}
-    assert pool._loaded == {} and card.allocations == 0
+    assert pool.networks.loaded == {} and card.allocations == 0
 
 
 def test_what_is_loaded_already_is_not_needed_a_second_time(
     checkpoint: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool, it = ModelPool(checkpoint, device="cpu"), request("single", pictures[0])
-    held = pool._host._began
+    held = pool.networks.memory._began
     enough = needs(model_size(pool.files, "framepack"), "auto", 10_000, on_card=False).host
     monkeypatch.setattr(requirements, "own_memory", lambda: held)
     monkeypatch.setattr(requirements, "host_memory", lambda: HostMemory(enough, 1000))

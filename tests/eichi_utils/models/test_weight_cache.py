@@ -50,7 +50,7 @@ def pool_of(folder: Path, gigabytes: float = 1.0, card: FakeDevice | None = None
 def weights(pool: ModelPool, precision: str = "int8", loras: tuple[Lora, ...] = ()) -> dict[str, bytes]:
     """The bytes of everything that a fresh loan has in its state dict."""
     with pool.transformer("framepack", precision, loras, merge=bool(loras), tokens=10) as net:
-        streamer = pool._loaded["transformer"].streamer
+        streamer = pool.networks.loaded["transformer"].streamer
         if streamer:
             streamer.leave()
         return {name: tensor.flatten().view(torch.uint8).numpy().tobytes() for name, tensor in net.state_dict().items()}
@@ -98,7 +98,7 @@ def test_beside_a_card_they_can_be_locked(checkpoint: Path) -> None:
         card = FakeDevice()
         pool = pool_of(checkpoint, 1, card)
         with pool.transformer("framepack", "int8", tokens=10):
-            streamer = pool._loaded["transformer"].streamer
+            streamer = pool.networks.loaded["transformer"].streamer
             assert streamer._arena is None
             assert sum(card.locked.values()) == sum(run.source.numel() for part in streamer._step.values() for run in part.runs)
 

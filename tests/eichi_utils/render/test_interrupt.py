@@ -17,6 +17,7 @@ from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs.events import DecodeProgress, Ended, Finished, Saved, Stage, StopLevel, Stopped
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.jobs.view import View
+from eichi_utils.models.loaded_networks import LoadedNetworks
 from eichi_utils.models.pool import ModelPool
 from eichi_utils.render import driver, encoding
 from tests.eichi_utils.helpers import SHORT, THREE, carry_out, decoded, names_in, request
@@ -26,10 +27,10 @@ from tests.eichi_utils.helpers import SHORT, THREE, carry_out, decoded, names_in
 def loans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is on loan at this moment, of any pool."""
     lent: list[str] = []
-    loan = ModelPool._loan
+    loan = LoadedNetworks.loan
 
     @contextmanager
-    def noted(self: ModelPool, spec: Any, *rest: Any, **settings: Any) -> Iterator[Any]:
+    def noted(self: LoadedNetworks, spec: Any, *rest: Any, **settings: Any) -> Iterator[Any]:
         with loan(self, spec, *rest, **settings) as value:
             lent.append(spec.component)
             try:
@@ -37,7 +38,7 @@ def loans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             finally:
                 lent.remove(spec.component)
 
-    monkeypatch.setattr(ModelPool, "_loan", noted)
+    monkeypatch.setattr(LoadedNetworks, "loan", noted)
     return lent
 
 
@@ -60,7 +61,7 @@ def test_a_stop_at_any_event_leaves_no_more_than_a_finished_run(
     """A stop while prompts were encoded left 15 GB of text encoder in memory, for good where there is no card."""
     it, pool = request("single", pictures[0], steps=3), ModelPool(checkpoint, device="cpu")
     count = len(carry_out(it, pool, tmp_path, "whole"))
-    kept = set(pool._loaded)
+    kept = set(pool.networks.loaded)
     assert "text_encoder" not in kept and loans == []
     for index in range(count):
         stop = Stop()
@@ -70,7 +71,7 @@ def test_a_stop_at_any_event_leaves_no_more_than_a_finished_run(
                 stop.request(StopLevel.NOW)
             events.append(event)
         assert isinstance(events[-1], Ended)
-        assert set(pool._loaded) <= kept and loans == [], f"stopped at event {index}"
+        assert set(pool.networks.loaded) <= kept and loans == [], f"stopped at event {index}"
 
 
 @pytest.mark.parametrize("at", ["text", "vision", "encode", "sample", "decode"])
@@ -87,7 +88,7 @@ def test_a_run_that_is_dropped_gives_everything_back(
         if stage == at and (loans or at in ("vision", "encode")):
             break
     run.close()
-    assert loans == [] and "text_encoder" not in pool._loaded
+    assert loans == [] and "text_encoder" not in pool.networks.loaded
 
 
 def test_an_encoder_that_fails_does_not_stay(
@@ -102,7 +103,7 @@ def test_an_encoder_that_fails_does_not_stay(
     monkeypatch.setattr(encoding, "encode_prompt", fail)
     with pytest.raises(RuntimeError):
         carry_out(request("single", pictures[0]), pool, tmp_path)
-    assert loans == [] and pool._loaded == {}
+    assert loans == [] and pool.networks.loaded == {}
 
 
 def test_every_look_at_the_stop_may_be_the_last(
@@ -117,7 +118,7 @@ def test_every_look_at_the_stop_may_be_the_last(
         fresh, stop = ModelPool(checkpoint, device="cpu"), CountedStop(looks)
         end = carry_out(it, fresh, tmp_path / f"{looks}", "j", stop)[-1]
         assert isinstance(end, Stopped), f"after {looks} looks"
-        assert loans == [] and "text_encoder" not in fresh._loaded
+        assert loans == [] and "text_encoder" not in fresh.networks.loaded
         assert {Path(file).name for file in end.files} == names_in(tmp_path / f"{looks}")
         # A few more: the level that is told, and whether the result is whole.
         assert stop.seen <= looks + 5
@@ -190,7 +191,7 @@ def test_loading_is_broken_off_between_tensors(checkpoint: Path) -> None:
 
         with pool.interruptible(tick), pytest.raises(Interrupted), lend(pool):
             raise AssertionError("it was loaded")
-        assert pool._loaded == {}
+        assert pool.networks.loaded == {}
         with lend(pool) as net:
             assert net is not None
 
