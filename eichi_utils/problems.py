@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 # `t(key, **values)`: a sentence in the user's language. The languages themselves are known to pages and command line only.
@@ -49,7 +50,7 @@ class Problem:
 
     field: str
     key: str
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         said = {name: sayable(value) if isinstance(value, str) else value for name, value in self.values.items()}
@@ -62,7 +63,7 @@ class Remark:
     """Something the user should know of a file or a choice that can be used. key: below `notice.` in the locales."""
 
     key: str
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class UserError(Exception):

@@ -52,13 +52,12 @@ class Conversion:
     def __call__(self, colours: Image.Image) -> Image.Image:
         """Return a strip as RGB. colours: of mode L, I;16, RGB, CMYK, LAB or one that Pillow can convert."""
         if colours.mode == "LAB":
-            return ImageCms.applyTransform(colours, _built(ImageCms.createProfile("LAB"), "LAB"))
+            return _built(ImageCms.createProfile("LAB"), "LAB").apply(colours)
         if not self._transforms:
             return _to_8_bits(colours).convert("RGB")
         if colours.mode not in self._transforms:
             colours = _to_8_bits(colours).convert(next(mode for mode in ("RGB", "L", "CMYK") if mode in self._transforms))
-        transform = self._transforms[colours.mode]
-        return ImageCms.applyTransform(colours, transform) if transform else colours.convert("RGB")
+        return self._transforms[colours.mode].apply(colours)
 
 
 def _to_8_bits(picture: Image.Image) -> Image.Image:
@@ -68,8 +67,8 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray(((numpy.asarray(picture).astype(numpy.uint32) + 128) // 257).astype(numpy.uint8))
 
 
-def _transforms(picture: Image.Image) -> dict[str, ImageCms.ImageCmsTransform | None]:
-    """Return what converts strips of each mode that the picture can be brought to; None converts them like sRGB."""
+def _transforms(picture: Image.Image) -> dict[str, ImageCms.ImageCmsTransform]:
+    """Return what converts strips of each mode that the picture can be brought to; nothing where its colours are sRGB's."""
     profile, space = _profile(picture)
     if profile is None:
         return {}
@@ -91,8 +90,10 @@ def _profile(picture: Image.Image) -> tuple[ImageCms.ImageCmsProfile | None, str
     info = picture.info
     if data := info.get("icc_profile"):
         try:
-            profile = ImageCms.ImageCmsProfile(io.BytesIO(judged_profile(data)))
-            space = profile.profile.xcolor_space.strip()
+            judged = judged_profile(data)
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(judged))
+            # The signature of the data's colour space (ICC.1:2022, 7.2.8).
+            space = judged[16:20].decode("ascii", "replace").strip()
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
             raise ProfileError(str(error)) from None
         if space not in SPACES:
@@ -167,5 +168,5 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
         levels = numpy.arange(0, 256, 15, dtype=numpy.uint8)
         cube = numpy.stack(numpy.meshgrid(levels, levels, levels), axis=-1)
         probe = Image.fromarray(cube.reshape(len(levels), -1, 3))
-    after = numpy.asarray(ImageCms.applyTransform(probe, transform)).astype(int)
+    after = numpy.asarray(transform.apply(probe)).astype(int)
     return bool(numpy.abs(after - numpy.asarray(probe.convert("RGB"))).max() <= NOTHING)

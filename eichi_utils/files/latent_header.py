@@ -55,10 +55,12 @@ class LatentInfo:
 
     @property
     def frames(self) -> int:
+        """Return how many frames the latents decode to."""
         return frames_of(self.latents)
 
     @property
     def seconds(self) -> float:
+        """Return how long a film of them plays."""
         return self.frames / FPS
 
     @property
@@ -178,7 +180,7 @@ def _finite(path: str, info: LatentInfo) -> bool:
     """Read, not mapped: a mapped file that becomes shorter ends the whole program. Raises OSError and CheckpointError."""
     kind, (begin, end) = numpy.dtype(DTYPES[info.dtype]), read_header(Path(path)).places[LATENTS]
     buffer = bytearray(AT_ONCE * kind.itemsize)
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         file.seek(begin)
         while begin < end:
             count = file.readinto(memoryview(buffer)[: min(len(buffer), end - begin)])

@@ -155,8 +155,8 @@ def _check_size(picture: Image.Image) -> None:
         width, height = (max(side, own) if isinstance(own, int) else side for side, own in zip(picture.size, tile, strict=True))
     most = MOST_PIXELS.get(picture.format or "", MAX_PIXELS)
     if picture.format == "BMP" and picture.info.get("compression") in (
-        BmpImagePlugin.BmpImageFile.RLE8,
-        BmpImagePlugin.BmpImageFile.RLE4,
+        BmpImagePlugin.BmpImageFile.COMPRESSIONS["RLE8"],
+        BmpImagePlugin.BmpImageFile.COMPRESSIONS["RLE4"],
     ):
         most = MOST_PACKED
     if width * height > most:

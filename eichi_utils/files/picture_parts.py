@@ -11,11 +11,14 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import ExifTags, TiffTags
 
 from eichi_utils.files.colour_profile import MOST_BYTES
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -68,6 +71,7 @@ class Parts:
     head: bytes = b""
 
     def stream(self, file: BinaryIO) -> BinaryIO:
+        """Return the part of `file` as a stream that reads as if there were nothing else."""
         return io.BufferedReader(_Spliced(file, self.ranges, self.head))
 
 
@@ -378,17 +382,18 @@ class _Spliced(io.RawIOBase):
         self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._starts[-1]}[whence])
         return self._at
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        room = memoryview(buffer)
         number = bisect_right(self._starts, self._at) - 1
         if number == len(self._ranges):
             return 0
         if number < 0:
-            data = self._head[self._at : self._at + len(buffer)]
+            data = self._head[self._at : self._at + len(room)]
         else:
             start, end = self._ranges[number]
             first = start + self._at - self._starts[number]
             self._file.seek(first)
-            data = self._file.read(min(len(buffer), end - first))
-        buffer[: len(data)] = data
+            data = self._file.read(min(len(room), end - first))
+        room[: len(data)] = data
         self._at += len(data)
         return len(data)

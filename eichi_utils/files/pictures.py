@@ -102,7 +102,7 @@ def open_mask(path: str | Path, field: str = "mask") -> Image.Image:
         if picture.mode in ALPHA or "transparency" in picture.info:
             alpha = _in_strips(picture, "L", lambda strip: strip.convert("RGBA").getchannel("A"))
             # Paint programs save black-and-white masks with an alpha channel that is opaque everywhere.
-            if alpha.getextrema()[0] < 255:
+            if _extremes(alpha)[0] < 255:
                 return alpha
         white = _white(picture)
         return _in_strips(picture, "L", lambda strip: _grey(_16_bits(strip, white)))
@@ -241,8 +241,16 @@ def _white(picture: Image.Image) -> float:
     Integer pictures hold 16 bits whatever container they use; floating-point ones hold 0 to 1 by convention.
     """
     if picture.mode == "F":
-        return 1.0 if picture.getextrema()[1] <= 1.0 else 65535.0
+        return 1.0 if _extremes(picture)[1] <= 1.0 else 65535.0
     return 65535.0 if picture.mode == "I" or picture.mode.startswith("I;16") else 0.0
+
+
+def _extremes(picture: Image.Image) -> tuple[float, float]:
+    """Return the least and the greatest number of a picture of one band. Raises ValueError for one of several."""
+    least, greatest = picture.getextrema()
+    if isinstance(least, tuple) or isinstance(greatest, tuple):
+        raise ValueError(f"a picture of mode {picture.mode} has several bands")
+    return least, greatest
 
 
 def _16_bits(strip: Image.Image, white: float) -> Image.Image:

@@ -6,6 +6,7 @@ written again: no endless nesting, no numbers of thousands of digits, no NaN, no
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 from yaml.composer import Composer
@@ -55,7 +56,7 @@ class UnsafeError(ValueError):
     """Say in English why a document is not read; a ValueError, as from any parser."""
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a file for reading in binary, but only a regular one: reading a pipe or a device may never end.
 
     Raises OSError as `open` does, and UnsafeError for what is no regular file.
@@ -228,7 +229,11 @@ def _finite(digits: str) -> float:
 
 
 # libyaml's parser is fifty times as fast; PyYAML's own stands in where it was built without.
-_PARSERS = (yaml.cyaml.CParser,) if yaml.__with_libyaml__ else (Reader, Scanner, Parser)
+_PARSERS = (
+    (yaml.cyaml.CParser,)  # pyright: ignore[reportAttributeAccessIssue] (PyYAML's stubs leave it out)
+    if yaml.__with_libyaml__
+    else (Reader, Scanner, Parser)
+)
 
 
 class PlainLoader(Composer, *_PARSERS, SafeConstructor, Resolver):
@@ -242,6 +247,7 @@ class PlainLoader(Composer, *_PARSERS, SafeConstructor, Resolver):
         self.nodes = self.depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Return the next value as PyYAML's node. Raises YAMLError for an alias, a tag, or one over the limits."""
         self.nodes += 1
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or event.anchor:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from eichi_utils.files.encodings import likeliest
 from eichi_utils.files.pictures import MAX_BYTES
@@ -193,8 +194,9 @@ def shown_name(name: str) -> str:
 def _inflated(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
     """An entry's content in pieces; zipfile itself hands out whatever bzip2 or LZMA make of 4 kB, which may be gigabytes."""
     stored = copy.copy(entry)
-    # As if it were not compressed, and without the checksum of what it holds.
-    stored.compress_type, stored.file_size, stored.CRC = zipfile.ZIP_STORED, entry.compress_size, None  # type: ignore
+    # As if it were not compressed, and without the checksum of what it holds: then none is compared.
+    stored.compress_type, stored.file_size = zipfile.ZIP_STORED, entry.compress_size
+    del stored.CRC
     with archive.open(stored) as source:
         if entry.compress_type == zipfile.ZIP_STORED:
             while piece := source.read(PIECE):
@@ -209,7 +211,7 @@ def _inflated(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[byte
                 yield other.decompress(_more(source) if other.needs_input else b"", PIECE)
 
 
-def _decompressor(entry: zipfile.ZipInfo, source: io.BufferedIOBase) -> bz2.BZ2Decompressor | lzma.LZMADecompressor:
+def _decompressor(entry: zipfile.ZipInfo, source: IO[bytes]) -> bz2.BZ2Decompressor | lzma.LZMADecompressor:
     if entry.compress_type == zipfile.ZIP_BZIP2:
         return bz2.BZ2Decompressor()
     if entry.compress_type != zipfile.ZIP_LZMA:
@@ -222,7 +224,7 @@ def _decompressor(entry: zipfile.ZipInfo, source: io.BufferedIOBase) -> bz2.BZ2D
     return found
 
 
-def _more(source: io.BufferedIOBase) -> bytes:
+def _more(source: IO[bytes]) -> bytes:
     if not (data := source.read(PIECE)):
         raise EOFError("an entry ends too early")
     return data
