@@ -19,6 +19,7 @@ NAMES = {"prompts": "cli.cache.prompts", "pictures": "cli.cache.pictures", "weig
 
 
 def add_cache_command(commands: Any, t: Translator) -> argparse.ArgumentParser:
+    """Add `cache` to the commands of a parser, and return its own. commands: what `add_subparsers` returned."""
     command = commands.add_parser("cache", help=t("cli.cache"), description=t("cli.cache"), allow_abbrev=False)
     command.set_defaults(run=run_cache)
     kinds = (EVERYTHING, *NAMES)
@@ -37,7 +38,7 @@ def run_cache(options: argparse.Namespace, t: Translator) -> int:
     for line in problem_lines(problems, t, options):
         say(line)
     if options.json:
-        document = {kind: {"files": files, "bytes": size} for kind, (files, size) in usages.items()}
+        document: dict[str, Any] = {kind: {"files": files, "bytes": size} for kind, (files, size) in usages.items()}
         document |= {"folder": str(paths.place(paths.CACHE)), "deleted_bytes": deleted}
         if problems:
             document["problems"] = problems_document(problems, t)

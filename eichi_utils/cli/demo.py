@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +23,10 @@ def demo_defaults(models: Models) -> dict[str, Any]:
     examples = models.examples("miniature")
     if examples and models.folder is None:
         return {"model": "miniature", "image": examples[0].picture, "prompt": examples[0].prompt}
+    # Found without importing it. Where it is missing, the request's check names the picture.
     gradio = importlib.util.find_spec("gradio")
-    photo = Path(gradio.origin).parent / "media_assets" / "images" / "tower.jpg"
+    folder = Path(gradio.origin).parent if gradio and gradio.origin else Path("gradio")
+    photo = folder / "media_assets" / "images" / "tower.jpg"
     return {"model": "framepack", "image": str(photo), "prompt": "The camera zooms in.", "steps": 12, "size": 128}
 
 
@@ -37,5 +38,5 @@ def untrained_models(say: Callable[[str], None]) -> Path:
 
         UNTRAINED.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=own_prefix(), dir=UNTRAINED.parent) as temporary:
-            os.replace(build(Path(temporary) / "checkpoint"), UNTRAINED)
+            build(Path(temporary) / "checkpoint").replace(UNTRAINED)
     return UNTRAINED

@@ -109,7 +109,9 @@ def _version(name: str) -> str | None:
 
 def _cards() -> list[dict[str, Any]]:
     """As the driver describes them, or as torch does where it does not."""
-    described = [(card.name, card.driver, card.capability, card.total, card.free) for card in cards()]
+    described: list[tuple[str, str | None, tuple[int, int], int, int]] = [
+        (card.name, card.driver, card.capability, card.total, card.free) for card in cards()
+    ]
     if not described:
         for index in range(torch.cuda.device_count()):
             card, (free, total) = torch.cuda.get_device_properties(index), torch.cuda.mem_get_info(index)

@@ -87,7 +87,7 @@ def _bake(options: argparse.Namespace, loras: list[Lora], t: Translator) -> int:
     if not loras:
         problems.append(Problem("files", "value_needed"))
     if options.out is None:
-        problems.append(Problem("out", "value_needed"))
+        raise UserError([*problems, Problem("out", "value_needed")])
     if problems:
         raise UserError(problems)
     written, out = [], resolved("out", options.out)

@@ -92,6 +92,7 @@ def _language(arguments: Sequence[str]) -> str:
 
 
 def make_parser(t: Translator) -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; each command's function is in its `run`."""
     parser = argparse.ArgumentParser(prog="eichi", description=t("cli.about"))
     commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora|cache|sections|tensors")
     render = commands.add_parser("render", help=t("cli.render"), description=t("cli.render"), allow_abbrev=False)
@@ -211,18 +212,30 @@ def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
         return document
     wanted = options.mode or document.get("mode")
     foreign = options.request is None or (options.mode is not None and document.get("mode") != options.mode)
-    if foreign and wanted in modes.MODES:
+    if foreign and isinstance(wanted, str) and wanted in modes.MODES:
         known = kinds_of(modes.MODES[wanted])
         document = {name: value for name, value in document.items() if name in known}
     return {**document, "mode": wanted}
 
 
 def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:
-    settings = {"reserve_gb": options.reserve_gb, "compiler": options.compile, "cache_gb": options.cache_gb}
-    settings["timings"] = Timings()
-    # A file that came from elsewhere chooses no place outside of the output folder; who types the flag does.
-    settings["allowed"] = () if options.request is not None and options.output_folder is None else None
-    engine = Engine(Models(options.models), resolved("out", options.out), options.device, options.attention, **settings)
+    """Make the films of a request, or with `--dry-run` say what would be made; return the exit code.
+
+    defaults: what the flags are laid over where no file of a request is given. Raises UserError before any work starts.
+    """
+    engine = Engine(
+        Models(options.models),
+        resolved("out", options.out),
+        options.device,
+        options.attention,
+        reserve_gb=options.reserve_gb,
+        compiler=options.compile,
+        cache_gb=options.cache_gb,
+        timings=Timings(),
+        # A file that came from elsewhere chooses no place outside of the output folder; who types the flag does.
+        allowed=() if options.request is not None and options.output_folder is None else None,
+    )
+    request: Request | None = None
     try:
         request = read_request(options, defaults or {}, lambda key, **values: say(t(key, **values)))
         problems = engine.problems_without_torch(request) if options.dry_run else engine.problems(request)
@@ -232,7 +245,7 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
     folder = "" if options.log_folder is None else os.path.abspath(options.log_folder)
     if folder and (problem := log.problem(folder)):
         problems = (*problems, problem)
-    if problems:
+    if problems or request is None:
         raise UserError([_of_a_file(problem) for problem in problems])
     if options.dry_run:
         needs, short = engine.forecast(request)
@@ -295,6 +308,7 @@ def run_demo(options: argparse.Namespace, t: Translator) -> int:
 
 
 def run_doctor(options: argparse.Namespace, t: Translator) -> int:
+    """Say what this machine is and can do, and what would keep a film from being made."""
     from eichi_utils.cli.doctor import examine, report_lines
 
     findings = examine(Models(options.models), options.device, options.attention, options.compile)
@@ -328,7 +342,9 @@ def report(view: View, t: Translator, options: argparse.Namespace) -> int:
             say(t("cli.computed", computed=view.computed_steps, steps=view.all_steps))
         for file in view.files:
             result(file)
-    return {"finished": DONE, "stopped": STOPPED}.get(view.state) if view.state != "failed" else _failure_code(view)
+    if view.state == "failed":
+        return _failure_code(view)
+    return STOPPED if view.state == "stopped" else DONE
 
 
 def _failure_code(view: View) -> int:

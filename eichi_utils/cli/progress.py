@@ -21,10 +21,11 @@ class Progress:
         self._stream, self._t = stream, t
         self._redraw = is_terminal(stream)
         self._drawn = False
-        self._said: tuple | None = None
+        self._said: tuple[str, int, int] | None = None
         self._notices = 0
 
     def show(self, view: View) -> None:
+        """Say what a job does now: new notices each in a line of its own, then how far it is."""
         for notice in view.notices[self._notices :]:
             self.say(self._t(f"notice.{notice.key}", **notice.values))
         self._notices = len(view.notices)
@@ -46,6 +47,7 @@ class Progress:
         write(self._stream, text + "\n")
 
     def close(self) -> None:
+        """End the line that is redrawn; what is written after it begins on a new one."""
         if self._drawn:
             write(self._stream, "\n")
             self._drawn = False

@@ -37,6 +37,7 @@ def add_sections_commands(commands: Any, t: Translator) -> tuple[argparse.Argume
 
 
 def run_export(options: argparse.Namespace, t: Translator) -> int:
+    """Write a request's sections, with all files that it names, into a ZIP."""
     path = resolved("zip", options.zip)
     # Its words are those of the existing program's page in the language that this one speaks.
     export_sections(_request(options.request, options.look_in or ()), path, t.language)

@@ -34,7 +34,7 @@ def add_tensors_commands(commands: Any, t: Translator) -> tuple[argparse.Argumen
     tensors = commands.add_parser("tensors", help=t("cli.tensors"), description=t("cli.tensors"), allow_abbrev=False)
     kinds = tensors.add_subparsers(required=True, metavar="info|trim|join|decode")
 
-    def command(name: str, text: str, run: Callable, files: str) -> argparse.ArgumentParser:
+    def command(name: str, text: str, run: Callable[..., int], files: str | int) -> argparse.ArgumentParser:
         made = kinds.add_parser(name, help=text, description=text, allow_abbrev=False)
         made.set_defaults(run=run)
         made.add_argument("files", nargs=files, metavar="FILE", help=t("cli.tensors.file"))
@@ -73,10 +73,12 @@ def run_info(options: argparse.Namespace, t: Translator) -> int:
 
 
 def info_document(info: LatentInfo) -> dict[str, Any]:
+    """Return what `tensors info --json` says of a file."""
     return {**dataclasses.asdict(info), "frames": info.frames, "seconds": round(info.seconds, 3), "model": info.model}
 
 
 def info_lines(info: LatentInfo, t: Translator) -> list[str]:
+    """Return what `tensors info` says of a file, below its name."""
     sizes = {"width": info.width, "height": info.height, "latents": info.latents, "frames": info.frames}
     lines = [t("cli.tensors.facts", seconds=f"{info.seconds:.2f}", dtype=info.dtype, **sizes)]
     if info.request:
@@ -88,6 +90,7 @@ def info_lines(info: LatentInfo, t: Translator) -> list[str]:
 
 
 def run_trim(options: argparse.Namespace, t: Translator) -> int:
+    """Write a file's latents without some at its start and end. Raises UserError."""
     wrong = [_negative(name, getattr(options, name)) for name in ("trim_start", "trim_end")]
     (file,) = options.files
     out = _result(options, "_trimmed", LATENTS_SUFFIX, wrong)
@@ -98,6 +101,7 @@ def run_trim(options: argparse.Namespace, t: Translator) -> int:
 
 
 def run_join(options: argparse.Namespace, t: Translator) -> int:
+    """Write several files' latents as one, with so many blended ones between them. Raises UserError."""
     between = options.join_latents
     limits = {"value": between, "min": 0, "max": MOST_BETWEEN}
     wrong = [] if 0 <= between <= MOST_BETWEEN else [Problem("join_latents", "out_of_range", limits)]
@@ -112,6 +116,7 @@ def run_join(options: argparse.Namespace, t: Translator) -> int:
 
 
 def run_decode(options: argparse.Namespace, t: Translator) -> int:
+    """Decode a file's latents to a film with the decoder of the model that they are of. Raises UserError."""
     limits = {"value": options.crf, "min": 0, "max": MOST_CRF}
     wrong = [] if 0 <= options.crf <= MOST_CRF else [Problem("crf", "out_of_range", limits)]
     out = _result(options, "", FILM_SUFFIX, wrong)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 # A large graph has some hundred nodes; a node is looked at once on every walk.
 MOST_NODES = 5_000
@@ -27,7 +27,7 @@ EMPTY = ("ConditioningZeroOut",)
 ENDS = ("save", "combine", "preview")
 
 
-def is_graph(value: Any) -> bool:
+def is_graph(value: Any) -> TypeGuard[Mapping[str, Any]]:
     """Say whether a JSON value is such a graph."""
     return isinstance(value, Mapping) and any(isinstance(node, Mapping) and "class_type" in node for node in value.values())
 

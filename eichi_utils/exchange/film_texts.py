@@ -41,12 +41,12 @@ class FilmTexts:
 
 
 def film_texts(path: str | Path) -> FilmTexts:
-    """Return a film's tags. Raises OSError or av.FFmpegError, and UnsafeError for what is not read here."""
+    """Return a film's tags. Raises OSError or FFmpegError, and UnsafeError for what is not read here."""
     kind, data, rate = _texts_alone(path)
     found, stream = FilmTexts(rate=rate), io.BytesIO(data)
     # What errors call it.
     stream.name = str(path)
-    with av.open(stream, "r", format=kind, options=NO_DECODER, metadata_errors="surrogateescape") as container:
+    with av.open(stream, "r", format=kind, options=dict(NO_DECODER), metadata_errors="surrogateescape") as container:
         for tag, text in container.metadata.items():
             if len(text) > MOST_TEXT:
                 found.too_large.append(_whole(tag)[:80])

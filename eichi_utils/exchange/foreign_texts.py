@@ -67,12 +67,13 @@ def parse_parameters(text: str) -> Said:
     marked = [at for at, line in enumerate(lines) if line.startswith(MARKS)]
     if (steps := next((at for at in reversed(marked) if STEPS.match(lines[at])), None)) is not None:
         return _stable_diffusion(lines, marked, steps)
-    seed = next((at for at in marked if SEED.fullmatch(lines[at]) and _ends_prompt(lines, at)), None)
-    tail = [at for at in marked if _is_section(lines[at]) and (seed is None or at > seed)]
-    end = min([at for at in (seed, *tail[:1]) if at is not None], default=len(lines))
-    said = {"prompt": _joined(lines[:end])}
-    if seed is not None:
-        said["seed"] = int(SEED.fullmatch(lines[seed])[1])
+    seeds = ((at, int(found[1])) for at in marked if (found := SEED.fullmatch(lines[at])) and _ends_prompt(lines, at))
+    seed_at, seed = next(seeds, (None, 0))
+    tail = [at for at in marked if _is_section(lines[at]) and (seed_at is None or at > seed_at)]
+    end = min([at for at in (seed_at, *tail[:1]) if at is not None], default=len(lines))
+    said: Said = {"prompt": _joined(lines[:end])}
+    if seed_at is not None:
+        said["seed"] = seed
     if number := next(filter(None, (SECTION_NUMBER.fullmatch(lines[at]) for at in tail)), None):
         said["section_number"] = int(number[1])
     begin = next((at for at in tail if lines[at].startswith(SECTION_PROMPT)), None)
@@ -253,8 +254,9 @@ def _number(value: Any) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 # Each program's document; the first that knows it reads it.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import av
+from av.error import FFmpegError
 from PIL.PngImagePlugin import PngInfo
 
 from eichi_utils.exchange.film_texts import SUFFIXES, film_texts
@@ -72,7 +72,7 @@ def read_document(path: str | Path) -> Any:
         return _READERS.get(path.suffix.lower(), _read_json)(path)
     except FilmLimitError as error:
         raise UserError([error.problem("request", str(path))]) from None
-    except (OSError, ValueError, av.FFmpegError) as error:
+    except (OSError, ValueError, FFmpegError) as error:
         raise UserError([Problem("request", "request_damaged", {**values, "reason": str(error)[:200]})]) from None
 
 

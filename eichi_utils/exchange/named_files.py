@@ -107,7 +107,8 @@ def with_paths(document: Mapping[str, Any], folders: Iterable[Path], base: Path 
     folders: where files are looked for, by their entry in `files`. base: the folder that other paths are relative to; without
     it they stay as they are. What is not found keeps a name that no file has, so the request's check names it.
     """
-    entries = document.get(FILES) if isinstance(document.get(FILES), Mapping) else {}
+    listed = document.get(FILES)
+    entries = listed if isinstance(listed, Mapping) else {}
     places, loras = Folders(tuple(folders)), Folders(_folders_of_loras())
 
     def entry_of(where: str, name: str) -> Any:
@@ -139,7 +140,7 @@ def identity(path: str | Path) -> dict[str, Any]:
     """Return a file's name, and what tells its content from others: SHA-256, of what is very large only the size."""
     name = bare_name(str(path))
     try:
-        state = os.stat(path)
+        state = Path(path).stat()
         known = {"name": name, "bytes": state.st_size}
         if state.st_size <= MOST_HASHED:
             known["sha256"] = _sha256(str(path), state.st_size, state.st_mtime_ns)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import av
+from av.error import FFmpegError
 from PIL import Image, UnidentifiedImageError
 
 from eichi_utils.exchange.film_texts import SUFFIXES, NoFilmError, film_texts
@@ -112,7 +112,7 @@ def _film_text(path: Path) -> PictureText:
         raise UserError([Problem("request", "request_not_in_file", values)]) from None
     except FilmLimitError as error:
         raise UserError([error.problem("request", str(path))]) from None
-    except (OSError, ValueError, av.FFmpegError) as error:
+    except (OSError, ValueError, FFmpegError) as error:
         raise UserError([Problem("request", "request_damaged", {**values, "reason": str(error)[:200]})]) from None
     text = replace(text, too_large=tuple(found.too_large))
     return _something(text, path, Problem("request", "request_not_in_file", values))

@@ -125,6 +125,7 @@ def own_fields(document: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[P
 
 
 def not_understood(name: str, value: Any) -> Problem:
+    """Return the note that a key of the file has a value that means nothing here."""
     return Problem("sections", "legacy_value", {"name": name, "value": shown(value)})
 
 
@@ -134,10 +135,11 @@ def _prompts(value: Any) -> tuple[dict[str, Any], list[Problem]]:
     entries = value if isinstance(value, list) else [value]
     for entry in entries:
         number, prompt = (entry.get("section"), entry.get("prompt")) if isinstance(entry, Mapping) else (None, None)
-        if isinstance(number, bool) or not SECTION_NUMBER.fullmatch(str(number)) or not isinstance(prompt, str | None):
+        digits = "" if isinstance(number, bool) else str(number)
+        if not SECTION_NUMBER.fullmatch(digits) or not isinstance(prompt, str | None):
             notes.append(not_understood("section_info", entry))
         elif prompt and prompt.strip():
-            prompts[str(int(number))] = prompt
+            prompts[str(int(digits))] = prompt
     return {"section_prompts": prompts}, notes
 
 

@@ -128,10 +128,9 @@ def _contents(archive: Archive, path: Path) -> Contents:
     fields, notes = fields_of(document)
     found, unused = _found_files([name for name in useful if name != text])
     mode, own, bad = own_fields(document)
+    fields = {**fields, **found}
     if mode:
-        fields = _edited(mode, own, {**fields, **found})
-    else:
-        fields = {**fields, **found}
+        fields = _edited(mode, own, fields)
     if (named := fields.get(LATENTS)) and named != found.get(LATENTS):
         fields = {**fields, LATENTS: ""}
         notes.append(Problem("sections", "zip_latents_missing", {"file": PurePosixPath(named.replace("\\", "/")).name}))
@@ -175,7 +174,10 @@ def _found_files(entries: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 def _edited(mode: str, own: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """Our own fields, but the old value where it is not the one that was written beside them."""
     document = {**to_json(modes.MODES[mode]()), **own, "mode": mode}
-    written, _ = fields_of(old_document(modes.from_json(document), "en"))
+    request = modes.from_json(document)
+    if not isinstance(request, FilmRequest):
+        raise UserError([Problem("mode", "sections_need_film")])
+    written, _ = fields_of(old_document(request, "en"))
     ours = from_the_end(document)
     written |= {name: ours[name] for name in (*STEMS, LATENTS, "keyframes") if ours.get(name)}
     changed = {name: value for name, value in old.items() if written.get(name, ...) != value}

@@ -56,6 +56,7 @@ Place = Path | IO[bytes]
 
 
 def write_png(path: Path, picture: Image.Image, info: PngInfo) -> None:
+    """Write a picture as PNG with its texts, whole or not at all. Raises OSError."""
     with written_atomically(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info)
 
@@ -89,7 +90,7 @@ def open_container(place: Place | str) -> Iterator[InputContainer]:
     with open_regular(place) if isinstance(place, (str, Path)) else nullcontext(place) as file:
         check_boxes(file)
         file.seek(0)
-        with av.open(file, "r", format="mov", options=NO_DECODER, metadata_errors="surrogateescape") as container:
+        with av.open(file, "r", format="mov", options=dict(NO_DECODER), metadata_errors="surrogateescape") as container:
             yield container
 
 
@@ -214,7 +215,8 @@ class FilmStream:
     def __init__(self, folder: Path, crf: int, tags: Mapping[str, str]):
         self._folder, self._crf, self._tags = folder, crf, tags
         self._files = ExitStack()
-        self._encoder: H264 | None = None
+        # The encoder and its file, from the first frames on.
+        self._open: tuple[H264, IO[bytes]] | None = None
 
     def __enter__(self) -> FilmStream:
         return self
@@ -224,19 +226,23 @@ class FilmStream:
 
     def add(self, frames: numpy.ndarray) -> None:
         """(frames, height, width, 3) uint8, even sides. Nothing is on the disk before."""
-        if self._encoder is None:
+        if self._open is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Open all the time, as in `FilmWriter`.
-            self._file = self._files.enter_context(tempfile.TemporaryFile(prefix=own_prefix(), dir=self._folder))
-            self._encoder = H264(self._file, *frames.shape[1:3], self._crf)
-            self._files.callback(self._encoder.container.close)
-        self._encoder.add(frames)
+            file = self._files.enter_context(tempfile.TemporaryFile(prefix=own_prefix(), dir=self._folder))
+            encoder = H264(file, frames.shape[1], frames.shape[2], self._crf)
+            self._files.callback(encoder.container.close)
+            self._open = encoder, file
+        self._open[0].add(frames)
 
     def write(self, path: Path) -> None:
-        """All frames as a film; the last call."""
-        self._encoder.finish()
+        """Write all frames as a film; the last call. Raises ValueError if none were added."""
+        if self._open is None:
+            raise ValueError("a film needs frames")
+        encoder, file = self._open
+        encoder.finish()
         with written_atomically(path) as temporary:
-            join_segments([self._file], temporary, self._tags)
+            join_segments([file], temporary, self._tags)
 
 
 class H264:
@@ -260,13 +266,14 @@ class H264:
             self.container.mux(self._stream.encode(to_frame(array)))
 
     def finish(self) -> None:
+        """Write what the encoder still holds, and the container's end."""
         self.container.mux(self._stream.encode())
         self.container.close()
 
 
 def encode_h264(place: Place, frames: numpy.ndarray, crf: int) -> None:
     """(frames, height, width, 3) uint8, even sides -> H.264, yuv420p, BT.709, 30 frames a second."""
-    encoder = H264(place, *frames.shape[1:3], crf)
+    encoder = H264(place, frames.shape[1], frames.shape[2], crf)
     try:
         encoder.add(frames)
         encoder.finish()
@@ -285,10 +292,12 @@ def join_segments(segments: Iterable[Place], path: Path, tags: Mapping[str, str]
                 stream = source.streams.video[0]
                 if target is None:
                     target = container.add_stream_from_template(stream)
+                if stream.time_base is None:
+                    raise UnsafeError("its frames have no times")
                 frame = int(Fraction(1, FPS) / stream.time_base)
                 for packet in source.demux(stream):
                     # A demuxer ends with an empty packet.
-                    if packet.dts is None:
+                    if packet.dts is None or packet.pts is None:
                         continue
                     packet.pts += offset
                     packet.dts += offset
