@@ -22,15 +22,17 @@ class PerSection(Kind):
     """A value of the kind `each` for each of some sections, by section number."""
 
     each: Kind
-    metavar = "K=VALUE"
+    _metavar = "K=VALUE"
     repeated = content = per_section = True
 
     @property
     def shown_wrong(self) -> bool:
+        """Say whether a page can show one of the values although something is wrong in it."""
         return self.each.shown_wrong
 
     @property
     def names_files(self) -> bool:
+        """Say whether the values name files."""
         return self.each.names_files
 
     def _read(self, value: Any) -> dict[int, Any]:
@@ -55,19 +57,23 @@ class PerSection(Kind):
         return [problem for key, part in value.items() for problem in self.each.check(f"{name}/{key}", part)]
 
     def to_json(self, value: Mapping[int, Any]) -> dict[str, Any]:
+        """Return the values by section number, as a text each, in the order of the sections."""
         return {str(key): self.each.to_json(part) for key, part in sorted(value.items())}
 
     def map_files(self, place: str, value: Any, change: Change) -> Any:
+        """Return the values with the paths in them changed; the place of one is `place/NUMBER`."""
         if not isinstance(value, Mapping):
             return value
         return {key: self.each.map_files(f"{place}/{key}", part, change) for key, part in value.items()}
 
     def with_files(self, place: str, value: Any, good: Callable[[str, str], bool]) -> Any:
+        """Return the values without those whose file is not good."""
         if not isinstance(value, Mapping) or not self.names_files:
             return value
         return {key: part for key, part in value.items() if self.each.with_files(f"{place}/{key}", part, good) == part}
 
     def from_flag(self, name: str, given: Sequence[str]) -> tuple[Any, list[Problem]]:
+        """Return the values of texts such as `3=VALUE`, by section number, and a problem for each text that is none."""
         pairs, problems = {}, []
         for text in given:
             key, equals, value = text.partition("=")
@@ -84,8 +90,8 @@ class Controls(Kind):
     """Further pictures with a place each; item: the dataclass of one, with `check`, and files in its `image` and `mask`."""
 
     item: type
-    metavar = "FILE"
-    content = shown_wrong = repeated = names_files = True
+    _metavar = "FILE"
+    content = _shown_wrong = repeated = _names_files = True
     files: ClassVar[tuple[str, ...]] = ("image", "mask")
 
     def _read(self, value: Any) -> tuple:
@@ -108,9 +114,11 @@ class Controls(Kind):
         return [problem for number, control in enumerate(value) for problem in control.check(f"{name}/{number}")]
 
     def to_json(self, value: tuple) -> list[dict[str, Any]]:
+        """Return an object for each, with all its fields."""
         return [dataclasses.asdict(item) for item in value]
 
     def map_files(self, place: str, value: Any, change: Change) -> Any:
+        """Return the list with the paths of pictures and masks changed."""
         return map_entries(place, value, self.files, change)
 
     def with_files(self, place: str, value: Any, good: Callable[[str, str], bool]) -> Any:
@@ -131,8 +139,8 @@ class Loras(Kind):
     """LoRA files with a strength each, `max` of them at most. A file is a name below the LoRA folder, or a path."""
 
     max: int
-    metavar = "FILE[=STRENGTH]"
-    repeated = shown_wrong = True
+    _metavar = "FILE[=STRENGTH]"
+    repeated = _shown_wrong = True
 
     def _read(self, value: Any) -> tuple:
         loras = read_loras(value)
@@ -150,9 +158,11 @@ class Loras(Kind):
         return check_loras(name, value, self.max)
 
     def to_json(self, value: tuple) -> list[dict[str, Any]]:
+        """Return an object for each, with all its fields."""
         return [dataclasses.asdict(item) for item in value]
 
     def from_flag(self, name: str, given: Sequence[str]) -> tuple[Any, list[Problem]]:
+        """Return the files, each with its strength where the text says one."""
         return [from_flag(text) for text in given], []
 
 

@@ -54,6 +54,7 @@ class FilmRequest(Request):
     join_latents: int = setting(0, Integer(0, MOST_BETWEEN), content=True)
 
     def idle(self) -> tuple[str, ...]:
+        """Name the fields that have no effect, those of sections and of an appended film among them."""
         own = any(text.strip() for text in self.section_prompts.values())
         idle = ("section_prompt_mode",) if self.section_prompt_mode == "extend" and not own else ()
         if not self.loras and any(scale != 1.0 for scale in self.section_lora_scales.values()):
@@ -75,6 +76,7 @@ class FilmRequest(Request):
         return f"{common}{' ' if common[-1] in SENTENCE_ENDS else ', '}{own}"
 
     def check(self) -> tuple[Problem, ...]:
+        """Return everything that keeps the film from being made, sections and the appended film included."""
         problems = check_fields(self)
         wrong = frozenset(problem.field.split("/")[0] for problem in problems)
         problems += append_problems(self, wrong)

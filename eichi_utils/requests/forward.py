@@ -26,11 +26,13 @@ class ForwardRequest(FilmRequest):
     vae_cache: bool = setting(False, Switch())
 
     def idle(self) -> tuple[str, ...]:
+        """Name the fields that have no effect, also which sections the start picture influences where it does not."""
         without = self.influence == 100.0 or section_count(self.seconds, self.window) == 1
         return super().idle() + (("influence_sections",) if without and self.influence_sections == "all" else ())
 
     @once
     def plan(self) -> Plan:
+        """Return the sections from the film's start to its end, each looking at the start picture and what came before it."""
         one, two, four = CONTEXT
         start, at_4x, at_2x, at_1x, frames = lay(1, four, two, one, latents_per_section(self.window))
         sections = []

@@ -35,20 +35,36 @@ Change = Callable[[str, str], str]
 class Kind(ABC):
     """optional: whether no value is a value too, None, or "" for a file.
 
-    metavar: what the value of its flag is called; repeated: whether the flag may be given several times. content: whether it is
-    what a film is made of, and not how, and so no setting. shown_wrong: whether a page can show a value that has something
-    wrong in it, because a file may be back tomorrow and a text can be made shorter. per_section: whether it has numbers of
-    sections, which are counted anew where a request goes from one mode to another. names_files: whether it names files of the
-    user's, beside LoRA.
+    repeated: whether its flag may be given several times. content: whether it is what a film is made of, and not how, and so no
+    setting. per_section: whether it has numbers of sections, which are counted anew where a request goes from one mode to
+    another.
     """
 
     optional: bool = False
-    metavar: ClassVar[str] = "N"
     repeated: ClassVar[bool] = False
     content: ClassVar[bool] = False
-    shown_wrong: ClassVar[bool] = False
     per_section: ClassVar[bool] = False
-    names_files: ClassVar[bool] = False
+    _metavar: ClassVar[str] = "N"
+    _shown_wrong: ClassVar[bool] = False
+    _names_files: ClassVar[bool] = False
+
+    @property
+    def metavar(self) -> str:
+        """Return what the value of its flag is called in the command line's help."""
+        return self._metavar
+
+    @property
+    def shown_wrong(self) -> bool:
+        """Say whether a page can show a value that has something wrong in it.
+
+        A file may be back tomorrow, and a text can be made shorter.
+        """
+        return self._shown_wrong
+
+    @property
+    def names_files(self) -> bool:
+        """Say whether its values name files of the user's, beside LoRA."""
+        return self._names_files
 
     def read(self, value: Any) -> Any:
         """Return a field's value from JSON. Raises TypeError, ValueError, OverflowError, or UserError with places inside."""
@@ -87,6 +103,7 @@ class Kind(ABC):
 
     @property
     def nothing(self) -> Any:
+        """Return the value that stands for none, where there may be none."""
         return None
 
     @abstractmethod
@@ -100,8 +117,8 @@ class Kind(ABC):
 class Text(Kind):
     """A text of at most `MAX_PROMPT_CHARACTERS`."""
 
-    metavar = "TEXT"
-    shown_wrong = True
+    _metavar = "TEXT"
+    _shown_wrong = True
 
     def _read(self, value: Any) -> str:
         if not isinstance(value, str):
@@ -120,8 +137,8 @@ class Text(Kind):
 class Folder(Text):
     """A folder for results: a name below the program's own, or a path."""
 
-    metavar = "DIR"
-    shown_wrong = False
+    _metavar = "DIR"
+    _shown_wrong = False
 
     def _check(self, name: str, value: Any) -> list[Problem]:
         return super()._check(name, value) or _listed(check_folder(name, value))
@@ -131,11 +148,12 @@ class Folder(Text):
 class File(Kind):
     """A path of a file."""
 
-    metavar = "FILE"
-    content = shown_wrong = names_files = True
+    _metavar = "FILE"
+    content = _shown_wrong = _names_files = True
 
     @property
     def nothing(self) -> str:
+        """Return the path of no file."""
         return ""
 
     def _read(self, value: Any) -> str:
@@ -144,15 +162,19 @@ class File(Kind):
         return value
 
     def map_files(self, place: str, value: Any, change: Change) -> Any:
+        """Return the changed path; no path, and what is none, stays."""
         return change(place, value) if isinstance(value, str) and value else value
 
     def with_files(self, place: str, value: Any, good: Callable[[str, str], bool]) -> Any:
+        """Return the path, or none if it is not good."""
         return "" if isinstance(value, str) and value and not good(place, value) else value
 
     def from_flag(self, name: str, given: Any) -> tuple[Any, list[Problem]]:
+        """Return the path, which is relative to the current folder, as an absolute one."""
         return os.path.abspath(given) if given else "", []
 
     def in_words(self, value: Any) -> str:
+        """Return the file's name without its folders."""
         return Path(value).name if isinstance(value, str) else super().in_words(value)
 
 
@@ -196,6 +218,7 @@ class Number(Kind):
         return []
 
     def from_flag(self, name: str, given: Any) -> tuple[Any, list[Problem]]:
+        """Return the number that the text says; what says none stays a text, for the reading to name."""
         return number_from(given), []
 
     @property
@@ -229,6 +252,7 @@ class Choice(Kind):
 
     @property
     def metavar(self) -> str:
+        """Return all choices, for the command line's help."""
         return "|".join(map(_as_choice, self.choices))
 
     def _read(self, value: Any) -> Any:
@@ -243,9 +267,11 @@ class Choice(Kind):
         return [Problem(name, "not_a_choice", {"value": shown(value), "choices": ", ".join(map(_as_choice, self.choices))})]
 
     def from_flag(self, name: str, given: Any) -> tuple[Any, list[Problem]]:
+        """Return the choice as JSON has it: a number where the text says one."""
         return number_from(given), []
 
     def word(self, name: str, value: Any) -> str:
+        """Return the key of a choice's words, by its name where it has one."""
         known = value if isinstance(value, (str, int, float)) else None
         return f"page.{name}.{self.names[known]}" if known in self.names else super().word(name, value)
 
@@ -254,7 +280,7 @@ class Choice(Kind):
 class Switch(Kind):
     """On or off."""
 
-    metavar = "on|off"
+    _metavar = "on|off"
 
     def _read(self, value: Any) -> bool:
         if not isinstance(value, bool):
@@ -265,6 +291,7 @@ class Switch(Kind):
         return [] if isinstance(value, bool) else [wrong_type(name, value)]
 
     def from_flag(self, name: str, given: Any) -> tuple[Any, list[Problem]]:
+        """Return True or False for the words of `SWITCH_WORDS`, in capitals too."""
         return SWITCH_WORDS.get(given.lower(), given), []
 
 

@@ -40,7 +40,7 @@ class Lora:
     @property
     def path(self) -> Path:
         """A name that leads out of webui/lora, as no request of ours has one, is looked for there by its last part."""
-        if is_below(self.file) or os.path.isabs(self.file):
+        if is_below(self.file) or Path(self.file).is_absolute():
             return LORAS / self.file
         return LORAS / Path(self.file.replace("\\", "/")).name
 
@@ -66,6 +66,7 @@ class Lora:
 
 
 def lora_problem(field: str, error: LoraError) -> Problem:
+    """Return what the user is told of a file that cannot be used. field: of the request, with the file's number."""
     values = {name: _short(value) if isinstance(value, str) else value for name, value in error.values.items()}
     return Problem(f"{field}/file", f"lora_{error.key}", values)
 
@@ -126,7 +127,7 @@ def named_beside(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _beside(entry: Any, folder: Path) -> Any:
     file = entry.get("file") if isinstance(entry, Mapping) else None
     # Asked so, a name that is too long or holds a NUL is that of no file.
-    if isinstance(file, str) and (is_below(file) or os.path.isabs(file)) and os.path.isfile(folder / file):
+    if isinstance(file, str) and (is_below(file) or Path(file).is_absolute()) and os.path.isfile(folder / file):
         return {**entry, "file": named(folder / file)}
     return entry
 

@@ -109,6 +109,7 @@ class Plan:
 
     @property
     def section_latents(self) -> int:
+        """Return how many latents a section samples; all sample as many."""
         return len(self.sections[0].frames)
 
     @property
@@ -124,6 +125,7 @@ class Plan:
 
     @property
     def frames(self) -> int:
+        """Return how many frames the finished film has, without what is appended."""
         return frames_of(self.latents)
 
     def section_frames(self, number: int) -> range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -28,6 +29,7 @@ class ReverseRequest(FilmRequest):
     padding: float | None = setting(None, Number(0.0, 3.0, optional=True))
 
     def idle(self) -> tuple[str, ...]:
+        """Name the fields that have no effect, those of the final frame and of distances among them."""
         idle = super().idle()
         if self.loop and self.end_image:
             idle += ("end_image",)
@@ -45,6 +47,7 @@ class ReverseRequest(FilmRequest):
 
     @once
     def plan(self) -> Plan:
+        """Return the sections from the film's end to its start, each looking at its keyframe and what comes after it."""
         count = section_count(self.seconds, self.window)
         latents = latents_per_section(self.window)
         sections = []
@@ -85,8 +88,8 @@ class ReverseRequest(FilmRequest):
         )
 
 
-def paddings(sections: int, padding: float | None = None) -> list[float]:
-    """How far each section stays from the start picture, in windows. The last one touches it (0).
+def paddings(sections: int, padding: float | None = None) -> Sequence[float]:
+    """Return how far each section stays from the start picture, in windows. The last one touches it (0).
 
     The ladder counts down; beyond four sections the middle repeats 2, which is what the model was trained to bridge.
     A given value replaces the ladder for all sections but the last.
@@ -95,7 +98,7 @@ def paddings(sections: int, padding: float | None = None) -> list[float]:
         return [round(padding, 1)] * (sections - 1) + [0]
     if sections <= 4:
         return list(range(sections - 1, -1, -1))
-    return [3] + [2] * (sections - 3) + [1, 0]
+    return [3, *[2] * (sections - 3), 1, 0]
 
 
 def anchor(section: int, keyframes: dict[int, str]) -> str:

@@ -24,6 +24,7 @@ class Control:
     mask: str = ""
 
     def check(self, field: str) -> list[Problem]:
+        """Return what is wrong with the pictures and the position. field: of the request, with this one's number."""
         problems = [picture_problem(f"{field}/image", self.image)]
         problems += [picture_problem(f"{field}/mask", self.mask)] if self.mask else []
         if isinstance(self.index, bool) or not isinstance(self.index, int):
@@ -53,6 +54,7 @@ class SingleRequest(Request):
 
     @once
     def plan(self) -> Plan:
+        """Return one section of a single latent, which looks at the start picture, the controls and an empty context."""
         target = self.target_index if self.target_index is not None else (5 if self.controls else self.rope_value)
         context_1x = self.context_1x if self.context_1x is not None else not self.controls
         _, two, four = CONTEXT
