@@ -38,7 +38,7 @@ class Translator:
         return text.format_map(values) if values else text
 
     def of(self, mode: str) -> Translator:
-        """The same language in a mode's words."""
+        """Return the translator of the same language that uses a mode's words."""
         return replace(self, mode=mode)
 
 

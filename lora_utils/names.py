@@ -103,14 +103,17 @@ class Names:
         return self._targets[rest] if rest is not None else None
 
     def naming(self, name: str) -> str:
-        """Whose naming it is, for a name that `find` knows: "FramePack", "HunyuanVideo" or "ComfyUI"."""
+        """Return whose naming it is: "FramePack", "HunyuanVideo" or "ComfyUI". Raises KeyError for a name unknown to `find`."""
         target = self.find(name)
+        if target is None:
+            raise KeyError(name)
         if target.naming == "HunyuanVideo" and COMFY_LOOK.search(name):
             return "ComfyUI"
         return target.naming
 
 
 def flat(name: str) -> str:
+    """Return a layer's name without dots, which some programs write as underscores."""
     return name.replace(".", "_")
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Scaling:
     """
 
     alpha: float | None = None
-    own: Mapping[str, float] | None = None
+    own: Mapping[str, float] = field(default_factory=dict)
     stabilised: bool = False
     dora: bool = False
 
@@ -51,12 +51,12 @@ class Scaling:
 
     @cached_property
     def _names(self) -> dict[str, int]:
-        own = list(self.own or ())
+        own = list(self.own)
         return {_flat(own[place]): place for place in reversed(range(len(own))) if PLAIN.fullmatch(own[place])}
 
     @cached_property
     def _expressions(self) -> list[tuple[int, str]]:
-        return [(place, pattern) for place, pattern in enumerate(self.own or ()) if not PLAIN.fullmatch(pattern)]
+        return [(place, pattern) for place, pattern in enumerate(self.own) if not PLAIN.fullmatch(pattern)]
 
 
 def config_beside(path: Path) -> Path | None:

@@ -25,6 +25,8 @@ class StopLevel(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
+    """Say that something has happened, and when."""
+
     at: float
 
 
@@ -100,14 +102,18 @@ class Ended(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Ended):
-    pass
+    """Say that all that was asked for is made."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped(Ended):
+    """Say that somebody ended the job before it was done. level: how soon it was to end."""
+
     level: StopLevel = StopLevel.NOW
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed(Ended):
+    """Say that the job could not go on, and why."""
+
     problems: tuple[Problem, ...] = ()

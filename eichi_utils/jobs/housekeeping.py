@@ -58,6 +58,7 @@ class Housekeeper:
         self._thread = threading.Thread(target=self._work, name="eichi-housekeeper", daemon=True)
 
     def start(self) -> None:
+        """Begin the rounds, in a thread that the program's end does not wait for."""
         self._thread.start()
 
     def close(self) -> None:

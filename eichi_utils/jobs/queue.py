@@ -44,9 +44,11 @@ class Stop:
 
     @property
     def level(self) -> StopLevel:
+        """Return how soon the job shall end; NONE while it may go on."""
         return self._level
 
     def request(self, level: StopLevel) -> None:
+        """Have the job end as soon as this, or sooner if that was asked for already."""
         with self._lock:
             self._level = max(self._level, level)
 
@@ -169,6 +171,7 @@ class Jobs:
             return self._jobs.get(job_id)
 
     def all(self) -> tuple[Job, ...]:
+        """Return every job that is remembered, in the order of running."""
         with self._changed:
             return tuple(self._jobs.values())
 
@@ -190,7 +193,7 @@ class Jobs:
                 if job.view.state == "running":
                     self._stops[job.id].request(level)
                     self._publish(job.id, replace(job.view, stopping=self._stops[job.id].level))
-                elif job.view.state == "waiting" and (level == StopLevel.JOB or job.batch == current.batch):
+                elif job.view.state == "waiting" and (level == StopLevel.JOB or (current and job.batch == current.batch)):
                     self._record(job.id, Stopped(at=time.monotonic(), level=level))
 
     def remove(self, job_id: str) -> None:

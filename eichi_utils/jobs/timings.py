@@ -63,6 +63,7 @@ class Stopwatch:
     between: list[float] = field(default_factory=list)
 
     def see(self, event: Event) -> None:
+        """Note the times of an event; all of a job's are to come here, in their order."""
         self.began = event.at if self.began is None else self.began
         match event:
             case Started():
@@ -82,7 +83,7 @@ class Stopwatch:
 
     def taken(self) -> RunTimes | None:
         """None unless the run was finished, and has two steps to measure between."""
-        if self.ended is None or self.sampled is None or not self.between:
+        if self.ended is None or self.sampled is None or self.began is None or not self.between:
             return None
         step = statistics.median(self.between)
         section = max(0.0, self.ended - self.sampled - self.computed * step) / self.sections

@@ -68,6 +68,7 @@ class View:
 
     @property
     def ended(self) -> bool:
+        """Say whether the job is over, in whichever way."""
         return self.state in ("finished", "stopped", "failed")
 
     @property
@@ -83,7 +84,7 @@ class View:
         """
         if self.ended or self.sampling_since is None:
             return None
-        if self.section:
+        if self.section and self.section_since is not None:
             pace = (self.section_since - self.sampling_since) / self.section
             return max(0.0, pace * (self.sections - self.section) - (self.now - self.section_since))
         if self.stage != "sample" or not self.step:
@@ -93,6 +94,7 @@ class View:
 
     @property
     def film_seconds(self) -> float:
+        """Return how long the film that is on the disk plays."""
         return self.frames / FPS
 
     def after(self, event: Event) -> View:
