@@ -97,14 +97,14 @@ class Invocation:
     optional: bool | None = None
 
 
-def version_problem(version: tuple[int, ...]) -> str | None:
+def version_problem(version: tuple[int, int]) -> str | None:
     """Why this program cannot run on that Python, or None."""
-    if tuple(version[:2]) >= OLDEST_PYTHON:
+    if version >= OLDEST_PYTHON:
         return None
     return (
         "FramePack-eichi needs Python {}.{} or newer, this is Python {}.{}. Install Python 3.12 from "
         "https://www.python.org/downloads/ and start again."
-    ).format(*OLDEST_PYTHON, *version[:2])
+    ).format(*OLDEST_PYTHON, *version)
 
 
 def parse(arguments: tuple[str, ...]) -> Invocation:
@@ -203,7 +203,7 @@ def main(arguments: list[str]) -> int:
 
 def carry_out(arguments: list[str]) -> int:
     """Does it; an interrupt is passed on."""
-    problem = version_problem(sys.version_info)
+    problem = version_problem(sys.version_info[:2])
     if problem:
         say(problem)
         return 1

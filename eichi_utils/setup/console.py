@@ -98,14 +98,16 @@ def leave(seconds: float) -> None:
 
 def write(stream: TextIO | None, text: str) -> None:
     """Write text and flush. Where nobody can be told any more, this and what follows is told nobody."""
+    if stream is None:
+        return
     try:
         try:
             stream.write(text)
         except UnicodeEncodeError:
             stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
         stream.flush()
-    except (AttributeError, ValueError):
-        # There is none, or it was closed.
+    except ValueError:
+        # It was closed.
         return
     except OSError:
         _let_go(stream)
@@ -113,8 +115,8 @@ def write(stream: TextIO | None, text: str) -> None:
 
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether lines of this stream can be drawn again."""
-    with suppress(AttributeError, ValueError):
-        return stream.isatty()
+    with suppress(ValueError):
+        return stream is not None and stream.isatty()
     return False
 
 

@@ -78,15 +78,15 @@ class Stamp:
             return None
 
 
-def installation_problem(version: tuple[int, ...]) -> str | None:
+def installation_problem(version: tuple[int, int]) -> str | None:
     """Why a new environment cannot be made from that Python, or None: torch ends at some version."""
-    if tuple(version[:2]) <= NEWEST_PYTHON:
+    if version <= NEWEST_PYTHON:
         return None
     return (
         "Python {}.{} is too new: torch is available up to Python {}.{}. Install Python 3.12 from "
         "https://www.python.org/downloads/ and run its python with launch.py once (Windows: "
         "`py -3.12 launch.py setup`, Linux: `python3.12 launch.py setup`)."
-    ).format(*version[:2], *NEWEST_PYTHON)
+    ).format(*version, *NEWEST_PYTHON)
 
 
 def fingerprint(requirements: bytes, project: bytes, python_version: str) -> str:
@@ -241,7 +241,7 @@ def install(root: Path, state: str, wanted: Stamp, log_path: Path) -> None:
     total = len(steps) + making
 
     if making:
-        problem = installation_problem(sys.version_info)
+        problem = installation_problem(sys.version_info[:2])
         if problem:
             raise SetupError(problem)
         again = " anew" if (root / ".venv").exists() else ""

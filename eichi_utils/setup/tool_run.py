@@ -88,9 +88,11 @@ def run_logged(command: list[str], root: Path, log_path: Path, title: str) -> tu
     )
 
     def pump() -> None:
-        with process.stdout as stream:
-            for line in stream:
-                lines.put(line)
+        # A pipe, as asked for above.
+        if process.stdout is not None:
+            with process.stdout as stream:
+                for line in stream:
+                    lines.put(line)
         lines.put(None)
 
     threading.Thread(target=pump, daemon=True).start()

@@ -34,9 +34,11 @@ def open_folder(folder: Path) -> bool:
     command = file_manager(sys.platform, os.environ)
     if command is None or not folder.is_dir():
         return False
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    nowhere = subprocess.DEVNULL
     try:
-        subprocess.Popen([command, str(folder.resolve())], start_new_session=True, **quiet)
+        subprocess.Popen(
+            [command, str(folder.resolve())], start_new_session=True, stdin=nowhere, stdout=nowhere, stderr=nowhere
+        )
     except OSError:
         return False
     return True

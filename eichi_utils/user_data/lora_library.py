@@ -63,6 +63,7 @@ class Found:
 
 
 def look_through() -> Found:
+    """Look through the folder of LoRA files, in which a link may lead to a folder above itself."""
     names = sorted(filter(is_unicode, _walk(loras.LORAS)), key=str.casefold)
     files = tuple(name for name in names if name.lower().endswith(SUFFIX))
     return Found(files, tuple(name for name in names if not name.lower().endswith(SUFFIX)))
@@ -183,22 +184,23 @@ def keep_upload(path: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         names = (_numbered(path, f"-{number}" if number > 1 else "") for number in itertools.count(1))
         try:
-            for name in names:
-                target = folder / name
-                if not os.path.exists(target):
-                    if not os.path.exists(temporary):
-                        shutil.copyfile(path, temporary)
-                    if _named(temporary, target):
-                        break
-                # What lies there is whole: it got its name when it was.
-                if os.path.exists(target) and filecmp.cmp(path, target, shallow=False):
-                    break
+            return f"{UPLOADS}/{next(name for name in names if _brought(path, temporary, folder / name))}"
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         values = {"folder": str(folder), "reason": error.strerror or str(error)}
         raise UserError([Problem("loras", "lora_folder_not_writable", values)]) from None
-    return f"{UPLOADS}/{name}"
+
+
+def _brought(path: Path, temporary: Path, target: Path) -> bool:
+    """Give a copy of a file the name `target`, unless another file has it. True if what has it now has the file's content."""
+    if not target.exists():
+        if not temporary.exists():
+            shutil.copyfile(path, temporary)
+        if _named(temporary, target):
+            return True
+    # What lies there is whole: it got its name when it was.
+    return target.exists() and filecmp.cmp(path, target, shallow=False)
 
 
 def _numbered(path: Path, number: str) -> str:
@@ -218,5 +220,5 @@ def _named(temporary: Path, target: Path) -> bool:
             target.open("xb").close()
         except FileExistsError:
             return False
-        os.replace(temporary, target)
+        temporary.replace(target)
     return True

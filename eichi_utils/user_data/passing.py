@@ -85,7 +85,8 @@ def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
 
 def _remove_empty(folder: Path, since: float, emptied: Container[str]) -> None:
     """Remove empty folders: those that held files a moment ago, and others unless an upload has made them since then."""
-    for place, _, _ in os.walk(folder, topdown=False):
+    for name, _, _ in os.walk(folder, topdown=False):
+        place = Path(name)
         with suppress(OSError):
-            if Path(place) != folder and (place in emptied or os.stat(place).st_mtime < since):
-                os.rmdir(place)
+            if place != folder and (name in emptied or place.stat().st_mtime < since):
+                place.rmdir()

@@ -87,11 +87,11 @@ class Results:
             for place, below, names in os.walk(folder):
                 below[:] = [name for name in below if not name.startswith(".")]
                 names = sorted(name for name in names if name.lower().endswith(RESULTS) and not name.startswith("."))
-                for name in names[:1] if FRAMES in os.path.basename(place) else names:
-                    path = os.path.join(place, name)
+                for name in names[:1] if FRAMES in Path(place).name else names:
+                    path = Path(place, name)
                     # Deleted just now, or a link to nowhere.
                     with suppress(OSError):
-                        yield path, os.stat(path).st_mtime
+                        yield str(path), path.stat().st_mtime
 
 
 def _document(path: Path) -> Any:
@@ -116,7 +116,9 @@ def purge(folder: Path, days: float, gigabytes: float, needed: Callable[[], froz
     if oldest <= days * DAY_SECONDS and (total <= most or oldest <= DAY_SECONDS):
         return 0
     names = needed()
-    for used, size, path in files if names is not None else ():
+    if names is None:
+        return 0
+    for used, size, path in files:
         age, is_needed = now - used, bool({path.name, path.name[:DIGITS], path.name[DIGITS + 1 :]} & names)
         unwanted = age > days * DAY_SECONDS or (total > most and age > DAY_SECONDS)
         if unwanted and not is_needed and delete(path, used):
