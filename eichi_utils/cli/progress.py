@@ -1,4 +1,8 @@
-"""Progress of a job on a stream: one line that is redrawn on a terminal, plain lines elsewhere."""
+"""Progress of a job on a stream: one line that is redrawn on a terminal, plain lines elsewhere.
+
+Not tqdm: it knows one count and its rate, where a job has sections of unequal steps and an estimate of its own; into a file it
+would write every redrawing; and it raises where nobody reads the stream any more.
+"""
 
 from __future__ import annotations
 

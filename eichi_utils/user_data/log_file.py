@@ -8,7 +8,9 @@ A log never fails what it tells of: where nothing more can be written, that is s
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import MappingProxyType
 
@@ -35,7 +38,7 @@ COMMAND_LINE = "eichi"
 STAMP = "%Y-%m-%d %H:%M:%S"
 # What says something to the log alone, and not to the console.
 SAID = "eichi_utils.user_data.log_file.said"
-# Bytes after which a file becomes the older one, of which there is one; both together are no more than twice as many.
+# Bytes of a file, of which an older one is kept; both together are no more than twice as many.
 LARGEST = 16 << 20
 # How often, and with how many characters, the same thing is logged in so many seconds; and kinds of things that are counted.
 OFTEN, OFTEN_CHARACTERS, PERIOD, KINDS = 60, 32 << 10, 60.0, 256
@@ -43,27 +46,14 @@ OFTEN, OFTEN_CHARACTERS, PERIOD, KINDS = 60, 32 << 10, 60.0, 256
 LONGEST, EXCEPTION = 16 << 10, 500
 # On a record: whether it passes.
 JUDGED = "eichi_passes"
-
-
-@dataclass(frozen=True)
-class Lines:
-    """A text stream that adds to a file, which is open only while something is written.
-
-    So each line is on the disk at once, and a folder that was moved or deleted meanwhile is made again.
-    """
-
-    path: Path
-
-    def write(self, text: str) -> None:
-        # Half a surrogate pair in somebody's prompt has no UTF-8.
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and self.path.stat().st_size > LARGEST:
-            self.path.replace(self.path.with_suffix(".old.log"))
-        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
+# What nobody may know to whom a log is sent: keys of the hub, names and passwords in addresses such as a proxy's, and those in
+# the head of a request.
+SECRETS = (
+    re.compile(r"(?P<kept>\bhf_)[A-Za-z0-9]{16,}"),
+    re.compile(r"(?P<kept>\b[a-z][a-z0-9+.-]*://)[^\s/@]+(?=@)", re.IGNORECASE),
+    re.compile(r"(?P<kept>\bauthorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic) )[^\s'\"]+", re.IGNORECASE),
+)
+HIDDEN = r"\g<kept>***"
 
 
 @dataclass
@@ -92,6 +82,7 @@ class Seldom(logging.Filter):
         self._guard = threading.RLock()
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a record passes, and shorten what it says where it does."""
         if record.name == SAID or hasattr(record, JUDGED):
             return getattr(record, JUDGED, True)
         kind = (record.name, record.levelno, str(record.msg).partition("\n")[0][:100], _place(record))
@@ -147,27 +138,50 @@ def _cut(text: str, most: int) -> str:
 
 
 class Stamped(logging.Formatter):
-    """Every line with the time, also of a traceback; empty ones are left out."""
+    """Gives every line the time, also of a traceback, and takes `SECRETS` out; empty lines are left out."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return a record's lines, without the last one's end."""
         stamp = self.formatTime(record, STAMP)
         text = super().format(record)
+        for secret in SECRETS:
+            text = secret.sub(HIDDEN, text)
         if record.name != SAID:
             text = f"{record.levelname} {record.name}: {text}"
         return "\n".join(f"[{stamp}] {line}" for line in [line for line in text.splitlines() if line.strip()] or [""])
 
 
-class LogFile(logging.StreamHandler):
-    """Writes records to a file. What goes wrong is warned of once, and tried again with the next record."""
+class LogFile(RotatingFileHandler):
+    """Writes records to a file. What goes wrong is warned of once, and tried again with the next record.
+
+    The file is open only while something is written: each line is on the disk at once, a folder that was moved or deleted
+    meanwhile is made again, and another process may give the file its older name.
+    """
 
     def __init__(self, path: Path, seldom: Seldom):
-        super().__init__(Lines(path))
+        # Half a surrogate pair in somebody's prompt has no UTF-8.
+        super().__init__(path, maxBytes=LARGEST, backupCount=1, encoding="utf-8", errors="backslashreplace", delay=True)
         self.path = path
+        self.namer = lambda _: str(path.with_suffix(".old.log"))
         self.setFormatter(Stamped())
         self.addFilter(seldom)
         self._warned = False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+    def _open(self) -> io.TextIOWrapper:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, and close the file."""
+        super().emit(record)
+        if self.stream is not None:
+            # What a full disk did not take was said when it was written.
+            with suppress(OSError):
+                self.stream.close()
+            self.stream = None
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Warn, once, of a file that cannot be written; other errors are those of who has logged."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
@@ -193,15 +207,15 @@ class Log:
 
     @property
     def path(self) -> Path | None:
-        """The file that is written now."""
+        """Return the file that is written now; None while the log is off."""
         return self._file.path if self._file else None
 
     def folder(self, name: str) -> Path:
-        """The folder that the setting means; without a name, the usual one."""
+        """Return the folder that the setting means; without a name, the usual one."""
         return self.folders.of(name.strip() or CHOICES[FOLDER])
 
     def problem(self, name: str) -> Problem | None:
-        """Why no log can be written to that folder, if so."""
+        """Return why no log can be written to that folder, or None."""
         return self.folders.problem(name.strip() or CHOICES[FOLDER])
 
     def apply(self, enabled: bool, folder: str) -> None:
@@ -218,7 +232,7 @@ class Log:
                 self._open(place / f"{self.source}_{time.strftime('%Y%m%d_%H%M%S')}.log")
 
     def begin(self, settings: AppSettings, mode: str) -> tuple[Problem, ...]:
-        """Do what was saved; why it cannot be done, which keeps nothing else from its work."""
+        """Do what was saved, and return why it cannot be done, which keeps nothing else from its work."""
         try:
             self.apply(settings.choice(mode, ENABLED), settings.choice(mode, FOLDER))
         except UserError as error:
@@ -226,13 +240,13 @@ class Log:
         return ()
 
     def say(self, text: str) -> None:
-        """A line for the file alone; nothing where the log is off."""
+        """Write a line to the file alone; nothing where the log is off."""
         with self._lock:
             if self._file:
                 self._file.handle(logging.LogRecord(SAID, logging.INFO, "", 0, text, None, None))
 
     def close(self) -> None:
-        """End the file, if one is written."""
+        """Write the last line of the file, if one is written, and leave it."""
         with self._lock:
             if self._file:
                 self.say(self.t("story.end", source=self.source))
