@@ -139,7 +139,7 @@ class HostWatch:
     def _look(self) -> None:
         stage = self.stage
         try:
-            with open("/proc/self/status", encoding="ascii") as lines:
+            with Path("/proc/self/status").open(encoding="ascii") as lines:
                 fields = dict(line.split(":", 1) for line in lines)
         except OSError:
             return

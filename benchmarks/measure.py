@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def gpu_peak(device: torch.device) -> float:
 def host_peak() -> float:
     """GiB of this process at most so far; 0 where the system does not tell through /proc."""
     try:
-        with open("/proc/self/status", encoding="ascii") as lines:
+        with Path("/proc/self/status").open(encoding="ascii") as lines:
             return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
     except (OSError, StopIteration):
         return 0.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -95,7 +94,7 @@ def export(weights: Path, folder: Path) -> Path:
             raise ValueError(f"the checkpoint has {size} bytes, more than {LIMIT}")
         if folder.exists():
             shutil.rmtree(folder)
-        os.replace(new, folder)
+        new.replace(folder)
     return folder
 
 

@@ -156,7 +156,7 @@ def save_half(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype, **meta
     save_file(
         {name: t.to("cpu", dtype).contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt", **metadata}
     )
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_into(net: nn.Module, path: Path) -> None:

@@ -193,11 +193,12 @@ def exponents_for(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> list[int]:
     for block in vae.decoder.up_blocks:
         largest = []
         found.append(largest)
+
+        def note(_: nn.Module, x: tuple[Tensor, ...], y: Tensor, seen: list[Tensor] = largest) -> None:
+            seen.extend(t.abs().max() for t in (*x, y))
+
         # A block's first module is the only one to see what the block before upsampled.
-        for module in block.resnets:
-            handles.append(
-                module.register_forward_hook(lambda _, x, y, seen=largest: seen.extend(t.abs().max() for t in (*x, y)))
-            )
+        handles += [module.register_forward_hook(note) for module in block.resnets]
     try:
         vae.decode(z[:, :, None])
     finally:

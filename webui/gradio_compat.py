@@ -37,7 +37,7 @@ MOST_FILES = 300
 WATCHED = 100
 
 # What a component's value is read and written by has nothing to do with these.
-LOOK = frozenset("value visible interactive label info placeholder open elem_classes render".split())
+LOOK = frozenset(["value", "visible", "interactive", "label", "info", "placeholder", "open", "elem_classes", "render"])
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ class TabState(state_holder.SessionState):
         """Keep nothing."""
 
 
-class RefusedEvent(Exception):  # noqa: N818 (an answer)
+class RefusedEvent(Exception):
     """An event that no page of ours sends. key: the end of a sentence's, such as "page.door.word"."""
 
     def __init__(self, status: int, key: str):

@@ -229,7 +229,8 @@ class FilmStream:
         if self._open is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Open all the time, as in `FilmWriter`.
-            file = self._files.enter_context(tempfile.TemporaryFile(prefix=own_prefix(), dir=self._folder))
+            file = tempfile.TemporaryFile(prefix=own_prefix(), dir=self._folder)  # noqa: SIM115 (`_files` closes it)
+            self._files.enter_context(file)
             encoder = H264(file, frames.shape[1], frames.shape[2], self._crf)
             self._files.callback(encoder.container.close)
             self._open = encoder, file

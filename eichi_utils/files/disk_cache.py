@@ -81,7 +81,7 @@ class DiskCache:
                 logger.warning("not kept: %.1f GB for the next start, but %.1f GB of the disk are free", size / GB, free / GB)
                 return False
             write(temporary)
-            os.replace(temporary, self._path(key))
+            temporary.replace(self._path(key))
             return True
         except OSError as error:
             logger.warning("not kept in %s: %s", self.folder, error)

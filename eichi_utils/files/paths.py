@@ -144,7 +144,7 @@ def written_atomically(path: Path, durable: bool = False) -> Iterator[Path]:
         usual = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         # Some writers, such as safetensors, put a file of their own in its place that only its owner may read.
-        os.chmod(temporary, usual)
+        temporary.chmod(usual)
         if durable:
             _flush(temporary)
         _replace(temporary, path)
@@ -172,14 +172,14 @@ def _flush(path: Path) -> None:
 def _replace(temporary: Path, path: Path) -> None:
     for wait in REPLACE_AGAIN:
         try:
-            os.replace(temporary, path)
+            temporary.replace(path)
             return
         except PermissionError:
             # On Windows a file that somebody reads, as virus scanners do, cannot be replaced just now.
             if not path.exists():
                 break
         time.sleep(wait)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def existing(files: Iterable[str]) -> tuple[str, ...]:
 def is_same(path: Path, other: Path) -> bool:
     """Say whether two paths lead to one file or folder; one that leads nowhere is no other's."""
     try:
-        return os.path.samefile(path, other)
+        return path.samefile(other)
     except OSError:
         return False
 

@@ -146,5 +146,5 @@ def _machine() -> str:
     """Return a word for where process numbers mean the same: this computer, or a container on it."""
     space = ""
     with suppress(OSError):
-        space = os.readlink("/proc/self/ns/pid")
+        space = str(Path("/proc/self/ns/pid").readlink())
     return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TextIO
 
 # The exit code of what was stopped, as shells have it for Ctrl-C.
@@ -30,7 +31,7 @@ def ready() -> Iterator[None]:
         stream = getattr(sys, name)
         if stream is None:
             # Windows without a console, or closed by who started the program; libraries ask it for `isatty`.
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open as long as the program)
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (open as long as the program)
         elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     try:

@@ -8,6 +8,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,10 +195,8 @@ def read_picture(path: Path) -> None:
             assert problem is None or problem.key == "picture_too_small", problem
         except UserError as error:
             say(error.problems)
-    try:
+    with suppress(OSError, ValueError):
         fitted_size(path, 640)
-    except (OSError, ValueError):
-        pass
 
 
 def text_seeds(folder: Path) -> list[Path]:

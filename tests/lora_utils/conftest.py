@@ -13,7 +13,7 @@ from tests.lora_files import Shapes
 def shapes() -> Shapes:
     """Of all its weights that a LoRA may change, by layer."""
     with safe_open(GOLDEN / "tiny_transformer.safetensors", framework="pt") as opened:
-        found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+        found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
     return {
         name.removeprefix("weights.").removesuffix(".weight"): shape
         for name, shape in found.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_what_lies_between_leads_from_one_film_to_the_other(studio: Studio, tmp_
     whole = studio.joined(studio.request("reverse", begun, moves(RIGHT), join_latents=6, **fields))
     # From the last latent of the first film to the first one of the second.
     places = [place(studio.look(whole, number)) for number in range(9, 17)]
-    for before, after in zip(places, places[1:], strict=False):
+    for before, after in itertools.pairwise(places):
         meet(before, after)
     with pytest.raises(AssertionError, match="apart"):
         meet(places[0], places[-1])

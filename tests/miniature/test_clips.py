@@ -27,7 +27,7 @@ def test_numbers_depend_on_the_seed_alone():
 
 def test_numbers_are_uniform():
     values = uniform(torch.arange(64), 1, 256)
-    assert 0 <= values.min() and values.max() < 1
+    assert values.min() >= 0 and values.max() < 1
     assert abs(values.mean() - 0.5) < 0.01 and abs(values.std() - 12**-0.5) < 0.01
 
 

@@ -90,7 +90,7 @@ def test_batches_are_the_programs_steps(times):
 
 def test_orthogonal_steps():
     values = torch.linalg.svdvals(orthogonalised(torch.randn(2, 12, 40)))
-    assert 0.6 < values.min() and values.max() < 1.3
+    assert values.min() > 0.6 and values.max() < 1.3
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing():
@@ -186,7 +186,7 @@ def test_a_transformer_run_goes_on_from_its_weights(tmp_path, monkeypatch):
     small = replace(FOURTH, sections=2, pool=4, height=16, width=32)
     monkeypatch.setattr(train_transformer, "STAGES", {"b": ((1.0, (small, replace(small, height=32, share=0.5))),)})
     monkeypatch.setattr(lessons, "said", lambda chosen, lesson: ["The camera zooms in."] * len(chosen))
-    monkeypatch.setattr(train_transformer, "trained_captions", lambda: every_caption()[::40] + ["The camera zooms in."])
+    monkeypatch.setattr(train_transformer, "trained_captions", lambda: [*every_caption()[::40], "The camera zooms in."])
     monkeypatch.setattr(train_transformer, "probe", lambda *_: {})
     monkeypatch.setattr(training, "LOOK", 2)
     sizes = {"pictures": 8, "detail": 32, "batch": 1, "chunk": 2}

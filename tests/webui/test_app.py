@@ -57,7 +57,7 @@ def test_a_password_may_contain_colons():
 def test_folders_that_lead_nowhere_are_told_by_their_flag(flag, folder, tmp_path, monkeypatch, capsys):
     """A circle of links ended the start in a traceback, and a folder of 2,000 levels the first film."""
     monkeypatch.chdir(tmp_path)
-    os.symlink("loop", "loop")
+    Path("loop").symlink_to("loop")
     with pytest.raises(SystemExit) as left:
         read_flags([flag, folder])
     assert left.value.code == 2
@@ -106,8 +106,22 @@ def test_what_doors_cannot_be_told(flags, said, capsys):
 
 def test_what_doors_are_told():
     options = read_flags(
-        ["--allow-host", "My-PC.local.", "--allow-host", "例え.jp", "--root-path", "/eichi/", "--max-upload-mb", "2048"]
-        + ["--trust-proxy", "127.0.0.1", "--trust-proxy", "fd00::/8", "--allow-host", "192.168.1.5"]
+        [
+            "--allow-host",
+            "My-PC.local.",
+            "--allow-host",
+            "例え.jp",
+            "--root-path",
+            "/eichi/",
+            "--max-upload-mb",
+            "2048",
+            "--trust-proxy",
+            "127.0.0.1",
+            "--trust-proxy",
+            "fd00::/8",
+            "--allow-host",
+            "192.168.1.5",
+        ]
     )
     assert options.allow_host == ["my-pc.local", "xn--r8jz45g.jp", "192.168.1.5"] and options.root_path == "/eichi"
     assert options.trust_proxy == ["127.0.0.1", "fd00::/8"] and options.max_upload_mb == 2048

@@ -68,7 +68,7 @@ def test_from_a_picture_to_a_film(serve, open_page, tower, language, width, heig
     assert start["y"] + start["height"] <= height
     for first in ("#image", "#prompt textarea", "#seconds", "#quick label >> nth=0"):
         box = page.locator(first).bounding_box()
-        assert 0 <= box["y"] and box["y"] + box["height"] <= covered, first
+        assert box["y"] >= 0 and box["y"] + box["height"] <= covered, first
 
     fill(page, tower)
     page.locator("#quick label").nth(1).click()

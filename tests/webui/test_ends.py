@@ -138,7 +138,7 @@ def test_two_tabs_act_on_the_same_queue(page, jobs, engine):
     engine.hold.clear()
     built = page("reverse")
     panel = next(fn.fn.__self__ for fn in built.blocks.fns.values() if getattr(fn.fn, "__name__", "") == "arrange")
-    running, waiting, last = (jobs.submit(ReverseRequest(prompt=name, steps=2)) for name in ("running", "waiting", "last"))
+    running, waiting, _last = (jobs.submit(ReverseRequest(prompt=name, steps=2)) for name in ("running", "waiting", "last"))
     while jobs.get(running.id).view.state != "running":
         time.sleep(0.01)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_percentiles_are_of_what_was_measured():
     assert tabs.percentiles(list(range(100, 0, -1))) == {"p50": 51, "p95": 96, "max": 100}
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system does not tell")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell")
 def test_a_processes_time_is_counted():
     before = tabs.processor_seconds(os.getpid())
     sum(number * number for number in range(3_000_000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_a_card_that_is_not_there_is_named(device):
 def test_a_number_beyond_the_last_card_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert placement("cuda:1").device == torch.device("cuda:1")
-    with pytest.raises(ValueError, match="'cuda:2'.*sees 2 CUDA cards"):
+    with pytest.raises(ValueError, match=r"'cuda:2'.*sees 2 CUDA cards"):
         placement("cuda:2")
 
 
@@ -97,7 +98,7 @@ def test_a_cpu_has_no_card_memory():
 
 def anonymous() -> int:
     """Bytes of this process that are no file's."""
-    with open("/proc/self/status", encoding="ascii") as lines:
+    with Path("/proc/self/status").open(encoding="ascii") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 
 

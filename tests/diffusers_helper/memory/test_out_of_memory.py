@@ -85,8 +85,7 @@ def test_a_repeated_step_counts_once(net, kind: str) -> None:
     def run(number: int) -> tuple[list[torch.Tensor], list[int], int]:
         cache, made = CACHES[kind](), []
         with FullAt(number) as full:
-            for index in range(4):
-                made.append(net.step(GIVEN.x, index, job, section, cache))
+            made += [net.step(GIVEN.x, index, job, section, cache) for index in range(4)]
         return made, cache.computed, full.count
 
     made, computed, count = run(0)

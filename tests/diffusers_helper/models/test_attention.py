@@ -46,7 +46,7 @@ def test_sdpa_can_be_forced():
 
 def test_an_unknown_kernel_is_named_with_the_known_ones():
     """A typing error in --attention must not mean "auto"."""
-    with pytest.raises(ValueError, match="'flash4'.*auto, sage, flash3, flash, xformers, sdpa"):
+    with pytest.raises(ValueError, match=r"'flash4'.*auto, sage, flash3, flash, xformers, sdpa"):
         choose_attention("cpu", torch.float32, "flash4")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -198,7 +200,7 @@ def test_the_full_model_has_its_neighbours_by_name(storage):
     assert set(places) == set(slab)
     for row in rows:
         if row[0] in slab:
-            for before, after in zip(row, row[1:], strict=False):
+            for before, after in itertools.pairwise(row):
                 assert places[after].offset == places[before].offset + places[before].bytes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def growing(change: float, steps: int = STEPS) -> list[torch.Tensor]:
 
 
 def longest_skip(steps: list[int]) -> int:
-    return max(b - a - 1 for a, b in zip(steps, steps[1:], strict=False))
+    return max(b - a - 1 for a, b in itertools.pairwise(steps))
 
 
 def test_the_fit_of_the_authors():

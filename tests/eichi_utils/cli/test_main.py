@@ -86,7 +86,7 @@ def test_dry_run_prints_a_plan_without_torch(pictures: list[str], tmp_path: Path
 
 def test_dry_run_for_reading(eichi: Run, pictures: list[str], tmp_path: Path) -> None:
     """A line of totals and one for each section; no folder is made."""
-    code, out, err = eichi(
+    code, out, _err = eichi(
         "render", "--mode", "forward", "--image", pictures[0], "--prompt", "p", "--seconds", 2,
         "--section-prompt", "1=and jumps", "--out", tmp_path / "out", "--dry-run",
     )  # fmt: skip

@@ -123,7 +123,7 @@ def test_a_circle_of_links_is_told_by_its_flag(
 ) -> None:
     """Most flags ended in a traceback, and a folder of 2,000 levels passed the dry run."""
     monkeypatch.chdir(tmp_path)
-    os.symlink("loop", "loop")
+    Path("loop").symlink_to("loop")
     document = {"mode": "single", "image": pictures[0], "prompt": "x", "output_folder": "loop/x"}
     Path("request.json").write_text(json.dumps(document))
     names = {
@@ -134,7 +134,7 @@ def test_a_circle_of_links_is_told_by_its_flag(
     }
     if "{request}" in flags and "render" in flags:
         Path("o").mkdir()
-        os.symlink("loop", "o/loop")
+        Path("o/loop").symlink_to("loop")
     assert main.main([*(flag.format_map(names) for flag in flags), "--lang", "en"]) == 2
     places = [line.split(":")[0] for line in capsys.readouterr().err.splitlines()]
     assert place in places

@@ -87,8 +87,8 @@ def test_files_are_found_again(mode: str, home: Path, tmp_path: Path) -> None:
     assert missing and all(path.startswith(str(tmp_path / "out")) and not Path(path).exists() for path in missing)
     beside = tmp_path / "elsewhere"
     beside.mkdir()
-    for name in os.listdir(home):
-        shutil.copy(home / name, beside / f"renamed {name}")
+    for file in home.iterdir():
+        shutil.copy(file, beside / f"renamed {file.name}")
     shutil.copy(film, beside / "film.mp4")
     found = modes.from_json(read_placed_document(beside / "film.mp4"))
     assert Path(found.image) == beside / "renamed 0.png"
@@ -170,7 +170,7 @@ def test_section_zips_name_no_paths(home: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         text = b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".yaml"))
     assert b"Mustermann" not in text and b"style.safetensors" in text
-    back, notes = import_sections(tmp_path / "a.zip", None, "replace", tmp_path / "uploads")
+    back, _notes = import_sections(tmp_path / "a.zip", None, "replace", tmp_path / "uploads")
     assert back.loras == (Lora("style.safetensors", 0.5),) and back.steps == made.steps
     assert Path(back.image).read_bytes() == Path(made.image).read_bytes()
 

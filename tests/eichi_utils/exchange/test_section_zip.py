@@ -139,7 +139,7 @@ def test_latents_that_a_zip_lacks_are_told(uploads: Path, tmp_path: Path) -> Non
     named = edited(tmp_path / "a.zip", tmp_path / "c.zip", lambda it: it["eichi"].update(append_latents=latents), entry)
     for path, name in ((without, "append.safetensors"), (named, "earlier.safetensors")):
         made, notes = import_sections(path, uploads=uploads)
-        assert made.append_latents == "" and [note.key for note in notes][0] == "zip_latents_missing"
+        assert made.append_latents == "" and next(note.key for note in notes) == "zip_latents_missing"
         assert notes[0].values == {"file": name}
 
 

@@ -147,7 +147,7 @@ LARGE = struct.pack(">4s4xBBBx", b"mft1", 3, 3, 100) + ONE
 )
 def test_what_is_refused(data: bytes) -> None:
     """More numbers than any device has, tables that are cut off or of another kind, and what is no device's."""
-    with pytest.raises(ValueError, match="it |its |a "):
+    with pytest.raises(ValueError, match=r"it |its |a "):
         judged_profile(data)
 
 
@@ -156,7 +156,7 @@ def test_the_largest_profiles(tmp_path: Path) -> None:
     curve = b"curv\0\0\0\0" + struct.pack(">I", 0x7FFF) + numpy.arange(0x7FFF, dtype=">u2").tobytes()
     for table, channels in ((new_table(4, 28, curve), 4), (new_table(3, 85, curve), 3), (new_table(4, 28), 4)):
         data = profile({b"A2B0": table, b"wtpt": WHITE}, b"CMYK" if channels == 4 else b"RGB ")
-        assert MOST_NUMBERS * 0.7 < len(table) / 2
+        assert len(table) / 2 > MOST_NUMBERS * 0.7
         Image.new("CMYK" if channels == 4 else "RGB", (64, 64), (30, 60, 90)).save(tmp_path / "a.tif", icc_profile=data)
         began = time.process_time()
         open_picture(tmp_path / "a.tif")

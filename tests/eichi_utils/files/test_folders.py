@@ -49,7 +49,7 @@ def test_pages_reach_only_what_they_were_given(tmp_path: Path) -> None:
     folders = OutputFolders(tmp_path / "out", (tmp_path / "films",))
     (tmp_path / "out").mkdir()
     assert folders.problem("cats") is None and folders.problem(str(tmp_path / "films" / "new")) is None
-    os.symlink(tmp_path, tmp_path / "out" / "link")
+    (tmp_path / "out" / "link").symlink_to(tmp_path)
     for name in (str(tmp_path), str(tmp_path / "films2"), "link/else", "~"):
         assert found([folders.problem(name)]) == {("output_folder", "folder_not_allowed")}, name
 
@@ -105,8 +105,8 @@ def test_a_folder_that_cannot_be_made_is_told_by_its_field(tmp_path: Path) -> No
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     """A circle of links passed for a folder that may be made; a link to a folder that was not there yet ended the run."""
-    os.symlink("circle", tmp_path / "circle")
-    os.symlink("missing/deep", tmp_path / "new")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "new").symlink_to("missing/deep")
     for name in ("circle", "circle/below"):
         assert found([OutputFolders(tmp_path).problem(name)]) == {("output_folder", "folder_not_writable")}
         with pytest.raises(UserError) as error:

@@ -50,7 +50,7 @@ def test_a_writer_that_replaces_the_file_changes_no_mode(umask: int, tmp_path: P
     with written_atomically(tmp_path / "a.bin") as temporary:
         other = tmp_path / "other"
         other.touch(mode=0o600)
-        os.replace(other, temporary)
+        other.replace(temporary)
     assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == 0o666 & ~umask
 
 

@@ -182,7 +182,7 @@ def test_a_large_file_waits_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -
     taken = []
 
     class Watched(Room):
-        def taken(self, need: int):  # noqa: ANN202
+        def taken(self, need: int):
             taken.append(need)
             return super().taken(need)
 

@@ -84,7 +84,8 @@ def test_those_of_earlier_versions_go_after_a_day(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", ["film.mp4", "model.safetensors.part", ".hidden.mp4", ".eichi-notes.txt", "a.part"])
 def test_other_files_stay(name: str, tmp_path: Path):
     """Browsers call their downloads `.part` too."""
-    aged(tmp_path / name if (tmp_path / name).touch() else tmp_path / name, 100 * OLD_SECONDS)
+    (tmp_path / name).touch()
+    aged(tmp_path / name, 100 * OLD_SECONDS)
     assert remove_abandoned([tmp_path, tmp_path / "gone"]) == 0 and (tmp_path / name).exists()
 
 
@@ -109,7 +110,8 @@ def test_a_full_folder_does_not_hide_what_was_abandoned(tmp_path: Path, monkeypa
 def test_links_are_not_followed(tmp_path: Path):
     outside, inside = tmp_path / "outside", tmp_path / "inside"
     outside.mkdir(), inside.mkdir()
-    aged(outside / ".film.part.mp4" if (outside / ".film.part.mp4").touch() else outside / ".film.part.mp4", 9 * OLD_SECONDS)
+    (outside / ".film.part.mp4").touch()
+    aged(outside / ".film.part.mp4", 9 * OLD_SECONDS)
     (inside / "link").symlink_to(outside)
     (inside / "around").symlink_to(inside)
     assert remove_abandoned([inside]) == 0
@@ -152,7 +154,7 @@ def test_a_folder_that_vanished_is_made_again(tmp_path: Path):
 
 def test_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """On Windows a virus scanner has a new file open for a moment, and nothing can take its name."""
-    real, tries = os.replace, []
+    real, tries = Path.replace, []
 
     def replace(source: Path, target: Path) -> None:
         tries.append(source)
@@ -161,12 +163,12 @@ def test_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path: Path, m
         real(source, target)
 
     monkeypatch.setattr(paths, "REPLACE_AGAIN", (0.001,) * 5)
-    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(Path, "replace", replace)
     (tmp_path / "a").write_text("old")
     with written_atomically(tmp_path / "a") as part:
         part.write_text("new")
     assert (tmp_path / "a").read_text() == "new" and len(tries) == 3
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "in use")))
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "in use")))
     with pytest.raises(PermissionError), written_atomically(tmp_path / "a") as part:
         part.write_text("newer")
     assert (tmp_path / "a").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
@@ -176,11 +178,11 @@ def test_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path: Path, m
 def test_durable_means_file_and_folder_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Before a rename the content, after it the name."""
     done: list[str] = []
-    real = os.fsync, os.replace
+    real = os.fsync, Path.replace
     monkeypatch.setattr(
-        os, "fsync", lambda fd: (done.append("folder" if os.path.isdir(f"/dev/fd/{fd}") else "file"), real[0](fd))
+        os, "fsync", lambda fd: (done.append("folder" if Path(f"/dev/fd/{fd}").is_dir() else "file"), real[0](fd))
     )
-    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), real[1](*names)))
+    monkeypatch.setattr(Path, "replace", lambda *names: (done.append("rename"), real[1](*names)))
     with written_atomically(tmp_path / "a", durable=True) as part:
         part.write_text("x")
     assert done == ["file", "rename", "folder"]

@@ -174,11 +174,11 @@ def declared(path: Path, name: str, size: int) -> None:
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_an_entry_that_holds_more_than_it_declares(method: int, place: Path) -> None:
     """zipfile hands bzip2 and LZMA 4 kB at once and takes whatever comes of it: 6 GB of a file of 4.5 kB."""
-    with zipfile.ZipFile(place / "a.zip", "w", method, compresslevel=1) as written:
-        with written.open("sections.yaml", "w") as target:
-            zeros = Zeros(30 * 2**20)
-            while piece := zeros.read(2**20):
-                target.write(piece)
+    archive = zipfile.ZipFile(place / "a.zip", "w", method, compresslevel=1)
+    with archive as written, written.open("sections.yaml", "w") as target:
+        zeros = Zeros(30 * 2**20)
+        while piece := zeros.read(2**20):
+            target.write(piece)
     declared(place / "a.zip", "sections.yaml", 100)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError) as error:

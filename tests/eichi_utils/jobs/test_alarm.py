@@ -199,7 +199,7 @@ def test_windows(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         SND_ALIAS = 65536
 
         @staticmethod
-        def PlaySound(name: str, flags: int) -> None:  # noqa: N802 (winsound's name)
+        def PlaySound(name: str, flags: int) -> None:
             calls.append((name, flags))
             if fails:
                 raise RuntimeError("Failed to play sound")

@@ -561,7 +561,7 @@ def test_nothing_counts_after_the_ending(jobs: Jobs, fake: Fake) -> None:
     view = ending(double, job)
     double.close(WAIT)
     assert (view.state, view.files) == ("finished", (f"{job.id}_1.mp4",)) and double.get(job.id).view == view
-    assert [kind for _, kind in sound.endings()][0] is Finished and len(sound.endings()) == 2
+    assert next(kind for _, kind in sound.endings()) is Finished and len(sound.endings()) == 2
 
 
 @pytest.mark.parametrize("jump", [86_400.0, -86_400.0])

@@ -34,14 +34,14 @@ CARDS = (None, 6, 8, 12, 16, 24, 80)
 # GiB that the system and a browser have taken: of the memory, and of a card together with the usual reserve.
 TAKEN, CARD_TAKEN = {"Linux": 1.5, "Windows": 3.0}, 1.0
 PRECISIONS = ("auto", "bfloat16", "int8", "float8")
-REFUSED = {"too_little_memory": "memory", "too_little_memory_narrow": "memory (narrow)", "too_little_card_memory": "card"}
+TIGHT = "memory (narrow)"
+REFUSED = {"too_little_memory": "memory", "too_little_memory_narrow": TIGHT, "too_little_card_memory": "card"}
 # (memory, system) -> the choice for each of PRECISIONS without a card, and then with one; it is the same for every card from
 # 6 GiB on, because weights that have no room there pass through it.
 EXPECTED = {
-    (12, "Linux"): ("memory", "memory", "memory (narrow)", "memory (narrow)")
-    + ("memory (narrow)", "memory", "memory (narrow)", "memory (narrow)"),
-    (16, "Linux"): ("memory", "memory", "memory (narrow)", "memory (narrow)", "float8", "memory", "int8", "float8"),
-    (24, "Linux"): ("memory", "memory", "memory (narrow)", "memory (narrow)", "bfloat16", "bfloat16", "int8", "float8"),
+    (12, "Linux"): ("memory", "memory", TIGHT, TIGHT, TIGHT, "memory", TIGHT, TIGHT),
+    (16, "Linux"): ("memory", "memory", TIGHT, TIGHT, "float8", "memory", "int8", "float8"),
+    (24, "Linux"): ("memory", "memory", TIGHT, TIGHT, "bfloat16", "bfloat16", "int8", "float8"),
     (32, "Linux"): ("memory", "bfloat16", "int8", "float8", "bfloat16", "bfloat16", "int8", "float8"),
     (64, "Linux"): ("auto", "bfloat16", "int8", "float8", "bfloat16", "bfloat16", "int8", "float8"),
 }

@@ -79,7 +79,7 @@ def test_pages_of_files_are_not_this_process_memory(checkpoint: Path) -> None:
 
 def test_tiles_remember_what_they_share(pictures: list[str]) -> None:
     """Of tiles of 128 pixels, which overlap by half, a cell is in up to four: 297 MB where 122 were counted."""
-    assert requirements.TILE_OVERLAP == Decoder.overlap
+    assert Decoder.overlap == requirements.TILE_OVERLAP
     plan = changed(request("forward", pictures[0], size=640), vae_cache=True).plan()
     cells = [requirements.film_cells(plan, 24, 24, tile) for tile in (None, 1024, 192, 128)]
     assert cells == [576, 576, 576, 4 * 576]

@@ -74,7 +74,7 @@ def result_of(events: list[Event]) -> numpy.ndarray:
 @pytest.mark.parametrize("mode", list(SHORTEST))
 def test_every_mode_makes_its_files(mode: str, runs: dict) -> None:
     """The result first, then the fitted start picture, and nothing else; sizes and frame counts as announced."""
-    made, folder, events = runs[mode]
+    _made, folder, events = runs[mode]
     (started,) = [event for event in events if isinstance(event, Started)]
     end = events[-1]
     assert isinstance(end, Finished)

@@ -147,7 +147,7 @@ def test_a_section_prompt_leaves_earlier_sections_alone(pool: ModelPool, picture
 
 def test_a_mask_hides_only_what_it_covers(pool: ModelPool, pictures: list[str], half_mask: str) -> None:
     """Black hides: the latent is zero there and untouched elsewhere."""
-    plan, conditions = conditions_of(request("single", pictures[0], image_mask=half_mask), pool)
+    _plan, conditions = conditions_of(request("single", pictures[0], image_mask=half_mask), pool)
     mask = conditions.masks["start"]
     assert mask.shape[-2:] == conditions.latents["start"].shape[-2:]
     assert (mask[..., :, :8] == 0).all()

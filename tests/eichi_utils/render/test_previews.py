@@ -219,7 +219,7 @@ def test_a_step_that_asks_the_card_shows(net, monkeypatch, spoil):
     make = section_loop.SectionSampler._make_tables
     plain = lambda self, net, *given: make(self, running(net, attend=sdpa), *given)  # noqa: E731
     monkeypatch.setattr(section_loop.SectionSampler, "_make_tables", plain)
-    with pytest.raises((RuntimeError, NotImplementedError, TypeError), match="(?i)meta"):
+    with pytest.raises((RuntimeError, NotImplementedError, TypeError), match=r"(?i)meta"):
         sent_between_steps(running(net, attend=attend))
 
 

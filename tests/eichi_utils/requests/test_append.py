@@ -130,7 +130,7 @@ def run(pool: ModelPool, pictures: list[str], appended: str, tmp_path_factory: p
 
 def test_both_films_are_kept(run: tuple) -> None:
     """The result first, then the new film alone (the existing program deletes it), then its start picture."""
-    it, folder, events = run
+    _it, folder, events = run
     assert [Path(file).name for file in events[-1].files] == ["j_combined.mp4", "j_6.mp4", "j.png"]
     assert names_in(folder) == {"j_combined.mp4", "j_6.mp4", "j.png"}
     whole, alone = (decoded(file) for file in events[-1].files[:2])
@@ -148,7 +148,7 @@ def test_a_joined_film_says_what_it_was_made_of(run: tuple) -> None:
 
 def test_the_events_of_a_join(run: tuple) -> None:
     """It counts as one more section, with steps of its own; the bar never goes back and ends full."""
-    it, _, events = run
+    _it, _, events = run
     (started,) = [event for event in events if isinstance(event, Started)]
     assert (started.sections, started.frames) == (2, events[-1].frames)
     assert [(event.section, event.step) for event in events if isinstance(event, Step)] == [(0, 0), (0, 1), (1, 0), (1, 1)]

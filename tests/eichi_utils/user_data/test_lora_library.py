@@ -47,8 +47,8 @@ def test_files_of_the_folder_and_those_below_it(folder: Path, tmp_path: Path) ->
         put(folder / name)
     (folder / "c.pt").write_bytes(b"x")
     shared = put(tmp_path / "shared" / "far.safetensors")
-    os.symlink(shared.parent, folder / "linked")
-    os.symlink(folder, folder / "style" / "again")
+    (folder / "linked").symlink_to(shared.parent)
+    (folder / "style" / "again").symlink_to(folder)
     assert found() == (
         "A.SAFETENSORS",
         "b.safetensors",

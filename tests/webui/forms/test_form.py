@@ -336,7 +336,7 @@ def test_a_page_without_models_begins_with_the_miniature(page, nothing_there, mo
 
 def test_a_size_of_another_model_is_said_beside_its_field(page, nothing_there, tower):
     built = page("reverse", models=nothing_there)
-    request, problems = built.form.read(built.values(image=tower, prompt="x", size=640))
+    _request, problems = built.form.read(built.values(image=tower, prompt="x", size=640))
     assert [(problem.field, problem.key) for problem in problems] == [("size", "size_not_of_model")]
     assert words.problem_list(built.form.t, problems).count("Resolution: 640") == 1
     built.start.submit(built.values(image=tower, prompt="x", size=640))

@@ -251,8 +251,8 @@ def test_who_gives_way_first() -> None:
     gate = Gate(20)
     owner = [Held(gate, "10.0.0.3", Claim.NONE), Held(gate, "10.0.0.3", Claim.KNOWN), Held(gate, "10.0.0.3", Claim.LOGIN)]
     crowd = [Held(gate, f"10.0.0.{1 + number % 2}", Claim.NONE) for number in range(17)]
-    for _ in range(100):
-        crowd.append(Held(gate, "10.0.0.1", Claim.NONE))
+    # One after the other, while those that came before are there.
+    crowd.extend(Held(gate, "10.0.0.1", Claim.NONE) for _ in range(100))
     assert not any(one.ended for one in owner) and [one.ended for one in crowd[-9:]] == [False] * 9
     # One address ends its own when it has half, and what is being answered never.
     full = Gate(20)
@@ -329,7 +329,7 @@ def test_a_server_without_descriptors_turns_away(records: list[logging.LogRecord
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with served(doors()) as port, ExitStack() as held:
         visitors = [held.enter_context(socket.socket()) for _ in range(20)]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(name) for name in os.listdir("/dev/fd")) + 1, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(file.name) for file in Path("/dev/fd").iterdir()) + 1, hard))
         taken = []
         try:
             with suppress(OSError):

@@ -61,7 +61,7 @@ def test_what_a_browser_gets(client: TestClient) -> None:
 def test_noise_under_a_picture_s_name(client: TestClient) -> None:
     """Eight files of 150 MB of noise were collected whole, all at once, before anybody looked at them."""
     size = 40 * 2**20
-    with open(client.folder / "noise.heic", "wb") as file:
+    with (client.folder / "noise.heic").open("wb") as file:
         file.write(b"noise" * 20)
         file.truncate(size)
     sent: list[MutableMapping] = []

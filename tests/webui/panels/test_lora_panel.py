@@ -108,9 +108,8 @@ def test_sets_by_name(panel, tmp_path):
 def test_uploads_go_into_free_slots(panel, lora_folder, tmp_path):
     """Those that cannot be used are named; the others are taken, also beyond the slots that are shown."""
     built = panel("single")
-    uploads = []
-    for name in ("a.safetensors", "b.safetensors", "c.pt"):
-        uploads.append(str(shutil.copy(lora_folder / INK, tmp_path / name)))
+    names = ("a.safetensors", "b.safetensors", "c.pt")
+    uploads = [str(shutil.copy(lora_folder / INK, tmp_path / name)) for name in names]
     filled = [{"file": INK, "strength": 0.5}, {"file": "", "strength": -1}, {"file": STYLE, "strength": 1}]
     got = built.receive(uploads, json.dumps(filled))
     slots = [(slot["file"], slot["strength"]) for slot in json.loads(got[built.box])]
