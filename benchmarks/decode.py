@@ -38,10 +38,12 @@ NEW = 9
 
 
 def default(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
+    """Decode z (1, 16, t, h, w) by the class of diffusers as it comes: (1, 3, frames, height, width) on the CPU."""
     return vae.decode(z).sample.cpu()
 
 
 def tiled(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
+    """Decode by the class of diffusers in its own tiles."""
     vae.use_tiling = True
     made = vae.decode(z).sample.cpu()
     vae.use_tiling = False
@@ -49,6 +51,7 @@ def tiled(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
 
 
 def own(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
+    """Decode by this program, in whole frames."""
     return joined(Decoder(vae), z)
 
 
@@ -65,15 +68,18 @@ def own_next(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
 
 
 def own_compiled(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
+    """Decode by this program, with norm and activation compiled."""
     # One compilation serves all calls: torch keeps it with the function.
     return joined(Decoder(vae, norm_silu=torch.compile(norm_silu, dynamic=True)), z)
 
 
 def own_small(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
+    """Decode by this program, in squares of which one takes 3 GiB."""
     return joined(Decoder(vae, side_for(vae, *z.shape[2:], 3 * GIB)), z)
 
 
 def joined(decoder: Decoder, z: Tensor, tile_cache: TileCache | None = None) -> Tensor:
+    """Return all frames of a decoding one after another, on the CPU."""
     return torch.cat([frames.cpu() for frames in decoder.frames(z, tile_cache)], dim=2)
 
 
@@ -110,6 +116,7 @@ def operations(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width:
 def measure(
     fields: dict, sizes: list[tuple[int, int]], lengths: list[int], cases: list[str], steps: int, device: str
 ) -> Iterator[Row]:
+    """Time each case at each size and length, and give a row for each. lengths: in latents. fields: of the decoder's config."""
     where = placement(device)
     place, dtype = where.device, where.encoder
     rate = matrix_rate(place, dtype)
@@ -130,6 +137,7 @@ def measure(
 
 
 def main() -> None:
+    """Measure what the command line asks for, and print the rows."""
     parser = make_parser("decode", __doc__, "640x608", list(CASES))
     parser.add_argument("--latents", help="default: 10,18, with --tiny 3")
     parser.add_argument("--steps", type=int, default=3)

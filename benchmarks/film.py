@@ -174,6 +174,7 @@ def stages(events: Iterator[Event], watch: HostWatch) -> tuple[dict[str, float],
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
+    """Make a film as the program does, and return its times and peaks. folder: for the picture, the film and the weights."""
     where = placement(options.device)
     card = CudaDevice(where.device, int(options.card_gib * GIB)) if where.device.type == "cuda" else None
     picture = folder / "start.png"
@@ -196,6 +197,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def table(result: Result, where: dict[str, object]) -> str:
+    """Return the result as a Markdown table. where: what `machine` says."""
     lines = [
         f"{where['device']}, torch {where['torch']}: {result.size}, {result.precision}, {result.frames} frames\n",
         "| | |",
@@ -210,6 +212,7 @@ def table(result: Result, where: dict[str, object]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure one film with weights of the chosen size, and print the result."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.film", description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, help="size family of the film; default: 640, with --tiny 128")
     parser.add_argument("--precision", default="auto", help="as a request's")

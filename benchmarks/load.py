@@ -130,6 +130,7 @@ def one_case(case: str, folder: Path, kept: Path, device: torch.device) -> dict[
 
 
 def in_own_process(case: str, folder: Path, kept: Path, device: torch.device) -> dict[str, object]:
+    """Run one case in a new process, whose memory and caches no other case has filled, and return its figures."""
     command = [sys.executable, "-m", "benchmarks.load", "--case", case, "--folder", str(folder), "--kept", str(kept)]
     done = subprocess.run([*command, "--device", str(device)], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -146,6 +147,7 @@ def bytes_read(case: str, config: TransformerConfig, total: int, kept: Path) -> 
 
 
 def measure(size: str, cases: list[str], folder: Path, device: torch.device) -> Iterator[Row]:
+    """Write a checkpoint of a size, load it in each way, and give a row for each. folder: on the disk that is measured."""
     config, model, kept = SIZES[size], folder / size, folder / f"{size}-kept"
     total = write_checkpoint(model, config, device)
     rate = read_rate(model)
@@ -167,12 +169,14 @@ def measure(size: str, cases: list[str], folder: Path, device: torch.device) -> 
 
 
 def run(options: argparse.Namespace, folder: Path) -> list[Row]:
+    """Measure all sizes that the command line names."""
     device = placement(options.device).device
     sizes = ["tiny"] if options.tiny else (options.sizes or options.usual_sizes).split(",")
     return shown(row for size in sizes for row in measure(size, options.only or list(CASES), folder, device))
 
 
 def main() -> None:
+    """Measure the ways to load, or as a child process one of them, and print the figures."""
     parser = make_parser("load", __doc__, "full", list(CASES))
     parser.add_argument("--folder", type=Path, help="an existing folder on the disk to read from; default: a temporary one")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)

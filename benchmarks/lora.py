@@ -94,6 +94,7 @@ def write(folder: str, size: str, rank: str, device: str) -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
+    """Sample without a LoRA, with one, and with it at another strength, and return the three."""
     where = placement(options.device)
     card = CudaDevice(where.device, int(options.card_gib * GIB)) if where.device.type == "cuda" and options.card_gib else None
     pool = ModelPool(folder, device=options.device, card=card, reserve_gb=0.0)
@@ -139,10 +140,12 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def lora(folder: Path, strength: float) -> Lora:
+    """Return the benchmark's LoRA at a strength, for a request."""
     return Lora(str(folder / FILE), strength)
 
 
 def table(result: Result, where: dict[str, object]) -> str:
+    """Return the result as a Markdown table with its costs in a sentence below it."""
     lines = [
         f"{where['device']}, torch {where['torch']}: {result.size}, {result.precision}, rank {result.rank} on {result.layers} "
         f"layers, a file of {result.file_mib:.0f} MiB\n",
@@ -159,6 +162,7 @@ def table(result: Result, where: dict[str, object]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure one LoRA file on one network, and print the result."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lora", description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="640x608")
     parser.add_argument("--precision", default="bfloat16", help="as a request's")

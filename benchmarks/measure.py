@@ -65,12 +65,14 @@ def finish(device: torch.device) -> None:
 
 
 def forget_peak(device: torch.device) -> None:
+    """Give back what torch holds of a card unused, and let its highest memory be counted from now on."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def gpu_peak(device: torch.device) -> float:
+    """Return the most GiB of a card that tensors had at once since `forget_peak`; 0 for a CPU."""
     return torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else 0.0
 
 
@@ -105,11 +107,13 @@ def randomise(net: nn.Module) -> None:
 
 
 def relative(made: Tensor, exact: Tensor) -> float:
+    """Return the norm of the difference as a share of the exact tensor's."""
     made, exact = made.float().cpu(), exact.float().cpu()
     return ((made - exact).norm() / exact.norm()).item()
 
 
 def line(row: Row) -> str:
+    """Return a row of the Markdown table."""
     memory = f"{row.gpu_gib:.1f} | {row.host_gib:.1f}"
     figures = f"{row.milliseconds:.0f} | {row.ratio:.2f} | {row.error:.1e} | {memory} | {row.floor:.0f}"
     return f"| {row.size} | {row.case} | {figures} |"
@@ -126,6 +130,7 @@ def shown(rows: Iterator[Row]) -> list[Row]:
 
 
 def report(rows: Sequence[Row], device: torch.device, as_json: bool) -> str:
+    """Return the rows as a Markdown table under the name of the machine, or as JSON with it."""
     where = machine(device)
     if as_json:
         return json.dumps({"machine": where, "rows": [asdict(row) for row in rows]}, indent=1)

@@ -79,6 +79,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Film:
+    """Hold what a case made of a scene: latents and pixels, computed steps, and seconds of sampling."""
+
     latents: Tensor
     pixels: Tensor
     computed: int
@@ -116,6 +118,7 @@ def film(request: Request, plan: Plan, conditions: Conditions, pool: ModelPool) 
 
 
 def measure(pool: ModelPool, count: int, cases: Mapping[str, Mapping[str, Any]], steps: int) -> Iterator[Row]:
+    """Film `count` scenes in every case, and give a row with the differences from the first case's films for each."""
     with tempfile.TemporaryDirectory() as folder:
         jobs = list(prepared(pool, count, Path(folder), steps))
     exact: list[Film] = []
@@ -143,6 +146,7 @@ def measure(pool: ModelPool, count: int, cases: Mapping[str, Mapping[str, Any]],
 
 
 def mean(values: list[float]) -> float:
+    """Return the arithmetic mean."""
     return sum(values) / len(values)
 
 
@@ -170,11 +174,13 @@ def fingerprint(folder: Path) -> str:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
+    """Name what measures: the card or the CPU, the processor, torch."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return {"device": name, "processor": platform.machine(), "torch": torch.__version__}
 
 
 def main() -> None:
+    """Compare a checkpoint's precisions or step caches, and print the rows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent.parent / "miniature" / "checkpoint")
     parser.add_argument("--count", type=int, default=8, help="scenes; each is filmed in both modes")

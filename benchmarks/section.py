@@ -49,6 +49,7 @@ def sampled(work: Work, net: torch.nn.Module, ours: bool, sigmas: list[float]) -
 
 @torch.inference_mode()
 def measure(options: argparse.Namespace) -> Iterator[Row]:
+    """Time a whole section, sampling and decoding, in each case, and give a row for each."""
     where = placement(options.device)
     place, dtype = where.device, where.transformer
     config, fields = (TINY, decode.TINY) if options.tiny else (TransformerConfig(), {})
@@ -79,6 +80,7 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def main() -> None:
+    """Measure what the command line asks for, and print the rows."""
     parser = make_parser("section", __doc__, "640x608", list(CASES))
     parser.add_argument("--sampling", type=int, default=25, help="steps of a section")
     options = parser.parse_args()

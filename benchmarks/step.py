@@ -104,10 +104,12 @@ class Work:
         return lambda: net(**given, return_dict=False)[0]
 
     def own(self, net: PackedTransformer) -> Run:
+        """Return a call of this program's network for one step, its tables made before."""
         job, section = self.tables(net, [SIGMA])
         return lambda: net.step(self.x, 0, job, section)
 
     def tables(self, net: PackedTransformer, sigmas: list[float]) -> tuple[JobTables, SectionTables]:
+        """Return the tables of a job and of a section: everything that the steps do not change."""
         job = net.prepare_job(self.text, self.pooled, self.image, GUIDANCE, sigmas)
         parts = Clean(self.latents[2], self.clean), Clean(self.latents[2], self.two), Clean(self.latents[16], self.four)
         return job, net.prepare_section(self.times, *self.grid, *parts)
@@ -132,6 +134,10 @@ def empty(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtyp
 
 
 def theirs(config: TransformerConfig, device: torch.device, dtype: torch.dtype, offload: str) -> nn.Module:
+    """Return the network of diffusers with random weights.
+
+    offload: "group" or "sequential", its ways to stream weights; "" keeps them all where they are.
+    """
     fields = {name: getattr(config, name) for name in TransformerConfig.__dataclass_fields__}
     net = empty(lambda: HunyuanVideoFramepackTransformer3DModel(**fields), device, dtype)
     if offload == "group":
@@ -144,6 +150,10 @@ def theirs(config: TransformerConfig, device: torch.device, dtype: torch.dtype, 
 def own(
     config: TransformerConfig, device: torch.device, dtype: torch.dtype, storage: str | None, fuse: bool
 ) -> PackedTransformer:
+    """Return this program's network with random weights.
+
+    storage: how its weights are kept, None for `dtype`. fuse: whether elementwise work is fused.
+    """
     net = empty(lambda: PackedTransformer(config), device, dtype)
     if storage:
         for layer in net.block_linears().values():
@@ -248,6 +258,7 @@ def measure(
 
 
 def main() -> None:
+    """Measure what the command line asks for, and print the rows."""
     parser = make_parser("step", __doc__, "640x608,512x512,416x960", list(CASES))
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--card-gib", type=float, default=6.0, help="all of the card that the streamed cases may take")

@@ -96,6 +96,7 @@ def server(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def busy(url: str) -> bool:
+    """Ask a server, as its tabs do, whether a job runs."""
     with urllib.request.urlopen(f"{url}{ADDRESS}/reverse", timeout=10) as answer:
         return json.load(answer)["busy"]
 
@@ -193,6 +194,7 @@ def family_seconds(pid: int) -> float:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
+    """Open a server with many tabs in a browser, and return what they cost films, clicks and the processor."""
     from playwright.sync_api import sync_playwright
 
     with server(folder) as (url, pid), sync_playwright() as playwright:
@@ -255,6 +257,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def table(result: Result) -> str:
+    """Return the result as lines of names and figures."""
     rows = [
         ("film with 2 tabs", f"{result.alone_seconds:.2f} s"),
         (f"film with {result.tabs} tabs, {result.others}", f"{result.together_seconds:.2f} s"),
@@ -270,6 +273,7 @@ def table(result: Result) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure what the command line asks for, and print the result; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tabs", description=__doc__.splitlines()[0])
     parser.add_argument("--tabs", type=int, default=20, help="tabs in all, at least 3")
     parser.add_argument("--others", choices=("behind", "seen", "clients"), default="behind", help="what all but two are")

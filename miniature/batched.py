@@ -36,16 +36,19 @@ class Times:
 
 
 def reverse_times(padding: int) -> Times:
+    """Return the positions of a section of the standard mode. padding: windows between it and the start picture."""
     start, _, frames, after, two, four = lay(1, padding * SECTION, SECTION, *CONTEXT)
     return Times((start[0], after[0]), two, four, frames)
 
 
 def forward_times() -> Times:
+    """Return the positions of a section of the F1 mode."""
     start, four, two, one, frames = lay(1, CONTEXT[2], CONTEXT[1], CONTEXT[0], SECTION)
     return Times((start[0], one[0]), two, four, frames)
 
 
 def single_times() -> Times:
+    """Return the positions of a one-frame request without controls, at its usual indices."""
     return Times((0, 10), range(11, 13), range(13, 29), range(9, 10))
 
 

@@ -73,10 +73,12 @@ def caption(kind: str, direction: int, shape: str, colour: str, phrase: int = 0)
 
 
 def with_tail(sentence: str, tail: int) -> str:
+    """Return a camera's sentence that goes on with one of `TAILS`, and means the same."""
     return f"{sentence[:-1]} {TAILS[tail]}."
 
 
 def everyday_captions() -> list[str]:
+    """Return prompts as people write them who do not know the language of the scenes."""
     manners = ("", *(f" {manner}" for manner in _MANNERS.split("|")))
     parts = product(_SUBJECTS.split(), (action.replace("|", " ") for action in _ACTIONS.split()), manners)
     return [f"The {subject} {action}{manner}." for subject, action, manner in parts]

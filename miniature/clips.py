@@ -57,6 +57,7 @@ class Scenes:
         return len(self.seeds)
 
     def captions(self) -> list[str]:
+        """Return a caption for each scene."""
         columns = (self.kind, self.direction, self.shape, self.colour, self.phrase)
         return [
             caption(KIND_NAMES[k], d, SHAPE_NAMES[s], COLOUR_NAMES[c], p)

@@ -60,6 +60,7 @@ class Figure:
 
     @property
     def holds(self) -> bool | None:
+        """Say whether the value keeps its bound; None where it has none."""
         if self.bound is None:
             return None
         return bool(self.value <= self.bound if self.at_most else self.value >= self.bound)
@@ -91,6 +92,7 @@ class Evaluation:
         }
 
     def scenes(self, kind: str, count: int) -> Scenes:
+        """Return `count` scenes of a kind, whose seeds no training saw."""
         seeds = torch.arange(HELD_OUT + 1000, HELD_OUT + 1000 + count)
         return scenes(seeds, len(self.pictures), {kind: 1.0})
 

@@ -99,6 +99,7 @@ def export(weights: Path, folder: Path) -> Path:
 
 
 def main() -> None:
+    """Write the checkpoint that ships from the weights of the training."""
     parser = argparse.ArgumentParser(prog="python -m miniature.export", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--to", type=Path, default=CHECKPOINT)

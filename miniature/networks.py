@@ -123,6 +123,7 @@ def _spread(net: nn.Module) -> None:
 
 
 def load_text(folder: Path, device: torch.device) -> TextEncoders:
+    """Load both text encoders and their tokenizers in 32 bits, without the layers that prompts do not pass."""
     with quiet():
         tokenizer, tokenizer_2 = load_tokenizer(folder / "tokenizer"), load_tokenizer_2(folder / "tokenizer_2")
         llama = LlamaModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
@@ -131,6 +132,7 @@ def load_text(folder: Path, device: torch.device) -> TextEncoders:
 
 
 def load_vision(folder: Path, device: torch.device) -> SiglipVisionModel:
+    """Load the encoder of the start picture in 32 bits."""
     with quiet():
         return SiglipVisionModel.from_pretrained(folder / "image_encoder", torch_dtype=torch.float32).eval().to(device)
 
@@ -155,6 +157,7 @@ class CaptionBank:
 
 
 def caption_bank(encoders: TextEncoders, captions: Sequence[str], device: torch.device, dtype: torch.dtype) -> CaptionBank:
+    """Encode each caption once, and return the results by their number of tokens, so that batches need no padding."""
     place, tokens, pooled = {}, {}, {}
     for caption in captions:
         made = encode_prompt(encoders, caption)

@@ -80,6 +80,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, clip: float = 1.0) -> None:
+        """Change all weights by one step. clip: longest gradient; one that is not finite changes nothing and is counted."""
         flat = self.flat
         grad = flat.grad.float()
         norm = grad.norm()

@@ -32,6 +32,7 @@ def needed(network: str, stage: str, resume: bool) -> tuple[str, ...]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Train one network for so many minutes, from the start or from saved weights, and save it."""
     parser = argparse.ArgumentParser(prog="python -m miniature.train", description=__doc__.splitlines()[0])
     parser.add_argument("network", choices=("vae", "transformer"))
     parser.add_argument("--minutes", type=float, default=9.0, help="the whole run, start and saving included")

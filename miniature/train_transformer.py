@@ -51,6 +51,7 @@ class Course:
         self.shift = torch.zeros(2, device=device)
 
     def set(self, rows: Tensor, lesson: Lesson) -> None:
+        """Put the next batch where the captured passes read it. rows: numbers of scenes."""
         self.rows.copy_(rows)
         self.shift.copy_(torch.tensor([math.log(value) for value in lesson.shift]))
 

@@ -78,6 +78,7 @@ class Session:
         return torch.arange(first, first + count, device=self.device)
 
     def close(self) -> None:
+        """Leave the group of processes, after all of them came here."""
         if self.world > 1:
             dist.barrier()
             dist.destroy_process_group()
@@ -106,6 +107,8 @@ class Stepper:
         self._arena = torch.cuda.graph_pool_handle() if session.graphs else None
 
     def add(self, name: str, function: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """Capture a pass, forward and backward. function: returns the loss, and figures to show."""
+
         def both() -> tuple[Tensor, Tensor]:
             self.flat.grad.zero_()
             loss, figures = function()
@@ -115,6 +118,7 @@ class Stepper:
         self._passes[name] = self._graphed(both, self._arena)
 
     def has(self, name: str) -> bool:
+        """Say whether a pass of this name was captured."""
         return name in self._passes
 
     def clear(self) -> None:
@@ -122,6 +126,7 @@ class Stepper:
         self._passes.clear()
 
     def run(self, name: str) -> tuple[Tensor, Tensor]:
+        """Run a pass and one step of the optimizer; return its loss and figures, which the next run overwrites."""
         result = self._passes[name]()
         self.session.share(self.flat.grad)
         if self._move is None:
@@ -160,6 +165,7 @@ def save_half(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype, **meta
 
 
 def load_into(net: nn.Module, path: Path) -> None:
+    """Load weights of a file, of whatever precision, into a network of exactly these names."""
     net.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()}, strict=True)
 
 

@@ -32,11 +32,13 @@ class EdgePad(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pads: tuple[int, ...]) -> Tensor:
+        """Pad x at its edges by their own values. pads: before and after, the last axis first."""
         ctx.pads = pads
         return F.pad(x, pads, mode="replicate")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Add the gradients of what was padded to those of the edges."""
         for axis, (before, after) in enumerate(zip(ctx.pads[::2], ctx.pads[1::2], strict=True)):
             dim = grad.ndim - 1 - axis
             size = grad.shape[dim] - before - after
@@ -62,10 +64,12 @@ def conv(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def norm(module: nn.GroupNorm, x: Tensor) -> Tensor:
+    """Apply group normalisation to any number of axes, in the input's precision."""
     return F.group_norm(x, module.num_groups, module.weight, module.bias, module.eps)
 
 
 def resnet(module: nn.Module, x: Tensor) -> Tensor:
+    """Apply a residual block with its shortcut."""
     y = conv(module.conv1, F.silu(norm(module.norm1, x)))
     y = conv(module.conv2, F.silu(norm(module.norm2, y)))
     return y + (conv(module.conv_shortcut, x) if module.conv_shortcut is not None else x)
@@ -86,6 +90,7 @@ def attention(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def middle(module: nn.Module, x: Tensor) -> Tensor:
+    """Apply the middle block: residual blocks with attention between them."""
     x = resnet(module.resnets[0], x)
     for attend, block in zip(module.attentions, module.resnets[1:], strict=True):
         x = resnet(block, attention(attend, x))
@@ -93,6 +98,7 @@ def middle(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def upsampled(module: nn.Module, x: Tensor) -> Tensor:
+    """Return x larger by the module's factors: (B, C, h, w) of pictures, (B, C, t, h, w) of clips."""
     factors = tuple(int(factor) for factor in module.upsample_factor)
     if x.ndim == 4:
         return conv(module.conv, F.interpolate(x, scale_factor=factors[1:], mode="nearest"))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -333,6 +335,24 @@ def test_durations_are_taken_from_a_clock_that_nobody_sets():
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.time"
     }
     assert users <= WALL_CLOCK
+
+
+# One rule, and why it is wrong here: `# pyright: ignore[reportCallIssue] (its stubs know ... not)`, `# noqa: SIM115 (...)`.
+SILENCED = re.compile(r"#\s*(?:type:|pyright:|ruff:|noqa|fmt:|mypy:)", re.IGNORECASE)
+WITH_REASON = re.compile(r"# (?:pyright: ignore\[report\w+\]|noqa: [A-Z]+[0-9]+) \(.{3,}\)|# fmt: skip")
+
+
+def test_no_checker_is_silenced_wholesale():
+    """`# type: ignore` hides the typing error that comes next week beside the library's that it was meant for."""
+    found = {}
+    for file in PRODUCT:
+        with (ROOT / file).open("rb") as source:
+            tokens = tokenize.tokenize(source.readline)
+            said = [token for token in tokens if token.type == tokenize.COMMENT and SILENCED.search(token.string)]
+        found[file] = [token.line.strip() for token in said if not WITH_REASON.fullmatch(token.string)]
+    assert only_wrong(found) == {}
+    for wrong in ("# type: ignore", "# type: ignore[attr-defined]", "# pyright: basic", "# noqa", "# pyright: ignore[reportX]"):
+        assert SILENCED.search(wrong) and not WITH_REASON.fullmatch(wrong)
 
 
 def test_a_file_is_read_in_one_sitting():
