@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -113,7 +113,7 @@ class JobRun:
             yield _notice("no_effect", name=name)
         if self.pool.files.shares_transformer(self.plan.checkpoint):
             yield _notice("transformer_shared", folder=str(self.pool.files.models))
-        yield _notice(_needs_key(needed.choice, self.pool), **figures(needed, disk_free(self.outputs.folder)))
+        yield _needs(needed.choice, self.pool, figures(needed, disk_free(self.outputs.folder)))
 
     def _download(self, missing: Sequence[Place]) -> Iterator[Notice]:
         """Fetch what is missing of the model."""
@@ -197,13 +197,13 @@ def _notice(key: str, **values: Any) -> Notice:
     return Notice(at=time.monotonic(), key=key, values=values)
 
 
-def _needs_key(choice: ExecutionChoice, pool: ModelPool) -> str:
-    """Return the key of the sentence that says what is needed and what there is."""
+def _needs(choice: ExecutionChoice, pool: ModelPool, values: Mapping[str, Any]) -> Notice:
+    """Say what is needed and what there is."""
     if pool.card is None:
-        return "processor"
+        return _notice("processor", **values)
     if not choice.chosen:
-        return "precision_asked"
-    return "precision_narrow" if choice.instead else "precision_wide"
+        return _notice("precision_asked", **values)
+    return _notice("precision_narrow", **values) if choice.instead else _notice("precision_wide", **values)
 
 
 def _with_rest_of(film: FilmFiles, events: Iterator[Event]) -> Iterator[Event]:

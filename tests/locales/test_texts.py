@@ -104,6 +104,9 @@ def notices() -> dict[str, list[tuple[str, set[str] | None]]]:
         given = {keyword.arg: keyword.value for keyword in node.keywords}
         if called(node) == "Remark":
             found.setdefault(constant(node.args[0]), []).append((place, values_given(node.args[1])))
+        elif called(node) == "_notice" and constant(node.args[0]):
+            spread = any(keyword.arg is None for keyword in node.keywords)
+            found.setdefault(constant(node.args[0]), []).append((place, None if spread else set(given)))
         # A remark that is passed on has been seen where it was made.
         elif called(node) == "Notice" and constant(given["key"]):
             found.setdefault(constant(given["key"]), []).append((place, values_given(given.get("values"))))
