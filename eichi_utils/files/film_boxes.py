@@ -46,11 +46,18 @@ NAMES = (b"keys", b"mean", b"name")
 KEPT = frozenset((b"mvhd", b"udta", b"meta"))
 # Tables that begin with a count of entries of one size: bytes of an entry.
 ENTRIES = {b"stts": 8, b"ctts": 8, b"stsc": 12, b"stco": 4, b"co64": 8, b"stss": 4, b"stps": 4}
+# Tables that FFmpeg makes room for by their count alone: where the count stands and its bytes, in each version of the box, and
+# the fewest bytes of an entry. Names of Apple's texts; pieces of pictures, of which a film's cover has some.
+COUNTED = {
+    b"keys": (((4, 4),), 8),
+    b"iinf": (((4, 2), (4, 4)), 12),
+    b"iloc": (((6, 2), (6, 2), (6, 4)), 6),
+}
 OTHERS = (b"elst", b"stsz", b"stz2", b"trun", b"sidx", b"hdlr", b"stsd", b"cmov", b"mdhd", b"tkhd", b"tfhd", *NAMES)
-KNOWN = CONTAINERS | set(ENTRIES) | set(OTHERS)
+KNOWN = CONTAINERS | set(ENTRIES) | set(COUNTED) | set(OTHERS)
 # Of these kinds each sample is an entry of its own.
 NO_SOUND = frozenset((b"vide", b"subp", b"clcp"))
-TABLE = re.compile(b"|".join((*ENTRIES, b"elst", b"stsz", b"stz2", b"trun")))
+TABLE = re.compile(b"|".join((*ENTRIES, *COUNTED, b"elst", b"stsz", b"stz2", b"trun")))
 
 
 class FilmLimitError(UnsafeError):
@@ -202,6 +209,8 @@ class _Boxes:
 
     def look(self, kind: bytes, data: memoryview, depth: int) -> None:
         """Take note of a box, and of those in it. Raises UnsafeError."""
+        if kind in COUNTED:
+            _check_counted(kind, data)
         if kind in CONTAINERS:
             self._inside(kind, data, depth)
         elif kind == b"cmov" or (kind == b"stsd" and TABLE.search(data)):
@@ -218,7 +227,7 @@ class _Boxes:
             self._piece(data)
         elif kind == b"hdlr":
             self.tracks[-1].kinds.add(bytes(data[8:12]))
-        elif len(data) >= 8 and kind not in (b"stsd", b"sidx"):
+        elif len(data) >= 8 and kind not in (b"stsd", b"sidx", *COUNTED):
             self._table(kind, data, self.tracks[-1])
         elif kind == b"sidx" and len(data) >= (at := 30 if bytes(data[:1]) > b"\0" else 22) + 2:
             _fits(kind, struct.unpack_from(">H", data, at)[0] * 12, len(data) - at - 2)
@@ -293,6 +302,13 @@ def _behind_times(data: memoryview) -> int:
     """Return the number behind two times, which have four bytes each, or eight; 0 if there is none."""
     at = 20 if bytes(data[:1]) == b"\1" else 12
     return int.from_bytes(data[at : at + 4], "big")
+
+
+def _check_counted(kind: bytes, data: memoryview) -> None:
+    """Refuse a table of COUNTED that promises more entries than it holds."""
+    versions, entry = COUNTED[kind]
+    at, width = versions[min(data[0] if data else 0, len(versions) - 1)]
+    _fits(kind, int.from_bytes(data[at : at + width], "big") * entry, max(len(data) - at - width, 0))
 
 
 def _fits(kind: bytes, size: int, room: int) -> None:

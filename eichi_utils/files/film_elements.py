@@ -6,10 +6,11 @@ is compared with all before it. The layout is that of RFC 8794 (EBML) and RFC 95
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import IO
 
-from eichi_utils.files.film_boxes import DEEPEST, MOST_TEXT_BYTES, MOST_TEXTS, FilmLimitError
+from eichi_utils.files.film_boxes import DEEPEST, MOST_NAMES, MOST_TEXT_BYTES, MOST_TEXTS, FilmLimitError
 from eichi_utils.files.safe_reading import UnsafeError
 
 HEADER, SEGMENT, CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
@@ -19,6 +20,9 @@ ENTRY, KIND, DURATION = b"\xae", b"\x83", b"\x23\xe3\x83"
 # Rates are whole numbers or 24000, 30000 and 60000 frames in 1001 seconds.
 NTSC = 1001
 TAG, SIMPLE_TAG = b"\x73\x73", b"\x67\xc8"
+# FFmpeg's name of a text is that of the target and of all tags around it, up to a length; in a language it has one more.
+TARGETS, TARGET_TYPE, NAME = b"\x63\xc0", b"\x63\xca", b"\x45\xa3"
+LONGEST_NAME, FOR_LANGUAGES = 1024, 2
 # What stands in these is looked at as if it stood beside them.
 OPEN = frozenset((SEGMENT, TRACKS, ENTRY))
 # Ten hours have 40,000 clusters, each looked at in some microseconds; behind so many elements no texts are looked for.
@@ -60,16 +64,33 @@ class _Found:
     def __init__(self) -> None:
         self.header, self.rate, self.shown = b"", 0.0, False
         self.kept: list[bytes] = []
-        self.size = self.texts = 0
+        self.size = self.texts = self.names = 0
 
     def keep(self, kind: bytes, whole: bytes, begin: int) -> None:
         if kind == HEADER:
             self.header = self.header or whole
             return
-        self.texts += 1 + _count(memoryview(whole)[begin:], 0)
-        _check(self.texts)
+        self._add(0)
+        self.count(memoryview(whole)[begin:])
         self.kept.append(whole)
         self.size += len(whole)
+
+    def count(self, data: memoryview, depth: int = 0, name: int = 0) -> None:
+        """Count the texts in an element, and what FFmpeg names them. name: characters of what stands around it.
+
+        Raises FilmLimitError, and UnsafeError if the elements do not fit into one another.
+        """
+        for kind, content in _inner(data, depth):
+            if kind not in (TAG, SIMPLE_TAG):
+                continue
+            longer = min(name + _name(kind, content, depth + 1), LONGEST_NAME)
+            self._add(longer * FOR_LANGUAGES)
+            self.count(content, depth + 1, longer)
+
+    def _add(self, names: int) -> None:
+        self.texts, self.names = self.texts + 1, self.names + names
+        if self.texts > MOST_TEXTS or self.names > MOST_NAMES:
+            raise FilmLimitError("texts", MOST_TEXTS)
 
     def number(self, kind: bytes, value: int) -> None:
         if kind == KIND:
@@ -93,21 +114,22 @@ def _head(head: bytes | memoryview) -> tuple[bytes, int, int] | None:
     return bytes(head[:width]), begin, ENDLESS if size == (1 << bits) - 1 else begin + size
 
 
-def _count(data: memoryview, depth: int) -> int:
-    """Return how many texts stand there. Raises UnsafeError if the elements do not fit into one another."""
-    at = count = 0
+def _inner(data: memoryview, depth: int) -> Iterator[tuple[bytes, memoryview]]:
+    """(kind, content) of the elements in one. Raises UnsafeError if they do not fit into it."""
+    at = 0
     while at < len(data):
         found = _head(data[at : at + 12])
         if found is None or found[2] > len(data) - at or depth > DEEPEST:
             raise UnsafeError("its texts are damaged")
         kind, begin, size = found
-        if kind in (TAG, SIMPLE_TAG):
-            count += 1 + _count(data[at + begin : at + size], depth + 1)
-            _check(count)
+        yield kind, data[at + begin : at + size]
         at += size
-    return count
 
 
-def _check(texts: int) -> None:
-    if texts > MOST_TEXTS:
-        raise FilmLimitError("texts", MOST_TEXTS)
+def _name(kind: bytes, content: memoryview, depth: int) -> int:
+    """Return how many characters a tag adds to the names of the texts in it."""
+    if kind == SIMPLE_TAG:
+        return 1 + max((len(inside) for name, inside in _inner(content, depth) if name == NAME), default=0)
+    targets = (inside for name, inside in _inner(content, depth) if name == TARGETS)
+    types = (len(inside) for target in targets for name, inside in _inner(target, depth + 1) if name == TARGET_TYPE)
+    return 1 + max(types, default=0)

@@ -57,6 +57,33 @@ BAD = {
 }
 
 
+def listed(kind: bytes, version: int, at: int, width: int, count: int) -> bytes:
+    """A table of three entries of twelve bytes that says it has `count` of them at that place of the box."""
+    return box(kind, bytes((version, 0, 0, 0)).ljust(at, b"\0"), count.to_bytes(width, "big"), bytes(36))
+
+
+# As FFmpeg reads the versions of each.
+LISTS = [(b"keys", 0, 4, 4), (b"keys", 9, 4, 4), (b"iinf", 0, 4, 2), (b"iinf", 1, 4, 4), (b"iinf", 255, 4, 4)]
+LISTS += [(b"iloc", 0, 6, 2), (b"iloc", 1, 6, 2), (b"iloc", 2, 6, 4), (b"iloc", 255, 6, 4)]
+
+
+@pytest.mark.parametrize("place", [b"", b"moov", b"meta", b"stsd"])
+@pytest.mark.parametrize(("kind", "version", "at", "width"), LISTS)
+def test_lists_that_promise_too_much(kind: bytes, version: int, at: int, width: int, place: bytes) -> None:
+    """204 bytes took 2 GB: FFmpeg makes room for as many names or pieces as a count says, and writes all of it."""
+
+    def placed(count: int) -> io.BytesIO:
+        part = listed(kind, version, at, width, count)
+        if place == b"meta":
+            part = table(b"hdlr", 0, 0) + part
+        return io.BytesIO(FTYP + box(b"moov", head(3), box(place, part) if place else part))
+
+    if place != b"stsd":
+        check_boxes(placed(3))
+    with pytest.raises(UnsafeError):
+        check_boxes(placed(2 ** (8 * width) - 1))
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_tables_that_promise_too_much(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """80 million frames in 688 bytes: 2.9 GB and four seconds, for whoever puts the film onto the page."""

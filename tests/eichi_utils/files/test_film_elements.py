@@ -83,6 +83,36 @@ def test_too_many_texts(tmp_path: Path) -> None:
         with pytest.raises(FilmLimitError) as error:
             film_texts(path)
         assert error.value.what == "texts"
+    with pytest.raises(FilmLimitError):
+        text_elements(io.BytesIO(matroska(*[element("1254C367")] * 1001)))
+
+
+def long_names(length: int, *around: bytes) -> bytes:
+    """500 texts whose names have so many characters, or a prefix of so many."""
+    if not around:
+        return tags(*[text(b"%0*d" % (length, each), b"v") for each in range(500)])
+    return element("1254C367", element("7373", *around, *[text(b"%d" % each, b"v") for each in range(500)]))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        long_names(1000),
+        long_names(0, element("63C0", element("63CA", b"T" * 1000))),
+        tags(element("67C8", element("45A3", b"P" * 1000), *[text(b"%d" % each, b"v") for each in range(500)])),
+    ],
+    ids=("own", "of the target", "of the tag around"),
+)
+def test_long_names(part: bytes) -> None:
+    """990 texts with names of 1,000 characters and a language took FFmpeg 5 seconds; the name of what is around counts too."""
+    with pytest.raises(FilmLimitError):
+        text_elements(io.BytesIO(matroska(part)))
+
+
+def test_names_that_are_long_enough(tmp_path: Path) -> None:
+    """What programs write is far below the limit."""
+    (tmp_path / "a.mkv").write_bytes(matroska(long_names(200)))
+    assert len(film_texts(tmp_path / "a.mkv").texts) == 501
 
 
 def test_texts_that_do_not_fit_into_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
