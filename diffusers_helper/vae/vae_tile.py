@@ -43,11 +43,11 @@ Tile = Generator[float, None, Tensor]
 
 @dataclass
 class TileDecoder:
-    """How a tile is decoded. fill: as `norm_silu`, or compiled. layout: of the tensors in memory, None for what suits the
+    """How a tile is decoded. norm_silu: as written, or compiled. layout: of the tensors in memory, None for what suits the
     device: convolutions of a card want channels last, and change any other layout before and after themselves."""
 
     vae: AutoencoderKLHunyuanVideo
-    fill: NormSilu = field(default=norm_silu, kw_only=True)
+    norm_silu: NormSilu = field(default=norm_silu, kw_only=True)
     layout: torch.memory_format | None = field(default=None, kw_only=True)
 
     def tile(self, z: Tensor, cache: CausalCache | None = None) -> Tile:
