@@ -16,7 +16,7 @@ from eichi_utils.models.pool import ModelPool
 from eichi_utils.problems import UserError
 from eichi_utils.render.engine import Engine
 from tests.eichi_utils.helpers import found, names_in, request, say_everything
-from tests.eichi_utils.jobs.test_queue import ending
+from tests.eichi_utils.jobs.fakes import ending
 
 
 def test_a_name_and_a_path(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from eichi_utils.jobs.events import StopLevel
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.problems import UserError
 from eichi_utils.user_data.settings import AppSettings, JsonFile
-from tests.eichi_utils.jobs.test_queue import WAIT, Fake, ending, some
+from tests.eichi_utils.jobs.fakes import WAIT, Fake, ending, some
 
 MODE = "single"
 

@@ -29,7 +29,7 @@ from eichi_utils.user_data.log_file import FOLDER, Log, LogFile
 from eichi_utils.user_data.settings import AppSettings, JsonFile
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import SHORT, found, names_in, request
-from tests.eichi_utils.jobs.test_queue import WAIT, Fake, ending, some
+from tests.eichi_utils.jobs.fakes import WAIT, Fake, ending, some
 
 LINE = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] (.*)")
 T = Translator("en")
