@@ -262,11 +262,13 @@ def probe(tmp_path_factory) -> dict:
     return {**json.loads(report), "output": output + done.stderr, "home": [path.name for path in Path(home).rglob("*")]}
 
 
+@pytest.mark.process
 def test_plans_and_jobs_do_not_need_torch(probe):
     """`--plan`, `--help` and a wrong flag answer at once instead of after ten seconds of imports."""
     assert probe["heavy"] == []
 
 
+@pytest.mark.process
 def test_importing_starts_nothing(probe):
     """The original initialised CUDA, loaded settings and printed a page of text on import.
 
@@ -278,10 +280,12 @@ def test_importing_starts_nothing(probe):
     assert probe["gradio"] is False
 
 
+@pytest.mark.process
 def test_importing_prints_nothing(probe):
     assert probe["output"] == ""
 
 
+@pytest.mark.process
 def test_importing_leaves_torch_and_the_home_folder_as_they_were(probe):
     """torch.set_grad_enabled(False) on import, as the original had it, changes every program that imports one of its files."""
     assert probe["grad"] is True and probe["dtype"] == "torch.float32"

@@ -79,6 +79,7 @@ def test_old_python_is_named_and_refused(version, monkeypatch, capsys):
     assert "3.10" in message and f"3.{version[1]}" in message and "python.org" in message
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.name == "nt", reason="written for a POSIX shell")
 def test_closed_streams_end_nothing():
     """Without streams the launcher ended in a traceback at its first sentence."""
@@ -100,25 +101,28 @@ sys.meta_path.insert(0, Sender())
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)])
 @pytest.mark.parametrize(
-    ("command", "at"),
+    ("command", "at", "name"),
+    # One function listens to all three signals: each way to start it, and each signal at the launcher and at a page.
     [
-        (["launch.py", "doctor"], "eichi_utils.setup.environment"),
-        (["eichi_utils/cli/__main__.py", "doctor"], "eichi_utils.cli.main"),
-        (["-m", "eichi_utils.cli.main", "doctor"], "numpy"),
-        (["-c", "from eichi_utils.cli.__main__ import main; main()", "doctor"], "av"),
-        (["webui/endframe_ichi.py"], "gradio"),
-        (["webui/endframe_ichi_f1.py"], "gradio"),
-        (["webui/oneframe_ichi.py"], "gradio"),
+        (["launch.py", "doctor"], "eichi_utils.setup.environment", "SIGINT"),
+        (["launch.py", "doctor"], "eichi_utils.setup.environment", "SIGTERM"),
+        (["launch.py", "doctor"], "eichi_utils.setup.environment", "SIGHUP"),
+        (["eichi_utils/cli/__main__.py", "doctor"], "eichi_utils.cli.main", "SIGTERM"),
+        (["-m", "eichi_utils.cli.main", "doctor"], "numpy", "SIGHUP"),
+        (["-c", "from eichi_utils.cli.__main__ import main; main()", "doctor"], "av", "SIGINT"),
+        (["webui/endframe_ichi.py"], "gradio", "SIGINT"),
+        (["webui/endframe_ichi_f1.py"], "gradio", "SIGTERM"),
+        (["webui/oneframe_ichi.py"], "gradio", "SIGHUP"),
     ],
 )
-def test_whoever_is_stopped_while_it_loads_ends_in_a_line(command, at, number, tmp_path):
+def test_whoever_is_stopped_while_it_loads_ends_in_a_line(command, at, name, tmp_path):
     """Ctrl-C in the first second ended in a traceback, and SIGTERM or a closed terminal without a word."""
     (tmp_path / "sitecustomize.py").write_text(SENDER)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    variables = {**os.environ, "PYTHONPATH": path, "AT": at, "SIGNAL": str(int(number))}
+    variables = {**os.environ, "PYTHONPATH": path, "AT": at, "SIGNAL": str(int(getattr(signal, name)))}
     done = subprocess.run([sys.executable, *command], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nStopped.\n")
 
@@ -248,6 +252,7 @@ def test_child_environment_keeps_what_is_set():
     assert variables["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("command", "place"),
     [("endframe", "webui/endframe_ichi.py"), ("render", "eichi_utils/cli/__main__.py"), ("test", "pytest.py")],

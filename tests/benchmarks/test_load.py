@@ -35,6 +35,7 @@ def test_all_cases_load_the_same_weights(monkeypatch: pytest.MonkeyPatch, capsys
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_case_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
     """The peak of this one, which has loaded everything else before, is not its; what is kept is another's."""

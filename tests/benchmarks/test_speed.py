@@ -106,6 +106,7 @@ def test_a_table_names_the_machine():
     assert "CPU" in lines[0] and lines[-1] == "| 64x48 | own | 12 | 1.50 | 0.0e+00 | 3.0 | 4.0 | 6 |"
 
 
+@pytest.mark.process
 def test_several_programs_in_one_go(monkeypatch, capsys):
     """Tables come last, and one that fails does not take the others along."""
     said = {"step": ("| own |", ""), "decode": ("half a table", "exit code 1"), "section": ('{"rows": []}', "")}
@@ -148,6 +149,7 @@ def test_a_film_from_loading_to_its_last_frame(tmp_path, capsys, monkeypatch):
     assert "| sample, s |" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_a_lora_beside_the_weights(capsys, monkeypatch):
     """Before and after it is applied, and at another strength, which finds the network ready and makes other tables."""
     flags = ["--tiny", "--device", "cpu", "--size", "64x48", "--precision", "int8", "--rank", "4", "--steps", "1"]

@@ -40,7 +40,7 @@ def test_the_original_made_the_same(pool, name):
     assert not failed, "; ".join(failed)
 
 
-@pytest.mark.parametrize("name", [*fnmatch.filter(VECTORS, "transformer_*"), "film_reverse_3.safetensors"])
+@pytest.mark.parametrize("name", [*fnmatch.filter(VECTORS, "transformer_*"), "film_reverse_1.safetensors"])
 def test_fused_products_make_the_same(name):
     """Weights in slabs, where q, k and v are one product."""
     pool = TinyPool(FOLDER)

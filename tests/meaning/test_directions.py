@@ -9,6 +9,8 @@ from tests.meaning.checks import goes, pans_over
 from tests.meaning.measure import magnification, place, shift
 from tests.meaning.studio import LAST, LEFT, RIGHT, UP, Studio, moves, pans
 
+pytestmark = pytest.mark.model
+
 MODES = ("reverse", "forward")
 
 

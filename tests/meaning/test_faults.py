@@ -15,6 +15,8 @@ from tests.meaning.studio import DOWN, LAST, LEFT, RIGHT, Studio, moves
 from tests.meaning.test_sampling import stays_close
 from tests.meaning.test_sections import HALVES, depending, follow_their_prompts, sections_meet, turning
 
+pytestmark = pytest.mark.model
+
 
 def without_history(plan: Plan) -> Plan:
     """Every section looks at zeros where it should look at its neighbour."""

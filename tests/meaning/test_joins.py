@@ -16,6 +16,8 @@ from tests.meaning.checks import meet
 from tests.meaning.measure import place
 from tests.meaning.studio import LEFT, RIGHT, Studio, moves
 
+pytestmark = pytest.mark.model
+
 # How much more than anywhere near may change from one frame to the next where two films meet.
 SEAM = 1.5
 NEAR = 6

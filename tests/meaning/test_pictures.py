@@ -18,6 +18,8 @@ from tests.meaning.checks import goes, nears, smooth, starts_with, stays
 from tests.meaning.measure import place
 from tests.meaning.studio import LAST, LEFT, NOWHERE, Studio, moves
 
+pytestmark = pytest.mark.model
+
 # Sections of each mode's film. Decoding is slow, so they are short ones, and the join is looked at in one film;
 # `test_sections.py` has both modes'.
 SECTIONS = {"reverse": 2, "forward": 1}

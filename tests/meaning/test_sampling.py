@@ -15,6 +15,8 @@ from tests.meaning.checks import goes, pans_over
 from tests.meaning.measure import place, shift
 from tests.meaning.studio import LAST, LEFT, RIGHT, Studio, moves, pans
 
+pytestmark = pytest.mark.model
+
 # Where skipped steps show most, a busy picture in few steps; the cache's share of what another seed changes. Measured: 0.04,
 # and at other numbers of steps up to 0.10; a cache that computes almost nothing has 0.3 to 0.5.
 STEPS, SHARE_OF_A_SEED = 8, 0.15

@@ -12,6 +12,8 @@ from tests.meaning.checks import goes, meet
 from tests.meaning.measure import place
 from tests.meaning.studio import DOWN, LAST, LEFT, NOWHERE, Studio, moves
 
+pytestmark = pytest.mark.model
+
 # The number of the section that is the film's first half and of the one that is its second.
 HALVES = {"reverse": (1, 0), "forward": (0, 1)}
 # Latents well within each half: at the join the two directions meet.

@@ -15,6 +15,8 @@ from tests.meaning.checks import goes
 from tests.meaning.measure import place
 from tests.meaning.studio import LAST, LEFT, RIGHT, Studio, moves
 
+pytestmark = pytest.mark.model
+
 RANK = 16
 # Layers that read the prompt: its tokens one by one, their mean, and the other encoder's one vector.
 TOKEN_LAYERS = ("context_embedder.proj_in", "context_embedder.time_text_embed.text_embedder.linear_1")

@@ -220,6 +220,7 @@ def test_login_holds_for_every_page(serve):
     assert [status(path) for path in ("/pulse/reverse", "/pulse/preview/x")] == [200, 204]
 
 
+@pytest.mark.process
 def test_a_script_runs_from_any_folder_without_torch(tmp_path):
     command = [sys.executable, "--port", str(_free_port()), "--out", str(tmp_path)]
     scripts = [WEBUI / name for name in ("endframe_ichi.py", "endframe_ichi_f1.py", "oneframe_ichi.py")]

@@ -64,6 +64,7 @@ def last_json(out: str) -> dict:
     return json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.process
 def test_dry_run_prints_a_plan_without_torch(pictures: list[str], tmp_path: Path) -> None:
     """It answers at once: importing torch takes seconds, and so does gradio."""
     code = (

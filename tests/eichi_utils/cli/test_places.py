@@ -18,6 +18,7 @@ from eichi_utils.render.engine import ATTENTION, DEVICE
 from locales import Translator
 
 
+@pytest.mark.process
 def test_a_missing_file_is_told_by_its_flag_and_at_once(pictures: list[str], tmp_path: Path) -> None:
     """It was called `controls/0/image`, and ten seconds went by until then, because torch was imported first."""
     code = (
@@ -62,6 +63,7 @@ def test_what_is_checked_without_torch_is_what_torch_knows() -> None:
         assert DEVICE.fullmatch(name)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.name == "nt", reason="written for a POSIX shell")
 def test_a_film_is_made_where_nobody_can_be_told(pictures: list[str], checkpoint: Path, tmp_path: Path) -> None:
     """Closed streams and an ASCII terminal ended `eichi render` in a traceback, when the film was there or before."""

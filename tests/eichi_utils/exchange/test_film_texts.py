@@ -78,6 +78,7 @@ def small(path: Path) -> Path:
     return path
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("suffix", [".mov", ".mkv"])
 @pytest.mark.skipif(sys.platform == "win32", reason="what a process used at most is asked for as on Unix")
 def test_texts_take_no_pictures(suffix: str, tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def test_files_of_a_process_that_was_ended(cache: DiskCache) -> None:
     assert names_in(cache.folder) == set()
 
 
+@pytest.mark.process
 def test_two_processes_at_once(cache: DiskCache) -> None:
     """Neither writes into the other's file: what stays is one whole file."""
     context = multiprocessing.get_context("spawn")

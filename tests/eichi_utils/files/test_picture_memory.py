@@ -195,6 +195,7 @@ def test_a_large_file_waits_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -
     assert taken == [MOST_MEMORY]
 
 
+@pytest.mark.process
 def test_memory_goes_back(tmp_path: Path) -> None:
     """After a large picture the program stayed as large as it had been, for as long as it ran."""
     if sys.platform != "linux":

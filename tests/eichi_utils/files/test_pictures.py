@@ -303,6 +303,7 @@ def test_a_telephone_s_photo(tmp_path: Path) -> None:
         assert fitted_size(tmp_path / name, 128) == (128, 128)
 
 
+@pytest.mark.process
 def test_deep_pictures_in_little_memory(tmp_path: Path) -> None:
     """A picture of 16 bits became floating-point numbers as a whole: 100 megapixels were 3 GB. Here 16 are to take 130 MB."""
     resource = pytest.importorskip("resource")

@@ -35,6 +35,7 @@ def aged(path: Path, seconds: float) -> Path:
     return path
 
 
+@pytest.mark.process
 def test_what_a_killed_process_has_left_goes_at_the_next_start(tmp_path: Path):
     """Half films lay hidden in the output folder for ever, gigabytes of them."""
     results = tmp_path / "results"

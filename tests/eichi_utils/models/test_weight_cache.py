@@ -260,6 +260,7 @@ def load_in_another_process(folder: Path, cache: Path, barrier, queue) -> None:
     queue.put(weights(pool)[WEIGHT])
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_two_processes_at_once(checkpoint: Path, quantised: list) -> None:
     """Both load, and one whole file stays. This process is one of them; where it comes second there is that file already."""

@@ -65,6 +65,7 @@ def test_stamp_survives_its_file():
     assert environment.Stamp.from_json(stamp(test=True).to_json()) == stamp(test=True)
 
 
+@pytest.mark.process
 def test_probe_refuses_what_is_no_python(tmp_path):
     """A missing or damaged interpreter is reported as such, not raised."""
     assert environment.probe_python(tmp_path / "missing") is None
@@ -267,6 +268,7 @@ def test_what_is_installed_is_found_out(tmp_path):
     assert installed.report(tmp_path)["complete"]
 
 
+@pytest.mark.process
 def test_an_environment_is_asked_by_its_own_python(tmp_path):
     """One that does not run, or answers nothing that can be read, holds nothing."""
     assert environment.examine(tmp_path) is None

@@ -131,6 +131,7 @@ def test_pip_progress_counts():
     assert progress.text(7).endswith("unpacking 2 packages")
 
 
+@pytest.mark.process
 def test_run_logged_keeps_output_and_code(tmp_path):
     """The log holds all that the tool printed, and the tool's exit code is not lost."""
     log = tmp_path / "install.log"

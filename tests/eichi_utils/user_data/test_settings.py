@@ -158,6 +158,7 @@ for number in range(40):
 """
 
 
+@pytest.mark.process
 def test_who_waits_too_long_is_told(tmp_path: Path) -> None:
     """Another process that hangs must not make this one hang."""
     file = JsonFile(tmp_path / "a.json", wait=0.1)
@@ -171,6 +172,7 @@ def test_who_waits_too_long_is_told(tmp_path: Path) -> None:
     assert content(file) == {"a": 3}
 
 
+@pytest.mark.process
 def test_two_processes_lose_nothing(file: JsonFile) -> None:
     """Each reads what the other wrote a moment ago, not what was there when it began."""
     file.path.write_text('{"mine": 1}')

@@ -375,6 +375,7 @@ def film(tmp_path: Path, step_seconds: float, descriptors: int = 256) -> Iterato
             program.communicate()
 
 
+@pytest.mark.process
 @unix
 def test_sigterm_stops_the_film_and_then_the_program(tmp_path: Path) -> None:
     """SIGTERM, as of service managers and containers, ended the process at once: the film had no end, the log none either."""
@@ -386,6 +387,7 @@ def test_sigterm_stops_the_film_and_then_the_program(tmp_path: Path) -> None:
     assert (tmp_path / "errors").read_text() == ""
 
 
+@pytest.mark.process
 @unix
 def test_a_handler_that_works_keeps_nobody_from_the_end(tmp_path: Path) -> None:
     """A page's handler that read a large file kept the program from ending for as long as that took, films and all; and a
@@ -402,6 +404,7 @@ def test_a_handler_that_works_keeps_nobody_from_the_end(tmp_path: Path) -> None:
     assert (tmp_path / "errors").read_text() == ""
 
 
+@pytest.mark.process
 @unix
 def test_a_film_survives_300_idle_connections(tmp_path: Path) -> None:
     """At the limit of descriptors the film failed that was being made, and the log grew by 103 MB in 40 s."""

@@ -1,0 +1,77 @@
+"""What a test needs beside this process, and `--quick`: the tests that need nothing else and take no time.
+
+Kinds are markers. A test is marked here by the fixtures that it uses, directly or through others; whoever starts a process
+without a fixture says so by hand, and is told when he forgets. A file whose tests are all of a kind says so in `pytestmark`,
+and is not even imported by `--quick`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Of each kind that --quick leaves out, the fixtures whose users belong to it.
+KINDS = {"browser": {"browser"}, "model": {"checkpoint", "studio"}, "process": set(), "slow": set()}
+WHOLE_FILE = re.compile(rf"^pytestmark = (\[.*)?pytest\.mark\.({'|'.join(KINDS)})\b", re.MULTILINE)
+# What Python reports when a process is started, by whatever library.
+STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.spawn", "os.system"})
+STARTED = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help=f"leave out what is marked {', '.join(KINDS)}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hear of every process that is started from now on; such a hook stays for as long as the interpreter."""
+    started = config.stash[STARTED] = []
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in STARTS:
+            started.append(f"{event} {arguments[:2]}")
+
+    sys.addaudithook(hear)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files that are of a kind as a whole, before they are imported."""
+    if not config.getoption("quick") or collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    return True if WHOLE_FILE.search(collection_path.read_text(encoding="utf-8")) else None
+
+
+def kinds_of(item: pytest.Item) -> set[str]:
+    return {kind for kind in KINDS if item.get_closest_marker(kind)}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for kind, fixtures in KINDS.items():
+            if fixtures.intersection(getattr(item, "fixturenames", ())):
+                item.add_marker(kind)
+    if config.getoption("quick"):
+        left_out = [item for item in items if kinds_of(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not kinds_of(item)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    item.config.stash[STARTED].clear()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a test that would be quick and starts a process, whether or not it is run by --quick."""
+    result = yield
+    started = item.config.stash[STARTED]
+    if started and not kinds_of(item):
+        pytest.fail(f"starts a process ({started[0]}): mark it with @pytest.mark.process", pytrace=False)
+    return result
