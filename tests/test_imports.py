@@ -79,6 +79,8 @@ WALL_CLOCK = {
 }
 MAY_PRINT = ("launch.py", COMMAND_LINE, "miniature/", "benchmarks/")
 LONGEST = 400
+# Of tests, what is over it still; it wants to be two.
+LONG_STILL = {"tests/webui/http/test_server.py"}
 
 
 @cache
@@ -361,5 +363,5 @@ def test_no_checker_is_silenced_wholesale():
 
 def test_a_file_is_read_in_one_sitting():
     """The original's pages had 4000 lines and more. Past 400, it wants to be two."""
-    lengths = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in PRODUCT}
-    assert {file: length for file, length in lengths.items() if length > LONGEST} == {}
+    lengths = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in (*PRODUCT, *TESTS)}
+    assert {file for file, length in lengths.items() if length > LONGEST} <= LONG_STILL
