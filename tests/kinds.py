@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 # Of each kind that --quick leaves out, the fixtures whose users belong to it.
-KINDS = {"browser": {"browser"}, "model": {"checkpoint", "studio"}, "process": set(), "slow": set()}
+KINDS = {"browser": {"browser"}, "model": {"checkpoint", "studio"}, "process": set(), "slow": {"serve", "whole"}}
 WHOLE_FILE = re.compile(rf"^pytestmark = (\[.*)?pytest\.mark\.({'|'.join(KINDS)})\b", re.MULTILINE)
 # What Python reports when a process is started, by whatever library.
 STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.spawn", "os.system"})

@@ -14,6 +14,8 @@ from diffusers_helper.checkpoints.checkpoint import check_transformer
 from diffusers_helper.checkpoints.files import weight_files
 from diffusers_helper.models.transformer import TransformerConfig
 
+pytestmark = pytest.mark.slow
+
 
 def rows_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, folder: Path, *cases: str) -> dict[str, dict]:
     only = [word for case in cases for word in ("--only", case)]
@@ -36,7 +38,6 @@ def test_all_cases_load_the_same_weights(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 @pytest.mark.process
-@pytest.mark.slow
 def test_a_case_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
     """The peak of this one, which has loaded everything else before, is not its; what is kept is another's."""
     own, calls = load.in_own_process, []

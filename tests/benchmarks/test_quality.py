@@ -12,6 +12,8 @@ from benchmarks import quality
 from eichi_utils.render import section_loop
 from miniature.pictures import bank
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,7 @@ def test_a_run_is_kept_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return json.dumps({"rows": [{**rows[0], "ratio": 1.0, "error": 0.0}, {**rows[1], **answer}]}), ""
 
     monkeypatch.setattr(record, "run", run)
+    monkeypatch.setattr(record, "commit", lambda: ("abc", False))
     flags = ["--folder", str(tmp_path)]
     assert record.main(['step --only "own, int8"', *flags]) == 0
     assert asked == [("step", ["--only", "own, int8", "--json"])] and "no earlier record" in capsys.readouterr().out
@@ -188,6 +189,8 @@ def test_the_programs_know_their_flags(line: str, monkeypatch: pytest.MonkeyPatc
 
 def test_the_machine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what makes its figures other ones: nothing in it changes from one start to the next."""
+    # Where nothing else tells, Python asks another program.
+    monkeypatch.setattr(record.platform, "processor", lambda: "")
     kind = record.machine_kind(torch.device("cpu"))
     assert kind == record.machine_kind(torch.device("cpu")) and json.loads(json.dumps(kind)) == kind
     assert kind["processor"] and kind["cores"] >= 1 and kind["memory_gib"] >= 1 and kind["card"] == ""

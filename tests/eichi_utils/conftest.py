@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,13 @@ __all__ = ["one_thread"]
 
 @pytest.fixture(scope="session")
 def pool(checkpoint: Path) -> ModelPool:
-    """One pool for all runs: loading again would cost more than a run."""
-    return ModelPool(checkpoint, device="cpu")
+    """One pool for all runs: loading again would cost more than a run.
+
+    It lets go of the text encoders after every prompt, as anywhere, but their loading, half of a small run, is done once.
+    """
+    pool = ModelPool(checkpoint, device="cpu")
+    pool._load_text = functools.cache(pool._load_text)
+    return pool
 
 
 @pytest.fixture(scope="session")

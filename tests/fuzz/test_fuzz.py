@@ -17,6 +17,8 @@ from tests.fuzz.cases import Cases, cases_of
 from tests.fuzz.mutate import NASTY, mutated
 from tests.fuzz.readers import READERS, Reader, say
 
+pytestmark = pytest.mark.slow
+
 CASES, SEED = 100, 1
 
 

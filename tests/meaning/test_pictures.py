@@ -20,22 +20,18 @@ from tests.meaning.studio import LAST, LEFT, NOWHERE, Studio, moves
 
 pytestmark = pytest.mark.model
 
-# Sections of each mode's film. Decoding is slow, so they are short ones, and the join is looked at in one film;
-# `test_sections.py` has both modes'.
-SECTIONS = {"reverse": 2, "forward": 1}
-SHORT_LATENTS, SHORT_SECONDS = 5, 0.6
+# Decoding is slow, so the film that is watched is one of short sections, and the other mode's is looked at in its latents;
+# `test_sections.py` has both modes' joins.
+SECTIONS, SHORT_LATENTS, SHORT_SECONDS = 2, 5, 0.6
 
 
 @pytest.fixture(scope="module")
-def watched(studio: Studio, circle: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """The frames of each mode's film, through the runner into an MP4 and back."""
-    frames = {}
-    for mode, sections in SECTIONS.items():
-        folder = tmp_path_factory.mktemp(mode)
-        length = {"seconds": sections * SHORT_SECONDS, "window": 4.5}
-        carry_out(studio.request(mode, circle, moves(LEFT), **length), studio.pool, folder)
-        frames[mode] = read(next(folder.glob("*.mp4")))
-    return frames
+def watched(studio: Studio, circle: str, tmp_path_factory: pytest.TempPathFactory) -> Tensor:
+    """The frames of a film in the standard mode, through the runner into an MP4 and back."""
+    folder = tmp_path_factory.mktemp("watched")
+    length = {"seconds": SECTIONS * SHORT_SECONDS, "window": 4.5}
+    carry_out(studio.request("reverse", circle, moves(LEFT), **length), studio.pool, folder)
+    return read(next(folder.glob("*.mp4")))
 
 
 def read(path: Path) -> Tensor:
@@ -43,20 +39,21 @@ def read(path: Path) -> Tensor:
     return torch.from_numpy(decoded(path)).float().permute(0, 3, 1, 2) / 127.5 - 1
 
 
-@pytest.mark.parametrize("mode", SECTIONS)
-def test_a_film_starts_with_its_picture(
-    studio: Studio, watched: dict[str, Tensor], circle: str, corner: str, tmp_path: Path, mode: str
-) -> None:
-    frames = watched[mode]
-    assert len(frames) == 4 * SHORT_LATENTS * SECTIONS[mode] + 1
+def test_a_film_starts_with_its_picture(studio: Studio, watched: Tensor, circle: str, corner: str, tmp_path: Path) -> None:
+    assert len(watched) == 4 * SHORT_LATENTS * SECTIONS + 1
     encode_h264(tmp_path / "best.mp4", to_uint8(studio.reconstructed(circle)[None, :, None]).numpy(), FilmRequest.crf)
-    starts_with(frames[0], studio.pixels(circle), read(tmp_path / "best.mp4")[0], studio.pixels(corner))
-    goes(place(frames[4 * SHORT_LATENTS]) - place(frames[0]), LEFT, SHORT_LATENTS)
+    starts_with(watched[0], studio.pixels(circle), read(tmp_path / "best.mp4")[0], studio.pixels(corner))
+    goes(place(watched[4 * SHORT_LATENTS]) - place(watched[0]), LEFT, SHORT_LATENTS)
 
 
-def test_a_film_goes_on_without_a_jump(watched: dict[str, Tensor]) -> None:
+def test_latents_of_the_other_mode_start_with_their_picture(studio: Studio, circle: str, corner: str) -> None:
+    made = studio.film(studio.request("forward", circle, moves(LEFT)))
+    starts_with(studio.look(made, 0), studio.pixels(circle), studio.reconstructed(circle), studio.pixels(corner))
+
+
+def test_a_film_goes_on_without_a_jump(watched: Tensor) -> None:
     """From frame to frame around the join of two sections."""
-    join = watched["reverse"][4 * SHORT_LATENTS - 6 : 4 * SHORT_LATENTS + 8]
+    join = watched[4 * SHORT_LATENTS - 6 : 4 * SHORT_LATENTS + 8]
     smooth([(after - before).abs().mean().item() for before, after in pairwise(join)])
 
 

@@ -18,6 +18,8 @@ from miniature.sampled import SampledPool, Sizes, below, first_errors
 from miniature.training import Session
 from tests.miniature.steps import run_steps
 
+pytestmark = pytest.mark.slow
+
 # Of sampling: what is looked at needs no better films, and they are most of the time.
 FEW = (3, 4)
 

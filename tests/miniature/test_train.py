@@ -25,6 +25,8 @@ from miniature.train import main as train_main
 from miniature.training import Session
 from tests.miniature.steps import run_steps
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def small_vae():

@@ -19,6 +19,8 @@ from tests.webui.whole import whole as whole
 from webui.app import begin
 from webui.panels.settings_panel import begin_with
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "damage", ["number of 400 digits", "half a surrogate pair in a name", "wrong types", "a pipe", "a folder"]

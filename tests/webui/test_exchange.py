@@ -27,6 +27,8 @@ from tests.webui.whole import Page, clicked, sentence
 from tests.webui.whole import whole as whole
 from webui.panels.sections_panel import KEPT_SECONDS, MOST_KEPT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_existing_programs_zip_fills_the_form(whole: Page, language: str):

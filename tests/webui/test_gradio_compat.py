@@ -28,6 +28,8 @@ from webui.frame import SESSIONS, Page
 from webui.gradio_compat import MOST_FILES, WATCHED, Progress, UploadParser
 from webui.http.page_build import HEADER
 
+pytestmark = pytest.mark.slow
+
 SENTENCES = {sentence for name, sentence in table("en").items() if name.startswith(("page.door.", "problem.page_"))}
 
 

@@ -21,6 +21,8 @@ from tests.webui.whole import Page, Whole
 from tests.webui.whole import whole as whole
 from webui.panels.lora_panel import LoraPanel
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def made(whole: Page, own_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Whole:

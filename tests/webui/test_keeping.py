@@ -21,6 +21,8 @@ from webui import frame
 from webui.forms import input_guards
 from webui.panels.settings_panel import begin_with, setting_names
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def compat(tmp_path: Path) -> Path:

@@ -12,6 +12,8 @@ from tests.diffusers_helper.inputs import random_net, running, section_of
 from tests.diffusers_helper.memory.test_streaming import GIVEN, grad_is_off, stream
 from tests.fake_device import FakeDevice
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["grad_is_off"]
 SIGMAS = [0.9, 0.88, 0.5, 0.1]
 CACHES = {"none": lambda: None, "teacache": lambda: TeaCache(0.3, 4), "first_block": lambda: FirstBlockCache(0.3, 4)}

@@ -17,7 +17,10 @@ from diffusers_helper.models.transformer import PackedTransformer
 from tests.diffusers_helper.inputs import LAYOUTS, inputs, random_net, running, section_of, velocity
 from tests.fake_device import FakeDevice
 
-GIVEN = inputs(LAYOUTS["forward"], 10, 6)
+pytestmark = pytest.mark.slow
+
+# Few tokens: where weights lie, and when, is the same for all.
+GIVEN = inputs(LAYOUTS["one picture"], 4, 4)
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +56,15 @@ def add_branches(net) -> None:
         layer.branches.append(LowRankBranch(0, 0.1 * up, 0.1 * down, 1.0))
 
 
-@pytest.mark.parametrize("slots", [2, 3, 5])
+def unchanged(net) -> None:
+    pass
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
-@pytest.mark.parametrize("change", [lambda net: None, eight_bits, add_branches])
+# How many blocks lie on the card at once has nothing to do with what they hold.
+@pytest.mark.parametrize(
+    ("change", "slots"), [*((unchanged, slots) for slots in (2, 3, 5)), (eight_bits, 3), (add_branches, 3)]
+)
 def test_streamed_is_resident_is_plain(long_net, change, share, slots):
     """Weights in float32, in 8 bits with their scales, and with a LoRA's factors; nothing to all of the blocks resident."""
     change(long_net)
@@ -181,7 +190,7 @@ def test_a_forgotten_wait_shows(long_net, missing, monkeypatch):
     assert not torch.equal(velocity(long_net, GIVEN), plain)
 
 
-@pytest.mark.parametrize("number", range(1, 30))
+@pytest.mark.parametrize("number", range(1, 30, 2))
 def test_a_copy_that_fails_half_way(long_net, number):
     """The error comes through, and the next attempt computes with whole weights."""
     plain = velocity(long_net, GIVEN)
@@ -232,8 +241,9 @@ def out_of_memory_once(net, block: int, error: type[Exception] = torch.OutOfMemo
     return failed
 
 
-@pytest.mark.parametrize("kind", [TeaCache, FirstBlockCache])
-@pytest.mark.parametrize("block", range(7))
+@pytest.mark.parametrize(
+    ("block", "kind"), [*((block, TeaCache) for block in range(7)), (0, FirstBlockCache), (6, FirstBlockCache)]
+)
 def test_memory_that_is_taken_in_mid_run(long_net, block, kind):
     """Half of the resident blocks leave, the step is repeated once, and its numbers and the step cache's are the same."""
     sigmas = [0.9, 0.88, 0.5, 0.1]

@@ -12,6 +12,8 @@ from diffusers_helper.models.compiled import Passes, choose_passes, probe
 from diffusers_helper.models.linear import LowRankBranch, set_strengths
 from tests.diffusers_helper.inputs import LAYOUTS, in_slabs, inputs, running, velocity
 
+pytestmark = pytest.mark.slow
+
 
 def test_nothing_is_compiled_without_a_card():
     passes = choose_passes(torch.device("cpu"))
@@ -92,25 +94,14 @@ def traced() -> Passes:
     return Passes(*(torch.compile(kind, dynamic=True, backend="aot_eager") for kind in (compiled.dual, compiled.single)), "")
 
 
-@pytest.mark.parametrize(
-    ("slabs", "compiling"),
-    [
-        (False, traced),
-        pytest.param(
-            True,
-            compiled.compiled,
-            marks=pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for inductor's CPU backend"),
-        ),
-    ],
-)
-def test_compiled_blocks_compute_the_same(net, slabs, compiling):
-    """Once through inductor's CPU backend; two sizes and two strengths, because one compilation has to serve all."""
+def test_compiled_blocks_compute_the_same(net):
+    """Through inductor's CPU backend where it has a compiler; two sizes and two strengths, because one compilation has to serve
+    all. Weights lie in slabs, as beside any card."""
     layouts = [inputs(LAYOUTS["forward"], 10, 6), inputs(LAYOUTS["one picture"], 8, 6)]
-    if slabs:
-        for layer in net.block_linears().values():
-            layer.branches.append(LowRankBranch(0, torch.randn(layer.out_features, 2), torch.randn(2, layer.in_features), 0.1))
-        in_slabs(net)
-    passes = compiling()
+    for layer in net.block_linears().values():
+        layer.branches.append(LowRankBranch(0, torch.randn(layer.out_features, 2), torch.randn(2, layer.in_features), 0.1))
+    in_slabs(net)
+    passes = compiled.compiled() if shutil.which("g++") else traced()
     for strength in (1.0, 0.4):
         set_strengths(net, [strength])
         for given in layouts:

@@ -20,6 +20,8 @@ from diffusers_helper.models.narrow import scaled
 from diffusers_helper.models.transformer import PackedTransformer, TransformerConfig
 from tests.diffusers_helper.inputs import LAYOUTS, inputs, product_on_a_processor, running, velocity
 
+pytestmark = pytest.mark.slow
+
 STORAGES = ("int8", "float8")
 
 

@@ -19,6 +19,8 @@ from diffusers_helper.models.transformer import PackedTransformer, TransformerCo
 from tests.diffusers_helper.inputs import LAYOUTS, in_slabs, inputs, running, velocity
 from tests.fake_device import FakeDevice
 
+pytestmark = pytest.mark.slow
+
 GIVEN = inputs(LAYOUTS["forward"], 10, 6)
 
 

@@ -19,6 +19,8 @@ from diffusers_helper.vae.vae_decode import LATENTS_AT_ONCE, Decoder, only_frame
 from eichi_utils.render.conditions import pixels_of
 from tests.diffusers_helper.inputs import returned
 
+pytestmark = pytest.mark.slow
+
 MINIATURE = Path(__file__).parents[3] / "miniature" / "checkpoint" / "vae"
 
 

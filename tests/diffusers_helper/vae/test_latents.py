@@ -23,6 +23,8 @@ from diffusers_helper.vae.latents import (
 from diffusers_helper.vae.preview import HUNYUAN_PREVIEW
 from diffusers_helper.vae.vae_decode import only_frames
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def vae(checkpoint: Path) -> AutoencoderKLHunyuanVideo:

@@ -18,6 +18,8 @@ from diffusers_helper.vae.causal_cache import CausalCache
 from diffusers_helper.vae.vae_decode import Decoder, TileCache, peak_bytes, side_for, smaller_side
 from tests.diffusers_helper.inputs import returned
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKLHunyuanVideo:

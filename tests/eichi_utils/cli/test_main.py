@@ -27,6 +27,8 @@ from eichi_utils.requests import modes
 from locales import LANGUAGES, Translator
 from tests.eichi_utils.helpers import decoded, names_in
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., tuple[int, str, str]]
 
 

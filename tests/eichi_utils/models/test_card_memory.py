@@ -26,6 +26,8 @@ from eichi_utils.render.engine import Engine
 from tests.eichi_utils.helpers import SHORT, carry_out, decoded, found, last_preview, request
 from tests.fake_device import FakeDevice
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def deep(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -24,6 +24,8 @@ from tests.eichi_utils.helpers import THREE, carry_out, changed, notices_of, req
 from tests.eichi_utils.render.test_effects import conditions_of, differ, latents_of
 from tests.lora_files import FAMILIES, write_lora
 
+pytestmark = pytest.mark.model
+
 
 def weights_of(net: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}

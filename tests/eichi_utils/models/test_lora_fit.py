@@ -23,6 +23,8 @@ from tests.eichi_utils.helpers import carry_out, changed, found, notices_of, req
 from tests.eichi_utils.render.test_effects import differ, latents_of
 from tests.lora_files import write_lora
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", ["shape", "no_modules", "dora", "not_finite"])
 def test_a_file_that_does_not_fit_fails_the_job_before_it_starts(

@@ -17,6 +17,8 @@ from tests.eichi_utils.render.test_effects import latents_of
 from tests.fake_device import FakeDevice
 from tests.lora_files import write_lora
 
+pytestmark = pytest.mark.model
+
 
 @pytest.mark.parametrize(("family", "precision"), [("peft", "auto"), ("loha", "auto"), ("loha", "int8"), ("lokr", "int8")])
 def test_a_film_is_the_same_with_its_lora_on_the_way(

@@ -18,6 +18,8 @@ from eichi_utils.models.requirements import ExecutionChoice, Needs
 from eichi_utils.problems import Problem, UserError
 from tests.eichi_utils.helpers import carry_out, found, request, say_everything
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = {
     "transformer": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",

@@ -26,6 +26,8 @@ from tests.eichi_utils.helpers import carry_out, last_preview, names_in, request
 from tests.fake_device import FakeDevice
 from tests.lora_files import write_lora
 
+pytestmark = pytest.mark.model
+
 CARDS = [None, FakeDevice]
 WEIGHT = "single_transformer_blocks.0.attn.to_q.weight"
 

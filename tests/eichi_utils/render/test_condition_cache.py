@@ -25,6 +25,8 @@ from eichi_utils.render.engine import Engine
 from tests.eichi_utils.helpers import carry_out, changed, found, last_preview, names_in, request
 from tests.fake_device import FakeDevice
 
+pytestmark = pytest.mark.model
+
 ENCODERS = ("text", "vision", "vae")
 
 

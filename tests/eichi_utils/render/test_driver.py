@@ -37,6 +37,8 @@ from eichi_utils.requests import modes
 from eichi_utils.requests.single import Control
 from tests.eichi_utils.helpers import SHORT, SHORTEST, THREE, carry_out, decoded, found, names_in, notices_of, picture, request
 
+pytestmark = pytest.mark.model
+
 # "start" is the engine's: it comes before the networks' libraries are imported.
 RUN_STAGES = [stage for stage in STAGES if stage != "start"]
 

@@ -23,6 +23,8 @@ from eichi_utils.requests.request import Request, to_json
 from eichi_utils.requests.single import Control
 from tests.eichi_utils.helpers import THREE, carry_out, changed, decoded, notices_of, request
 
+pytestmark = pytest.mark.model
+
 
 def conditions_of(it: Request, pool: ModelPool) -> tuple:
     plan = it.plan()

@@ -29,6 +29,8 @@ from eichi_utils.render.engine import Engine
 from tests.eichi_utils.helpers import SHORT, SHORTEST, THREE, carry_out, decoded, found, names_in, request
 from tests.eichi_utils.jobs.fakes import ending
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture
 def jobs(pool: ModelPool, tmp_path: Path) -> Iterator[Jobs]:

@@ -23,6 +23,8 @@ from eichi_utils.render import driver, section_loop
 from eichi_utils.requests import modes
 from tests.eichi_utils.helpers import SHORT, THREE, carry_out, changed, decoded, names_in, request
 
+pytestmark = pytest.mark.model
+
 # Lossless, so that frames of the film and frames as PNGs can be compared.
 EVERYTHING = {
     "keep_section_videos": True, "section_stills": True, "save_frames": "all", "save_latents": True, "crf": 0,

@@ -22,6 +22,8 @@ from eichi_utils.models.pool import ModelPool
 from eichi_utils.render import driver, encoding
 from tests.eichi_utils.helpers import SHORT, THREE, carry_out, decoded, names_in, request
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture
 def loans(monkeypatch: pytest.MonkeyPatch) -> list[str]:

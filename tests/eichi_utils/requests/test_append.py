@@ -33,6 +33,8 @@ from eichi_utils.requests.request import Request, to_json
 from locales import Translator
 from tests.eichi_utils.helpers import SHORT, carry_out, changed, decoded, found, latent_file, names_in, request
 
+pytestmark = pytest.mark.slow
+
 FILMS = ("reverse", "forward")
 TOO_FEW = "latents_too_few"
 

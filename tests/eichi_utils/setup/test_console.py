@@ -17,6 +17,8 @@ from eichi_utils.jobs.view import View
 from eichi_utils.setup import console
 from locales import Translator
 
+pytestmark = pytest.mark.process
+
 # A program that shows progress, opens a file, and ends by a code of its own; a library speaks on descriptor 2 meanwhile.
 PROGRAM = """
 import os, sys
@@ -41,7 +43,6 @@ sys.exit(7)
 """
 
 
-@pytest.mark.process
 @pytest.mark.skipif(os.name == "nt", reason="written for a POSIX shell")
 @pytest.mark.parametrize(
     ("streams", "encoding"),
@@ -65,7 +66,6 @@ def test_the_console_decides_nothing(streams: str, encoding: str, tmp_path: Path
         assert done.stdout.splitlines() == [cat + b" \\udce9.mp4"] * 400 + [cat]
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("broken", ["stdout", "stderr"])
 def test_a_reader_that_leaves_does_not_end_the_program(broken: str, tmp_path: Path) -> None:
     """`eichi render | head -1` lost the film at the second line, or ended with code 120 when all was done."""

@@ -27,6 +27,8 @@ from webui.app import PAGES
 from webui.context import Context
 from webui.forms.boundary import MOST_CHARACTERS, Bounded, problems_at
 
+pytestmark = pytest.mark.slow
+
 ASKER = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
 DEEP = "[" * 5000
 # For every input of every handler, and for some of each at a time.

@@ -24,6 +24,8 @@ from tests.webui.whole import sentence
 from tests.webui.whole import whole as whole
 from webui.app import UPLOADED, tidied
 
+pytestmark = pytest.mark.slow
+
 
 def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")

@@ -19,6 +19,8 @@ from webui.http import doors as module
 from webui.http.doors import Rules
 from webui.http.login import Login
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_bodies_have_an_end(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,8 +95,9 @@ def test_an_upload_that_is_said_to_be_too_large_is_told_so(monkeypatch: pytest.M
         assert time.monotonic() - began < 5
 
 
-def test_what_is_left_of_a_body_ends_the_connection() -> None:
+def test_what_is_left_of_a_body_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """An application that answers without reading it left the rest to come, a byte a minute, and the connection with it."""
+    monkeypatch.setattr(module, "DRAIN_SECONDS", 0.3)
     with served(doors()) as port:
         connection = connect(port, head("/ignoring", "POST", content_length=1000) + b"x")
         got = answer(connection)
@@ -104,6 +107,7 @@ def test_what_is_left_of_a_body_ends_the_connection() -> None:
 def test_a_get_in_pieces_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proxies send even GET in pieces. Its connection ended before the last piece was taken, which cut the answer off."""
     monkeypatch.setattr(module, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(module, "DRAIN_SECONDS", 0.3)
     asked, end = head("/large?bytes=3000000", transfer_encoding="chunked"), b"0\r\n\r\n"
     with served(doors()) as port:
         with connect(port) as connection:

@@ -32,6 +32,8 @@ from webui.app import PAGES, build
 from webui.http.page_build import HEADER
 from webui.http.path_check import OwnFiles, paths_in
 
+pytestmark = pytest.mark.slow
+
 MODES = tuple(PAGES)
 # The same answers with a login and without.
 open_only = pytest.mark.parametrize("site", [None], indirect=True, ids=["open"])

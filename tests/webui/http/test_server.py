@@ -28,6 +28,8 @@ from webui.http.gate import LEAST, MOST, Claim, Gate
 from webui.http.login import Login
 from webui.http.server import BACKLOG, EACH, FOR_FILMS, room_of
 
+pytestmark = pytest.mark.slow
+
 QUICK = Patience(head=0.5, idle=0.5, stalled=0.5)
 unix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and signals of Unix")
 
