@@ -62,7 +62,7 @@ usage: launch.py [command] [arguments]
   sections       a film's pictures and prompts as one ZIP file: `sections export`, `sections import`
   tensors        files of latents: `tensors info`, `trim`, `join`, `decode`
   cache          what is kept on the disk because it takes time to make, and `cache --delete`
-  test           the test suite; arguments go to pytest. with --quick those within a minute,
+  test           the test suite; arguments go to pytest; with --quick those within a minute,
                  without browser, other processes and models
   setup          only set up; with --test including what the tests need, with --no-speed-ups
                  from now on without optional packages for faster attention (--speed-ups: with them)

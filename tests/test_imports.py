@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import DEAR
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("webui", "eichi_utils", "lora_utils", "diffusers_helper", "locales", "miniature", "benchmarks")
 PRODUCT = sorted(
@@ -365,3 +367,8 @@ def test_a_file_is_read_in_one_sitting():
     """The original's pages had 4000 lines and more. Past 400, it wants to be two."""
     lengths = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in (*PRODUCT, *TESTS)}
     assert {file for file, length in lengths.items() if length > LONGEST} <= LONG_STILL
+
+
+def test_dear_files_are_there():
+    """One that was renamed would begin last, and be waited for by everything that is done."""
+    assert [name for name in DEAR if f"tests/{name}" not in TESTS] == []

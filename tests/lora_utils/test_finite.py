@@ -54,6 +54,7 @@ def test_formats_that_have_no_infinity_or_more_than_float32(tmp_path):
         assert (first(path) is None) == bool(torch.isfinite(tensor.float())), value
 
 
+@pytest.mark.slow
 def test_a_large_file_is_read_in_pieces(tmp_path, monkeypatch):
     """64 MiB with the fault in the last number: found across pieces, with a few pieces in memory at a time."""
     path = tmp_path / "a.safetensors"

@@ -21,6 +21,7 @@ def vae() -> AutoencoderKLHunyuanVideo:
     return AutoencoderKLHunyuanVideo.from_pretrained(CHECKPOINT / "vae", torch_dtype=torch.float32).eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_shipped_decoder_works_in_16_bits(vae):
     """A card computes it in float16. Training had let values of 3e6 grow behind the decoder's norms: on every card the

@@ -122,6 +122,7 @@ def test_a_tab_is_shown_the_history_when_it_is_loaded_and_when_a_job_ends(page, 
     assert panel.history not in panel.look(seen[panel.seen])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", [
     {"job": "gone", "action": "remove"}, {"job": "gone", "action": "up"}, {"action": "remove"}, {"job": [], "action": "down"},
     {"job": "gone", "action": "explode"}, {}, None,
@@ -161,6 +162,7 @@ def test_two_tabs_act_on_the_same_queue(page, jobs, engine):
     assert [one.view.state for one in jobs.all()] == ["stopped"] * 3
 
 
+@pytest.mark.slow
 def test_two_clicks_at_the_same_moment_make_one_job(page, jobs, tower, monkeypatch):
     """Both halves of a double click looked for an earlier job before either had submitted one: keeping a new picture takes a
     while."""

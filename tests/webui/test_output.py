@@ -105,6 +105,7 @@ def test_a_folder_is_opened_only_for_who_sits_there(jobs, tmp_path, monkeypatch,
     assert desktop.same_machine(address) is opens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("mode", ["reverse", "single"])
 def test_a_run_without_a_result_does_not_look_like_a_new_page(jobs, tmp_path, language, mode):

@@ -37,6 +37,7 @@ def test_summary_names_what_comes_out(language, tower):
     assert words.summary(t, request, (Problem("seconds", "out_of_range"),)) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_length_means_the_same_in_every_language(page, tower, language):
     """The existing program compared words: some of its languages knew no sections of 0.5 s, and offered impossible lengths."""
@@ -55,6 +56,7 @@ def test_a_length_means_the_same_in_every_language(page, tower, language):
             assert str(count) in said and str(frames * count + 1) in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_pictures_are_not_called_films(page, language):
     """The one-frame page asked for the "Number of films", and so did what it said of the box and what a result told."""

@@ -35,6 +35,7 @@ def test_what_does_not_fit_is_refused(wrong):
         Arena(SLABS).put("a", wrong)
 
 
+@pytest.mark.slow
 def test_the_full_model_takes_its_own_size():
     """In bfloat16 the blocks that run at every step are 18.1 GB; a slab each adds less than a thousandth."""
     with torch.device("meta"):

@@ -138,6 +138,7 @@ def test_slots_have_strengths_of_their_own(net):
     assert [branch.strength for branch in names["proj_out"].branches] == [0.5, -2.0]
 
 
+@pytest.mark.slow
 def test_every_layer_of_the_network_can_have_a_branch_and_each_is_heard(net):
     """Modulation, refiner and embedders are computed before the loop; a LoRA there must not be lost on the way."""
     given = inputs(LAYOUTS["forward"], 10, 6)

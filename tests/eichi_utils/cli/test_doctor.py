@@ -51,6 +51,7 @@ def test_a_card_is_described(examined: Callable[..., dict]) -> None:
         assert all(part in line for part in ("580.95", "8.9", "24.0", "20.0"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("machine", "chosen", "why"),
     [

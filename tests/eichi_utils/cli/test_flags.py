@@ -52,6 +52,7 @@ def test_every_flag_reaches_its_field(mode: str, pictures: list[str]) -> None:
         assert type(getattr(request, field.name)) is type(values[field.name]), field.name
 
 
+@pytest.mark.slow
 def test_flags_lie_over_the_request_they_change(pictures: list[str], tmp_path: Path) -> None:
     """Each flag by itself changes its field and no other."""
     for mode in modes.MODES:

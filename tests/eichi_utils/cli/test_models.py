@@ -52,6 +52,7 @@ def test_a_dry_run_says_which_model(mode: str, eichi: Run, photo_flags: list) ->
     assert plan["checkpoint"] == modes.MODES[mode].checkpoint
 
 
+@pytest.mark.slow
 def test_render_without_models(eichi: Run, photo_flags: list) -> None:
     """A film with the miniature; its metadata makes it again without a word, now that the model is named."""
     code, out, err = eichi("render", "--mode", "single", *photo_flags, "--steps", 2, "--seed", 3, "--json")
@@ -96,6 +97,7 @@ def test_a_folder_that_is_named_is_used(eichi: Run, checkpoint: Path, photo_flag
     assert code == 2 and "128, 160, 192" in err
 
 
+@pytest.mark.slow
 def test_the_demo_is_the_miniatures_first_example(eichi: Run, tmp_path: Path) -> None:
     """One place for picture, prompt, size and steps: the miniature's own description."""
     described = json.loads((MINIATURE / "eichi.json").read_text())

@@ -54,6 +54,7 @@ def test_links_and_devices(place: Path) -> None:
         refused(path, "zip_link", place)
 
 
+@pytest.mark.slow
 def test_ten_thousand_entries(place: Path) -> None:
     files = {"sections.yaml": MINIMAL, **{f"{number:05d}.png": b"" for number in range(10_000)}}
     refused(packed(place / "a.zip", files), "zip_entries", place)

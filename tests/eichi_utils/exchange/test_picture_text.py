@@ -157,6 +157,7 @@ def test_every_kind_of_text_chunk(tmp_path: Path) -> None:
     assert read_picture_text(tmp_path / "late.png") == PictureText("late", 5)
 
 
+@pytest.mark.slow
 def test_texts_that_are_left_out_take_their_room(tmp_path: Path) -> None:
     """300 packed texts of 6 MB were unpacked one after the other, each to find that it is too large: four seconds for 2 MB."""
     info = PngInfo()

@@ -40,6 +40,7 @@ def boxes(path: Path) -> Iterator[str]:
 GROWTH = [("back", [4, 36, 36], 33), ("back", [4, 20, 20], 17), ("front", [0, 36, 40], 33), ("front", [0, 20, 24], 17)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("still", [False, True])
 @pytest.mark.parametrize(("grows", "lengths", "open_length"), GROWTH)
 def test_a_joined_film_is_its_segments(grows: str, lengths: list[int], open_length: int, still: bool, tmp_path: Path) -> None:

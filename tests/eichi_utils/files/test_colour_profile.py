@@ -151,6 +151,7 @@ def test_what_is_refused(data: bytes) -> None:
         judged_profile(data)
 
 
+@pytest.mark.slow
 def test_the_largest_profiles(tmp_path: Path) -> None:
     """Whatever passes is read within a second, picture and all."""
     curve = b"curv\0\0\0\0" + struct.pack(">I", 0x7FFF) + numpy.arange(0x7FFF, dtype=">u2").tobytes()

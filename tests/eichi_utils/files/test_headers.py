@@ -128,6 +128,7 @@ def test_files_that_ended_in_a_traceback(name: str) -> None:
     assert readable(CASES / name, library) == (False, False, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [b"{},", b'{"":0},'])
 def test_a_header_of_nothing_is_refused_soon_and_in_little_memory(piece: bytes, tmp_path: Path) -> None:
     """A file may be a header of a hundred megabytes and nothing else, which takes thirty times as much when it is parsed."""

@@ -90,6 +90,7 @@ def test_a_telephone_s_grid(tmp_path: Path) -> None:
     assert all(abs(a - b) < 8 for a, b in zip(picture.getpixel((499, 369)), (200, 30, 30), strict=True))
 
 
+@pytest.mark.slow
 def test_overlays_of_overlays(tmp_path: Path) -> None:
     """125 decoded pictures of four megapixels in 1.7 kB took 16 seconds, and an overlay says itself how large it is."""
     items = [(b"hvc1", (2048, 2048), b""), *[(b"iovl", (64, 64), overlay(5))] * 3]

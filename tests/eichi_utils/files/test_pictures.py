@@ -115,6 +115,7 @@ def test_a_file_that_was_cut_off(name: str, settings: dict, tmp_path: Path) -> N
     assert problem_key(path) == "picture_damaged" or name == "a.webp"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "AVIF"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_damage_gets_past_as_a_crash(form: str, tmp_path: Path) -> None:

@@ -171,6 +171,7 @@ def declared(path: Path, name: str, size: int) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_an_entry_that_holds_more_than_it_declares(method: int, place: Path) -> None:
     """zipfile hands bzip2 and LZMA 4 kB at once and takes whatever comes of it: 6 GB of a file of 4.5 kB."""
@@ -248,6 +249,7 @@ def test_cut_and_changed_streams(place: Path) -> None:
                 assert found(error.problems) == {("sections", "zip_damaged")}
 
 
+@pytest.mark.slow
 def test_ninety_thousand_entries_are_counted_in_a_moment(place: Path) -> None:
     entry = struct.pack("<4s4B4HL2L5H2L", b"PK\x01\x02", 20, 0, 20, 0, 0, 0, 0, 33, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"x"
     count = zip_reading.MAX_READ // len(entry)

@@ -136,6 +136,7 @@ def test_damaged_files_and_entries(timings: Timings) -> None:
     assert found(blocked.keep(measured(it))) == {("settings", "settings_not_written")}
 
 
+@pytest.mark.slow
 def test_the_file_does_not_grow_for_ever(timings: Timings) -> None:
     """The kinds that were run longest ago go."""
     for number in [*range(KEPT + 5), 5]:

@@ -181,6 +181,7 @@ def test_a_card_below_the_least_is_refused() -> None:
     assert outcome("auto", machine(64, "Linux", 4))[0] == "card"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", TAKEN)
 @pytest.mark.parametrize("card", CARDS)
 def test_every_network_is_loaded_once(card: int | None, system: str) -> None:

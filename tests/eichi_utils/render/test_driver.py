@@ -114,7 +114,7 @@ def test_the_same_request_makes_the_same_film(mode: str, runs: dict, pool: Model
             assert previews[0] == previews[1]
 
 
-def test_a_film_in_sections_keeps_one_file(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
+def test_a_film_in_sections_keeps_one_file(pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None) -> None:
     """Each longer film replaces the shorter one; at every event what was announced is complete on disk."""
     sizes = []
     it = request("forward", pictures[0], seconds=1, window=4.5)
@@ -165,7 +165,9 @@ def test_stop_now_at_any_moment(
 
 
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
-def test_stop_after_a_section_leaves_its_film(mode: str, pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
+def test_stop_after_a_section_leaves_its_film(
+    mode: str, pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None
+) -> None:
     """The first of two sections is a valid film with its frames and its request."""
     stop = Stop()
     it = request(mode, pictures[0], seconds=1, window=4.5)

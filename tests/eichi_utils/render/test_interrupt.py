@@ -116,7 +116,7 @@ def test_every_look_at_the_stop_may_be_the_last(
     pool, whole = ModelPool(checkpoint, device="cpu"), CountedStop(10**9)
     assert isinstance(carry_out(it, pool, tmp_path, "whole", whole)[-1], Finished)
     assert whole.seen > 500
-    for looks in range(0, whole.seen, whole.seen // 9):
+    for looks in range(0, whole.seen, whole.seen // 5):
         fresh, stop = ModelPool(checkpoint, device="cpu"), CountedStop(looks)
         end = carry_out(it, fresh, tmp_path / f"{looks}", "j", stop)[-1]
         assert isinstance(end, Stopped), f"after {looks} looks"

@@ -196,6 +196,7 @@ def thumbnail(picture: bytes) -> dict[str, str]:
     return {"modelspec.thumbnail": "data:image/png;base64," + base64.b64encode(picture).decode()}
 
 
+@pytest.mark.slow
 def test_thumbnails_that_no_trainer_wrote(folder: Path) -> None:
     """PostScript, which Pillow would hand to a program of its own; a picture of 400 megapixels; nine megabytes of nothing."""
     small = (CASES / "hostile" / "eps_endless_loop_named.png").read_bytes()

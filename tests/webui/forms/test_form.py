@@ -289,6 +289,7 @@ def test_uploads_are_kept(page, jobs, tower):
     assert back == job.request and list(built.context.uploads.iterdir()) == [kept]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text,value", [("", -1), (" ", -1), ("-1", -1), ("42", 42), ("４２", 42), ("1e3x", "1e3x")])
 def test_seed_box(page, text, value):
     built = page("reverse")
@@ -320,6 +321,7 @@ def test_picture_prompt_and_length_come_before_everything_else(page, mode):
     assert places == sorted(places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_page_without_models_begins_with_the_miniature(page, nothing_there, mode, plain, tower):

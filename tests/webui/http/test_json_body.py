@@ -16,6 +16,7 @@ def are_too_many(body: bytes, size: int = 1 << 18) -> bool:
     return any(counted.are_too_many(body[at : at + size]) for at in range(0, len(body), size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [

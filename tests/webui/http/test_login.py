@@ -58,6 +58,7 @@ def test_a_password_is_kept_as_a_slow_hash(monkeypatch: pytest.MonkeyPatch) -> N
     assert time.perf_counter() - began > 0.02
 
 
+@pytest.mark.slow
 def test_guessing_is_slow(clock: Clock, sleeps: list[float]) -> None:
     """500 wrong passwords were answered in 1.9 s. Now one address has five, and then one in half a minute."""
     login = Login({"me": "secret"}, clock)
@@ -118,6 +119,7 @@ def test_a_full_line_does_not_lock_the_owner_out(clock: Clock, monkeypatch: pyte
     in_a_loop(crowded())
 
 
+@pytest.mark.slow
 def test_many_addresses_share_a_name(clock: Clock, sleeps: list[float]) -> None:
     """A thousand addresses with five guesses each stand in one line, and the line has an end."""
     login = Login({"me": "secret"}, clock)

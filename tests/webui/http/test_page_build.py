@@ -39,6 +39,7 @@ def stop(*values: str) -> str:
     return values[0]
 
 
+@pytest.mark.slow
 def test_a_build_is_the_same_until_anything_of_the_page_is_another(monkeypatch):
     first = build_of(page(look, stop), "reverse", "/", "en")
     assert first == build_of(page(look, stop), "reverse", "/", "en")

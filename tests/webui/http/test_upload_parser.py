@@ -54,6 +54,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 64, 1 << 18])
 def test_an_upload_has_one_file_open(tmp_path: Path, opened: list[int], size: int) -> None:
     """Each part kept its file open until the end of all: 360 tiny ones took the films' descriptors, and the films failed.

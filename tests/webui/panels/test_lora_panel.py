@@ -127,6 +127,7 @@ def test_uploads_beyond_the_last_slot_stay_in_the_folder(panel, lora_folder, tmp
     assert (lora_folder / "uploads" / "more.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_what_lies_in_the_folder_and_cannot_be_chosen_is_said(panel, lora_folder, language):
     """A .pt in the folder was silently ignored; the existing program lists it. How to convert it is said as well."""
@@ -191,6 +192,7 @@ def test_what_is_moved_while_the_box_does_not_know_it_yet_stays(panel):
     assert document["loras"] == [{"file": INK, "strength": 0.8}] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_card_says_what_a_file_does(panel, lora_folder, language):
     """Format, rank, layers; what is left out; why it cannot be used; and nothing of it is HTML of the file's."""

@@ -34,6 +34,7 @@ def context_of(jobs: Jobs, folder: Path, mode: str = "reverse", language: str = 
     return Context(jobs, Translator(language), mode, folder, folder / "uploads", links=links, models=Models(folder), **fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", PAGES)
 @pytest.mark.parametrize("found", [(), (CARD,)], ids=["no card", "a card"])
 def test_the_slider_is_there_with_a_card(mode, found, jobs, tmp_path, monkeypatch):
