@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ("tests.fake_machine", "tests.kinds")
+pytest_plugins = ("pytester", "tests.fake_machine", "tests.kinds")
 
 
 def pytest_configure() -> None:
