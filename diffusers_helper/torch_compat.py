@@ -14,7 +14,7 @@ def scaled_mm(q: Tensor, weight: Tensor, scale: Tensor, weight_scale: Tensor, bi
     scale: of each token, (tokens, 1) float32. weight_scale: of each output, (1, out) float32. The public way,
     `torch.nn.functional.scaled_mm`, is not there in 2.11.
     """
-    return torch._scaled_mm(
+    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage] (that is what this module is for)
         q, weight.t(), scale_a=scale, scale_b=weight_scale, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
     )
 

@@ -47,6 +47,7 @@ def quiet(tick: Tick = never) -> Iterator[None]:
 
 
 def ticking(things: Iterable[T], tick: Tick) -> Iterator[T]:
+    """Give the things, each behind a call of `tick`."""
     for thing in things:
         tick()
         yield thing
@@ -65,6 +66,7 @@ def meta_transformer(folder: Path) -> PackedTransformer:
 
 
 def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a network's state, by name."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
@@ -79,10 +81,13 @@ def check_transformer(folder: Path) -> int:
 class Change(Protocol):
     """What becomes of weights while they are loaded, such as a LoRA that is merged in."""
 
-    def changes(self, name: str) -> bool: ...
+    def changes(self, name: str) -> bool:
+        """Say whether the tensor of this name becomes another one."""
+        ...
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         """The tensor of this name as it shall be, in its dtype and shape."""
+        ...
 
 
 class SlabStore(Protocol):
@@ -90,8 +95,11 @@ class SlabStore(Protocol):
 
     def load(self, places: Mapping[str, Place], size: int) -> Tensor | None:
         """The buffer of so many bytes that was saved, if it has these places."""
+        ...
 
-    def save(self, arena: Arena) -> None: ...
+    def save(self, arena: Arena) -> None:
+        """Keep a buffer that loading has filled, for `load`."""
+        ...
 
 
 def load_transformer(
@@ -132,7 +140,7 @@ def load_transformer(
                 tensor = reader.tensor(name)
                 if change and change.changes(name):
                     tensor = change(name, tensor.to(dtype).to(device))
-                if name in narrow:
+                if storage and name in narrow:
                     _put_quantised(arena, name, tensor, storage, dtype, device)
                 else:
                     # Converts as it copies.
@@ -171,7 +179,7 @@ def lay_slabs(
         slab: dict[str, Spec] = {}
         for tensor in tensors_of(modules):
             name, shape = names[id(tensor)], tuple(tensor.shape)
-            if name in narrow:
+            if storage and name in narrow:
                 slab |= {name: (STORAGES[storage][0], shape), f"{name}_scale": (dtype, (shape[0], 1))}
             elif len(slabs) < len(parts.step) or name not in in_files:
                 slab[name] = dtype, shape

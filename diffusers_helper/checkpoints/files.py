@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -128,7 +127,7 @@ def read_header(file: Path) -> Header:
     """What one file says of itself. Raises CheckpointError ("file_missing" for what is no regular file, "file_damaged")."""
     if not file.is_file():
         raise CheckpointError("file_missing", file=str(file))
-    size = os.path.getsize(file)
+    size = file.stat().st_size
     try:
         with file.open("rb") as stream:
             start = stream.read(8)

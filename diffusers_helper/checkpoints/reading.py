@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -36,6 +37,7 @@ READERS, PIECE, AHEAD = 4, 2**23, 32
 
 
 def readers() -> Executor:
+    """Return the threads that read pieces of one tensor side by side; each begins when it is first needed."""
     return ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
 
@@ -44,7 +46,7 @@ def read_into(file: Path, begin: int, memory: Tensor, pool: Executor) -> bool:
     starts = range(0, memory.numel(), PIECE)
 
     def read(start: int) -> bool:
-        rest = memoryview(memory[start : start + PIECE].numpy())
+        rest = memory[start : start + PIECE].numpy().data
         # Unbuffered: what is read goes where it shall lie.
         with file.open("rb", buffering=0) as stream:
             if hasattr(os, "posix_fadvise"):
@@ -82,8 +84,8 @@ class Reader:
 
     def __init__(self, found: Tensors):
         self._found = found
-        self._pool: Executor | None = None
-        self._mapped: dict[Path, object] = {}
+        self._pool = readers()
+        self._mapped: dict[Path, Any] = {}
         self._shared: Tensor | None = None
         self._open = ExitStack()
         self.specs: dict[str, Spec] = {}
@@ -96,7 +98,7 @@ class Reader:
             self.specs[name] = dtype, shape
 
     def __enter__(self) -> Reader:
-        self._pool = self._open.enter_context(readers())
+        self._open.enter_context(self._pool)
         return self
 
     def __exit__(self, *_: object) -> None:

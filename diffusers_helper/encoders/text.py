@@ -32,6 +32,8 @@ UNUSED_LAYERS = 2
 
 @dataclass(frozen=True)
 class TextEncoders:
+    """Holds the two language models that read a prompt, each with its tokenizer."""
+
     tokenizer: PreTrainedTokenizerFast
     llama: LlamaModel
     tokenizer_2: CLIPTokenizer
@@ -62,6 +64,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer_2(folder: Path) -> CLIPTokenizer:
+    """Load CLIP's tokenizer from a folder of the checkpoint, without asking the network."""
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -74,7 +77,7 @@ def without_unused_layers(llama: LlamaModel) -> LlamaModel:
     """Drop what nobody reads; the last hidden state is then what `hidden_states[-3]` was."""
     kept = len(llama.layers) - UNUSED_LAYERS
     llama.layers = llama.layers[:kept]
-    llama.norm = nn.Identity()
+    llama.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue] (any module may stand there)
     llama.config.num_hidden_layers = kept
     return llama
 

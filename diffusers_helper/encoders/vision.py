@@ -47,6 +47,8 @@ class VisionPreprocessing:
 
 @dataclass(frozen=True)
 class VisionEncoder:
+    """Holds the vision model that reads the start picture, and what prepares the picture for it."""
+
     model: SiglipVisionModel
     preprocess: VisionPreprocessing
 

@@ -27,40 +27,60 @@ class Device(Protocol):
 
     def allocate(self, size: int) -> Tensor:
         """`size` bytes on the card, for use after what is queued for computing. Raises torch.OutOfMemoryError."""
+        ...
 
     def release(self, buffer: Tensor) -> None:
         """Take the memory back once nothing that is queued needs it; the caller drops every reference to it."""
+        ...
 
     def copy(self, pairs: Sequence[tuple[Tensor, Tensor]], after: Event) -> Event:
         """Queue copies (target, source) of uint8 that begin after an event; the event of their end."""
+        ...
 
     def wait(self, event: Event) -> None:
         """What is computed from now on waits for the event; the caller does not."""
+        ...
 
     def mark(self) -> Event:
         """The event of everything that was queued for computing so far."""
+        ...
 
     def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
         """Queue a copy of a small tensor to the host, after what computes it; the result waits for it and returns it."""
+        ...
 
     def lock(self, memory: Tensor) -> bool:
         """Lock host memory in place, so that copies from it need not be staged; False where the system refuses."""
+        ...
 
-    def unlock(self, memory: Tensor) -> None: ...
+    def unlock(self, memory: Tensor) -> None:
+        """Let the system move or page out memory that `lock` has locked; copies from it are done by then."""
+        ...
 
     def free(self) -> int:
         """Bytes that could be allocated."""
+        ...
 
     def peak(self) -> int:
         """The most bytes that were allocated at a time since `reset_peak`."""
+        ...
 
-    def reset_peak(self) -> None: ...
+    def reset_peak(self) -> None:
+        """Begin to count anew for `peak`."""
+        ...
 
     def allocated(self) -> int:
         """Bytes allocated now."""
+        ...
 
     def tidy(self) -> None:
         """Give unused memory back, so that other sizes can be allocated."""
+        ...
+
+
+def _runtime() -> Any:
+    """Return torch's binding of the CUDA runtime, which is there wherever a card is; its functions have no types."""
+    return torch.cuda.cudart()
 
 
 class CudaDevice:
@@ -80,14 +100,17 @@ class CudaDevice:
         self._staged: list[torch.cuda.Event] = []
 
     def allocate(self, size: int) -> Tensor:
+        """Return `size` bytes of the card, uint8, in the order of what is computed. Raises torch.OutOfMemoryError."""
         with torch.inference_mode(False):
             return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def release(self, buffer: Tensor) -> None:
+        """Order what is computed next behind the copies: then the memory may be handed on."""
         # torch hands memory on in the order of the stream it was allocated on; copies into it may still be under way.
         torch.cuda.current_stream(self.device).wait_stream(self._copies)
 
     def copy(self, pairs: Sequence[tuple[Tensor, Tensor]], after: torch.cuda.Event) -> torch.cuda.Event:
+        """Queue copies on a stream of their own: from locked memory at once, from other memory through two locked buffers."""
         self._copies.wait_event(after)
         with torch.inference_mode(False), torch.cuda.stream(self._copies):
             for target, source in pairs:
@@ -101,14 +124,17 @@ class CudaDevice:
         return event
 
     def wait(self, event: torch.cuda.Event) -> None:
+        """Order what is computed from now on behind an event."""
         torch.cuda.current_stream(self.device).wait_event(event)
 
     def mark(self) -> torch.cuda.Event:
+        """Return the event of everything that was queued for computing so far."""
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
         return event
 
     def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Queue a copy into locked memory; the result waits for it, asleep, and returns it."""
         target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         target.copy_(tensor, non_blocking=True)
         # Blocking: the thread that waits sleeps and leaves its core to the page.
@@ -122,8 +148,9 @@ class CudaDevice:
         return wait
 
     def lock(self, memory: Tensor) -> bool:
+        """Lock memory by cudaHostRegister; False where the system refuses."""
         with torch.cuda.device(self.device):
-            if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == SUCCESS:
+            if int(_runtime().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == SUCCESS:
                 self._locked[memory.data_ptr()] = memory.numel()
                 return True
             # The refusal stays behind as the runtime's last error; the next launch reports it, and forgets it.
@@ -132,18 +159,22 @@ class CudaDevice:
             return False
 
     def unlock(self, memory: Tensor) -> None:
+        """Wait for the copies, and take the lock away."""
         self._copies.synchronize()
         del self._locked[memory.data_ptr()]
-        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+        _runtime().cudaHostUnregister(memory.data_ptr())
 
     def free(self) -> int:
-        free = free_bytes(self.device)
+        """Return the bytes that could be allocated within the card's memory and the limit."""
+        free = free_bytes(self.device) or 0
         return free if self._limit is None else min(free, self._limit - self.allocated())
 
     def peak(self) -> int:
+        """Return the most bytes of tensors at a time since `reset_peak`."""
         return torch.cuda.max_memory_allocated(self.device)
 
     def reset_peak(self) -> None:
+        """Let torch count anew for `peak`; `highest` goes on."""
         self._highest = self.highest()
         torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -152,9 +183,11 @@ class CudaDevice:
         return max(self._highest, torch.cuda.max_memory_reserved(self.device))
 
     def allocated(self) -> int:
+        """Return the bytes of tensors now."""
         return torch.cuda.memory_allocated(self.device)
 
     def tidy(self) -> None:
+        """Give memory back that torch holds for later."""
         torch.cuda.empty_cache()
 
     def _copy_staged(self, target: Tensor, source: Tensor) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import ctypes
 import mmap
 from bisect import bisect_right
+from pathlib import Path
 
 from torch import Tensor
 
-MAPS = "/proc/self/maps"
+MAPS = Path("/proc/self/maps")
 
 
 def windows() -> list[tuple[int, int]]:
     """Address ranges (first byte, end) of this process that are unshared windows into safetensors files; none where the system
     does not tell."""
     try:
-        with open(MAPS, "rb") as lines:
+        with MAPS.open("rb") as lines:
             # Bytes, and only the few lines that count are taken apart: a process with our libraries has a thousand.
             found = [line.split(maxsplit=2) for line in lines.read().splitlines() if line.endswith(b".safetensors")]
     except OSError:

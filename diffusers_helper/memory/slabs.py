@@ -35,6 +35,7 @@ class Place:
 
     @property
     def bytes(self) -> int:
+        """Return how many bytes the tensor takes."""
         return prod(self.shape) * self.dtype.itemsize
 
     def view(self, buffer: Tensor) -> Tensor:
@@ -127,6 +128,7 @@ class Arena:
         return self.view(name).copy_(tensor)
 
     def view(self, name: str) -> Tensor:
+        """Return the tensor of this name, in place."""
         return self.places[name].view(self.buffer)
 
     def bytes_of(self, name: str) -> Tensor:
@@ -155,11 +157,11 @@ def runs(tensors: Sequence[Tensor]) -> tuple[list[Run], list[Place], int]:
     order = sorted(range(len(tensors)), key=lambda number: tensors[number].data_ptr())
     for number in order:
         tensor = tensors[number]
-        storage, start = tensor.untyped_storage(), tensor.storage_offset() * tensor.element_size()
+        storage, start = tensor.untyped_storage(), int(tensor.storage_offset()) * tensor.element_size()
         size = tensor.numel() * tensor.element_size()
         if found and found[-1].source.untyped_storage().data_ptr() == storage.data_ptr():
             before = found[-1]
-            begin = before.source.storage_offset()
+            begin = int(before.source.storage_offset())
             gap = start - begin - before.source.numel()
             if gap < ALIGNMENT and (start - begin) % (ALIGNMENT if gap else LEAST_ALIGNMENT) == 0:
                 length = max(before.source.numel(), start - begin + size)
@@ -176,4 +178,4 @@ def runs(tensors: Sequence[Tensor]) -> tuple[list[Run], list[Place], int]:
 
 def _bytes(storage: torch.UntypedStorage, start: int, length: int) -> Tensor:
     with torch.inference_mode(False):
-        return torch.empty(0, dtype=torch.uint8).set_(storage, start, (length,))
+        return torch.empty(0, dtype=torch.uint8).set_(storage, start, (length,), (1,))

@@ -87,10 +87,10 @@ class _Slot:
         # Made once, because a step has some two thousand of them.
         self._views: dict[str, list[Tensor]] = {}
 
-    def views(self) -> list[Tensor]:
-        if self.group.name not in self._views:
-            self._views[self.group.name] = self.group.views(self.buffer)
-        return self._views[self.group.name]
+    def views(self, group: WeightGroup) -> list[Tensor]:
+        if group.name not in self._views:
+            self._views[group.name] = group.views(self.buffer)
+        return self._views[group.name]
 
 
 class Ring:
@@ -112,14 +112,16 @@ class Ring:
 
     @property
     def bytes(self) -> int:
+        """Return how many bytes the slots take of the card."""
         return sum(slot.buffer.numel() for slot in self._slots)
 
     @contextmanager
     def lend(self, group: WeightGroup) -> Iterator[None]:
+        """Have a group's weights on the card inside of the block, and fetch those that follow meanwhile."""
         following = self._following(group)
         slot = self._holding(group) or self._fetch(group, keep=())
         self._device.wait(slot.ready)
-        group.point(slot.views())
+        group.point(slot.views(group))
         try:
             yield
         finally:
@@ -131,6 +133,7 @@ class Ring:
                 self._fetch(other, keep=(group, *following))
 
     def close(self) -> None:
+        """Give the slots back."""
         while self._slots:
             self._device.release(self._slots.pop().buffer)
 
@@ -268,28 +271,30 @@ class Streamer:
 
     @contextmanager
     def lend(self, name: str) -> Iterator[None]:
+        """Have the weights of a group on the card inside of the block, whether they stay or are fetched."""
         if name in self._kept:
             yield
             return
-        if name in self._job:
-            with self._job_ring.lend(self._job[name]):
-                yield
-            return
-        with self._ring.lend(self._step[name]):
+        ring, group = (self._job_ring, self._job[name]) if name in self._job else (self._ring, self._step[name])
+        if ring is None:
+            raise RuntimeError(f"the weights of {name} are asked for outside of `job`, or before `fit`")
+        with ring.lend(group):
             yield
 
     @contextmanager
     def job(self) -> Iterator[None]:
+        """Hold a ring of its own for the groups that a job uses once. Raises torch.OutOfMemoryError where it has no room."""
         try:
-            self._job_ring = self._open_job_ring()
+            ring = self._open_job_ring()
         except torch.OutOfMemoryError:
             if not self.make_room():
                 raise
-            self._job_ring = self._open_job_ring()
+            ring = self._open_job_ring()
+        self._job_ring = ring
         try:
             yield
         finally:
-            self._job_ring.close()
+            ring.close()
             self._job_ring = None
 
     def make_room(self) -> bool:

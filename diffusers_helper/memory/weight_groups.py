@@ -29,24 +29,30 @@ class Weights(Protocol):
 
     def lend(self, name: str) -> AbstractContextManager[None]:
         """The group's weights are where they are computed with, inside of the block."""
+        ...
 
     def job(self) -> AbstractContextManager[None]:
         """Around the use of `WeightGroups.job`: what that needs on the card is given back afterwards."""
+        ...
 
     def make_room(self) -> bool:
         """After an allocation failed: take less of the card. False if nothing can be given up."""
+        ...
 
 
 class InPlace:
     """Weights that lie where they are computed with."""
 
     def lend(self, name: str) -> AbstractContextManager[None]:
+        """Do nothing: the weights are there."""
         return nullcontext()
 
     def job(self) -> AbstractContextManager[None]:
+        """Do nothing: no room is taken."""
         return nullcontext()
 
     def make_room(self) -> bool:
+        """Return False: nothing can be given up."""
         return False
 
 

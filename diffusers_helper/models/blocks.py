@@ -7,6 +7,7 @@ blocks' `Modulation` layers, and a forward pass takes one step's row.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from diffusers_helper.models.attention import Kernel
 from diffusers_helper.models.fused import Fused, fuse, project
 from diffusers_helper.models.linear import Linear
+from diffusers_helper.models.module_list import ModuleList
 from diffusers_helper.models.narrow import Product
 from diffusers_helper.models.rope import rotate
 
@@ -28,6 +30,7 @@ def layer_norm(x: Tensor) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Return x (..., dim) scaled by 1 + scale and moved by shift."""
     return x * (1 + scale) + shift
 
 
@@ -55,6 +58,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (..., dim) to a mean square of 1, times the weight."""
         variance = x.float().pow(2).mean(-1, keepdim=True)
         return (x * torch.rsqrt(variance + EPS)).to(self.weight.dtype) * self.weight
 
@@ -68,6 +72,7 @@ class MLPEmbedder(nn.Module):
         self.linear_2 = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Embed x (..., in_dim) as (..., dim)."""
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
@@ -112,7 +117,7 @@ class FeedForward(nn.Module):
         super().__init__()
         hidden = int(dim * ratio)
         self.gelu = gelu
-        self.net = nn.ModuleList([GatedProjection(dim, hidden), nn.Identity(), Linear(hidden, dim)])
+        self.net: ModuleList[Any] = ModuleList([GatedProjection(dim, hidden), nn.Identity(), Linear(hidden, dim)])
 
     def forward(self, x: Tensor, product: Product | None = None) -> Tensor:
         """x (..., dim) -> (..., dim). product: as in `Linear.forward`."""
@@ -130,7 +135,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.to_q, self.to_k, self.to_v = (Linear(dim, dim) for _ in range(3))
         if out:
-            self.to_out = nn.ModuleList([Linear(dim, dim)])
+            self.to_out: ModuleList[Linear] = ModuleList([Linear(dim, dim)])
         if qk_norm:
             self.norm_q, self.norm_k = RMSNorm(dim // heads), RMSNorm(dim // heads)
         if text:
@@ -143,9 +148,11 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1))
 
     def latent_layers(self) -> tuple[Linear, ...]:
+        """Return the layers that make queries, keys and values of latent tokens."""
         return self.to_q, self.to_k, self.to_v
 
     def text_layers(self) -> tuple[Linear, ...]:
+        """Return the layers that make queries, keys and values of text tokens."""
         return self.add_q_proj, self.add_k_proj, self.add_v_proj
 
     def latent_qkv(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,6 +160,7 @@ class Attention(nn.Module):
         return self.norm_q(self.split(q)), self.norm_k(self.split(k)), self.split(v)
 
     def text_qkv(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return projections of text tokens by heads, queries and keys normalised."""
         return self.norm_added_q(self.split(q)), self.norm_added_k(self.split(k)), self.split(v)
 
 
@@ -164,6 +172,7 @@ class Modulation(nn.Module):
         self.linear = Linear(dim, parts * dim)
 
     def forward(self, conditioning: Tensor) -> Tensor:
+        """Return shifts, scales and gates, (n, parts * dim), of the conditioning (n, dim)."""
         return self.linear(F.silu(conditioning))
 
 
@@ -190,9 +199,11 @@ class RefinerBlock(nn.Module):
 
 
 class TokenRefiner(nn.Module):
+    """Holds the refiner's blocks under the name of the hub's checkpoint."""
+
     def __init__(self, dim: int, heads: int, ratio: float, layers: int):
         super().__init__()
-        self.refiner_blocks = nn.ModuleList(RefinerBlock(dim, heads, ratio) for _ in range(layers))
+        self.refiner_blocks: ModuleList[RefinerBlock] = ModuleList(RefinerBlock(dim, heads, ratio) for _ in range(layers))
 
 
 class TextRefiner(nn.Module):

@@ -25,6 +25,7 @@ def dual(
     fused: tuple[Fused | None, ...] = (None, None),
     product: Product | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Run a dual block; a function, which a compiler can be given. Arguments as those of `DualBlock.forward`."""
     return block(x, text, tables, rope, attend, fused, product)
 
 
@@ -37,6 +38,7 @@ def single(
     fused: tuple[Fused | None, ...] = (None,),
     product: Product | None = None,
 ) -> Tensor:
+    """Run a single block, likewise. Arguments as those of `SingleBlock.forward`."""
     return block(x, table, rope, attend, fused, product)
 
 
@@ -86,4 +88,5 @@ def probe(device: torch.device) -> str:
 
 
 def probed(x: Tensor) -> Tensor:
+    """Return what a small compiled kernel is tried with: elementwise work on x (n,)."""
     return torch.sin(x) * 2 + x

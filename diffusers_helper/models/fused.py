@@ -37,16 +37,15 @@ def present(rows: Sequence[Sequence[str]], tensors: Mapping[str, Tensor]) -> lis
 
 def fuse(layers: Sequence[Linear]) -> Fused | None:
     """One view over all of them; None where their weights do not follow each other."""
-    scales = [layer.weight_scale for layer in layers]
-    wide = all(scale is None for scale in scales)
-    if not wide and any(scale is None for scale in scales):
+    scales = [layer.weight_scale for layer in layers if layer.weight_scale is not None]
+    if scales and len(scales) < len(layers):
         return None
-    found = [slabs.fused([layer.weight for layer in layers]), slabs.fused([layer.bias for layer in layers])]
-    found += [] if wide else [slabs.fused(scales)]
-    if any(view is None for view in found):
+    rows = [[layer.weight for layer in layers], [layer.bias for layer in layers], *([scales] if scales else [])]
+    views = [view for view in map(slabs.fused, rows) if view is not None]
+    if len(views) < len(rows):
         return None
     # Parameters, whose sizes a compiler takes as fixed: numbers that vary cost it speed.
-    weight, bias, *scale = (nn.Parameter(view, requires_grad=False) for view in found)
+    weight, bias, *scale = (nn.Parameter(view, requires_grad=False) for view in views)
     return Fused(weight, bias, scale[0] if scale else None)
 
 

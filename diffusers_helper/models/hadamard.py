@@ -15,6 +15,11 @@ class HadamardBranch(SideBranch):
     or of high ranks the whole matrix (out, in), whichever is smaller.
     """
 
+    up_1: Tensor
+    down_1: Tensor
+    up_2: Tensor
+    down_2: Tensor
+
     def __init__(self, slot: int, up_1: Tensor, down_1: Tensor, up_2: Tensor, down_2: Tensor, scale: float):
         super().__init__(slot, scale)
         for name, factor in (("up_1", up_1), ("down_1", down_1), ("up_2", up_2), ("down_2", down_2)):

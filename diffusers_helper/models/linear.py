@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusers_helper.models.module_list import ModuleList
 from diffusers_helper.models.narrow import LowRank, Product
 
 # Storage by name: its dtype and the largest number it holds.
@@ -51,6 +52,7 @@ class SideBranch(nn.Module):
 
     @property
     def strength(self) -> float:
+        """Return how strongly the branch acts: 1 as the file says, 0 not at all."""
         return self._strength
 
     @strength.setter
@@ -59,9 +61,24 @@ class SideBranch(nn.Module):
         with torch.inference_mode(False):
             self.factor = torch.tensor(value * self.scale, dtype=torch.float32)
 
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return y (..., out) and the branch's part for x (..., in), as a new tensor."""
+        raise NotImplementedError
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """Return a weight (out, in) with the branch's part, as a new tensor."""
+        raise NotImplementedError
+
+    def add_to_conv(self, y: Tensor, x: Tensor, conv: nn.Conv3d) -> Tensor:
+        """Add the branch's part for x (1, channels, ...) to a convolution's y (1, out, ...), and return y."""
+        raise NotImplementedError
+
 
 class LowRankBranch(SideBranch):
     """Adds strength * scale * up @ down @ x. up (out, rank), down (rank, in)."""
+
+    up: Tensor
+    down: Tensor
 
     def __init__(self, slot: int, up: Tensor, down: Tensor, scale: float):
         super().__init__(slot, scale)
@@ -79,6 +96,7 @@ class LowRankBranch(SideBranch):
         return torch.addmm(weight, self.weighted_up(weight.dtype), self.down.to(weight.dtype))
 
     def weighted_up(self, dtype: torch.dtype) -> Tensor:
+        """Return up times strength and scale, (out, rank)."""
         return self.up.to(dtype) * self.factor
 
     def add_to_conv(self, y: Tensor, x: Tensor, conv: nn.Conv3d) -> Tensor:
@@ -91,6 +109,9 @@ class LowRankBranch(SideBranch):
 class KroneckerBranch(SideBranch):
     """Adds strength * scale * kron(left, right)[rows] @ x, without ever making the product: left (a, b), right (c, d)."""
 
+    left: Tensor
+    right: Tensor
+
     def __init__(self, slot: int, left: Tensor, right: Tensor, scale: float, rows: tuple[int, int]):
         super().__init__(slot, scale)
         self.rows = rows
@@ -98,16 +119,19 @@ class KroneckerBranch(SideBranch):
         self.register_buffer("right", right.contiguous(), persistent=False)
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return y (..., out) and the part for x (..., in), made by one factor after the other."""
         left, right = self.left.to(x.dtype), self.right.to(x.dtype)
         inner = F.linear(x.unflatten(-1, (left.shape[1], right.shape[1])), right)
         whole = torch.einsum("ab,...bc->...ac", left, inner).flatten(-2)
         return y + whole[..., self.rows[0] : self.rows[1]] * self.factor
 
     def added_to(self, weight: Tensor) -> Tensor:
+        """Return a weight (out, in) with the whole product, times strength and scale."""
         left, right = self.left.to(weight.dtype), self.right.to(weight.dtype)
         return weight + torch.kron(left, right)[self.rows[0] : self.rows[1]] * self.factor
 
     def add_to_conv(self, y: Tensor, x: Tensor, conv: nn.Conv3d) -> Tensor:
+        """Add the part for x (1, channels, ...) to y (1, out, ...), with the whole product as a kernel."""
         kernel = torch.kron(self.left, self.right)[self.rows[0] : self.rows[1]].to(x.dtype)
         part = F.conv3d(x, kernel.view_as(conv.weight), stride=conv.stride)
         return y.add_(part, alpha=self.strength * self.scale)
@@ -124,18 +148,21 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features)
         self.register_buffer("weight_scale", None)
-        self.branches = nn.ModuleList()
+        self.branches: ModuleList[SideBranch] = ModuleList()
 
     def narrows(self, product: Product | None) -> bool:
         """Whether what it is given is multiplied in 8 bits."""
         return narrows(self.weight, self.weight_scale, product)
 
-    def forward(self, x: Tensor, product: Product | None = None, largest: Tensor | None = None) -> Tensor:
-        """x (..., in) -> (..., out). product: how a float8 weight is multiplied without being widened (`narrow.py`), or None:
-        it is widened. largest: None, or what the product may be told of x."""
-        if self.merges(x):
-            return F.linear(x, self.with_branches_in(x.dtype), self.bias.to(x.dtype))
-        return multiply(x, (self,), self.weight, self.bias, self.weight_scale, product, largest)[0]
+    def forward(self, input: Tensor, product: Product | None = None, largest: Tensor | None = None) -> Tensor:
+        """Return what the layer, branches included, makes of (..., in): (..., out).
+
+        product: how a float8 weight is multiplied without being widened (`narrow.py`), or None: it is widened. largest: None,
+        or what the product may be told of the input.
+        """
+        if self.merges(input):
+            return F.linear(input, self.with_branches_in(input.dtype), self.bias.to(input.dtype))
+        return multiply(input, (self,), self.weight, self.bias, self.weight_scale, product, largest)[0]
 
     def merges(self, x: Tensor) -> bool:
         """Whether branches are added to a copy of the weight rather than to what it makes of x (..., in): a pass over
@@ -187,7 +214,7 @@ def multiply(
     product, largest: as in `Linear.forward`.
     """
     in_product: tuple[type, ...] = ()
-    if narrows(weight, scale, product):
+    if product is not None and scale is not None and narrows(weight, scale, product):
         whole, in_product = product(x, weight, scale, bias, largest, low_rank(layers, x.dtype)), (LowRankBranch,)
     else:
         whole = F.linear(x, widened(weight, scale, x.dtype), bias.to(x.dtype))
@@ -209,6 +236,7 @@ def low_rank(layers: Sequence[Linear], dtype: torch.dtype) -> LowRank | None:
 
 
 def widened(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return a weight of any storage in `dtype`. scale: of each output channel, (out, 1), for weights of 8 bits."""
     if scale is None:
         return weight.to(dtype)
     if weight.dtype == torch.int8:
@@ -222,13 +250,14 @@ class PatchConv(nn.Conv3d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int]):
         super().__init__(in_channels, out_channels, kernel_size, stride=kernel_size)
-        self.branches = nn.ModuleList()
+        self.branches: ModuleList[SideBranch] = ModuleList()
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (1, channels, T, h, w), and add what the branches make of it."""
+        y = super().forward(input)
         for branch in self.branches:
             if branch.strength:
-                y = branch.add_to_conv(y, x, self)
+                y = branch.add_to_conv(y, input, self)
         return y
 
 
@@ -238,13 +267,14 @@ def layers(net: nn.Module) -> dict[str, Linear | PatchConv]:
 
 
 def branches(net: nn.Module) -> Iterator[SideBranch]:
+    """Give every side branch of a network, in the order of its layers."""
     return (module for module in net.modules() if isinstance(module, SideBranch))
 
 
 def remove_branches(net: nn.Module) -> None:
     """As before the first was added."""
     for layer in layers(net).values():
-        layer.branches = nn.ModuleList()
+        layer.branches = ModuleList()
 
 
 def set_strengths(net: nn.Module, strengths: Sequence[float]) -> None:

@@ -107,6 +107,7 @@ def choose_product(device: torch.device) -> Product | None:
 
 
 def probe(device: torch.device, product: Product) -> bool:
+    """Say whether a product computes on this device, and right: its own error or a difference from `emulated` is a No."""
     generator = torch.Generator().manual_seed(0)
     x, wide = (torch.randn(rows, 128, generator=generator).to(device) for rows in (48, 64))
     weight, scale = narrowed(wide)

@@ -38,7 +38,7 @@ def pooled(field: Tensor, factor: int) -> Tensor:
     return F.avg_pool3d(pad_to_multiple(field, (factor,) * 3), kernel_size=factor)
 
 
-def pad_to_multiple(x: Tensor, multiples: tuple[int, int, int]) -> Tensor:
+def pad_to_multiple(x: Tensor, multiples: Sequence[int]) -> Tensor:
     """Replicate-pad the last three dimensions at their ends to whole multiples."""
     pads = []
     for size, multiple in zip(reversed(x.shape[-3:]), reversed(multiples), strict=True):

@@ -23,12 +23,15 @@ class StepCache(Protocol):
     def must_compute(self, seen: Tensor) -> bool:
         """Called once per step with what the first block added to its input, or else with its modulated input, (1, tokens,
         width)."""
+        ...
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to undo a step that did not end."""
+        ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Be as when `state` was asked for."""
+        ...
 
 
 class _ChangeCache:
@@ -48,7 +51,8 @@ class _ChangeCache:
         self._previous: Tensor | None = None
 
     def must_compute(self, seen: Tensor) -> bool:
-        compute = self._step in (0, self.steps - 1) or self._changed(seen)
+        before = self._previous
+        compute = before is None or self._step in (0, self.steps - 1) or self._changed(seen, before)
         if compute:
             self.computed.append(self._step)
         self._remember(seen, compute)
@@ -61,7 +65,7 @@ class _ChangeCache:
     def restore(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
 
-    def _changed(self, seen: Tensor) -> bool:
+    def _changed(self, seen: Tensor, before: Tensor) -> bool:
         raise NotImplementedError
 
     def _remember(self, seen: Tensor, computed: bool) -> None:
@@ -77,8 +81,8 @@ class TeaCache(_ChangeCache):
         super().__init__(threshold, steps)
         self._change = 0.0
 
-    def _changed(self, seen: Tensor) -> bool:
-        self._change += polynomial(relative_change(seen, self._previous).item())
+    def _changed(self, seen: Tensor, before: Tensor) -> bool:
+        self._change += polynomial(relative_change(seen, before).item())
         return self._change >= self.threshold
 
     def _remember(self, seen: Tensor, computed: bool) -> None:
@@ -93,8 +97,8 @@ class FirstBlockCache(_ChangeCache):
 
     after_first_block = True
 
-    def _changed(self, seen: Tensor) -> bool:
-        return relative_change(seen, self._previous).item() >= self.threshold
+    def _changed(self, seen: Tensor, before: Tensor) -> bool:
+        return relative_change(seen, before).item() >= self.threshold
 
     def _remember(self, seen: Tensor, computed: bool) -> None:
         if computed:

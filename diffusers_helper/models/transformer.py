@@ -32,6 +32,7 @@ from diffusers_helper.models.blocks import (
 from diffusers_helper.models.execution import Execution
 from diffusers_helper.models.fused import contiguous, present
 from diffusers_helper.models.linear import Linear, PatchConv
+from diffusers_helper.models.module_list import ModuleList
 from diffusers_helper.models.rope import as_tokens, pad_to_multiple, pooled, rope_field, with_still
 from diffusers_helper.models.step_cache import StepCache
 
@@ -63,6 +64,7 @@ class TransformerConfig:
 
     @property
     def dim(self) -> int:
+        """Return the width of tokens."""
         return self.num_attention_heads * self.attention_head_dim
 
     @classmethod
@@ -121,6 +123,7 @@ class LatentEmbed(nn.Module):
         self.proj = PatchConv(channels, dim, (1, 2, 2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (1, T h w / 4, dim) of latents (1, channels, T, h, w)."""
         return rearrange(self.proj(x), "b d t h w -> b (t h w) d")
 
 
@@ -150,6 +153,7 @@ class ImageProjection(nn.Module):
         self.down = Linear(dim * 3, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return image tokens (1, tokens, dim) of the vision encoder's (1, tokens, in_dim)."""
         return self.down(F.silu(self.up(x)))
 
 
@@ -163,8 +167,10 @@ class PackedTransformer(nn.Module):
         self.x_embedder = LatentEmbed(config.in_channels, dim)
         self.context_embedder = TextRefiner(config.text_embed_dim, dim, heads, ratio, config.num_refiner_layers)
         self.time_text_embed = Conditioning(config.pooled_projection_dim, dim, config.guidance_embeds)
-        self.transformer_blocks = nn.ModuleList(DualBlock(dim, heads, ratio) for _ in range(config.num_layers))
-        self.single_transformer_blocks = nn.ModuleList(SingleBlock(dim, heads, ratio) for _ in range(config.num_single_layers))
+        dual = (DualBlock(dim, heads, ratio) for _ in range(config.num_layers))
+        single = (SingleBlock(dim, heads, ratio) for _ in range(config.num_single_layers))
+        self.transformer_blocks: ModuleList[DualBlock] = ModuleList(dual)
+        self.single_transformer_blocks: ModuleList[SingleBlock] = ModuleList(single)
         if config.has_clean_x_embedder:
             self.clean_x_embedder = CleanEmbed(config.in_channels, dim)
         if config.has_image_proj:
@@ -185,10 +191,12 @@ class PackedTransformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Return the device that it is computed on, where its last linear lies."""
         return self.proj_out.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Return the precision that tokens are computed in, which its last linear has."""
         return self.proj_out.weight.dtype
 
     def block_linears(self) -> dict[str, Linear]:
@@ -268,9 +276,10 @@ class PackedTransformer(nn.Module):
                     return tuple(torch.cat([modulation(vector) for vector in vectors]) for modulation in modulations)
 
             dual, single = enumerate(self.transformer_blocks), enumerate(self.single_transformer_blocks)
+            of_dual = (tables(f"dual/{number}", block.norm1, block.norm1_context) for number, block in dual)
             return JobTables(
                 context=context,
-                dual=tuple(tables(f"dual/{number}", block.norm1, block.norm1_context) for number, block in dual),
+                dual=tuple((latents, text) for latents, text in of_dual),
                 single=tuple(tables(f"single/{number}", block.norm)[0] for number, block in single),
                 head=tables("head", self.norm_out)[0],
             )
@@ -340,7 +349,7 @@ class PackedTransformer(nn.Module):
             seen, begin = first - x, 1
         else:
             first, seen, begin = x, self._first_modulated(x, index, job), 0
-        if not cache.must_compute(seen):
+        if not cache.must_compute(seen) and cache.residual is not None:
             return first + cache.residual
         made = self._blocks(first, text, begin, index, job, section)
         cache.residual = made - first

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diffusers_helper.vae.vae_layers import Layer
+
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLHunyuanVideo
+    from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 
 # Latent frames that attention looks back at: HunyuanVideo's own films have 33.
 ATTENTION_LATENTS = 33
@@ -36,10 +38,12 @@ class CausalCache:
 
     @property
     def empty(self) -> bool:
+        """Say whether nothing of the film is decoded yet."""
         return not self._known
 
     @property
     def bytes(self) -> int:
+        """Return how many bytes the tensors take, those of an unfinished stretch included."""
         tensors = (*self._known.values(), *self._new.values())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -49,10 +53,12 @@ class CausalCache:
         return None if found is None else found.to(device)
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
+        """Leave a copy of a tensor for the next stretch; it counts once `commit` was called."""
         # A copy: what was given is a window into something larger.
         self._new[self.place, key] = tensor.clone() if self.home is None else tensor.to(self.home, copy=True)
 
     def commit(self) -> None:
+        """Let what a finished stretch has left take the place of what was there before."""
         self._known |= self._new
         self._new.clear()
 
@@ -71,9 +77,10 @@ class CausalCache:
 
 def causal_cache_bytes(vae: AutoencoderKLHunyuanVideo, height: int, width: int) -> int:
     """Of a film of so many latent cells, in one tile, when attention looks back as far as it does."""
-    rows, columns, net = height, width, vae.decoder
+    rows, columns = height, width
+    net: Layer = vae.decoder
 
-    def before(*convolutions: torch.nn.Module) -> int:
+    def before(*convolutions: Layer) -> int:
         """Two frames with their borders."""
         return sum(2 * module.conv.in_channels for module in convolutions) * (rows + 2) * (columns + 2)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from diffusers_helper.vae.preview import PreviewMatrix
 from diffusers_helper.vae.vae_decode import LATENTS_AT_ONCE, Decoder, TileCache, only_frames, peak_bytes, side_for
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLHunyuanVideo
+    from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 
 # Pixels a latent cell covers in height and width.
 SPATIAL = 8
@@ -26,8 +26,9 @@ def encode_picture(vae: AutoencoderKLHunyuanVideo, pixels: Tensor) -> Tensor:
 
     The posterior's mode, not a sample: the same picture and seed give the same film.
     """
-    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    return (posterior.mode() * vae.config.scaling_factor).float().cpu()
+    # Of two types by a flag, which no checker can tell apart.
+    encoded: Any = vae.encode(pixels.to(vae.device, vae.dtype))
+    return (encoded.latent_dist.mode() * vae.config["scaling_factor"]).float().cpu()
 
 
 @torch.inference_mode()
@@ -37,7 +38,7 @@ def decode_frames(
     tile_cache: TileCache | None = None,
     room: Room | None = None,
     side: int | None = None,
-) -> Iterator[Tensor | float]:
+) -> Generator[Tensor | float, None, None]:
     """(1, 16, T, h, w) -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all; as the VAE makes
     them, on its device and in its dtype. diffusers' default tiles in time. Between them the share of the work that is done.
 
@@ -45,32 +46,33 @@ def decode_frames(
     that a tile in space may have, in latent cells; without it whole frames where the room allows. Raises
     torch.OutOfMemoryError where not even the smallest tiles find room.
     """
-    latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    latents = latents.to(vae.device, vae.dtype) / vae.config["scaling_factor"]
     room = room or Room(lambda: free_bytes(vae.device))
-    side = narrower(side, side_for(vae, *latents.shape[2:], room.free()))
+    _, _, length, height, width = latents.shape
+    side = narrower(side, side_for(vae, length, height, width, room.free()))
     yield from Decoder(vae, side, room=room).parts(latents, tile_cache)
 
 
 @torch.inference_mode()
 def decode_after(
     vae: AutoencoderKLHunyuanVideo, latents: Tensor, cache: CausalCache, room: Room | None = None, side: int | None = None
-) -> Iterator[Tensor | float]:
+) -> Generator[Tensor | float, None, None]:
     """A film's next latents (1, 16, T, h, w), each decoded once, as `Decoder.frames_after` and `decode_frames` say.
 
     side: as there; it counts at the film's beginning, and stays.
     What is remembered stays on the card where decoding and sampling have room beside it, else in the computer's memory.
     """
-    latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    latents = latents.to(vae.device, vae.dtype) / vae.config["scaling_factor"]
     room = room or Room(lambda: free_bytes(vae.device))
     if cache.empty:
         cache.side = side
     if cache.empty and (free := room.free()) is not None:
-        size = latents.shape[3:]
+        _, _, length, height, width = latents.shape
         # Until a stretch is done, there are two of everything.
-        kept = 2 * causal_cache_bytes(vae, *size)
-        if free < kept + max(SAMPLING_BYTES, peak_bytes(vae, LATENTS_AT_ONCE + 1, *size)):
+        kept = 2 * causal_cache_bytes(vae, height, width)
+        if free < kept + max(SAMPLING_BYTES, peak_bytes(vae, LATENTS_AT_ONCE + 1, height, width)):
             cache.move_to_host()
-        cache.side = narrower(side, side_for(vae, latents.shape[2], *size, free))
+        cache.side = narrower(side, side_for(vae, length, height, width, free))
     yield from Decoder(vae, cache.side, room=room).parts_after(latents, cache)
 
 

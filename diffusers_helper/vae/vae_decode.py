@@ -17,12 +17,13 @@ from torch import Tensor
 from diffusers_helper.memory.memory import Room
 from diffusers_helper.vae.causal_cache import CausalCache
 from diffusers_helper.vae.vae_layers import (
+    Layer,
     faded,
 )
 from diffusers_helper.vae.vae_tile import WORKING_BYTES, WORKING_TENSORS, Tile, TileDecoder
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLHunyuanVideo
+    from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +66,12 @@ class Decoder(TileDecoder):
         repeated because memory ran out begins again where it began."""
         vae = self.vae
         ratio = vae.temporal_compression_ratio
-        length, stride = vae.tile_sample_min_num_frames // ratio, vae.tile_sample_stride_num_frames // ratio
+        most, new = int(vae.tile_sample_min_num_frames), int(vae.tile_sample_stride_num_frames)
+        length, stride = most // ratio, new // ratio
         if not vae.use_framewise_decoding or z.shape[2] <= length:
             yield (yield from self._tile(z, tile_cache))
             return
-        fade = vae.tile_sample_min_num_frames - vae.tile_sample_stride_num_frames
+        fade = most - new
         before, used = None, []
         tiles = [(begin, z[:, :, begin : begin + length + 1]) for begin in range(0, z.shape[2], stride)]
         # The one frame of such a tile is dropped below, so it would add none.
@@ -176,7 +178,8 @@ def peak_bytes(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width:
     are alive together, a block's and the upsampled one's, and what is worked on."""
     kind = vae.post_quant_conv.weight.element_size()
     frames, rows, columns, most, before = latents, height, width, 0, 0
-    for block in vae.decoder.up_blocks:
+    decoder: Layer = vae.decoder
+    for block in decoder.up_blocks:
         resnets = block.resnets
         channels = max(max(resnet.conv1.conv.in_channels, 2 * resnet.conv1.conv.out_channels) for resnet in resnets)
         own = channels * frames * rows * columns * kind

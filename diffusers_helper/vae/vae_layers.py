@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# A part of diffusers' decoder, whose classes tell no checker what they are made of.
+Layer = Any
 
 # What a variance of 0 becomes while it is a deviation's inverse; group norm adds a hundred times as much.
 STATISTICS_EPS = 1e-8

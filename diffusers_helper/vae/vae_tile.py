@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from diffusers_helper.vae.causal_cache import ATTENTION_LATENTS, CausalCache
 from diffusers_helper.vae.vae_layers import (
+    Layer,
     NormSilu,
     first_taps,
     norm_silu,
@@ -30,7 +31,7 @@ from diffusers_helper.vae.vae_layers import (
 )
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLHunyuanVideo
+    from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 
 # What is worked on at a time besides the layers' own tensors; convolutions are as fast at this size as at any other.
 WORKING_BYTES = 2**27
@@ -52,7 +53,7 @@ class TileDecoder:
 
     def tile(self, z: Tensor, cache: CausalCache | None = None) -> Tile:
         """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w), all in one piece; 4 T frames where the cache has something."""
-        net = self.vae.decoder
+        net: Layer = self.vae.decoder
         shares = iter(layer_shares(self.vae, z.shape[2]))
         z = self.vae.post_quant_conv(z)
         x = self._empty(z, net.conv_in.conv.out_channels, *z.shape[2:])
@@ -78,7 +79,7 @@ class TileDecoder:
         yield 1.0
         return pixels
 
-    def _resnet(self, module: nn.Module, x: Tensor, spare: Tensor | None, cache: CausalCache | None) -> tuple[Tensor, Tensor]:
+    def _resnet(self, module: Layer, x: Tensor, spare: Tensor | None, cache: CausalCache | None) -> tuple[Tensor, Tensor]:
         """The block's result, in the memory of x where that has room, and memory of its size that is free again.
 
         spare: such memory from the block before, or None.
@@ -96,13 +97,13 @@ class TileDecoder:
 
     def _convolve(
         self,
-        module: nn.Module,
+        module: Layer,
         x: Tensor,
         out: Tensor,
         norm: nn.GroupNorm | None = None,
         *,
         add: bool = False,
-        beside: tuple[nn.Module, Tensor] | None = None,
+        beside: tuple[Layer, Tensor] | None = None,
         cache: CausalCache | None = None,
     ) -> None:
         """A causal convolution of x (1, C, T, H, W), normalised and through SiLU where norm is given, into out or added to it.
@@ -116,35 +117,36 @@ class TileDecoder:
         step = frames_at_once(x[:, :, 0])
         size = x.shape[3] + 2 * edge, x.shape[4] + 2 * edge
         window = self._empty(x, x.shape[1], step + back, *size)
-        known = statistics(norm, x) if norm is not None else ()
+        statistic = None if norm is None else statistics(norm, x)
+        last = 0
         for begin in range(0, frames, step):
-            count = min(step, frames - begin)
+            last = count = min(step, frames - begin)
             if begin and back:
                 window[:, :, :back] = window[:, :, step:].clone()
             for number in range(count):
                 place = window[:, :, back + number, edge : size[0] - edge, edge : size[1] - edge]
-                if norm is None:
+                if norm is None or statistic is None:
                     place.copy_(x[:, :, begin + number])
                 else:
-                    self.norm_silu(place, x[:, :, begin + number], *known, norm.eps)
+                    self.norm_silu(place, x[:, :, begin + number], *statistic, norm.eps)
             repeat_edges(window[:, :, back : back + count], edge)
             if begin == 0:
                 window[:, :, :back] = window[:, :, back : back + 1] if before is None else before
             stretch = slice(begin, begin + count)
-            if beside is not None:
-                # Before anything is written: the result's channels may be the input's.
-                shortcut = beside[0].conv(x[:, :, stretch])
+            # Before anything is written: the result's channels may be the input's.
+            shortcut = None if beside is None else beside[0].conv(x[:, :, stretch])
             result = conv(window[:, :, : back + count])
-            if beside is not None:
+            if beside is not None and shortcut is not None:
                 beside[1][:, :, stretch] = shortcut
             if add:
                 out[:, :, stretch] += result
             else:
                 out[:, :, stretch] = result
         if cache is not None:
-            cache.put(module, window[:, :, count : count + back])
+            # The last ones, behind those that the last round of the loop was for.
+            cache.put(module, window[:, :, last : last + back])
 
-    def _upsampled(self, module: nn.Module, x: Tensor, cache: CausalCache | None = None) -> Tensor:
+    def _upsampled(self, module: Layer, x: Tensor, cache: CausalCache | None = None) -> Tensor:
         """(1, C, T, H, W) -> (1, C', T', 2 H, 2 W): nearest neighbours and the convolution. T' is T, or 2 T - 1: the first
         frame of a film stands alone in its latent, and every other becomes two; 2 T where the cache has something."""
         conv = module.conv.conv
@@ -192,9 +194,10 @@ class TileDecoder:
 
 def layer_shares(vae: AutoencoderKLHunyuanVideo, latents: int) -> list[float]:
     """The share of a tile's multiplications that is done after each layer that `Decoder.tile` stops at; without the last."""
-    net, cells, frames = vae.decoder, 1, latents
+    cells, frames = 1, latents
+    net: Layer = vae.decoder
 
-    def resnet(module: nn.Module) -> int:
+    def resnet(module: Layer) -> int:
         inner, outer = module.conv1.conv, module.conv2.conv
         return (inner.weight.numel() + outer.weight.numel()) * frames * cells
 
@@ -212,10 +215,11 @@ def layer_shares(vae: AutoencoderKLHunyuanVideo, latents: int) -> list[float]:
 
 
 def frames_at_once(frame: Tensor) -> int:
+    """Return how many frames of this size fit into `WORKING_BYTES`; at least one."""
     return max(1, WORKING_BYTES // (frame.numel() * frame.element_size()))
 
 
-def attend(module: nn.Module, x: Tensor, cache: CausalCache | None = None) -> None:
+def attend(module: Layer, x: Tensor, cache: CausalCache | None = None) -> None:
     """Add to x (1, C, T, H, W) its self-attention with one head; a frame looks at itself and the frames before it."""
     frames, cells = x.shape[2], x.shape[3] * x.shape[4]
     tokens = normed(module.group_norm, x).flatten(2).transpose(1, 2)
@@ -234,4 +238,5 @@ def attend(module: nn.Module, x: Tensor, cache: CausalCache | None = None) -> No
 
 
 def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """Apply group norm to x (1, C, T, H, W)."""
     return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
