@@ -345,7 +345,7 @@ def test_durations_are_taken_from_a_clock_that_nobody_sets():
     assert users <= WALL_CLOCK
 
 
-# One rule, and why it is wrong here: `# pyright: ignore[reportCallIssue] (its stubs know ... not)`, `# noqa: SIM115 (...)`.
+# One rule, and in brackets why it is wrong there, as in "pyright: ignore[reportCallIssue] (the stubs ...)".
 SILENCED = re.compile(r"#\s*(?:type:|pyright:|ruff:|noqa|fmt:|mypy:)", re.IGNORECASE)
 WITH_REASON = re.compile(r"# (?:pyright: ignore\[report\w+\]|noqa: [A-Z]+[0-9]+) \(.{3,}\)|# fmt: skip")
 

@@ -40,6 +40,7 @@ class Alarm:
     play: Callable[[], object] = lambda: play_sound()
 
     def __call__(self, job: Job, event: Event) -> None:
+        """Sound in a thread of its own at the end of a job that was not stopped."""
         if isinstance(event, (Finished, Failed)):
             # The file of the settings may be held by another program, and a sound takes as long as it takes.
             threading.Thread(target=self.sound, args=(job.request.mode,), name="eichi-alarm", daemon=True).start()

@@ -26,6 +26,7 @@ class JobLog:
         self._percent = 0
 
     def __call__(self, job: Job, event: Event) -> None:
+        """Write the lines of an event, and before a job's first what was asked for."""
         if isinstance(event, Stopped) and job.id != self._job:
             self.log.say(self.t("story.dropped", job=job.id))
             return

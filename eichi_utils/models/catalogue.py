@@ -28,6 +28,7 @@ class Models:
         return ("framepack", "miniature") if self.miniature.is_dir() else ("framepack",)
 
     def files(self, name: str) -> ModelFiles:
+        """Return where a model's files are: the miniature's folder, or the folder or cache of the others."""
         return ModelFiles(self.miniature if name == "miniature" else self.folder)
 
     def gigabytes(self, checkpoint: str) -> float:
@@ -65,6 +66,7 @@ class Models:
         return {"model": name, **{field: value for field, value in values.items() if field in known}}
 
     def examples(self, name: str) -> tuple[Example, ...]:
+        """Return a model's examples; none where its description cannot be read."""
         try:
             return self.files(name).describe().examples
         except UserError:

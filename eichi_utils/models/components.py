@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo
+from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
+from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
     CLIPTextModel,
     LlamaConfig,
     LlamaModel,
+    PreTrainedModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -29,22 +31,25 @@ from diffusers_helper.interrupt import Tick, never
 from diffusers_helper.vae.convolution import use_onednn
 from eichi_utils.models.hub import PREPROCESSOR_FILE, STEMS
 
-T = TypeVar("T")
+T = TypeVar("T", bound=PreTrainedModel | ModelMixin)
 
 # What the libraries' configuration classes and layers raise for values that no model can have.
 ConfigTrouble = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError)
 
 
 def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLHunyuanVideo:
+    """Load the VAE onto the CPU, with its convolutions through oneDNN where there is one."""
     vae = pretrained(AutoencoderKLHunyuanVideo, folder, dtype)
     use_onednn(vae)
     return vae
 
 
 def pretrained(kind: type[T], folder: Path, dtype: torch.dtype, tick: Tick = never) -> T:
-    """tick: is called for every tensor of transformers' networks."""
+    """Load a network of a library's class from a folder. tick: is called for every tensor of transformers' networks."""
+    # Both libraries' own types of it say less than that it is of this class.
+    load: Callable[..., T] = kind.from_pretrained
     with checkpoint.quiet(tick):
-        model = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        model = load(folder, torch_dtype=dtype, local_files_only=True)
     return model.eval().requires_grad_(False)
 
 
@@ -68,7 +73,7 @@ def _check_encoder(config_class: type, model_class: type, folder: Path) -> None:
     compare(expected, Tensors(plain, files), folder, strict=False)
 
 
-def _meta(folder: Path, make: Callable[[dict[str, Any]], nn.Module]) -> nn.Module:
+def _meta(folder: Path, make: Callable[[dict[str, Any]], Any]) -> nn.Module:
     """The module that a folder's config.json describes, without memory."""
     path = folder / "config.json"
     document = read_json(path)

@@ -56,7 +56,7 @@ def extra_bytes(request: Request, plan: Plan, height: int, width: int) -> int:
     total = PNG_BYTES_PER_PIXEL * (counts.get("frames", 0) + counts.get("section_stills", 0))
     if "latents" in counts:
         total += LATENT_BYTES_PER_PIXEL * (plan.latents + (whole_latents(plan) if plan.append else 0))
-    if "section_videos" in counts:
+    if isinstance(request, FilmRequest) and "section_videos" in counts:
         shorter = sum(frames_of(plan.latents_after(number)) for number in range(1, len(plan.sections)))
         total += film_bytes_per_pixel(request.crf) * shorter
     return int(total * height * width)
@@ -68,6 +68,7 @@ def output_bytes(frames: int, height: int, width: int, crf: int) -> int:
 
 
 def film_bytes_per_pixel(crf: int) -> float:
+    """Return the most bytes that a pixel of one frame takes in a film of this quality, as measured."""
     return BYTES_PER_PIXEL if crf >= LOSSLESS_CRF else LOSSLESS_BYTES_PER_PIXEL
 
 

@@ -44,12 +44,13 @@ def _described() -> Iterator[Card]:
         with suppress(pynvml.NVMLError):
             handle: Any = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
             yield Card(
                 name=pynvml.nvmlDeviceGetName(handle),
                 driver=driver,
-                capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-                total=memory.total,
-                free=memory.free,
+                capability=(major, minor),
+                total=int(memory.total),
+                free=int(memory.free),
                 uuid=pynvml.nvmlDeviceGetUUID(handle),
             )
 

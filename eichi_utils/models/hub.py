@@ -120,13 +120,15 @@ class ModelFiles:
 
     def shares_transformer(self, checkpoint: str) -> bool:
         """Whether F1 has to make do with a standard transformer, because a folder of one's own has no other."""
-        if checkpoint != "framepack_f1" or not self.own_folder or (self.models / "transformer_f1").is_dir():
+        if checkpoint != "framepack_f1" or self.models is None or not self.own_folder:
+            return False
+        if (self.models / "transformer_f1").is_dir():
             return False
         return checkpoint not in self.describe().checkpoints
 
     def folder(self, name: str) -> Path:
         """Where a component lies. Raises CheckpointError if it is not there."""
-        if self.own_folder:
+        if self.models is not None and self.own_folder:
             candidates = [self.models / local for local in LOCAL_FOLDERS.get(name, (name,))]
         else:
             candidates = self._cached_folders(PLACES[name])

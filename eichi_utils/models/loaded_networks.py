@@ -49,6 +49,7 @@ class Loaded:
 
     @property
     def bytes(self) -> int:
+        """Return how many bytes its weights take, wherever they lie."""
         return sum(memory.module_bytes(module) for module in self.modules)
 
 
@@ -78,6 +79,7 @@ class LoadedNetworks:
             loaded.streamer.close()
 
     def drop_all(self) -> None:
+        """Let go of every network."""
         while self.loaded:
             self.drop(next(iter(self.loaded)))
 
@@ -110,39 +112,39 @@ class LoadedNetworks:
         if loaded.streamer and loaded.branches != before:
             loaded.streamer.close()
             loaded.streamer = None
-        if self.card is None:
+        if (card := self.card) is None:
             yield loaded
             return
         kind = spec, work
-        self._make_card_room(loaded, self.budget.work(kind) if groups is None else None)
+        self._make_card_room(card, loaded, self.budget.work(kind) if groups is None else None)
         if groups is None:
-            self.room.retry_after_oom(lambda: [memory.move(module, self.card.device) for module in loaded.modules])
+            self.room.retry_after_oom(lambda: [memory.move(module, card.device) for module in loaded.modules])
         else:
-            self._stream(loaded, groups(loaded.value), kind)
-        with self._measured(kind):
+            self._stream(card, loaded, groups(loaded.value), kind)
+        with self._measured(card, kind):
             yield loaded
 
     @contextmanager
-    def _measured(self, kind: tuple[NetworkSpec, int]) -> Iterator[None]:
+    def _measured(self, card: Device, kind: tuple[NetworkSpec, int]) -> Iterator[None]:
         """Remember what computing takes inside of the block besides what was on the card before."""
-        self.card.reset_peak()
-        before = self.card.allocated()
+        card.reset_peak()
+        before = card.allocated()
         try:
             yield
         finally:
-            self.budget.measure(kind, self.card.peak() - before)
+            self.budget.measure(kind, card.peak() - before)
 
-    def _stream(self, loaded: Loaded, groups: WeightGroups, kind: tuple[NetworkSpec, int]) -> None:
+    def _stream(self, card: Device, loaded: Loaded, groups: WeightGroups, kind: tuple[NetworkSpec, int]) -> None:
         """As much of the network onto the card as fits beside its computing; the rest passes through."""
         if loaded.streamer is None:
-            loaded.streamer = Streamer(self.card, groups)
+            loaded.streamer = Streamer(card, groups)
             loaded.streamer.lock(self._choice.locked if self._choice else lockable(self.memory.now().total))
         streamer, (spec, tokens) = loaded.streamer, kind
         work = self.budget.work(kind)
         if work is None:
             width = loaded.value.config.dim if tokens else 0
             work = self.budget.estimate(tokens, width, spec.dtype.itemsize)
-        available = self.card.free() + streamer.card_bytes
+        available = card.free() + streamer.card_bytes
         streamer.fit(self.budget.for_weights(available, max(work, streamer.job_bytes)))
 
     def _drop_all_but(self, lent: str) -> None:
@@ -151,10 +153,10 @@ class LoadedNetworks:
             for component in self.loaded.keys() - self._choice.beside[lent] - {lent}:
                 self.drop(component)
 
-    def _make_card_room(self, wanted: Loaded, work: int | None) -> None:
+    def _make_card_room(self, card: Device, wanted: Loaded, work: int | None) -> None:
         """Others leave the card: all of them for what is streamed or was never measured (None), else as many as it needs."""
         for loaded in self.loaded.values():
-            short = None if work is None else wanted.bytes + work + self.budget.reserve - self.card.free()
+            short = None if work is None else wanted.bytes + work + self.budget.reserve - card.free()
             if loaded is wanted:
                 continue
             if short is not None and short <= 0:
@@ -174,6 +176,6 @@ class LoadedNetworks:
         if self.card is None:
             return False
         before = self.card.allocated()
-        self._make_card_room(list(self.loaded.values())[-1], None)
+        self._make_card_room(self.card, list(self.loaded.values())[-1], None)
         self.card.tidy()
         return self.card.allocated() < before

@@ -96,7 +96,8 @@ def _branch(update: Update, slot: int, dtype: torch.dtype) -> SideBranch:
         return KroneckerBranch(slot, left, right, update.scale, update.rows)
     if isinstance(update, Hadamard):
         factors = (update.up_1, update.down_1, update.up_2, update.down_2)
-        return HadamardBranch(slot, *(factor.to(dtype, copy=True) for factor in factors), update.scale)
+        up_1, down_1, up_2, down_2 = (factor.to(dtype, copy=True) for factor in factors)
+        return HadamardBranch(slot, up_1, down_1, up_2, down_2, update.scale)
     up, down = (factor.to(dtype, copy=True) for factor in (update.up, update.down))
     return LowRankBranch(slot, up, down, update.scale)
 
@@ -133,7 +134,9 @@ class LoraMerge:
                 self._additions[f"{update.layer}.weight"].append((update, lora.strength))
 
     def changes(self, name: str) -> bool:
+        """Say whether one of the files changes the weight of this name."""
         return name in self._additions
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor with what the files add to the weight of this name."""
         return merged(tensor, self._additions[name]) if self.changes(name) else tensor

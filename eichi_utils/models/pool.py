@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo
+from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 from torch import nn
 from transformers import CLIPTextModel, LlamaModel, SiglipVisionModel
 
@@ -212,9 +212,12 @@ class ModelPool:
         spec = NetworkSpec("transformer", folder, dtype, storage, merge_key(merged))
         device = self.placement.device
 
+        def load_one(folder: Path, dtype: torch.dtype) -> PackedTransformer:
+            beside_card, cache = self.card is not None, self.caches.weights
+            return load_transformer(folder, dtype, storage, merged, device, beside_card, cache, self._tick)
+
         def load() -> tuple[PackedTransformer, tuple[nn.Module, ...]]:
-            how = storage, merged, device, self.card is not None, self.caches.weights, self._tick
-            return self._load_module(lambda *place: load_transformer(*place, *how), folder, dtype)
+            return self._load_module(load_one, folder, dtype)
 
         def change(net: PackedTransformer, bound: tuple | None) -> tuple:
             return bind(net, beside, bound)
@@ -229,7 +232,7 @@ class ModelPool:
             passes=self.passes,
             product=self.product if loaded.spec.storage == "float8" else None,
             weights=loaded.streamer or InPlace(),
-            branches=loaded.branches,
+            branches=loaded.branches or (),
         )
 
     @contextmanager
@@ -245,6 +248,7 @@ class ModelPool:
 
     @contextmanager
     def text(self) -> Iterator[TextEncoders]:
+        """Lend the text encoders, and drop them afterwards: no other work needs them."""
         spec = NetworkSpec("text_encoder", self._folder("text_encoder"), self.placement.encoder)
         try:
             with self.networks.loan(spec, self._load_text, groups=text_weight_groups) as loaded, ExitStack() as around:
@@ -261,6 +265,7 @@ class ModelPool:
 
     @contextmanager
     def vision(self) -> Iterator[VisionEncoder]:
+        """Lend the encoder of the start picture."""
         spec = NetworkSpec("image_encoder", self._folder("image_encoder"), self.placement.encoder)
         with self.networks.loan(spec, self._load_vision) as loaded, between_layers(self._tick, loaded.value.model):
             yield loaded.value
@@ -297,4 +302,5 @@ class ModelPool:
 
 
 def checkpoint_problem(error: CheckpointError) -> Problem:
+    """Return what the user is told of a checkpoint that cannot be used."""
     return Problem("models", f"checkpoint_{error.key}", error.values)

@@ -230,14 +230,13 @@ def too_little(choice: ExecutionChoice, machine: Machine) -> Iterator[Problem]:
 def figures(needed: Requirements, disk_free: int) -> dict[str, Any]:
     """Return what is needed and what there is, in GiB, for sentences; those of a card are "" without one."""
     choice, machine = needed.choice, needed.machine
-    card = choice.needs.card if machine.card is not None else None
     instead = choice.instead or Needs(0, 0)
     return {
         "precision": choice.precision,
         "memory": gib(choice.needs.host),
         "memory_free": gib(machine.host),
-        "card": gib(card) if card is not None else "",
-        "card_free": gib(machine.card) if card is not None else "",
+        "card": gib(choice.needs.card) if machine.card is not None else "",
+        "card_free": gib(machine.card) if machine.card is not None else "",
         "disk": gib(needed.disk),
         "disk_free": gib(disk_free),
         "wide_memory": gib(instead.host),

@@ -104,6 +104,7 @@ def model_size(files: ModelFiles, checkpoint: str) -> ModelSize:
 
 
 def transformer_size(shapes: Shapes) -> TransformerSize:
+    """Return how many numbers a transformer's parts have. shapes: of all its tensors, by name."""
     linear, rest, job = Counter(), Counter(), Counter()
     always = 0
     for name, shape in shapes.items():

@@ -31,6 +31,7 @@ class CachedWeights:
         self._cache, self._key, self._beside_card = cache, key, beside_card
 
     def load(self, places: Mapping[str, Place], size: int) -> Tensor | None:
+        """Return the saved buffer with these places, or None; a file that cannot be used is deleted."""
         path = self._cache.find(self._key)
         if path is None:
             return None
@@ -41,6 +42,7 @@ class CachedWeights:
             return None
 
     def save(self, arena: Arena) -> None:
+        """Keep a filled buffer where cache and disk have room for it."""
         if self._cache.add(self._key, arena.bytes, lambda path: slab_file.write(path, arena, self._key)):
             logger.info("%.2f GiB of 8-bit weights are kept for the next start in %s", arena.bytes / 2**30, self._cache.folder)
 

@@ -43,6 +43,7 @@ class ConditionCache:
         self._prompts, self._pictures = pool.caches.prompts, pool.caches.pictures
 
     def prompt(self, text: str) -> TextEmbedding | None:
+        """Return the embedding of a prompt, or None."""
         found = self._read(self._prompts, self._prompt_key(text), ("tokens", "pooled", "counts"))
         if found is None:
             return None
@@ -50,6 +51,7 @@ class ConditionCache:
         return TextEmbedding(found["tokens"].float(), found["pooled"].float(), read, written)
 
     def keep_prompt(self, text: str, made: TextEmbedding) -> TextEmbedding:
+        """Keep the embedding that was made of a prompt, and return it."""
         tensors = {"tokens": made.tokens, "pooled": made.pooled, "counts": torch.tensor([made.read, made.written])}
         self._write(self._prompts, self._prompt_key(text), tensors)
         return made
@@ -59,6 +61,7 @@ class ConditionCache:
         return self._picture("vision", picture)
 
     def keep_image(self, picture: Image.Image, made: Tensor) -> Tensor:
+        """Keep the vision encoder's tokens of a picture, and return them."""
         return self._keep_picture("vision", picture, made)
 
     def latents(self, picture: Image.Image) -> Tensor | None:
@@ -66,6 +69,7 @@ class ConditionCache:
         return self._picture("vae", picture)
 
     def keep_latents(self, picture: Image.Image, made: Tensor) -> Tensor:
+        """Keep the VAE's latents of a picture, and return them."""
         return self._keep_picture("vae", picture, made)
 
     def _picture(self, encoder: str, picture: Image.Image) -> Tensor | None:
@@ -136,5 +140,5 @@ def _checksum(tensors: Mapping[str, Tensor], key: str) -> bytes:
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.digest()

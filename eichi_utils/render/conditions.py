@@ -30,6 +30,7 @@ class Pictures:
 
     @property
     def start(self) -> Image.Image:
+        """Return the start picture."""
         return self.by_name["start"]
 
 

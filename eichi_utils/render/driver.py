@@ -129,6 +129,7 @@ class JobRun:
 
     def _encode(self, pictures: Pictures) -> Generator[Event, None, Conditions]:
         """Make of prompts and pictures what is sampled from."""
+        conditions: Conditions | None = None
         # Generators are closed where they are left: what they have on loan stays with nobody.
         with closing(encode_conditions(self.request, self.plan, pictures, self.pool)) as events:
             for event in events:
@@ -137,6 +138,8 @@ class JobRun:
                     conditions = event
                 else:
                     yield event
+        if conditions is None:
+            raise RuntimeError("encoding ended without a result")
         return conditions
 
     def _write_start(self, pictures: Pictures) -> Saved:

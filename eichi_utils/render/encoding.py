@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from eichi_utils.models.pool import ModelPool
 
 
-def encode_conditions(request: Request, plan: Plan, pictures: Pictures, pool: ModelPool) -> Iterator[Event | Conditions]:
+def encode_conditions(
+    request: Request, plan: Plan, pictures: Pictures, pool: ModelPool
+) -> Generator[Event | Conditions, None, None]:
     """Encode all that a plan's sections are sampled from; the last thing yielded is the Conditions."""
     negative = request.negative_prompt if request.cfg_scale != 1.0 else None
     cache = ConditionCache(pool)
@@ -59,8 +61,8 @@ def _embeddings(
     texts: Sequence[str], cache: ConditionCache, pool: ModelPool
 ) -> Generator[Event, None, dict[str, TextEmbedding]]:
     """Return the embedding of each text; the text encoder is loaded only for those that are not in the cache."""
-    found = {text: cache.prompt(text) for text in texts}
-    if missing := [text for text in texts if found[text] is None]:
+    found = {text: made for text in texts if (made := cache.prompt(text)) is not None}
+    if missing := [text for text in texts if text not in found]:
         with pool.text() as encoders:
             for text in missing:
                 found[text] = cache.keep_prompt(text, pool.room.retry_after_oom(partial(encode_prompt, encoders, text)))
@@ -87,8 +89,8 @@ def _image_tokens(start: Image.Image, cache: ConditionCache, pool: ModelPool) ->
 
 def _latents(pictures: Pictures, cache: ConditionCache, pool: ModelPool) -> dict[str, Tensor]:
     """Return the latents of each picture by its name."""
-    found = {name: cache.latents(picture) for name, picture in pictures.by_name.items()}
-    if missing := [name for name, latents in found.items() if latents is None]:
+    found = {name: made for name, picture in pictures.by_name.items() if (made := cache.latents(picture)) is not None}
+    if missing := [name for name in pictures.by_name if name not in found]:
         with pool.vae(pictures.height * pictures.width) as vae:
             for name in missing:
                 picture = pictures.by_name[name]

@@ -56,10 +56,12 @@ class Engine:
 
     @property
     def folders(self) -> OutputFolders:
+        """Return where results may go."""
         return OutputFolders(self.outputs, self.allowed)
 
     @cached_property
     def pool(self) -> ModelPool:
+        """Return the pool of networks, made when it is first asked for; that imports torch."""
         from eichi_utils.models.pool import ModelPool
 
         settings = {"reserve_gb": self.reserve_gb, "compiler": self.compiler, "cache_gb": self.cache_gb}
@@ -135,6 +137,7 @@ class Engine:
                 yield Problem(name, "out_of_range", {"value": value, "min": 0, "max": most})
 
     def __call__(self, request: Request, job_id: str, stop: Stop) -> Generator[Event, None, None]:
+        """Carry out a request, giving its events; the last is Finished or Stopped, and what it raises fails the job."""
         # The first import of the networks' libraries takes seconds; the observer is told before.
         yield Stage(at=time.monotonic(), name="start")
         from eichi_utils.render.driver import run

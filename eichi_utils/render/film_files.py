@@ -25,6 +25,7 @@ from eichi_utils.exchange.metadata import mp4_tags, png_info
 from eichi_utils.exchange.video import FilmWriter, write_png
 from eichi_utils.jobs.events import Saved
 from eichi_utils.render.section_loop import Decoded
+from eichi_utils.requests.film_request import FilmRequest
 from eichi_utils.requests.plan import Plan
 from eichi_utils.requests.request import Request
 
@@ -77,7 +78,7 @@ class FilmFiles:
         self.writer.write(path, to_uint8(decoded.open).numpy())
         before, self._newest = self._newest, path
         replaces = ""
-        if before and not self.request.keep_section_videos:
+        if before and not (isinstance(self.request, FilmRequest) and self.request.keep_section_videos):
             before.unlink(missing_ok=True)
             replaces = str(before)
             self.files.remove(replaces)
@@ -97,24 +98,27 @@ class FramePngs:
 
     def __init__(self, request: Request, plan: Plan, outputs: Outputs):
         self.request, self.plan, self.outputs = request, plan, outputs
+        # A picture has neither.
+        self._stills = isinstance(request, FilmRequest) and request.section_stills
+        self._frames = request.save_frames if isinstance(request, FilmRequest) else "none"
         self._done = 0
         self._announced: set[int] = set()
 
     def add(self, frames: numpy.ndarray) -> Iterator[Saved]:
         """The next final frames (frames, height, width, 3) uint8 at the film's growing side, in the order of playing."""
-        request, plan = self.request, self.plan
+        plan = self.plan
         first = plan.frames - self._done - len(frames) if plan.grows == "front" else self._done
         self._done += len(frames)
         for number in range(len(plan.sections)):
             own = plan.section_frames(number)
             new = range(max(own.start, first), min(own.stop, first + len(frames)))
-            if request.section_stills and own[-1] in new:
+            if self._stills and own[-1] in new:
                 # The existing program's name, by which its users find the film's last picture.
                 ends = number == 0 and plan.grows == "front" and not plan.opening
                 path = self.outputs.path("_0_end.png" if ends else f"_{number}.png")
                 self._write(path, frames[own[-1] - first], number, own[-1])
                 yield Saved(at=time.monotonic(), path=str(path), kind="still", section=number)
-            wanted = request.save_frames == "all" or (request.save_frames == "last" and number == len(plan.sections) - 1)
+            wanted = self._frames == "all" or (self._frames == "last" and number == len(plan.sections) - 1)
             if wanted and len(new):
                 folder = self.outputs.path(f"_frames_section{number}")
                 folder.mkdir(exist_ok=True)

@@ -24,7 +24,7 @@ class History:
     """
 
     def __init__(self, grows: Side, height: int, width: int):
-        self.grows = grows
+        self.grows: Side = grows
         self.shown = 0
         self._latents = torch.zeros(1, CHANNELS, sum(CONTEXT), height, width)
 
@@ -41,6 +41,7 @@ class History:
 
     @property
     def film(self) -> Tensor:
+        """Return the film's latents so far, (1, 16, T, h, w), in the order of playing."""
         return self.edge(self.shown)
 
     def read(self, ref: Ref, pictures: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
@@ -71,7 +72,8 @@ class OverlapBlend:
     """
 
     def __init__(self, grows: Side, section_latents: int, finish: Callable[[Tensor], Tensor] = rounded_on_host):
-        self.grows, self.finish = grows, finish
+        self.grows: Side = grows
+        self.finish = finish
         self.overlap = FRAMES_PER_LATENT * section_latents - 3
         self.open: Tensor | None = None
 
@@ -97,12 +99,12 @@ class OverlapBlend:
                 self._final.append(self.finish(frames))
         self._at += piece.shape[2]
 
-    def end(self) -> Tensor:
-        """The stretch is whole: the finished frames, possibly none."""
-        final, self.open = self._final, torch.cat(self._edge, dim=2)
-        self._final, self._edge = [], []
+    def end(self) -> tuple[Tensor, Tensor]:
+        """Return the finished frames of a stretch that is whole, possibly none, and those that are open now."""
+        final, edge = self._final, torch.cat(self._edge, dim=2)
+        self.open, self._final, self._edge = edge, [], []
         # Of the right kind even where there is none.
-        return torch.cat(final, dim=2) if final else self.finish(self.open[:, :, :0])
+        return torch.cat(final, dim=2) if final else self.finish(edge[:, :, :0]), edge
 
 
 def cut(piece: Tensor, begin: int, places: Iterable[int]) -> Iterator[tuple[int, Tensor]]:

@@ -17,6 +17,7 @@ from eichi_utils.exchange.metadata import mp4_tags
 from eichi_utils.exchange.video import FilmStream
 from eichi_utils.jobs.events import Saved
 from eichi_utils.render.section_loop import FramesBatch, Joined
+from eichi_utils.requests.film_request import FilmRequest
 from eichi_utils.requests.request import Request
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class JoinedFilm:
         self.stream = FilmStream(outputs.folder, getattr(request, "crf", 0), mp4_tags(request))
 
     def add(self, stretch: FramesBatch) -> None:
+        """Write the next finished frames of the joined film."""
         self.stream.add(images(stretch.final).numpy())
 
     def save(self, joined: Joined) -> Iterator[Saved]:
@@ -41,7 +43,7 @@ class JoinedFilm:
         self.stream.write(path)
         self.files = [str(path)]
         yield Saved(at=time.monotonic(), path=str(path), kind="joined", frames=frames_of(joined.clip.latents.shape[2]))
-        if self.request.save_latents:
+        if isinstance(self.request, FilmRequest) and self.request.save_latents:
             path = self.outputs.path("_combined_tensors.safetensors")
             own, *others = joined.clip.parts
             # The film's latents alone are in a file of their own.

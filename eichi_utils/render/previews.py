@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ class SampledStep:
 
 def with_previews(
     steps: Iterator[tuple[int, Tensor]], matrix: PreviewMatrix, device: torch.device, card: Device | None
-) -> Iterator[SampledStep]:
+) -> Generator[SampledStep, None, None]:
     """Yields every (step, x0) when it is done; x0 on `device`.
 
     A card's work is queued: it gets the next step before the host waits for this one, so that it never waits for the host.

@@ -73,7 +73,7 @@ def sample_film(
     pool: ModelPool,
     stop: Stop,
     finish: Callable[[Tensor], Tensor] = rounded_on_host,
-) -> Iterator[Event | Decoded]:
+) -> Generator[Event | Decoded | FramesBatch | Joined, None, None]:
     """Sample and decode section after section: Stage and Step events, and one Decoded each; then what is appended.
 
     Ends early, after the step in hand, when told to stop NOW. finish: what becomes of a frame as soon as it is final.
@@ -103,7 +103,7 @@ class SectionDecoder:
     """
 
     def __init__(self, plan: Plan, finish: Callable[[Tensor], Tensor], side: int | None):
-        self._finish, self._side, self._in_order = finish, side, plan.vae_cache
+        self._finish, self._side = finish, side
         self._known = CausalCache() if plan.vae_cache else TileCache()
         alone = plan.vae_cache or plan.output == "picture"
         self._blend = None if alone else OverlapBlend(plan.grows, plan.section_latents, finish)
@@ -118,7 +118,7 @@ class SectionDecoder:
         final: list[Tensor] = []
         if self._blend:
             self._blend.begin(frames_of(latents.shape[2]))
-        with decoding(pool, latents, self._in_order, self._known, self._side) as parts:
+        with decoding(pool, latents, self._known, self._side) as parts:
             for part in parts:
                 if isinstance(part, DecodeProgress):
                     yield part
@@ -129,7 +129,7 @@ class SectionDecoder:
                 if stop.level >= StopLevel.NOW:
                     return None
         if self._blend:
-            return self._blend.end(), self._blend.open
+            return self._blend.end()
         frames = torch.cat(final, dim=2)
         return frames, frames[:, :, :0]
 
@@ -148,6 +148,8 @@ def append_film(
     """
     number = sampler.sections
     film, appended = sampler.history.film, sampler.conditions.append
+    if appended is None:
+        raise ValueError("nothing was read that could be appended")
     film = film[:, :, : film.shape[2] - append.trim]
     if append.bridge:
         history = History("front", sampler.height, sampler.width)
@@ -162,7 +164,7 @@ def append_film(
     whole = put_together(LatentClip(film, (own,)), between, appended)
     yield Stage(at=time.monotonic(), name="decode", section=number)
     known = CausalCache() if sampler.vae_cache else None
-    with decoding(pool, whole.latents, sampler.vae_cache, known, side) as parts:
+    with decoding(pool, whole.latents, known, side) as parts:
         for part in parts:
             yield part if isinstance(part, DecodeProgress) else FramesBatch(finish(part))
             if stop.level >= StopLevel.NOW:
@@ -172,18 +174,20 @@ def append_film(
 
 @contextmanager
 def decoding(
-    pool: ModelPool, latents: Tensor, in_order: bool, known: TileCache | CausalCache | None, side: int | None
+    pool: ModelPool, latents: Tensor, known: TileCache | CausalCache | None, side: int | None
 ) -> Iterator[Iterator[Tensor | DecodeProgress]]:
     """The frames of these latents as soon as they are final, and how far it is whenever another hundredth is done. Nothing is
     on loan any more when the block is left.
 
-    in_order: as `plan.vae_cache` says. known: what was decoded before.
+    known: what was decoded before; in a `CausalCache` each latent is decoded once, as `plan.vae_cache` says.
     """
-    with (
-        pool.vae(latents.numel()) as vae,
-        closing((decode_after if in_order else decode_frames)(vae, latents, known, pool.room, side)) as parts,
-    ):
-        yield by_hundredths(parts)
+    with pool.vae(latents.numel()) as vae:
+        if isinstance(known, CausalCache):
+            decoded = decode_after(vae, latents, known, pool.room, side)
+        else:
+            decoded = decode_frames(vae, latents, known, pool.room, side)
+        with closing(decoded) as parts:
+            yield by_hundredths(parts)
 
 
 def by_hundredths(parts: Iterator[Tensor | float]) -> Iterator[Tensor | DecodeProgress]:
@@ -235,13 +239,14 @@ class SectionSampler:
         tokens = step_tokens(section, self.height, self.width)
         with pool.transformer(self._checkpoint, request.precision, loras, request.merge_loras, tokens) as net:
             caches = step_cache(request), step_cache(request)
+            done = None
             with closing(with_previews(self.sample(net, section, caches), matrix, net.device, pool.card)) as steps:
                 for done in steps:
                     computed = caches[0] is None or done.step in caches[0].computed
                     yield Step(at=time.monotonic(), section=number, step=done.step, preview=done.preview, computed=computed)
                     if stop.level >= StopLevel.NOW:
                         return None
-        return done.latents.cpu()
+        return None if done is None else done.latents.cpu()
 
     def sample(
         self, net: PackedTransformer, section: Section, caches: tuple[StepCache | None, StepCache | None]
@@ -295,6 +300,8 @@ class SectionSampler:
     def _make_tables(self, net: PackedTransformer, prompt: str | None, levels: tuple[float, ...]) -> JobTables:
         """For a prompt of the plan, or for the negative prompt (None)."""
         embedding = self.conditions.negative if prompt is None else self.conditions.prompts[prompt]
+        if embedding is None:
+            raise ValueError("there is no negative prompt")
         image, guidance = self.conditions.image, self.request.guidance_scale
         return net.prepare_job(embedding.tokens, embedding.pooled, image, guidance, levels)
 

@@ -106,7 +106,7 @@ def stitched(stitch: OverlapBlend, pixels: Tensor, length: int) -> Tensor:
     stitch.begin(pixels.shape[2])
     for piece in pixels.split(length, dim=2):
         stitch.add(piece)
-    return stitch.end()
+    return stitch.end()[0]
 
 
 @pytest.mark.parametrize("length", [1, 12, 100])
