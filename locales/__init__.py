@@ -33,6 +33,7 @@ class Translator:
             raise ValueError(f"language {self.language!r} is none of {', '.join(LANGUAGES)}")
 
     def __call__(self, key: str, **values: Any) -> str:
+        """Return the text of a key with the values in its placeholders. Raises KeyError for a key that no language has."""
         own = table(self.language)
         text = own.get(f"{key}:{self.mode}") or own.get(key) or table("en")[key]
         return text.format_map(values) if values else text

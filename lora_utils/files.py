@@ -1,7 +1,8 @@
 """Safetensors files: their headers without their data, and writing them tensor by tensor.
 
 The format: 8 bytes with the header's length, a JSON header with dtype, shape and place of every tensor, then the data
-(https://huggingface.co/docs/safetensors). Nothing here needs torch.
+(https://huggingface.co/docs/safetensors). Nothing here needs torch. `safetensors` itself tells neither places nor what is wrong
+with a file, and writes only what is in memory as a whole.
 """
 
 from __future__ import annotations

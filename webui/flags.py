@@ -102,6 +102,7 @@ def read_accounts(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 
 
 def check_doors(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the program with a sentence if what is said of addresses, names, proxies or sizes cannot be. Tidies these flags."""
     t = options.t
     if not options.accounts and not is_loopback(options.server):
         parser.error(t("page.flag.auth_needed", address=options.server))

@@ -1,6 +1,7 @@
 """A checkpoint's files as they lie on the disk: JSON, and what the headers of safetensors files say.
 
-Only headers are read, so that 40 GB are judged in milliseconds, and without torch, so that a page can say what is there.
+Only headers are read, so that 40 GB are judged in milliseconds, and without torch, so that a page can say what is there. Not by
+`safetensors.safe_open`: it says nothing of where a tensor lies, and of a damaged file only that it is one.
 """
 
 from __future__ import annotations

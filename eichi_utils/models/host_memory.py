@@ -1,4 +1,7 @@
-"""Ask the system how much memory this process may have: `requirements` decides by it, `doctor` shows it. Without torch."""
+"""Ask the system how much memory this process may have: `requirements` decides by it, `doctor` shows it. Without torch.
+
+psutil knows the computer's memory; the limits of a container or of a service (cgroups) it does not.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from eichi_utils.files.pictures import fitted_size
 from eichi_utils.jobs.events import Notice, StopLevel
@@ -48,6 +48,7 @@ def field_label(t: Translator, field: str) -> str:
 
 
 def problem_sentence(t: Translator, problem: Problem) -> str:
+    """Return the sentence of a problem, behind the name of its field where the sentence does not name it."""
     # The sentences about empty fields name the field themselves, and those about LoRA the file.
     named = problem.key in NOT_YET or problem.key.startswith("lora_")
     label = "" if named else field_label(t, problem.field)
@@ -81,6 +82,7 @@ def _without_folder(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notice_sentence(t: Translator, notice: Notice | Remark) -> str:
+    """Return the sentence of a notice, with fields by their names on the page."""
     values = dict(notice.values)
     if notice.key == "no_effect":
         values["name"] = field_label(t, values["name"]) or values["name"]
@@ -186,7 +188,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _has_length(request: Request | None, problems: tuple[Problem, ...]) -> bool:
+def _has_length(request: Request | None, problems: tuple[Problem, ...]) -> TypeGuard[Request]:
     unclear = {"seconds", "window", "padding", "size", "batch"}
     return request is not None and not {problem.field for problem in problems} & unclear
 

@@ -33,9 +33,11 @@ class Claimant(Protocol):
 
     def claim(self) -> Claim:
         """Return what would be lost with it."""
+        ...
 
     def give_way(self) -> None:
         """End, and be counted no more."""
+        ...
 
 
 class Gate:
@@ -65,6 +67,7 @@ class Gate:
         return True
 
     def leave(self, address: str) -> None:
+        """Give back the room that `enter` has taken for a connection from that address."""
         of = network(address)
         self._of[of] -= 1
         if not self._of[of]:
@@ -85,7 +88,7 @@ class Gate:
             if of in (None, whose)
         )
         claim, _, connection = min(found, key=lambda one: one[:2], default=(Claim.REQUEST, 0, None))
-        if claim == Claim.REQUEST:
+        if connection is None or claim == Claim.REQUEST:
             return False
         connection.give_way()
         return True

@@ -31,7 +31,8 @@ class Values:
             return True
         while at < len(piece):
             if self._in_string:
-                at = IN_STRING.match(piece, at).end()
+                # It matches nothing at least.
+                at = text.end() if (text := IN_STRING.match(piece, at)) else at
                 if piece[at : at + 1] == b'"':
                     self._in_string = False
                     at += 1

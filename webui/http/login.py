@@ -1,6 +1,7 @@
 """Names, passwords, sessions: who may come in, and how slowly one may guess.
 
 A password is kept as a slow hash only. `python -m webui.http.login NAME` asks for one and prints the line for `--auth-file`.
+Not by starlette's SessionMiddleware: its sessions lie in the browser, where nobody can end them.
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ class Throttle:
 
 @dataclass
 class Session:
+    """Holds who was let in, and when: `began`, and `seen` last, both of a clock that nobody sets."""
+
     user: str
     began: float
     seen: float

@@ -53,6 +53,7 @@ class Listener(socket.socket):
         self._spare = os.open(os.devnull, os.O_RDONLY)
 
     def accept(self) -> tuple[socket.socket, Any]:
+        """Return the next connection and where it comes from. Raises OSError; where no descriptor is left, BlockingIOError."""
         try:
             return super().accept()
         except OSError as error:
@@ -69,6 +70,7 @@ class Listener(socket.socket):
         raise BlockingIOError(errno.EAGAIN, "no file descriptor was left")
 
     def close(self) -> None:
+        """Stop listening, and give the spare descriptor back."""
         if self._spare >= 0:
             os.close(self._spare)
             self._spare = -1
@@ -95,7 +97,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=connection,
+                http=connection,  # pyright: ignore[reportArgumentType] (it is called, and is a class to nobody)
                 ws="none",
                 loop="asyncio",
                 log_config=None,
@@ -109,6 +111,7 @@ class Server(uvicorn.Server):
         self._url, self._inbrowser = url, inbrowser
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, then print the address and open it in a browser, if asked to."""
         await super().startup(sockets)
         if self._url:
             write(sys.stdout, f"{self._url}\n")
@@ -136,6 +139,7 @@ class Server(uvicorn.Server):
                 loop.close()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End as uvicorn does, without the tracebacks of what is cut off."""
         with _no_tracebacks():
             await super().shutdown(sockets)
 

@@ -132,9 +132,8 @@ def test_feed_forwards_tell_a_product_the_largest_of_their_inputs(net):
             assert (largest >= found * 0.999).all()
         return emulated(x, weight, scale, bias, largest, added)
 
-    made = []
-    for chosen in (product, lambda *given: emulated(*given[:4])):
-        made.append(velocity(running(net, product=chosen), GIVEN))
+    chosen = (product, lambda *given: emulated(*given[:4]))
+    made = [velocity(running(net, product=one), GIVEN) for one in chosen]
     assert len(told) == 2 * len(net.transformer_blocks) and torch.cat(told).median() < 1.3
     assert (made[0] - made[1]).norm() <= 2e-2 * made[1].norm()
 
