@@ -30,11 +30,11 @@ from eichi_utils.setup.console import ending_as_interrupted, leave, ready
 from eichi_utils.user_data.log_file import FOLDER, SOURCES, Log
 from eichi_utils.user_data.settings import AppSettings
 from locales import Translator
-from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
+from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi, static_files
 from webui.context import Context
 from webui.flags import AUTH_VARIABLE, read_flags
 from webui.forms.set_aside import SetAside
-from webui.frame import STYLE, theme
+from webui.frame import page_data, theme
 from webui.gradio_compat import answers_to_errors
 from webui.http.doors import Doors, Rules
 from webui.http.gate import Gate
@@ -42,10 +42,10 @@ from webui.http.login import Login
 from webui.http.page_build import SameBuild, build_of
 from webui.http.path_check import ServedFiles
 from webui.http.server import Server, address, listen, room
-from webui.live.polling import add_routes
+from webui.live import polling
 from webui.live.shown import ShownPictures
-from webui.live.tab_keeper import script
 from webui.panels.memory_panel import RESERVE, change
+from webui.static_files import STYLE, PageHeads
 
 PAGES = MappingProxyType(
     {
@@ -114,7 +114,9 @@ def build(
     for name, (path, _) in PAGES.items():
         _redirect(app, path, links[name], both=name == mode)
     builds: dict[str, str] = {}
-    add_routes(app, jobs, t, builds, rules.root)
+    heads: dict[str, str] = {}
+    polling.add_routes(app, jobs, t, builds, rules.root)
+    static_files.add_routes(app)
     # What is mounted at "/" takes every address that is not taken before.
     set_aside = SetAside(settings, presets)
     for name in sorted(PAGES, key=lambda name: name == mode):
@@ -144,6 +146,7 @@ def build(
         )
         blocks = page(context)
         builds[name] = build_of(blocks, name, links[name], t.language)
+        heads[places[name]] = static_files.page_head(rules.root, page_data(context, builds[name]))
         gr.mount_gradio_app(
             app,
             blocks,
@@ -159,9 +162,8 @@ def build(
             run_history=False,
             theme=theme(),
             css_paths=STYLE,
-            # Chinese and Japanese draw shared characters differently; the browser goes by the language.
-            head=f'<script>document.documentElement.lang = "{t.language}";{script(context.t, builds[name])}</script>',
         )
+    app.add_middleware(PageHeads, heads=heads)
     app.add_middleware(ServedFiles, serves=context.files.serves)
     app.add_middleware(SameBuild, builds={place: builds[name] for name, place in places.items()}, t=t)
     return app

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,20 +14,21 @@ from eichi_utils.requests.film_request import FilmRequest
 from eichi_utils.requests.modes import MODES
 from locales import Translator
 from webui.context import QUIET, Context
-from webui.forms import input_guards, words
+from webui.forms import words
 from webui.forms.boundary import Bounded, telling
 from webui.forms.form import Form
 from webui.forms.form_updates import Filling
 from webui.gradio_compat import CheckedBlocks
-from webui.live.tab_keeper import FILLED
+from webui.http.page_build import HEADER
+from webui.live import polling
 from webui.panels.metadata_panel import MetadataPanel
 from webui.panels.presets_panel import FavouritesPanel
 from webui.panels.result_panel import ResultPanel
 from webui.panels.sections_panel import SectionsPanel
 from webui.panels.settings_panel import SettingsPanel, begin_with
 from webui.panels.start_panel import Follower, StartPanel
+from webui.static_files import call
 
-STYLE = Path(__file__).with_name("style.css")
 # The system's own fonts: nothing to fetch, and every script of the four languages.
 FONT = (
     "system-ui",
@@ -48,12 +48,6 @@ SESSIONS = 100
 # Seconds between two looks of gradio into its queue, in which nothing of ours ever waits (`QUIET`). Its own are 1 and 10 ms:
 # three pages then take a twentieth of a processor, and the interpreter from the thread that makes the film.
 QUEUE_PAUSE = 0.25
-
-
-# The form takes nothing until it is filled; where no answer comes, for some seconds only.
-INERT = "for (const form of document.querySelectorAll('.eichi-form')) { form.inert = %s; }"
-OPENED = f"() => {{ {INERT % 'false'} document.dispatchEvent(new Event('{FILLED}')); }}"
-CLOSED = f"() => {{ {INERT % 'true'} setTimeout({OPENED}, 10000); }}"
 
 
 class Page(CheckedBlocks, Bounded):
@@ -87,7 +81,7 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
     title = f"{context.t(f'page.mode.{context.mode}')} - FramePack-eichi"
     settings = {"title": title, "analytics_enabled": False, "fill_width": True}
     with Page(holds=context.holds, t=context.t, **settings) as blocks:
-        gr.HTML(header(context), js_on_load=input_guards.JS, elem_id="header")
+        gr.HTML(header(context), elem_id="header")
         for notice in context.notices:
             gr.HTML(f'<p class="eichi-hint">{escape(words.problem_sentence(context.t, notice))}</p>', elem_id="notice")
         blocks.place()
@@ -137,12 +131,24 @@ def fill_on_load(context: Context, form: Form, filling: Filling, settings: Setti
             return filling.begin(fields) | said
         return form.write(job.asked) | model.shown(job.asked) | said
 
-    # What somebody types before the answer would be lost in it.
-    blocks.load(None, None, None, js=CLOSED, **QUIET)
+    # What somebody types before the answer would be lost in it, so the form takes nothing until then.
+    blocks.load(None, None, None, js=call("form.close"), **QUIET)
     filled = blocks.load(fill, None, outputs, **QUIET)
-    filled.then(None, None, None, js=OPENED, **QUIET)
+    filled.then(None, None, None, js=call("form.open"), **QUIET)
     for then in form.after_load:
         then(filled)
+
+
+def page_data(context: Context, build: str) -> dict[str, Any]:
+    """Return what the browser is told of a page (`static/page.js`). build: see `page_build.build_of`."""
+    return {
+        "language": context.t.language,
+        "build": build,
+        "build_header": HEADER,
+        "words": {name: context.t(f"page.tab.{name}") for name in ("other", "reload", "silent")},
+        "poll_address": f"{context.front}{polling.ADDRESS}/{context.mode}",
+        "poll_milliseconds": polling.IDLE,
+    }
 
 
 def header(context: Context) -> str:

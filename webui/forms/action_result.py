@@ -11,46 +11,12 @@ from gradio.components import Component
 from eichi_utils.problems import Problem
 from locales import Translator
 from webui.forms import words
+from webui.static_files import element
 
 UNDO = "undo"
 # Characters of what an undo holds as Python writes it, several times a full form. The server keeps one for each panel of each
 # tab; what somebody has pasted may be a thousand times as long as any prompt that can be used, and is not kept.
 MOST_HELD = 100_000
-
-HTML = '<div class="outcome" role="status"></div>'
-
-CSS = """
-.outcome { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px; font-size: 14px; }
-.outcome:empty { display: none; }
-p { flex: 1 1 100%; margin: 0; overflow-wrap: anywhere; }
-p.note { color: var(--body-text-color-subdued); }
-p.wrong { padding: 4px 8px; border-radius: 4px; color: var(--error-text-color); background: var(--error-background-fill); }
-button { margin: 0 !important; padding: 4px 12px; min-height: 32px; border-radius: 6px; cursor: pointer; font-size: 13px;
-  color: var(--body-text-color); background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
-button:hover, button:focus-visible { border-color: var(--color-accent); }
-"""
-
-JS = """
-function show() {
-  const { lines = [], actions = {}, file } = props.value || {};
-  const link = document.createElement('a');
-  if (file) { link.href = file.url; link.download = link.textContent = file.name; }
-  element.querySelector('.outcome').replaceChildren(
-    ...(file ? [link] : []),
-    ...lines.map(([look, text]) => { const line = document.createElement('p'); line.className = look; line.textContent = text;
-      return line; }),
-    ...Object.entries(actions).map(([action, label]) => {
-      const button = document.createElement('button');
-      button.type = 'button'; button.textContent = label; button.dataset.action = action;
-      button.addEventListener('click', () => trigger('click', { action }));
-      return button; }));
-  // Asked for by a click, so it comes without a second one.
-  if (file && file.url !== fetched) { fetched = file.url; link.click(); }
-}
-let fetched = '';
-show();
-watch('value', show);
-"""
 
 
 class Outcome:
@@ -58,7 +24,7 @@ class Outcome:
 
     def __init__(self, t: Translator, elem_id: str):
         self.t = t
-        self.box = gr.HTML({}, html_template=HTML, css_template=CSS, js_on_load=JS, elem_id=elem_id, padding=False)
+        self.box = element("action_result", {}, "showActionResult", elem_id=elem_id, padding=False)
         self.about = gr.State(None)
 
     @property

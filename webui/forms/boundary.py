@@ -19,51 +19,12 @@ from eichi_utils.jobs.queue import problems_of
 from eichi_utils.problems import Problem, UserError
 from locales import Translator
 from webui.forms import words
+from webui.static_files import element
 
 # Of a refused value's description, in the log: a browser may send megabytes.
 SHOWN_CHARACTERS = 300
 # Characters of text in one question of a page. Prompts for a hundred sections are half a million.
 MOST_CHARACTERS = 4_000_000
-
-HTML = '<div class="told" role="alert" hidden><ul></ul><button type="button"></button></div>'
-
-CSS = """
-.told { position: fixed; top: 8px; left: 50%; z-index: 200; transform: translateX(-50%); display: flex; align-items: flex-start;
-  gap: 8px; width: max-content; max-width: min(720px, calc(100vw - 16px)); max-height: 50vh; overflow: auto;
-  padding: 8px 8px 8px 16px;
-  box-sizing: border-box; border-radius: 8px; font-size: 14px; color: var(--body-text-color);
-  background: var(--background-fill-primary); border: 1px solid var(--border-color-primary);
-  border-left: 4px solid var(--color-accent); box-shadow: 0 4px 16px rgb(0 0 0 / 30%); }
-.told[data-look=wrong] { border-left-color: var(--error-text-color); }
-ul { flex: 1; min-width: 0; margin: 0; padding: 0; }
-li { margin: 4px 0; list-style: none; overflow-wrap: anywhere; }
-button { flex: none; min-width: 32px; min-height: 32px; margin: 0 !important; padding: 0; border: none; border-radius: 4px;
-  cursor: pointer; background: none; color: var(--body-text-color); font-size: 16px; }
-button:hover, button:focus-visible { background: var(--background-fill-secondary); }
-[hidden] { display: none !important; }
-"""
-
-# What came before stays until it is closed; the same sentence is shown once.
-JS = """
-const box = element.querySelector('.told'), close = element.querySelector('button');
-let lines = [], told = 0;
-close.textContent = '\u00d7';
-close.addEventListener('click', () => { lines = []; box.hidden = true; });
-function show() {
-  const value = props.value || {};
-  if (!value.lines?.length || value.at === told) return;
-  told = value.at;
-  close.title = value.close;
-  close.setAttribute('aria-label', value.close);
-  lines = [...lines.filter(line => !value.lines.includes(line)), ...value.lines].slice(-MOST);
-  box.dataset.look = value.look;
-  element.querySelector('ul').replaceChildren(...lines.map(line => {
-    const item = document.createElement('li'); item.textContent = line; return item; }));
-  box.hidden = false;
-}
-show();
-watch('value', show);
-""".replace("MOST", "4")
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +44,7 @@ class Bounded(gr.Blocks):
 
     def place(self) -> gr.HTML:
         """Put `told` here; to be called once, inside of the page."""
-        self.told = gr.HTML({}, html_template=HTML, css_template=CSS, js_on_load=JS, elem_id="told", padding=False)
+        self.told = element("messages", {}, "showMessages", elem_id="told", padding=False)
         return self.told
 
     async def process_api(

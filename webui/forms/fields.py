@@ -13,6 +13,8 @@ from gradio.processing_utils import save_file_to_cache
 from webui.quick_start import without_stubs
 
 UPLOAD_HEIGHT = 64
+# The class of boxes where a new name is typed or a known one chosen (`static/input_guards.js`).
+NAME_CLASS = "eichi-name"
 
 # Otherwise gradio would write a file beside this one. `is_template` says: in the browser, the class derived from.
 with without_stubs():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from html import escape
 from http import HTTPStatus
+from string import Template
 from urllib.parse import parse_qs, quote
 
 from starlette.datastructures import Headers
@@ -14,28 +15,12 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.types import Receive, Scope, Send
 
 from locales import Translator
+from webui import static_files
 from webui.http.login import LONGEST_SESSION, Login
 
 LOGIN, LOGOUT = "/login", "/logout"
 # Bytes of a form with a name and a password.
 FORM_BYTES = 16 << 10
-
-HTML = """<!doctype html>
-<html lang="{language}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>FramePack-eichi</title><link rel="icon" href="data:,">
-<style>
-:root {{ color-scheme: light dark; font-family: system-ui, sans-serif; }}
-body {{ display: grid; place-items: center; min-height: 90vh; margin: 0; }}
-form {{ display: grid; gap: 8px; width: min(320px, 90vw); }}
-input, button {{ font: inherit; padding: 8px; }}
-button {{ margin-top: 8px; cursor: pointer; color: #fff; background: #0f766e; border: 0; border-radius: 6px; }}
-p {{ margin: 0; color: #dc2626; }}
-</style></head>
-<body><form method="post" action="{action}"><h1>FramePack-eichi</h1><p role="alert">{said}</p>
-<label for="username">{user}</label><input id="username" name="username" autocomplete="username" required autofocus>
-<label for="password">{password}</label>
-<input id="password" name="password" type="password" autocomplete="current-password" required>
-<button type="submit">{enter}</button></form></body></html>"""
 
 
 class LoginPage:
@@ -111,7 +96,8 @@ class LoginPage:
             "password": self.t("page.login.password"),
             "enter": self.t("page.login.enter"),
         }
-        return HTMLResponse(HTML.format_map({key: escape(text) for key, text in words.items()}), status)
+        page = Template(static_files.text("login.html"))
+        return HTMLResponse(page.substitute({key: escape(text) for key, text in words.items()}), status)
 
     def _next(self, request: Request) -> str:
         """The page that was asked for, if it is one of ours."""

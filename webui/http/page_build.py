@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from locales import Translator
+from webui import static_files
 
 HEADER = "x-eichi-build"
 # Gradio's routes that call a function of a page, below the page's own path.
@@ -45,8 +46,8 @@ def build_of(page: gr.Blocks, mode: str, place: str, language: str) -> str:
 
 @cache
 def sources() -> str:
-    """Return a hash of the pages' own sources: the version of what their functions mean."""
-    folder, found = Path(__file__).parents[1], hashlib.sha256()
+    """Return a hash of the pages' own sources: the version of what their functions mean, and of what browsers do with them."""
+    folder, found = Path(__file__).parents[1], hashlib.sha256(static_files.version().encode())
     for path in sorted(folder.rglob("*.py")):
         found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()

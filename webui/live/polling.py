@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import gradio as gr
 from fastapi import FastAPI, Response
 
 from eichi_utils.jobs.queue import Job, Jobs
@@ -27,48 +26,6 @@ LONGEST, MOST_TABS = 3000, 1000
 MOST_CHARACTERS = 32
 # Seconds after which a tab that asked nothing is seen by nobody; longer than any waits.
 GONE = 5.0
-# What progress and viewer listen to; its detail is the answer.
-EVENT = "eichi-news"
-
-HTML = "<div hidden></div>"
-
-# The element's value is the state that the tab has been shown by a look.
-JS = """
-const me = Math.random().toString(36).slice(2);
-let seen = null, timer = 0, asks = 0;
-async function ask() {
-  clearTimeout(timer);
-  if (document.hidden) return;
-  const own = ++asks;
-  let wait = IDLE;
-  try {
-    const answer = await fetch('ADDRESS?tab=' + me);
-    const news = answer.ok ? await answer.json() : null;
-    // An answer that was overtaken by a newer question is old.
-    if (news && own === asks && element.isConnected) {
-      wait = news.wait;
-      // News of another page's are not for this tab, and a look would be refused.
-      if (window.eichiTab.isOf(news.build)) {
-        document.dispatchEvent(new CustomEvent('EVENT', { detail: news }));
-        if (news.state !== seen) { seen = news.state; trigger('click'); }
-      }
-    }
-  } catch (error) {
-    // The server starts anew, or the network is gone for a while.
-  }
-  if (own === asks && element.isConnected) timer = setTimeout(ask, wait);
-}
-document.addEventListener('visibilitychange', ask);
-watch('value', () => { seen = props.value; ask(); });
-ask();
-"""
-
-
-def pulse(mode: str, front: str = "") -> gr.HTML:
-    """An element that is clicked by itself whenever a look is worth its price. mode: of the page. front: see `Context`."""
-    js = JS.replace("ADDRESS", f"{front}{ADDRESS}/{mode}").replace("EVENT", EVENT)
-    js = js.replace("IDLE", str(IDLE))
-    return gr.HTML(None, html_template=HTML, js_on_load=js, elem_id="pulse", padding=False)
 
 
 class Crowd:
@@ -111,7 +68,7 @@ def news_of(jobs: Jobs, t: Translator, mode: str, front: str = "") -> dict[str, 
     """The answer, for a page of a mode."""
     every, job = jobs.all(), jobs.current()
     return {
-        "state": state_of(job, every),
+        "version": state_of(job, every),
         "busy": any(other.view.state in ("running", "waiting") for other in every),
         "progress": progress_of(t, job, mode, time.monotonic()) if job else {},
         "preview": f"{front}{ADDRESS}/preview/{job.id}-{abs(hash(job.view.preview))}" if job and job.view.preview else "",

@@ -1,4 +1,4 @@
-"""The progress of a job as plain data for the page, and the one HTML element that shows it."""
+"""The progress of a job as plain data for the element that shows it."""
 
 from __future__ import annotations
 
@@ -9,70 +9,6 @@ from eichi_utils.jobs.queue import Job
 from eichi_utils.jobs.view import View
 from locales import Translator
 from webui.forms import words
-
-HTML = """
-<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100"><div class="done"></div></div>
-<div class="lines"><span class="percent"></span><span class="where"></span><span class="time"></span></div>
-<p class="mode"></p>
-<ul class="notices"></ul>
-<ul class="problems"></ul>
-"""
-
-CSS = """
-font-size: 14px;
-.bar { height: 8px; border-radius: 4px; overflow: hidden; background: var(--border-color-primary); }
-.done { height: 100%; width: 0; border-radius: 4px; background: var(--color-accent);
-  transition: width 0.4s linear; }
-.lines { display: flex; flex-wrap: wrap; gap: 0 16px; margin-top: 8px; font-variant-numeric: tabular-nums; }
-.percent { font-weight: 600; min-width: 40px; }
-.where { flex: 1 1 auto; }
-.time { color: var(--body-text-color-subdued); }
-p, ul { margin: 8px 0 0; padding: 0; }
-p:empty, ul:empty, .percent:empty, [hidden] { display: none; }
-.mode { color: var(--body-text-color-subdued); }
-li { list-style: none; padding: 8px; border-radius: 4px; margin-top: 8px; overflow-wrap: anywhere; }
-.notices li { background: var(--background-fill-secondary); }
-.problems li { color: var(--error-text-color); background: var(--error-background-fill); }
-"""
-
-# A bar of the same job only grows; a new job starts again without sliding back.
-JS = """
-const find = name => element.querySelector(name);
-const list = (name, lines) => find(name).replaceChildren(...(lines || []).map(line => {
-  const item = document.createElement('li'); item.textContent = line; return item; }));
-let job = '', top = 0, since = 0, value = {};
-const two = number => String(number).padStart(2, '0');
-function duration(seconds) {
-  const all = Math.max(0, Math.floor(seconds)), hours = Math.floor(all / 3600), minutes = Math.floor(all / 60) % 60;
-  return (hours ? hours + ':' + two(minutes) : minutes) + ':' + two(all % 60);
-}
-// Between two looks the clock goes on by itself.
-function tick() {
-  const { text = '', elapsed = 0, left = 0, runs } = value.time || {};
-  const more = runs ? (performance.now() - since) / 1000 : 0;
-  const shown = text.replace('{elapsed}', duration(elapsed + more)).replace('{left}', duration(left - more));
-  if (find('.time').textContent !== shown) find('.time').textContent = shown;
-}
-function show(news) {
-  value = news;
-  since = performance.now();
-  const done = find('.done');
-  if (value.job !== job) { job = value.job; top = 0; done.style.transition = 'none'; }
-  else done.style.transition = '';
-  top = Math.max(top, value.fraction || 0);
-  done.style.width = (100 * top).toFixed(1) + '%';
-  find('.bar').setAttribute('aria-valuenow', Math.round(100 * top));
-  find('.bar').hidden = !value.bar;
-  find('.percent').textContent = value.bar ? Math.floor(100 * top) + ' %' : '';
-  tick();
-  for (const name of ['where', 'mode']) find('.' + name).textContent = value[name] || '';
-  list('.notices', value.notices);
-  list('.problems', value.problems);
-  element.dataset.state = value.state || '';
-}
-document.addEventListener('eichi-news', event => show(event.detail.progress));
-setInterval(tick, 250);
-"""
 
 
 def progress_of(t: Translator, job: Job, page_mode: str, now: float) -> dict[str, Any]:

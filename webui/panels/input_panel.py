@@ -9,10 +9,9 @@ from webui.forms.form import Form, size_labels
 from webui.panels.memory_panel import reserve_panel
 from webui.panels.metadata_panel import MetadataPanel
 from webui.panels.presets_panel import PromptsPanel
+from webui.static_files import IN_BROWSER, call
 
 QUICK_SECONDS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 30, 40)
-# Only the length that the slider shows is a field; the quick lengths set it and follow it, in the browser.
-FOLLOW = "seconds => [{choices}].includes(seconds) ? seconds : null"
 PICTURE_HEIGHT = 240
 
 
@@ -49,11 +48,9 @@ def length_panel(form: Form, quick: tuple[int, ...] = QUICK_SECONDS) -> None:
             elem_id="quick",
             elem_classes="eichi-chips",
         )
-    # Leaving the slider's box by a click on a quick length can empty the choice before it is read.
-    choose = "(chosen, seconds) => chosen ?? seconds"
-    shown.input(None, [shown, seconds], seconds, js=choose, api_visibility="private")
-    follow = FOLLOW.format(choices=", ".join(map(str, quick)))
-    seconds.change(None, seconds, shown, js=follow, api_visibility="private")
+    # Only the length that the slider shows is a field; the quick lengths set it and follow it.
+    shown.input(inputs=[shown, seconds], outputs=seconds, js=call("length.choose"), **IN_BROWSER)
+    seconds.change(inputs=seconds, outputs=shown, js=call("length.follow", quick), **IN_BROWSER)
 
 
 def size_panel(form: Form) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -26,34 +25,15 @@ from eichi_utils.requests.loras import MOST_LORAS, STRONGEST, Lora, is_below, sh
 from eichi_utils.user_data.lora_library import about, found, keep_upload, look_through
 from eichi_utils.user_data.presets import lora_presets
 from webui.context import QUIET, Context
-from webui.forms import fields, input_guards, words
+from webui.forms import fields, words
 from webui.forms.form import Form
 from webui.panels.named_panel import unknown
+from webui.static_files import IN_BROWSER, call
 
 SHOWN = 3
 # Files that are named one by one, where the number tells of the rest.
 LISTED = 3
-IN_BROWSER = MappingProxyType({"fn": None, "api_visibility": "private"})
-EMPTY = f'{{file: "", strength: {Lora.strength}}}'
-# In the browser: all slots, with at least so many.
-SLOTS = f"const slots = JSON.parse(all || '[]'); while (slots.length < COUNT) slots.push({EMPTY});"
-# What the user moved in a slot is marked as theirs: its components show it, or already what comes next, and the server leaves
-# them alone.
-ROUNDED = "const rounded = strength == null ? null : Math.round(strength * 1e6) / 1e6;"
-PUT_FILE = f"""(strength, file, all) => {{ {SLOTS} {ROUNDED}
-  slots[NUMBER] = {{file: file ?? '', strength: rounded, theirs: true}}; return JSON.stringify(slots); }}"""
-# A slider also changes when the server moves a strength into its slot; that is in the box already.
-PUT_STRENGTH = f"""(strength, file, all) => {{ {SLOTS} {ROUNDED}
-  const before = slots[NUMBER].strength, same = rounded === before || Math.abs(before - (rounded ?? NaN)) <= 1e-6;
-  if (slots[NUMBER].file === (file ?? '') && !same)
-    Object.assign(slots[NUMBER], {{strength: rounded, theirs: true}});
-  return JSON.stringify(slots); }}"""
-REMOVE = f"""all => {{ {SLOTS} slots.splice(NUMBER, 1); slots.forEach(slot => delete slot.theirs);
-  return JSON.stringify(slots); }}"""
-ADD = f"all => {{ {SLOTS} if (slots.length < {MOST_LORAS}) slots.push({EMPTY}); return JSON.stringify(slots); }}"
-# While LoRA are off no request names their files, so a tab remembers its slots itself and has them again when it is reloaded.
-REMEMBER = "all => { if (all !== '[]') sessionStorage.setItem('eichi-loras-MODE', all); }"
-REMEMBERED = "all => all === '[]' ? sessionStorage.getItem('eichi-loras-MODE') ?? all : all"
+EMPTY = {"file": "", "strength": Lora.strength}
 
 
 @dataclass(frozen=True)
@@ -95,7 +75,7 @@ class LoraPanel:
                     label=t("page.lora.preset"),
                     info=t("page.lora.preset.info"),
                     elem_id="lora-preset",
-                    elem_classes=[input_guards.NAME],
+                    elem_classes=[fields.NAME_CLASS],
                 )
                 with gr.Column(min_width=120, scale=0):
                     self.load = gr.Button(t("page.lora.preset.load"), size="sm", elem_id="lora-preset-load")
@@ -136,20 +116,18 @@ class LoraPanel:
 
     def _wire(self, page: gr.Blocks, scale: Component | None) -> None:
         for number, slot in enumerate(self.slots):
-            count = str(max(SHOWN, number + 1))
-            put_file, put_strength, remove = (
-                js.replace("COUNT", count).replace("NUMBER", str(number)) for js in (PUT_FILE, PUT_STRENGTH, REMOVE)
-            )
+            place = {"number": number, "count": max(SHOWN, number + 1), "empty": EMPTY}
             strength = [slot.strength, slot.file, self.box]
-            slot.file.input(inputs=strength, outputs=self.box, js=put_file, **IN_BROWSER)
+            slot.file.input(inputs=strength, outputs=self.box, js=call("loras.setFile", place), **IN_BROWSER)
             # Its reset button, and its box when it is left, move it without an input.
-            slot.strength.change(inputs=strength, outputs=self.box, js=put_strength, **IN_BROWSER)
-            slot.remove.click(inputs=self.box, outputs=self.box, js=remove, **IN_BROWSER)
+            slot.strength.change(inputs=strength, outputs=self.box, js=call("loras.setStrength", place), **IN_BROWSER)
+            slot.remove.click(inputs=self.box, outputs=self.box, js=call("loras.removeSlot", place), **IN_BROWSER)
         mode = self.form.kind.mode
-        self.box.change(inputs=self.box, js=REMEMBER.replace("MODE", mode), **IN_BROWSER)
-        again = {"inputs": self.box, "outputs": self.box, "js": REMEMBERED.replace("MODE", mode), **IN_BROWSER}
+        self.box.change(inputs=self.box, js=call("loras.remember", mode), **IN_BROWSER)
+        again = {"inputs": self.box, "outputs": self.box, "js": call("loras.remembered", mode), **IN_BROWSER}
         self.form.after_load.append(lambda loaded: loaded.then(**again))
-        self.add.click(inputs=self.box, outputs=self.box, js=ADD.replace("COUNT", str(SHOWN)), **IN_BROWSER)
+        limits = {"count": SHOWN, "most": MOST_LORAS, "empty": EMPTY}
+        self.add.click(inputs=self.box, outputs=self.box, js=call("loras.addSlot", limits), **IN_BROWSER)
         model = self.form.entries["model"].components[0]
         shown = {self.switch, self.box, self.seen, self.filled, model}
         shown |= {part for slot in self.slots for part in (slot.file, slot.strength)}

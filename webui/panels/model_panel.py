@@ -14,44 +14,10 @@ from eichi_utils.requests.request import Request
 from webui.context import QUIET, Context
 from webui.forms.action_result import clicked, may_be_held
 from webui.forms.form import Form, size_labels
+from webui.static_files import element
 
-EXAMPLES_HTML = '<p class="title"></p><div class="row"></div><button type="button" class="undo"></button>'
 # What the undo says instead of an example's number.
 UNDO = -1
-
-EXAMPLES_CSS = """
-.title { margin: 0 0 4px; font-size: 12px; color: var(--body-text-color-subdued); }
-.row { display: flex; gap: 8px; overflow-x: auto; }
-.undo { margin: 4px 0 0 !important; padding: 2px 0; background: none; border: none; cursor: pointer; font-size: 12px;
-  text-decoration: underline; color: var(--body-text-color); }
-.row button { display: flex; flex: 1 0 88px; flex-direction: column; justify-content: flex-start; max-width: 120px;
-  margin: 0 !important; padding: 4px; border-radius: 8px; cursor: pointer; text-align: left; font-size: 12px; font-weight: 400;
-  line-height: 1.35; color: var(--body-text-color); background: var(--background-fill-secondary);
-  border: 1px solid var(--border-color-primary); }
-.row button:hover, .row button:focus-visible { border-color: var(--color-accent); }
-img { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: cover; border-radius: 4px; margin-bottom: 4px; }
-[hidden] { display: none !important; }
-"""
-
-EXAMPLES_JS = """
-function show() {
-  const value = props.value || {}, examples = value.examples || [], undo = element.querySelector('.undo');
-  undo.hidden = !value.undo;
-  undo.textContent = value.undo || '';
-  element.querySelector('.title').hidden = element.querySelector('.row').hidden = !examples.length;
-  element.querySelector('.title').textContent = value.title || '';
-  element.querySelector('.row').replaceChildren(...examples.map((example, index) => {
-    const button = document.createElement('button'), picture = document.createElement('img');
-    button.type = 'button';
-    picture.src = example.url; picture.alt = '';
-    button.append(picture, example.prompt);
-    button.addEventListener('click', () => trigger('click', { index }));
-    return button; }));
-}
-element.querySelector('.undo').addEventListener('click', () => trigger('click', { index: UNDO }));
-show();
-watch('value', show);
-"""
 
 
 class ModelPanel:
@@ -62,13 +28,7 @@ class ModelPanel:
         model = form.default("model")
         self.radio = form.choice("model", self._labels(), elem_id="model", elem_classes="eichi-chips")
         self.hint = gr.HTML(self._hint(model), elem_id="model-hint")
-        self.examples = gr.HTML(
-            self._examples(model),
-            html_template=EXAMPLES_HTML,
-            css_template=EXAMPLES_CSS,
-            js_on_load=EXAMPLES_JS.replace("UNDO", str(UNDO)),
-            elem_id="examples",
-        )
+        self.examples = element("examples", self._examples(model), "showExamples", {"undo": UNDO}, elem_id="examples")
         # The size that each model was last asked for, so that looking at another model loses nothing.
         self.chosen = gr.State({name: self._usual(name, "size") for name in context.models.names})
         # Picture and prompt that an example took the place of; None when there is nothing to go back to.

@@ -12,7 +12,7 @@ from gradio.components import Component
 from eichi_utils.files.names import visible_name
 from eichi_utils.problems import Problem, UserError
 from webui.context import QUIET
-from webui.forms import fields, input_guards
+from webui.forms import fields
 from webui.forms.action_result import Outcome
 from webui.forms.form import Form
 
@@ -57,7 +57,7 @@ class NamedPanel:
                 info=t(f"page.named.{kind}.info"),
                 allow_custom_value=True,
                 elem_id=f"{kind}-name",
-                elem_classes=[input_guards.NAME],
+                elem_classes=[fields.NAME_CLASS],
             )
         form.fresh[self.name] = self.choices
         with gr.Row():

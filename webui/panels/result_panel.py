@@ -30,21 +30,10 @@ from webui.context import QUIET, Context
 from webui.forms import words
 from webui.forms.action_result import clicked
 from webui.forms.form import Form
-from webui.live.history import CSS as HISTORY_CSS
-from webui.live.history import HTML as HISTORY_HTML
-from webui.live.history import JS as HISTORY_JS
 from webui.live.history import history_of
-from webui.live.polling import pulse, state_of
-from webui.live.progress import CSS as PROGRESS_CSS
-from webui.live.progress import HTML as PROGRESS_HTML
-from webui.live.progress import JS as PROGRESS_JS
+from webui.live.polling import state_of
 from webui.live.queue import ACTIONS, queue_of
-from webui.live.queue import CSS as QUEUE_CSS
-from webui.live.queue import HTML as QUEUE_HTML
-from webui.live.queue import JS as QUEUE_JS
-from webui.live.viewer import CSS as VIEWER_CSS
-from webui.live.viewer import HTML as VIEWER_HTML
-from webui.live.viewer import JS as VIEWER_JS
+from webui.static_files import element
 
 # Fields of the form that a result can become.
 USES = ("image", "end_image")
@@ -73,13 +62,7 @@ class ResultPanel:
         t = context.t
         labels = {name: t(f"page.viewer.{name}") for name in ("empty", "preview", "so_far", "download", "folder")}
         labels["metadata"] = t("page.metadata")
-        self.viewer = gr.HTML(
-            {"labels": labels},
-            html_template=VIEWER_HTML,
-            css_template=VIEWER_CSS,
-            js_on_load=VIEWER_JS,
-            elem_id="viewer",
-        )
+        self.viewer = element("viewer", {"labels": labels}, "showViewer", elem_id="viewer")
         self.folder = gr.Textbox(
             label=t("page.output.folder_path"),
             visible=False,
@@ -88,13 +71,7 @@ class ResultPanel:
             buttons=["copy"],
             elem_id="folder-path",
         )
-        self.progress = gr.HTML(
-            None,
-            html_template=PROGRESS_HTML,
-            css_template=PROGRESS_CSS,
-            js_on_load=PROGRESS_JS,
-            elem_id="progress",
-        )
+        self.progress = element("progress", None, "showProgress", elem_id="progress")
         film = "picture" if context.mode == "single" else "film"
         levels = {StopLevel.NOW: "now", StopLevel.SECTION: "section", StopLevel.JOB: film}
         if context.mode == "single":
@@ -104,30 +81,18 @@ class ResultPanel:
                 level: gr.Button(t(f"page.stop.{name}"), size="sm", interactive=False, elem_id=f"stop-{name}", min_width=90)
                 for level, name in levels.items()
             }
-        self.queue = gr.HTML(
-            {},
-            html_template=QUEUE_HTML,
-            css_template=QUEUE_CSS,
-            js_on_load=QUEUE_JS,
-            elem_id="queue",
-        )
-        self.history = gr.HTML(
-            {},
-            html_template=HISTORY_HTML,
-            css_template=HISTORY_CSS,
-            js_on_load=HISTORY_JS,
-            elem_id="history",
-        )
+        self.queue = element("queue", {}, "showQueue", elem_id="queue")
+        self.history = element("history", {}, "showHistory", elem_id="history")
         self.seen = gr.State(Seen())
-        self.pulse = pulse(context.mode, context.front)
+        self.polling = element("polling", None, "poll", elem_id="pulse", padding=False)
 
     @property
     def outputs(self) -> list[Component]:
-        return [self.viewer, self.queue, self.history, *self.stops.values(), self.seen, self.pulse]
+        return [self.viewer, self.queue, self.history, *self.stops.values(), self.seen, self.polling]
 
     def wire(self, page: gr.Blocks) -> None:
         page.load(partial(self.look, Seen()), None, self.outputs, **QUIET)
-        self.pulse.click(self.look, self.seen, self.outputs, **QUIET)
+        self.polling.click(self.look, self.seen, self.outputs, **QUIET)
         for level, button in self.stops.items():
             stopped = button.click(partial(self.context.jobs.stop, level), None, None, **QUIET)
             stopped.then(self.look, self.seen, self.outputs, **QUIET)
@@ -179,7 +144,7 @@ class ResultPanel:
         jobs = self.context.jobs.all()
         job = self.context.jobs.current()
         now = seen_of(job, jobs)
-        updates: dict[Component, Any] = {self.seen: now, self.pulse: state_of(job, jobs)}
+        updates: dict[Component, Any] = {self.seen: now, self.polling: state_of(job, jobs)}
         if job is None:
             return updates
         if now.waiting != seen.waiting:

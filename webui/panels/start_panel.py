@@ -16,7 +16,8 @@ from eichi_utils.models.disk_space import extra_counts
 from eichi_utils.problems import Problem
 from eichi_utils.requests.request import Request
 from webui.context import QUIET, Context
-from webui.forms import field_problems, words
+from webui.forms import words
+from webui.forms.field_problems import field_problems
 from webui.forms.form import Form
 from webui.forms.uploads import keep_pictures
 
@@ -40,13 +41,7 @@ class StartPanel:
         self._submitted: tuple[Request | None, float] = (None, 0.0)
         with gr.Column(elem_classes="eichi-start", min_width=0):
             self.problems = gr.HTML(elem_id="problems")
-            self.wrong = gr.HTML(
-                {},
-                html_template=field_problems.HTML,
-                js_on_load=field_problems.js(self.t),
-                elem_id="field-problems",
-                elem_classes="eichi-unseen",
-            )
+            self.wrong = field_problems(self.t)
             self.summary = gr.HTML(elem_id="summary")
             self.start = gr.Button(self.t("page.start"), variant="primary", elem_id="start")
         request = form.kind(**form.defaults)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from functools import cache
 from html import escape
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -28,32 +27,9 @@ from webui.forms.action_result import clicked
 from webui.forms.form import Form
 from webui.live import timeline
 from webui.panels.metadata_panel import SectionOffer
+from webui.static_files import IN_BROWSER, call, element
 
 PICTURE_HEIGHT = 200
-# In the browser: (a cell's value, its section, all sections' values) -> all sections' values.
-PUT = """(value, section, all) => {
-  if (section === '') return all;
-  const values = JSON.parse(all || '{}'), kept = VALUE;
-  if (kept) values[section] = kept; else delete values[section];
-  return JSON.stringify(values); }"""
-PUT_PROMPT, REMOVE_PICTURE = PUT.replace("VALUE", "(value?.trim() ? value : '')"), PUT.replace("VALUE", "''")
-# An uploaded picture belongs to the section that it was dropped on. -> [all sections' values, that section if it is open].
-PUT_PICTURE = """(value, section, all) => {
-  const values = JSON.parse(all || '{}'), own = document.querySelector('#timeline .strip').cellOf(value?.orig_name) ?? section;
-  if (value && own !== '') values[own] = value.path;
-  return [JSON.stringify(values), own === section ? own : '']; }"""
-# Of an opened section: the section, if it has a picture that is not shown, because it came while the section was looked up.
-LATE = """(shown, section, all) => {
-  const own = JSON.parse(all || '{}')[section];
-  return own && shown?.path !== own ? `${section} ${Date.now()}` : ''; }"""
-# 0 is a scale like others, 1 is what a section has without one of its own; an empty box is null, which is refused.
-PUT_SCALE = PUT.replace("VALUE", "value !== 1").replace("= kept;", "= value;")
-# (keyframes, strip, overwrite): keyframe 0 into even sections, 1 into odd ones.
-COPY = """(all, strip, overwrite) => {
-  const values = JSON.parse(all || '{}');
-  for (let k = 2; k < strip.count; k++) if (values[k % 2] && (overwrite || !values[k])) values[k] = values[k % 2];
-  return JSON.stringify(values); }"""
-IN_BROWSER = MappingProxyType({"fn": None, "api_visibility": "private"})
 
 
 class TimelinePanel:
@@ -64,13 +40,7 @@ class TimelinePanel:
         t, self.pictures = context.t, form.has("keyframes")
         gr.HTML(f'<p class="eichi-hint">{t("page.timeline.hint" if self.pictures else "page.timeline.hint_prompts")}</p>')
         request = form.kind(**form.defaults)
-        self.strip = gr.HTML(
-            timeline.strip(request, t, self._url),
-            html_template=timeline.HTML,
-            css_template=timeline.CSS,
-            js_on_load=timeline.JS,
-            elem_id="timeline",
-        )
+        self.strip = element("timeline", timeline.strip(request, t, self._url), "timeline.show", elem_id="timeline")
         # Never seen; a label would be for nobody.
         hidden = {"visible": "hidden", "show_label": False}
         self.prompts = gr.Textbox("{}", elem_id="section-prompts-json", **hidden)
@@ -128,23 +98,29 @@ class TimelinePanel:
 
     def _wire(self) -> None:
         # No section is open until the clicked one's values are in their boxes, or they would go to the section open before.
-        self.strip.click(outputs=self.section, js="() => ''", **IN_BROWSER)
+        self.strip.click(outputs=self.section, js=call("timeline.closeSection"), **IN_BROWSER)
         data = {self.prompts, self.scales, *([self.keyframes] if self.pictures else [])}
         opened = [self.editor, self.title, self.prompt, self.scale, self.section]
         opened += [self.picture, *self.offer.outcome.outputs] if self.pictures else []
         self.opened = self.strip.click(self.open, data, opened, **QUIET)
-        self.prompt.change(inputs=[self.prompt, self.section, self.prompts], outputs=self.prompts, js=PUT_PROMPT, **IN_BROWSER)
-        self.scale.change(inputs=[self.scale, self.section, self.scales], outputs=self.scales, js=PUT_SCALE, **IN_BROWSER)
+        self.prompt.change(
+            inputs=[self.prompt, self.section, self.prompts], outputs=self.prompts, js=call("timeline.setPrompt"), **IN_BROWSER
+        )
+        self.scale.change(
+            inputs=[self.scale, self.section, self.scales], outputs=self.scales, js=call("timeline.setScale"), **IN_BROWSER
+        )
 
     def _wire_pictures(self) -> None:
         picture = [self.picture, self.section, self.keyframes]
-        self.picture.clear(inputs=picture, outputs=self.keyframes, js=REMOVE_PICTURE, **IN_BROWSER)
-        uploaded = self.picture.upload(inputs=picture, outputs=[self.keyframes, self.landed], js=PUT_PICTURE, **IN_BROWSER)
+        self.picture.clear(inputs=picture, outputs=self.keyframes, js=call("timeline.removePicture"), **IN_BROWSER)
+        uploaded = self.picture.upload(
+            inputs=picture, outputs=[self.keyframes, self.landed], js=call("timeline.setPicture"), **IN_BROWSER
+        )
         uploaded.then(self.restore, [self.landed, self.section, self.keyframes], self.picture, **QUIET)
-        self.opened.then(inputs=picture, outputs=self.late, js=LATE, **IN_BROWSER)
+        self.opened.then(inputs=picture, outputs=self.late, js=call("timeline.latePicture"), **IN_BROWSER)
         self.late.change(self.catch_up, [self.late, self.section, self.keyframes], self.picture, **QUIET)
         seen = [self.keyframes, self.strip, self.overwrite]
-        copied = self.copy.click(inputs=seen, outputs=self.keyframes, js=COPY, **IN_BROWSER)
+        copied = self.copy.click(inputs=seen, outputs=self.keyframes, js=call("timeline.copyKeyframes"), **IN_BROWSER)
         self.offer.wire(self.picture, uploaded, self.landed, self.section, self.prompt)
         copied.then(self._picture_of, [self.section, self.keyframes], self.picture, **QUIET)
 

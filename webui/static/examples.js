@@ -1,0 +1,28 @@
+// A model's examples, pictures with prompts, and the way back to what an example took the place of.
+import { make, makeButton } from './dom.js';
+
+/** undo: what its click carries in place of an example's number. */
+export function showExamples({ element, props, trigger, watch }, { undo }) {
+  const find = (name) => element.querySelector(name);
+
+  function cell(example, index) {
+    const button = makeButton('', '', () => trigger('click', { index }));
+    button.append(Object.assign(make('img'), { src: example.url, alt: '' }), example.prompt);
+    return button;
+  }
+
+  function show() {
+    const value = props.value || {};
+    const examples = value.examples || [];
+    find('.undo').hidden = !value.undo;
+    find('.undo').textContent = value.undo || '';
+    find('.title').hidden = !examples.length;
+    find('.row').hidden = !examples.length;
+    find('.title').textContent = value.title || '';
+    find('.row').replaceChildren(...examples.map(cell));
+  }
+
+  find('.undo').addEventListener('click', () => trigger('click', { index: undo }));
+  show();
+  watch('value', show);
+}
