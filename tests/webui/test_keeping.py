@@ -18,7 +18,7 @@ from tests.webui.forms.test_form import page as page
 from tests.webui.whole import Page, sentence
 from tests.webui.whole import whole as whole
 from webui import frame
-from webui.forms import input_guards
+from webui.forms.fields import NAME_CLASS
 from webui.panels.settings_panel import begin_with, setting_names
 
 pytestmark = pytest.mark.slow
@@ -107,7 +107,7 @@ def test_a_page_that_is_loaded_again_offers_what_is_kept_now(whole: Page, mode: 
     lora_presets(page.built.context.presets).save("set", [{"file": "ink.safetensors", "strength": 0.5}])
     calls = [call for call in page.built.blocks.fns.values() if call.fn and any(event == "load" for _, event in call.targets)]
     loaded = {component: update for call in calls for component, update in call.fn().items()}
-    lists = {box.elem_id: update for box, update in loaded.items() if input_guards.NAME in (box.elem_classes or [])}
+    lists = {box.elem_id: update for box, update in loaded.items() if NAME_CLASS in (box.elem_classes or [])}
     offered = {"prompts-name": ["mine"], "favourites-name": ["whole"], "lora-preset": [("set", "set")]}
     # Without a value: what was typed meanwhile stays.
     assert lists == {name: gr.update(choices=choices) for name, choices in offered.items()}
