@@ -21,7 +21,8 @@ from eichi_utils.files.paths import DEFAULT_UPLOADS, LORAS, PRESETS, SETTINGS, W
 from eichi_utils.jobs.alarm import Alarm
 from eichi_utils.jobs.housekeeping import Housekeeper
 from eichi_utils.jobs.job_log import JobLog
-from eichi_utils.jobs.queue import Job, Jobs
+from eichi_utils.jobs.queue import Jobs
+from eichi_utils.jobs.snapshot import Job
 from eichi_utils.jobs.timings import Timings
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem, UserError

@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_UPLOADS, PRESETS, SETTINGS
-from eichi_utils.jobs.queue import Job, Jobs
+from eichi_utils.jobs.queue import Jobs
+from eichi_utils.jobs.snapshot import Job
 from eichi_utils.jobs.timings import Timings
 from eichi_utils.models.catalogue import Models
 from eichi_utils.problems import Problem

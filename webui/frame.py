@@ -93,7 +93,7 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
             with gr.Column(elem_classes="eichi-result", min_width=0):
                 result = ResultPanel(context, form)
         result.wire(blocks)
-        start.wire(result.look, result.outputs, result.seen)
+        start.wire(result.refresh, result.outputs, result.shown)
         form.model.wire(start.look, start.outputs)
         filling = Filling(form, form.model)
         for wire in form.wirings:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eichi_utils.jobs.events import Event, Failed, Finished
-from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.snapshot import Job
 from eichi_utils.problems import UserError
 from eichi_utils.setup.console import is_terminal, write
 from eichi_utils.user_data.settings import CHOICES, AppSettings

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from eichi_utils.files.temporary import remove_abandoned
-from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.snapshot import Job
 from eichi_utils.problems import UserError
 from eichi_utils.requests.request import to_json
 from eichi_utils.user_data.passing import purge_passing, shortage

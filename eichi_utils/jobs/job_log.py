@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from eichi_utils.jobs.events import Ended, Event, Failed, Notice, Saved, Stage, Started, Step, Stopped
-from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.snapshot import Job
 from eichi_utils.jobs.view import View
 from eichi_utils.problems import Translate
 from eichi_utils.requests.request import Request, to_json

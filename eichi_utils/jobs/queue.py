@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from eichi_utils.files.paths import DISK_FULL, existing, new_job_id
 from eichi_utils.jobs.events import Event, Failed, StopLevel, Stopped
+from eichi_utils.jobs.snapshot import NEVER, Job, Snapshot
 from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import Request, requests_of_batch
@@ -33,6 +35,8 @@ MOST_UNFINISHED = 20
 HEARING_SECONDS = 5.0
 # Between the end of a worker that ended by itself and the next one.
 PAUSE_SECONDS = 0.1
+# Of the first version: what grows from there is a whole number in a browser as well, which has 53 bits for it.
+VERSION_BITS = 48
 
 
 class Stop:
@@ -54,23 +58,6 @@ class Stop:
 
 
 Execute = Callable[[Request, str, Stop], Generator[Event, None, None]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A snapshot: the request with its seed, and what is to be seen of it.
-
-    asked: what was submitted: with -1 for a random seed, and with the number of films. batch: the id of the first of the jobs
-    that were submitted together. submitted: as events' `at`.
-    """
-
-    id: str
-    request: Request
-    asked: Request
-    batch: str = ""
-    submitted: float = 0.0
-    view: View = field(default_factory=View)
-    version: int = 0
 
 
 # Told of each event of each job, with the job as it is after it.
@@ -140,6 +127,10 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._stops: dict[str, Stop] = {}
         self._changed = threading.Condition()
+        # Of all that can be seen of the jobs. In another process it begins elsewhere, so that a page that was open over a new
+        # start of the program does not take its own version for that of other jobs.
+        self._version = secrets.randbits(VERSION_BITS)
+        self._snapshot = Snapshot(NEVER).next(self._version, ())
         self._closed = self._left = False
         self._thread = threading.Thread(target=self._supervise, name="eichi-keeper", daemon=True)
         self._thread.start()
@@ -159,10 +150,10 @@ class Jobs:
                 # Of a hundred in the same millisecond two may well be equal.
                 name = next(name for name in iter(new_job_id, None) if name not in self._jobs)
                 first = first or name
-                self._jobs[name] = Job(name, one, asked=request, batch=first, submitted=submitted)
+                self._jobs[name] = Job(name, one, asked=request, batch=first, submitted=submitted, version=self._version + 1)
                 self._stops[name] = Stop()
             self._forget()
-            self._changed.notify_all()
+            self._tell()
             return self._jobs[first]
 
     def get(self, job_id: str) -> Job | None:
@@ -172,17 +163,18 @@ class Jobs:
 
     def all(self) -> tuple[Job, ...]:
         """Return every job that is remembered, in the order of running."""
-        with self._changed:
-            return tuple(self._jobs.values())
+        return self.snapshot().jobs
 
     def current(self) -> Job | None:
         """The running job, else the next waiting one, else the one that ended last, else None."""
-        jobs = self.all()
-        for wanted in ("running", "waiting"):
-            for job in jobs:
-                if job.view.state == wanted:
-                    return job
-        return max(reversed(jobs), key=lambda job: job.view.now) if jobs else None
+        return self.snapshot().current
+
+    def snapshot(self) -> Snapshot:
+        """Return all jobs as they are, and at which version what is shown of them changed last."""
+        with self._changed:
+            if self._snapshot.version != self._version:
+                self._snapshot = self._snapshot.next(self._version, tuple(self._jobs.values()))
+            return self._snapshot
 
     def stop(self, level: StopLevel) -> None:
         """Stop the running job, or the next one if none has begun, and drop what waits of its batch. JOB lets it finish and
@@ -215,14 +207,14 @@ class Jobs:
             following = iter(waiting)
             order = [next(following) if job.view.state == "waiting" else job.id for job in self._jobs.values()]
             self._jobs = {name: self._jobs[name] for name in order}
-            self._changed.notify_all()
+            self._tell()
 
     def follow(self, job_id: str) -> Iterator[View]:
         """The job's views as they change, ending with the one that has ended. Views in between may be passed over.
 
         Of a job that is forgotten there is none.
         """
-        version = -1
+        version = NEVER
         while True:
             with self._changed:
                 # In short waits: on Windows a Ctrl-C is not seen during a long one.
@@ -250,9 +242,14 @@ class Jobs:
     def _publish(self, job_id: str, view: View) -> Job:
         with self._changed:
             job = self._jobs[job_id]
-            self._jobs[job_id] = replace(job, view=view, version=job.version + 1)
-            self._changed.notify_all()
+            self._jobs[job_id] = replace(job, view=view, version=self._version + 1)
+            self._tell()
             return self._jobs[job_id]
+
+    def _tell(self) -> None:
+        """The jobs are others than before: the next version. Called with the lock."""
+        self._version += 1
+        self._changed.notify_all()
 
     def _next_job(self) -> Job | None:
         """The next waiting job, marked as running; None when closed."""
@@ -261,20 +258,22 @@ class Jobs:
                 waiting = [job for job in self._jobs.values() if job.view.state == "waiting"]
                 if self._closed:
                     return None
-                self._forget()
+                if self._forget():
+                    self._tell()
                 if waiting:
                     now = time.monotonic()
                     self._publish(waiting[0].id, replace(waiting[0].view, state="running", started=now, now=now))
                     return waiting[0]
                 self._changed.wait()
 
-    def _forget(self) -> None:
-        """Forget the oldest of the jobs that have ended; called with the lock, where jobs come and go."""
+    def _forget(self) -> bool:
+        """Forget the oldest of the jobs that have ended, if any; called with the lock, where jobs come and go."""
         ended = sorted((job for job in self._jobs.values() if job.view.ended), key=lambda job: job.view.now)
         unfinished = [job.id for job in ended if job.view.state != "finished"][-MOST_UNFINISHED:]
-        for job in ended[:-MOST_ENDED]:
-            if job.id not in unfinished:
-                del self._jobs[job.id], self._stops[job.id]
+        forgotten = [job.id for job in ended[:-MOST_ENDED] if job.id not in unfinished]
+        for job_id in forgotten:
+            del self._jobs[job_id], self._stops[job_id]
+        return bool(forgotten)
 
     def _supervise(self) -> None:
         """Have a worker until the last one left in order."""

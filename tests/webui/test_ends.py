@@ -13,7 +13,7 @@ import pytest
 
 from eichi_utils.files import folders, paths
 from eichi_utils.jobs.events import Failed, Finished, Saved, Started, StopLevel, Stopped
-from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.snapshot import NEVER, Job
 from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem
 from eichi_utils.requests import reverse
@@ -26,6 +26,7 @@ from webui.forms import words
 from webui.forms.set_aside import SetAside
 from webui.live import history
 from webui.live.history import history_of
+from webui.live.polling import news_of
 from webui.live.progress import where
 from webui.panels import start_panel
 from webui.panels.result_panel import ResultPanel
@@ -117,9 +118,25 @@ def test_a_tab_is_shown_the_history_when_it_is_loaded_and_when_a_job_ends(page, 
     engine.problem = None
     second = jobs.submit(ReverseRequest(prompt="second", steps=1))
     list(jobs.follow(second.id))
-    seen = panel.look(type(panel.seen.value)())
+    seen = panel.refresh(panel.shown.value)
     assert [entry["state"] for entry in seen[panel.history]["jobs"]] == ["failed"]
-    assert panel.history not in panel.look(seen[panel.seen])
+    assert panel.history not in panel.refresh(seen[panel.shown])
+
+
+def test_a_tab_that_was_shown_a_version_is_shown_nothing_twice(page, jobs, engine):
+    """The question that is asked every half second and the answer through gradio judged by different things what is new: where
+    they did not agree, a tab asked again and again, or was not told."""
+    panel = next(fn.fn.__self__ for fn in page("reverse").blocks.fns.values() if getattr(fn.fn, "__name__", "") == "arrange")
+    own, told = {panel.shown, panel.polling}, [NEVER]
+    engine.problem = Problem("loras/0", "lora_missing", {"file": "ink.safetensors"})
+    for prompt in ("first", "second"):
+        list(jobs.follow(jobs.submit(ReverseRequest(prompt=prompt)).id))
+        version = news_of(jobs, Translator("en"), "reverse")["version"]
+        seen = panel.refresh(told[-1])
+        assert seen[panel.shown] == seen[panel.polling] == version and seen.keys() > own | {panel.history}
+        assert panel.refresh(version).keys() == own
+        told.append(version)
+    assert len(set(told)) == len(told)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.snapshot import Job
 from locales import Translator
 from webui.forms import words
 from webui.live.queue import facts_of, name_of

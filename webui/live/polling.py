@@ -1,8 +1,8 @@
 """How tabs follow a job: a small question every half second, which the server answers without gradio. Where many tabs are seen
 at once, each asks more seldom, so that a film is not slower for them.
 
-The answer holds the progress and where the newest preview is, and a word that changes with everything else: only then a tab
-looks again through gradio, which costs the server twenty times as much. A tab that nobody sees asks nothing.
+The answer holds the progress, where the newest preview is, and the version of everything else: only where that is another one a
+tab looks again through gradio, which costs the server twenty times as much. A tab that nobody sees asks nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
-from eichi_utils.jobs.queue import Job, Jobs
+from eichi_utils.jobs.queue import Jobs
 from locales import Translator
 from webui.live.progress import progress_of
 
 ADDRESS = "/pulse"
+# What a tab is shown through gradio (`snapshot.PARTS`); the answers hold the rest.
+PARTS_OF_A_PAGE = ("result", "stops", "queue", "history")
 # Milliseconds between two questions of a tab while a job runs, and while none does; and questions a second of all tabs.
 BUSY, IDLE, MOST = 500, 1000, 10
 # Milliseconds that a tab waits at most, however many there are or somebody pretends to be; and tabs that are told apart.
@@ -66,17 +68,12 @@ def add_routes(app: FastAPI, jobs: Jobs, t: Translator, builds: Mapping[str, str
 
 def news_of(jobs: Jobs, t: Translator, mode: str, front: str = "") -> dict[str, Any]:
     """The answer, for a page of a mode."""
-    every, job = jobs.all(), jobs.current()
+    seen = jobs.snapshot()
+    job = seen.current
+    preview = f"{front}{ADDRESS}/preview/{job.id}-{seen.changed['preview']}" if job and job.view.preview else ""
     return {
-        "version": state_of(job, every),
-        "busy": any(other.view.state in ("running", "waiting") for other in every),
+        "version": seen.newest(*PARTS_OF_A_PAGE),
+        "busy": any(other.view.state in ("running", "waiting") for other in seen.jobs),
         "progress": progress_of(t, job, mode, time.monotonic()) if job else {},
-        "preview": f"{front}{ADDRESS}/preview/{job.id}-{abs(hash(job.view.preview))}" if job and job.view.preview else "",
+        "preview": preview,
     }
-
-
-def state_of(job: Job | None, every: tuple[Job, ...]) -> str:
-    """A word that is another one whenever something changed that progress and preview do not show."""
-    view = job and job.view
-    current = job and (job.id, view.film, view.picture, view.frames, view.width, view.stopping)
-    return str(hash((current, tuple((other.id, other.view.state) for other in every))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from eichi_utils.jobs.events import StopLevel
-from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.snapshot import Job
 from eichi_utils.jobs.view import View
 from locales import Translator
 from webui.forms import words

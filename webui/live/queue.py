@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.snapshot import Job
 from eichi_utils.requests.plan import FPS
 from locales import Translator
 

@@ -5,7 +5,6 @@ It only looks at the server's jobs, so a reload, a second tab or a closed one ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from eichi_utils.exchange.video import last_frame
 from eichi_utils.files.film_boxes import FilmLimitError
 from eichi_utils.files.paths import written_atomically
 from eichi_utils.jobs.events import StopLevel
-from eichi_utils.jobs.queue import Job
+from eichi_utils.jobs.snapshot import NEVER, Job
 from eichi_utils.jobs.view import View
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import to_json
@@ -31,7 +30,7 @@ from webui.forms import words
 from webui.forms.action_result import clicked
 from webui.forms.form import Form
 from webui.live.history import history_of
-from webui.live.polling import state_of
+from webui.live.polling import PARTS_OF_A_PAGE
 from webui.live.queue import ACTIONS, queue_of
 from webui.static_files import element
 
@@ -41,20 +40,8 @@ USES = ("image", "end_image")
 FOLDER = "folder"
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a tab has been shown last; the next look sends only what differs."""
-
-    job: str = ""
-    state: str = ""
-    film: str = ""
-    waiting: tuple[str, ...] = ()
-    stopping: StopLevel = StopLevel.NONE
-    ended: int = -1
-
-
 class ResultPanel:
-    """Viewer, progress and stop buttons; `look` brings a tab up to date."""
+    """Viewer, progress and stop buttons; `refresh` brings a tab up to date."""
 
     def __init__(self, context: Context, form: Form):
         self.context, self.t = context, context.t
@@ -83,23 +70,24 @@ class ResultPanel:
             }
         self.queue = element("queue", {}, "showQueue", elem_id="queue")
         self.history = element("history", {}, "showHistory", elem_id="history")
-        self.seen = gr.State(Seen())
+        # The version of the jobs that the tab was shown.
+        self.shown = gr.State(NEVER)
         self.polling = element("polling", None, "poll", elem_id="pulse", padding=False)
 
     @property
     def outputs(self) -> list[Component]:
-        return [self.viewer, self.queue, self.history, *self.stops.values(), self.seen, self.polling]
+        return [self.viewer, self.queue, self.history, *self.stops.values(), self.shown, self.polling]
 
     def wire(self, page: gr.Blocks) -> None:
-        page.load(partial(self.look, Seen()), None, self.outputs, **QUIET)
-        self.polling.click(self.look, self.seen, self.outputs, **QUIET)
+        page.load(partial(self.refresh, NEVER), None, self.outputs, **QUIET)
+        self.polling.click(self.refresh, self.shown, self.outputs, **QUIET)
         for level, button in self.stops.items():
             stopped = button.click(partial(self.context.jobs.stop, level), None, None, **QUIET)
-            stopped.then(self.look, self.seen, self.outputs, **QUIET)
+            stopped.then(self.refresh, self.shown, self.outputs, **QUIET)
         self.viewer.click(self.use, None, list(self.uses.values()), **QUIET)
         self.viewer.click(self.show_folder, None, self.folder, **QUIET)
         asked = self.queue.click(self.arrange, None, None, **QUIET)
-        asked.then(self.look, self.seen, self.outputs, **QUIET)
+        asked.then(self.refresh, self.shown, self.outputs, **QUIET)
 
     def use(self, event: gr.EventData) -> dict[Component, Any]:
         """The result, or its last frame, as a picture of the form."""
@@ -139,24 +127,22 @@ class ResultPanel:
         else:
             self.context.jobs.move(job, places)
 
-    def look(self, seen: Seen) -> dict[Component, Any]:
-        """Everything that changed since `seen`, and the new `seen`."""
-        jobs = self.context.jobs.all()
-        job = self.context.jobs.current()
-        now = seen_of(job, jobs)
-        updates: dict[Component, Any] = {self.seen: now, self.polling: state_of(job, jobs)}
+    def refresh(self, shown: int) -> dict[Component, Any]:
+        """Everything that changed since the version that the tab was shown, and the version that it is shown now."""
+        seen = self.context.jobs.snapshot()
+        job, now = seen.current, seen.newest(*PARTS_OF_A_PAGE)
+        updates: dict[Component, Any] = {self.shown: now, self.polling: now}
         if job is None:
             return updates
-        if now.waiting != seen.waiting:
-            updates[self.queue] = queue_of(self.t, jobs)
-        if (now.job, now.state, now.film) != (seen.job, seen.state, seen.film):
+        if seen.newer("queue", shown):
+            updates[self.queue] = queue_of(self.t, seen.jobs)
+        if seen.newer("result", shown):
             updates[self.viewer] = self._viewer(job)
-        if (now.job, now.state, now.ended) != (seen.job, seen.state, seen.ended):
-            updates[self.history] = history_of(self.t, jobs, job, self._file)
-        if (now.state, now.stopping, now.job) != (seen.state, seen.stopping, seen.job):
+        if seen.newer("history", shown):
+            updates[self.history] = history_of(self.t, seen.jobs, job, self._file)
+        if seen.newer("stops", shown):
             for level, button in self.stops.items():
-                running = now.state == "running"
-                updates[button] = gr.update(interactive=running and level > now.stopping)
+                updates[button] = gr.update(interactive=job.view.state == "running" and level > job.view.stopping)
         return updates
 
     def _viewer(self, job: Job) -> dict[str, Any]:
@@ -220,19 +206,3 @@ def frame_of(film: Path) -> Image.Image:
 
 def _use(view: View) -> str:
     return "picture" if view.picture else "last_frame"
-
-
-def seen_of(job: Job | None, jobs: tuple[Job, ...]) -> Seen:
-    """What a tab that is shown this has seen."""
-    waiting = tuple(other.id for other in jobs if other.view.state == "waiting")
-    if job is None:
-        return Seen(ended=0)
-    view = job.view
-    return Seen(
-        job=job.id,
-        state=view.state,
-        film=f"{view.film}{view.picture}{view.frames}{view.width}",
-        waiting=waiting,
-        stopping=view.stopping,
-        ended=sum(other.view.ended for other in jobs),
-    )
