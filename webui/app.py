@@ -36,8 +36,8 @@ from webui.context import Context
 from webui.flags import AUTH_VARIABLE, read_flags
 from webui.forms.set_aside import SetAside
 from webui.frame import page_data, theme
-from webui.gradio_compat import answers_to_errors
 from webui.http.doors import Doors, Rules
+from webui.http.event_errors import answers_to_errors
 from webui.http.gate import Gate
 from webui.http.login import Login
 from webui.http.page_build import SameBuild, build_of

@@ -18,7 +18,7 @@ from webui.forms import words
 from webui.forms.boundary import Bounded, telling
 from webui.forms.form import Form
 from webui.forms.form_updates import Filling
-from webui.gradio_compat import CheckedBlocks
+from webui.gradio_compat import CheckedBlocks, IdleBlocks
 from webui.http.page_build import HEADER
 from webui.live import polling
 from webui.panels.metadata_panel import MetadataPanel
@@ -50,24 +50,11 @@ SESSIONS = 100
 QUEUE_PAUSE = 0.25
 
 
-class Page(CheckedBlocks, Bounded):
-    """A page that costs the server nothing while nobody clicks, and holds no connection to it open.
-
-    Gradio keeps a stream for each tab that has state, to forget it with the tab. Browsers open six connections to a server, so
-    the sixth tab would never load; here the oldest states are forgotten instead.
-    """
+class Page(CheckedBlocks, IdleBlocks, Bounded):
+    """A page that takes no foreign file, costs nothing while nobody clicks, and shows no error but as a sentence."""
 
     def __init__(self, t: Translator, **settings: Any):
-        super().__init__(t=t, **settings)
-        self.state_session_capacity = SESSIONS
-
-    def queue(self, *args: Any, **settings: Any) -> gr.Blocks:
-        super().queue(*args, **settings)
-        self._queue.sleep_when_free = self._queue.progress_update_sleep_when_free = QUEUE_PAUSE
-        return self
-
-    def get_config_file(self) -> dict[str, Any]:
-        return {**super().get_config_file(), "connect_heartbeat": False}
+        super().__init__(t=t, sessions=SESSIONS, pause=QUEUE_PAUSE, **settings)
 
 
 @contextmanager
@@ -118,7 +105,7 @@ def saving_panels(context: Context, form: Form) -> SettingsPanel:
 def fill_on_load(context: Context, form: Form, filling: Filling, settings: SettingsPanel | None, blocks: Page) -> None:
     """On load the form shows the request of the job that the page shows; else what the user begins with."""
     model = filling.model
-    outputs = [*filling.outputs, *(settings.outputs if settings else []), *form.fresh, blocks.told]
+    outputs = [*filling.outputs, *(settings.outputs if settings else []), *form.fresh, blocks.message]
 
     def fill() -> dict[Component, Any]:
         job = context.job_to_fill_from()
@@ -126,7 +113,7 @@ def fill_on_load(context: Context, form: Form, filling: Filling, settings: Setti
         said = settings.loaded(notes) if settings else {}
         said |= {component: update() for component, update in form.fresh.items()}
         if damaged := context.set_aside.news(notes):
-            said[blocks.told] = telling(context.t, damaged, "note")
+            said[blocks.message] = telling(context.t, damaged, "note")
         if job is None:
             return filling.begin(fields) | said
         return form.write(job.asked) | model.shown(job.asked) | said

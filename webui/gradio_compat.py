@@ -1,33 +1,37 @@
-"""What gradio does not offer by public names, each with the reason and the version it was seen in."""
+"""What gradio does not document or name as its own, each with the reason and the version it was seen in.
+
+`tests/webui/test_gradio_compat.py` lists it all, and says what an upgrade has taken away and what is to be done.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from traceback import walk_tb
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
-from fastapi.exceptions import RequestValidationError
-from gradio import route_utils, routes, state_holder
+from gradio import processing_utils, route_utils, routes, state_holder, utils
 from gradio.blocks import BlockFunction
+from gradio.components import Component
+from gradio.components.image import ImageData as ImageData
+from gradio.data_classes import FileData as FileData
 from gradio.data_classes import PredictBody
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.user_data.passing import need_room
-from locales import Translator
 from webui.http.addresses import WORD
-from webui.http.path_check import note_use, paths_in
+from webui.http.event_errors import RefusedEvent
 
 # Bytes of an upload between two looks at the disk; a few hundred may come at once.
 LOOK_BYTES = 1 << 20
@@ -39,7 +43,144 @@ WATCHED = 100
 # What a component's value is read and written by has nothing to do with these.
 LOOK = frozenset(["value", "visible", "interactive", "label", "info", "placeholder", "open", "elem_classes", "render"])
 
-logger = logging.getLogger(__name__)
+
+def number_of(component: Component) -> int:
+    """Return a component's number on its page: the order of making, and a key that outlives a session (6.31: `_id`)."""
+    return component._id
+
+
+def described(page: gr.Blocks) -> list[Any]:
+    """Return what a page is made of, as plain data: its components, and its functions with what they read and change."""
+    components = [(number, type(block).__name__) for number, block in sorted(page.blocks.items())]
+    functions = []
+    for number, function in sorted(page.fns.items()):
+        read, changed = (list(map(number_of, blocks)) for blocks in (function.inputs, function.outputs))
+        targets = sorted(map(str, function.targets))
+        functions.append((number, function.name, targets, read, changed, function.trigger_after, function.js))
+    return [components, functions]
+
+
+def upload_folder() -> Path:
+    """Return the folder into which gradio writes what is uploaded (6.31: by the environment at each call)."""
+    return Path(utils.get_upload_folder())
+
+
+def is_upload(path: str) -> bool:
+    """Tell whether a path is in gradio's folder of uploads."""
+    return Path(path).resolve().is_relative_to(upload_folder().resolve())
+
+
+def served_copy(path: str, component: Component) -> str:
+    """Return a copy of a file where browsers may see it, as gradio makes one of what a component shows."""
+    return processing_utils.save_file_to_cache(path, component.GRADIO_CACHE)
+
+
+def can_be_sent(data: list[Any]) -> bool:
+    """Tell whether gradio's kind of JSON can hold an answer: no halves of characters, no integers of more than 64 bits."""
+    try:
+        routes.ORJSONResponse(data)
+    except TypeError:
+        return False
+    return True
+
+
+def was_raised_while_reading(error: Exception) -> bool:
+    """Tell whether gradio raised it at a value that no component of the page sends."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return any(frame.f_code is gr.Blocks.preprocess_data.__code__ for frame in frames)
+
+
+def paths_in(value: Any) -> Iterator[Any]:
+    """Every path of a file in what a browser sent for a component: those of single ones, of lists, and inside of others."""
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, Mapping):
+            if one.get("path") is not None:
+                yield one["path"]
+            rest += one.values()
+        elif isinstance(one, (list, tuple)):
+            rest += one
+
+
+def note_use(path: str) -> None:
+    """Let an upload count as used now; those that nobody uses are deleted some day."""
+    with suppress(OSError):
+        if is_upload(path):
+            os.utime(path)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A function that an event calls: its name, and the components that it changes."""
+
+    name: str
+    outputs: tuple[Component, ...]
+
+
+class AnsweredBlocks(gr.Blocks):
+    """A page whose events all pass `answer`. message: an output that each of them has beside its own."""
+
+    message: gr.HTML
+
+    async def answer(self, event: Event, inputs: list[Any], run: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        """Return an event's answer; `run` makes gradio's."""
+        raise NotImplementedError
+
+    async def process_api(
+        self, block_fn: BlockFunction | int, inputs: list[Any], *args: Any, **settings: Any
+    ) -> dict[str, Any]:
+        """Gradio (6.31) has every event of every route come through here."""
+        function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
+        make = super().process_api
+        event = Event(function.name, tuple(function.outputs))
+        return await self.answer(event, inputs, lambda: make(function, inputs, *args, **settings))
+
+    def get_config_file(self) -> dict[str, Any]:
+        """Browsers learn from this (6.31) which components an answer's values are for."""
+        config = super().get_config_file()
+        for call in config["dependencies"]:
+            if call["backend_fn"] and number_of(self.message) not in call["outputs"]:
+                call["outputs"] = [*call["outputs"], number_of(self.message)]
+        return config
+
+
+def unchanged(event: Event) -> dict[str, Any]:
+    """Return the answer after which every output is as it was (6.31: what `Blocks.process_api` returns)."""
+    return {
+        "data": [gr.skip() for _ in event.outputs],
+        "is_generating": False,
+        "iterator": None,
+        "duration": 0.0,
+        "average_duration": 0.0,
+        "render_config": None,
+        "changed_state_ids": [],
+        "used_cache": None,
+    }
+
+
+class IdleBlocks(gr.Blocks):
+    """A page that costs the server nothing while nobody clicks, and holds no connection to it open.
+
+    Gradio (6.31) keeps a stream for each tab that has state, to forget it with the tab. Browsers open six connections to a
+    server, so the sixth tab would never load; here the oldest of so many `sessions` are forgotten instead.
+
+    pause: seconds between two looks into the queue, of gradio's own 1 and 10 ms.
+    """
+
+    def __init__(self, *, sessions: int, pause: float, **settings: Any):
+        # Making a page makes its queue.
+        self._pause = pause
+        super().__init__(**settings)
+        self.state_session_capacity = sessions
+
+    def queue(self, *args: Any, **settings: Any) -> gr.Blocks:
+        super().queue(*args, **settings)
+        self._queue.sleep_when_free = self._queue.progress_update_sleep_when_free = self._pause
+        return self
+
+    def get_config_file(self) -> dict[str, Any]:
+        return {**super().get_config_file(), "connect_heartbeat": False}
 
 
 class CheckedBlocks(gr.Blocks):
@@ -199,14 +340,6 @@ class TabState(state_holder.SessionState):
         """Keep nothing."""
 
 
-class RefusedEvent(Exception):
-    """An event that no page of ours sends. key: the end of a sentence's, such as "page.door.word"."""
-
-    def __init__(self, status: int, key: str):
-        super().__init__(key)
-        self.status, self.key = status, key
-
-
 def function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> BlockFunction:
     """Return the function that an event asks for.
 
@@ -222,25 +355,6 @@ def function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> B
     if found is None:
         raise RefusedEvent(HTTPStatus.NOT_FOUND, "function")
     return found
-
-
-def answers_to_errors(t: Translator) -> dict[str, Any]:
-    """Settings of a page's application by which events that no page sends are answered with a sentence, and a line of the log.
-
-    Gradio's own application answers to what is no event with all of it.
-    """
-
-    async def refused(request: Request, error: RefusedEvent) -> Response:
-        return said(request, error.status, t(f"page.door.{error.key}"))
-
-    async def unreadable(request: Request, error: Exception) -> Response:
-        return said(request, HTTPStatus.UNPROCESSABLE_ENTITY, t("problem.page_value"))
-
-    def said(request: Request, status: int, sentence: str) -> Response:
-        logger.warning("an event was refused: %s %s: %s", request.method, request.url.path[-100:], sentence)
-        return JSONResponse({"detail": sentence, "error": sentence}, status)
-
-    return {"exception_handlers": {RefusedEvent: refused, RequestValidationError: unreadable}}
 
 
 def _work(component: Any) -> dict[str, Any]:

@@ -276,6 +276,6 @@ def test_a_page_tells_of_damaged_settings_when_it_is_loaded(page, tmp_path):
     (tmp_path / "settings").mkdir(exist_ok=True)
     (tmp_path / "settings" / "app_settings.json").write_text("{broken")
     fill = next(fn.fn for fn in built.blocks.fns.values() if getattr(fn.fn, "__name__", "") == "fill")
-    (line,) = fill()[built.blocks.told]["lines"]
+    (line,) = fill()[built.blocks.message]["lines"]
     assert "app_settings.json.damaged-" in line
-    assert built.blocks.told not in fill()
+    assert built.blocks.message not in fill()

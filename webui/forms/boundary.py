@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
-from traceback import walk_tb
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import gradio as gr
-from gradio.blocks import BlockFunction
-from gradio.routes import ORJSONResponse
 
 from eichi_utils.jobs.queue import problems_of
 from eichi_utils.problems import Problem, UserError
 from locales import Translator
 from webui.forms import words
+from webui.gradio_compat import AnsweredBlocks, Event, can_be_sent, unchanged, was_raised_while_reading
 from webui.static_files import element
 
 # Of a refused value's description, in the log: a browser may send megabytes.
@@ -29,54 +27,42 @@ MOST_CHARACTERS = 4_000_000
 logger = logging.getLogger(__name__)
 
 
-class Bounded(gr.Blocks):
-    """A page no handler of which shows an error of its own. `told` is where it says what went wrong.
+class Bounded(AnsweredBlocks):
+    """A page no handler of which shows an error of its own. `message` is where it says what went wrong.
 
-    Every handler's answer has one value more, for `told`, so that a handler need not know of it; one that has something to say
-    there itself has it among its outputs.
+    Every handler's answer has one value more, for `message`, so that a handler need not know of it; one that has something to
+    say there itself has it among its outputs.
     """
-
-    told: gr.HTML
 
     def __init__(self, t: Translator, **settings: Any):
         super().__init__(**settings)
         self.t = t
 
     def place(self) -> gr.HTML:
-        """Put `told` here; to be called once, inside of the page."""
-        self.told = element("messages", {}, "showMessages", elem_id="told", padding=False)
-        return self.told
+        """Put `message` here; to be called once, inside of the page."""
+        self.message = element("messages", {}, "showMessages", elem_id="told", padding=False)
+        return self.message
 
-    async def process_api(
-        self, block_fn: BlockFunction | int, inputs: list[Any], *args: Any, **settings: Any
-    ) -> dict[str, Any]:
-        call = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
+    async def answer(self, event: Event, inputs: list[Any], run: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
         said = gr.skip()
         try:
             if sum(len(value) for value in inputs if isinstance(value, str)) > MOST_CHARACTERS:
                 raise UserError([Problem("", "page_too_much", {"most": MOST_CHARACTERS})])
-            answer = await super().process_api(call, inputs, *args, **settings)
+            answer = await run()
             answer["data"] = sendable(answer["data"])
         except Exception as error:
-            _log(call, error)
+            _log(event, error)
             said = telling(self.t, problems_at(error))
-            answer = _unchanged(call)
-        if self.told not in call.outputs:
+            answer = unchanged(event)
+        if self.message not in event.outputs:
             answer["data"] = [*answer["data"], said]
         elif said != gr.skip():
-            answer["data"][call.outputs.index(self.told)] = said
+            answer["data"][event.outputs.index(self.message)] = said
         return answer
-
-    def get_config_file(self) -> dict[str, Any]:
-        config = super().get_config_file()
-        for call in config["dependencies"]:
-            if call["backend_fn"] and self.told._id not in call["outputs"]:
-                call["outputs"] = [*call["outputs"], self.told._id]
-        return config
 
 
 def telling(t: Translator, problems: Iterable[Problem], look: str = "wrong") -> dict[str, Any]:
-    """The value of `told` that shows these sentences. look: "wrong", or "note" where nothing failed."""
+    """The value of `message` that shows these sentences. look: "wrong", or "note" where nothing failed."""
     lines = [words.problem_sentence(t, problem) for problem in problems]
     return {"lines": lines, "look": look, "at": time.monotonic_ns(), "close": t("page.close")} if lines else {}
 
@@ -84,11 +70,7 @@ def telling(t: Translator, problems: Iterable[Problem], look: str = "wrong") -> 
 def sendable(data: list[Any]) -> list[Any]:
     """Return an answer as gradio's JSON can hold it: without halves of surrogate pairs, which names of files and what was typed
     may have, and without integers of more than 64 bits."""
-    try:
-        ORJSONResponse(data)
-    except TypeError:
-        return _whole(data)
-    return data
+    return data if can_be_sent(data) else _whole(data)
 
 
 def _whole(value: Any) -> Any:
@@ -103,7 +85,7 @@ def _whole(value: Any) -> Any:
 
 def problems_at(error: Exception) -> tuple[Problem, ...]:
     """What to tell the user about an exception that ended a handler: what can be mended, else that the log has the cause."""
-    if _while_reading(error):
+    if was_raised_while_reading(error):
         return (Problem("", "page_value"),)
     problems = problems_of(error)
     if all(problem.key != "unexpected" for problem in problems):
@@ -113,28 +95,8 @@ def problems_at(error: Exception) -> tuple[Problem, ...]:
     return (Problem("", "page_failed"),)
 
 
-def _while_reading(error: Exception) -> bool:
-    """Whether gradio raised it at a value that no component of the page sends."""
-    frames = (frame for frame, _ in walk_tb(error.__traceback__))
-    return any(frame.f_code is gr.Blocks.preprocess_data.__code__ for frame in frames)
-
-
-def _log(call: BlockFunction, error: Exception) -> None:
-    if isinstance(error, UserError) or _while_reading(error):
-        logger.warning("%s was not carried out: %s", call.name, str(error)[:SHOWN_CHARACTERS])
+def _log(event: Event, error: Exception) -> None:
+    if isinstance(error, UserError) or was_raised_while_reading(error):
+        logger.warning("%s was not carried out: %s", event.name, str(error)[:SHOWN_CHARACTERS])
     else:
-        logger.error("%s failed", call.name, exc_info=error)
-
-
-def _unchanged(call: BlockFunction) -> dict[str, Any]:
-    """The answer after which every output is as it was."""
-    return {
-        "data": [gr.skip() for _ in call.outputs],
-        "is_generating": False,
-        "iterator": None,
-        "duration": 0.0,
-        "average_duration": 0.0,
-        "render_config": None,
-        "changed_state_ids": [],
-        "used_cache": None,
-    }
+        logger.error("%s failed", event.name, exc_info=error)

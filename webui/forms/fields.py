@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.components.image import ImageData
-from gradio.data_classes import FileData
-from gradio.processing_utils import save_file_to_cache
 
+from webui.gradio_compat import FileData, ImageData, served_copy
 from webui.quick_start import without_stubs
 
 UPLOAD_HEIGHT = 64
@@ -62,7 +60,7 @@ with without_stubs():
         def postprocess(self, value: str | None) -> FileData | None:
             if not value or not Path(value).is_file():
                 return None
-            path, size = save_file_to_cache(value, self.GRADIO_CACHE), Path(value).stat().st_size
+            path, size = served_copy(value, self), Path(value).stat().st_size
             return FileData(path=path, orig_name=Path(value).name, size=size)
 
     class Picture(gr.Image):
@@ -77,7 +75,7 @@ with without_stubs():
             # A job from the command line names a file anywhere; gradio shows only what lies in its cache.
             if not value or not Path(value).is_file():
                 return None
-            return ImageData(path=save_file_to_cache(value, self.GRADIO_CACHE), orig_name=Path(value).name)
+            return ImageData(path=served_copy(value, self), orig_name=Path(value).name)
 
 
 def picture(**settings: Any) -> Picture:

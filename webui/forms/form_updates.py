@@ -11,6 +11,7 @@ from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request, to_json
 from eichi_utils.requests.transfer import usable
 from webui.forms.form import Form
+from webui.gradio_compat import number_of
 from webui.panels.model_panel import ModelPanel
 
 # With another model, size or number of steps comes what the model panel shows of it: the list of models and of sizes too.
@@ -30,7 +31,7 @@ class Filling:
     def outputs(self) -> list[Component]:
         """What `put` and `back` may return."""
         components = self.form.components | set(self.model.outputs) | set(self.form.closed)
-        return sorted(components, key=lambda component: component._id)
+        return sorted(components, key=number_of)
 
     def standing(self, values: Mapping[Component, Any]) -> Request:
         """The request as the form stands; what cannot be read of it is as on a new page."""
@@ -55,14 +56,14 @@ class Filling:
         if any(name in WITH_MODEL for name in changed):
             changed += [name for name in LISTS if name in entries and name not in changed]
         updates = self._written(request, changed)
-        held = {component._id: values[component] for component in updates}
+        held = {number_of(component): values[component] for component in updates}
         if any(name in WITH_MODEL for name in changed):
             updates |= self.model.shown(request)
         return updates | (self.form.closed if updates else {}), held
 
     def back(self, held: Held) -> dict[Component, Any]:
         """Updates that show again what was there before `put`."""
-        updates = {component: held[component._id] for component in self.form.components if component._id in held}
+        updates = {component: held[number_of(component)] for component in self.form.components if number_of(component) in held}
         shown = {name: updates.get(self.form.entries[name].components[0]) for name in WITH_MODEL if name in self.form.entries}
         known = {name: value for name, value in shown.items() if value is not None}
         if known:

@@ -12,10 +12,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
 from urllib.parse import quote
 
-from gradio.utils import get_upload_folder
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -27,7 +25,7 @@ from eichi_utils.problems import UserError
 from eichi_utils.user_data.passing import need_room
 from locales import Translator
 from webui.forms.words import problem_sentence
-from webui.gradio_compat import replace_parts
+from webui.gradio_compat import replace_parts, upload_folder
 from webui.http.addresses import FILE, UPLOAD, fault, is_range, place_of
 from webui.http.answer_headers import outgoing
 from webui.http.connection import LET_IN
@@ -171,7 +169,7 @@ class Doors:
     async def _upload(self, visit: _Visit) -> None:
         """Pass an upload on. That it cannot be kept, as where a disk is full, is a sentence and no traceback."""
         try:
-            need_room(Path(get_upload_folder()))
+            need_room(upload_folder())
             await self.app(visit.scope, visit.receive, visit.send_unless_broken)
         except UserError as error:
             sentence = problem_sentence(self.t, error.problems[0])

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 from starlette.datastructures import Headers
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from locales import Translator
 from webui import static_files
+from webui.gradio_compat import described
 
 HEADER = "x-eichi-build"
 # Gradio's routes that call a function of a page, below the page's own path.
@@ -35,12 +35,7 @@ def build_of(page: gr.Blocks, mode: str, place: str, language: str) -> str:
 
     place: the path at which it is, for the same page may be at one path now and at another one later.
     """
-    components = [(number, type(block).__name__) for number, block in sorted(page.blocks.items())]
-    calls = [
-        (number, call.name, sorted(map(str, call.targets)), _ids(call.inputs), _ids(call.outputs), call.trigger_after, call.js)
-        for number, call in sorted(page.fns.items())
-    ]
-    seen = json.dumps([mode, place, language, sources(), components, calls], default=str)
+    seen = json.dumps([mode, place, language, sources(), described(page)], default=str)
     return hashlib.sha256(seen.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]
 
 
@@ -51,10 +46,6 @@ def sources() -> str:
     for path in sorted(folder.rglob("*.py")):
         found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()
-
-
-def _ids(blocks: Any) -> list[int]:
-    return [block._id for block in blocks]
 
 
 class SameBuild:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import mimetypes
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradio.utils import get_upload_folder
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eichi_utils.files.temporary import PREFIX, is_unfinished
+from webui.gradio_compat import is_upload, upload_folder
 
 # Gradio's two addresses of a file, whatever page they are below.
 ADDRESS = re.compile(r"/gradio_api/file[=/](.*)", re.DOTALL)
@@ -60,7 +59,7 @@ class OwnFiles:
         return is_upload(path) or not RUN.fullmatch(mimetypes.guess_type(path)[0] or "")
 
     def _is_inside(self, path: Path) -> bool:
-        roots = [(Path(os.path.abspath(folder)), folder.resolve()) for folder in (Path(get_upload_folder()), *self.folders)]
+        roots = [(Path(os.path.abspath(folder)), folder.resolve()) for folder in (upload_folder(), *self.folders)]
         # By its name first: on Windows merely looking for \\host\share\... logs in there.
         if not any(path.is_relative_to(root) for both in roots for root in both):
             return False
@@ -80,31 +79,6 @@ def _is_shown(rest: Path, uploaded: bool) -> bool:
     *folders, name = rest.parts or ("",)
     hidden = name.startswith(PREFIX) or is_unfinished(name) if uploaded else name.startswith(".")
     return not hidden and not any(folder.startswith(".") for folder in folders)
-
-
-def is_upload(path: str) -> bool:
-    """Tell whether a path is in gradio's folder of uploads."""
-    return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
-
-
-def paths_in(value: Any) -> Iterator[Any]:
-    """Every path of a file in what a browser sent for a component: those of single ones, of lists, and inside of others."""
-    rest = [value]
-    while rest:
-        one = rest.pop()
-        if isinstance(one, Mapping):
-            if one.get("path") is not None:
-                yield one["path"]
-            rest += one.values()
-        elif isinstance(one, (list, tuple)):
-            rest += one
-
-
-def note_use(path: str) -> None:
-    """Let an upload count as used now; those that nobody uses are deleted some day."""
-    with suppress(OSError):
-        if is_upload(path):
-            os.utime(path)
 
 
 class ServedFiles:

@@ -15,7 +15,6 @@ from zipfile import ZipFile
 
 import gradio as gr
 from gradio.components import Component
-from gradio.utils import get_upload_folder
 
 from eichi_utils.exchange.section_zip import export_sections, import_sections
 from eichi_utils.problems import UserError
@@ -27,6 +26,7 @@ from webui.forms.action_result import Outcome
 from webui.forms.form import Form
 from webui.forms.form_updates import Filling
 from webui.forms.words import NOT_YET
+from webui.gradio_compat import upload_folder
 
 # A ZIP that was made to be downloaded is of no use to anybody after this time, nor are more of them.
 KEPT_SECONDS = 3600
@@ -76,7 +76,7 @@ class SectionsPanel:
             return self.outcome.refused(wrong)
         name = time.strftime("section_export_%Y%m%d_%H%M%S.zip")
         try:
-            need_room(Path(get_upload_folder()))
+            need_room(upload_folder())
             folder = _fresh_folder()
             export_sections(request, folder / name, self.t.language)
         except UserError as error:
@@ -133,7 +133,7 @@ def content_of(archive: Path, secret: bytes) -> str:
 
 def _fresh_folder() -> Path:
     """A new folder from which pages may serve; those of long ago go, and those beyond the number that is kept."""
-    exports = Path(get_upload_folder()) / "exports"
+    exports = upload_folder() / "exports"
     exports.mkdir(parents=True, exist_ok=True)
     made: list[tuple[float, Path]] = []
     for old in exports.iterdir():

@@ -20,6 +20,7 @@ from webui.forms import words
 from webui.forms.field_problems import field_problems
 from webui.forms.form import Form
 from webui.forms.uploads import keep_pictures
+from webui.gradio_compat import number_of
 
 # Two clicks on Start within this time mean one film.
 DOUBLE_CLICK_SECONDS = 1.5
@@ -60,7 +61,7 @@ class StartPanel:
         # Typing asks often; the page answers the newest state and skips what lies between.
         # Another model is judged together with the size that comes with it: the model panel asks for that.
         typed = self.form.components - set(self.form.entries["model"].components)
-        changes = [component.change for component in sorted(typed, key=lambda c: c._id)]
+        changes = [component.change for component in sorted(typed, key=number_of)]
         looked = gr.on(changes, self.look, self.form.components, self.outputs, trigger_mode="always_last", **QUIET)
         # Answers to quick changes can overtake each other, and an old one would stay; whatever came last, this one is new.
         # Always last here too, or gradio skips the new look while one at older values is under way.

@@ -15,7 +15,6 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
-from gradio.processing_utils import save_file_to_cache
 
 from eichi_utils.files.safe_reading import parse_json
 from eichi_utils.problems import Problem
@@ -25,6 +24,7 @@ from webui.context import QUIET, Context
 from webui.forms import fields
 from webui.forms.action_result import clicked
 from webui.forms.form import Form
+from webui.gradio_compat import served_copy
 from webui.live import timeline
 from webui.panels.metadata_panel import SectionOffer
 from webui.static_files import IN_BROWSER, call, element
@@ -166,11 +166,8 @@ class TimelinePanel:
 
     def _published(self, path: str) -> str:
         """A copy that browsers may see; the path itself where there is no file, which the checks will say."""
-        return (
-            save_file_to_cache(path, self.picture.GRADIO_CACHE)
-            if Path(path).is_file() and not self.context.holds(path)
-            else path
-        )
+        is_hidden = Path(path).is_file() and not self.context.holds(path)
+        return served_copy(path, self.picture) if is_hidden else path
 
     def _url(self, path: str) -> str:
         return self.context.url(path) if path and self.context.holds(path) else ""

@@ -26,6 +26,7 @@ from tests.threads import in_a_loop
 from webui.app import PAGES
 from webui.context import Context
 from webui.forms.boundary import MOST_CHARACTERS, Bounded, problems_at
+from webui.gradio_compat import number_of
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +92,7 @@ def ask(page: Bounded, call: Any, inputs: list, event: Any = None, state: Sessio
 
 def said(page: Bounded, call: Any, answer: dict[str, Any]) -> list[str]:
     """What an answer tells of what went wrong."""
-    at = call.outputs.index(page.told) if page.told in call.outputs else -1
+    at = call.outputs.index(page.message) if page.message in call.outputs else -1
     assert len(answer["data"]) == len(call.outputs) + (at == -1)
     return answer["data"][at].get("lines", [])
 
@@ -249,4 +250,4 @@ def test_every_handler_of_a_page_can_tell(jobs, tmp_path, monkeypatch, mode):
     monkeypatch.setattr(gr.routes.App, "create_app", lambda *args, **settings: None)
     page = PAGES[mode][1](Context(jobs, Translator("en"), mode, tmp_path, models=Models(tmp_path)))
     calls = [call for call in page.get_config_file()["dependencies"] if call["backend_fn"]]
-    assert len(calls) > 20 and all(call["outputs"].count(page.told._id) == 1 for call in calls)
+    assert len(calls) > 20 and all(call["outputs"].count(number_of(page.message)) == 1 for call in calls)

@@ -29,8 +29,9 @@ from eichi_utils.requests.file_fields import MOST_NAMED, with_files
 from eichi_utils.requests.loras import is_below
 from locales import Translator, table
 from webui.app import PAGES, build
+from webui.gradio_compat import paths_in
 from webui.http.page_build import HEADER
-from webui.http.path_check import OwnFiles, paths_in
+from webui.http.path_check import OwnFiles
 
 pytestmark = pytest.mark.slow
 
