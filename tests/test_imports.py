@@ -76,7 +76,7 @@ WALL_CLOCK = {
     "eichi_utils/user_data/purge.py",
     "eichi_utils/files/temporary.py",
     "webui/panels/sections_panel.py",
-    "webui/forms/set_aside.py",
+    "webui/forms/damaged_files.py",
     "miniature/training.py",
 }
 MAY_PRINT = ("launch.py", COMMAND_LINE, "miniature/", "benchmarks/")

@@ -34,7 +34,7 @@ from locales import Translator
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi, static_files
 from webui.context import Context
 from webui.flags import AUTH_VARIABLE, read_flags
-from webui.forms.set_aside import SetAside
+from webui.forms.damaged_files import DamagedFiles
 from webui.frame import page_data, theme
 from webui.http.doors import Doors, Rules
 from webui.http.event_errors import answers_to_errors
@@ -44,7 +44,7 @@ from webui.http.page_build import SameBuild, build_of
 from webui.http.path_check import ServedFiles
 from webui.http.server import Server, address, listen, room
 from webui.live import polling
-from webui.live.shown import ShownPictures
+from webui.live.browser_pictures import BrowserPictures
 from webui.panels.memory_panel import RESERVE, change
 from webui.static_files import STYLE, PageHeads
 
@@ -109,7 +109,7 @@ def build(
     places = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
     login = Login(dict(auth if isinstance(auth, Mapping) else [auth])) if auth else None
     app = Site(rules, t, login, places)
-    app.add_middleware(ShownPictures)
+    app.add_middleware(BrowserPictures)
     models = models or Models()
     links = {name: rules.root + place for name, place in places.items()}
     for name, (path, _) in PAGES.items():
@@ -119,7 +119,7 @@ def build(
     polling.add_routes(app, jobs, t, builds, rules.root)
     static_files.add_routes(app)
     # What is mounted at "/" takes every address that is not taken before.
-    set_aside = SetAside(settings, presets)
+    damaged_files = DamagedFiles(settings, presets)
     for name in sorted(PAGES, key=lambda name: name == mode):
         path, page = PAGES[name]
         root = "" if name == mode else path
@@ -143,7 +143,7 @@ def build(
             log=log,
             more_uploads=more_uploads,
             notices=notices,
-            set_aside=set_aside,
+            damaged_files=damaged_files,
         )
         blocks = page(context)
         builds[name] = build_of(blocks, name, links[name], t.language)
@@ -195,7 +195,7 @@ def _serve(mode: str, options: argparse.Namespace) -> None:
     saved, log = AppSettings(), Log(SOURCES[mode], options.t, OutputFolders(folders.logs, where["more_outputs"], FOLDER))
     for handler in logging.getLogger().handlers:
         handler.addFilter(log.seldom)
-    begin(saved, log, engine, mode, options.reserve_gb)
+    apply_saved(saved, log, engine, mode, options.reserve_gb)
     rules = Rules(
         options.server,
         tuple(options.allow_host),
@@ -208,7 +208,7 @@ def _serve(mode: str, options: argparse.Namespace) -> None:
     where |= {"uploads": folders.uploads, "settings": folders.settings, "presets": folders.presets}
     if folders.moved:
         where |= {"more_uploads": (DEFAULT_UPLOADS,), "notices": (_moved(folders, options.t),)}
-    housekeeper = tidied(folders, saved, mode, jobs.all, (outputs, *where["more_outputs"]))
+    housekeeper = start_housekeeping(folders, saved, mode, jobs.all, (outputs, *where["more_outputs"]))
     try:
         app = build(jobs, mode, options.t, outputs, models=models, **where)
         with listen(options.server, options.port) as listener:
@@ -220,7 +220,7 @@ def _serve(mode: str, options: argparse.Namespace) -> None:
         log.close()
 
 
-def tidied(
+def start_housekeeping(
     folders: UserFolders, saved: AppSettings, mode: str, jobs: Callable[[], Iterable[Job]], results: tuple[Path, ...]
 ) -> Housekeeper:
     """Give gradio a folder of this program's own for what is uploaded, and begin to tidy up. results: where films lie."""
@@ -248,7 +248,7 @@ def _moved(folders: UserFolders, t: Translator) -> Problem:
     return notice
 
 
-def begin(settings: AppSettings, log: Log, engine: Engine, mode: str, reserve_gb: float | None) -> None:
+def apply_saved(settings: AppSettings, log: Log, engine: Engine, mode: str, reserve_gb: float | None) -> None:
     """What was saved about log and card counts from the start; reserve_gb: what the command line says instead.
 
     Nothing of it keeps the program from starting.

@@ -21,7 +21,7 @@ from eichi_utils.render.engine import Engine
 from eichi_utils.user_data.log_file import Log
 from eichi_utils.user_data.settings import AppSettings, JsonFile
 from locales import Translator
-from webui.forms.set_aside import SetAside
+from webui.forms.damaged_files import DamagedFiles
 from webui.http.path_check import OwnFiles
 
 # Events that neither wait in gradio's queue nor show its spinner: everything here answers at once.
@@ -39,7 +39,7 @@ class Context:
     more_outputs: further folders that results may go to and are shown from. timings: of this machine's runs so far.
     models: those to choose from. engine: whose reserve of the card the page changes; None where it changes none.
     plain: only what the original FramePack page had. settings, presets: folders of what the user saved.
-    set_aside: damaged files that pages tell of; the same for all pages of a server.
+    damaged_files: damaged files that pages tell of; the same for all pages of a server.
     log: the program's, which the page switches on and off; None where it does not.
     more_uploads: where pictures were kept by other versions. notices: what every page says of the program.
     """
@@ -62,13 +62,13 @@ class Context:
     log: Log | None = None
     more_uploads: tuple[Path, ...] = ()
     notices: tuple[Problem, ...] = ()
-    set_aside: SetAside | None = None
+    damaged_files: DamagedFiles | None = None
     has_login: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t", self.t.of(self.mode))
-        if self.set_aside is None:
-            object.__setattr__(self, "set_aside", SetAside(self.settings, self.presets))
+        if self.damaged_files is None:
+            object.__setattr__(self, "damaged_files", DamagedFiles(self.settings, self.presets))
 
     @property
     def app_settings(self) -> AppSettings:

@@ -50,14 +50,14 @@ def page(context: Context) -> gr.Blocks:
         if not context.plain:
             size_panel(form)
             panel = TimelinePanel(context, form)
-            followers[panel.strip] = panel.look
+            followers[panel.strip] = panel.on_change
             LoraPanel(context, form, blocks, panel.scale)
         seed_panel(context, form)
         advanced_panel(context, form)
         output_panel(context, form)
         if not context.plain:
             latents = LatentsPanel(context, form)
-            followers[latents.info] = latents.look
+            followers[latents.info] = latents.on_change
     return blocks
 
 

@@ -15,9 +15,9 @@ from eichi_utils.requests.modes import MODES
 from locales import Translator
 from webui.context import QUIET, Context
 from webui.forms import words
-from webui.forms.boundary import Bounded, telling
+from webui.forms.boundary import ErrorBoundary, message_value
 from webui.forms.form import Form
-from webui.forms.form_updates import Filling
+from webui.forms.form_updates import FormUpdates
 from webui.gradio_compat import CheckedBlocks, IdleBlocks
 from webui.http.page_build import HEADER
 from webui.live import polling
@@ -25,7 +25,7 @@ from webui.panels.metadata_panel import MetadataPanel
 from webui.panels.presets_panel import FavouritesPanel
 from webui.panels.result_panel import ResultPanel
 from webui.panels.sections_panel import SectionsPanel
-from webui.panels.settings_panel import SettingsPanel, begin_with
+from webui.panels.settings_panel import SettingsPanel, starting_fields
 from webui.panels.start_panel import Follower, StartPanel
 from webui.static_files import call
 
@@ -50,7 +50,7 @@ SESSIONS = 100
 QUEUE_PAUSE = 0.25
 
 
-class Page(CheckedBlocks, IdleBlocks, Bounded):
+class Page(CheckedBlocks, IdleBlocks, ErrorBoundary):
     """A page that takes no foreign file, costs nothing while nobody clicks, and shows no error but as a sentence."""
 
     def __init__(self, t: Translator, **settings: Any):
@@ -81,13 +81,13 @@ def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, 
                 result = ResultPanel(context, form)
         result.wire(blocks)
         start.wire(result.refresh, result.outputs, result.shown)
-        form.model.wire(start.look, start.outputs)
-        filling = Filling(form, form.model)
+        form.model.wire(start.on_change, start.outputs)
+        form_updates = FormUpdates(form, form.model)
         for wire in form.wirings:
-            wire(filling)
+            wire(form_updates)
         if settings:
-            settings.wire(filling, start.start)
-        fill_on_load(context, form, filling, settings, blocks)
+            settings.wire(form_updates, start.start)
+        fill_on_load(context, form, form_updates, settings, blocks)
 
 
 def saving_panels(context: Context, form: Form) -> SettingsPanel:
@@ -102,21 +102,21 @@ def saving_panels(context: Context, form: Form) -> SettingsPanel:
         return SettingsPanel(context, form)
 
 
-def fill_on_load(context: Context, form: Form, filling: Filling, settings: SettingsPanel | None, blocks: Page) -> None:
+def fill_on_load(context: Context, form: Form, form_updates: FormUpdates, settings: SettingsPanel | None, blocks: Page) -> None:
     """On load the form shows the request of the job that the page shows; else what the user begins with."""
-    model = filling.model
-    outputs = [*filling.outputs, *(settings.outputs if settings else []), *form.fresh, blocks.message]
+    model = form_updates.model
+    outputs = [*form_updates.outputs, *(settings.outputs if settings else []), *form.fresh, blocks.message]
 
     def fill() -> dict[Component, Any]:
         job = context.job_to_fill_from()
-        fields, notes = begin_with(context, form) if settings and job is None else ({}, [])
-        said = settings.loaded(notes) if settings else {}
+        fields, notes = starting_fields(context, form) if settings and job is None else ({}, [])
+        said = settings.on_load(notes) if settings else {}
         said |= {component: update() for component, update in form.fresh.items()}
-        if damaged := context.set_aside.news(notes):
-            said[blocks.message] = telling(context.t, damaged, "note")
+        if damaged := context.damaged_files.news(notes):
+            said[blocks.message] = message_value(context.t, damaged, "note")
         if job is None:
-            return filling.begin(fields) | said
-        return form.write(job.asked) | model.shown(job.asked) | said
+            return form_updates.initial(fields) | said
+        return form.write(job.asked) | model.updates_for(job.asked) | said
 
     # What somebody types before the answer would be lost in it, so the form takes nothing until then.
     blocks.load(None, None, None, js=call("form.close"), **QUIET)

@@ -41,7 +41,7 @@ MOST_FILES = 300
 WATCHED = 100
 
 # What a component's value is read and written by has nothing to do with these.
-LOOK = frozenset(["value", "visible", "interactive", "label", "info", "placeholder", "open", "elem_classes", "render"])
+APPEARANCE = frozenset(["value", "visible", "interactive", "label", "info", "placeholder", "open", "elem_classes", "render"])
 
 
 def number_of(component: Component) -> int:
@@ -204,10 +204,10 @@ class CheckedBlocks(gr.Blocks):
         if len(paths) > MOST_FILES:
             raise UserError([Problem("", "page_too_many_files", {"most": MOST_FILES})])
         if paths:
-            await run_in_threadpool(self._look_up, paths)
+            await run_in_threadpool(self._check_paths, paths)
         return await super().preprocess_data(block_fn, inputs, *args, **settings)
 
-    def _look_up(self, paths: list[Any]) -> None:
+    def _check_paths(self, paths: list[Any]) -> None:
         """Note the use of files, each once. Raises UserError where one may not be named."""
         seen = set()
         for path in paths:
@@ -327,7 +327,7 @@ class TabState(state_holder.SessionState):
 
     def __setitem__(self, key: int, value: Any) -> None:
         known = self.blocks_config.blocks.get(key)
-        if known is None or known.stateful or _work(known) != _work(value):
+        if known is None or known.stateful or _behaviour(known) != _behaviour(value):
             super().__setitem__(key, value)
             self.config_values.clear()
         else:
@@ -357,9 +357,9 @@ def function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> B
     return found
 
 
-def _work(component: Any) -> dict[str, Any]:
+def _behaviour(component: Any) -> dict[str, Any]:
     """What a component was made with, but for what its browser alone has to do with."""
-    return {name: value for name, value in component.constructor_args.items() if name not in LOOK}
+    return {name: value for name, value in component.constructor_args.items() if name not in APPEARANCE}
 
 
 def replace_parts() -> None:

@@ -64,7 +64,7 @@ def main(descriptors: int, step_seconds: float, flags: list[str]) -> None:
     app.build = with_slow
     app.PAGES = MappingProxyType({name: (path, empty_page) for name, (path, _) in app.PAGES.items()})
     app.Engine, app.Jobs = engine, Busy
-    app.begin = lambda *args: None
+    app.apply_saved = lambda *args: None
     server.Patience = functools.partial(server.Patience, head=3.0)
     app.serve("reverse", flags)
 

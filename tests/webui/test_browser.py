@@ -176,7 +176,7 @@ def test_a_late_answer_to_an_old_change_does_not_stay(serve, open_page, tower, m
     """The look that follows an answer was skipped while one at older values was under way: Start stayed closed."""
     bad, good = [], []
     waits, let_go = threading.Event(), threading.Event()
-    real = StartPanel.look
+    real = StartPanel.on_change
 
     def look(panel, values):
         answer = real(panel, values)
@@ -190,7 +190,7 @@ def test_a_late_answer_to_an_old_change_does_not_stay(serve, open_page, tower, m
             good.append(seed)
         return answer
 
-    monkeypatch.setattr(StartPanel, "look", look)
+    monkeypatch.setattr(StartPanel, "on_change", look)
     page = open_page(serve("reverse", "en").url)
     asked = asked_by(page)
     fill(page, tower)

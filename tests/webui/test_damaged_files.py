@@ -16,8 +16,8 @@ from tests.eichi_utils.user_data.test_damaged_files import good as good
 from tests.webui.forms.test_form import page as page
 from tests.webui.whole import Page
 from tests.webui.whole import whole as whole
-from webui.app import begin
-from webui.panels.settings_panel import begin_with
+from webui.app import apply_saved
+from webui.panels.settings_panel import starting_fields
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +33,10 @@ def test_damaged_files_keep_nobody_from_the_page(damage: str, whole: Page, good:
             DAMAGES[damage](tmp_path / folder / name, (good / name).read_text(encoding="utf-8"))
     engine = SimpleNamespace(card=None, reserve_gb=0.5)
     log = Log("test", Translator("en"), OutputFolders(tmp_path, (), FOLDER))
-    begin(AppSettings(JsonFile(tmp_path / "settings" / "app_settings.json")), log, engine, "reverse", None)
+    apply_saved(AppSettings(JsonFile(tmp_path / "settings" / "app_settings.json")), log, engine, "reverse", None)
     log.close()
     made = whole()
-    fields, _ = begin_with(made.built.context, made.built.form)
+    fields, _ = starting_fields(made.built.context, made.built.form)
     assert fields.get("steps") == (12 if damage in STILL_GOOD else None)
     made.fill(prompt="a cat")
     for panel in (made.prompts.panel, made.favourites.panel):

@@ -23,7 +23,7 @@ from eichi_utils.user_data.settings import AppSettings, JsonFile
 from locales import LANGUAGES, Translator
 from tests.webui.forms.test_form import page as page
 from webui.forms import words
-from webui.forms.set_aside import SetAside
+from webui.forms.damaged_files import DamagedFiles
 from webui.live import history
 from webui.live.history import history_of
 from webui.live.polling import news_of
@@ -110,7 +110,7 @@ def test_a_file_that_is_gone_is_no_link(tmp_path):
 def test_a_tab_is_shown_the_history_when_it_is_loaded_and_when_a_job_ends(page, jobs, engine):
     """A reload and a second tab see what the first one does."""
     built = page("reverse")
-    panel = next(fn.fn.__self__ for fn in built.blocks.fns.values() if getattr(fn.fn, "__name__", "") == "arrange")
+    panel = next(fn.fn.__self__ for fn in built.blocks.fns.values() if getattr(fn.fn, "__name__", "") == "on_queue_click")
     assert isinstance(panel, ResultPanel)
     engine.problem = Problem("loras/0", "lora_missing", {"file": "ink.safetensors"})
     first = jobs.submit(ReverseRequest(prompt="first"))
@@ -126,7 +126,9 @@ def test_a_tab_is_shown_the_history_when_it_is_loaded_and_when_a_job_ends(page, 
 def test_a_tab_that_was_shown_a_version_is_shown_nothing_twice(page, jobs, engine):
     """The question that is asked every half second and the answer through gradio judged by different things what is new: where
     they did not agree, a tab asked again and again, or was not told."""
-    panel = next(fn.fn.__self__ for fn in page("reverse").blocks.fns.values() if getattr(fn.fn, "__name__", "") == "arrange")
+    panel = next(
+        fn.fn.__self__ for fn in page("reverse").blocks.fns.values() if getattr(fn.fn, "__name__", "") == "on_queue_click"
+    )
     own, told = {panel.shown, panel.polling}, [NEVER]
     engine.problem = Problem("loras/0", "lora_missing", {"file": "ink.safetensors"})
     for prompt in ("first", "second"):
@@ -146,8 +148,8 @@ def test_a_tab_that_was_shown_a_version_is_shown_nothing_twice(page, jobs, engin
 ])  # fmt: skip
 def test_a_click_on_a_job_that_is_gone_does_nothing(page, jobs, engine, event):
     built = page("reverse")
-    panel = next(fn.fn.__self__ for fn in built.blocks.fns.values() if getattr(fn.fn, "__name__", "") == "arrange")
-    panel.arrange(gr.EventData(None, event))
+    panel = next(fn.fn.__self__ for fn in built.blocks.fns.values() if getattr(fn.fn, "__name__", "") == "on_queue_click")
+    panel.on_queue_click(gr.EventData(None, event))
     assert jobs.all() == ()
 
 
@@ -155,13 +157,13 @@ def test_two_tabs_act_on_the_same_queue(page, jobs, engine):
     """One tab removes or moves what the other has removed, what has just begun, or what has ended; both press Stop."""
     engine.hold.clear()
     built = page("reverse")
-    panel = next(fn.fn.__self__ for fn in built.blocks.fns.values() if getattr(fn.fn, "__name__", "") == "arrange")
+    panel = next(fn.fn.__self__ for fn in built.blocks.fns.values() if getattr(fn.fn, "__name__", "") == "on_queue_click")
     running, waiting, _last = (jobs.submit(ReverseRequest(prompt=name, steps=2)) for name in ("running", "waiting", "last"))
     while jobs.get(running.id).view.state != "running":
         time.sleep(0.01)
 
     def click(action, one):
-        panel.arrange(gr.EventData(None, {"job": one.id, "action": action}))
+        panel.on_queue_click(gr.EventData(None, {"job": one.id, "action": action}))
 
     for action in ("remove", "up", "down"):
         click(action, running)
@@ -226,9 +228,9 @@ def test_typing_writes_nothing_and_makes_one_plan(page, tower, monkeypatch):
     monkeypatch.setattr(reverse, "Plan", lambda **parts: made.append(1) or plan(**parts))
     monkeypatch.setattr(paths, "_try_writing", lambda folder: written.append(folder) or trial(folder))
     values = built.values(image=tower, prompt="a cat yawns")
-    built.start.look(values)
+    built.start.on_change(values)
     # Gradio looks twice: an answer to an older change can come last.
-    built.start.look(values)
+    built.start.on_change(values)
     assert (len(made), written) == (1, [])
     built.start.submit(values)
     assert len(made) <= 3 and len(written) == 1
@@ -240,7 +242,7 @@ def test_a_folder_that_only_a_trial_refuses_is_said_at_start(page, jobs, tower, 
     full = Problem("out", "disk_full")
     monkeypatch.setattr(folders, "folder_problem", lambda folder, trial=True, field="": full if trial else None)
     values = built.values(image=tower, prompt="a cat yawns")
-    assert built.start.look(values)[built.start.problems] == ""
+    assert built.start.on_change(values)[built.start.problems] == ""
     said = built.start.submit(values)
     assert words.problem_sentence(built.form.t, full) in said[built.start.problems] and jobs.all() == ()
     assert said[built.start.start]["interactive"] is True
@@ -251,7 +253,7 @@ def test_what_was_set_aside_is_told_once_whoever_found_it(tmp_path):
     file = tmp_path / "app_settings.json"
     file.write_text("{broken")
     AppSettings(JsonFile(file)).choice("reverse", "log_enabled")
-    told = SetAside(tmp_path)
+    told = DamagedFiles(tmp_path)
     (problem,) = told.news()
     assert problem.values["file"] == str(file) and (tmp_path / problem.values["kept"]).read_text() == "{broken"
     assert told.news() == []
@@ -259,7 +261,7 @@ def test_what_was_set_aside_is_told_once_whoever_found_it(tmp_path):
 
 def test_a_note_of_the_reading_itself_is_not_told_twice(tmp_path):
     (tmp_path / "app_settings.json").write_text("{broken")
-    told = SetAside(tmp_path)
+    told = DamagedFiles(tmp_path)
     _, notes = AppSettings(JsonFile(tmp_path / "app_settings.json")).fields("reverse")
     assert told.news(notes) == list(notes) and told.news() == []
 
@@ -267,7 +269,7 @@ def test_a_note_of_the_reading_itself_is_not_told_twice(tmp_path):
 def test_what_was_set_aside_long_ago_is_old(tmp_path):
     (tmp_path / "app_settings.json.damaged-20200101_120000").touch()
     (tmp_path / "app_settings.json.damaged-by-me").touch()
-    assert SetAside(tmp_path).news() == []
+    assert DamagedFiles(tmp_path).news() == []
 
 
 def test_a_page_tells_of_damaged_settings_when_it_is_loaded(page, tmp_path):

@@ -35,7 +35,7 @@ def test_the_existing_programs_zip_fills_the_form(whole: Page, language: str):
     """Whatever language its page had, and ours has."""
     page = whole("reverse", language=language)
     said = page.see(
-        page.zip.take(page.holds | {page.zip.upload: str(COMPAT / f"sections_{language}.zip"), page.zip.how: "replace"})
+        page.zip.import_zip(page.holds | {page.zip.upload: str(COMPAT / f"sections_{language}.zip"), page.zip.how: "replace"})
     )
     request = page.request
     assert f"sections_{language}.zip" in said
@@ -56,9 +56,9 @@ def test_every_field_of_the_form_comes_back_from_its_zip(whole: Page, tower: str
         own |= {name: picture for name in ("image", "end_image") if name in first.built.form.entries}
         own |= {"keyframes": {2: picture}} if mode == "reverse" else {}
         first.fill(**own)
-        made = first.zip.make(first.holds)[first.zip.outcome.box]["file"]
+        made = first.zip.export_zip(first.holds)[first.zip.outcome.box]["file"]
         path = made["url"].partition("file=")[2]
-        second.see(second.zip.take(second.holds | {second.zip.upload: path, second.zip.how: "replace"}))
+        second.see(second.zip.import_zip(second.holds | {second.zip.upload: path, second.zip.how: "replace"}))
         before, after = to_json(first.request), to_json(second.request)
         for name in ("image", "end_image"):
             if name in before:
@@ -74,7 +74,7 @@ def test_merge_adds_and_undo_takes_back(whole: Page, tower: str):
     page = whole()
     page.fill(image=tower, prompt="mine", seed=5, section_prompts={1: "old", 2: "two"}, seconds=4.0)
     before = dict(page.holds)
-    page.see(page.zip.take(page.holds | {page.zip.upload: str(COMPAT / "sections_minimal.zip"), page.zip.how: "merge"}))
+    page.see(page.zip.import_zip(page.holds | {page.zip.upload: str(COMPAT / "sections_minimal.zip"), page.zip.how: "merge"}))
     request = page.request
     assert (request.prompt, request.seed, request.seconds) == ("mine", 5, 4.0)
     assert request.section_prompts == {0: "Character reaches out", 1: "Character turns toward us", 2: "two"}
@@ -87,8 +87,8 @@ def test_a_form_with_a_mistake_is_undone_to_the_mistake(whole: Page):
     page = whole()
     (seed,), (steps,) = page.built.form.entries["seed"].components, page.built.form.entries["steps"].components
     page.holds |= {seed: "many", steps: None}
-    assert "many" in page.see(page.zip.make(page.holds))
-    page.see(page.zip.take(page.holds | {page.zip.upload: str(COMPAT / "sections_en.zip"), page.zip.how: "replace"}))
+    assert "many" in page.see(page.zip.export_zip(page.holds))
+    page.see(page.zip.import_zip(page.holds | {page.zip.upload: str(COMPAT / "sections_en.zip"), page.zip.how: "replace"}))
     assert (page.holds[seed], page.holds[steps]) == ("7", None)
     page.undo(page.zip)
     assert (page.holds[seed], page.holds[steps]) == ("many", None)
@@ -99,11 +99,11 @@ def test_nobody_keeps_megabytes_to_be_undone(whole: Page):
     page = whole()
     zipped = {page.zip.upload: str(COMPAT / "sections_en.zip"), page.zip.how: "replace"}
     page.fill(prompt="x" * 5000)
-    page.see(page.zip.take(page.holds | zipped))
+    page.see(page.zip.import_zip(page.holds | zipped))
     page.undo(page.zip)
     assert page.request.prompt == "x" * 5000
     page.fill(prompt="x" * 3_800_000)
-    updates = page.zip.take(page.holds | zipped)
+    updates = page.zip.import_zip(page.holds | zipped)
     assert updates[page.zip.outcome.about] is None and updates[page.zip.outcome.box]["actions"] == {}
     assert page.see(updates)
 
@@ -111,7 +111,7 @@ def test_nobody_keeps_megabytes_to_be_undone(whole: Page):
 def test_clearing_the_place_for_a_zip_changes_nothing(whole: Page):
     """The existing page wiped pictures, prompts and LoRA."""
     page = whole()
-    assert page.zip.take(page.holds | {page.zip.upload: None, page.zip.how: "replace"}) == page.zip.outcome.same()
+    assert page.zip.import_zip(page.holds | {page.zip.upload: None, page.zip.how: "replace"}) == page.zip.outcome.same()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_bad_zip_is_told_beside_and_changes_nothing(whole: Page, tmp_path: Pat
     else:
         packed(path, files)
     page = whole()
-    updates = page.zip.take(page.holds | {page.zip.upload: str(path), page.zip.how: "replace"})
+    updates = page.zip.import_zip(page.holds | {page.zip.upload: str(path), page.zip.how: "replace"})
     assert set(updates) == {page.zip.upload, *page.zip.outcome.outputs}
     said = page.see(updates)
     assert sentence(key) in said and str(tmp_path) not in said
@@ -147,7 +147,7 @@ def test_a_bad_zip_is_told_beside_and_changes_nothing(whole: Page, tmp_path: Pat
 
 
 def exported(page: Any) -> Path:
-    url = page.zip.make(page.holds)[page.zip.outcome.box]["file"]["url"]
+    url = page.zip.export_zip(page.holds)[page.zip.outcome.box]["file"]["url"]
     return Path(url.partition("file=")[2])
 
 
@@ -174,7 +174,10 @@ def test_nothing_is_exported_or_imported_on_a_full_disk(whole: Page, monkeypatch
     """Exports filled it to the last byte, and then no film could be saved."""
     page = whole()
     monkeypatch.setattr(shutil, "disk_usage", lambda place: types.SimpleNamespace(free=10**9))
-    for updates in (page.zip.make(page.holds), page.zip.take(page.holds | {page.zip.upload: "a.zip", page.zip.how: "merge"})):
+    for updates in (
+        page.zip.export_zip(page.holds),
+        page.zip.import_zip(page.holds | {page.zip.upload: "a.zip", page.zip.how: "merge"}),
+    ):
         assert "2000 MB" in page.see(updates)
 
 
@@ -187,7 +190,7 @@ def png(path: Path, **chunks: str) -> str:
 
 
 def offered(panel: Any, path: str) -> dict:
-    return panel.look(path).get(panel.outcome.box) or {}
+    return panel.on_upload(path).get(panel.outcome.box) or {}
 
 
 def test_a_start_picture_offers_what_it_says(whole: Page, tmp_path: Path):
@@ -197,11 +200,11 @@ def test_a_start_picture_offers_what_it_says(whole: Page, tmp_path: Path):
     path = png(tmp_path / "a.png", parameters="A cat.\nSeed: 0")
     assert set(offered(page.offer, path)["actions"]) == {"prompt", "seed", "everything"}
     assert "A cat." in offered(page.offer, path)["lines"][0][1]
-    page.see(page.offer.look(path))
+    page.see(page.offer.on_upload(path))
     assert (page.request.prompt, page.request.seed) == ("mine", 5)
-    page.see(page.offer.take(page.holds, clicked("seed")))
+    page.see(page.offer.apply(page.holds, clicked("seed")))
     assert (page.request.prompt, page.request.seed) == ("mine", 0)
-    page.see(page.offer.take(page.holds, clicked("undo")))
+    page.see(page.offer.apply(page.holds, clicked("undo")))
     assert (page.request.prompt, page.request.seed) == ("mine", 5)
     for nothing in (png(tmp_path / "b.png"), str(tmp_path / "gone.png")):
         assert offered(page.offer, nothing) == {}
@@ -213,8 +216,8 @@ def test_stable_diffusions_pictures(whole: Page, tmp_path: Path):
     path = png(
         tmp_path / "a.png", parameters="a cat\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, Seed: 99, Size: 8x8"
     )
-    page.see(page.metadata.look(path))
-    page.see(page.metadata.take(page.holds, clicked("everything")))
+    page.see(page.metadata.on_upload(path))
+    page.see(page.metadata.apply(page.holds, clicked("everything")))
     assert (page.request.prompt, page.request.negative_prompt, page.request.seed) == ("a cat", "blurry", 99)
 
 
@@ -225,8 +228,8 @@ def test_parameters_in_exif(whole: Page, tmp_path: Path, suffix: str, coding: st
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "猫が走る\nSeed: 4".encode(f"utf-16-{coding}")
     Image.new("RGB", (64, 64)).save(tmp_path / f"a.{suffix}", exif=exif)
     page = whole()
-    page.see(page.offer.look(str(tmp_path / f"a.{suffix}")))
-    page.see(page.offer.take(page.holds, clicked("everything")))
+    page.see(page.offer.on_upload(str(tmp_path / f"a.{suffix}")))
+    page.see(page.offer.apply(page.holds, clicked("everything")))
     assert (page.request.prompt, page.request.seed) == ("猫が走る", 4)
 
 
@@ -241,19 +244,19 @@ def test_everything_of_our_own_picture(whole: Page, tower: str, tmp_path: Path):
     Image.new("RGB", (64, 64)).save(tmp_path / "j.png", pnginfo=png_info(made))
     page = whole()
     page.fill(end_image=tower, image=tower)
-    page.see(page.metadata.look(str(tmp_path / "j.png")))
-    said = page.see(page.metadata.take(page.holds, clicked("everything")))
+    page.see(page.metadata.on_upload(str(tmp_path / "j.png")))
+    said = page.see(page.metadata.apply(page.holds, clicked("everything")))
     request = page.request
     assert {name: getattr(request, name) for name in own} == own
     assert (request.image, request.end_image, set(request.keyframes)) == (kept, tower, {1})
     assert said.count("secret.jpg was not taken over") == 2 and "Final frame" in said and "Keyframe 2" in said
     page.fill(image=tower)
-    page.see(page.offer.look(str(tmp_path / "j.png")))
-    page.see(page.offer.take(page.holds, clicked("everything")))
+    page.see(page.offer.on_upload(str(tmp_path / "j.png")))
+    page.see(page.offer.apply(page.holds, clicked("everything")))
     assert page.request.image == tower, "the start picture was just chosen"
     forward = whole("forward")
-    forward.see(forward.metadata.look(str(tmp_path / "j.png")))
-    forward.see(forward.metadata.take(forward.holds, clicked("everything")))
+    forward.see(forward.metadata.on_upload(str(tmp_path / "j.png")))
+    forward.see(forward.metadata.apply(forward.holds, clicked("everything")))
     assert forward.request.section_prompts == {0: "begins"}
 
 
@@ -263,8 +266,8 @@ def test_everything_from_any_mode_to_any(whole: Page, tmp_path: Path, source: st
     """A one-frame picture on the F1 page was a popup that said 'seconds'."""
     Image.new("RGB", (64, 64)).save(tmp_path / "j.png", pnginfo=png_info(MODES[source](prompt="a dog", seed=5, steps=9)))
     page = whole(target)
-    page.see(page.metadata.look(str(tmp_path / "j.png")))
-    page.see(page.metadata.take(page.holds, clicked("everything")))
+    page.see(page.metadata.on_upload(str(tmp_path / "j.png")))
+    page.see(page.metadata.apply(page.holds, clicked("everything")))
     assert (page.request.prompt, page.request.seed, page.request.steps) == ("a dog", 5, 9)
 
 
@@ -278,8 +281,8 @@ def test_references_beyond_the_pages_places_are_named(whole: Page, tower: str, t
     made = MODES["single"](prompt="x", controls=tuple(Control(file) for file in files))
     Image.new("RGB", (64, 64)).save(tmp_path / "j.png", pnginfo=png_info(made))
     page = whole("single")
-    page.see(page.metadata.look(str(tmp_path / "j.png")))
-    said = page.see(page.metadata.take(page.holds, clicked("everything")))
+    page.see(page.metadata.on_upload(str(tmp_path / "j.png")))
+    said = page.see(page.metadata.apply(page.holds, clicked("everything")))
     assert [control.image for control in page.request.controls] == files[:3]
     assert "reference3.png was not taken over" in said and "reference4.png" in said and "reference2.png" not in said
 
@@ -289,8 +292,8 @@ def test_a_folder_elsewhere_is_not_taken_over(whole: Page, tmp_path: Path):
     document = to_json(MODES["reverse"](prompt="a dog")) | {"output_folder": "/somewhere/else/deep"}
     (tmp_path / "a.json").write_text(json.dumps(document))
     page = whole()
-    page.see(page.metadata.look(str(tmp_path / "a.json")))
-    said = page.see(page.metadata.take(page.holds, clicked("everything")))
+    page.see(page.metadata.on_upload(str(tmp_path / "a.json")))
+    said = page.see(page.metadata.apply(page.holds, clicked("everything")))
     assert "/somewhere/else/deep was not taken over" in said
     assert (page.request.prompt, page.request.output_folder) == ("a dog", "")
 
@@ -302,9 +305,9 @@ def test_what_is_too_large_is_said_and_what_is_long_is_cut(whole: Page, tmp_path
     info.add_text("XML:com.adobe.xmp", "x" * 7_000_000, zip=True)
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png", pnginfo=info)
     page = whole()
-    said = page.see(page.offer.look(str(tmp_path / "a.png")))
+    said = page.see(page.offer.on_upload(str(tmp_path / "a.png")))
     assert "XML:com.adobe.xmp" in said and len(said) < 500
-    page.see(page.offer.take(page.holds, clicked("seed")))
+    page.see(page.offer.apply(page.holds, clicked("seed")))
     assert page.request.seed == 5
 
 
@@ -314,8 +317,8 @@ def test_a_film_of_another_program(whole: Page, tmp_path: Path):
     (tmp_path / "a.json").write_text(json.dumps(document))
     for mode, seconds in (("reverse", 4.0), ("single", None)):
         page = whole(mode)
-        page.see(page.metadata.look(str(tmp_path / "a.json")))
-        page.see(page.metadata.take(page.holds, clicked("everything")))
+        page.see(page.metadata.on_upload(str(tmp_path / "a.json")))
+        page.see(page.metadata.apply(page.holds, clicked("everything")))
         assert (page.request.prompt, page.request.negative_prompt, page.request.seed) == ("a lighthouse", "blurry", 7)
         assert getattr(page.request, "seconds", None) == seconds
 
@@ -324,7 +327,7 @@ def test_a_file_that_says_nothing_is_told(whole: Page, tmp_path: Path):
     page = whole()
     for name, key in (("a.mp4", "request_not_in_file"), ("a.json", "request_not_in_file"), ("a.png", "request_not_in_file")):
         (tmp_path / name).write_text("[1]")
-        assert sentence(key) in page.see(page.metadata.look(str(tmp_path / name))), name
+        assert sentence(key) in page.see(page.metadata.on_upload(str(tmp_path / name))), name
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -336,10 +339,10 @@ def test_a_file_without_settings_is_no_damaged_start_picture(whole: Page, tmp_pa
     files = {"a.txt": b"words", "a.png": b"words", "a b.mp4": b"words", "a.json": b"{", "cut.png": cut, "a.bin": bytes(64)}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-        said = page.see(page.metadata.look(str(tmp_path / name)))
+        said = page.see(page.metadata.on_upload(str(tmp_path / name)))
         assert name in said and str(tmp_path) not in said, said
         assert t("page.field.image") not in said
-    assert t("problem.request_not_in_file", file="a.txt") in page.see(page.metadata.look(str(tmp_path / "a.txt")))
+    assert t("problem.request_not_in_file", file="a.txt") in page.see(page.metadata.on_upload(str(tmp_path / "a.txt")))
     assert {c: page.holds[c] for c in page.built.form.components} == {c: before[c] for c in page.built.form.components}
 
 
@@ -349,12 +352,12 @@ def test_a_keyframe_offers_its_sections_prompt(whole: Page, tmp_path: Path):
     panel = page.section
     page.holds |= {panel.section: "1", panel.prompt: "mine"}
     path = png(tmp_path / "a.png", parameters="Common.\nSeed: 1\nSection Prompt: She turns,\nslowly.\nSection Number: 4")
-    page.see(panel.look(path, "1"))
+    page.see(panel.on_upload(path, "1"))
     assert page.holds[panel.prompt] == "mine"
-    page.see(panel.take(page.holds, clicked("prompt")))
+    page.see(panel.apply(page.holds, clicked("prompt")))
     assert page.holds[panel.prompt] == "She turns,\nslowly."
-    page.see(panel.take(page.holds, clicked("undo")))
+    page.see(panel.apply(page.holds, clicked("undo")))
     assert page.holds[panel.prompt] == "mine"
-    page.see(panel.look(path, "1"))
-    assert panel.prompt not in panel.take(page.holds | {panel.section: "2"}, clicked("prompt"))
-    assert panel.look(png(tmp_path / "b.png"), "1") == panel.outcome.nothing()
+    page.see(panel.on_upload(path, "1"))
+    assert panel.prompt not in panel.apply(page.holds | {panel.section: "2"}, clicked("prompt"))
+    assert panel.on_upload(png(tmp_path / "b.png"), "1") == panel.outcome.nothing()

@@ -39,13 +39,13 @@ def made(whole: Page, own_folders: Iterator[Path], monkeypatch: pytest.MonkeyPat
 def places(made: Whole) -> Iterator[tuple[str, Callable[[str], Any]]]:
     """(name, what the page does with the path of an upload) of every place that takes files."""
     form = made.built.form
-    yield "metadata", made.metadata.look
-    yield "offer at the start picture", made.offer.look
-    yield "ZIP", lambda path: made.zip.take(made.holds | {made.zip.upload: path, made.zip.how: "replace"})
+    yield "metadata", made.metadata.on_upload
+    yield "offer at the start picture", made.offer.on_upload
+    yield "ZIP", lambda path: made.zip.import_zip(made.holds | {made.zip.upload: path, made.zip.how: "replace"})
     for name in ("image", "end_image", "append_latents"):
         component = form.entries[name].components[0]
         yield name, lambda path, component=component: form.read(made.holds | {component: path})
-    yield "LoRA", lambda path: made.lora.receive([path], "[]")
+    yield "LoRA", lambda path: made.lora.on_upload([path], "[]")
 
 
 @pytest.mark.parametrize("file", HOSTILE, ids=lambda file: file.name)

@@ -19,7 +19,7 @@ from tests.webui.whole import Page, sentence
 from tests.webui.whole import whole as whole
 from webui import frame
 from webui.forms.fields import NAME_CLASS
-from webui.panels.settings_panel import begin_with, setting_names
+from webui.panels.settings_panel import setting_names, starting_fields
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def test_the_existing_programs_prompts(whole: Page, compat: Path):
     page = whole()
     panel = page.prompts.panel
     assert panel.names() == ["なし", "起動時デフォルト", "dance"]
-    assert begin_with(page.built.context, page.built.form)[0] == {"prompt": "A man walks."}
+    assert starting_fields(page.built.context, page.built.form)[0] == {"prompt": "A man walks."}
     page.fill(prompt="mine")
     page.see(panel.apply(page.holds | {panel.name: "dance"}))
     assert page.request.prompt == "The girl dances gracefully, with clear movements, full of charm."
@@ -115,10 +115,10 @@ def test_a_page_that_is_loaded_again_offers_what_is_kept_now(whole: Page, mode: 
 
 def test_the_prompt_of_a_new_page(whole: Page, compat: Path):
     page = whole()
-    page.see(page.prompts.begin_with("She waves."))
-    assert begin_with(page.built.context, page.built.form)[0] == {"prompt": "She waves."}
+    page.see(page.prompts.save_startup("She waves."))
+    assert starting_fields(page.built.context, page.built.form)[0] == {"prompt": "She waves."}
     page.undo(page.prompts.panel)
-    assert begin_with(page.built.context, page.built.form)[0] == {"prompt": "A man walks."}
+    assert starting_fields(page.built.context, page.built.form)[0] == {"prompt": "A man walks."}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -165,29 +165,29 @@ def test_settings_are_what_the_next_start_begins_with(whole: Page, tower: str, m
     page = whole(mode, language="ja")
     own = {name: value for name, value in OTHER.items() if name in page.built.form.entries}
     page.fill(image=tower, **own)
-    page.see(page.settings.keep(page.holds))
+    page.see(page.settings.save_settings(page.holds))
     new = whole(mode, language="ru")
-    fields, notes = begin_with(new.built.context, new.built.form)
+    fields, notes = starting_fields(new.built.context, new.built.form)
     names = set(setting_names(new.built.form))
     assert fields == {name: to_json(page.request)[name] for name in names} and notes == []
     assert not names & {"image", "prompt", "seed", "section_prompts", "keyframes", "controls"} and {"steps", "size"} <= names
     for name in names:
         assert "eichi-saved" in new.built.form.entries[name].components[0].elem_classes
     page.undo(page.settings)
-    assert begin_with(new.built.context, new.built.form)[0] == {}
+    assert starting_fields(new.built.context, new.built.form)[0] == {}
 
 
 def test_reset_is_for_good_and_can_be_undone(whole: Page, tower: str):
     """The existing page's reset changed the boxes and not the file. What the film is made of stays."""
     page = whole()
     page.fill(image=tower, prompt="mine", seed=5, steps=9, crf=30)
-    page.see(page.settings.keep(page.holds))
-    page.see(page.settings.forget(page.holds))
+    page.see(page.settings.save_settings(page.holds))
+    page.see(page.settings.reset_settings(page.holds))
     assert (page.request.steps, page.request.crf, page.request.prompt, page.request.seed) == (25, 16, "mine", 5)
-    assert begin_with(page.built.context, page.built.form)[0] == {}
+    assert starting_fields(page.built.context, page.built.form)[0] == {}
     page.undo(page.settings)
     assert (page.request.steps, page.request.crf) == (9, 30)
-    assert begin_with(page.built.context, page.built.form)[0]["steps"] == 9
+    assert starting_fields(page.built.context, page.built.form)[0]["steps"] == 9
 
 
 def test_the_existing_programs_settings(whole: Page, tmp_path: Path):
@@ -196,29 +196,29 @@ def test_the_existing_programs_settings(whole: Page, tmp_path: Path):
     shutil.copyfile(COMPAT / "app_settings.json", tmp_path / "settings" / "app_settings.json")
     page = whole()
     saved, _ = page.settings.settings.fields("reverse")
-    fields, _ = begin_with(page.built.context, page.built.form)
+    fields, _ = starting_fields(page.built.context, page.built.form)
     assert saved and fields == {name: value for name, value in saved.items() if name in page.built.form.entries}
     monkey = dict(page.built.form.defaults)
     page.built.form.defaults = {**monkey, "model": "miniature"}
-    fields, _ = begin_with(page.built.context, page.built.form)
+    fields, _ = starting_fields(page.built.context, page.built.form)
     assert not {"size", "steps"} & set(fields) and fields
 
 
 def test_every_start_saves_where_it_shall(whole: Page, tower: str):
     page = whole()
     page.fill(image=tower, prompt="a cat", steps=9)
-    page.see(page.settings.started(page.holds | {page.settings.on_start: False}))
-    assert begin_with(page.built.context, page.built.form)[0] == {}
+    page.see(page.settings.save_on_start(page.holds | {page.settings.on_start: False}))
+    assert starting_fields(page.built.context, page.built.form)[0] == {}
     page.see(page.settings.choose(True))
     assert whole().settings.on_start.value is True
-    page.see(page.settings.started(page.holds | {page.settings.on_start: True}))
-    assert begin_with(page.built.context, page.built.form)[0]["steps"] == 9
+    page.see(page.settings.save_on_start(page.holds | {page.settings.on_start: True}))
+    assert starting_fields(page.built.context, page.built.form)[0]["steps"] == 9
 
 
 def test_settings_with_a_mistake_are_refused(whole: Page, tmp_path: Path):
     page = whole()
     page.holds[page.built.form.entries["steps"].components[0]] = None
-    assert "Steps" in page.see(page.settings.keep(page.holds))
+    assert "Steps" in page.see(page.settings.save_settings(page.holds))
     assert not (tmp_path / "settings" / "app_settings.json").exists()
 
 
@@ -227,15 +227,15 @@ def test_a_damaged_file_is_told_and_kept(whole: Page, tmp_path: Path):
     (tmp_path / "settings" / "app_settings.json").write_text('{"a": ')
     page = whole()
     (tmp_path / "settings" / "app_settings.json").write_text('{"a": ')
-    fields, notes = begin_with(page.built.context, page.built.form)
-    assert fields == {} and "damaged" in page.see(page.settings.loaded(notes))
+    fields, notes = starting_fields(page.built.context, page.built.form)
+    assert fields == {} and "damaged" in page.see(page.settings.on_load(notes))
     assert len(list((tmp_path / "settings").glob("*.damaged-*"))) == 2
 
 
 def test_a_page_that_was_just_loaded_keeps_what_was_quick(whole: Page, compat: Path):
     """It used to be filled whole once the server knew what to begin with: a picture that was dropped before was gone."""
     page = whole()
-    updates = page.filling.begin(begin_with(page.built.context, page.built.form)[0])
+    updates = page.form_updates.initial(starting_fields(page.built.context, page.built.form)[0])
     assert updates[page.prompts.prompt] == "A man walks."
     assert not page.built.form.components & set(updates) - {page.prompts.prompt, *page.built.form.entries["model"].components}
 

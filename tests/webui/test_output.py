@@ -207,4 +207,4 @@ def test_a_click_that_means_no_picture_leaves_the_pictures(fields):
     panel = result_panel.ResultPanel.__new__(result_panel.ResultPanel)
     panel.uses = {name: gr.State() for name in fields}
     panel.context = SimpleNamespace(jobs=SimpleNamespace(current=lambda: None))
-    assert panel.use(_event("folder")) == dict.fromkeys(panel.uses.values(), gr.skip())
+    assert panel.use_as_input(_event("folder")) == dict.fromkeys(panel.uses.values(), gr.skip())

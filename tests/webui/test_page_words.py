@@ -65,7 +65,7 @@ def test_pictures_are_not_called_films(page, language):
     assert labels["reverse"] == table(language)["page.field.batch"]
     assert labels["single"] == table(language)["page.field.batch:single"] != labels["reverse"]
     for mode, one in built.items():
-        shown = one.start.look(one.values() | {one.form.entries["batch"].components[0]: None})
+        shown = one.start.on_change(one.values() | {one.form.entries["batch"].components[0]: None})
         assert f"{labels[mode]}:" in shown[one.start.problems].replace("\N{FULLWIDTH COLON}", ":")
         told = words.settings_list(Translator(language), {"mode": mode, "batch": 2})
         assert [labels[mode], "2"] in told

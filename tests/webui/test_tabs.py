@@ -14,22 +14,22 @@ from webui.live import polling
 def test_many_tabs_ask_more_seldom(monkeypatch):
     """Ten questions a second at most, of all of them: twenty that asked twice a second each took from the film they showed."""
     assert tabs.ADDRESS == polling.ADDRESS
-    crowd, now = polling.Crowd(), [100.0]
+    intervals, now = polling.PollIntervals(), [100.0]
     monkeypatch.setattr(polling.time, "monotonic", lambda: now[0])
-    assert crowd.wait("a", busy=True) == polling.BUSY and crowd.wait("a", busy=False) == polling.IDLE
-    waits = [crowd.wait(str(number), busy=True) for number in range(19)]
+    assert intervals.wait("a", busy=True) == polling.BUSY and intervals.wait("a", busy=False) == polling.IDLE
+    waits = [intervals.wait(str(number), busy=True) for number in range(19)]
     assert waits[0] == polling.BUSY and waits[-1] == 2000
     now[0] += polling.GONE + 0.1
-    assert crowd.wait("a", busy=True) == polling.BUSY, "who is gone does not count"
+    assert intervals.wait("a", busy=True) == polling.BUSY, "who is gone does not count"
 
 
 def test_invented_tabs_hold_up_no_honest_one():
     """Somebody asked as 1500 tabs, and everybody else's page stood still for 18 seconds at a time."""
-    crowd = polling.Crowd()
+    intervals = polling.PollIntervals()
     for number in range(1500):
-        crowd.wait(f"{number}{'x' * 10_000}", busy=True)
-    assert crowd.wait("honest", busy=True) == polling.LONGEST == 3000
-    assert len(crowd._asked) == polling.MOST_TABS and max(map(len, crowd._asked)) == polling.MOST_CHARACTERS
+        intervals.wait(f"{number}{'x' * 10_000}", busy=True)
+    assert intervals.wait("honest", busy=True) == polling.LONGEST == 3000
+    assert len(intervals._asked) == polling.MOST_TABS and max(map(len, intervals._asked)) == polling.MOST_CHARACTERS
 
 
 def test_percentiles_are_of_what_was_measured():

@@ -12,7 +12,7 @@ import pytest
 from locales import table
 from tests.webui.forms.test_form import Built
 from tests.webui.forms.test_form import page as page
-from webui.forms.form_updates import Filling
+from webui.forms.form_updates import FormUpdates
 from webui.panels.metadata_panel import MetadataPanel, SectionOffer
 from webui.panels.presets_panel import FavouritesPanel, PromptsPanel
 from webui.panels.sections_panel import SectionsPanel
@@ -33,12 +33,12 @@ class Whole:
         return self.panels[name]
 
     @property
-    def filling(self) -> Filling:
-        return Filling(self.built.form, self.panels["favourites"].filling.model)
+    def form_updates(self) -> FormUpdates:
+        return FormUpdates(self.built.form, self.panels["favourites"].form_updates.model)
 
     @property
     def request(self) -> Any:
-        return self.filling.standing(self.holds)
+        return self.form_updates.current(self.holds)
 
     def fill(self, **fields: Any) -> None:
         self.holds |= self.built.values(**fields)

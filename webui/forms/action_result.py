@@ -19,7 +19,7 @@ UNDO = "undo"
 MOST_HELD = 100_000
 
 
-class Outcome:
+class ActionResult:
     """The element, and what its buttons are about. Its click carries the action's name."""
 
     def __init__(self, t: Translator, elem_id: str):

@@ -27,7 +27,7 @@ MOST_CHARACTERS = 4_000_000
 logger = logging.getLogger(__name__)
 
 
-class Bounded(AnsweredBlocks):
+class ErrorBoundary(AnsweredBlocks):
     """A page no handler of which shows an error of its own. `message` is where it says what went wrong.
 
     Every handler's answer has one value more, for `message`, so that a handler need not know of it; one that has something to
@@ -52,7 +52,7 @@ class Bounded(AnsweredBlocks):
             answer["data"] = sendable(answer["data"])
         except Exception as error:
             _log(event, error)
-            said = telling(self.t, problems_at(error))
+            said = message_value(self.t, problems_at(error))
             answer = unchanged(event)
         if self.message not in event.outputs:
             answer["data"] = [*answer["data"], said]
@@ -61,7 +61,7 @@ class Bounded(AnsweredBlocks):
         return answer
 
 
-def telling(t: Translator, problems: Iterable[Problem], look: str = "wrong") -> dict[str, Any]:
+def message_value(t: Translator, problems: Iterable[Problem], look: str = "wrong") -> dict[str, Any]:
     """The value of `message` that shows these sentences. look: "wrong", or "note" where nothing failed."""
     lines = [words.problem_sentence(t, problem) for problem in problems]
     return {"lines": lines, "look": look, "at": time.monotonic_ns(), "close": t("page.close")} if lines else {}

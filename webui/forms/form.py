@@ -59,7 +59,7 @@ class Form:
         self.program: dict[str, Component] = {}
         # The page's `ModelPanel`.
         self.model: Any = None
-        # Called with a `Filling` once the page has all its fields.
+        # Called with a `FormUpdates` once the page has all its fields.
         self.wirings: list[Callable[[Any], None]] = []
         # What shows things that other pages and programs change -> its update for a page that was just loaded.
         self.fresh: dict[Component, Callable[[], Any]] = {}

@@ -17,11 +17,11 @@ from webui.panels.model_panel import ModelPanel
 # With another model, size or number of steps comes what the model panel shows of it: the list of models and of sizes too.
 WITH_MODEL = ("model", "size", "steps")
 LISTS = ("model", "size")
-# What components held, by their number on the page.
-Held = dict[int, Any]
+# What components held before, by their number on the page.
+Undo = dict[int, Any]
 
 
-class Filling:
+class FormUpdates:
     """Made once a page has all its fields."""
 
     def __init__(self, form: Form, model: ModelPanel):
@@ -29,45 +29,47 @@ class Filling:
 
     @property
     def outputs(self) -> list[Component]:
-        """What `put` and `back` may return."""
+        """What `apply` and `restore` may return."""
         components = self.form.components | set(self.model.outputs) | set(self.form.closed)
         return sorted(components, key=number_of)
 
-    def standing(self, values: Mapping[Component, Any]) -> Request:
+    def current(self, values: Mapping[Component, Any]) -> Request:
         """The request as the form stands; what cannot be read of it is as on a new page."""
         document = self.form.document(values)
         fields, _ = usable(self.form.kind.mode, {name: value for name, value in document.items() if name != "mode"})
-        return self.made(fields)
+        return self.request_with(fields)
 
-    def made(self, fields: Mapping[str, Any]) -> Request:
+    def request_with(self, fields: Mapping[str, Any]) -> Request:
         """A new page's request with other values for some fields, in JSON form."""
         return modes.from_json({**to_json(self.form.kind()), **self.form.defaults, **fields, "mode": self.form.kind.mode})
 
-    def begin(self, fields: Mapping[str, Any]) -> dict[Component, Any]:
+    def initial(self, fields: Mapping[str, Any]) -> dict[Component, Any]:
         """Updates for a page that was just loaded. Only of these fields: whoever was quick has already filled others."""
-        request = self.made(fields)
+        request = self.request_with(fields)
         chosen = any(name in WITH_MODEL for name in fields)
-        return self._written(request, fields) | (self.model.shown(request) if chosen else self.model.news(request.model))
+        return self._written(request, fields) | (
+            self.model.updates_for(request) if chosen else self.model.refresh(request.model)
+        )
 
-    def put(self, values: Mapping[Component, Any], request: Request) -> tuple[dict[Component, Any], Held]:
+    def apply(self, values: Mapping[Component, Any], request: Request) -> tuple[dict[Component, Any], Undo]:
         """Updates that show the request, and what undoes them."""
-        before, entries = self.standing(values), self.form.entries
+        before, entries = self.current(values), self.form.entries
         changed = [name for name in entries if getattr(request, name) != getattr(before, name)]
         if any(name in WITH_MODEL for name in changed):
             changed += [name for name in LISTS if name in entries and name not in changed]
         updates = self._written(request, changed)
         held = {number_of(component): values[component] for component in updates}
         if any(name in WITH_MODEL for name in changed):
-            updates |= self.model.shown(request)
+            updates |= self.model.updates_for(request)
         return updates | (self.form.closed if updates else {}), held
 
-    def back(self, held: Held) -> dict[Component, Any]:
-        """Updates that show again what was there before `put`."""
+    def restore(self, held: Undo) -> dict[Component, Any]:
+        """Updates that show again what was there before `apply`."""
         updates = {component: held[number_of(component)] for component in self.form.components if number_of(component) in held}
         shown = {name: updates.get(self.form.entries[name].components[0]) for name in WITH_MODEL if name in self.form.entries}
         known = {name: value for name, value in shown.items() if value is not None}
         if known:
-            models = self.model.shown(self.form.kind(**{**self.form.defaults, **known}))
+            models = self.model.updates_for(self.form.kind(**{**self.form.defaults, **known}))
             if "steps" not in known:
                 del models[self.model.asked_steps]
             updates |= models

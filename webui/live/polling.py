@@ -30,7 +30,7 @@ MOST_CHARACTERS = 32
 GONE = 5.0
 
 
-class Crowd:
+class PollIntervals:
     """The tabs that ask, and how long each of them shall wait until it asks again."""
 
     def __init__(self) -> None:
@@ -49,11 +49,11 @@ class Crowd:
 def add_routes(app: FastAPI, jobs: Jobs, t: Translator, builds: Mapping[str, str], front: str = "") -> None:
     """What answers the questions, and the previews. builds: mode -> its page (`page_build`). front: see `Context`."""
 
-    crowd = Crowd()
+    intervals = PollIntervals()
 
     async def news(mode: str, tab: str = "") -> dict[str, Any]:
         told = news_of(jobs, t, mode, front)
-        return told | {"wait": crowd.wait(tab, told["busy"]), "build": builds.get(mode, "")}
+        return told | {"wait": intervals.wait(tab, told["busy"]), "build": builds.get(mode, "")}
 
     async def preview(name: str) -> Response:
         job = jobs.current()

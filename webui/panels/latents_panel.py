@@ -27,7 +27,7 @@ PROMPT_LENGTH = 120
 
 
 class LatentsPanel:
-    """`info`: what the chosen file is; `look` makes it."""
+    """`info`: what the chosen file is; `on_change` makes it."""
 
     def __init__(self, context: Context, form: Form):
         self.context, self.t = context, context.t
@@ -65,7 +65,7 @@ class LatentsPanel:
         """Without unfinished ones, and links that lead elsewhere."""
         return recent(self.context.outputs, self.context.holds)
 
-    def look(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
+    def on_change(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
         """What the file is, also where it does not fit the film; what is no file of latents is said beside the field."""
         if not isinstance(request, FilmRequest):
             return {}

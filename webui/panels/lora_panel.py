@@ -134,20 +134,20 @@ class LoraPanel:
         outputs = [self.accordion, self.column, self.add, self.seen, self.filled]
         outputs += [part for slot in self.slots for part in (slot.group, slot.file, slot.strength, slot.card)]
         changes = [self.switch.change, self.box.change, model.change]
-        looked = gr.on(changes, self.look, shown, outputs, trigger_mode="always_last", **QUIET)
+        looked = gr.on(changes, self.on_change, shown, outputs, trigger_mode="always_last", **QUIET)
         # As at Start: an answer to an older change can come last.
-        looked.then(self.look, shown, outputs, trigger_mode="always_last", **QUIET)
+        looked.then(self.on_change, shown, outputs, trigger_mode="always_last", **QUIET)
         known = [*outputs, self.preset]
         for scanned in (
-            gr.on([self.switch.input, page.load], self.rescan, None, known, **QUIET),
-            self.scan.click(self.tell, None, [*known, self.said], **QUIET),
+            gr.on([self.switch.input, page.load], self.refresh_files, None, known, **QUIET),
+            self.scan.click(self.report_files, None, [*known, self.said], **QUIET),
         ):
-            scanned.then(self.look, shown, outputs, trigger_mode="always_last", **QUIET)
-        self.upload.upload(self.receive, [self.upload, self.box], [self.box, self.said, *self._files], **QUIET)
+            scanned.then(self.on_change, shown, outputs, trigger_mode="always_last", **QUIET)
+        self.upload.upload(self.on_upload, [self.upload, self.box], [self.box, self.said, *self._files], **QUIET)
         told = [self.preset, self.said]
-        self.load.click(self.take, self.preset, [self.switch, self.box, self.said], **QUIET)
-        self.save.click(self.keep, [self.preset, self.box], told, **QUIET)
-        self.delete.click(self.forget, self.preset, told, **QUIET)
+        self.load.click(self.apply_preset, self.preset, [self.switch, self.box, self.said], **QUIET)
+        self.save.click(self.save_preset, [self.preset, self.box], told, **QUIET)
+        self.delete.click(self.delete_preset, self.preset, told, **QUIET)
         if scale is not None:
             self.switch.change(lambda on: gr.update(visible=on), self.switch, scale, **QUIET)
 
@@ -155,7 +155,7 @@ class LoraPanel:
     def _files(self) -> list[gr.Dropdown]:
         return [slot.file for slot in self.slots]
 
-    def look(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+    def on_change(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """The slots as the box has them, where it was filled with others, and what there is to say about their files.
 
         A component that differs from a box that is as it was has been moved just now, and the box does not know it yet.
@@ -185,13 +185,13 @@ class LoraPanel:
                 updates[slot.card] = self._card(files[number], model) if on and number < len(files) else ""
         return updates
 
-    def rescan(self) -> dict[Component, Any]:
+    def refresh_files(self) -> dict[Component, Any]:
         """The folder's files and the sets to choose from; what is chosen stays, and is looked at again."""
         choices = self._choices()
         files = {file: gr.update(choices=choices) for file in self._files}
         return {**files, self.preset: gr.update(choices=self._preset_names()), self.seen: None}
 
-    def tell(self) -> dict[Component, Any]:
+    def report_files(self) -> dict[Component, Any]:
         """The same, and what was found: also what lies in the folder and cannot be chosen, with the reason."""
         there = look_through()
         said = self._note(self.t("page.lora.found", count=len(there.files)))
@@ -200,9 +200,9 @@ class LoraPanel:
             text = self.t("page.lora.passed_over", count=len(there.pickles), files=shown)
             why = words.problem_sentence(self.t, Lora(there.pickles[0]).check("loras/0")[0])
             said += self._note(text) + self._note(why)
-        return {**self.rescan(), self.said: said}
+        return {**self.refresh_files(), self.said: said}
 
-    def receive(self, uploads: Sequence[str] | None, text: str) -> dict[Component, Any]:
+    def on_upload(self, uploads: Sequence[str] | None, text: str) -> dict[Component, Any]:
         """Uploaded files into the folder, and into the first slots that are free, as far as there are any."""
         slots, problems, beyond = self._slots(text), [], []
         for upload in uploads or ():
@@ -222,7 +222,7 @@ class LoraPanel:
         said = self._note(self.t("page.lora.no_slot", files=", ".join(beyond))) if beyond else ""
         return {**choices, self.box: json.dumps(slots), self.said: said + self._sentences(problems)}
 
-    def take(self, name: str | None) -> dict[Component, Any]:
+    def apply_preset(self, name: str | None) -> dict[Component, Any]:
         """The set of this name in the slots, and switched on."""
         try:
             values, notes = self.presets.read()
@@ -233,7 +233,7 @@ class LoraPanel:
             return {self.said: self._sentences([unknown(name.strip())])}
         return {self.switch: True, self.box: json.dumps(values[name]), self.said: self._sentences(notes)}
 
-    def keep(self, name: str | None, text: str) -> dict[Component, Any]:
+    def save_preset(self, name: str | None, text: str) -> dict[Component, Any]:
         """The slots as a set of this name."""
         name = str(name or "").strip()
         chosen = [slot for slot in self._slots(text) if slot["file"]]
@@ -246,7 +246,7 @@ class LoraPanel:
         said = self._sentences(notes) or self._note(self.t("page.lora.preset.saved", name=name))
         return {self.preset: gr.update(choices=self._preset_names(), value=name), self.said: said}
 
-    def forget(self, name: str | None) -> dict[Component, Any]:
+    def delete_preset(self, name: str | None) -> dict[Component, Any]:
         name = str(name or "")
         try:
             if not name.strip():

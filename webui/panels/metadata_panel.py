@@ -17,9 +17,9 @@ from eichi_utils.requests.kinds import File, kinds_of
 from eichi_utils.requests.request import to_json
 from webui.context import QUIET, Context
 from webui.forms import fields
-from webui.forms.action_result import UNDO, Outcome, action_of
+from webui.forms.action_result import UNDO, ActionResult, action_of
 from webui.forms.form import Form
-from webui.forms.form_updates import Filling
+from webui.forms.form_updates import FormUpdates
 from webui.panels.reference_panel import REFERENCES
 
 WANTED = ("prompt", "seed", "everything")
@@ -32,18 +32,18 @@ class MetadataPanel:
     def __init__(self, context: Context, form: Form, picture: Component | None = None):
         self.context, self.form, self.t, self.picture = context, form, context.t, picture
         self.upload = picture or fields.upload(self.t("page.metadata.import"), "metadata-upload")
-        self.outcome = Outcome(self.t, "metadata-offer" if picture else "metadata-outcome")
+        self.outcome = ActionResult(self.t, "metadata-offer" if picture else "metadata-outcome")
 
-    def wire(self, filling: Filling) -> None:
-        self.filling = filling
-        shown = [*filling.outputs, *self.outcome.outputs]
+    def wire(self, form_updates: FormUpdates) -> None:
+        self.form_updates = form_updates
+        shown = [*form_updates.outputs, *self.outcome.outputs]
         ours = [*self.outcome.outputs, *([] if self.picture else [self.upload])]
-        self.upload.upload(self.look, self.upload, ours, **QUIET)
+        self.upload.upload(self.on_upload, self.upload, ours, **QUIET)
         if self.picture:
             self.picture.clear(self.outcome.nothing, None, self.outcome.outputs, **QUIET)
-        self.outcome.box.click(self.take, self.form.components | {self.outcome.about}, shown, **QUIET)
+        self.outcome.box.click(self.apply, self.form.components | {self.outcome.about}, shown, **QUIET)
 
-    def look(self, path: str | None) -> dict[Component, Any]:
+    def on_upload(self, path: str | None) -> dict[Component, Any]:
         """What there is to take from a file."""
         emptied = {} if self.picture else {self.upload: None}
         if not path:
@@ -59,18 +59,18 @@ class MetadataPanel:
         about = {"text": text, "file": Path(path).name}
         return emptied | self.outcome.ask(self._offer(text, Path(path).name), actions, about, left_out)
 
-    def take(self, values: Mapping[Component, Any], event: gr.EventData) -> dict[Component, Any]:
+    def apply(self, values: Mapping[Component, Any], event: gr.EventData) -> dict[Component, Any]:
         """One of the offers; or what was there before."""
         about, action = values[self.outcome.about], action_of(event)
         if about is None or action not in (*WANTED, UNDO):
             return self.outcome.nothing()
         if action == UNDO:
-            return self.filling.back(about) | self.outcome.nothing()
+            return self.form_updates.restore(about) | self.outcome.nothing()
         found, notes = request_fields(about["text"], self.form.kind.mode, action)
         found, gone = self._with_pictures_here(found)
         found, no_room = self._with_what_fits(found)
-        request = self.filling.made({**to_json(self.filling.standing(values)), **found})
-        updates, held = self.filling.put(values, request)
+        request = self.form_updates.request_with({**to_json(self.form_updates.current(values)), **found})
+        updates, held = self.form_updates.apply(values, request)
         said = self.t(f"page.metadata.took_{action}", file=about["file"])
         return updates | self.outcome.done(said, [*notes, *gone, *no_room], held)
 
@@ -131,17 +131,17 @@ class SectionOffer:
 
     def __init__(self, context: Context):
         self.t = context.t
-        self.outcome = Outcome(self.t, "section-offer")
+        self.outcome = ActionResult(self.t, "section-offer")
 
     def wire(self, picture: Component, uploaded: Any, landed: Component, section: Component, prompt: Component) -> None:
         """uploaded: the event after which `landed` holds the picture's section, "" if it is not the one that is open."""
         self.section, self.prompt = section, prompt
-        uploaded.then(self.look, [picture, landed], self.outcome.outputs, **QUIET)
+        uploaded.then(self.on_upload, [picture, landed], self.outcome.outputs, **QUIET)
         picture.clear(self.outcome.nothing, None, self.outcome.outputs, **QUIET)
         answer = {self.outcome.about, section, prompt}
-        self.outcome.box.click(self.take, answer, [prompt, *self.outcome.outputs], **QUIET)
+        self.outcome.box.click(self.apply, answer, [prompt, *self.outcome.outputs], **QUIET)
 
-    def look(self, path: str | None, section: str) -> dict[Component, Any]:
+    def on_upload(self, path: str | None, section: str) -> dict[Component, Any]:
         """The prompt that a keyframe was made with: that of its section, else of its film."""
         try:
             text = read_text(path) if path else PictureText()
@@ -155,7 +155,7 @@ class SectionOffer:
         actions = {"prompt": self.t("page.metadata.section_prompt")}
         return self.outcome.ask(said, actions, {"section": section, "prompt": own})
 
-    def take(self, values: Mapping[Component, Any], event: gr.EventData) -> dict[Component, Any]:
+    def apply(self, values: Mapping[Component, Any], event: gr.EventData) -> dict[Component, Any]:
         """Into the section's box, or out of it again; another section that was opened since is left alone."""
         about = values[self.outcome.about]
         if about is None or about["section"] != values[self.section]:

@@ -37,25 +37,25 @@ class ModelPanel:
 
     @property
     def outputs(self) -> list[Component]:
-        """What `shown` may return, besides the form's fields."""
+        """What `updates_for` may return, besides the form's fields."""
         return [self.hint, self.examples, self.chosen, self.asked_steps]
 
-    def wire(self, look: Callable[..., Any], outputs: list[Component]) -> None:
-        """look: called with the form's values after another model is chosen, to judge them by it. outputs: what it returns."""
+    def wire(self, on_change: Callable[..., Any], outputs: list[Component]) -> None:
+        """on_change: called with the form's values after another model is chosen, to judge them by it. outputs: its."""
         size, steps = self._field("size"), self._field("steps")
         # One field after the other: an event of the one would still be sent with the other's old value.
         changed = [self.hint, self.examples] + ([] if size is None else [size])
-        chosen = self.radio.input(self.choose, {self.radio, self.chosen}, changed, **QUIET)
+        chosen = self.radio.input(self.on_model, {self.radio, self.chosen}, changed, **QUIET)
         steps.input(lambda: True, None, self.asked_steps, **QUIET)
-        advised = chosen.then(self.advise, [self.radio, steps, self.asked_steps], steps, **QUIET)
-        advised.then(look, self.form.components, outputs, **QUIET)
+        advised = chosen.then(self.recommend_steps, [self.radio, steps, self.asked_steps], steps, **QUIET)
+        advised.then(on_change, self.form.components, outputs, **QUIET)
         if size is not None:
-            size.input(self.remember, [self.radio, size, self.chosen], self.chosen, **QUIET)
+            size.input(self.remember_size, [self.radio, size, self.chosen], self.chosen, **QUIET)
         filled = [self._field("image"), self._field("prompt")]
         state = [self.examples, self.replaced]
-        self.examples.click(self.take, [self.radio, *filled, self.replaced], [*filled, *state], **QUIET)
+        self.examples.click(self.apply_example, [self.radio, *filled, self.replaced], [*filled, *state], **QUIET)
 
-    def choose(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+    def on_model(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """Another model: its sizes, the last one of them that was asked for, and its examples."""
         model, size = values[self.radio], self._field("size")
         if model not in self.context.models.names:
@@ -63,15 +63,15 @@ class ModelPanel:
         updates = {self.hint: self._hint(model), self.examples: self._examples(model)}
         return updates | ({} if size is None else {size: self._sizes(model, values[self.chosen][model])})
 
-    def advise(self, model: str, steps: Any, asked: bool) -> Any:
+    def recommend_steps(self, model: str, steps: Any, asked: bool) -> Any:
         """The model's recommended steps, unless the user had asked for a number, here or in the request that was filled in."""
         usual = [self._usual(name, "steps") for name in self.context.models.names]
         return self._usual(model, "steps") if steps in usual and not asked else steps
 
-    def remember(self, model: str, size: int, chosen: Mapping[str, int]) -> dict[str, int]:
+    def remember_size(self, model: str, size: int, chosen: Mapping[str, int]) -> dict[str, int]:
         return {**chosen, model: size} if model in self.context.models.names else dict(chosen)
 
-    def take(self, model: str, image: str | None, prompt: str, replaced: tuple | None, event: gr.EventData) -> tuple:
+    def apply_example(self, model: str, image: str | None, prompt: str, replaced: tuple | None, event: gr.EventData) -> tuple:
         """Picture and prompt of the example that was clicked, or those that examples took the place of."""
         number = clicked(event, "index")
         if number == UNDO:
@@ -86,17 +86,17 @@ class ModelPanel:
         undo = self.t("page.examples.undo") if replaced else ""
         return examples[number].picture, examples[number].prompt, {**self._examples(model), "undo": undo}, replaced
 
-    def news(self, model: str) -> dict[Component, Any]:
+    def refresh(self, model: str) -> dict[Component, Any]:
         """What may have changed since the server started: a model has been downloaded."""
         labels = self._labels()
         choices = [(labels[name], name) for name in self.form.choices("model")]
         return {self.radio: gr.update(choices=choices, value=model), self.hint: self._hint(model)}
 
-    def shown(self, request: Request) -> dict[Component, Any]:
+    def updates_for(self, request: Request) -> dict[Component, Any]:
         """What goes with a request that is written into the form."""
         size = self._field("size")
         updates = {
-            **self.news(request.model),
+            **self.refresh(request.model),
             self.examples: self._examples(request.model),
             self.chosen: {**self.chosen.value, request.model: request.size},
             self.asked_steps: request.steps != self._usual(request.model, "steps"),

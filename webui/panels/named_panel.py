@@ -13,7 +13,7 @@ from eichi_utils.files.names import visible_name
 from eichi_utils.problems import Problem, UserError
 from webui.context import QUIET
 from webui.forms import fields
-from webui.forms.action_result import Outcome
+from webui.forms.action_result import ActionResult
 from webui.forms.form import Form
 
 
@@ -28,7 +28,7 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True)
-class Held:
+class Undo:
     """What an undo needs. form: what the form held. name, value: what was kept under a name, None for nothing."""
 
     form: Any = None
@@ -39,8 +39,8 @@ class Held:
 # The form's values -> the value to save; raises UserError.
 Read = Callable[[Mapping[Component, Any]], Any]
 # The form's values and a saved value -> updates, and what undoes them.
-Put = Callable[[Mapping[Component, Any], Any], tuple[dict[Component, Any], Any]]
-Back = Callable[[Any], dict[Component, Any]]
+Apply = Callable[[Mapping[Component, Any], Any], tuple[dict[Component, Any], Any]]
+Restore = Callable[[Any], dict[Component, Any]]
 
 
 class NamedPanel:
@@ -66,11 +66,11 @@ class NamedPanel:
                 action: gr.Button(label, size="sm", min_width=80, elem_id=f"{kind}-{action}")
                 for action, label in buttons.items()
             }
-        self.outcome = Outcome(t, f"{kind}-outcome")
+        self.outcome = ActionResult(t, f"{kind}-outcome")
 
-    def wire(self, values: set[Component], read: Read, put: Put, back: Back, outputs: list[Component]) -> None:
-        """values: what is read of the form. outputs: what `put` and `back` may change."""
-        self.read, self.put, self.back = read, put, back
+    def wire(self, values: set[Component], read: Read, apply: Apply, restore: Restore, outputs: list[Component]) -> None:
+        """values: what is read of the form. outputs: what `apply` and `restore` may change."""
+        self.read_form, self.apply_to_form, self.restore_form = read, apply, restore
         own = [self.name, *self.outcome.outputs]
         asked = values | {self.name}
         self.buttons["apply"].click(self.apply, asked, [*outputs, *own], **QUIET)
@@ -96,21 +96,21 @@ class NamedPanel:
             name = _known(values[self.name], kept)
             if name not in kept:
                 raise UserError([unknown(name)])
-            updates, held = self.put(values, kept[name])
+            updates, held = self.apply_to_form(values, kept[name])
         except UserError as error:
             return self.outcome.refused(error.problems)
-        return updates | self.outcome.done(self.t(f"page.named.{self.kind}.applied", name=name), back=Held(form=held))
+        return updates | self.outcome.done(self.t(f"page.named.{self.kind}.applied", name=name), back=Undo(form=held))
 
     def save(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """What the form holds, under the name; what had that name comes back with an undo."""
         name = visible_name(str(values[self.name] or "")).strip()
         try:
-            value, before = self.read(values), self.store.all()[0].get(name)
+            value, before = self.read_form(values), self.store.all()[0].get(name)
             notes = self.store.save(name, value)
         except UserError as error:
             return self.outcome.refused(error.problems)
         said = self.t("page.saved.new" if before is None else "page.saved.replaced", name=name)
-        return self._named(name) | self.outcome.done(said, notes, Held(name=name, value=before))
+        return self._named(name) | self.outcome.done(said, notes, Undo(name=name, value=before))
 
     def delete(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """Forget what is kept under the name."""
@@ -124,15 +124,15 @@ class NamedPanel:
         except UserError as error:
             return self.outcome.refused(error.problems)
         return self._named(None) | self.outcome.done(
-            self.t("page.saved.deleted", name=name), notes, Held(name=name, value=before)
+            self.t("page.saved.deleted", name=name), notes, Undo(name=name, value=before)
         )
 
-    def undo(self, held: Held | None) -> dict[Component, Any]:
+    def undo(self, held: Undo | None) -> dict[Component, Any]:
         """As it was before."""
         if held is None:
             return self.outcome.same()
         if not held.name:
-            return self.back(held.form) | self.outcome.nothing()
+            return self.restore_form(held.form) | self.outcome.nothing()
         try:
             if held.value is None:
                 self.store.delete(held.name)

@@ -16,10 +16,10 @@ from eichi_utils.user_data.presets import PromptPresets, favourites
 from eichi_utils.user_data.settings import JsonFile
 from webui.context import QUIET, Context
 from webui.forms.form import Form
-from webui.forms.form_updates import Filling
+from webui.forms.form_updates import FormUpdates
 from webui.forms.uploads import keep_pictures
 from webui.forms.words import NOT_YET
-from webui.panels.named_panel import Held, NamedPanel
+from webui.panels.named_panel import NamedPanel, Undo
 
 
 def prompt_presets(context: Context) -> PromptPresets:
@@ -71,10 +71,10 @@ class PromptsPanel:
             self.panel = NamedPanel(form, Prompts(self.file), "prompts")
             self.startup = gr.Button(self.t("page.prompts.startup"), size="sm", elem_id="prompts-startup")
         outcome, own = self.panel.outcome, {self.prompt}
-        self.panel.wire(own, lambda values: values[self.prompt] or "", self._put, self._back, [self.prompt])
-        self.startup.click(self.begin_with, self.prompt, [*outcome.outputs, self.panel.name], **QUIET)
+        self.panel.wire(own, lambda values: values[self.prompt] or "", self._apply, self._restore, [self.prompt])
+        self.startup.click(self.save_startup, self.prompt, [*outcome.outputs, self.panel.name], **QUIET)
 
-    def begin_with(self, prompt: str) -> dict[Component, Any]:
+    def save_startup(self, prompt: str) -> dict[Component, Any]:
         """New pages begin with this prompt."""
         prompt = prompt or ""
         try:
@@ -85,12 +85,12 @@ class PromptsPanel:
             return self.panel.outcome.refused(error.problems)
         old = next((preset.prompt for preset in before if preset.is_startup), "")
         said = self.t("page.prompts.begin" if prompt.strip() else "page.prompts.begin_empty")
-        return {self.panel.name: self.panel.choices()} | self.panel.outcome.done(said, notes, Held(name=name, value=old))
+        return {self.panel.name: self.panel.choices()} | self.panel.outcome.done(said, notes, Undo(name=name, value=old))
 
-    def _put(self, values: Mapping[Component, Any], prompt: str) -> tuple[dict[Component, Any], Any]:
+    def _apply(self, values: Mapping[Component, Any], prompt: str) -> tuple[dict[Component, Any], Any]:
         return {self.prompt: prompt}, values[self.prompt]
 
-    def _back(self, prompt: str) -> dict[Component, Any]:
+    def _restore(self, prompt: str) -> dict[Component, Any]:
         return {self.prompt: prompt}
 
 
@@ -101,9 +101,9 @@ class FavouritesPanel:
         self.context, self.form = context, form
         self.panel = NamedPanel(form, Favourites(favourites(context.presets), form.kind.mode), "favourites")
 
-    def wire(self, filling: Filling) -> None:
-        self.filling = filling
-        self.panel.wire(self.form.components, self.read, self.put, filling.back, filling.outputs)
+    def wire(self, form_updates: FormUpdates) -> None:
+        self.form_updates = form_updates
+        self.panel.wire(self.form.components, self.read, self.apply, form_updates.restore, form_updates.outputs)
 
     def read(self, values: Mapping[Component, Any]) -> dict[str, Any]:
         """The request's document with pictures that stay. A form that is not yet filled is no mistake here."""
@@ -113,6 +113,6 @@ class FavouritesPanel:
             raise UserError(wrong)
         return to_json(keep_pictures(request, self.context.uploads))
 
-    def put(self, values: Mapping[Component, Any], document: Mapping[str, Any]) -> tuple[dict[Component, Any], Any]:
+    def apply(self, values: Mapping[Component, Any], document: Mapping[str, Any]) -> tuple[dict[Component, Any], Any]:
         fields = {name: value for name, value in document.items() if name != "mode"}
-        return self.filling.put(values, self.filling.made(fields))
+        return self.form_updates.apply(values, self.form_updates.request_with(fields))

@@ -18,7 +18,7 @@ from eichi_utils.user_data.log_file import ENABLED, FOLDER
 from eichi_utils.user_data.settings import CHOICES
 from webui.context import QUIET, Context
 from webui.forms import fields
-from webui.forms.action_result import Outcome
+from webui.forms.action_result import ActionResult
 from webui.forms.form import Form
 from webui.panels.memory_panel import RESERVE, change
 
@@ -39,7 +39,7 @@ class ProgramPanel:
         if self.log:
             self._log_controls(saved)
         self._upload_controls(saved)
-        self.outcome = Outcome(t, "program-outcome")
+        self.outcome = ActionResult(t, "program-outcome")
 
     def _upload_controls(self, saved: Values) -> None:
         t = self.t
@@ -86,7 +86,7 @@ class ProgramPanel:
 
     @property
     def outputs(self) -> list[Component]:
-        """What `standing`, `reset` and `back` may return."""
+        """What `current`, `reset` and `restore` may return."""
         return [*self.components.values(), *self.outcome.outputs]
 
     def wire(self) -> None:
@@ -107,7 +107,7 @@ class ProgramPanel:
         except UserError:
             return dict(CHOICES)
 
-    def standing(self) -> dict[Component, Any]:
+    def current(self) -> dict[Component, Any]:
         """What a page that is loaded shows, and why no log is written where one shall be."""
         saved = self.saved()
         if self.context.engine:
@@ -117,7 +117,7 @@ class ProgramPanel:
     def choose_alarm(self, on: bool) -> dict[Component, Any]:
         """From now on the end of a film is heard, or it is not."""
         try:
-            self.put({ALARM: on})
+            self.save({ALARM: on})
         except UserError as error:
             return self.outcome.refused(error.problems)
         return self._about_log(self.saved())
@@ -130,7 +130,7 @@ class ProgramPanel:
                 raise UserError([Problem(name, "value_needed")])
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
                 raise UserError([Problem(name, "out_of_range", {"value": value, "min": least, "max": most})])
-            self.put({name: value})
+            self.save({name: value})
         except UserError as error:
             return self.outcome.refused(error.problems)
         return self.outcome.nothing()
@@ -139,7 +139,7 @@ class ProgramPanel:
         """A log from now on, or none, in this folder. Where that cannot be, the old one goes on."""
         wanted = {ENABLED: values[self.writes] is True, FOLDER: str(values[self.folder] or "").strip() or CHOICES[FOLDER]}
         try:
-            self.put(wanted)
+            self.save(wanted)
         except UserError as error:
             # The wrong name stays to be mended.
             return {self.writes: self.saved()[ENABLED]} | self.outcome.refused(error.problems)
@@ -156,7 +156,7 @@ class ProgramPanel:
         opened = here and open_folder(folder)
         return {self.place: gr.update(value=str(folder), visible=not opened)}
 
-    def put(self, values: Values) -> None:
+    def save(self, values: Values) -> None:
         """Save values of the program, and do as they say. Raises UserError; then all is as before."""
         before = self.saved()
         new = {**before, **values}
@@ -177,13 +177,13 @@ class ProgramPanel:
     def reset(self) -> tuple[dict[Component, Any], dict[str, Any]]:
         """The usual values of everything that the page shows, and what was saved. Raises UserError."""
         before = {name: value for name, value in self.saved().items() if name in self.components}
-        self.put({name: CHOICES[name] for name in before})
-        return self.standing(), before
+        self.save({name: CHOICES[name] for name in before})
+        return self.current(), before
 
-    def back(self, before: Values) -> dict[Component, Any]:
+    def restore(self, before: Values) -> dict[Component, Any]:
         """As it was before a reset. Raises UserError."""
-        self.put(before)
-        return self.standing()
+        self.save(before)
+        return self.current()
 
     def _about_log(self, saved: Values) -> dict[Component, Any]:
         if not self.log or not saved[ENABLED]:

@@ -84,12 +84,12 @@ class ResultPanel:
         for level, button in self.stops.items():
             stopped = button.click(partial(self.context.jobs.stop, level), None, None, **QUIET)
             stopped.then(self.refresh, self.shown, self.outputs, **QUIET)
-        self.viewer.click(self.use, None, list(self.uses.values()), **QUIET)
+        self.viewer.click(self.use_as_input, None, list(self.uses.values()), **QUIET)
         self.viewer.click(self.show_folder, None, self.folder, **QUIET)
-        asked = self.queue.click(self.arrange, None, None, **QUIET)
+        asked = self.queue.click(self.on_queue_click, None, None, **QUIET)
         asked.then(self.refresh, self.shown, self.outputs, **QUIET)
 
-    def use(self, event: gr.EventData) -> dict[Component, Any]:
+    def use_as_input(self, event: gr.EventData) -> dict[Component, Any]:
         """The result, or its last frame, as a picture of the form."""
         job = self.context.jobs.current()
         component = self.uses.get(str(clicked(event, "field")))
@@ -117,7 +117,7 @@ class ResultPanel:
         opened = same_machine(asker.client.host) and open_folder(folder)
         return gr.update(value=str(folder), visible=not opened)
 
-    def arrange(self, event: gr.EventData) -> None:
+    def on_queue_click(self, event: gr.EventData) -> None:
         """Remove a waiting job, or let it come earlier or later. One that another tab removed, or that began, is left alone."""
         job, action = str(clicked(event, "job")), str(clicked(event, "action"))
         if action not in ACTIONS:

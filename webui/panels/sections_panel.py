@@ -22,9 +22,9 @@ from eichi_utils.requests.kinds import Choice
 from eichi_utils.user_data.passing import need_room
 from webui.context import QUIET, Context
 from webui.forms import fields
-from webui.forms.action_result import Outcome
+from webui.forms.action_result import ActionResult
 from webui.forms.form import Form
-from webui.forms.form_updates import Filling
+from webui.forms.form_updates import FormUpdates
 from webui.forms.words import NOT_YET
 from webui.gradio_compat import upload_folder
 
@@ -55,17 +55,17 @@ class SectionsPanel:
                     elem_classes="eichi-chips",
                 )
                 self.export = gr.Button(t("page.zip.export"), size="sm", elem_id="zip-export")
-        self.outcome = Outcome(t, "zip-outcome")
+        self.outcome = ActionResult(t, "zip-outcome")
 
-    def wire(self, filling: Filling) -> None:
-        self.filling = filling
+    def wire(self, form_updates: FormUpdates) -> None:
+        self.form_updates = form_updates
         values = self.form.components
-        self.export.click(self.make, values, self.outcome.outputs, **QUIET)
-        shown = [*filling.outputs, *self.outcome.outputs]
-        self.upload.upload(self.take, values | {self.upload, self.how}, [*shown, self.upload], **QUIET)
+        self.export.click(self.export_zip, values, self.outcome.outputs, **QUIET)
+        shown = [*form_updates.outputs, *self.outcome.outputs]
+        self.upload.upload(self.import_zip, values | {self.upload, self.how}, [*shown, self.upload], **QUIET)
         self.outcome.box.click(self.undo, self.outcome.about, shown, **QUIET)
 
-    def make(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+    def export_zip(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """The form's ZIP, to download."""
         request, problems = self.form.read(values)
         if request is None:
@@ -99,24 +99,24 @@ class SectionsPanel:
             return earlier
         return made
 
-    def take(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+    def import_zip(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """A ZIP into the form. The place for the next is empty again; that it is emptied means nothing."""
         path = values[self.upload]
         if not path:
             return self.outcome.same()
         try:
             need_room(self.context.uploads)
-            standing = self.filling.standing(values)
+            standing = self.form_updates.current(values)
             request, notes = import_sections(Path(path), standing, values[self.how], self.context.uploads)
         except UserError as error:
             return {self.upload: None} | self.outcome.refused(error.problems)
-        updates, held = self.filling.put(values, request)
+        updates, held = self.form_updates.apply(values, request)
         said = self.t("page.zip.imported", file=Path(path).name)
         return updates | {self.upload: None} | self.outcome.done(said, notes, held)
 
     def undo(self, held: Any) -> dict[Component, Any]:
         """The form as it was before the ZIP."""
-        return (self.filling.back(held) if held else {}) | self.outcome.nothing()
+        return (self.form_updates.restore(held) if held else {}) | self.outcome.nothing()
 
 
 def content_of(archive: Path, secret: bytes) -> str:

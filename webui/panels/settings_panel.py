@@ -13,9 +13,9 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.kinds import content_of
 from eichi_utils.requests.request import to_json
 from webui.context import QUIET, Context
-from webui.forms.action_result import Outcome
+from webui.forms.action_result import ActionResult
 from webui.forms.form import Form
-from webui.forms.form_updates import Filling
+from webui.forms.form_updates import FormUpdates
 from webui.panels.presets_panel import prompt_presets
 from webui.panels.program_panel import ProgramPanel
 
@@ -28,7 +28,7 @@ def setting_names(form: Form) -> list[str]:
     return [name for name in form.entries if name not in content_of(form.kind)]
 
 
-def begin_with(context: Context, form: Form) -> tuple[dict[str, Any], list[Problem]]:
+def starting_fields(context: Context, form: Form) -> tuple[dict[str, Any], list[Problem]]:
     """Fields that a new page begins with, where they are not the usual ones; and what of the files was not understood."""
     notes: list[Problem] = []
     fields: dict[str, Any] = {}
@@ -59,35 +59,35 @@ class SettingsPanel:
             self.reset = gr.Button(t("page.settings.reset"), size="sm", elem_id="settings-reset")
         self.on_start = gr.Checkbox(label=t("page.settings.on_start"), elem_id="settings-on-start")
         form.program[ON_START] = self.on_start
-        self.outcome = Outcome(t, "settings-outcome")
+        self.outcome = ActionResult(t, "settings-outcome")
         self.program = ProgramPanel(context, form)
         self.on_start.value = self.program.saved()[ON_START]
         for name in setting_names(form):
             for component in form.entries[name].components:
                 component.elem_classes = [*component.elem_classes, "eichi-saved"]
 
-    def wire(self, filling: Filling, start: Component) -> None:
+    def wire(self, form_updates: FormUpdates, start: Component) -> None:
         """start: the button that begins a film."""
-        self.filling = filling
+        self.form_updates = form_updates
         self.program.wire()
-        shown = [*filling.outputs, *self.outcome.outputs, *self.program.outputs]
+        shown = [*form_updates.outputs, *self.outcome.outputs, *self.program.outputs]
         values = self.form.components
-        self.save.click(self.keep, values, self.outcome.outputs, **QUIET)
-        self.reset.click(self.forget, values, shown, **QUIET)
+        self.save.click(self.save_settings, values, self.outcome.outputs, **QUIET)
+        self.reset.click(self.reset_settings, values, shown, **QUIET)
         self.outcome.box.click(self.undo, self.outcome.about, shown, **QUIET)
-        self.on_start.input(self.choose, self.on_start, self.outcome.outputs, **QUIET)
-        start.click(self.started, values | {self.on_start}, self.outcome.outputs, **QUIET)
+        self.on_start.input(self.switch_on_start, self.on_start, self.outcome.outputs, **QUIET)
+        start.click(self.save_on_start, values | {self.on_start}, self.outcome.outputs, **QUIET)
 
     @property
     def outputs(self) -> list[Component]:
-        """What `loaded` may return."""
+        """What `on_load` may return."""
         return [*self.outcome.outputs, *self.program.outputs]
 
-    def loaded(self, notes: list[Problem]) -> dict[Component, Any]:
+    def on_load(self, notes: list[Problem]) -> dict[Component, Any]:
         """For a page that was just loaded. notes: what was wrong with the files of settings and presets."""
-        return self.program.standing() | (self.outcome.refused(notes) if notes else {})
+        return self.program.current() | (self.outcome.refused(notes) if notes else {})
 
-    def keep(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+    def save_settings(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """Save the form's settings."""
         try:
             before, _ = self.settings.fields(self.mode)
@@ -96,7 +96,7 @@ class SettingsPanel:
             return self.outcome.refused(error.problems)
         return self.outcome.done(self.t("page.settings.saved"), notes, {"saved": before, "form": {}})
 
-    def forget(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+    def reset_settings(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """The usual settings, in the form, for new pages and of the program; what the film is made of stays."""
         try:
             before, _ = self.settings.fields(self.mode)
@@ -104,10 +104,10 @@ class SettingsPanel:
             notes = self.settings.reset_fields(self.mode)
         except UserError as error:
             return self.outcome.refused(error.problems)
-        usual = to_json(self.filling.made({}))
-        standing = to_json(self.filling.standing(values))
-        request = self.filling.made({**standing, **{name: usual[name] for name in setting_names(self.form)}})
-        updates, held = self.filling.put(values, request)
+        usual = to_json(self.form_updates.request_with({}))
+        standing = to_json(self.form_updates.current(values))
+        request = self.form_updates.request_with({**standing, **{name: usual[name] for name in setting_names(self.form)}})
+        updates, held = self.form_updates.apply(values, request)
         said = self.t("page.settings.was_reset")
         return updates | shown | self.outcome.done(said, notes, {"saved": before, "form": held, "program": program})
 
@@ -118,25 +118,25 @@ class SettingsPanel:
         try:
             self.settings.reset_fields(self.mode)
             self.settings.save_fields(self.mode, about["saved"])
-            shown = self.program.back(about["program"]) if "program" in about else {}
+            shown = self.program.restore(about["program"]) if "program" in about else {}
         except UserError as error:
             return self.outcome.refused(error.problems)
-        return self.filling.back(about["form"]) | shown | self.outcome.nothing()
+        return self.form_updates.restore(about["form"]) | shown | self.outcome.nothing()
 
-    def choose(self, on: bool) -> dict[Component, Any]:
+    def switch_on_start(self, on: bool) -> dict[Component, Any]:
         """From now on every Start saves, or none does."""
         try:
-            self.program.put({ON_START: on})
+            self.program.save({ON_START: on})
         except UserError as error:
             return self.outcome.refused(error.problems)
         return self.outcome.nothing()
 
-    def started(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+    def save_on_start(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """A film was asked for."""
         if not values[self.on_start]:
             return self.outcome.same()
         request, problems = self.form.read(values)
-        return self.outcome.same() if request is None or problems else self.keep(values)
+        return self.outcome.same() if request is None or problems else self.save_settings(values)
 
     def _wanted(self, values: Mapping[Component, Any]) -> dict[str, Any]:
         request, problems = self.form.read(values)
@@ -144,7 +144,7 @@ class SettingsPanel:
         wrong = [problem for problem in problems if problem.field.split("/")[0] in names]
         if wrong:
             raise UserError(wrong)
-        document = to_json(request or self.filling.standing(values))
+        document = to_json(request or self.form_updates.current(values))
         return {name: document[name] for name in names}
 
 

@@ -42,7 +42,7 @@ class StartPanel:
         self._submitted: tuple[Request | None, float] = (None, 0.0)
         with gr.Column(elem_classes="eichi-start", min_width=0):
             self.problems = gr.HTML(elem_id="problems")
-            self.wrong = field_problems(self.t)
+            self.field_problems = field_problems(self.t)
             self.summary = gr.HTML(elem_id="summary")
             self.start = gr.Button(self.t("page.start"), variant="primary", elem_id="start")
         request = form.kind(**form.defaults)
@@ -53,8 +53,8 @@ class StartPanel:
 
     @property
     def outputs(self) -> list[Component]:
-        """What `look` returns."""
-        return [self.summary, self.problems, self.wrong, self.start, *self.followers]
+        """What `on_change` returns."""
+        return [self.summary, self.problems, self.field_problems, self.start, *self.followers]
 
     def wire(self, after: Any, outputs: Any, seen: Component) -> None:
         """after: called with `seen` once a job is submitted, to show it at once. outputs: what it returns."""
@@ -62,14 +62,14 @@ class StartPanel:
         # Another model is judged together with the size that comes with it: the model panel asks for that.
         typed = self.form.components - set(self.form.entries["model"].components)
         changes = [component.change for component in sorted(typed, key=number_of)]
-        looked = gr.on(changes, self.look, self.form.components, self.outputs, trigger_mode="always_last", **QUIET)
+        looked = gr.on(changes, self.on_change, self.form.components, self.outputs, trigger_mode="always_last", **QUIET)
         # Answers to quick changes can overtake each other, and an old one would stay; whatever came last, this one is new.
         # Always last here too, or gradio skips the new look while one at older values is under way.
-        looked.then(self.look, self.form.components, self.outputs, trigger_mode="always_last", **QUIET)
+        looked.then(self.on_change, self.form.components, self.outputs, trigger_mode="always_last", **QUIET)
         started = self.start.click(self.submit, self.form.components, self.outputs, **QUIET)
         started.then(after, seen, outputs, **QUIET)
 
-    def look(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+    def on_change(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """What the form's values would make, and what is wrong with them."""
         return self._shown(*self.form.read(values))
 
@@ -86,7 +86,7 @@ class StartPanel:
     def _said(self, problems: tuple[Problem, ...], notes: tuple[Problem, ...] = ()) -> dict[Component, Any]:
         return {
             self.problems: words.problem_list(self.t, problems, notes),
-            self.wrong: words.problems_by_field(self.t, problems),
+            self.field_problems: words.problems_by_field(self.t, problems),
         }
 
     def submit(self, values: Mapping[Component, Any]) -> dict[Component, Any]:

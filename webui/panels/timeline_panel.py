@@ -148,7 +148,7 @@ class TimelinePanel:
         """The open section's picture that came too late for `open`."""
         return self._picture_of(section, keyframes) if (late or "").split(" ")[0] == section else gr.skip()
 
-    def look(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
+    def on_change(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
         """The strip of a request whose length can be understood."""
         if not isinstance(request, FilmRequest) or {problem.field for problem in problems} & {"seconds", "window"}:
             return {}

@@ -25,7 +25,7 @@ from locales import LANGUAGES, Translator, table
 from tests.threads import in_a_loop
 from webui.app import PAGES
 from webui.context import Context
-from webui.forms.boundary import MOST_CHARACTERS, Bounded, problems_at
+from webui.forms.boundary import MOST_CHARACTERS, ErrorBoundary, problems_at
 from webui.gradio_compat import number_of
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def whole_page(jobs, tmp_path, unserved) -> Any:
     """A page with all its panels, those for a card and a log too."""
 
-    def build(mode: str, language: str = "en") -> Bounded:
+    def build(mode: str, language: str = "en") -> ErrorBoundary:
         t = Translator(language)
         engine = SimpleNamespace(card=SimpleNamespace(total=24 * 2**30), reserve_gb=0.5)
         (tmp_path / "outputs").mkdir(exist_ok=True)
@@ -81,7 +81,7 @@ def whole_page(jobs, tmp_path, unserved) -> Any:
     return build
 
 
-def ask(page: Bounded, call: Any, inputs: list, event: Any = None, state: SessionState | None = None) -> dict[str, Any]:
+def ask(page: ErrorBoundary, call: Any, inputs: list, event: Any = None, state: SessionState | None = None) -> dict[str, Any]:
     """A handler's answer, as it goes to a browser."""
     state = state or SessionState(page)
     asked = page.process_api(call, inputs, state=state, request=ASKER, event_data=gr.EventData(None, event))
@@ -90,14 +90,14 @@ def ask(page: Bounded, call: Any, inputs: list, event: Any = None, state: Sessio
     return answer
 
 
-def said(page: Bounded, call: Any, answer: dict[str, Any]) -> list[str]:
+def said(page: ErrorBoundary, call: Any, answer: dict[str, Any]) -> list[str]:
     """What an answer tells of what went wrong."""
     at = call.outputs.index(page.message) if page.message in call.outputs else -1
     assert len(answer["data"]) == len(call.outputs) + (at == -1)
     return answer["data"][at].get("lines", [])
 
 
-def handlers(page: Bounded) -> list[Any]:
+def handlers(page: ErrorBoundary) -> list[Any]:
     """Those that ask the server, each once."""
     found = {}
     for call in page.fns.values():
@@ -142,9 +142,9 @@ def test_what_no_browser_sends_is_understood_or_refused_in_a_sentence(whole_page
     assert jobs.all() == ()
 
 
-def small(fn: Any, outputs: int = 2) -> tuple[Bounded, Any]:
+def small(fn: Any, outputs: int = 2) -> tuple[ErrorBoundary, Any]:
     """A page with one handler."""
-    with Bounded(Translator("en"), analytics_enabled=False) as page:
+    with ErrorBoundary(Translator("en"), analytics_enabled=False) as page:
         page.place()
         boxes = [gr.Textbox() for _ in range(outputs)]
         gr.Button().click(fn, boxes[0], boxes, queue=False)
@@ -229,7 +229,7 @@ def test_a_start_without_room_for_the_picture_says_so(whole_page, jobs, tmp_path
 
 def test_a_page_whose_loading_fails_is_there_all_the_same(whole_page, at_once, monkeypatch):
     page = whole_page("reverse")
-    monkeypatch.setattr("webui.forms.form_updates.Filling.begin", plain)
+    monkeypatch.setattr("webui.forms.form_updates.FormUpdates.initial", plain)
     call = next(call for call in page.fns.values() if call.name == "fill")
     answer = ask(page, call, [])
     assert said(page, call, answer) == [table("en")["problem.page_failed"]]

@@ -347,7 +347,7 @@ def test_a_size_of_another_model_is_said_beside_its_field(page, nothing_there, t
 
 def test_steps_follow_the_model_unless_they_were_typed(page, nothing_there):
     panel = ModelPanel(page("reverse", models=nothing_there).context, Form(MODES["reverse"], Translator("en"), nothing_there))
-    assert panel.advise("framepack", 15, False) == 25 and panel.advise("miniature", 25, False) == 15
-    assert panel.advise("framepack", 8, False) == panel.advise("miniature", 8, False) == 8
+    assert panel.recommend_steps("framepack", 15, False) == 25 and panel.recommend_steps("miniature", 25, False) == 15
+    assert panel.recommend_steps("framepack", 8, False) == panel.recommend_steps("miniature", 8, False) == 8
     # 25 is what FramePack recommends, and also what somebody may have typed.
-    assert panel.advise("miniature", 25, True) == 25
+    assert panel.recommend_steps("miniature", 25, True) == 25

@@ -22,7 +22,7 @@ from eichi_utils.user_data.settings import AppSettings, JsonFile
 from tests.webui.forms.test_form import page as page
 from tests.webui.whole import sentence
 from tests.webui.whole import whole as whole
-from webui.app import UPLOADED, tidied
+from webui.app import UPLOADED, start_housekeeping
 
 pytestmark = pytest.mark.slow
 
@@ -111,11 +111,11 @@ def test_gradios_uploads_lie_in_a_folder_of_this_programs_own(tmp_path: Path, mo
     saved = AppSettings(JsonFile(tmp_path / "app_settings.json"))
     monkeypatch.setenv(UPLOADED, "")
     monkeypatch.delenv(UPLOADED)
-    keeper = tidied(folders, saved, "reverse", lambda: (), (tmp_path,))
+    keeper = start_housekeeping(folders, saved, "reverse", lambda: (), (tmp_path,))
     assert os.environ[UPLOADED] == str(tmp_path / "cache" / "uploads") == str(keeper.passing)
     assert tmp_path in keeper.results.folders and keeper.uploads == tmp_path / "uploads"
     monkeypatch.setenv(UPLOADED, str(tmp_path / "other"))
-    assert tidied(folders, saved, "reverse", lambda: (), ()).passing is None
+    assert start_housekeeping(folders, saved, "reverse", lambda: (), ()).passing is None
 
 
 @pytest.mark.parametrize("language", ["en", "ja", "zh-tw", "ru"])

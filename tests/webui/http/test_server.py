@@ -252,10 +252,10 @@ def test_who_gives_way_first() -> None:
     """Whoever had waited longest did, which may be the owner's browser between two requests, or his slow line."""
     gate = Gate(20)
     owner = [Held(gate, "10.0.0.3", Claim.NONE), Held(gate, "10.0.0.3", Claim.KNOWN), Held(gate, "10.0.0.3", Claim.LOGIN)]
-    crowd = [Held(gate, f"10.0.0.{1 + number % 2}", Claim.NONE) for number in range(17)]
+    intervals = [Held(gate, f"10.0.0.{1 + number % 2}", Claim.NONE) for number in range(17)]
     # One after the other, while those that came before are there.
-    crowd.extend(Held(gate, "10.0.0.1", Claim.NONE) for _ in range(100))
-    assert not any(one.ended for one in owner) and [one.ended for one in crowd[-9:]] == [False] * 9
+    intervals.extend(Held(gate, "10.0.0.1", Claim.NONE) for _ in range(100))
+    assert not any(one.ended for one in owner) and [one.ended for one in intervals[-9:]] == [False] * 9
     # One address ends its own when it has half, and what is being answered never.
     full = Gate(20)
     busy = [Held(full, "10.0.0.1", Claim.REQUEST) for _ in range(10)]

@@ -71,7 +71,7 @@ def test_the_panel_follows_the_form(page, mode: str, tower: str, tmp_path: Path)
     (tmp_path / "cat.safetensors").write_bytes(b"cat")
 
     def told_of(path: str) -> tuple[str, str]:
-        told = built.start.look(built.values(image=tower, prompt="x", append_latents=path, join_latents=2))
+        told = built.start.on_change(built.values(image=tower, prompt="x", append_latents=path, join_latents=2))
         return told[panel.info], words.summary(built.form.t, *built.form.read(built.values(image=tower, append_latents=path)))
 
     assert "512 × 768" in told_of(good)[0] and "joined 77 frames, 2.57 s" in told_of(good)[1]
@@ -80,10 +80,10 @@ def test_the_panel_follows_the_form(page, mode: str, tower: str, tmp_path: Path)
     assert ("one more section between, in all" in words.summary(built.form.t, *bridged)) is (mode == "reverse")
     assert "96 × 64" in told_of(small)[0] and "joined" not in told_of(small)[1]
     assert told_of(str(tmp_path / "cat.safetensors"))[0] == told_of("")[0] == ""
-    told = built.start.look(built.values(image=tower, prompt="x", append_latents=small))
-    assert "96 x 64" in told[built.start.wrong]["append_latents"] and told[built.start.start]["interactive"] is False
-    told |= built.start.look(built.values(image=tower, prompt="x", append_latents=good, append_trim_start=10))
-    assert told[built.start.wrong]["append_trim_start"].startswith("good.safetensors has 10 latents")
+    told = built.start.on_change(built.values(image=tower, prompt="x", append_latents=small))
+    assert "96 x 64" in told[built.start.field_problems]["append_latents"] and told[built.start.start]["interactive"] is False
+    told |= built.start.on_change(built.values(image=tower, prompt="x", append_latents=good, append_trim_start=10))
+    assert told[built.start.field_problems]["append_trim_start"].startswith("good.safetensors has 10 latents")
     assert str(tmp_path) not in told[built.start.problems]
 
 

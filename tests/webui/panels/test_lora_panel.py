@@ -46,7 +46,7 @@ def test_a_file_that_does_not_fit_keeps_start_closed(page, lora_folder, tower):
         values = built.values(image=tower, prompt="x", loras=(Lora(INK), Lora(file)))
         _, problems = built.form.read(values)
         assert [(problem.field, problem.key) for problem in problems] == [("loras/1/file", f"lora_{key}")]
-        shown = built.start.look(values)
+        shown = built.start.on_change(values)
         assert shown[built.start.start]["interactive"] is False
         text = shown[built.start.problems]
         assert Path(file).name in text and str(lora_folder) not in text
@@ -92,17 +92,22 @@ def test_sets_by_name(panel, tmp_path):
     (tmp_path / "presets" / "lora_presets.json").write_text(json.dumps({"presets": [old]}))
     built = panel()
     assert [value for _, value in built.preset.choices] == ["Setting 1"]
-    taken = built.take("Setting 1")
+    taken = built.apply_preset("Setting 1")
     assert taken[built.switch] is True and json.loads(taken[built.box]) == [{"file": INK, "strength": 0.25}]
     chosen = [{"file": INK, "strength": 0.5}, {"file": "", "strength": 2}, {"file": STYLE, "strength": -2}]
-    kept = built.keep(" mine ", json.dumps(chosen))
+    kept = built.save_preset(" mine ", json.dumps(chosen))
     assert kept[built.preset]["value"] == "mine" and "Saved: mine" in kept[built.said]
     assert [value for _, value in kept[built.preset]["choices"]] == ["Setting 1", "mine"]
-    assert json.loads(built.take("mine")[built.box]) == [chosen[0], chosen[2]]
-    assert "Deleted: mine" in built.forget("mine")[built.said]
-    for said in (built.take("mine"), built.forget("mine"), built.forget("Setting 1"), built.keep("", json.dumps(chosen))):
+    assert json.loads(built.apply_preset("mine")[built.box]) == [chosen[0], chosen[2]]
+    assert "Deleted: mine" in built.delete_preset("mine")[built.said]
+    for said in (
+        built.apply_preset("mine"),
+        built.delete_preset("mine"),
+        built.delete_preset("Setting 1"),
+        built.save_preset("", json.dumps(chosen)),
+    ):
         assert set(said) == {built.said} and 'class="wrong"' in said[built.said]
-    assert "no LoRA to save" in built.keep("empty", "[]")[built.said]
+    assert "no LoRA to save" in built.save_preset("empty", "[]")[built.said]
 
 
 def test_uploads_go_into_free_slots(panel, lora_folder, tmp_path):
@@ -111,7 +116,7 @@ def test_uploads_go_into_free_slots(panel, lora_folder, tmp_path):
     names = ("a.safetensors", "b.safetensors", "c.pt")
     uploads = [str(shutil.copy(lora_folder / INK, tmp_path / name)) for name in names]
     filled = [{"file": INK, "strength": 0.5}, {"file": "", "strength": -1}, {"file": STYLE, "strength": 1}]
-    got = built.receive(uploads, json.dumps(filled))
+    got = built.on_upload(uploads, json.dumps(filled))
     slots = [(slot["file"], slot["strength"]) for slot in json.loads(got[built.box])]
     assert slots == [(INK, 0.5), ("uploads/a.safetensors", -1), (STYLE, 1), ("uploads/b.safetensors", 0.8)]
     assert "c.pt" in got[built.said] and ("uploads/a.safetensors",) * 2 in got[built.slots[11].file]["choices"]
@@ -122,7 +127,7 @@ def test_uploads_beyond_the_last_slot_stay_in_the_folder(panel, lora_folder, tmp
     built = panel("single")
     upload = str(shutil.copy(lora_folder / INK, tmp_path / "more.safetensors"))
     full = [{"file": INK, "strength": 0.1}] * 12
-    got = built.receive([upload], json.dumps(full))
+    got = built.on_upload([upload], json.dumps(full))
     assert json.loads(got[built.box]) == full and "uploads/more.safetensors" in got[built.said]
     assert (lora_folder / "uploads" / "more.safetensors").is_file()
 
@@ -132,18 +137,18 @@ def test_uploads_beyond_the_last_slot_stay_in_the_folder(panel, lora_folder, tmp
 def test_what_lies_in_the_folder_and_cannot_be_chosen_is_said(panel, lora_folder, language):
     """A .pt in the folder was silently ignored; the existing program lists it. How to convert it is said as well."""
     built = panel("forward", language)
-    assert built.tell()[built.said].count("<p") == 1
+    assert built.report_files()[built.said].count("<p") == 1
     (lora_folder / "small" / "old.pt").write_bytes(b"x")
     (lora_folder / "<b>.BIN").write_bytes(b"x")
-    told = built.tell()[built.said]
+    told = built.report_files()[built.said]
     assert "small/old.pt" in told and "torch.load" in told and "<b>" not in told
-    assert all("old" not in value for _, value in built.tell()[built.slots[0].file]["choices"])
+    assert all("old" not in value for _, value in built.report_files()[built.slots[0].file]["choices"])
 
 
 def test_a_set_of_another_page_is_there_after_a_rescan(panel):
     """Until the program was started again, only the page that a set was saved on had it in its list."""
     one, other = panel("reverse"), panel("forward")
-    one.keep("mine", json.dumps([{"file": INK, "strength": -0.5}]))
+    one.save_preset("mine", json.dumps([{"file": INK, "strength": -0.5}]))
     assert [value for _, value in other.rescan()[other.preset]["choices"]] == ["mine"]
 
 
@@ -152,7 +157,7 @@ def test_two_files_of_one_name_are_told_apart(page, lora_folder, tower):
     (lora_folder / "other").mkdir()
     shutil.copy(lora_folder / INK, lora_folder / "other" / "mini.safetensors")
     built = page("forward")
-    shown = built.start.look(built.values(image=tower, prompt="x", loras=(Lora("other/mini.safetensors"), Lora(MINI))))
+    shown = built.start.on_change(built.values(image=tower, prompt="x", loras=(Lora("other/mini.safetensors"), Lora(MINI))))
     text = shown[built.start.problems]
     assert MINI in text and "other/mini" not in text and str(lora_folder) not in text
 
@@ -166,7 +171,7 @@ def test_a_slider_that_shows_its_strength_is_left_alone(panel):
     values = shown | {c: c.value for slot in built.slots for c in (slot.file, slot.strength)}
     values[built.form.entries["model"].components[0]] = "framepack"
     values |= {built.slots[number].strength: strength for number, strength in enumerate((0.3, 0.4, 0.8))}
-    updates = built.look(values)
+    updates = built.on_change(values)
     assert built.slots[0].strength not in updates
     assert updates[built.slots[1].strength] == 0.5 and updates[built.slots[2].strength] is None
 
@@ -181,7 +186,7 @@ def test_what_is_moved_while_the_box_does_not_know_it_yet_stays(panel):
     values = {**parts, **model, built.switch: True, built.box: json.dumps(slots), built.seen: None}
     values |= {slot.file: INK for slot in built.slots[:3]} | {slot.strength: -0.4 for slot in built.slots[:3]}
     # Their own, as it was at the last look, and filled anew.
-    updates = built.look(values | {built.filled: [[INK, 1.0], [INK, 0.8], [INK, 1.0]]})
+    updates = built.on_change(values | {built.filled: [[INK, 1.0], [INK, 0.8], [INK, 1.0]]})
     moved = [slot.strength in updates for slot in built.slots[:3]]
     assert moved == [False, False, True] and updates[built.slots[2].strength] == 0.8
     assert updates[built.filled][:3] == [[INK, 0.8]] * 3

@@ -19,7 +19,7 @@ SIGN, STAMP, STAMP_LENGTH = ".damaged-", "%Y%m%d_%H%M%S", 15
 STARTING_SECONDS = 300.0
 
 
-class SetAside:
+class DamagedFiles:
     """folders: where to look. Each file is told once, on one page."""
 
     def __init__(self, *folders: Path):

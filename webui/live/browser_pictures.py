@@ -31,7 +31,7 @@ BY_NAME = "http.response.pathsend"
 STEP = 2**18
 
 
-class ShownPictures:
+class BrowserPictures:
     """Look at what gradio's route for files answers, after it has decided who may see which file."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]):

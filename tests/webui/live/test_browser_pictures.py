@@ -21,7 +21,7 @@ from PIL import Image
 from tests.eichi_utils.files.test_picture_files import CASES
 from tests.threads import in_a_loop
 from webui.forms import fields
-from webui.live.shown import AT_ONCE, ShownPictures
+from webui.live.browser_pictures import AT_ONCE, BrowserPictures
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
     Image.new("RGB", (2000, 1000), "red").save(folder / "large.tif")
     Image.new("RGB", (64, 64), "red").save(folder / "plain.png")
     app = FastAPI()
-    app.add_middleware(ShownPictures)
+    app.add_middleware(BrowserPictures)
 
     @app.get("/f1/gradio_api/file={name}", response_model=None)
     def serve(name: str) -> FileResponse:
@@ -101,7 +101,7 @@ def test_pages_answer_while_pictures_wait(client: TestClient, monkeypatch: pytes
             at_once -= 1
         return b"a picture"
 
-    monkeypatch.setattr("webui.live.shown._shown", shown)
+    monkeypatch.setattr("webui.live.browser_pictures._shown", shown)
     transport = httpx.ASGITransport(client.app)
 
     async def ask() -> None:
