@@ -19,8 +19,8 @@ import gradio as gr
 from gradio import processing_utils, route_utils, routes, state_holder, utils
 from gradio.blocks import BlockFunction
 from gradio.components import Component
-from gradio.components.image import ImageData as ImageData
 from gradio.data_classes import FileData as FileData
+from gradio.data_classes import ImageData as ImageData
 from gradio.data_classes import PredictBody
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header

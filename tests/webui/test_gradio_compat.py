@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +19,12 @@ from typing import Any
 
 import gradio as gr
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from gradio import routes
 from starlette.datastructures import Headers
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models.catalogue import Models
@@ -55,8 +58,7 @@ GRADIO = {
     "state_holder": "SessionState",
     "utils": "get_upload_folder",
     "processing_utils": "save_file_to_cache _check_allowed",
-    "gradio.components.image": "ImageData",
-    "gradio.data_classes": "FileData PredictBody",
+    "gradio.data_classes": "FileData ImageData PredictBody",
     "gradio.blocks": "BlockFunction",
     "parser": "upload_dir upload_id upload_progress _files_to_close_on_error _current_part on_headers_finished "
     "on_part_end parse",
@@ -211,6 +213,21 @@ def test_gradio_still_calls_it_so(gradios: dict[str, Any], name: str, parameters
         f"gradio {gr.__version__} gives {name} {found}, where {users} of webui/gradio_compat.py takes {parameters}: change it."
     )
     assert found[: len(parameters)] == parameters, said
+
+
+def test_uvicorn_still_has() -> None:
+    """A connection that does not wait for ever is made of these (0.54); one of them uvicorn keeps for itself."""
+    config = uvicorn.Config(None, lifespan="off")
+    config.load()
+    in_a_loop(_has_all(lambda: H11Protocol(config=config, server_state=ServerState(), app_state={})))
+
+
+async def _has_all(make: Callable[[], H11Protocol]) -> None:
+    connection = make()
+    names = "app cycle transport loop timeout_keep_alive on_response_complete _unset_keepalive_if_required".split()
+    gone = [name for name in names if not hasattr(connection, name)]
+    said = f"uvicorn {uvicorn.__version__} has no {gone} any more: Connection of webui/http/connection.py depends on them."
+    assert not gone, said
 
 
 def test_every_private_name_is_listed() -> None:
