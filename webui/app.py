@@ -45,7 +45,7 @@ from webui.http.path_check import ServedFiles
 from webui.http.server import Server, address, listen, room
 from webui.live import polling
 from webui.live.browser_pictures import BrowserPictures
-from webui.panels.memory_panel import RESERVE, change
+from webui.panels.memory_panel import RESERVE, set_reserve
 from webui.static_files import STYLE, PageHeads
 
 PAGES = MappingProxyType(
@@ -254,7 +254,7 @@ def apply_saved(settings: AppSettings, log: Log, engine: Engine, mode: str, rese
     Nothing of it keeps the program from starting.
     """
     try:
-        change(engine, settings.choice(mode, RESERVE) if reserve_gb is None else reserve_gb)
+        set_reserve(engine, settings.choice(mode, RESERVE) if reserve_gb is None else reserve_gb)
         problems = log.begin(settings, mode)
     except UserError as error:
         problems = error.problems

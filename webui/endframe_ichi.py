@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import gradio as gr
 
 from webui.context import Context
-from webui.frame import framed
+from webui.frame import page_frame
 from webui.panels.input_panel import (
     PICTURE_HEIGHT,
     advanced_panel,
@@ -35,7 +35,7 @@ from webui.panels.timeline_panel import TimelinePanel
 
 
 def page(context: Context) -> gr.Blocks:
-    with framed(context) as (blocks, form, followers):
+    with page_frame(context) as (blocks, form, followers):
         with gr.Row(elem_classes="eichi-pictures"):
             form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
             if not context.plain:

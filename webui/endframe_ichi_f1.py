@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import gradio as gr
 
 from webui.context import Context
-from webui.frame import framed
+from webui.frame import page_frame
 from webui.panels.input_panel import (
     PICTURE_HEIGHT,
     QUICK_SECONDS,
@@ -36,7 +36,7 @@ from webui.panels.timeline_panel import TimelinePanel
 
 def page(context: Context) -> gr.Blocks:
     t = context.t
-    with framed(context) as (blocks, form, followers):
+    with page_frame(context) as (blocks, form, followers):
         with gr.Row(elem_classes="eichi-pictures"):
             form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
         prompt_panel(context, form)

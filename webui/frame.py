@@ -58,7 +58,7 @@ class Page(CheckedBlocks, IdleBlocks, ErrorBoundary):
 
 
 @contextmanager
-def framed(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, Follower]]]:
+def page_frame(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, Follower]]]:
     """A page with header, columns, result and Start; its block puts the inputs into the left column.
 
     It sets `form.model`, and may add followers (`StartPanel`) for what it shows of the request.

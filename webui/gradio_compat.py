@@ -286,7 +286,7 @@ class UploadParser(route_utils.GradioMultiPartParser):
                 self.upload_progress.set_done(self.upload_id)
 
 
-class Progress(route_utils.FileUploadProgress):
+class UploadProgress(route_utils.FileUploadProgress):
     """Forgets uploads of which nobody wants to know any more.
 
     Gradio (6.31) keeps a signal for each upload that was asked for by any name, and the state of each that nobody watches.
@@ -365,7 +365,7 @@ def _behaviour(component: Any) -> dict[str, Any]:
 def replace_parts() -> None:
     """Have gradio use the parts above; it (6.31) offers no other way to choose them."""
     route_utils.GradioMultiPartParser = UploadParser
-    if not isinstance(routes.file_upload_statuses, Progress):
-        routes.file_upload_statuses = Progress()
+    if not isinstance(routes.file_upload_statuses, UploadProgress):
+        routes.file_upload_statuses = UploadProgress()
     route_utils.get_fn = function_of
     state_holder.SessionState = TabState

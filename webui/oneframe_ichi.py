@@ -18,17 +18,17 @@ if __name__ == "__main__":
 import gradio as gr
 
 from webui.context import Context
-from webui.frame import framed
+from webui.frame import page_frame
 from webui.panels.input_panel import PICTURE_HEIGHT, advanced_panel, prompt_panel, size_panel
 from webui.panels.lora_panel import LoraPanel
 from webui.panels.model_panel import ModelPanel
 from webui.panels.output_panel import output_panel, seed_panel
-from webui.panels.reference_panel import place_panel, reference_panel
+from webui.panels.reference_panel import reference_panel, time_position_panel
 
 
 def page(context: Context) -> gr.Blocks:
     t = context.t
-    with framed(context) as (blocks, form, _):
+    with page_frame(context) as (blocks, form, _):
         with gr.Row(elem_classes="eichi-pictures"):
             form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
         if not context.plain:
@@ -40,7 +40,7 @@ def page(context: Context) -> gr.Blocks:
         prompt_panel(context, form)
         form.model = ModelPanel(context, form)
         if not context.plain:
-            place_panel(form)
+            time_position_panel(form)
             size_panel(form)
             LoraPanel(context, form, blocks)
         seed_panel(context, form)

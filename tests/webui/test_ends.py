@@ -26,7 +26,7 @@ from webui.forms import words
 from webui.forms.damaged_files import DamagedFiles
 from webui.live import history
 from webui.live.history import history_of
-from webui.live.polling import news_of
+from webui.live.polling import poll_answer
 from webui.live.progress import where
 from webui.panels import start_panel
 from webui.panels.result_panel import ResultPanel
@@ -133,7 +133,7 @@ def test_a_tab_that_was_shown_a_version_is_shown_nothing_twice(page, jobs, engin
     engine.problem = Problem("loras/0", "lora_missing", {"file": "ink.safetensors"})
     for prompt in ("first", "second"):
         list(jobs.follow(jobs.submit(ReverseRequest(prompt=prompt)).id))
-        version = news_of(jobs, Translator("en"), "reverse")["version"]
+        version = poll_answer(jobs, Translator("en"), "reverse")["version"]
         seen = panel.refresh(told[-1])
         assert seen[panel.shown] == seen[panel.polling] == version and seen.keys() > own | {panel.history}
         assert panel.refresh(version).keys() == own

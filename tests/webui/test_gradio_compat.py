@@ -34,14 +34,14 @@ from webui import gradio_compat
 from webui.app import PAGES, build
 from webui.context import QUIET, Context
 from webui.frame import SESSIONS, Page
-from webui.gradio_compat import MOST_FILES, WATCHED, Progress, UploadParser
+from webui.gradio_compat import MOST_FILES, WATCHED, UploadParser, UploadProgress
 from webui.http.page_build import HEADER
 
 pytestmark = pytest.mark.slow
 # Gradio's own classes, also where `replace_parts` has put ours in their place.
 originals = SimpleNamespace(
     GradioMultiPartParser=UploadParser.__base__,
-    FileUploadProgress=Progress.__base__,
+    FileUploadProgress=UploadProgress.__base__,
     SessionState=gradio_compat.TabState.__base__,
 )
 # What `gradio_compat` uses of gradio 6.31 that is not documented: where the tests below find it (`gradios`) -> its names.
@@ -368,7 +368,7 @@ def test_tabs_have_an_end(small: Small) -> None:
 def test_uploads_are_forgotten(small: Small) -> None:
     """Gradio kept the state of an upload that nobody watches, and each path, for ever."""
     progress = routes.file_upload_statuses
-    assert isinstance(progress, Progress)
+    assert isinstance(progress, UploadProgress)
     for number in range(WATCHED + 20):
         got = small.client.post(f"/gradio_api/upload?upload_id=u{number}", files={"files": ("a.png", f"{number}")})
         assert got.status_code == 200
@@ -383,7 +383,7 @@ def test_asking_for_an_upload_that_is_not_there_leaves_nothing() -> None:
     """A signal stayed for each name; one that comes in time is seen by all who wait."""
 
     async def wait() -> None:
-        progress = Progress()
+        progress = UploadProgress()
         for number in range(10):
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(progress.is_tracked(f"u{number}"), 0.01)

@@ -13,7 +13,7 @@ from locales import table
 from tests.webui.forms.test_form import Built
 from tests.webui.forms.test_form import page as page
 from webui.forms.form_updates import FormUpdates
-from webui.panels.metadata_panel import MetadataPanel, SectionOffer
+from webui.panels.metadata_panel import MetadataPanel, SectionPromptOffer
 from webui.panels.presets_panel import FavouritesPanel, PromptsPanel
 from webui.panels.sections_panel import SectionsPanel
 from webui.panels.settings_panel import SettingsPanel
@@ -68,7 +68,7 @@ def whole(page, monkeypatch: pytest.MonkeyPatch) -> Page:
             FavouritesPanel: "favourites",
             PromptsPanel: "prompts",
             SettingsPanel: "settings",
-            SectionOffer: "section",
+            SectionPromptOffer: "section",
         }
         with monkeypatch.context() as patched:
             for kind, name in names.items():

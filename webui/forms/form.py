@@ -26,7 +26,7 @@ from webui.forms import fields
 
 
 @dataclass(frozen=True)
-class Entry:
+class FieldBinding:
     """One field's components; `read` takes their values, `write` returns as many."""
 
     components: tuple[Component, ...]
@@ -52,7 +52,7 @@ class Form:
         self.folders = folders
         self.holds = holds
         self.defaults = models.recommended(models.default(kind.checkpoint), kind)
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, FieldBinding] = {}
         # Updates that close what shows a part of a field, such as one section, when the field is filled from elsewhere.
         self.closed: dict[Component, Any] = {}
         # Components of the program's own values, which no request has, by name (`settings.CHOICES`).
@@ -96,7 +96,7 @@ class Form:
         """Tie components to a field; returns the first. beside: what its problems are shown at, by default the first."""
         if name not in self._kinds:
             raise KeyError(f"{self.kind.__name__} has no field {name}")
-        self.entries[name] = Entry(components, read, write)
+        self.entries[name] = FieldBinding(components, read, write)
         place = beside or components[0]
         place.elem_classes = [*(place.elem_classes or []), f"field-{name}"]
         return components[0]

@@ -52,7 +52,7 @@ def add_routes(app: FastAPI, jobs: Jobs, t: Translator, builds: Mapping[str, str
     intervals = PollIntervals()
 
     async def news(mode: str, tab: str = "") -> dict[str, Any]:
-        told = news_of(jobs, t, mode, front)
+        told = poll_answer(jobs, t, mode, front)
         return told | {"wait": intervals.wait(tab, told["busy"]), "build": builds.get(mode, "")}
 
     async def preview(name: str) -> Response:
@@ -66,7 +66,7 @@ def add_routes(app: FastAPI, jobs: Jobs, t: Translator, builds: Mapping[str, str
     app.add_api_route(f"{ADDRESS}/{{mode}}", news)
 
 
-def news_of(jobs: Jobs, t: Translator, mode: str, front: str = "") -> dict[str, Any]:
+def poll_answer(jobs: Jobs, t: Translator, mode: str, front: str = "") -> dict[str, Any]:
     """The answer, for a page of a mode."""
     seen = jobs.snapshot()
     job = seen.current

@@ -42,7 +42,7 @@ class LatentsPanel:
                 elem_id="latents-chosen",
             )
             self.file = fields.File(label=t(f"page.field.{FIELD}"), height=120, elem_id=FIELD, elem_classes="eichi-drop")
-            form.add(FIELD, self.file, read=lambda value: value or "", write=lambda value: (shown(value),))
+            form.add(FIELD, self.file, read=lambda value: value or "", write=lambda value: (path_if_latents(value),))
             self.info = gr.HTML(elem_id="latents-info")
             with gr.Row():
                 for name in ("append_trim_start", "append_trim_end", "film_trim_end"):
@@ -84,7 +84,7 @@ def _name(path: Path, outputs: Path) -> str:
     return path.relative_to(outputs).as_posix()
 
 
-def shown(path: str) -> str | None:
+def path_if_latents(path: str) -> str | None:
     """What is shown can be downloaded, and a request from anywhere may name any file: only latents are."""
     return path if path and latents_problem(FIELD, path) is None else None
 

@@ -32,8 +32,8 @@ def reserve_panel(context: Context, form: Form) -> None:
         elem_id="reserve",
     )
     form.program[RESERVE] = slider
-    slider.change(lambda value: change(engine, value), slider, None, **QUIET)
-    slider.input(lambda value: keep(context, value), slider, None, trigger_mode="always_last", **QUIET)
+    slider.change(lambda value: set_reserve(engine, value), slider, None, **QUIET)
+    slider.input(lambda value: save_reserve(context, value), slider, None, trigger_mode="always_last", **QUIET)
 
 
 def most_reserved(engine: Engine) -> float:
@@ -41,15 +41,15 @@ def most_reserved(engine: Engine) -> float:
     return MOST_RESERVED if engine.card is None else min(MOST_RESERVED, max(1, engine.card.total // GIB - 1))
 
 
-def change(engine: Engine, value: float | None) -> None:
+def set_reserve(engine: Engine, value: float | None) -> None:
     """What the slider's box says counts as far as the card can; while the box is empty nothing changes."""
     if isinstance(value, (int, float)) and not math.isnan(value):
         engine.reserve_gb = min(max(float(value), 0.0), most_reserved(engine))
 
 
-def keep(context: Context, value: float | None) -> None:
+def save_reserve(context: Context, value: float | None) -> None:
     """Set it, and begin with it at the next start."""
-    change(context.engine, value)
+    set_reserve(context.engine, value)
     # It counts now in any case. That the file cannot be written is said where settings are saved.
     with suppress(UserError):
         context.app_settings.save_program({RESERVE: context.engine.reserve_gb})

@@ -126,7 +126,7 @@ class MetadataPanel:
         return kept, lost
 
 
-class SectionOffer:
+class SectionPromptOffer:
     """The same for the section whose picture is chosen: its prompt, for that section."""
 
     def __init__(self, context: Context):

@@ -20,7 +20,7 @@ from webui.context import QUIET, Context
 from webui.forms import fields
 from webui.forms.action_result import ActionResult
 from webui.forms.form import Form
-from webui.panels.memory_panel import RESERVE, change
+from webui.panels.memory_panel import RESERVE, set_reserve
 
 Values = Mapping[str, Any]
 
@@ -172,7 +172,7 @@ class ProgramPanel:
                 self.log.begin(self.settings, self.mode)
             raise
         if self.context.engine and RESERVE in values:
-            change(self.context.engine, values[RESERVE])
+            set_reserve(self.context.engine, values[RESERVE])
 
     def reset(self) -> tuple[dict[Component, Any], dict[str, Any]]:
         """The usual values of everything that the page shows, and what was saved. Raises UserError."""

@@ -47,7 +47,7 @@ def reference_panel(form: Form) -> None:
         picture.change(_reveal, both, groups[number + 1], **QUIET)
 
 
-def place_panel(form: Form) -> None:
+def time_position_panel(form: Form) -> None:
     """Where in time the new picture lies, and what stands in for the missing history."""
     t = form.t
     with gr.Row():

@@ -26,7 +26,7 @@ from webui.forms.action_result import clicked
 from webui.forms.form import Form
 from webui.gradio_compat import served_copy
 from webui.live import timeline
-from webui.panels.metadata_panel import SectionOffer
+from webui.panels.metadata_panel import SectionPromptOffer
 from webui.static_files import IN_BROWSER, call, element
 
 PICTURE_HEIGHT = 200
@@ -69,7 +69,7 @@ class TimelinePanel:
                     elem_id="section-prompt",
                 )
             if self.pictures:
-                self.offer = SectionOffer(context)
+                self.offer = SectionPromptOffer(context)
             words = {"replace": t("page.section_prompt_mode.replace"), "extend": t("page.section_prompt_mode.extend")}
             form.choice("section_prompt_mode", words, elem_id="section_prompt_mode", elem_classes="eichi-chips")
             limits = form.field_kind("section_lora_scales").each

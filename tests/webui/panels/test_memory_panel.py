@@ -16,7 +16,7 @@ from locales import LANGUAGES, Translator, table
 from tests.eichi_utils.helpers import picture, request
 from webui import endframe_ichi, endframe_ichi_f1, oneframe_ichi
 from webui.context import Context
-from webui.panels.memory_panel import change
+from webui.panels.memory_panel import set_reserve
 
 GIB = 2**30
 CARD = Card("A card", "580.95", (8, 9), 24 * GIB, 20 * GIB)
@@ -61,7 +61,7 @@ def test_a_page_that_is_loaded_again_shows_what_another_set(jobs, tmp_path, monk
     blocks = endframe_ichi.page(context_of(jobs, tmp_path, engine=shared))
     (slider,) = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) == "reserve"]
     loads = [event for event in blocks.fns.values() if event.outputs == [slider] and event.targets[0][1] == "load"]
-    change(shared, 6)
+    set_reserve(shared, 6)
     assert [event.fn() for event in loads] == [6]
 
 
@@ -69,7 +69,7 @@ def test_a_page_that_is_loaded_again_shows_what_another_set(jobs, tmp_path, monk
 def test_what_is_typed_stays_within_the_card(typed, kept, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "cards", lambda: (CARD,))
     engine = Engine(Models(tmp_path))
-    change(engine, typed)
+    set_reserve(engine, typed)
     assert engine.reserve_gb == kept
 
 
@@ -77,7 +77,7 @@ def test_the_next_job_leaves_that_much_of_the_card(checkpoint, tmp_path):
     """Also when the pool has been there for long."""
     engine = Engine(Models(checkpoint), tmp_path / "out", device="cpu")
     assert engine.pool.budget.reserve == GIB // 2
-    change(engine, 4)
+    set_reserve(engine, 4)
     job = request("single", picture(tmp_path / "a.png"), prompt="")
     with pytest.raises(engines.UserError):
         list(engine(job, "job", Stop()))
