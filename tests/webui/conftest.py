@@ -17,6 +17,7 @@ import gradio
 import numpy
 import pytest
 from PIL import Image
+from playwright.sync_api import expect, sync_playwright
 
 from eichi_utils.files.paths import Outputs
 from eichi_utils.jobs.events import Finished, Saved, Stage, Started, Step, StopLevel, Stopped
@@ -27,6 +28,7 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests import loras
 from locales import Translator
 from tests.lora_files import write_lora
+from tests.webui.browsing import MARK_FILLED, PATIENCE, until_filled
 from webui.app import PAGES, build, listen
 from webui.context import Context
 from webui.http.connection import Patience
@@ -69,7 +71,7 @@ class FakeEngine:
             for step in range(steps):
                 time.sleep(self.step_seconds)
                 if step == steps // 2:
-                    self.hold.wait(30)
+                    self.hold.wait(300)
                 if stop.level == StopLevel.NOW:
                     yield Stopped(at=time.monotonic(), level=StopLevel.NOW, files=tuple(files))
                     return
@@ -238,8 +240,7 @@ def tower() -> str:
 def browser() -> Iterator:
     if not CHROMIUM.exists():
         pytest.skip("no browser on this machine")
-    from playwright.sync_api import sync_playwright
-
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=[*FLAGS.split(), NAMES])
         yield chromium
@@ -248,11 +249,11 @@ def browser() -> Iterator:
 
 @pytest.fixture
 def open_page(browser) -> Callable:
-    """Opens tabs; afterwards none of them may have had an error or asked anything of the outside."""
+    """Opens tabs and waits until their forms are filled; none may have an error or ask anything of the outside."""
     contexts, complaints = [], []
 
     def watch(page, url: str) -> None:
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
         own = (url, "data:", "blob:")
@@ -261,10 +262,11 @@ def open_page(browser) -> Callable:
     def go(url: str, path: str = "/", width: int = 1280, height: int = 900):
         context = browser.new_context(viewport={"width": width, "height": height})
         contexts.append(context)
+        context.add_init_script(MARK_FILLED)
         page = context.new_page()
         watch(page, url)
         page.goto(url + path)
-        page.wait_for_selector("#start")
+        until_filled(page)
         return page
 
     yield go

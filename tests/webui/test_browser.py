@@ -2,56 +2,44 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from playwright.sync_api import Request, Route, expect
 
 from eichi_utils.problems import Problem
 from eichi_utils.user_data.presets import ENTRIES, PromptPresets
 from eichi_utils.user_data.settings import JsonFile
 from locales import Translator
-from webui.panels.start_panel import StartPanel
+from tests.webui.browsing import (
+    PROMPT,
+    SECONDS,
+    SEED,
+    asks,
+    can_start,
+    cannot_start,
+    double_click_start,
+    eventually,
+    fill,
+    fits,
+    holds,
+    reload,
+    shows,
+    type_in,
+    until,
+)
 
 pytestmark = pytest.mark.browser
 
 EN = Translator("en")
-PROMPT = "The girl dances gracefully."
-PERCENT = "parseFloat(document.querySelector('#progress .done')?.style.width)"
-
-
-def fill(page, tower: str, prompt: str = PROMPT) -> None:
-    page.set_input_files("#image input[type=file]", tower)
-    page.fill("#prompt textarea", prompt)
-    page.wait_for_selector("#start:enabled")
-
-
-def until(page, state: str) -> None:
-    page.wait_for_selector(f"#progress [data-state={state}]")
-
-
-def asked_by(page) -> set:
-    """What the page has asked from now on, and not been answered yet."""
-    asked: set = set()
-
-    def begins(request) -> None:
-        if request.method == "POST" and "/gradio_api/" in request.url:
-            asked.add(request)
-
-    page.on("request", begins)
-    for ends in ("requestfinished", "requestfailed"):
-        page.on(ends, lambda request: asked.discard(request))
-    return asked
-
-
-def settle(page, asked: set) -> None:
-    """Wait until all is answered, and nothing more is asked for a second."""
-    quiet = time.monotonic()
-    while time.monotonic() - quiet < 1:
-        page.wait_for_timeout(50)
-        quiet = time.monotonic() if asked else quiet
+SAID_OF_SECONDS = "#seconds > .eichi-wrong"
+# The look that follows each answer of the look at changes: see `StartPanel.wire`.
+FOLLOWING = """() => {
+  const calls = window.gradio_config.dependencies, most = Math.max(...calls.map(call => call.targets.length));
+  const changes = calls.find(call => call.targets.length === most);
+  return calls.find(call => call.trigger_after === changes.id).id; }"""
 
 
 @pytest.mark.parametrize("language,width,height", [("en", 1280, 900), ("ja", 390, 844)])
@@ -60,56 +48,59 @@ def test_from_a_picture_to_a_film(serve, open_page, tower, language, width, heig
     t = Translator(language)
     site = serve("reverse", language, others=True)
     page = open_page(site.url, "/", width, height)
-    assert page.evaluate("document.documentElement.lang") == language
-    assert page.is_disabled("#start")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    start = page.locator("#start").bounding_box()
-    covered = page.locator(".eichi-start").bounding_box()["y"]
-    assert start["y"] + start["height"] <= height
+
+    def box(place: str) -> tuple[float, float, float]:
+        """Top, bottom and right edge in the window."""
+        at = page.locator(place).bounding_box()
+        return at["y"], at["y"] + at["height"], at["x"] + at["width"]
+
+    expect(page.locator("html")).to_have_attribute("lang", language)
+    cannot_start(page)
+    fits(page, width)
+    eventually(page, lambda: box("#start")[1] <= height)
     for first in ("#image", "#prompt textarea", "#seconds", "#quick label >> nth=0"):
-        box = page.locator(first).bounding_box()
-        assert box["y"] >= 0 and box["y"] + box["height"] <= covered, first
+        eventually(page, lambda first=first: 0 <= box(first)[0] and box(first)[1] <= box(".eichi-start")[0])
 
     fill(page, tower)
     page.locator("#quick label").nth(1).click()
-    page.wait_for_function("document.querySelector('#summary').textContent.includes('73')")
-    assert page.locator("#start").bounding_box()["y"] < height
+    shows(page, "#summary", "73")
+    eventually(page, lambda: box("#start")[0] < height)
 
     site.engine.hold.clear()
     page.click("#start")
     until(page, "running")
     # Step 13 of 25 is held: from here on nothing moves until it is let go.
-    page.wait_for_function("document.querySelector('#progress .where').textContent.includes('12')")
-    seen = page.evaluate(PERCENT)
-    preview = page.get_attribute("#viewer .preview", "src")
-    assert seen > 10 and preview.startswith("/pulse/preview/")
+    shows(page, "#progress .where", "12")
+    preview, bar = page.locator("#viewer .preview"), page.locator("#progress .bar")
+    expect(preview).to_have_attribute("src", re.compile("^/pulse/preview/"))
+    seen, address = bar.get_attribute("aria-valuenow"), preview.get_attribute("src")
+    assert int(seen) > 10
 
-    page.reload()
-    page.wait_for_function(f"{PERCENT} === {seen}")
-    page.wait_for_function(f"document.querySelector('#prompt textarea').value === {PROMPT!r}")
-    page.wait_for_selector("#image img")
-    assert page.get_attribute("#viewer .preview", "src") == preview
-    assert page.input_value("#seed textarea, #seed input") == ""
-    assert page.input_value("#seconds input[type=number]") == "2"
-    assert page.locator("#quick label.selected").inner_text() == t("page.seconds", seconds=2)
+    reload(page)
+    expect(bar).to_have_attribute("aria-valuenow", seen)
+    holds(page, "#prompt textarea", PROMPT)
+    expect(page.locator("#image img")).to_be_visible()
+    expect(preview).to_have_attribute("src", address)
+    holds(page, SEED, "")
+    holds(page, SECONDS, "2")
+    expect(page.locator("#quick label.selected")).to_have_text(t("page.seconds", seconds=2))
 
     site.engine.hold.set()
     until(page, "finished")
-    page.wait_for_function("document.querySelector('#viewer video').readyState >= 2")
+    eventually(page, lambda: page.locator("#viewer video").evaluate("video => video.readyState >= 2"))
     link = page.locator("#viewer .download")
-    assert link.inner_text() == t("page.viewer.download")
+    expect(link).to_have_text(t("page.viewer.download"))
     answer = page.request.get(site.url + link.get_attribute("href"))
     assert answer.status == 200 and answer.headers["content-type"] == "video/mp4"
-    assert page.locator("#viewer .preview").is_hidden()
-    page.wait_for_function("document.querySelector('#viewer .facts').innerText")
-    facts = page.locator("#viewer .facts").bounding_box()
-    assert facts["x"] + facts["width"] <= width
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    expect(preview).to_be_hidden()
+    expect(page.locator("#viewer .facts")).not_to_be_empty()
+    eventually(page, lambda: box("#viewer .facts")[2] <= width)
+    fits(page, width)
     # Film, progress and Start stay in view wherever the page is scrolled to.
     page.mouse.wheel(0, 2000)
+    eventually(page, lambda: page.evaluate("scrollY") > 0)
     for name in ("#viewer", "#start"):
-        box = page.locator(name).bounding_box()
-        assert box["y"] >= 0 and box["y"] < height
+        eventually(page, lambda name=name: 0 <= box(name)[0] < height)
 
 
 def test_stops_queue_and_a_second_tab(serve, open_page, tower):
@@ -118,20 +109,20 @@ def test_stops_queue_and_a_second_tab(serve, open_page, tower):
     fill(page, tower)
     site.engine.hold.clear()
     page.click("#start")
-    page.wait_for_selector("#stop-now:enabled")
+    expect(page.locator("#stop-now")).to_be_enabled()
     fill(page, tower, "She bows.")
     page.click("#start")
-    page.wait_for_function("document.querySelector('#queue .title').textContent === 'Jobs waiting: 1'")
+    expect(page.locator("#queue .title")).to_have_text("Jobs waiting: 1")
     other = open_page(site.url, "/f1/")
     until(other, "running")
-    assert "Standard" in other.inner_text("#progress .mode")
+    shows(other, "#progress .mode", "Standard")
 
     # One step up at a time: a stop that is asked for can be made more urgent, not taken back.
     other.click("#stop-film")
-    page.wait_for_selector("#stop-film:disabled")
-    page.wait_for_function("document.querySelector('#queue .title').hidden")
+    expect(page.locator("#stop-film")).to_be_disabled()
+    expect(page.locator("#queue .title")).to_be_hidden()
     page.click("#stop-now")
-    page.wait_for_selector("#stop-now:disabled")
+    expect(page.locator("#stop-now")).to_be_disabled()
     site.engine.hold.set()
     until(page, "stopped")
     until(other, "stopped")
@@ -143,8 +134,7 @@ def test_a_double_click_on_start(serve, open_page, tower):
     site = serve("reverse", "en")
     page = open_page(site.url)
     fill(page, tower)
-    page.dblclick("#start")
-    until(page, "finished")
+    double_click_start(page)
     assert len(site.jobs.all()) == 1
 
 
@@ -172,42 +162,34 @@ def test_the_film_grows_without_flicker_and_the_bar_never_falls(serve, open_page
     assert page.locator("#viewer video").is_visible()
 
 
-def test_a_late_answer_to_an_old_change_does_not_stay(serve, open_page, tower, monkeypatch):
+def call_of(request: Request) -> int:
+    """The number of the function that is asked."""
+    return request.post_data_json["fn_index"]
+
+
+def test_a_late_answer_to_an_old_change_does_not_stay(serve, open_page, tower):
     """The look that follows an answer was skipped while one at older values was under way: Start stayed closed."""
-    bad, good = [], []
-    waits, let_go = threading.Event(), threading.Event()
-    real = StartPanel.on_change
-
-    def look(panel, values):
-        answer = real(panel, values)
-        seed = values[panel.form.entries["seed"].components[0]]
-        if seed == "many":
-            bad.append(seed)
-            if len(bad) == 2:
-                waits.set()
-                assert let_go.wait(20)
-        elif seed == "42":
-            good.append(seed)
-        return answer
-
-    monkeypatch.setattr(StartPanel, "on_change", look)
     page = open_page(serve("reverse", "en").url)
-    asked = asked_by(page)
     fill(page, tower)
-    # Where a look at what was there before is under way, the one that follows it is the first to see this change, and the
-    # change's own look would be the one that is held.
-    settle(page, asked)
-    page.fill("#seed textarea, #seed input", "many")
-    assert waits.wait(20)
-    page.fill("#seed textarea, #seed input", "42")
-    page.wait_for_selector("#start:enabled")
-    let_go.set()
-    deadline = time.monotonic() + 20
-    while len(good) < 2 and time.monotonic() < deadline:
-        page.wait_for_timeout(50)
-    assert len(good) >= 2
-    page.wait_for_selector("#problems li", state="detached")
-    page.wait_for_selector("#start:enabled")
+    following, late = page.evaluate(FOLLOWING), []
+
+    def hold(route: Route) -> None:
+        if call_of(route.request) == following and asks(route.request, "many") and not late:
+            late.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/gradio_api/run/**", hold)
+    page.fill(SEED, "many")
+    eventually(page, lambda: len(late), 1)
+    page.fill(SEED, "42")
+    can_start(page)
+    # What the late answer says is replaced by that of one more look, which the page asks for then.
+    with page.expect_response(lambda answer: asks(answer.request, "42") and call_of(answer.request) == following):
+        late[0].continue_()
+    expect(page.locator("#problems li")).to_have_count(0)
+    can_start(page)
+    page.unroute_all(behavior="wait")
 
 
 def test_problems_are_told_in_words_and_nothing_starts(serve, open_page, tower, tmp_path):
@@ -221,39 +203,42 @@ def test_problems_are_told_in_words_and_nothing_starts(serve, open_page, tower, 
     page = open_page(site.url)
     fill(page, tower)
     page.click("#prompts .label-wrap")
+    page.click("#prompts-name input")
+    expect(page.get_by_role("option", name="dance")).to_be_visible()
     for key in ("ArrowDown", "Enter"):
         page.press("#prompts-name input", key)
-    page.wait_for_function("document.querySelector('#prompts-name input').value === 'dance'")
+    holds(page, "#prompts-name input", "dance")
     for typed, said in (("", EN("problem.preset_name_needed")), ("dan", EN("page.saved.new", name="dan"))):
         page.fill("#prompts-name input", typed)
         page.press("#prompts-name input", "Enter")
         page.click("#prompts-save")
-        page.wait_for_function(f"document.querySelector('#prompts-outcome').innerText.includes({said!r})")
+        shows(page, "#prompts-outcome", said)
     assert [(kept.name, kept.prompt) for kept in prompts.read()[0]] == [("dan", PROMPT), ("dance", "She dances.")]
-    page.fill("#seed textarea, #seed input", "many")
-    page.wait_for_selector("#problems li.wrong")
-    assert page.inner_text("#problems li.wrong").startswith("Seed: ")
-    assert page.is_disabled("#start")
+    wrong = page.locator("#problems li.wrong")
+    page.fill(SEED, "many")
+    expect(wrong).to_have_text([re.compile("^Seed: ")])
+    cannot_start(page)
     # Left empty, the length was made 0.1 s by gradio.
-    page.fill("#seconds input[type=number]", "")
+    page.fill(SECONDS, "")
     page.keyboard.press("Tab")
-    page.wait_for_function(f"document.querySelector('#seconds > .eichi-wrong')?.innerText === {EN('problem.value_needed')!r}")
-    assert page.input_value("#seconds input[type=number]") == "" and page.is_disabled("#start")
-    page.fill("#seconds input[type=number]", "500")
-    page.wait_for_selector("#problems li.wrong:nth-child(2)")
+    expect(page.locator(SAID_OF_SECONDS)).to_have_text(EN("problem.value_needed"))
+    holds(page, SECONDS, "")
+    cannot_start(page)
+    page.fill(SECONDS, "500")
+    expect(page.locator(SAID_OF_SECONDS)).to_contain_text("120")
     # Whatever comes first, leaving the box or the choice: the length is never lost.
     page.locator("#quick label").nth(0).click()
-    page.wait_for_selector("#problems li.wrong:nth-child(2)", state="detached")
-    assert page.input_value("#seconds input[type=number]") in ("1", "120")
-    page.fill("#seed textarea, #seed input", "42")
-    page.wait_for_selector("#start:enabled")
-    assert page.locator("#end_strength").count() == 0
+    expect(wrong).to_have_count(1)
+    expect(page.locator(SECONDS)).to_have_value(re.compile("^(1|120)$"))
+    page.fill(SEED, "42")
+    can_start(page)
+    expect(page.locator("#end_strength")).to_have_count(0)
     page.set_input_files("#end_image input[type=file]", tmp_path / "end.png")
-    page.wait_for_selector("#end_strength")
+    expect(page.locator("#end_strength")).to_be_visible()
     site.engine.problem = Problem("", "models_missing", {"folder": "/nowhere"})
     page.click("#start")
     until(page, "failed")
-    assert "/nowhere" in page.inner_text("#progress .problems")
+    shows(page, "#progress .problems", "/nowhere")
     assert site.engine.seen[0].seed == 42 and site.engine.seen[0].end_image
 
 
@@ -262,15 +247,16 @@ def test_one_frame_with_references(serve, open_page, tower):
     page = open_page(site.url)
     fill(page, tower)
     page.click("#references button")
-    assert page.locator("#reference-1").count() == 0
-    page.set_input_files("#reference-0 input[type=file]", tower)
-    page.set_input_files("#reference-1 input[type=file]", tower)
-    page.wait_for_selector("#reference-2")
-    page.fill("#target_index input, #target_index textarea", "6")
+    expect(page.locator("#reference-0")).to_be_visible()
+    expect(page.locator("#reference-1")).to_have_count(0)
+    for number in range(2):
+        page.set_input_files(f"#reference-{number} input[type=file]", tower)
+        expect(page.locator(f"#reference-{number + 1}")).to_be_visible()
+    type_in(page, "#target_index :is(input, textarea)", 6)
     page.click("#start")
     until(page, "finished")
-    page.wait_for_function("document.querySelector('#viewer .picture').naturalWidth > 0")
-    assert page.get_attribute("#viewer .download", "download").endswith(".png")
+    eventually(page, lambda: page.locator("#viewer .picture").evaluate("picture => picture.naturalWidth > 0"))
+    expect(page.locator("#viewer .download")).to_have_attribute("download", re.compile(r"\.png$"))
     (request,) = site.engine.seen
     assert [control.index for control in request.controls] == [10, 10] and request.target_index == 6
 
@@ -283,30 +269,33 @@ def test_waiting_jobs_and_going_on_from_a_film(serve, open_page, tower):
     fill(page, tower)
     site.engine.hold.clear()
     page.click("#start")
-    page.wait_for_selector("#stop-now:enabled")
-    names = "[...document.querySelectorAll('#queue .name')].map(name => name.innerText).join()"
-    for prompt in ("one", "two", "three"):
-        page.fill("#prompt textarea", prompt)
-        page.wait_for_selector("#start:enabled")
+    expect(page.locator("#stop-now")).to_be_enabled()
+    names, prompts = page.locator("#queue .name"), ("one", "two", "three")
+    for number, prompt in enumerate(prompts, 1):
+        type_in(page, "#prompt textarea", prompt)
+        can_start(page)
         page.click("#start")
-        page.wait_for_function(f"{names}.endsWith('{prompt}')")
-    assert "1.2" in page.inner_text("#queue .facts >> nth=0")
-    assert page.locator("#queue .up").first.is_disabled() and page.locator("#queue .down").last.is_disabled()
+        expect(names).to_have_text(prompts[:number])
+    shows(page, "#queue .facts", "1.2")
+    expect(page.locator("#queue .up").first).to_be_disabled()
+    expect(page.locator("#queue .down").last).to_be_disabled()
     page.locator("#queue .up").nth(2).click()
-    page.wait_for_function(f"{names} === 'one,three,two'")
+    expect(names).to_have_text(["one", "three", "two"])
     page.locator("#queue .remove").nth(0).click()
-    page.wait_for_function(f"{names} === 'three,two'")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    expect(names).to_have_text(["three", "two"])
+    fits(page, width)
     site.engine.hold.set()
+    expect(page.locator("#queue .title")).to_be_hidden()
     until(page, "finished")
-    page.wait_for_function("document.querySelector('#queue .title').hidden")
-    page.wait_for_function("document.querySelector('#viewer .facts').innerText")
+    eventually(page, lambda: all(job.view.ended for job in site.jobs.all()))
+    expect(page.locator("#viewer .facts")).not_to_be_empty()
     assert [job.request.prompt for job in site.jobs.all() if job.view.state == "finished"] == [PROMPT, "three", "two"]
 
     # The film's last frame becomes the next film's start, or its end.
     button = page.locator("#viewer .use[data-field=end_image]")
-    assert button.inner_text() == t("page.viewer.last_frame_as_end_image")
+    expect(button).to_have_text(t("page.viewer.last_frame_as_end_image"))
     for field in ("end_image", "image"):
         page.locator(f"#viewer .use[data-field={field}]").click()
-        page.wait_for_function(f"document.querySelector('#{field} img')?.src.includes('_last.png')")
-        page.wait_for_function(f"document.querySelector('#{field} img').naturalWidth === 96")
+        frame = page.locator(f"#{field} img")
+        expect(frame).to_have_attribute("src", re.compile("_last.png"))
+        eventually(page, lambda frame=frame: frame.evaluate("frame => frame.naturalWidth"), 96)

@@ -10,6 +10,7 @@ import numpy
 import pytest
 
 from eichi_utils.exchange.video import FilmStream, FilmWriter, last_frame
+from tests.webui.browsing import PATIENCE
 from tests.webui.conftest import CHROMIUM, FLAGS
 
 pytestmark = pytest.mark.browser
@@ -24,19 +25,30 @@ PATCHES = (
     (12, 12, 12),
     (255, 255, 255),
 )
-# Across the middle of each of the eight patches, which lie one above the other.
-SHOWN = """async film => {
-  const video = document.createElement('video');
+# Across the middle of each of the eight patches, which lie one above the other. A busy machine presents the frame
+# that was sought some time after the seeking; until then there is none to draw, and what is drawn is transparent.
+SHOWN = """async ([film, patience]) => {
+  const video = document.createElement('video'), canvas = document.createElement('canvas');
+  const context = canvas.getContext('2d', { willReadFrequently: true });
   video.muted = true;
-  video.src = film;
-  await new Promise((done, fail) => { video.onseeked = done; video.onerror = () => fail(video.error.message);
-    video.onloadeddata = () => { video.currentTime = 0.1; }; });
-  const canvas = document.createElement('canvas');
+  document.body.append(video);
+  const frame = new Promise((done, fail) => {
+    const presented = (now, { mediaTime }) => mediaTime > 0 ? done() : video.requestVideoFrameCallback(presented);
+    video.requestVideoFrameCallback(presented);
+    setTimeout(() => fail('no frame'), patience);
+    video.onerror = () => fail(video.error.message);
+    video.onloadeddata = () => { video.currentTime = 0.1; };
+    video.src = film; });
+  await frame;
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
-  const context = canvas.getContext('2d');
-  context.drawImage(video, 0, 0);
-  return [0, 1, 2, 3, 4, 5, 6, 7].map(patch => [...context.getImageData(
-    canvas.width / 2, Math.floor((patch + 0.5) * canvas.height / 8), 1, 1).data].slice(0, 3)); }"""
+  const colour = patch => [...context.getImageData(
+    canvas.width / 2, Math.floor((patch + 0.5) * canvas.height / 8), 1, 1).data];
+  for (const end = performance.now() + patience; !colour(0)[3] && performance.now() < end;) {
+    await new Promise(requestAnimationFrame);
+    context.drawImage(video, 0, 0);
+  }
+  video.remove();
+  return [0, 1, 2, 3, 4, 5, 6, 7].map(patch => colour(patch).slice(0, 3)); }"""
 
 
 def patches(width: int, height: int, count: int) -> numpy.ndarray:
@@ -70,7 +82,7 @@ def test_a_film_s_colours(width: int, height: int, exact_browser, tmp_path: Path
     page = exact_browser.new_page()
     for name in ("growing.mp4", "appended.mp4"):
         data = base64.b64encode((tmp_path / name).read_bytes()).decode()
-        shown = numpy.array(page.evaluate(SHOWN, f"data:video/mp4;base64,{data}"))
+        shown = numpy.array(page.evaluate(SHOWN, [f"data:video/mp4;base64,{data}", PATIENCE]))
         assert numpy.abs(shown - PATCHES).max() <= 3, (name, shown)
         read = numpy.asarray(last_frame(tmp_path / name)).astype(int)
         middles = read[[(2 * patch + 1) * height // 16 for patch in range(len(PATCHES))], width // 2]

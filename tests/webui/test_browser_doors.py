@@ -16,19 +16,31 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from playwright.sync_api import expect
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, StreamingResponse
 from starlette.routing import Route
 
+from tests.webui.browsing import MARK_FILLED, PATIENCE, eventually, fill, shows, until, until_filled
 from tests.webui.conftest import FOREIGN_NAME, LAN_NAME, write_film
 from tests.webui.doorstep import served
-from tests.webui.test_browser import fill, until
 from webui.app import listen
 from webui.http.doors import Rules
 
 pytestmark = pytest.mark.browser
+
+
+def until_played(page) -> None:
+    """Wait until the film has come so far that its size is known."""
+    eventually(page, lambda: page.locator("video").evaluate("video => video.videoWidth > 0"))
+
+
+def log_in(page, password: str) -> None:
+    page.fill("#username", "me")
+    page.fill("#password", password)
+    page.keyboard.press("Enter")
 
 
 @pytest.fixture
@@ -80,8 +92,9 @@ def test_a_film_behind_a_proxy_with_a_login(serve, browser, proxy, tower) -> Non
     site = serve(auth=("me", "secret"), rules=Rules(proxies=("127.0.0.1",), root="/eichi"))
     url = proxy(site.url)
     context = browser.new_context(ignore_https_errors=True)
+    context.add_init_script(MARK_FILLED)
     page, complaints = context.new_page(), []
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(PATIENCE)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     # The icon is looked for at the host's own root, where the proxy has nothing.
     own = f"{url}/"
@@ -92,16 +105,12 @@ def test_a_film_behind_a_proxy_with_a_login(serve, browser, proxy, tower) -> Non
     try:
         page.goto(f"{url}/")
         assert page.url == f"{url}/login?next=/"
-        page.fill("#username", "me")
-        page.fill("#password", "wrong")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("p[role=alert]:has-text('wrong')")
+        log_in(page, "wrong")
+        shows(page, "p[role=alert]", "wrong")
         # The answer to a wrong password is no success, of which the browser tells.
         assert len(complaints) == 1 and "401" in complaints.pop()
-        page.fill("#username", "me")
-        page.fill("#password", "secret")
-        page.click("button")
-        page.wait_for_selector("#start")
+        log_in(page, "secret")
+        until_filled(page)
         assert page.url == f"{url}/"
         cookies = {cookie["name"].rpartition("-")[0]: cookie for cookie in context.cookies()}
         assert cookies.keys() == {"eichi-session", "eichi-known"}
@@ -109,14 +118,14 @@ def test_a_film_behind_a_proxy_with_a_login(serve, browser, proxy, tower) -> Non
         fill(page, tower)
         page.click("#start")
         until(page, "finished")
-        page.wait_for_function("document.querySelector('video').videoWidth > 0")
+        until_played(page)
         with page.expect_download() as download:
             page.click("a.download")
         assert download.value.path().stat().st_size > 1000
         page.click(".eichi-header nav a >> nth=1")
         page.wait_for_url(f"{url}/f1/")
         page.goto(f"{url}/")
-        page.wait_for_selector("#start")
+        until_filled(page)
         # A page that is left is told so by its next question.
         assert complaints == []
         page.click(".eichi-header form button", no_wait_after=True)
@@ -136,8 +145,9 @@ def test_a_phone_on_the_lan(serve, browser, tower) -> None:
     port = site.url.rpartition(":")[2]
     url = f"http://{LAN_NAME}:{port}"
     context = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    context.add_init_script(MARK_FILLED)
     page, complaints = context.new_page(), []
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(PATIENCE)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
     try:
@@ -147,11 +157,11 @@ def test_a_phone_on_the_lan(serve, browser, tower) -> None:
         page.fill("#username", "me")
         page.fill("#password", "secret")
         page.tap("button")
-        page.wait_for_selector("#start")
+        until_filled(page)
         fill(page, tower)
         page.tap("#start")
         until(page, "finished")
-        page.wait_for_function("document.querySelector('video').videoWidth > 0")
+        until_played(page)
         with page.expect_download() as download:
             page.tap("a.download")
         assert download.value.path().stat().st_size > 1000 and complaints == []
@@ -173,7 +183,7 @@ def test_an_upload_of_300_megabytes(serve, open_page, tower, tmp_path, monkeypat
     fill(page, tower)
     page.click("#latents > button")
     page.set_input_files("#append_latents input[type=file]", latents)
-    page.wait_for_selector("#latents-info:has-text('640 × 640')", timeout=60_000)
+    shows(page, "#latents-info", "640 × 640")
     (kept,) = [path for path in (tmp_path / "gradio").rglob("*.safetensors")]
     assert kept.stat().st_size == latents.stat().st_size > 299_000_000
 
@@ -197,7 +207,7 @@ def test_what_lies_in_the_output_folder_never_runs(serve, browser) -> None:
             assert context.request.get(f"{files}/{name}").status == 403
         page.goto(f"{files}/page.png")
         page.goto(f"{files}/film.mp4")
-        page.wait_for_function("document.querySelector('video').videoWidth > 0")
+        until_played(page)
     finally:
         context.close()
     assert any("page.png" in url for url in asked) and not any("stolen" in url for url in asked)
@@ -222,8 +232,7 @@ Promise.allSettled([
     try:
         with served(evil) as port:
             page.goto(f"http://localhost:{port}/")
-            page.wait_for_function("document.title")
-            assert page.title() == "rejected,rejected,rejected"
+            expect(page).to_have_title("rejected,rejected,rejected")
     finally:
         context.close()
     assert not [path for path in (tmp_path / "gradio").rglob("*") if path.is_file()]

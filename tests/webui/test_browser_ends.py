@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import pytest
+from playwright.sync_api import Route, expect
 
 from eichi_utils.problems import Problem
 from eichi_utils.requests.reverse import ReverseRequest
 from locales import Translator
-from tests.webui.test_browser import fill, until
+from tests.webui.browsing import (
+    can_start,
+    double_click_start,
+    eventually,
+    fill,
+    holds,
+    reload,
+    shows,
+    type_in,
+    until,
+    until_filled,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -39,24 +51,20 @@ def test_errors_are_sentences_and_a_double_click_is_one_film(serve, open_page, e
 
     (tmp_path / "uploads").write_text("a file in the folder's way")
     page.click("#start")
-    page.wait_for_selector("#told .told:visible")
-    assert str(tmp_path / "uploads") in page.inner_text("#told") and "File exists" in page.inner_text("#told")
-    assert page.input_value("#prompt textarea") == "second" and len(site.jobs.all()) == 1
+    shows(page, "#told .told:visible", str(tmp_path / "uploads"), "File exists")
+    holds(page, "#prompt textarea", "second")
+    assert len(site.jobs.all()) == 1
     page.click("#told button")
-    page.wait_for_selector("#told .told", state="hidden")
+    expect(page.locator("#told .told:visible")).to_have_count(0)
 
     (tmp_path / "uploads").unlink()
-    page.dblclick("#start")
-    until(page, "finished")
-    page.wait_for_timeout(500)
+    double_click_start(page)
     assert [job.view.state for job in site.jobs.all()] == ["failed", "finished"]
-    assert page.locator("#told .told").is_hidden()
+    expect(page.locator("#told .told:visible")).to_have_count(0)
     for _ in range(2):
-        page.wait_for_selector("#history li.failed")
-        said = page.inner_text("#history")
-        assert T("page.state.failed") in said and "ink.safetensors" in said and "first" in said
-        page.reload()
-    page.wait_for_selector(".eichi-form:not([inert])")
+        expect(page.locator("#history li.failed")).to_be_visible()
+        shows(page, "#history", T("page.state.failed"), "ink.safetensors", "first")
+        reload(page)
 
     count, wrong = page.evaluate(ASK)
     assert count > 50 and wrong == []
@@ -68,12 +76,17 @@ def test_nothing_is_typed_into_a_form_that_is_not_filled_yet(serve, open_page, t
     site = serve("reverse", "en")
     list(site.jobs.follow(site.jobs.submit(ReverseRequest(image=tower, prompt="the job's")).id))
     page = open_page(site.url)
-    page.route("**/gradio_api/run/predict*", lambda route: (page.wait_for_timeout(700), route.continue_()))
+    held: list[Route] | None = []
+    page.route("**/gradio_api/run/**", lambda route: route.continue_() if held is None else held.append(route))
     page.reload()
-    page.wait_for_selector(".eichi-form[inert]")
-    page.wait_for_selector(".eichi-form:not([inert])")
-    assert page.input_value("#prompt textarea") == "the job's"
-    page.fill("#prompt textarea", "my own")
-    page.wait_for_timeout(1500)
-    assert page.input_value("#prompt textarea") == "my own"
-    page.unroute_all(behavior="ignoreErrors")
+    expect(page.locator(".eichi-form")).to_have_attribute("inert", "")
+    eventually(page, lambda: len(held) > 0)
+    late, held = held, None
+    for route in late:
+        route.continue_()
+    until_filled(page)
+    holds(page, "#prompt textarea", "the job's")
+    type_in(page, "#prompt textarea", "my own")
+    can_start(page)
+    holds(page, "#prompt textarea", "my own")
+    page.unroute_all(behavior="wait")

@@ -6,19 +6,21 @@ from pathlib import Path
 
 import numpy
 import pytest
+from playwright.sync_api import expect
 from safetensors.numpy import save_file
 
 from eichi_utils.files.latent_header import read_info
 from eichi_utils.files.pictures import fitted_size
 from locales import Translator
 from tests.eichi_utils.helpers import latent_file
-from tests.webui.test_browser import fill, until
+from tests.webui.browsing import can_start, cannot_start, fill, fits, heard, holds, reload, shows, until
 
 pytestmark = pytest.mark.browser
 
 BESIDE = ".field-append_latents .eichi-wrong"
-# Gradio's own word, in the browser's language, for taking a file away.
-CLEAR = "document.querySelector('#append_latents button[aria-label]:not([aria-label=\"\"])').getAttribute('aria-label')"
+# Its name is gradio's own word, in the browser's language, for taking a file away.
+CLEAR = '#append_latents button[aria-label]:not([aria-label=""])'
+JOIN = "#join_latents input[type=number]"
 LANGUAGE, WIDTH, HEIGHT = "ja", 390, 844
 
 
@@ -47,30 +49,26 @@ def test_an_earlier_film_comes_after_the_new_one(serve, open_page, tower, files)
     page.locator("#latents > button").click()
     for name in ("cat", "nan", "small"):
         page.set_input_files("#append_latents input[type=file]", files[name])
-        page.wait_for_function(f"document.querySelector('{BESIDE}')?.textContent.includes('{name}.safetensors')")
-        page.wait_for_selector("#start:disabled")
-        if name == "small":
-            assert "96 x 64" in page.inner_text(BESIDE)
-        page.locator(f'#append_latents button[aria-label="{page.evaluate(CLEAR)}"]').click()
-        page.wait_for_selector("#start:enabled")
+        shows(page, BESIDE, f"{name}.safetensors", *(["96 x 64"] if name == "small" else []))
+        cannot_start(page)
+        page.locator(CLEAR).first.click()
+        can_start(page)
 
     page.locator("#latents-chosen input").click()
     page.get_by_role("option", name="earlier.safetensors").click()
     info = read_info(files["good"])
-    page.wait_for_function("document.querySelector('#latents-info').textContent.includes('37')")
-    for text in (f"{info.width} × {info.height}", "1.23"):
-        assert text in page.inner_text("#latents-info")
+    shows(page, "#latents-info", "37", f"{info.width} × {info.height}", "1.23")
     page.fill("#append_trim_start input", "11")
-    page.wait_for_selector(".field-append_trim_start .eichi-wrong")
+    expect(page.locator(".field-append_trim_start .eichi-wrong")).to_be_visible()
     page.fill("#append_trim_start input", "2")
     page.fill("#film_trim_end input", "1")
-    page.fill("#join_latents input[type=number]", "4")
-    page.press("#join_latents input[type=number]", "Tab")
+    page.fill(JOIN, "4")
+    page.press(JOIN, "Tab")
     # 10 latents of one second, without one; 4 in between; 8 of the file.
-    page.wait_for_function("document.querySelector('#summary').textContent.includes('81')")
-    assert t("page.files.joined") in page.inner_text("#summary")
-    page.locator("#save_latents input").check()
-    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTH
+    shows(page, "#summary", "81", t("page.files.joined"))
+    heard(page, page.locator("#save_latents input").check)
+    can_start(page)
+    fits(page, WIDTH)
 
     page.click("#start")
     until(page, "finished")
@@ -80,8 +78,8 @@ def test_an_earlier_film_comes_after_the_new_one(serve, open_page, tower, files)
     kept = Path(request.append_latents)
     assert kept.parent == site.engine.outputs.parent / "uploads" and kept.read_bytes() == Path(files["good"]).read_bytes()
 
-    page.reload()
-    page.wait_for_selector("#start:enabled")
+    reload(page)
+    can_start(page)
     page.locator("#latents > button").click()
-    page.wait_for_function("document.querySelector('#latents-info').textContent.includes('37')")
-    assert page.input_value("#join_latents input[type=number]") == "4"
+    shows(page, "#latents-info", "37")
+    holds(page, JOIN, "4")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 
 from eichi_utils.exchange.metadata import read_document
@@ -19,6 +20,22 @@ from eichi_utils.render.engine import Engine
 from eichi_utils.requests.loras import Lora
 from locales import Translator
 from tests.diffusers_helper.inputs import GOLDEN
+from tests.webui.browsing import (
+    FILM_PATIENCE,
+    SEED,
+    can_start,
+    cannot_start,
+    eventually,
+    fill,
+    fits,
+    heard,
+    holds,
+    reload,
+    shows,
+    stored,
+    type_in,
+    until,
+)
 from tests.webui.panels.test_lora_panel import INK, MINI, STYLE
 
 ODD = """絵 の it's "0=0.5" <img src=x onerror=alert(1)> %20&amp;.safetensors"""
@@ -41,21 +58,15 @@ def press(tab, selector: str) -> None:
 
 
 def slots(tab) -> list[tuple[str, float]]:
-    return [(slot["file"], slot["strength"]) for slot in json.loads(tab.input_value("#loras-json textarea"))]
+    return [(slot["file"], slot["strength"]) for slot in stored(tab, "#loras-json")]
 
 
 def box_is(tab, *wanted: tuple[str, float]) -> None:
     """Wait until the slots hold this, and show it."""
-    text = json.dumps([list(slot) for slot in wanted])
-    tab.wait_for_function(
-        "wanted => JSON.stringify(JSON.parse(document.querySelector('#loras-json textarea').value)"
-        ".map(slot => [slot.file, slot.strength])) === JSON.stringify(JSON.parse(wanted))",
-        arg=text,
-    )
+    eventually(tab, lambda: slots(tab), list(wanted))
     for number, (file, value) in enumerate(wanted):
-        shown = "([id, text]) => document.querySelector(id)?.value === text"
-        tab.wait_for_function(shown, arg=[f"#lora-file-{number} input", file or "None"])
-        tab.wait_for_function(shown, arg=[f"#lora-strength-{number} input[type=number]", f"{value:g}"])
+        holds(tab, f"#lora-file-{number} input", file or "None")
+        holds(tab, f"#lora-strength-{number} input[type=number]", f"{value:g}")
 
 
 @pytest.fixture
@@ -80,33 +91,30 @@ class TestWithTheRealWorker:
         Image.new("RGB", (64, 64), "red").save(lora_folder / "small" / "mini.png")
         tab = open_page(serve("single", "en", models=Models()).url)
         tab.locator("#model label", has_text="Miniature").click()
-        tab.set_input_files("#image input[type=file]", tower)
-        tab.fill("#prompt textarea", "The camera zooms in.")
-        tab.fill("#seed textarea, #seed input", "7")
+        fill(tab, tower, "The camera zooms in.")
+        type_in(tab, SEED, "7")
         tab.click("#advanced button")
-        tab.fill("#advanced input[type=number] >> nth=0", "2")
+        type_in(tab, "#advanced input[type=number] >> nth=0", 2)
         tab.click("#loras button")
         tab.check("#lora-switch input")
         choose(tab, 0, MINI)
         strength(tab, 0, "1.5")
-        tab.wait_for_selector("#lora-card-0 img")
-        card = tab.inner_text("#lora-card-0")
-        assert "zooming ink" in card and "PEFT, FramePack, rank 1; changes 1 of 90 layers" in card
+        expect(tab.locator("#lora-card-0 img")).to_be_visible()
+        shows(tab, "#lora-card-0", "zooming ink", "PEFT, FramePack, rank 1; changes 1 of 90 layers")
         # Any name that a file can have is only a name.
         shutil.copy(lora_folder / MINI, lora_folder / ODD)
         press(tab, "#lora-rescan")
         choose(tab, 1, ODD)
         strength(tab, 1, "-0.35")
         box_is(tab, (MINI, 1.5), (ODD, -0.35), ("", 0.8))
-        tab.wait_for_selector("#lora-card-1 .eichi-hint")
+        expect(tab.locator("#lora-card-1 .eichi-hint")).to_be_visible()
         pictures = []
 
         def made() -> list[dict]:
-            tab.wait_for_selector("#start:enabled")
+            can_start(tab)
             before = len(jobs.all())
             tab.click("#start")
-            while len(jobs.all()) == before or not jobs.all()[-1].view.ended:
-                tab.wait_for_timeout(50)
+            eventually(tab, lambda: len(jobs.all()) > before and jobs.all()[-1].view.ended, patience=FILM_PATIENCE)
             assert jobs.all()[-1].view.state == "finished", jobs.all()[-1].view.problems
             pictures.append(Path(jobs.all()[-1].view.picture))
             return read_document(pictures[-1])["loras"]
@@ -124,7 +132,7 @@ class TestWithTheRealWorker:
         box_is(tab, (MINI, -0.5), (ODD, -0.35), ("", 0.8))
         assert made() == [{"file": MINI, "strength": -0.5}, odd]
         tab.uncheck("#lora-switch input")
-        tab.wait_for_selector("#lora-file-0", state="detached")
+        expect(tab.locator("#lora-file-0")).to_have_count(0)
         assert made() == []
         assert len(loads) == 1 and tab.evaluate("window.untouched")
         assert len({Image.open(picture).tobytes() for picture in pictures}) == 3
@@ -132,13 +140,13 @@ class TestWithTheRealWorker:
         # Another file under the name between pick and Start: nothing runs, and the page says which and why.
         tab.check("#lora-switch input")
         box_is(tab, (MINI, -0.5), (ODD, -0.35), ("", 0.8))
-        tab.wait_for_selector("#start:enabled")
+        can_start(tab)
         tensors = load_file(lora_folder / ODD)
         save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, lora_folder / ODD)
         tab.click("#start")
-        tab.wait_for_selector("#problems .wrong")
-        assert ODD in tab.inner_text("#problems") and "NaN" in tab.inner_text("#problems") and len(jobs.all()) == 3
-        assert tab.locator("img[src=x]").count() == 0
+        shows(tab, "#problems .wrong", ODD, "NaN")
+        assert len(jobs.all()) == 3
+        expect(tab.locator("img[src=x]")).to_have_count(0)
 
 
 @pytest.mark.browser
@@ -151,78 +159,76 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     (tmp_path / "presets" / "lora_presets.json").write_text(json.dumps({"presets": [old]}))
     site = serve("reverse", "ja")
     tab = open_page(site.url, "/", 390, 844)
-    tab.set_input_files("#image input[type=file]", tower)
-    tab.fill("#prompt textarea", "She dances.")
+    fill(tab, tower, "She dances.")
     press(tab, "#loras button")
     tab.fill("#lora-preset input", "設定1")
     tab.keyboard.press("Enter")
     press(tab, "#lora-preset-load")
     # A strength belongs to its own file, and what is not there is said beside its slot.
-    tab.wait_for_selector("#lora-card-1 .wrong")
-    assert slots(tab)[:2] == [(INK, 0.5), ("gone.safetensors", 0.333)]
-    assert "gone.safetensors" in tab.inner_text("#lora-card-1") and str(lora_folder) not in tab.inner_text("#lora-card-1")
-    tab.wait_for_selector("#problems .wrong")
-    assert tab.is_disabled("#start")
+    expect(tab.locator("#lora-card-1 .wrong")).to_be_visible()
+    eventually(tab, lambda: slots(tab)[:2], [(INK, 0.5), ("gone.safetensors", 0.333)])
+    shows(tab, "#lora-card-1", "gone.safetensors")
+    expect(tab.locator("#lora-card-1")).not_to_contain_text(str(lora_folder))
+    expect(tab.locator("#problems .wrong")).to_be_visible()
+    cannot_start(tab)
 
     # It comes into the folder; scanned again, everything that was chosen is still chosen, and it can start.
     shutil.copy(lora_folder / INK, lora_folder / "gone.safetensors")
     press(tab, "#lora-rescan")
-    tab.wait_for_selector("#lora-card-1 .eichi-hint")
+    expect(tab.locator("#lora-card-1 .eichi-hint")).to_be_visible()
     choose(tab, 2, "gone.safetensors")
     press(tab, "#lora-add")
-    tab.wait_for_selector("#lora-file-3")
+    expect(tab.locator("#lora-file-3")).to_be_visible()
     choose(tab, 3, STYLE)
     strength(tab, 3, "-2")
     chosen = (INK, 0.5), ("gone.safetensors", 0.333), ("gone.safetensors", 0.8), (STYLE, -2)
-    tab.wait_for_function("document.querySelectorAll('.eichi-lora-card').length === 4")
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
-    tab.wait_for_selector("#start:enabled")
+    expect(tab.locator(".eichi-lora-card")).to_have_count(4)
+    fits(tab, 390)
+    can_start(tab)
 
     # A section may have its LoRA weaker; the whole choice is the film's, and there again after a reload.
     press(tab, "#quick label >> nth=1")
     press(tab, "#timeline [data-section='1']")
-    tab.wait_for_selector("#section-lora-scale")
-    tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
+    holds(tab, "#section-number textarea", "1")
+    expect(tab.locator("#section-lora-scale")).to_be_visible()
     # Left empty, it was made 0 by gradio.
-    tab.fill("#section-lora-scale input[type=number]", "")
+    scale, lora_of_1 = "#section-lora-scale input[type=number]", tab.locator("#timeline [data-section='1'] .lora")
+    tab.fill(scale, "")
     tab.keyboard.press("Tab")
-    said = f"{t('problem.value_needed')!r}"
-    tab.wait_for_function(f"document.querySelector('.field-section_lora_scales > .eichi-wrong')?.innerText === {said}")
-    assert tab.is_disabled("#start")
-    tab.fill("#section-lora-scale input[type=number]", "0.33")
+    expect(tab.locator(".field-section_lora_scales > .eichi-wrong")).to_have_text(t("problem.value_needed"))
+    cannot_start(tab)
+    tab.fill(scale, "0.33")
     tab.keyboard.press("Tab")
-    tab.wait_for_selector("#timeline [data-section='1'] .lora")
-    tab.wait_for_selector("#start:enabled")
+    expect(lora_of_1).to_be_visible()
+    can_start(tab)
     press(tab, "#start")
-    tab.wait_for_selector("#progress [data-state=finished]")
+    until(tab, "finished")
     (request,) = site.engine.seen
     assert request.loras == tuple(Lora(*slot) for slot in chosen) and request.section_lora_scales == {1: 0.33}
     assert request.plan().sections[1].lora_strengths == pytest.approx((0.165, 0.10989, 0.264, -0.66))
-    tab.reload()
-    tab.wait_for_selector("#timeline [data-section='1'] .lora")
+    reload(tab)
+    expect(lora_of_1).to_be_visible()
     press(tab, "#loras button")
     box_is(tab, *chosen)
     # A section that is opened while LoRA are off keeps its scale.
     press(tab, "#lora-switch input")
     press(tab, "#timeline [data-section='1']")
-    tab.wait_for_function("document.querySelector('#section-number textarea')?.value === '1'")
+    holds(tab, "#section-number textarea", "1")
     press(tab, "#lora-switch input")
-    tab.wait_for_selector("#section-lora-scale")
-    assert tab.input_value("#section-lora-scale input[type=number]") == "0.33"
-    assert json.loads(tab.input_value("#section-lora-scales-json textarea")) == {"1": 0.33}
+    holds(tab, scale, "0.33")
+    eventually(tab, lambda: stored(tab, "#section-lora-scales-json"), {"1": 0.33})
 
     # Off, no film names the slots; reloaded, they are there again.
-    press(tab, "#lora-switch input")
-    tab.wait_for_selector("#start:enabled")
+    heard(tab, lambda: press(tab, "#lora-switch input"))
+    expect(tab.locator("#section-lora-scale")).to_be_hidden()
+    can_start(tab)
     press(tab, "#start")
-    tab.wait_for_function("document.querySelector('#progress [data-state]')?.dataset.state === 'finished'")
-    while len(site.engine.seen) < 2:
-        tab.wait_for_timeout(50)
+    eventually(tab, lambda: len(site.jobs.all()) == 2 and site.jobs.all()[1].view.ended)
     assert site.engine.seen[1].loras == ()
-    tab.reload()
+    reload(tab)
     press(tab, "#loras button")
-    tab.wait_for_function("document.querySelector('#prompt textarea').value === 'She dances.'")
-    assert not tab.is_checked("#lora-switch input")
+    holds(tab, "#prompt textarea", "She dances.")
+    expect(tab.locator("#lora-switch input")).not_to_be_checked()
     press(tab, "#lora-switch input")
     box_is(tab, *chosen)
 
@@ -234,6 +240,7 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     with tab.expect_file_chooser() as chooser:
         press(tab, "#lora-upload")
     chooser.value.set_files([tmp_path / "small.safetensors", tmp_path / "bad.pt"])
-    tab.wait_for_selector("#lora-card-3 .wrong")
-    assert slots(tab)[3][0] == "uploads/small.safetensors"
-    assert "torch.load" in tab.inner_text("#lora-said") and t("page.lora.count", count=4) in tab.inner_text("#loras")
+    expect(tab.locator("#lora-card-3 .wrong")).to_be_visible()
+    eventually(tab, lambda: slots(tab)[3][0], "uploads/small.safetensors")
+    shows(tab, "#lora-said", "torch.load")
+    shows(tab, "#loras", t("page.lora.count", count=4))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import Locator, expect
 from torch import Tensor
 
 from diffusers_helper.vae.frames import FRAMES_PER_LATENT
@@ -19,10 +21,13 @@ from eichi_utils.render import section_loop
 from eichi_utils.render.engine import Engine
 from eichi_utils.requests import modes
 from locales import Translator
+from tests.webui.browsing import FILM_PATIENCE, SEED, can_start, eventually, fill, fits, holds, shows, type_in, until
 
 pytestmark = pytest.mark.browser
 
 SIZES = "[...document.querySelectorAll('#size label')].map(label => parseInt(label.innerText))"
+SMALL = (128, 160, 192)
+EXAMPLES, UNDO = "#examples .row button", "#examples .undo"
 
 
 @pytest.fixture
@@ -40,8 +45,13 @@ def jobs(models: Models, tmp_path: Path) -> Iterator[Jobs]:
     jobs.close(60)
 
 
-def chosen(page, name: str) -> str:
-    return page.inner_text(f"#{name} label.selected")
+def chosen(page, name: str) -> Locator:
+    return page.locator(f"#{name} label.selected")
+
+
+def offers(page, *sizes: int) -> None:
+    """Wait until these are the sizes to choose from."""
+    eventually(page, lambda: page.evaluate(SIZES), list(sizes))
 
 
 @pytest.mark.parametrize(
@@ -56,20 +66,20 @@ def test_an_example_becomes_a_film(
         monkeypatch.setattr(section_loop, "decode_frames", grey)
     t = Translator(language)
     page = open_page(serve(mode, language, models=models).url, "/", width, height)
-    assert chosen(page, "model") == t("page.model.miniature_sizes", smallest=128, largest=192)
-    assert "42" in page.inner_text("#model label:not(.selected)")
-    assert page.evaluate(SIZES) == [128, 160, 192]
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    expect(chosen(page, "model")).to_have_text(t("page.model.miniature_sizes", smallest=128, largest=192))
+    shows(page, "#model label:not(.selected)", "42")
+    offers(page, *SMALL)
+    fits(page, width)
 
-    page.fill("#seed textarea, #seed input", "7")
+    type_in(page, SEED, "7")
     example = models.examples("miniature")[2]
-    page.locator("#examples .row button", has_text=example.prompt).click()
-    page.wait_for_selector("#image img")
-    page.wait_for_function(f"document.querySelector('#prompt textarea').value === {example.prompt!r}")
-    assert page.input_value("#seed textarea, #seed input") == "7"
-    page.wait_for_selector("#start:enabled")
+    page.locator(EXAMPLES, has_text=example.prompt).click()
+    expect(page.locator("#image img")).to_be_visible()
+    holds(page, "#prompt textarea", example.prompt)
+    holds(page, SEED, "7")
+    can_start(page)
     page.click("#start")
-    page.wait_for_selector("#progress [data-state=finished]", timeout=120_000)
+    until(page, "finished", FILM_PATIENCE)
     (job,) = jobs.all()
     stored = read_document(job.view.files[0])
     assert (stored["model"], stored["size"], stored["steps"], stored["seed"]) == ("miniature", 128, 15, 7)
@@ -79,52 +89,52 @@ def test_an_example_becomes_a_film(
 def test_an_example_can_be_taken_back(serve, open_page, models, tower: str, tmp_path: Path) -> None:
     """A click on an example lost the picture and the prompt that were there."""
     page = open_page(serve("reverse", "en", models=models).url)
-    examples = page.locator("#examples .row button")
+    examples, picture = page.locator(EXAMPLES), page.locator("#image img")
     prompts = [example.prompt for example in models.examples("miniature")]
-    prompt_is = "document.querySelector('#prompt textarea').value === {!r}"
     examples.nth(0).click()
-    page.wait_for_function(prompt_is.format(prompts[0]))
-    assert page.locator("#examples .undo").is_hidden()
+    holds(page, "#prompt textarea", prompts[0])
+    expect(picture).to_be_visible()
+    expect(page.locator(UNDO)).to_be_hidden()
     mine = shutil.copy(tower, tmp_path / "mine.jpg")
-    page.set_input_files("#image input[type=file]", mine)
-    page.fill("#prompt textarea", "My own words.")
-    own = "document.querySelector('#image img')?.src.includes('mine')"
-    page.wait_for_function(own)
+    fill(page, mine, "My own words.")
+    own = re.compile("mine")
+    expect(picture).to_have_attribute("src", own)
     for number in (1, 2):
         examples.nth(number).click()
-        page.wait_for_function(prompt_is.format(prompts[number]))
-        page.wait_for_function(f"!{own}")
-    page.click("#examples .undo")
-    page.wait_for_function(prompt_is.format("My own words."))
-    page.wait_for_function(own)
-    assert page.locator("#examples .undo").is_hidden()
+        holds(page, "#prompt textarea", prompts[number])
+        expect(picture).not_to_have_attribute("src", own)
+    page.click(UNDO)
+    holds(page, "#prompt textarea", "My own words.")
+    expect(picture).to_have_attribute("src", own)
+    expect(page.locator(UNDO)).to_be_hidden()
 
 
 def test_another_model_brings_its_sizes_and_loses_nothing(serve, open_page, models) -> None:
     """Offered sizes change with the model; what was typed stays, and so does the size each was last asked for."""
     page = open_page(serve("reverse", "en", models=models).url)
-    page.locator("#examples .row button").nth(0).click()
-    page.wait_for_selector("#image img")
-    page.wait_for_function("document.querySelector('#prompt textarea').value")
-    page.fill("#prompt textarea", "My own words.")
+    page.locator(EXAMPLES).nth(0).click()
+    expect(page.locator("#image img")).to_be_visible()
+    holds(page, "#prompt textarea", models.examples("miniature")[0].prompt)
+    type_in(page, "#prompt textarea", "My own words.")
     page.locator("#size label").nth(1).click()
-    page.wait_for_selector("#start:enabled")
+    shows(page, "#summary", "160 × 160")
+    can_start(page)
     real, small = page.locator("#model label").nth(0), page.locator("#model label").nth(1)
     for _ in range(2):
         real.click()
-        page.wait_for_function(f"{SIZES}.length === 10")
-        assert min(page.evaluate(SIZES)) == 384 and chosen(page, "size") == "640 px"
-        page.wait_for_function("document.querySelector('#summary').textContent.includes('640 × 640')")
-        assert "42 GB" in page.inner_text("#model-hint")
-        assert page.locator("#examples .row button").count() == 0
+        eventually(page, lambda: (len(page.evaluate(SIZES)), min(page.evaluate(SIZES), default=0)), (10, 384))
+        expect(chosen(page, "size")).to_have_text("640 px")
+        shows(page, "#summary", "640 × 640")
+        shows(page, "#model-hint", "42 GB")
+        expect(page.locator(EXAMPLES)).to_have_count(0)
         small.click()
-        page.wait_for_function(f"{SIZES}.length === 3")
-        assert chosen(page, "size") == "160 px"
-        page.wait_for_function("document.querySelector('#summary').textContent.includes('160 × 160')")
-        page.wait_for_selector("#start:enabled")
-        assert page.locator("#problems li").count() == 0
-    assert page.input_value("#prompt textarea") == "My own words."
-    assert page.locator("#image img").count() == 1
+        offers(page, *SMALL)
+        expect(chosen(page, "size")).to_have_text("160 px")
+        shows(page, "#summary", "160 × 160")
+        can_start(page)
+        expect(page.locator("#problems li")).to_have_count(0)
+    holds(page, "#prompt textarea", "My own words.")
+    expect(page.locator("#image img")).to_have_count(1)
 
 
 def test_a_reload_shows_the_jobs_model(serve, open_page, models, jobs, tower: str) -> None:
@@ -135,10 +145,11 @@ def test_a_reload_shows_the_jobs_model(serve, open_page, models, jobs, tower: st
         patch.setattr(hub, "snapshot_download", _offline)
         jobs.submit(modes.from_json({"mode": "reverse", **kind}))
         page = open_page(site.url)
-        page.wait_for_selector("#progress [data-state=failed]")
-        page.wait_for_function(f"{SIZES}.length === 10")
-    assert chosen(page, "model").startswith("FramePack") and chosen(page, "size") == "512 px"
-    assert page.locator("#examples .row button").count() == 0
+        until(page, "failed")
+        eventually(page, lambda: len(page.evaluate(SIZES)), 10)
+    expect(chosen(page, "model")).to_contain_text("FramePack")
+    expect(chosen(page, "size")).to_have_text("512 px")
+    expect(page.locator(EXAMPLES)).to_have_count(0)
 
 
 def grey(vae: object, latents: Tensor, *_: object) -> Iterator[Tensor]:

@@ -6,11 +6,26 @@ from collections.abc import Callable, Iterator
 
 import gradio.context
 import pytest
+from playwright.sync_api import expect
 
 from eichi_utils.requests.forward import ForwardRequest
 from locales import Translator
+from tests.webui.browsing import (
+    MARK_FILLED,
+    PATIENCE,
+    SECONDS,
+    can_start,
+    eventually,
+    fill,
+    heard,
+    holds,
+    shows,
+    stored,
+    type_in,
+    until,
+    until_filled,
+)
 from tests.webui.conftest import Site
-from tests.webui.test_browser import fill, until
 
 pytestmark = pytest.mark.browser
 
@@ -33,13 +48,13 @@ def started(serve, monkeypatch) -> Callable[..., Site]:
 def tab(browser) -> Iterator[Callable]:
     """Opens a tab. That an event was refused or not answered, the browser notes as an error, so nobody counts them here."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.add_init_script(MARK_FILLED)
 
     def go(url: str):
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE)
         page.goto(url)
-        page.wait_for_selector("#start")
-        page.wait_for_selector(".eichi-form:not([inert])")
+        until_filled(page)
         return page
 
     yield go
@@ -52,22 +67,19 @@ def test_a_tab_of_another_server_stops_no_film_and_keeps_what_was_typed(started,
     site = started("reverse")
     page = tab(site.url)
     fill(page, tower, "my own words")
-    page.fill("#seconds input[type=number]", "7")
+    type_in(page, SECONDS, 7)
     page.locator("#timeline [data-section='1']").click()
-    page.wait_for_selector("#section-prompt textarea:visible")
+    holds(page, "#section-number textarea", "1")
     page.fill("#section-prompt textarea", "of one section")
+    eventually(page, lambda: stored(page, "#section-prompts-json"), {"1": "of one section"})
     # Gradio takes note of what was typed a moment later, and of nothing in a part of the form that is closed by then.
-    steps = page.locator(".field-steps input[type=number]")
-    for _ in range(10):
-        page.click("#advanced .label-wrap")
-        if steps.input_value() == "11":
-            break
-        steps.fill("11")
-        steps.press("Tab")
-        page.click("#advanced .label-wrap")
     page.click("#advanced .label-wrap")
+    type_in(page, ".field-steps input[type=number]", 11)
+    page.click("#advanced .label-wrap")
+    expect(page.locator("#advanced .label-wrap.open")).to_have_count(0)
     page.click("#loras .label-wrap")
-    page.wait_for_selector("#start:enabled")
+    expect(page.locator("#lora-switch input")).to_be_visible()
+    can_start(page)
     site.end()
     site = started("forward", port=site.port)
     site.engine.hold.clear()
@@ -75,30 +87,30 @@ def test_a_tab_of_another_server_stops_no_film_and_keeps_what_was_typed(started,
 
     page.check("#lora-switch input")
     page.click("#start")
-    page.wait_for_selector(BAR)
-    assert T("page.tab.other") in page.inner_text(BAR)
-    for kind in ("check", "uncheck", "check"):
-        getattr(page, kind)("#lora-switch input")
-        page.wait_for_timeout(200)
+    shows(page, BAR, T("page.tab.other"))
+    for kind in ("uncheck", "check", "uncheck"):
+        # Each is asked of the other server, which refuses it.
+        heard(page, lambda kind=kind: getattr(page, kind)("#lora-switch input"))
     (film,) = site.jobs.all()
-    assert film.view.state == "running" and not film.view.stopping
-    assert "[object Object]" not in page.inner_text("body")
-    assert page.input_value("#prompt textarea") == "my own words"
+    eventually(page, lambda: film.view.state, "running")
+    assert not film.view.stopping
+    expect(page.locator("body")).not_to_contain_text("[object Object]")
+    holds(page, "#prompt textarea", "my own words")
 
     with page.expect_navigation():
         page.click(f"{BAR} button")
-    page.wait_for_function("document.querySelector('#prompt textarea')?.value === 'my own words'")
-    page.wait_for_function("document.querySelector('#seconds input[type=number]').value === '7'")
-    page.wait_for_function("document.querySelector('#section-prompts-json textarea').value.includes('of one section')")
+    holds(page, "#prompt textarea", "my own words")
+    holds(page, SECONDS, "7")
+    eventually(page, lambda: stored(page, "#section-prompts-json"), {"1": "of one section"})
     # Gradio has no boxes in a part of the form that is closed, and Start took the usual number.
-    ready = (".eichi-form:not([inert])", "#advanced .label-wrap:not(.open)", "#loras .label-wrap.open")
-    page.wait_for_function(f"{list(ready)}.every(at => document.querySelector(at))")
+    for ready in ("html[data-filled] .eichi-form:not([inert])", "#advanced .label-wrap:not(.open)", "#loras .label-wrap.open"):
+        expect(page.locator(ready)).to_be_visible()
     # The page that runs now, and its functions are its own.
-    assert page.locator("nav [aria-current]").inner_text() == T("page.mode.forward")
+    expect(page.locator("nav [aria-current]")).to_have_text(T("page.mode.forward"))
     page.set_input_files("#image input[type=file]", tower)
-    page.wait_for_selector("#start:enabled")
+    can_start(page)
     page.click("#start")
-    page.wait_for_selector("#queue li")
+    expect(page.locator("#queue li")).to_have_count(1)
     request = site.jobs.all()[-1].request
     assert (request.mode, request.prompt, request.seconds, request.steps) == ("forward", "my own words", 7.0, 11)
     assert dict(request.section_prompts) == {1: "of one section"}
@@ -111,10 +123,12 @@ def test_an_untouched_tab_of_another_server_is_loaded_anew(started, tab):
     site.end()
     with page.expect_navigation():
         site = started("forward", port=site.port)
-    page.wait_for_selector("#start")
-    assert page.locator("nav [aria-current]").inner_text() == T("page.mode.forward")
-    page.wait_for_timeout(2000)
-    assert page.locator(BAR).count() == 0
+    until_filled(page)
+    expect(page.locator("nav [aria-current]")).to_have_text(T("page.mode.forward"))
+    # Its next word from the server is of its own page.
+    for _ in range(2):
+        page.wait_for_event("response", lambda answer: "/pulse/" in answer.url)
+    expect(page.locator(BAR)).to_have_count(0)
 
 
 def test_a_form_outlives_a_server_that_is_started_anew(started, tab, tower):
@@ -125,14 +139,15 @@ def test_a_form_outlives_a_server_that_is_started_anew(started, tab, tower):
     fill(page, tower, "before")
     site.end()
     page.fill("#prompt textarea", "typed meanwhile")
-    page.wait_for_selector(BAR)
-    assert page.inner_text(BAR) == T("page.tab.silent")
-    page.wait_for_timeout(2500)
+    expect(page.locator(BAR)).to_have_text(T("page.tab.silent"))
+    for _ in range(2):
+        page.wait_for_event("requestfailed")
     site = started("reverse", port=site.port)
-    page.wait_for_selector(BAR, state="detached")
-    page.fill("#prompt textarea", "and afterwards")
-    page.wait_for_selector("#start:enabled")
+    expect(page.locator(BAR)).to_have_count(0)
+    type_in(page, "#prompt textarea", "and afterwards")
+    can_start(page)
     page.click("#start")
     until(page, "finished")
     assert site.jobs.all()[-1].request.prompt == "and afterwards"
-    assert page.evaluate("window.same") and page.locator("#image img").is_visible()
+    assert page.evaluate("window.same")
+    expect(page.locator("#image img")).to_be_visible()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+from playwright.sync_api import expect
 
 from eichi_utils.jobs.events import Failed, Started, StopLevel, Stopped
 from eichi_utils.jobs.queue import Job
@@ -18,13 +20,13 @@ from eichi_utils.requests.modes import MODES
 from eichi_utils.user_data import desktop
 from eichi_utils.user_data.settings import JsonFile
 from locales import LANGUAGES, Translator
-from tests.webui.test_browser import PROMPT, fill, until
+from tests.webui.browsing import FOLDER, PROMPT, SEED, can_start, cannot_start, fill, fits, holds, reload, shows, until
 from webui.context import Context
 from webui.forms import words
 from webui.forms.form import Form
 from webui.panels import result_panel
 
-WRONG = "document.querySelector('.field-{0} > .eichi-wrong')?.innerText || ''"
+WRONG_FOLDER = ".field-output_folder > .eichi-wrong"
 
 
 @pytest.mark.browser
@@ -40,49 +42,47 @@ def test_a_batch_with_its_files(serve, open_page, tower, tmp_path, language, wid
     page = open_page(site.url, "/", width, 900)
     fill(page, tower)
     page.click("#output > button")
-    page.fill("#output_folder textarea, #output_folder input", "../up")
-    page.wait_for_function(WRONG.format("output_folder") + ".includes('../up')")
-    page.wait_for_selector("#start:disabled")
-    page.fill("#output_folder textarea, #output_folder input", str(tmp_path))
-    page.wait_for_function(WRONG.format("output_folder") + ".includes('--allow-folder')")
-    page.fill("#output_folder textarea, #output_folder input", "cats")
-    page.wait_for_selector(".eichi-wrong", state="detached")
-    page.fill("#seed textarea, #seed input", "41")
+    page.fill(FOLDER, "../up")
+    shows(page, WRONG_FOLDER, "../up")
+    cannot_start(page)
+    page.fill(FOLDER, str(tmp_path))
+    shows(page, WRONG_FOLDER, "--allow-folder")
+    page.fill(FOLDER, "cats")
+    expect(page.locator(".eichi-wrong")).to_have_count(0)
+    page.fill(SEED, "41")
     page.fill("#batch input", str(films))
     page.locator("#save_frames label").nth(1).click()
     page.check("#section_stills input")
     said = "3 × (1" if films == 3 else "1"
-    page.wait_for_function(f"document.querySelector('#summary .eichi-summary').innerText.startsWith('{said}')")
-    assert "37" in page.inner_text("#summary .eichi-summary")
-    page.wait_for_selector("#start:enabled")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    summary = page.locator("#summary .eichi-summary")
+    expect(summary).to_have_text(re.compile(rf"^\s*{re.escape(said)}"))
+    expect(summary).to_contain_text("37")
+    can_start(page)
+    fits(page, width)
     if films > 1:
         site.engine.hold.clear()
     page.click("#start")
     if films > 1:
-        page.wait_for_selector("#stop-now:enabled")
-        page.wait_for_function("document.querySelectorAll('#queue li').length === 2")
-        page.reload()
-        page.wait_for_selector("#prompt textarea")
-        page.wait_for_function(f"document.querySelector('#prompt textarea').value === {PROMPT!r}")
-        assert page.input_value("#batch input") == "3"
-        assert page.input_value("#seed textarea, #seed input") == "41"
+        expect(page.locator("#stop-now")).to_be_enabled()
+        expect(page.locator("#queue li")).to_have_count(2)
+        reload(page)
+        holds(page, "#prompt textarea", PROMPT)
+        holds(page, "#batch input", "3")
+        holds(page, SEED, "41")
         site.engine.hold.set()
+    expect(page.locator("#queue .title")).to_be_hidden()
     until(page, "finished")
-    page.wait_for_function("document.querySelector('#queue .title').hidden")
-    page.wait_for_function(f"document.querySelector('#viewer .facts').innerText.includes('{40 + films}')")
+    shows(page, "#viewer .facts", str(40 + films))
     assert [request.seed for request in site.engine.seen] == [41, 42, 43][:films]
     assert {(r.output_folder, r.save_frames, r.section_stills, r.batch) for r in site.engine.seen} == {("cats", "all", True, 1)}
     page.click("#viewer .metadata summary")
-    shown = page.inner_text("#viewer .metadata dl")
-    assert PROMPT in shown and t("page.field.output_folder") in shown and "cats" in shown
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    shows(page, "#viewer .metadata dl", PROMPT, t("page.field.output_folder"), "cats")
+    fits(page, width)
     if width > 800:
         # No desktop here: the path is shown to copy. The form's pictures stay: a click on it used to be an error.
         page.click("#viewer .folder")
-        page.wait_for_selector("#folder-path")
-        assert page.input_value("#folder-path textarea, #folder-path input") == str(site.engine.outputs)
-        assert page.locator("#image img").is_visible()
+        holds(page, "#folder-path :is(textarea, input)", str(site.engine.outputs))
+        expect(page.locator("#image img")).to_be_visible()
 
 
 def _event(field: str) -> gr.EventData:

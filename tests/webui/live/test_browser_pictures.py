@@ -20,6 +20,7 @@ from PIL import Image
 
 from tests.eichi_utils.files.test_picture_files import CASES
 from tests.threads import in_a_loop
+from tests.webui.browsing import can_start, eventually, type_in
 from webui.forms import fields
 from webui.live.browser_pictures import AT_ONCE, BrowserPictures
 
@@ -123,12 +124,11 @@ def test_a_telephone_s_photo_in_the_page(serve: Callable, open_page: Callable, t
     page = open_page(site.url)
     shutil.copyfile(CASES / "iphone_photo.heic", tmp_path / "photo.heic")
     page.set_input_files("#image input[type=file]", str(tmp_path / "photo.heic"))
-    page.wait_for_function("document.querySelector('#image img')?.naturalWidth === 256")
-    page.fill("#prompt textarea", "She dances.")
-    page.wait_for_selector("#start:not([disabled])")
+    eventually(page, lambda: page.locator("#image img").evaluate("picture => picture.naturalWidth"), 256)
+    type_in(page, "#prompt textarea", "She dances.")
+    can_start(page)
     page.click("#start")
-    while not site.engine.seen:
-        page.wait_for_timeout(20)
+    eventually(page, lambda: len(site.engine.seen), 1)
     kept = Path(site.engine.seen[0].image)
     assert kept.read_bytes() == (CASES / "iphone_photo.heic").read_bytes()
 

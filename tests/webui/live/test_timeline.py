@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from playwright.sync_api import Locator, Route, expect
 
 from eichi_utils.files.picture_files import FORMAT_NAMES
 from eichi_utils.requests.modes import MODES
 from locales import Translator
+from tests.webui.browsing import can_start, cannot_start, eventually, fill, fits, holds, reload, stored, until
 from tests.webui.forms.test_form import page as page
 from webui.live import timeline
 
@@ -27,8 +30,8 @@ DROP_A_TEXT = """place => {
   files.items.add(new File(['no picture'], 'words.txt', { type: 'text/plain' }));
   const drop = new DragEvent('drop', { bubbles: true, cancelable: true, dataTransfer: files });
   document.querySelector(place).dispatchEvent(drop); }"""
-KEYFRAMES = "JSON.parse(document.querySelector('#keyframes-json textarea').value)"
 CELLS = "[...document.querySelectorAll('#timeline button')].map(cell => parseInt(cell.dataset.section))"
+OWN = ".picture:not(.inherited) img"
 
 
 def cells(mode: str, **fields) -> list[dict]:
@@ -122,122 +125,148 @@ def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, lan
     picture's place took the picture away, or was refused in English at the window's edge. Pasting took it away where the
     clipboard held no picture or could not be read.
     """
-    site = serve("reverse", language)
+    t, site = Translator(language), serve("reverse", language)
     colours = {1: "red", 2: "blue"}
     for section, colour in colours.items():
         Image.new("RGB", (64, 64), colour).save(tmp_path / f"{section}.png")
     page = open_page(site.url, "/", width, height)
-    page.set_input_files("#image input[type=file]", tower)
-    page.fill("#prompt textarea", "She dances.")
-    page.locator("#quick label").nth(3).click()
-    page.wait_for_function(f"{CELLS}.join() === '2,1,0'")
+    fill(page, tower, "She dances.")
+    image, shown = page.locator("#image img"), page.locator("#section-picture img")
+
+    def cell(section: int) -> Locator:
+        return page.locator(f"#timeline [data-section='{section}']")
+
+    def strip_is(*sections: int) -> None:
+        eventually(page, lambda: page.evaluate(CELLS), list(sections))
 
     def choose(section: int) -> None:
-        page.locator(f"#timeline [data-section='{section}']").click()
-        page.wait_for_function(f"document.querySelector('#section-number textarea')?.value === '{section}'")
+        cell(section).click()
+        holds(page, "#section-number textarea", str(section))
 
+    def keyframes() -> dict:
+        return stored(page, "#keyframes-json")
+
+    def prompts() -> dict:
+        return stored(page, "#section-prompts-json")
+
+    def refused(at: str, sentence: str) -> None:
+        expect(page.locator(f"{at} > .eichi-wrong")).to_have_text(sentence)
+
+    def put(file: str) -> None:
+        page.set_input_files("#section-picture input[type=file]", tmp_path / file)
+
+    held: list[Route] = []
+
+    def put_and_hold(file: str) -> None:
+        page.route("**/upload?*", lambda route: held.append(route), times=1)
+        put(file)
+        eventually(page, lambda: len(held), 1)
+
+    def bottom(at: str) -> float:
+        box = page.locator(at).bounding_box()
+        return box["y"] + box["height"]
+
+    page.locator("#quick label").nth(3).click()
+    strip_is(2, 1, 0)
     (tmp_path / "words.txt").write_text("no picture")
-    said = Translator(language)("problem.picture_unknown_format", file="words.txt", formats=FORMAT_NAMES)
-    page.wait_for_selector("#image img")
+    said = t("problem.picture_unknown_format", file="words.txt", formats=FORMAT_NAMES)
+    expect(image).to_be_visible()
     page.evaluate(DROP_A_TEXT, "#image img")
-    page.wait_for_function(f"document.querySelector('#image > .eichi-wrong')?.innerText === {json.dumps(said)}")
-    line, place = (page.locator(at).bounding_box() for at in ("#image > .eichi-wrong", "#image"))
-    assert line["y"] + line["height"] <= place["y"] + place["height"], "a place's height hides what hangs over"
-    assert page.locator("#image img").is_visible() and page.locator(".toast-body").count() == 0
-    held: list = []
+    refused("#image", said)
+    # A place's height hides what hangs over.
+    eventually(page, lambda: bottom("#image > .eichi-wrong") <= bottom("#image"))
+    expect(image).to_be_visible()
+    expect(page.locator(".toast-body")).to_have_count(0)
     for section in colours:
         choose(section)
         page.fill("#section-prompt textarea", f"She turns {section}.")
-        page.set_input_files("#section-picture input[type=file]", str(tmp_path / "words.txt"))
-        page.wait_for_function(f"document.querySelector('#section-picture > .eichi-wrong')?.innerText === {json.dumps(said)}")
-        page.route("**/upload?*", lambda route: held.append(route), times=1)
-        page.set_input_files("#section-picture input[type=file]", str(tmp_path / f"{section}.png"))
-        while not held:
-            page.wait_for_timeout(20)
+        eventually(page, prompts, {str(number): f"She turns {number}." for number in range(1, section + 1)})
+        expect(cell(section)).to_contain_text(f"{section}.")
+        put("words.txt")
+        refused("#section-picture", said)
+        put_and_hold(f"{section}.png")
         choose(0)
         held.pop().continue_()
-        page.wait_for_function(f"{KEYFRAMES}[{section}]")
-        page.wait_for_selector("#section-picture img", state="detached")
-        assert "0" not in page.evaluate(KEYFRAMES) and page.locator("#section-picture .eichi-wrong").count() == 0
-        page.wait_for_selector(f"#timeline [data-section='{section}'] .picture:not(.inherited) img")
-        page.wait_for_function(
-            f"document.querySelector(\"#timeline [data-section='{section}']\").innerText.includes('{section}.')"
-        )
+        eventually(page, lambda: sorted(keyframes()), [str(number) for number in range(1, section + 1)])
+        expect(shown).to_have_count(0)
+        expect(page.locator("#section-picture .eichi-wrong")).to_have_count(0)
+        expect(cell(section).locator(OWN)).to_be_visible()
     choose(1)
     # Clicked once more while its own picture is on the way, it stood there with the one before.
-    opening: list = []
-    page.route("**/upload?*", lambda route: held.append(route), times=1)
+    opening: list[Route] = []
     Image.new("RGB", (64, 65), colours[1]).save(tmp_path / "late.png")
-    page.set_input_files("#section-picture input[type=file]", str(tmp_path / "late.png"))
-    while not held:
-        page.wait_for_timeout(20)
-    page.route("**/gradio_api/run/**", lambda route: route.continue_() if opening else opening.append(route))
-    page.locator("#timeline [data-section='1']").click()
-    while not opening:
-        page.wait_for_timeout(20)
-    before = page.evaluate(f"{KEYFRAMES}[1]")
+    put_and_hold("late.png")
+
+    def hold_opening(route: Route) -> None:
+        if "section" in (route.request.post_data_json["event_data"] or {}):
+            opening.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/gradio_api/run/**", hold_opening)
+    cell(1).click()
+    eventually(page, lambda: len(opening), 1)
+    before = keyframes()["1"]
     held.pop().continue_()
-    page.wait_for_function(f"{KEYFRAMES}[1] !== {json.dumps(before)}")
+    eventually(page, lambda: keyframes()["1"] != before)
     opening[0].continue_()
-    page.wait_for_function("document.querySelector('#section-number textarea').value === '1'")
-    page.wait_for_selector("#section-picture img[src$='late.png']")
+    holds(page, "#section-number textarea", "1")
+    expect(shown).to_have_attribute("src", re.compile(r"late\.png$"))
     page.unroute("**/gradio_api/run/**")
-    assert page.input_value("#section-prompt textarea") == "She turns 1."
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    holds(page, "#section-prompt textarea", "She turns 1.")
+    fits(page, width)
     # The box with all pictures' paths showed from the second opened section on, and emptying it deleted them.
-    assert page.locator("#keyframes-json").is_hidden()
-    page.wait_for_function("document.querySelector('#timeline [data-section=\"0\"] img')?.naturalWidth > 0")
+    expect(page.locator("#keyframes-json")).to_be_hidden()
+    eventually(page, lambda: cell(0).locator("img").evaluate("picture => picture.naturalWidth > 0"))
 
     # Pasted, for the final frame; then everything goes through a ZIP to a page that knows nothing of it.
     def paste(at: str) -> None:
         page.locator(at).get_by_label("Paste from clipboard").click()
 
-    def refused(at: str, key: str) -> None:
-        text = json.dumps(Translator(language)(f"page.paste.{key}"))
-        page.wait_for_function(f"document.querySelector('{at} > .eichi-wrong')?.innerText === {text}")
-        assert page.locator(f"{at} img").is_visible()
-
-    keyframes = page.evaluate(KEYFRAMES)
+    before = keyframes()
     paste("#image")
-    refused("#image", "refused")
+    refused("#image", t("page.paste.refused"))
+    expect(image).to_be_visible()
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.evaluate("navigator.clipboard.writeText('no picture')")
     for place in ("#image", "#section-picture"):
         paste(place)
-        refused(place, "no_picture")
-    assert page.evaluate(KEYFRAMES) == keyframes
+        refused(place, t("page.paste.no_picture"))
+        expect(page.locator(f"{place} img")).to_be_visible()
+    assert keyframes() == before
     page.evaluate(COPY_A_PICTURE)
     paste("#end_image")
-    page.wait_for_selector("#end_image img")
-    page.wait_for_selector("#start:enabled")
+    expect(page.locator("#end_image img")).to_be_visible()
+    expect(page.locator("#end_strength")).to_be_visible()
+    can_start(page)
     page.locator("#exchange .label-wrap").click()
     with page.expect_download() as download:
         page.click("#zip-export")
     download.value.save_as(tmp_path / "film.zip")
-    page.reload()
-    page.wait_for_function(f"{CELLS}.join() === '0'")
+    reload(page)
+    strip_is(0)
     page.locator("#exchange .label-wrap").click()
     page.set_input_files("#zip-upload input[type=file]", str(tmp_path / "film.zip"))
-    page.wait_for_selector("#zip-outcome button[data-action=undo]")
-    page.wait_for_function(f"{CELLS}.join() === '2,1,0'")
+    expect(page.locator("#zip-outcome button[data-action=undo]")).to_be_visible()
+    strip_is(2, 1, 0)
     for section in colours:
-        page.wait_for_selector(f"#timeline [data-section='{section}'] .picture:not(.inherited) img")
+        expect(cell(section).locator(OWN)).to_be_visible()
     for field in ("image", "end_image"):
-        page.wait_for_selector(f"#{field} img")
-    assert page.input_value("#prompt textarea") == "She dances."
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+        expect(page.locator(f"#{field} img")).to_be_visible()
+    holds(page, "#prompt textarea", "She dances.")
+    fits(page, width)
 
-    page.wait_for_selector("#start:enabled")
+    can_start(page)
     site.engine.hold.clear()
     page.click("#start")
-    page.wait_for_selector("#stop-section:enabled")
-    page.reload()
+    expect(page.locator("#stop-section")).to_be_enabled()
+    reload(page)
     page.click("#stop-section")
-    page.wait_for_selector("#stop-section:disabled")
+    expect(page.locator("#stop-section")).to_be_disabled()
     site.engine.hold.set()
-    page.wait_for_selector("#progress [data-state=stopped]")
+    until(page, "stopped")
     # The bar hears of the end at once, the viewer with the look that follows.
-    link = page.wait_for_selector("#viewer .download[href]").get_attribute("href")
+    link = page.locator("#viewer .download[href]").get_attribute("href")
     assert page.request.get(site.url + link).headers["content-type"] == "video/mp4"
     (job,) = site.jobs.all()
     assert len(job.view.files) == 1
@@ -247,32 +276,31 @@ def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, lan
         2: (0, 0, 255),
     }
 
-    page.reload()
-    page.wait_for_selector("#timeline [data-section='1'] .picture:not(.inherited) img")
+    reload(page)
+    expect(cell(1).locator(OWN)).to_be_visible()
     choose(2)
-    assert page.input_value("#section-prompt textarea") == "She turns 2."
-    page.wait_for_selector("#section-picture img")
+    holds(page, "#section-prompt textarea", "She turns 2.")
+    expect(shown).to_be_visible()
 
     # Copied to where nothing is, elsewhere only when asked; then the source is taken away, and the copies stay.
     page.locator("#quick label").nth(5).click()
-    page.wait_for_function(f"{CELLS}.length === 7")
+    strip_is(6, 5, 4, 3, 2, 1, 0)
     choose(3)
-    page.set_input_files("#section-picture input[type=file]", str(tmp_path / "2.png"))
-    page.wait_for_selector("#timeline [data-section='3'] .picture:not(.inherited) img")
+    put("2.png")
+    expect(cell(3).locator(OWN)).to_be_visible()
     page.click("#copy-keyframes")
-    page.wait_for_function("document.querySelectorAll('#timeline .picture:not(.inherited) img').length === 4")
-    copied = json.loads(page.input_value("#keyframes-json textarea"))
+    expect(page.locator(f"#timeline {OWN}")).to_have_count(4)
+    copied = keyframes()
     assert copied["5"] == copied["1"] != copied["3"]
     page.check("#copy-overwrite input")
     page.click("#copy-keyframes")
-    page.wait_for_function(f"{KEYFRAMES}[3] === {KEYFRAMES}[1]")
+    eventually(page, lambda: keyframes()["3"], copied["1"])
     choose(1)
     page.locator("#section-picture").get_by_label("Remove Image").click()
-    page.wait_for_function("document.querySelectorAll('#timeline .picture:not(.inherited) img').length === 3")
-    kept = json.loads(page.input_value("#keyframes-json textarea"))
-    assert sorted(kept) == ["2", "3", "5"]
+    expect(page.locator(f"#timeline {OWN}")).to_have_count(3)
+    assert sorted(keyframes()) == ["2", "3", "5"]
     # A shorter film has no such sections; they are told, and stay in reach.
     page.locator("#quick label").nth(0).click()
-    page.wait_for_selector("#timeline .gone")
-    page.wait_for_selector("#problems .wrong")
-    assert page.is_disabled("#start")
+    expect(page.locator("#timeline .gone").first).to_be_visible()
+    expect(page.locator("#problems .wrong").first).to_be_visible()
+    cannot_start(page)

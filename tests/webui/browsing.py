@@ -1,0 +1,113 @@
+"""What a user does in a browser, and what he then waits to see.
+
+A page answers when it can. So nothing is looked at once: every look here and every `expect` waits until it is so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from playwright.sync_api import Locator, Page, Request, expect
+
+# Milliseconds that a look waits at most. Where a machine is busy a page takes long; what is so at once costs nothing.
+PATIENCE = 60_000
+# For a film that is really made.
+FILM_PATIENCE = 300_000
+PROMPT = "The girl dances gracefully."
+# For a context's `add_init_script`: an element's attribute says that the form is filled and takes what is typed.
+MARK_FILLED = "document.addEventListener('eichi-filled', () => { document.documentElement.dataset.filled = ''; });"
+SEED, SECONDS, FOLDER = "#seed :is(textarea, input)", "#seconds input[type=number]", "#output_folder :is(textarea, input)"
+
+
+def until_filled(page: Page) -> None:
+    """Wait until the form takes what is typed: before, the first answer replaces it."""
+    expect(page.locator("html[data-filled] .eichi-form:not([inert])")).to_be_visible()
+
+
+def reload(page: Page) -> None:
+    page.reload()
+    until_filled(page)
+
+
+def shows(at: Page | Locator, place: str, *texts: str) -> None:
+    """Wait until the first such place holds all the texts."""
+    for text in texts:
+        expect(at.locator(place).first).to_contain_text(text)
+
+
+def holds(page: Page, place: str, value: str) -> None:
+    """Wait until a box holds exactly this."""
+    expect(page.locator(place)).to_have_value(value)
+
+
+def eventually(page: Page, look: Callable[[], Any], wanted: Any = True, patience: int = PATIENCE) -> None:
+    """Wait until what a look sees is what is wanted; the page lives on meanwhile. For what no `expect` can see."""
+    for _ in range(patience // 50):
+        if look() == wanted:
+            return
+        page.wait_for_timeout(50)
+    assert look() == wanted
+
+
+def fits(page: Page, width: int) -> None:
+    """Wait until the page is no wider than its window."""
+    eventually(page, lambda: page.evaluate("document.documentElement.scrollWidth") <= width)
+
+
+def stored(page: Page, place: str) -> Any:
+    """What a hidden box holds as JSON now."""
+    return json.loads(page.locator(f"{place} textarea").input_value())
+
+
+def asks(request: Request, *values: Any) -> bool:
+    """Whether a request is a question of the page's that tells all the values: texts, numbers, files' paths."""
+    if not (request.method == "POST" and "/gradio_api/run/" in request.url):
+        return False
+    told = [str(one.get("path") if isinstance(one, dict) else one) for one in request.post_data_json["data"]]
+    return all(str(value) in told for value in values)
+
+
+def heard(page: Page, act: Callable[[], Any], *values: Any) -> None:
+    """Do something, and wait until the server has answered a question that tells all the values."""
+    with page.expect_response(lambda answer: asks(answer.request, *values)):
+        act()
+
+
+def type_in(page: Page, place: str, value: str | int | float) -> None:
+    """Type something else than what stands there, and wait until the server has been told: gradio takes note a moment later."""
+    heard(page, lambda: page.fill(place, str(value)), value)
+
+
+def fill(page: Page, picture: str, prompt: str = PROMPT) -> None:
+    """A picture and a prompt, different from the one before; both have reached the server, and Start is open."""
+    with page.expect_response(lambda answer: "/gradio_api/upload?" in answer.url) as uploaded:
+        page.set_input_files("#image input[type=file]", picture)
+    (path,) = uploaded.value.json()
+    heard(page, lambda: page.fill("#prompt textarea", prompt), path, prompt)
+    can_start(page)
+
+
+def double_click_start(page: Page) -> None:
+    """As some people start a film; both halves have been answered."""
+    asked: set[Request] = set()
+    page.on("request", lambda request: asked.add(request) if asks(request) else None)
+    for ends in ("requestfinished", "requestfailed"):
+        page.on(ends, lambda request: asked.discard(request))
+    page.dblclick("#start")
+    until(page, "finished")
+    eventually(page, lambda: not asked)
+
+
+def can_start(page: Page) -> None:
+    expect(page.locator("#start")).to_be_enabled()
+
+
+def cannot_start(page: Page) -> None:
+    expect(page.locator("#start")).to_be_disabled()
+
+
+def until(page: Page, state: str, patience: int = PATIENCE) -> None:
+    """Wait until the job that the page shows is in that state."""
+    expect(page.locator(f"#progress [data-state={state}]")).to_be_visible(timeout=patience)
