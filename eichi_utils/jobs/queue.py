@@ -40,7 +40,7 @@ VERSION_BITS = 48
 
 
 class Stop:
-    """How soon a running job shall end. Set by anybody, read by the runner; never falls back to a lower level."""
+    """How soon a running job shall end. Set by anybody, read by the driver; never falls back to a lower level."""
 
     def __init__(self) -> None:
         self._level = StopLevel.NONE

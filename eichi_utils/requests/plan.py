@@ -1,6 +1,6 @@
 """Plans: which sections to sample, what each may look at, and at which time positions; in integers and names.
 
-A plan is the whole difference between the modes. The runner carries out any plan and never asks for the mode.
+A plan is the whole difference between the modes. The driver carries out any plan and never asks for the mode.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Append:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything the runner needs to know besides numbers of the sampler.
+    """Everything the driver needs to know besides numbers of the sampler.
 
     checkpoint: "framepack" or "framepack_f1", the transformer's family.
     grows: the side at which new latents join the film.

@@ -27,7 +27,7 @@ SECTIONS, SHORT_LATENTS, SHORT_SECONDS = 2, 5, 0.6
 
 @pytest.fixture(scope="module")
 def watched(studio: Studio, circle: str, tmp_path_factory: pytest.TempPathFactory) -> Tensor:
-    """The frames of a film in the standard mode, through the runner into an MP4 and back."""
+    """The frames of a film in the standard mode, through the driver into an MP4 and back."""
     folder = tmp_path_factory.mktemp("watched")
     length = {"seconds": SECTIONS * SHORT_SECONDS, "window": 4.5}
     carry_out(studio.request("reverse", circle, moves(LEFT), **length), studio.pool, folder)

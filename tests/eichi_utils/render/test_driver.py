@@ -127,7 +127,7 @@ def test_a_film_in_sections_keeps_one_file(pool: ModelPool, pictures: list[str],
 
 
 def test_compression_changes_the_file(pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None) -> None:
-    """CRF reaches the encoder through the runner, and nothing else of the file depends on chance."""
+    """CRF reaches the encoder through the driver, and nothing else of the file depends on chance."""
     files = []
     for name, crf in (("a", 16), ("b", 16), ("c", 40)):
         it = request("reverse", pictures[0], crf=crf, **SHORT)
@@ -207,7 +207,7 @@ def test_an_abandoned_run_leaves_nothing_behind(
 
 
 def test_a_request_with_problems_never_starts(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
-    """The runner checks for itself: nobody can bring a bad request past the pages."""
+    """The driver checks for itself: nobody can bring a bad request past the pages."""
     it = request("single", str(tmp_path / "gone.png"), steps=0, prompt="")
     with pytest.raises(UserError) as error:
         carry_out(it, pool, tmp_path / "out")

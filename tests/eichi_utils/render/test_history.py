@@ -84,7 +84,7 @@ def test_joining_on_either_side() -> None:
 
 
 def stretches(side: str, latents: int, sections: int) -> list[Tensor]:
-    """Decoded stretches as the runner makes them: each but the first overlaps the film by a section."""
+    """Decoded stretches as the driver makes them: each but the first overlaps the film by a section."""
     torch.manual_seed(sections)
     lengths = []
     for number in range(sections):
