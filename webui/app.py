@@ -41,7 +41,7 @@ from webui.http.event_errors import answers_to_errors
 from webui.http.gate import Gate
 from webui.http.login import Login
 from webui.http.page_build import SameBuild, build_of
-from webui.http.path_check import ServedFiles
+from webui.http.path_check import OwnFiles, ServedFiles
 from webui.http.server import Server, address, listen, room
 from webui.live import polling
 from webui.live.browser_pictures import BrowserPictures
@@ -73,6 +73,7 @@ class Site(FastAPI):
         self._doors = (rules, t, login, pages)
 
     def build_middleware_stack(self) -> ASGIApp:
+        """Return the application behind the doors."""
         return Doors(super().build_middleware_stack(), *self._doors)
 
 
@@ -120,6 +121,7 @@ def build(
     static_files.add_routes(app)
     # What is mounted at "/" takes every address that is not taken before.
     damaged_files = DamagedFiles(settings, presets)
+    files: OwnFiles | None = None
     for name in sorted(PAGES, key=lambda name: name == mode):
         path, page = PAGES[name]
         root = "" if name == mode else path
@@ -145,6 +147,7 @@ def build(
             notices=notices,
             damaged_files=damaged_files,
         )
+        files = context.files
         blocks = page(context)
         builds[name] = build_of(blocks, name, links[name], t.language)
         heads[places[name]] = static_files.page_head(rules.root, page_data(context, builds[name]))
@@ -165,7 +168,8 @@ def build(
             css_paths=STYLE,
         )
     app.add_middleware(PageHeads, heads=heads)
-    app.add_middleware(ServedFiles, serves=context.files.serves)
+    if files is not None:
+        app.add_middleware(ServedFiles, serves=files.serves)
     app.add_middleware(SameBuild, builds={place: builds[name] for name, place in places.items()}, t=t)
     return app
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypedDict
 from urllib.parse import quote
+
+from gradio.blocks import Block
 
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_UPLOADS, PRESETS, SETTINGS
@@ -24,8 +25,22 @@ from locales import Translator
 from webui.forms.damaged_files import DamagedFiles
 from webui.http.path_check import OwnFiles
 
+
+class EventSettings(TypedDict):
+    """How gradio treats an event; the names are those of its events' parameters."""
+
+    queue: bool
+    show_progress: Literal["full", "minimal", "hidden"]
+    api_visibility: Literal["public", "private", "undocumented"]
+
+
 # Events that neither wait in gradio's queue nor show its spinner: everything here answers at once.
-QUIET = MappingProxyType({"queue": False, "show_progress": "hidden", "api_visibility": "private"})
+QUIET: EventSettings = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+def event_of(component: Block, name: str) -> Any:
+    """Return a component's event of this name, such as "change"; only the classes of components say which they have."""
+    return getattr(component, name)
 
 
 @dataclass(frozen=True)
@@ -67,15 +82,20 @@ class Context:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "t", self.t.of(self.mode))
-        if self.damaged_files is None:
-            object.__setattr__(self, "damaged_files", DamagedFiles(self.settings, self.presets))
+
+    @cached_property
+    def damaged(self) -> DamagedFiles:
+        """Return the damaged files that pages tell of: those of all pages, or of this one where it is alone."""
+        return self.damaged_files or DamagedFiles(self.settings, self.presets)
 
     @property
     def app_settings(self) -> AppSettings:
+        """Return what the user saved as settings."""
         return AppSettings(JsonFile(self.settings / "app_settings.json"))
 
     @property
     def folders(self) -> OutputFolders:
+        """Return where results may go."""
         return OutputFolders(self.outputs, self.more_outputs)
 
     def url(self, path: str) -> str:

@@ -35,6 +35,7 @@ from webui.panels.timeline_panel import TimelinePanel
 
 
 def page(context: Context) -> gr.Blocks:
+    """Return the page of the standard mode, from its top to its bottom."""
     with page_frame(context) as (blocks, form, followers):
         with gr.Row(elem_classes="eichi-pictures"):
             form.picture("image", height=PICTURE_HEIGHT, elem_id="image")
@@ -60,6 +61,7 @@ def page(context: Context) -> gr.Blocks:
 
 
 def main() -> None:
+    """Serve all three pages, that of the standard mode at "/"."""
     from webui.app import serve
 
     serve("reverse", sys.argv[1:])

@@ -35,6 +35,7 @@ from webui.panels.timeline_panel import TimelinePanel
 
 
 def page(context: Context) -> gr.Blocks:
+    """Return the page of the F1 mode, from its top to its bottom."""
     t = context.t
     with page_frame(context) as (blocks, form, followers):
         with gr.Row(elem_classes="eichi-pictures"):
@@ -62,6 +63,7 @@ def page(context: Context) -> gr.Blocks:
 
 
 def main() -> None:
+    """Serve all three pages, that of the F1 mode at "/"."""
     from webui.app import serve
 
     serve("forward", sys.argv[1:])

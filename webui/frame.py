@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from gradio.themes import Base, Default, colors, sizes
 
 from eichi_utils.requests.film_request import FilmRequest
 from eichi_utils.requests.modes import MODES
@@ -112,7 +113,7 @@ def fill_on_load(context: Context, form: Form, form_updates: FormUpdates, settin
         fields, notes = starting_fields(context, form) if settings and job is None else ({}, [])
         said = settings.on_load(notes) if settings else {}
         said |= {component: update() for component, update in form.fresh.items()}
-        if damaged := context.damaged_files.news(notes):
+        if damaged := context.damaged.news(notes):
             said[blocks.message] = message_value(context.t, damaged, "note")
         if job is None:
             return form_updates.initial(fields) | said
@@ -139,6 +140,7 @@ def page_data(context: Context, build: str) -> dict[str, Any]:
 
 
 def header(context: Context) -> str:
+    """Return the page's head in HTML: its name, the other modes, and the way out where there is a login."""
     t = context.t
     links = ""
     for mode, address in context.links.items():
@@ -153,12 +155,13 @@ def header(context: Context) -> str:
     return f'<header class="eichi-header"><h1>FramePack-eichi</h1><nav>{links}</nav>{leave}</header>'
 
 
-def theme() -> gr.themes.Base:
-    return gr.themes.Default(
-        primary_hue=gr.themes.colors.teal,
-        neutral_hue=gr.themes.colors.zinc,
-        spacing_size=gr.themes.sizes.spacing_md,
-        radius_size=gr.themes.sizes.radius_md,
+def theme() -> Base:
+    """Return gradio's usual look in our colours and sizes."""
+    return Default(
+        primary_hue=colors.teal,
+        neutral_hue=colors.zinc,
+        spacing_size=sizes.spacing_md,
+        radius_size=sizes.radius_md,
         font=FONT,
         font_mono=("ui-monospace", "Consolas", "monospace"),
     ).set(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,11 +17,12 @@ from typing import Any
 
 import gradio as gr
 from gradio import processing_utils, route_utils, routes, state_holder, utils
-from gradio.blocks import BlockFunction
+from gradio.block_function import BlockFunction
+from gradio.blocks import Block
 from gradio.components import Component
+from gradio.data_classes import BlocksConfigDict, PredictBody
 from gradio.data_classes import FileData as FileData
 from gradio.data_classes import ImageData as ImageData
-from gradio.data_classes import PredictBody
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
@@ -44,7 +45,7 @@ WATCHED = 100
 APPEARANCE = frozenset(["value", "visible", "interactive", "label", "info", "placeholder", "open", "elem_classes", "render"])
 
 
-def number_of(component: Component) -> int:
+def number_of(component: Block) -> int:
     """Return a component's number on its page: the order of making, and a key that outlives a session (6.31: `_id`)."""
     return component._id
 
@@ -115,7 +116,7 @@ class Event:
     """A function that an event calls: its name, and the components that it changes."""
 
     name: str
-    outputs: tuple[Component, ...]
+    outputs: tuple[Block, ...]
 
 
 class AnsweredBlocks(gr.Blocks):
@@ -133,13 +134,13 @@ class AnsweredBlocks(gr.Blocks):
         """Gradio (6.31) has every event of every route come through here."""
         function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
         make = super().process_api
-        event = Event(function.name, tuple(function.outputs))
+        event = Event(function.name or "", tuple(function.outputs))
         return await self.answer(event, inputs, lambda: make(function, inputs, *args, **settings))
 
-    def get_config_file(self) -> dict[str, Any]:
+    def get_config_file(self) -> BlocksConfigDict:
         """Browsers learn from this (6.31) which components an answer's values are for."""
         config = super().get_config_file()
-        for call in config["dependencies"]:
+        for call in config.get("dependencies", []):
             if call["backend_fn"] and number_of(self.message) not in call["outputs"]:
                 call["outputs"] = [*call["outputs"], number_of(self.message)]
         return config
@@ -175,12 +176,16 @@ class IdleBlocks(gr.Blocks):
         self.state_session_capacity = sessions
 
     def queue(self, *args: Any, **settings: Any) -> gr.Blocks:
+        """Make the queue as gradio does, and let it look into it less often."""
         super().queue(*args, **settings)
         self._queue.sleep_when_free = self._queue.progress_update_sleep_when_free = self._pause
         return self
 
-    def get_config_file(self) -> dict[str, Any]:
-        return {**super().get_config_file(), "connect_heartbeat": False}
+    def get_config_file(self) -> BlocksConfigDict:
+        """Return what browsers learn of the page: among it, to hold no connection open."""
+        config = super().get_config_file()
+        config["connect_heartbeat"] = False
+        return config
 
 
 class CheckedBlocks(gr.Blocks):
@@ -240,13 +245,13 @@ class UploadParser(route_utils.GradioMultiPartParser):
         super().__init__(headers, self._part_by_part(stream, b"\r\n--" + options.get(b"boundary", b"")), **settings)
         self._done: list[Any] = []
 
-    async def _part_by_part(self, stream: AsyncIterator[bytes], border: bytes) -> AsyncIterator[bytes]:
+    async def _part_by_part(self, stream: AsyncIterator[bytes], border: bytes) -> AsyncGenerator[bytes, None]:
         """What comes, cut where a part may begin, so that the one before is written and closed by then."""
         since = 0
         async for chunk in stream:
             # Others write there as well, so what was free when the upload began says little.
             if (since := since + len(chunk)) >= LOOK_BYTES:
-                need_room(Path(self.upload_dir))
+                need_room(Path(self.upload_dir or upload_folder()))
                 since = 0
             first, *others = chunk.split(border)
             for piece in (first, *(border + other for other in others)):
@@ -257,11 +262,13 @@ class UploadParser(route_utils.GradioMultiPartParser):
                 self._done.clear()
 
     def on_headers_finished(self) -> None:
+        """Begin a part. Raises MultiPartException for one that is no file."""
         super().on_headers_finished()
         if self._current_part.file is None or self._current_part.field_name != "files":
             raise MultiPartException("Every part of an upload has to be a file by the name of files.")
 
     def on_part_end(self) -> None:
+        """End a part, and note its file to be closed once all of it is written."""
         super().on_part_end()
         if self._current_part.file is not None:
             self._done.append(self._current_part.file.file)
@@ -282,7 +289,7 @@ class UploadParser(route_utils.GradioMultiPartParser):
             raise
         finally:
             # Else who watches the progress watches for ever.
-            if self.upload_progress is not None:
+            if self.upload_progress is not None and self.upload_id is not None:
                 self.upload_progress.set_done(self.upload_id)
 
 
@@ -293,11 +300,13 @@ class UploadProgress(route_utils.FileUploadProgress):
     """
 
     def track(self, upload_id: str) -> None:
+        """Begin to count an upload; of too many that nobody watches the oldest are forgotten."""
         super().track(upload_id)
         while len(self._statuses) > WATCHED:
             self.stop_tracking(next(iter(self._statuses)))
 
     async def is_tracked(self, upload_id: str) -> bool:
+        """Wait whether an upload of this name comes, and forget the question if none did."""
         try:
             return await super().is_tracked(upload_id)
         finally:
@@ -305,6 +314,7 @@ class UploadProgress(route_utils.FileUploadProgress):
                 self._signals.pop(upload_id, None)
 
     def stop_tracking(self, upload_id: str) -> None:
+        """Forget an upload, and who has asked for it."""
         super().stop_tracking(upload_id)
         self._signals.pop(upload_id, None)
 
@@ -317,7 +327,8 @@ class TabState(state_holder.SessionState):
     """
 
     def __init__(self, blocks: gr.Blocks):
-        super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks=()))
+        given: Any = SimpleNamespace(default_config=blocks.default_config, blocks=())
+        super().__init__(given)
         # A component that is not kept; gradio reads it once at once, for the answer.
         self._passing: tuple[int, Any] | None = None
 

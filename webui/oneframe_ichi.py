@@ -27,6 +27,7 @@ from webui.panels.reference_panel import reference_panel, time_position_panel
 
 
 def page(context: Context) -> gr.Blocks:
+    """Return the page of the one-frame mode, from its top to its bottom."""
     t = context.t
     with page_frame(context) as (blocks, form, _):
         with gr.Row(elem_classes="eichi-pictures"):
@@ -50,6 +51,7 @@ def page(context: Context) -> gr.Blocks:
 
 
 def main() -> None:
+    """Serve all three pages, that of the one-frame mode at "/"."""
     from webui.app import serve
 
     serve("single", sys.argv[1:])

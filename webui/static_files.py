@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import gradio as gr
 from fastapi import FastAPI
@@ -31,8 +30,17 @@ MAIN, PAGE_ELEMENT = "main.js", "eichi-page"
 DIGITS = 16
 # A year, in seconds.
 FOR_GOOD = "private, max-age=31536000, immutable"
+
+
+class BrowserEvent(TypedDict):
+    """How gradio treats an event for which the server does nothing; the names are those of its events' parameters."""
+
+    fn: None
+    api_visibility: Literal["private"]
+
+
 # An event that the browser handles alone: its `js` is a `call`.
-IN_BROWSER: Mapping[str, Any] = MappingProxyType({"fn": None, "api_visibility": "private"})
+IN_BROWSER: BrowserEvent = {"fn": None, "api_visibility": "private"}
 # Before the first script of a page there are only words about it.
 FIRST_SCRIPT = b"<script"
 
@@ -114,6 +122,7 @@ class PageHeads:
         self._packed = GZipMiddleware(self._with_head, compresslevel=5)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Put a page's head into the answer that is a page; pass on all others."""
         is_page = scope["type"] == "http" and scope["method"] == "GET" and self._head(scope)
         await (self._packed if is_page else self.app)(scope, receive, send)
 

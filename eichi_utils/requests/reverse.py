@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -101,7 +101,7 @@ def paddings(sections: int, padding: float | None = None) -> Sequence[float]:
     return [3, *[2] * (sections - 3), 1, 0]
 
 
-def anchor(section: int, keyframes: dict[int, str]) -> str:
+def anchor(section: int, keyframes: Mapping[int, str]) -> str:
     """The picture a section is tied to: the keyframe with the smallest number not below its own, else the start picture."""
     later = [number for number in keyframes if number >= section]
     return f"section/{min(later)}" if later else "start"

@@ -59,7 +59,7 @@ def test_from_a_picture_to_a_film(serve, open_page, tower, language, width, heig
     fits(page, width)
     eventually(page, lambda: box("#start")[1] <= height)
     for first in ("#image", "#prompt textarea", "#seconds", "#quick label >> nth=0"):
-        eventually(page, lambda first=first: 0 <= box(first)[0] and box(first)[1] <= box(".eichi-start")[0])
+        eventually(page, lambda first=first: box(first)[0] >= 0 and box(first)[1] <= box(".eichi-start")[0])
 
     fill(page, tower)
     page.locator("#quick label").nth(1).click()

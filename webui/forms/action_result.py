@@ -29,6 +29,7 @@ class ActionResult:
 
     @property
     def outputs(self) -> list[Component]:
+        """Return the components that its answers change."""
         return [self.box, self.about]
 
     def done(self, text: str, notes: Iterable[Problem] = (), back: Any = None) -> dict[Component, Any]:

@@ -44,6 +44,7 @@ class ErrorBoundary(AnsweredBlocks):
         return self.message
 
     async def answer(self, event: Event, inputs: list[Any], run: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        """Return an event's answer; where making it fails, one that says why and leaves all else as it was."""
         said = gr.skip()
         try:
             if sum(len(value) for value in inputs if isinstance(value, str)) > MOST_CHARACTERS:

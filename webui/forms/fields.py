@@ -22,7 +22,8 @@ with without_stubs():
 
         is_template = True
 
-        def preprocess(self, payload: float | None) -> float | int | None:
+        def preprocess(self, payload: float | None) -> Any:
+            """Return what was typed, without what adding up in binary leaves behind."""
             return _rounded(payload)
 
     class Slider(gr.Slider):
@@ -30,7 +31,8 @@ with without_stubs():
 
         is_template = True
 
-        def preprocess(self, payload: float | None) -> float | int | None:
+        def preprocess(self, payload: float | None) -> Any:
+            """Return what was typed, without what adding up in binary leaves behind."""
             return _rounded(payload)
 
     class Radio(gr.Radio):
@@ -39,6 +41,7 @@ with without_stubs():
         is_template = True
 
         def preprocess(self, payload: Any) -> Any:
+            """Return what was chosen, whether or not it is to be had."""
             return payload
 
     class Dropdown(gr.Dropdown):
@@ -47,6 +50,7 @@ with without_stubs():
         is_template = True
 
         def preprocess(self, payload: Any) -> Any:
+            """Return what was chosen, whether or not it is to be had."""
             return payload
 
     class File(gr.File):
@@ -54,10 +58,12 @@ with without_stubs():
 
         is_template = True
 
-        def preprocess(self, payload: FileData | None) -> str | None:
+        def preprocess(self, payload: Any) -> Any:
+            """Return the path of what was uploaded, or None. payload: gradio's FileData."""
             return payload.path if payload else None
 
-        def postprocess(self, value: str | None) -> FileData | None:
+        def postprocess(self, value: Any) -> Any:
+            """Return gradio's FileData of a path; None of one that leads to no file."""
             if not value or not Path(value).is_file():
                 return None
             path, size = served_copy(value, self), Path(value).stat().st_size
@@ -68,10 +74,12 @@ with without_stubs():
 
         is_template = True
 
-        def preprocess(self, payload: ImageData | None) -> str | None:
+        def preprocess(self, payload: Any) -> Any:
+            """Return the path of what was uploaded, or None. payload: gradio's ImageData."""
             return payload.path if payload else None
 
-        def postprocess(self, value: str | None) -> ImageData | None:
+        def postprocess(self, value: Any) -> Any:
+            """Return gradio's ImageData of a path; None of one that leads to no file."""
             # A job from the command line names a file anywhere; gradio shows only what lies in its cache.
             if not value or not Path(value).is_file():
                 return None

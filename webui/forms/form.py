@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.files.folders import OutputFolders
@@ -23,6 +24,8 @@ from eichi_utils.requests.kinds import kinds_of
 from eichi_utils.requests.request import Request
 from locales import Translator, table
 from webui.forms import fields
+
+C = TypeVar("C", bound=Component)
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class Form:
         self.holds = holds
         self.defaults = models.recommended(models.default(kind.checkpoint), kind)
         self.entries: dict[str, FieldBinding] = {}
-        # Updates that close what shows a part of a field, such as one section, when the field is filled from elsewhere.
-        self.closed: dict[Component, Any] = {}
+        # Updates that close what shows a part of a field, such as one section, when the field is filled from elsewhere. Any: a
+        # column among them is no component to gradio's types.
+        self.closed: dict[Any, Any] = {}
         # Components of the program's own values, which no request has, by name (`settings.CHOICES`).
         self.program: dict[str, Component] = {}
         # The page's `ModelPanel`.
@@ -88,23 +92,26 @@ class Form:
     def add(
         self,
         name: str,
-        *components: Component,
+        first: C,
+        *others: Component,
         read: Callable[..., Any] = lambda value: value,
         write: Callable[[Any], tuple] = lambda value: (value,),
         beside: Component | None = None,
-    ) -> Component:
+    ) -> C:
         """Tie components to a field; returns the first. beside: what its problems are shown at, by default the first."""
         if name not in self._kinds:
             raise KeyError(f"{self.kind.__name__} has no field {name}")
-        self.entries[name] = FieldBinding(components, read, write)
-        place = beside or components[0]
+        self.entries[name] = FieldBinding((first, *others), read, write)
+        place = beside or first
         place.elem_classes = [*(place.elem_classes or []), f"field-{name}"]
-        return components[0]
+        return first
 
-    def text(self, name: str, **settings: Any) -> Component:
+    def text(self, name: str, **settings: Any) -> gr.Textbox:
+        """Put a box for a text into the page, tied to a field. settings: of the component."""
         return self.add(name, gr.Textbox(value=self.default(name), **self._words(name), **settings))
 
-    def picture(self, name: str, **settings: Any) -> Component:
+    def picture(self, name: str, **settings: Any) -> fields.Picture:
+        """Put a place for a picture into the page, tied to a field."""
         return self.add(
             name,
             fields.picture(label=self.t(f"page.field.{name}"), placeholder=self.t("page.picture.placeholder"), **settings),
@@ -112,7 +119,8 @@ class Form:
             write=lambda value: (value or None,),
         )
 
-    def slider(self, name: str, step: float, **settings: Any) -> Component:
+    def slider(self, name: str, step: float, **settings: Any) -> fields.Slider:
+        """Put a slider into the page, tied to a field, within its limits."""
         limits = self.field_kind(name)
         box = fields.Slider(
             minimum=limits.min,
@@ -161,11 +169,13 @@ class Form:
         choices = [(labels[choice], choice) for choice in self.choices(name)]
         return self.add(name, fields.Radio(choices, value=self.default(name), **self._words(name), **settings))
 
-    def switch(self, name: str, **settings: Any) -> Component:
+    def switch(self, name: str, **settings: Any) -> gr.Checkbox:
+        """Put a checkbox into the page, tied to a field."""
         return self.add(name, gr.Checkbox(value=self.default(name), **self._words(name), **settings))
 
     @property
-    def components(self) -> set[Component]:
+    def components(self) -> set[Block]:
+        """Return the components of all fields, which an event is given to read the form."""
         return {component for entry in self.entries.values() for component in entry.components}
 
     def document(self, values: Mapping[Component, Any]) -> dict[str, Any]:
@@ -223,6 +233,7 @@ def _request(document: str) -> Request:
 
 
 def size_labels(sizes: Iterable[int]) -> dict[int, str]:
+    """Return what sizes are called, by size."""
     return {size: f"{size} px" for size in sizes}
 
 

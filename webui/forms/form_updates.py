@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.requests import modes
@@ -28,7 +29,7 @@ class FormUpdates:
         self.form, self.model = form, model
 
     @property
-    def outputs(self) -> list[Component]:
+    def outputs(self) -> list[Block]:
         """What `apply` and `restore` may return."""
         components = self.form.components | set(self.model.outputs) | set(self.form.closed)
         return sorted(components, key=number_of)
@@ -65,7 +66,9 @@ class FormUpdates:
 
     def restore(self, held: Undo) -> dict[Component, Any]:
         """Updates that show again what was there before `apply`."""
-        updates = {component: held[number_of(component)] for component in self.form.components if number_of(component) in held}
+        updates: dict[Any, Any] = {
+            component: held[number_of(component)] for component in self.form.components if number_of(component) in held
+        }
         shown = {name: updates.get(self.form.entries[name].components[0]) for name in WITH_MODEL if name in self.form.entries}
         known = {name: value for name, value in shown.items() if value is not None}
         if known:

@@ -63,6 +63,7 @@ class Connection(H11Protocol):
         self._note()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
+        """Come in, if the gate lets one more from that address; else say so and close."""
         address = str((transport.get_extra_info("peername") or ("",))[0])
         if not self.gate.enter(address):
             transport.write(self.REFUSAL)
@@ -74,6 +75,7 @@ class Connection(H11Protocol):
         self._head = self.loop.call_later(self.patience.head, self._cut)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Give the place back, and stop the clocks."""
         if self._address is None:
             return
         self._leave()
@@ -84,6 +86,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Take what comes, within the time that a request's head may take."""
         if self._address is None or self.transport.is_closing():
             return
         if self._head is None and self._between():
@@ -95,15 +98,18 @@ class Connection(H11Protocol):
         self._note()
 
     def on_response_complete(self) -> None:
+        """Wait for the next request, and for the answer to be taken."""
         super().on_response_complete()
         self._note()
         self._watch()
 
     def pause_writing(self) -> None:
+        """Watch whether what waits to be sent is taken."""
         super().pause_writing()
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
+        """Answer to what is no HTTP, or end the connection where an answer is being sent."""
         # What is no HTTP may come while an answer is being sent; then there is nothing to say it with.
         if self._between():
             super().send_400_response(msg)
@@ -129,13 +135,13 @@ class Connection(H11Protocol):
         self.transport.abort()
 
     def _leave(self) -> None:
-        if not self._left:
+        if not self._left and self._address is not None:
             self._left = True
             self.gate.note(self, self._address, waits=False)
             self.gate.leave(self._address)
 
     def _note(self) -> None:
-        if not self._left:
+        if not self._left and self._address is not None:
             self.gate.note(self, self._address, self._between() or not self._let_in)
 
     def _between(self) -> bool:

@@ -10,8 +10,10 @@ import ipaddress
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
@@ -108,9 +110,12 @@ class Doors:
         # Bytes of bodies that are being read or worked at.
         self.held = 0
         replace_parts()
-        self._proxied = ProxyHeadersMiddleware(self._open, list(rules.proxies))
+        # uvicorn has types of its own for what starlette's are of.
+        proxied: Any = ProxyHeadersMiddleware
+        self._proxied = proxied(self._open, list(rules.proxies))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or have `app` answer it; there are no websockets here."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] != "http":
@@ -245,9 +250,11 @@ class Doors:
         return self.rules.upload_bytes + FRAME_BYTES if self.is_upload(local) else BODY_BYTES
 
     def is_upload(self, local: str) -> bool:
+        """Say whether a path is that of gradio's uploads."""
         return self.inner(local).rstrip("/") == UPLOAD
 
     def too_large(self, most: int) -> str:
+        """Return the sentence for a body of more than `most` bytes."""
         if most < self.rules.upload_bytes:
             return self.t("page.door.body")
         return self.t("page.door.upload", most=self.rules.upload_bytes >> 20)
@@ -315,11 +322,11 @@ class _Visit:
         if self._bytes > self.most:
             raise Cut(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.doors.too_large(self.most))
         if self.values:
-            self._hold(message.get("body", b""))
+            self._hold(self.values, message.get("body", b""))
         return message
 
-    def _hold(self, body: bytes) -> None:
-        if self.values.are_too_many(body):
+    def _hold(self, values: Values, body: bytes) -> None:
+        if values.are_too_many(body):
             raise Cut(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.doors.t("page.door.body"))
         self.held += len(body)
         self.doors.held += len(body)
@@ -355,9 +362,9 @@ class _Visit:
 
     async def send_unless_broken(self, message: Message) -> None:
         """Send, but leave what is said of an error inside to who is told of the error itself."""
-        if self._begun or message.get("status") != HTTPStatus.INTERNAL_SERVER_ERROR:
-            if message["type"] == "http.response.start" or self._begun:
-                await self.send(message)
+        begins_well = message["type"] == "http.response.start" and message["status"] != HTTPStatus.INTERNAL_SERVER_ERROR
+        if self._begun or begins_well:
+            await self.send(message)
 
     async def refuse(self, response: Response) -> None:
         """Answer without the body."""
@@ -370,10 +377,8 @@ class _Visit:
 
     async def _drain(self) -> None:
         """Throw away what comes of the body for a while: many clients send all before they read the answer."""
-        try:
+        with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._read_on(), self._drain_seconds)
-        except asyncio.TimeoutError:
-            pass
 
     async def _read_on(self) -> None:
         """Take what comes, until there is no more. Raises TimeoutError when nothing comes for a while."""

@@ -30,15 +30,16 @@ class LoginPage:
         self.login, self.t, self.root, self.pages = login, t, root, pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Show the form, look at what it sends, or end the session."""
         request = Request(scope, receive)
-        leaving = request.url.path == self.root + LOGOUT
+        login, leaving = self.login, request.url.path == self.root + LOGOUT
         # Only the button ends a session: a link may stand on anybody's page.
-        if self.login is None or (leaving and request.method != "POST"):
+        if login is None or (leaving and request.method != "POST"):
             response: Response = RedirectResponse(f"{self.root}/", HTTPStatus.SEE_OTHER)
         elif leaving:
-            response = self._leave(request)
+            response = self._leave(login, request)
         elif request.method == "POST":
-            response = await self._enter(request)
+            response = await self._enter(login, request)
         else:
             response = self._form(request)
         # Nothing of it is for a cache: whose page it is changes with the cookie.
@@ -46,14 +47,14 @@ class LoginPage:
         await response(scope, receive, send)
 
     def user(self, headers: Headers, scope: Scope) -> str | None:
-        """Who asks."""
-        return self.login.user(_cookies(headers).get(_name("session", scope), ""))
+        """Return who asks; None for nobody that is known, or where no login is asked for."""
+        return self.login and self.login.user(_cookies(headers).get(_name("session", scope), ""))
 
-    async def _enter(self, request: Request) -> Response:
+    async def _enter(self, login: Login, request: Request) -> Response:
         form = {key: values[0] for key, values in parse_qs((await request.body()).decode("utf-8", "replace")).items()}
         address = request.client.host if request.client else ""
         known = request.cookies.get(_name("known", request.scope), "")
-        answer = await self.login.enter(form.get("username", "").strip(), form.get("password", ""), address, known)
+        answer = await login.enter(form.get("username", "").strip(), form.get("password", ""), address, known)
         if answer.wait:
             seconds = math.ceil(answer.wait)
             response = self._form(request, HTTPStatus.TOO_MANY_REQUESTS, self.t("page.login.wait", seconds=seconds))
@@ -68,8 +69,8 @@ class LoginPage:
             self._keep(response, request, name, token)
         return response
 
-    def _leave(self, request: Request) -> Response:
-        self.login.leave(request.cookies.get(_name("session", request.scope), ""))
+    def _leave(self, login: Login, request: Request) -> Response:
+        login.leave(request.cookies.get(_name("session", request.scope), ""))
         response = RedirectResponse(self.root + LOGIN, HTTPStatus.SEE_OTHER)
         response.delete_cookie(_name("session", request.scope), path=self.root or "/")
         return response

@@ -58,6 +58,7 @@ class SameBuild:
         self.app, self.builds, self.t = app, builds, t
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse the event of a page that another has taken the place of, with a sentence; pass on all others."""
         if scope["type"] == "http" and self._is_foreign(scope):
             sentence = self.t("page.door.build")
             # Gradio's pages show what stands at "error".

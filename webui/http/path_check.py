@@ -88,6 +88,7 @@ class ServedFiles:
         self.app, self.serves = app, serves
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a request; one for a file that is not served gets the name of one that is not there."""
         asked = ADDRESS.search(scope["path"]) if scope["type"] == "http" else None
         if asked and not await run_in_threadpool(self.serves, asked[1]):
             # Gradio asks for the login first, and then finds no such file.

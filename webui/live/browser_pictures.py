@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -39,6 +40,7 @@ class BrowserPictures:
         self._decoding = CapacityLimiter(AT_ONCE)
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
+        """Have the file of a picture that browsers do not know answered as one that they do."""
         path = unquote(scope.get("path", "")).lower()
         if scope["type"] == "http" and FILES in path and path.endswith(SUFFIXES):
             # The route names the file then, and does not read it.
@@ -81,7 +83,7 @@ class _Answer:
 
 def _is_other(path: str) -> bool:
     """Whether a file begins as no picture does that browsers know."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         start = file.read(12)
     return bool(start) and not start.startswith(KNOWN) and start[8:12] not in AVIF
 

@@ -5,7 +5,7 @@ It holds no values of its own: it is drawn from a request, and says which cell w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from eichi_utils.requests.film_request import FilmRequest
@@ -42,15 +42,16 @@ def _cell(request: FilmRequest, number: int, time: str | None, t: Translator, ur
         "prompt": own or t("page.timeline.common"),
         "lora": t("page.timeline.lora", scale=f"{scale:g}") if request.loras and scale != 1.0 else "",
     }
-    if not hasattr(request, "keyframes"):
+    keyframes: Mapping[int, str] | None = getattr(request, "keyframes", None)
+    if keyframes is None:
         return cell
     tone = ("even", "odd")[number % 2] if number < 2 else ""
-    source = anchor(number, request.keyframes)
-    if number in request.keyframes:
-        return cell | {"tone": tone, "picture": url(request.keyframes[number]), "note": "", "inherited": False}
+    source = anchor(number, keyframes)
+    if number in keyframes:
+        return cell | {"tone": tone, "picture": url(keyframes[number]), "note": "", "inherited": False}
     if source == "start":
         picture, note = request.image, t("page.timeline.start")
     else:
         other = int(source.removeprefix("section/"))
-        picture, note = request.keyframes[other], t("page.timeline.as", section=other)
+        picture, note = keyframes[other], t("page.timeline.as", section=other)
     return cell | {"tone": tone, "picture": url(picture) if picture else "", "note": note, "inherited": True}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from webui.context import QUIET, Context
+from webui.context import QUIET, Context, event_of
 from webui.forms.form import Form, size_labels
 from webui.panels.memory_panel import reserve_panel
 from webui.panels.metadata_panel import MetadataPanel
@@ -23,7 +23,8 @@ def final_frame_panel(form: Form) -> None:
         with gr.Group(visible=False) as group:
             form.slider("end_strength", step=0.01, elem_id="end_strength", min_width=220)
     seen = [picture, loop]
-    gr.on([picture.change, loop.change], lambda path, loop: gr.update(visible=bool(path or loop)), seen, group, **QUIET)
+    changes = [event_of(picture, "change"), loop.change]
+    gr.on(changes, lambda path, loop: gr.update(visible=bool(path or loop)), seen, group, **QUIET)
 
 
 def prompt_panel(context: Context, form: Form) -> None:

@@ -53,6 +53,7 @@ class LatentsPanel:
         self.chosen.input(self.choose, self.chosen, self.file, **QUIET)
 
     def offer(self) -> Any:
+        """Return the update of the list with the latest files of latents."""
         names = [_name(path, self.context.outputs) for path in self._recent()]
         return gr.update(choices=[(name, name) for name in names])
 

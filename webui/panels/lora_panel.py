@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.files.safe_reading import parse_json
@@ -24,7 +25,7 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.loras import MOST_LORAS, STRONGEST, Lora, is_below, shown_name
 from eichi_utils.user_data.lora_library import about, found, keep_upload, look_through
 from eichi_utils.user_data.presets import lora_presets
-from webui.context import QUIET, Context
+from webui.context import QUIET, Context, event_of
 from webui.forms import fields, words
 from webui.forms.form import Form
 from webui.panels.named_panel import unknown
@@ -38,6 +39,8 @@ EMPTY = {"file": "", "strength": Lora.strength}
 
 @dataclass(frozen=True)
 class Slot:
+    """Holds the components of one slot: what is seen or hidden as a whole, and its parts."""
+
     group: gr.Column
     file: gr.Dropdown
     strength: fields.Slider
@@ -133,7 +136,7 @@ class LoraPanel:
         shown |= {part for slot in self.slots for part in (slot.file, slot.strength)}
         outputs = [self.accordion, self.column, self.add, self.seen, self.filled]
         outputs += [part for slot in self.slots for part in (slot.group, slot.file, slot.strength, slot.card)]
-        changes = [self.switch.change, self.box.change, model.change]
+        changes = [self.switch.change, self.box.change, event_of(model, "change")]
         looked = gr.on(changes, self.on_change, shown, outputs, trigger_mode="always_last", **QUIET)
         # As at Start: an answer to an older change can come last.
         looked.then(self.on_change, shown, outputs, trigger_mode="always_last", **QUIET)
@@ -155,7 +158,7 @@ class LoraPanel:
     def _files(self) -> list[gr.Dropdown]:
         return [slot.file for slot in self.slots]
 
-    def on_change(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+    def on_change(self, values: Mapping[Component, Any]) -> dict[Block, Any]:
         """The slots as the box has them, where it was filled with others, and what there is to say about their files.
 
         A component that differs from a box that is as it was has been moved just now, and the box does not know it yet.
@@ -166,7 +169,7 @@ class LoraPanel:
         model = values[self.form.entries["model"].components[0]]
         now = [on, files, model]
         filled = [[slot["file"], slot["strength"]] for slot in slots]
-        updates: dict[Component, Any] = {self.seen: now, self.filled: filled}
+        updates: dict[Block, Any] = {self.seen: now, self.filled: filled}
         theirs, before = self._theirs(values[self.box]), values[self.filled]
         for number, (slot, wanted) in enumerate(zip(self.slots, slots, strict=False)):
             if number in theirs or (number < len(before) and filled[number] == before[number]):
@@ -247,6 +250,7 @@ class LoraPanel:
         return {self.preset: gr.update(choices=self._preset_names(), value=name), self.said: said}
 
     def delete_preset(self, name: str | None) -> dict[Component, Any]:
+        """Delete a saved set, and say so; the slots stay as they are."""
         name = str(name or "")
         try:
             if not name.strip():
@@ -324,8 +328,7 @@ class LoraPanel:
         lines = []
         if problem := judged.problem or (wrong[0] if wrong else None):
             lines.append(f'<p class="wrong">{escape(words.problem_sentence(self.t, problem))}</p>')
-        else:
-            report = judged.report
+        elif report := judged.report:
             ranks = ", ".join(map(str, report.ranks)) or "-"
             facts = {"format": report.format, "ranks": ranks, "applied": report.applied, "layers": report.layers}
             lines.append(self._note(self.t("page.lora.report", **facts)))

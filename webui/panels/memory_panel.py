@@ -33,7 +33,7 @@ def reserve_panel(context: Context, form: Form) -> None:
     )
     form.program[RESERVE] = slider
     slider.change(lambda value: set_reserve(engine, value), slider, None, **QUIET)
-    slider.input(lambda value: save_reserve(context, value), slider, None, trigger_mode="always_last", **QUIET)
+    slider.input(lambda value: save_reserve(context, engine, value), slider, None, trigger_mode="always_last", **QUIET)
 
 
 def most_reserved(engine: Engine) -> float:
@@ -47,9 +47,9 @@ def set_reserve(engine: Engine, value: float | None) -> None:
         engine.reserve_gb = min(max(float(value), 0.0), most_reserved(engine))
 
 
-def save_reserve(context: Context, value: float | None) -> None:
+def save_reserve(context: Context, engine: Engine, value: float | None) -> None:
     """Set it, and begin with it at the next start."""
-    set_reserve(context.engine, value)
+    set_reserve(engine, value)
     # It counts now in any case. That the file cannot be written is said where settings are saved.
     with suppress(UserError):
-        context.app_settings.save_program({RESERVE: context.engine.reserve_gb})
+        context.app_settings.save_program({RESERVE: engine.reserve_gb})

@@ -15,7 +15,7 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.file_fields import with_files
 from eichi_utils.requests.kinds import File, kinds_of
 from eichi_utils.requests.request import to_json
-from webui.context import QUIET, Context
+from webui.context import QUIET, Context, event_of
 from webui.forms import fields
 from webui.forms.action_result import UNDO, ActionResult, action_of
 from webui.forms.form import Form
@@ -35,12 +35,13 @@ class MetadataPanel:
         self.outcome = ActionResult(self.t, "metadata-offer" if picture else "metadata-outcome")
 
     def wire(self, form_updates: FormUpdates) -> None:
+        """Tie the events to a form that has all its fields."""
         self.form_updates = form_updates
         shown = [*form_updates.outputs, *self.outcome.outputs]
         ours = [*self.outcome.outputs, *([] if self.picture else [self.upload])]
-        self.upload.upload(self.on_upload, self.upload, ours, **QUIET)
+        event_of(self.upload, "upload")(self.on_upload, self.upload, ours, **QUIET)
         if self.picture:
-            self.picture.clear(self.outcome.nothing, None, self.outcome.outputs, **QUIET)
+            event_of(self.picture, "clear")(self.outcome.nothing, None, self.outcome.outputs, **QUIET)
         self.outcome.box.click(self.apply, self.form.components | {self.outcome.about}, shown, **QUIET)
 
     def on_upload(self, path: str | None) -> dict[Component, Any]:
@@ -137,7 +138,7 @@ class SectionPromptOffer:
         """uploaded: the event after which `landed` holds the picture's section, "" if it is not the one that is open."""
         self.section, self.prompt = section, prompt
         uploaded.then(self.on_upload, [picture, landed], self.outcome.outputs, **QUIET)
-        picture.clear(self.outcome.nothing, None, self.outcome.outputs, **QUIET)
+        event_of(picture, "clear")(self.outcome.nothing, None, self.outcome.outputs, **QUIET)
         answer = {self.outcome.about, section, prompt}
         self.outcome.box.click(self.apply, answer, [prompt, *self.outcome.outputs], **QUIET)
 
@@ -151,7 +152,7 @@ class SectionPromptOffer:
         if not own or not section or len(own) > MOST_TAKEN:
             return self.outcome.nothing()
         shown = own if len(own) <= SHOWN_CHARACTERS else f"{own[: SHOWN_CHARACTERS - 1]}\u2026"
-        said = self.t("page.metadata.found_prompt", file=Path(path).name, prompt=shown)
+        said = self.t("page.metadata.found_prompt", file=Path(path or "").name, prompt=shown)
         actions = {"prompt": self.t("page.metadata.section_prompt")}
         return self.outcome.ask(said, actions, {"section": section, "prompt": own})
 

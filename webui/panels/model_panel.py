@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from filecmp import cmp
 from html import escape
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.requests.request import Request
-from webui.context import QUIET, Context
+from webui.context import QUIET, Context, event_of
 from webui.forms.action_result import clicked, may_be_held
 from webui.forms.form import Form, size_labels
 from webui.static_files import element
@@ -40,18 +41,18 @@ class ModelPanel:
         """What `updates_for` may return, besides the form's fields."""
         return [self.hint, self.examples, self.chosen, self.asked_steps]
 
-    def wire(self, on_change: Callable[..., Any], outputs: list[Component]) -> None:
+    def wire(self, on_change: Callable[..., Any], outputs: Sequence[Block]) -> None:
         """on_change: called with the form's values after another model is chosen, to judge them by it. outputs: its."""
-        size, steps = self._field("size"), self._field("steps")
+        size, steps = self._field("size"), self.form.entries["steps"].components[0]
         # One field after the other: an event of the one would still be sent with the other's old value.
         changed = [self.hint, self.examples] + ([] if size is None else [size])
-        chosen = self.radio.input(self.on_model, {self.radio, self.chosen}, changed, **QUIET)
-        steps.input(lambda: True, None, self.asked_steps, **QUIET)
+        chosen = event_of(self.radio, "input")(self.on_model, {self.radio, self.chosen}, changed, **QUIET)
+        event_of(steps, "input")(lambda: True, None, self.asked_steps, **QUIET)
         advised = chosen.then(self.recommend_steps, [self.radio, steps, self.asked_steps], steps, **QUIET)
         advised.then(on_change, self.form.components, outputs, **QUIET)
         if size is not None:
-            size.input(self.remember_size, [self.radio, size, self.chosen], self.chosen, **QUIET)
-        filled = [self._field("image"), self._field("prompt")]
+            event_of(size, "input")(self.remember_size, [self.radio, size, self.chosen], self.chosen, **QUIET)
+        filled = [self.form.entries[name].components[0] for name in ("image", "prompt")]
         state = [self.examples, self.replaced]
         self.examples.click(self.apply_example, [self.radio, *filled, self.replaced], [*filled, *state], **QUIET)
 
@@ -69,6 +70,7 @@ class ModelPanel:
         return self._usual(model, "steps") if steps in usual and not asked else steps
 
     def remember_size(self, model: str, size: int, chosen: Mapping[str, int]) -> dict[str, int]:
+        """Return the sizes that models were asked for, this one among them."""
         return {**chosen, model: size} if model in self.context.models.names else dict(chosen)
 
     def apply_example(self, model: str, image: str | None, prompt: str, replaced: tuple | None, event: gr.EventData) -> tuple:

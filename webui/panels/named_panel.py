@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.files.names import visible_name
@@ -20,11 +21,17 @@ from webui.forms.form import Form
 class Store(Protocol):
     """Where the things are kept; every method may raise UserError."""
 
-    def all(self) -> tuple[dict[str, Any], tuple[Problem, ...]]: ...
+    def all(self) -> tuple[dict[str, Any], tuple[Problem, ...]]:
+        """Return what is kept by name, and notes on what could not be read."""
+        ...
 
-    def save(self, name: str, value: Any) -> tuple[Problem, ...]: ...
+    def save(self, name: str, value: Any) -> tuple[Problem, ...]:
+        """Keep a value under a name, in the place of another of that name; return the notes."""
+        ...
 
-    def delete(self, name: str) -> tuple[Problem, ...]: ...
+    def delete(self, name: str) -> tuple[Problem, ...]:
+        """Forget what is kept under a name; return the notes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class NamedPanel:
             }
         self.outcome = ActionResult(t, f"{kind}-outcome")
 
-    def wire(self, values: set[Component], read: Read, apply: Apply, restore: Restore, outputs: list[Component]) -> None:
+    def wire(self, values: set[Block], read: Read, apply: Apply, restore: Restore, outputs: Sequence[Block]) -> None:
         """values: what is read of the form. outputs: what `apply` and `restore` may change."""
         self.read_form, self.apply_to_form, self.restore_form = read, apply, restore
         own = [self.name, *self.outcome.outputs]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.problems import Problem, UserError
@@ -23,6 +24,7 @@ from webui.panels.named_panel import NamedPanel, Undo
 
 
 def prompt_presets(context: Context) -> PromptPresets:
+    """Return the user's saved prompts."""
     return PromptPresets(JsonFile(context.presets / "prompt_presets.json", (presets.ENTRIES,)))
 
 
@@ -33,13 +35,16 @@ class Prompts:
     file: PromptPresets
 
     def all(self) -> tuple[dict[str, Any], tuple[Problem, ...]]:
+        """Return the saved prompts by name."""
         found, notes = self.file.read()
         return {preset.name: preset.prompt for preset in found}, notes
 
     def save(self, name: str, value: str) -> tuple[Problem, ...]:
+        """Keep a prompt under a name."""
         return self.file.save(name, value)
 
     def delete(self, name: str) -> tuple[Problem, ...]:
+        """Forget a prompt."""
         return self.file.delete(name)
 
 
@@ -51,13 +56,16 @@ class Favourites:
     mode: str
 
     def all(self) -> tuple[dict[str, Any], tuple[Problem, ...]]:
+        """Return the saved requests of the page's mode, as documents by name."""
         found, notes = self.file.read()
         return {name: value for name, value in found.items() if value["mode"] == self.mode}, notes
 
     def save(self, name: str, value: Mapping[str, Any]) -> tuple[Problem, ...]:
+        """Keep a request under a name."""
         return self.file.save(name, value)
 
     def delete(self, name: str) -> tuple[Problem, ...]:
+        """Forget a request."""
         return self.file.delete(name)
 
 
@@ -70,7 +78,8 @@ class PromptsPanel:
         with gr.Accordion(self.t("page.prompts"), open=False, elem_id="prompts"):
             self.panel = NamedPanel(form, Prompts(self.file), "prompts")
             self.startup = gr.Button(self.t("page.prompts.startup"), size="sm", elem_id="prompts-startup")
-        outcome, own = self.panel.outcome, {self.prompt}
+        own: set[Block] = {self.prompt}
+        outcome = self.panel.outcome
         self.panel.wire(own, lambda values: values[self.prompt] or "", self._apply, self._restore, [self.prompt])
         self.startup.click(self.save_startup, self.prompt, [*outcome.outputs, self.panel.name], **QUIET)
 
@@ -102,6 +111,7 @@ class FavouritesPanel:
         self.panel = NamedPanel(form, Favourites(favourites(context.presets), form.kind.mode), "favourites")
 
     def wire(self, form_updates: FormUpdates) -> None:
+        """Tie the events to a form that has all its fields."""
         self.form_updates = form_updates
         self.panel.wire(self.form.components, self.read, self.apply, form_updates.restore, form_updates.outputs)
 
@@ -114,5 +124,6 @@ class FavouritesPanel:
         return to_json(keep_pictures(request, self.context.uploads))
 
     def apply(self, values: Mapping[Component, Any], document: Mapping[str, Any]) -> tuple[dict[Component, Any], Any]:
+        """Fill the form with a saved request; return the updates, and what `restore` goes back by."""
         fields = {name: value for name, value in document.items() if name != "mode"}
         return self.form_updates.apply(values, self.form_updates.request_with(fields))

@@ -33,8 +33,8 @@ class ProgramPanel:
         self.settings, self.log, self.components = context.app_settings, context.log, form.program
         t, saved = context.t, self.saved()
         gr.HTML(f'<p class="eichi-hint">{escape(t("page.settings.program"))}</p>', padding=False)
-        info = {"info": t("page.settings.alarm.info")}
-        self.alarm = gr.Checkbox(saved[ALARM], label=t("page.settings.alarm"), **info, elem_id="settings-alarm")
+        info = t("page.settings.alarm.info")
+        self.alarm = gr.Checkbox(saved[ALARM], label=t("page.settings.alarm"), info=info, elem_id="settings-alarm")
         self.components[ALARM] = self.alarm
         if self.log:
             self._log_controls(saved)
@@ -60,8 +60,8 @@ class ProgramPanel:
 
     def _log_controls(self, saved: Values) -> None:
         t = self.t
-        info = {"info": t("page.settings.log.info")}
-        self.writes = gr.Checkbox(saved[ENABLED], label=t("page.settings.log"), **info, elem_id="settings-log")
+        info = t("page.settings.log.info")
+        self.writes = gr.Checkbox(saved[ENABLED], label=t("page.settings.log"), info=info, elem_id="settings-log")
         with gr.Row(equal_height=False):
             self.folder = gr.Textbox(
                 saved[FOLDER],
@@ -90,6 +90,7 @@ class ProgramPanel:
         return [*self.components.values(), *self.outcome.outputs]
 
     def wire(self) -> None:
+        """Tie the events; the controls of a log only where the program has one."""
         self.alarm.input(self.choose_alarm, self.alarm, self.outcome.outputs, **QUIET)
         for name, box in self.uploads.items():
             for event in (box.submit, box.blur):
@@ -147,10 +148,12 @@ class ProgramPanel:
 
     def show_folder(self, asker: gr.Request) -> dict[Component, Any]:
         """Open the log's folder where the user can see it; in a browser on another machine, say where it is."""
+        if (log := self.log) is None:
+            return self.outcome.nothing()
         name = self.saved()[FOLDER]
-        if problem := self.log.problem(name):
+        if problem := log.problem(name):
             return {self.place: gr.update(visible=False)} | self.outcome.refused([problem])
-        folder, here = self.log.folder(name), same_machine(asker.client.host)
+        folder, here = log.folder(name), same_machine(asker.client.host)
         if here:
             folder.mkdir(parents=True, exist_ok=True)
         opened = here and open_folder(folder)
@@ -160,16 +163,16 @@ class ProgramPanel:
         """Save values of the program, and do as they say. Raises UserError; then all is as before."""
         before = self.saved()
         new = {**before, **values}
-        changes_log = self.log and any(name in values for name in (ENABLED, FOLDER))
-        if changes_log:
-            if new[FOLDER] not in (before[FOLDER], CHOICES[FOLDER]) and (problem := self.log.problem(new[FOLDER])):
+        log = self.log if any(name in values for name in (ENABLED, FOLDER)) else None
+        if log:
+            if new[FOLDER] not in (before[FOLDER], CHOICES[FOLDER]) and (problem := log.problem(new[FOLDER])):
                 raise UserError([problem])
-            self.log.apply(new[ENABLED], new[FOLDER])
+            log.apply(new[ENABLED], new[FOLDER])
         try:
             self.settings.save_program(values)
         except UserError:
-            if changes_log:
-                self.log.begin(self.settings, self.mode)
+            if log:
+                log.begin(self.settings, self.mode)
             raise
         if self.context.engine and RESERVE in values:
             set_reserve(self.context.engine, values[RESERVE])

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import gradio as gr
+from av.error import FFmpegError
 from gradio.components import Component
 from PIL import Image
 
@@ -76,9 +76,11 @@ class ResultPanel:
 
     @property
     def outputs(self) -> list[Component]:
+        """Return the components that `refresh` may change."""
         return [self.viewer, self.queue, self.history, *self.stops.values(), self.shown, self.polling]
 
     def wire(self, page: gr.Blocks) -> None:
+        """Tie the events, and have a page that is loaded show what there is."""
         page.load(partial(self.refresh, NEVER), None, self.outputs, **QUIET)
         self.polling.click(self.refresh, self.shown, self.outputs, **QUIET)
         for level, button in self.stops.items():
@@ -200,7 +202,7 @@ def frame_of(film: Path) -> Image.Image:
         return last_frame(film)
     except FilmLimitError as error:
         raise UserError([error.problem("", film.name)]) from None
-    except (OSError, ValueError, av.FFmpegError) as error:
+    except (OSError, ValueError, FFmpegError) as error:
         raise UserError([Problem("", "film_without_frame", {"file": film.name, "reason": str(error)[:200]})]) from None
 
 

@@ -58,6 +58,7 @@ class SectionsPanel:
         self.outcome = ActionResult(t, "zip-outcome")
 
     def wire(self, form_updates: FormUpdates) -> None:
+        """Tie the events to a form that has all its fields."""
         self.form_updates = form_updates
         values = self.form.components
         self.export.click(self.export_zip, values, self.outcome.outputs, **QUIET)

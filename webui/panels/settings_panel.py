@@ -66,7 +66,7 @@ class SettingsPanel:
             for component in form.entries[name].components:
                 component.elem_classes = [*component.elem_classes, "eichi-saved"]
 
-    def wire(self, form_updates: FormUpdates, start: Component) -> None:
+    def wire(self, form_updates: FormUpdates, start: gr.Button) -> None:
         """start: the button that begins a film."""
         self.form_updates = form_updates
         self.program.wire()

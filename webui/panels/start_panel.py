@@ -15,7 +15,7 @@ from eichi_utils.files.pictures import profile_problem
 from eichi_utils.models.disk_space import extra_counts
 from eichi_utils.problems import Problem
 from eichi_utils.requests.request import Request
-from webui.context import QUIET, Context
+from webui.context import QUIET, Context, event_of
 from webui.forms import words
 from webui.forms.field_problems import field_problems
 from webui.forms.form import Form
@@ -61,11 +61,13 @@ class StartPanel:
         # Typing asks often; the page answers the newest state and skips what lies between.
         # Another model is judged together with the size that comes with it: the model panel asks for that.
         typed = self.form.components - set(self.form.entries["model"].components)
-        changes = [component.change for component in sorted(typed, key=number_of)]
-        looked = gr.on(changes, self.on_change, self.form.components, self.outputs, trigger_mode="always_last", **QUIET)
+        changes = [event_of(component, "change") for component in sorted(typed, key=number_of)]
+        # Any: of its events gradio takes any set, of `on` and `then` its types take others.
+        values: Any = self.form.components
+        looked = gr.on(changes, self.on_change, values, self.outputs, trigger_mode="always_last", **QUIET)
         # Answers to quick changes can overtake each other, and an old one would stay; whatever came last, this one is new.
         # Always last here too, or gradio skips the new look while one at older values is under way.
-        looked.then(self.on_change, self.form.components, self.outputs, trigger_mode="always_last", **QUIET)
+        looked.then(self.on_change, values, self.outputs, trigger_mode="always_last", **QUIET)
         started = self.start.click(self.submit, self.form.components, self.outputs, **QUIET)
         started.then(after, seen, outputs, **QUIET)
 

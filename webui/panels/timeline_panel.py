@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.files.safe_reading import parse_json
@@ -40,6 +41,8 @@ class TimelinePanel:
         t, self.pictures = context.t, form.has("keyframes")
         gr.HTML(f'<p class="eichi-hint">{t("page.timeline.hint" if self.pictures else "page.timeline.hint_prompts")}</p>')
         request = form.kind(**form.defaults)
+        if not isinstance(request, FilmRequest):
+            raise TypeError(f"{form.kind.__name__} has no sections")
         self.strip = element("timeline", timeline.strip(request, t, self._url), "timeline.show", elem_id="timeline")
         # Never seen; a label would be for nobody.
         hidden = {"visible": "hidden", "show_label": False}
@@ -99,7 +102,7 @@ class TimelinePanel:
     def _wire(self) -> None:
         # No section is open until the clicked one's values are in their boxes, or they would go to the section open before.
         self.strip.click(outputs=self.section, js=call("timeline.closeSection"), **IN_BROWSER)
-        data = {self.prompts, self.scales, *([self.keyframes] if self.pictures else [])}
+        data: set[Block] = {self.prompts, self.scales, *([self.keyframes] if self.pictures else [])}
         opened = [self.editor, self.title, self.prompt, self.scale, self.section]
         opened += [self.picture, *self.offer.outcome.outputs] if self.pictures else []
         self.opened = self.strip.click(self.open, data, opened, **QUIET)
