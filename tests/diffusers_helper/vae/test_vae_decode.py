@@ -89,7 +89,7 @@ def test_without_time_tiles_it_is_one_piece(own):
     assert (whole(Decoder(own), z) - own.decode(z).sample).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize(("height", "width"), [(11, 7), (4, 13), (9, 9)])
+@pytest.mark.parametrize(("height", "width"), [(4, 13), (9, 9)])
 def test_tiles_in_space_are_diffusers_too(own, height, width):
     """Their blends lie where diffusers' lie, at edges as well."""
     own.enable_tiling(64, 64, None, 48, 48)

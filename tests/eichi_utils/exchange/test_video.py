@@ -41,8 +41,11 @@ GROWTH = [("back", [4, 36, 36], 33), ("back", [4, 20, 20], 17), ("front", [0, 36
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("still", [False, True])
-@pytest.mark.parametrize(("grows", "lengths", "open_length"), GROWTH)
+@pytest.mark.parametrize(
+    ("grows", "lengths", "open_length", "still"),
+    # Pictures that stay the same make other packets, in whatever lengths.
+    [*((*growth, False) for growth in GROWTH), (*GROWTH[1], True), (*GROWTH[3], True)],
+)
 def test_a_joined_film_is_its_segments(grows: str, lengths: list[int], open_length: int, still: bool, tmp_path: Path) -> None:
     """No frame is lost, doubled, moved or encoded twice where packets of segments meet, whichever side grows."""
 

@@ -164,6 +164,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
     return install
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.name != "posix", reason="scripts stand in for players")
 def test_the_next_player_where_one_cannot(installed: Callable, tmp_path: Path) -> None:
     """A desktop without PulseAudio still has ALSA; without any, the terminal's bell is left."""
@@ -180,6 +181,7 @@ def test_the_next_player_where_one_cannot(installed: Callable, tmp_path: Path) -
     assert [command[0] for command in players("linux", {})] == ["aplay"]
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.name != "posix", reason="scripts stand in for players")
 def test_other_systems(installed: Callable, tmp_path: Path) -> None:
     installed("afplay", "exit 0")
@@ -210,6 +212,7 @@ def test_windows(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [("SystemExclamation", Winsound.SND_ALIAS)]
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.name != "posix", reason="scripts stand in for players")
 def test_a_player_that_hangs_is_ended(installed: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And leaves no process behind, neither running nor dead."""
@@ -223,6 +226,7 @@ def test_a_player_that_hangs_is_ended(installed: Callable, tmp_path: Path, monke
         os.waitpid(player, os.WNOHANG)
 
 
+@pytest.mark.process
 def test_a_bell_is_for_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Not for a file that the output goes to, and not where there is no output at all (pythonw)."""
     assert play_sound("darwin", {}) == "" and capsys.readouterr().err == ""
