@@ -41,7 +41,8 @@ def test_the_story_of_a_job(log: Log, jobs: Jobs) -> None:
     progress = [re.fullmatch(r"\[PROGRESS\] (\d+)% \(section (\d) of 2, step (\d) of 3\)", line) for line in said]
     percents = [int(match[1]) for match in progress if match]
     assert percents == sorted(percents) and percents[-1] == 100 and 3 < len(percents) <= 10
-    assert all(later - earlier >= 10 for earlier, later in itertools.pairwise(percents))
+    # The end is said however soon it comes: what is left is estimated from times.
+    assert all(later - earlier >= 10 for earlier, later in itertools.pairwise(percents[:-1]))
     assert [f"saved {job.id}_{number}.mp4" in said for number in (0, 1)] == [True, True]
     assert re.fullmatch(rf"Job {job.id} ended after \d:\d\d: Done: 73 frames, 2.43 s", said[-1])
 
