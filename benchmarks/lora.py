@@ -121,7 +121,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         return Measured(1000 * ready, 1000 * first, step, anonymous, gpu_peak(where.device))
 
     without, beside, other = phase(), phase(lora(folder, STRENGTH)), phase(lora(folder, OTHER))
-    if any(net is not nets[0] for net in nets):
+    # Each loan is a network of its own; its layers are those of the one that was loaded.
+    if any(net.proj_out is not nets[0].proj_out for net in nets):
         raise SystemExit("the network was loaded again")
     exact: Tensor = made[0]
     return Result(

@@ -65,7 +65,7 @@ def test_a_streamed_step_is_a_resident_one():
     least = Streamer(FakeDevice(), net.weight_groups()).least_bytes
     estimate = Budget(0).estimate(tokens, config.dim, 4)
     card = FakeDevice(capacity=least + estimate + 1000)
-    streamer = step.streamed(net, card, tokens, 4)
+    net, streamer = step.streamed(net, card, tokens, 4)
     assert not streamer.resident and card.locked
     assert torch.equal(work.own(net)(), exact) and card.copied > 0
     streamer.close()
