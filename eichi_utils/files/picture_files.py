@@ -91,12 +91,12 @@ def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
         file = stack.enter_context(open_regular(source)) if isinstance(source, (str, Path)) else source
         _calm()
         head = file.read(HEAD)
-        brands, parts = _brands(head), Parts(())
+        brands, parts, held = _brands(head), Parts(()), 0
         if brands and file.seek(0, io.SEEK_END) > LARGE_FILE:
             stack.enter_context(room().taken(MOST_MEMORY))
         file.seek(0)
         if brands & HEIF_BRANDS and not brands & AVIF_BRANDS:
-            check_heif(file)
+            held = check_heif(file)
             picture = stack.enter_context(HeifImageFile(file))
         else:
             form = next((form for form, magics in WATCHED.items() if head.startswith(magics)), "")
@@ -104,6 +104,8 @@ def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
                 check_tiff(file)
             elif form:
                 parts = WALKS[form](file)
+            if brands & AVIF_BRANDS:
+                held = check_heif(file)
             if brands:
                 form, file = "AVIF", avif_without_exif(file)
             shown = parts.stream(file) if parts.ranges else file
@@ -112,7 +114,7 @@ def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
             picture.info["exif"] = parts.exif
         if parts.profile:
             picture.info["icc_profile"] = parts.profile
-        picture.info[BESIDE] = parts.beside
+        picture.info[BESIDE] = parts.beside + held
         _check_size(picture)
         yield picture
 

@@ -22,9 +22,11 @@ PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 RESULT = 4
 # Where an opened picture says what its reader will hold besides, as far as the file's parts told.
 BESIDE = "bytes_beside"
-# What readers hold beside that while they decode, as measured. libwebp has canvases of the whole animation, libavif and libheif
-# a picture of their own, and a copy of it in RGB.
-READERS = {"WEBP": 12, "AVIF": 12, "HEIF": 6}
+# What readers hold beside that while they decode, as measured. libwebp has canvases of the whole animation, libheif a picture
+# of its own, and a copy of it in RGB. libavif has such a copy beside its frames, which the file's head tells of: as much as one
+# of 16 bits with transparency, or more.
+READERS = {"WEBP": 12, "AVIF": 4, "HEIF": 6}
+AVIF_FRAME = 8
 # Of a HEIF with more than 8 bits whose colours are as fine as its light, and of its transparency.
 DEEP, DEEP_ALPHA = 12, 5
 
@@ -36,7 +38,9 @@ def needed_bytes(picture: Image.Image) -> int:
     own, each = PIXEL.get(picture.mode, 4), READERS.get(picture.format or "", 0)
     if picture.format == "HEIF" and picture.info.get("bit_depth", 8) > 8 and str(picture.info.get("chroma")) != "420":
         each = DEEP + (DEEP_ALPHA if picture.mode.endswith(("A", "a")) else 0)
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+    if picture.format == "AVIF":
+        beside = max(beside, pixels * AVIF_FRAME)
+    elif isinstance(picture, TiffImagePlugin.TiffImageFile):
         beside += _piece(picture)
     return pixels * own + max(pixels * each + beside, pixels * RESULT)
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from pillow_heif import from_pillow
 
-from eichi_utils.files.heif_boxes import MOST_BOXES, MOST_ITEMS, check_heif
+from eichi_utils.files.heif_boxes import MOST_BOXES, check_heif
+from eichi_utils.files.heif_items import MOST_ITEMS
 from eichi_utils.files.pictures import open_picture
 from eichi_utils.problems import UserError
 from tests.eichi_utils.boxes import box, full
