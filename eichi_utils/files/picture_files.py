@@ -20,9 +20,11 @@ from pillow_heif import HeifFile, HeifImageFile
 
 from eichi_utils.files.exif import orientation_in, read_exif
 from eichi_utils.files.heif_boxes import check_heif
+from eichi_utils.files.heif_items import MOST_DECODED
 from eichi_utils.files.picture_memory import BESIDE, MOST_MEMORY, needed_bytes, room
-from eichi_utils.files.picture_parts import TIFF_MAGICS, Parts, avif_without_exif, check_tiff, gif_parts, jpeg_parts, psd_parts
+from eichi_utils.files.picture_parts import Parts, avif_without_exif, gif_parts, jpeg_parts, psd_parts
 from eichi_utils.files.safe_reading import open_regular
+from eichi_utils.files.tiff_tags import TIFF_MAGICS, check_tiff
 
 # Pillow's names, and what people call them; HEIF has a reader of its own.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PSD")
@@ -101,7 +103,7 @@ def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
         else:
             form = next((form for form, magics in WATCHED.items() if head.startswith(magics)), "")
             if form == "TIFF":
-                check_tiff(file)
+                held = check_tiff(file)
             elif form:
                 parts = WALKS[form](file)
             if brands & AVIF_BRANDS:
@@ -152,9 +154,14 @@ def exif(path: str | Path) -> dict[int, int | bytes]:
 def _check_size(picture: Image.Image) -> None:
     width, height = picture.size
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        # A tile is decoded whole, whatever the picture's size.
+        # A tile is decoded whole, whatever the picture's size, and the last ones may stand over its edges.
         tile = [picture.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
-        width, height = (max(side, own) if isinstance(own, int) else side for side, own in zip(picture.size, tile, strict=True))
+        wide, high = (
+            -(-side // own) * own if isinstance(own, int) and own > 0 else side
+            for side, own in zip(picture.size, tile, strict=True)
+        )
+        if wide * high > MOST_DECODED:
+            raise TooManyPixelsError(wide, high, MAX_PIXELS)
     most = MOST_PIXELS.get(picture.format or "", MAX_PIXELS)
     if picture.format == "BMP" and picture.info.get("compression") in (
         BmpImagePlugin.BmpImageFile.COMPRESSIONS["RLE8"],

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from PIL import ExifTags, TiffTags
-
 from eichi_utils.files.colour_profile import MOST_BYTES
 
 if TYPE_CHECKING:
@@ -33,8 +31,6 @@ MOST_COUNTED = 100_000_000
 MOST_FRAME = 64
 # 25 MB of comments in blocks of 255 bytes, the largest.
 MOST_BLOCKS = 100_000
-# A TIFF has thirty tags, of a camera a hundred; their numbers say where its strips are, and become Python's.
-MOST_TAGS, MOST_NUMBERS = 4096, 8 * 2**20
 # A PSD has a hundred resources, with paths a thousand; and 30,000 pixels each way (Photoshop's own limit).
 MOST_RESOURCES, PSD_SIDE = 10_000, 30_000
 # What a picture of 100 megapixels in tiles needs is a hundredth.
@@ -51,10 +47,6 @@ STEP = 2**20
 
 # The resource with the colour profile, 1039.
 PSD_PROFILE = b"\x04\x0f"
-TIFF_MAGICS = (b"MM\0*", b"II*\0", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")
-# TIFF 6.0's types and BigTIFF's, and their bytes.
-TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-TIFF_BYTES = (1, 2, 7)
 
 
 @dataclass(frozen=True)
@@ -150,9 +142,16 @@ class _Frame:
         other = _Frame(height * width, components, numbers, marker in PROGRESSIVE)
         return max(self, other, key=lambda frame: frame.coefficients)
 
+    def kept(self, first: int) -> int:
+        """Return how many bytes libjpeg keeps until the last scan: two for each number, unless one scan brings all of them.
+
+        first: components that the first scan brings.
+        """
+        return 2 * self.coefficients if self.progressive or first < self.components else 0
+
 
 def _kept_bytes(file: BinaryIO, at: int, frame: _Frame) -> int:
-    """Return how many bytes libjpeg keeps until the last scan: two for each number, unless one scan brings all of them.
+    """Return how many bytes libjpeg keeps until the last scan.
 
     at: of the first scan's marker. Raises SyntaxError for more scans than MOST_SCANS, or than go well with so many pixels.
     """
@@ -162,7 +161,7 @@ def _kept_bytes(file: BinaryIO, at: int, frame: _Frame) -> int:
         scanned += components * min(frame.pixels, MOST_COUNTED)
         if scanned > MOST_SCANNED:
             raise SyntaxError(f"more scans than pictures of {frame.pixels // 10**6} megapixels have")
-    return 2 * frame.coefficients if frame.progressive or first < frame.components else 0
+    return frame.kept(first)
 
 
 def _scans(file: BinaryIO, at: int) -> Iterator[int]:
@@ -194,6 +193,34 @@ def _scans(file: BinaryIO, at: int) -> Iterator[int]:
             # Half a marker may stand at the end.
             here = max(here, len(data) - 1)
         at += here
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Hold what decoding a JPEG takes: pixels of all components in all scans, bytes that are kept until the last, markers."""
+
+    scanned: int
+    kept: int
+    markers: int
+
+
+def jpeg_scans(data: bytes, most: int) -> Scans:
+    """Return what a JPEG takes that stands in another file. Raises SyntaxError for more than `most` markers."""
+    frame, components, scanned, markers, at = _Frame(), list[int](), 0, 0, 0
+    while found := MARKER.search(data, at):
+        marker, at, markers = found[1][0], found.end(), markers + 1
+        if markers > most:
+            raise SyntaxError(f"more than {MOST_SEGMENTS} segments")
+        if marker == END_OF_IMAGE:
+            break
+        if marker in FRAMES:
+            frame = frame.with_head(marker, data[at + 2 : at + 2 + MOST_FRAME])
+        elif marker == START_OF_SCAN:
+            components += data[at + 2 : at + 3]
+            scanned += sum(components[-1:]) * min(frame.pixels, MOST_COUNTED)
+        if marker in WITH_LENGTH:
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    return Scans(scanned, frame.kept(sum(components[:1])), markers)
 
 
 def gif_parts(file: BinaryIO) -> Parts:
@@ -266,59 +293,6 @@ def psd_parts(file: BinaryIO) -> Parts:
     else:
         raise SyntaxError(f"more than {MOST_RESOURCES} resources")
     return Parts(((min(end, size), size),), profile=profile, head=start[:26] + palette + bytes(4))
-
-
-def check_tiff(file: BinaryIO) -> None:
-    """Raise SyntaxError if a TIFF's tags hold more than the file, and leave the stream at its beginning.
-
-    Looks at every directory that Pillow reads of the first picture: its own, and the groups of tags in it.
-    """
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    head = file.read(16)
-    order, large = "<" if head[:2] == b"II" else ">", head[2] == 43
-    whole = numbers = 0
-    place, places = (order + "Q", (4, 13, 16, 18)) if large else (order + "I", (4, 13))
-    waiting, seen = [struct.unpack_from(place, head.ljust(16, b"\0"), 8 if large else 4)[0]], set[int]()
-    while waiting:
-        if (at := waiting.pop()) in seen:
-            continue
-        seen.add(at)
-        for tag, kind, data, length in _tiff_tags(file, order, large, at, size):
-            whole += length
-            numbers += 0 if kind in TIFF_BYTES else length
-            if whole > size or numbers > MOST_NUMBERS:
-                raise SyntaxError("its tags hold more than the file")
-            if tag not in GROUPS or kind in TIFF_BYTES:
-                continue
-            if kind not in places:
-                raise SyntaxError("the place of a group of tags is written as no place is")
-            waiting.append(struct.unpack_from(order + ("I" if kind in (4, 13) else "Q"), data)[0])
-    file.seek(0)
-
-
-# Tags that name the place of other directories.
-GROUPS = (*TiffTags.TAGS_V2_GROUPS, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
-
-
-def _tiff_tags(file: BinaryIO, order: str, large: bool, at: int, size: int) -> Iterable[tuple[int, int, bytes, int]]:
-    """Give each tag of a directory, its type, what stands in its place, and how many bytes a reader gets for it."""
-    if at > size - 8:
-        # No directory has room there.
-        return
-    file.seek(at)
-    count = struct.unpack(order + ("Q" if large else "H"), file.read(8 if large else 2))[0]
-    if count > MOST_TAGS:
-        raise SyntaxError(f"more than {MOST_TAGS} tags")
-    form, room = (order + "HHQ8s", 8) if large else (order + "HHI4s", 4)
-    entries = file.read(struct.calcsize(form) * count)
-    for tag, kind, items, data in struct.iter_unpack(
-        form, entries[: len(entries) // struct.calcsize(form) * struct.calcsize(form)]
-    ):
-        length = items * TIFF_SIZES.get(kind, 0)
-        if length > room:
-            length = min(length, max(0, size - struct.unpack(order + ("Q" if large else "I"), data)[0]))
-        yield tag, kind, data, length
 
 
 def avif_without_exif(file: BinaryIO) -> BinaryIO:
