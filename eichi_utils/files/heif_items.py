@@ -64,9 +64,8 @@ def check_sides(coded: Coded, said: tuple[int, int]) -> None:
     libavif decodes it as it is, and scales it down afterwards.
     """
     if coded.width > said[0] + BLOCK or coded.height > said[1] + BLOCK:
-        raise SyntaxError(
-            f"a picture in it is {coded.width} x {coded.height} pixels large and said to be {said[0]} x {said[1]}"
-        )
+        sides = f"{coded.width} x {coded.height} pixels, and is said to have {said[0]} x {said[1]}"
+        raise SyntaxError(f"a picture in it has {sides}")
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ class Items:
             coded = self._coded(item)
             if coded:
                 frame, packed, pixel = coded.width * coded.height, self.stored[item], max(pixel, coded.pixel)
-                own, held = max(own, frame) * max(coded.frames, 1), held + frame * coded.frames * coded.pixel
+                own, held = max(own, frame, LEAST) * max(coded.frames, 1), held + frame * coded.frames * coded.pixel
             self.works[item] = _Work(
                 max(own, LEAST, sum(work.pixels for work in made)) + sum(work.pixels for work in beside),
                 held + sum(work.held for work in (*made, *beside)),

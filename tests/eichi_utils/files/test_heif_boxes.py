@@ -35,7 +35,8 @@ def coded(side: int) -> tuple[bytes, bytes]:
 def heif(side: int, items: list[tuple[bytes, tuple[int, int], bytes]], links: Links, more: bytes = b"") -> bytes:
     """A file whose last item is shown. items: kind, size, and bytes, which are a picture's of `side` where there are none.
 
-    links: kind, from, to; items count from 1. more: boxes beside those of the head.
+    links: kind, from, to; items count from 1. more: boxes beside those of the head. What is alike is stored once, as
+    encoders do.
     """
     settings, pixels = coded(side)
     sizes = sorted({size for _, size, _ in items})
@@ -53,10 +54,12 @@ def heif(side: int, items: list[tuple[bytes, tuple[int, int], bytes]], links: Li
     references = b"".join(box(kind, struct.pack(f">HH{len(to)}H", one, len(to), *to)) for kind, one, to in links)
 
     def head(start: int) -> bytes:
-        places = b""
+        places, known = b"", dict[bytes, int]()
         for number, data in enumerate(content, 1):
-            places += struct.pack(">HHHII", number, 0, 1, start, len(data))
-            start += len(data)
+            if data not in known:
+                known[data] = start
+                start += len(data)
+            places += struct.pack(">HHHII", number, 0, 1, known[data], len(data))
         return full(
             b"meta",
             full(b"hdlr", bytes(4), b"pict", bytes(13)),
@@ -68,7 +71,7 @@ def heif(side: int, items: list[tuple[bytes, tuple[int, int], bytes]], links: Li
             more,
         )
 
-    return FTYP + head(len(FTYP) + len(head(0)) + 8) + box(b"mdat", *content)
+    return FTYP + head(len(FTYP) + len(head(0)) + 8) + box(b"mdat", *dict.fromkeys(content))
 
 
 def grid(across: int, down: int, width: int, height: int) -> bytes:
