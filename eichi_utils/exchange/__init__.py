@@ -1,1 +1,1 @@
-"""Formats that other programs and people read and write."""
+"""Read and write the formats that other programs and people use."""

@@ -1,7 +1,7 @@
 """Find prompt, negative prompt, seed and length in a ComfyUI graph.
 
-A graph is {id: {"class_type": name, "inputs": {input: value or [id, output]}}}. From what is saved, the links are followed
-backwards: the first node with a `positive` input is the sampler, and what stands at the end of that link is the prompt.
+A graph is {id: {"class_type": name, "inputs": {input: value or [id, output]}}}. Starting at the nodes that save, links are
+followed backwards. The first node with a `positive` input is the sampler, and the text at the end of that link is the prompt.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
-# A large graph has some hundred nodes; a node is looked at once on every walk.
+# Most nodes that are read. A large graph has some hundred.
 MOST_NODES = 5_000
 # Inputs of a node that hold its text, in this order; "" stands for the role itself ("positive", "positive_prompt").
 TEXTS = ("text", "prompt", "populated_text", "string", "value", "t5xxl", "text_g", "clip_l", "text_l")
 # Inputs of a node that makes one text of two.
 JOINED = ("string_a", "string_b")
-# Inputs along which a conditioning, or a text made of others, comes.
+# Inputs that lead on to a node with the text: of conditionings, and of nodes that combine texts.
 WAYS = ("conditioning", "conditioning_1", "conditioning_to", "cond", "text_embeds", "guider", *JOINED)
 SEEDS = ("seed", "noise_seed")
 FRAMES = ("length", "num_frames", "video_frames", "frames")
 RATES = ("frame_rate", "fps")
 SECONDS = ("total_second_length", "seconds")
-# What makes nothing of its input: the empty negative prompt of models that have none.
+# Node types that give an empty conditioning: the negative side of models without one.
 EMPTY = ("ConditioningZeroOut",)
 ENDS = ("save", "combine", "preview")
 
 
 def is_graph(value: Any) -> TypeGuard[Mapping[str, Any]]:
-    """Say whether a JSON value is such a graph."""
+    """Say whether a JSON value is a ComfyUI graph."""
     return isinstance(value, Mapping) and any(isinstance(node, Mapping) and "class_type" in node for node in value.values())
 
 
 def read_graph(graph: Mapping[str, Any], rate: float = 0.0) -> dict[str, Any]:
-    """Return what a graph says: prompt, negative_prompt, seed, seconds. rate: frames a second where the graph has none."""
+    """Return what a graph gives of prompt, negative_prompt, seed and seconds. rate: frames per second if the graph has none."""
     nodes = {key: node for key, node in list(graph.items())[:MOST_NODES] if isinstance(node, Mapping)}
     order = list(_from_the_end(nodes))
     said = _from_sampler(nodes, order) or _without_sampler(nodes, order)
@@ -54,19 +54,19 @@ def _inputs(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _linked(nodes: Mapping[str, Any], value: Any) -> str | None:
-    """Return the id of the node that a link leads to."""
+    """Return the id of the node that a link leads to, or None."""
     if isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], (str, int)):
         return str(value[0]) if str(value[0]) in nodes else None
     return None
 
 
 def _from_the_end(nodes: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Give all nodes, nearest to what is saved first, each once."""
+    """Yield all nodes once each, those nearest to a saving node first."""
     used = {_linked(nodes, value) for node in nodes.values() for value in _inputs(node).values()}
     ends = [key for key in nodes if key not in used]
     saving = [key for key in ends if any(word in str(nodes[key].get("class_type")).lower() for word in ENDS)]
     seen: set[str] = set()
-    # What nothing saves stands in the graph too, and had no part in the picture: it comes last.
+    # Nodes that lead to no saving node had no part in the picture; they come last.
     for start in (saving, ends, nodes):
         level = [key for key in start if key not in seen]
         while level:
@@ -77,7 +77,7 @@ def _from_the_end(nodes: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _from_sampler(nodes: Mapping[str, Any], order: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the texts of the first node that has a positive side."""
+    """Return prompt and negative prompt of the first node with a positive input that leads to a text."""
     seen: set[str] = set()
     for node in order:
         if text := _text_of(nodes, _inputs(node), "positive", seen):
@@ -87,7 +87,7 @@ def _from_sampler(nodes: Mapping[str, Any], order: list[Mapping[str, Any]]) -> d
 
 
 def _text_of(nodes: Mapping[str, Any], inputs: Mapping[str, Any], role: str, seen: set[str]) -> str | None:
-    """Return the text that comes in at a node's `positive` or `negative`, or along a text encoder's link."""
+    """Return the text at a node's `positive` or `negative` input, or at the end of the link there or at `text_embeds`."""
     if role in inputs:
         value = inputs[role]
         return value if isinstance(value, str) else _followed(nodes, _linked(nodes, value), role, seen)
@@ -96,9 +96,9 @@ def _text_of(nodes: Mapping[str, Any], inputs: Mapping[str, Any], role: str, see
 
 
 def _followed(nodes: Mapping[str, Any], key: str | None, role: str, seen: set[str]) -> str | None:
-    """Return the first text on the way back from a node.
+    """Return the first text on the way back from a node, breadth first.
 
-    seen: nodes from which none was found before. Each is looked at once, so a circle ends.
+    seen: nodes that were visited before and gave no text. Each node is visited once, so cycles end.
     """
     waiting = deque([key])
     while waiting:
@@ -121,7 +121,7 @@ def _followed(nodes: Mapping[str, Any], key: str | None, role: str, seen: set[st
 
 
 def _without_sampler(nodes: Mapping[str, Any], order: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the prompt of graphs whose guidance has no negative side, or that ask another computer."""
+    """Return the prompt of a graph whose guidance has no negative side, or that sends its work to a web service."""
     seen: set[str] = set()
     for node in order:
         link = _linked(nodes, _inputs(node).get("conditioning"))
@@ -138,7 +138,7 @@ def _without_sampler(nodes: Mapping[str, Any], order: list[Mapping[str, Any]]) -
 
 
 def _first_number(nodes: Mapping[str, Any], order: list[Mapping[str, Any]], names: tuple[str, ...]) -> float | None:
-    """Return the first number under one of these names, or at the end of a link there."""
+    """Return the first number under one of these input names, or at the end of a link there."""
     seen: set[str] = set()
     for node in order:
         inputs = _inputs(node)

@@ -1,7 +1,7 @@
-"""Read the texts of a film's container: MP4, MOV, Matroska and WebM, whatever its name ends with.
+"""Read the texts of a film's container: MP4, MOV, Matroska and WebM, whatever the file's suffix is.
 
-FFmpeg looks into a film's pictures as soon as it opens it: one frame of a small file may take gigabytes. So it gets the texts
-alone, without any track.
+FFmpeg decodes frames of a film as soon as it opens it, and one frame of a small file may take gigabytes. It is therefore given
+only the texts, without any track.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from eichi_utils.files.png_chunks import MOST_TEXT
 from eichi_utils.files.safe_reading import UnsafeError, open_regular
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm")
-# Kinds of the first box of an MP4 or MOV; older cameras write no `ftyp`.
+# Types of the first box of an MP4 or MOV; older cameras write no `ftyp`.
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 class NoFilmError(UnsafeError):
-    """Say that a file is no film of these kinds, whatever its name ends with."""
+    """Say that a file is no film of these formats, whatever its suffix is."""
 
 
 @dataclass
 class FilmTexts:
-    """texts: tag in lower case -> text; Matroska writes tags in capitals. rate: frames a second, 0 if nobody says.
+    """Hold the tags of a film.
 
-    too_large: tags that were left out.
+    texts: tag in lower case -> text (Matroska writes tags in capitals). rate: frames per second, 0 if unknown.
+    too_large: tags that were left out for their length.
     """
 
     texts: dict[str, str] = field(default_factory=dict)
@@ -41,10 +42,10 @@ class FilmTexts:
 
 
 def film_texts(path: str | Path) -> FilmTexts:
-    """Return a film's tags. Raises OSError or FFmpegError, and UnsafeError for what is not read here."""
+    """Return a film's tags. Raises OSError, FFmpegError, or UnsafeError for a file that cannot be read here."""
     kind, data, rate = _texts_alone(path)
     found, stream = FilmTexts(rate=rate), io.BytesIO(data)
-    # What errors call it.
+    # FFmpeg's errors name the file by this.
     stream.name = str(path)
     with av.open(stream, "r", format=kind, options=dict(NO_DECODER), metadata_errors="surrogateescape") as container:
         for tag, text in container.metadata.items():
@@ -56,7 +57,7 @@ def film_texts(path: str | Path) -> FilmTexts:
 
 
 def _whole(text: str) -> str:
-    """A text that stands in it as bytes of another encoding than UTF-8."""
+    """Return a text with its surrogate-escaped bytes decoded; those are of another encoding than UTF-8."""
     if text.isascii():
         return text
     data = text.encode(errors="surrogateescape")
@@ -67,7 +68,7 @@ def _whole(text: str) -> str:
 
 
 def _texts_alone(path: str | Path) -> tuple[str, bytes, float]:
-    """(FFmpeg's name of the kind, a film of the same texts, frames a second or 0)."""
+    """Return FFmpeg's name of the format, a film with the same texts and no tracks, and frames per second (0 if unknown)."""
     with open_regular(path) as file:
         head = file.read(12)
         if head.startswith(HEADER):

@@ -16,29 +16,29 @@ from eichi_utils.exchange.comfy_graph import is_graph, read_graph
 from eichi_utils.files.safe_reading import parse_json
 
 Said = dict[str, Any]
-# Of a text that is no JSON. The longest prompts of others have some ten thousand characters.
+# Longest text that is read if it is no JSON. The longest prompts of others have some ten thousand characters.
 MOST_CHARACTERS = 2**20
-# "Seed: 7" alone on its line ends the prompt; one inside the prompt has more words after it, or the prompt goes on below.
+# "Seed: 7" alone on its line ends the prompt. Inside a prompt more words follow it, or more lines of the prompt.
 SEED = re.compile(r"Seed:[ \t]*(-?\d{1,20})[ \t]*")
 SECTION_NUMBER = re.compile(r"Section Number:[ \t]*(\d{1,20})[ \t]*")
 SECTION_PROMPT, NEGATIVE = "Section Prompt:", "Negative prompt:"
-# How lines begin that may not belong to a prompt.
+# Beginnings of lines that may not belong to a prompt.
 MARKS = ("Steps: ", "Seed:", "Section ", NEGATIVE)
-# What Stable Diffusion programs write below the prompts: "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x512".
+# The line below the prompts of Stable Diffusion programs: "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x512".
 STEPS = re.compile(r"Steps: \d{1,9}, [A-Z][\w ]{0,40}: ")
 STEPS_SEED = re.compile(r"\bSeed: (-?\d{1,20})\b")
-# Parts of an old InvokeAI prompt that are not wanted.
+# Negative parts of an old InvokeAI prompt, in square brackets.
 UNWANTED = re.compile(r"\[([^\[\]]*)\]")
-# What JSON has no word for and ComfyUI writes all the same; texts are matched so that they are passed over whole.
+# NaN and Infinity are no JSON, but ComfyUI writes them. Strings match as a whole, so that these words inside them stay.
 NO_NUMBERS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|-?(?:NaN|Infinity)', re.DOTALL)
 # Frames a second of Wan2GP's model families, by what the model's name begins with.
 RATES = (("hunyuan", 24), ("sky", 24), ("ltx2", 24), ("ltxv", 30), ("ti2v", 24), ("", 16))
 
 
 def said_by(texts: Mapping[str, str], rate: float = 0.0) -> Said:
-    """Return what all texts of a file say together, the more trusted first.
+    """Return the request fields that all texts of a file give together; where several do, the more trusted text wins.
 
-    texts: keyword or tag in lower case -> text. rate: frames a second of the film that they are of.
+    texts: keyword or tag in lower case -> text. rate: frames per second of the film that the texts are from.
     """
     said: Said = {}
     for name, reader in SOURCES:
@@ -48,7 +48,7 @@ def said_by(texts: Mapping[str, str], rate: float = 0.0) -> Said:
 
 
 def said_by_document(value: Any, rate: float = 0.0) -> Said:
-    """Return what a JSON document says, whichever program wrote it."""
+    """Return the request fields that a JSON document of any known program gives."""
     if not isinstance(value, Mapping):
         return {}
     for shape in SHAPES:
@@ -58,12 +58,15 @@ def said_by_document(value: Any, rate: float = 0.0) -> Said:
 
 
 def parse_parameters(text: str) -> Said:
-    """Return what a `parameters` text says: the prompt, of any number of lines, then `Seed: N`, `Section Prompt: ...`,
-    `Section Number: N`; or what Stable Diffusion programs write."""
+    """Return the request fields of a `parameters` text.
+
+    It holds the prompt, of any number of lines, then `Seed: N`, `Section Prompt: ...`, `Section Number: N`; or what Stable
+    Diffusion programs write.
+    """
     if len(text) > MOST_CHARACTERS:
         return {}
     lines = text.replace("\r\n", "\n").strip().split("\n")
-    # A text may have a million lines, of which few can mean something.
+    # Only these lines are looked at below: a text may have a million lines.
     marked = [at for at, line in enumerate(lines) if line.startswith(MARKS)]
     if (steps := next((at for at in reversed(marked) if STEPS.match(lines[at])), None)) is not None:
         return _stable_diffusion(lines, marked, steps)
@@ -92,13 +95,13 @@ def _is_section(line: str) -> bool:
 
 
 def _ends_prompt(lines: Sequence[str], seed: int) -> bool:
-    """Say whether nothing, or a section's lines, come after the line of a seed."""
+    """Say whether the line of a seed is followed by nothing, or by a section's lines."""
     after = next((at for at in range(seed + 1, len(lines)) if lines[at].strip()), None)
     return after is None or _is_section(lines[after].lstrip())
 
 
 def _stable_diffusion(lines: Sequence[str], marked: Sequence[int], steps: int) -> Said:
-    """Return what stands above the line of steps; below it, some programs write their templates."""
+    """Return the texts above the line of steps and the seed in it; below that line some programs write templates."""
     negative = next((at for at in marked if at < steps and lines[at].startswith(NEGATIVE)), steps)
     seed = STEPS_SEED.search(lines[steps])
     said = {
@@ -110,7 +113,7 @@ def _stable_diffusion(lines: Sequence[str], marked: Sequence[int], steps: int) -
 
 
 def _document(text: str) -> Any:
-    """Return the object that a text is, or None if it is none."""
+    """Return the JSON object that a text holds, or None."""
     if not text.lstrip("\ufeff \t\r\n").startswith("{"):
         return None
     if "NaN" in text or "Infinity" in text:
@@ -122,28 +125,28 @@ def _document(text: str) -> Any:
 
 
 def _json(text: str, rate: float = 0.0) -> Said:
-    """Read a text that must be a JSON document."""
+    """Read a text that must be a JSON document; return its request fields."""
     return said_by_document(_document(text), rate)
 
 
 def _parameters(text: str, rate: float) -> Said:
-    """Read what stands under the name that most programs use: JSON, or lines."""
+    """Read the `parameters` text, which most programs write: a JSON document, or lines."""
     document = _document(text)
     return parse_parameters(text) if document is None else said_by_document(document, rate)
 
 
 def _remark(text: str, rate: float) -> Said:
-    """Read a comment, which may be anything: JSON, or the lines of Stable Diffusion programs, else nothing."""
+    """Read a comment: a JSON document or the lines of Stable Diffusion programs; any other text gives nothing."""
     document = _document(text)
     if document is not None:
         return said_by_document(document, rate)
     said = parse_parameters(text)
-    # Whoever wrote a line "Seed: 5" or the line of steps meant a program to read it.
+    # A seed shows that a program wrote the text; without one it may be anybody's remark.
     return said if "seed" in said else {}
 
 
 def _dream(text: str, rate: float) -> Said:
-    """Read InvokeAI's first form, a command line: "a cat [blurry]" -s 50 -S 1234 -W 512 -A k_lms."""
+    """Read InvokeAI's oldest format, a command line: "a cat [blurry]" -s 50 -S 1234 -W 512 -A k_lms."""
     text = text[:MOST_CHARACTERS].strip()
     end = text.rfind('" -')
     if not text.startswith('"') or end < 1:
@@ -165,7 +168,7 @@ def _swarmui(value: Mapping[str, Any], rate: float) -> Said:
 
 
 def _comfyui(value: Mapping[str, Any], rate: float) -> Said:
-    """Read a graph, or what holds one under `prompt`, as an object or as a text of its own."""
+    """Read a ComfyUI graph, or one under `prompt`, as an object or as JSON text."""
     inner = value.get("prompt")
     inner = _document(inner) if isinstance(inner, str) else inner
     graph = value if is_graph(value) else inner
@@ -176,7 +179,7 @@ def _comfyui(value: Mapping[str, Any], rate: float) -> Said:
 
 
 def _novelai(value: Mapping[str, Any], rate: float) -> Said:
-    """Read NovelAI's `Comment`; in WebP the whole set of texts is one document with that among it."""
+    """Read NovelAI's `Comment`. In WebP files all texts are in one document, and the comment is one of them."""
     inner = value.get("Comment")
     if isinstance(inner, str):
         return _json(inner, rate)
@@ -194,7 +197,7 @@ def _novelai(value: Mapping[str, Any], rate: float) -> Said:
 
 
 def _invokeai(value: Mapping[str, Any], rate: float) -> Said:
-    """Read `invokeai_metadata`, or the older `sd-metadata`."""
+    """Read InvokeAI's `invokeai_metadata`, or the older `sd-metadata`."""
     if isinstance(value.get("positive_prompt"), str):
         return _named(value, "positive_prompt", "negative_prompt")
     image = value.get("image")
@@ -208,7 +211,7 @@ def _invokeai(value: Mapping[str, Any], rate: float) -> Said:
 
 
 def _flat(value: Mapping[str, Any], rate: float) -> Said:
-    """Read settings under their plain names: Wan2GP (frames as `video_length`), FramePack-Studio (`total_second_length`)."""
+    """Read settings under plain names: Wan2GP (length as `video_length` frames), FramePack-Studio (`total_second_length`)."""
     said = _named(value, "prompt", "negative_prompt")
     if not said:
         return {}
@@ -223,13 +226,13 @@ def _flat(value: Mapping[str, Any], rate: float) -> Said:
 
 
 def _wan2gp_rate(value: Mapping[str, Any]) -> int:
-    """Return the frames a second of the model that a sidecar file names, 0 where it names none."""
+    """Return the frames per second of the model that a Wan2GP document names, 0 if it names none."""
     model = str(value.get("model_type") or value.get("base_model_type") or "").lower()
     return next(rate for begin, rate in RATES if model.startswith(begin)) if model else 0
 
 
 def _named(value: Mapping[str, Any], prompt: str, negative: str) -> Said:
-    """Read the texts under these names, and `seed`."""
+    """Return the texts under these two keys, with `seed`; nothing if there is no text."""
     texts = {"prompt": value.get(prompt), "negative_prompt": value.get(negative)}
     said = {name: text for name, text in texts.items() if isinstance(text, str) and text.strip()}
     return {**said, **_seed(value.get("seed"))} if said else {}
@@ -259,9 +262,9 @@ def _number(value: Any) -> float | None:
     return float(value)
 
 
-# Each program's document; the first that knows it reads it.
+# Readers of each program's document, in the order in which they are tried.
 SHAPES: tuple[Callable[[Mapping[str, Any], float], Said], ...] = (_swarmui, _comfyui, _novelai, _invokeai, _flat)
-# Keyword or tag -> how it is read, the most trusted first.
+# Readers by keyword or tag, the most trusted first.
 SOURCES: tuple[tuple[str, Callable[[str, float], Said]], ...] = (
     ("parameters", _parameters),
     ("invokeai_metadata", _json),

@@ -1,6 +1,6 @@
-"""What the existing program wrote in the words of its page's language, and its settings as fields of ours.
+"""Translate what the existing program stores, labels in the language of its page and settings, into our request fields.
 
-It stores labels where we store values ("全フレーム画像保存" for "all"), so its files mean something in one language only. Here
+It stores labels where we store values ("全フレーム画像保存" for "all"), so its files can be read in one language only. Here
 each label of its four languages has one value.
 """
 
@@ -17,7 +17,7 @@ from eichi_utils.requests.loras import Lora
 from eichi_utils.requests.transfer import usable
 
 LANGUAGES = ("ja", "en", "zh-tw", "ru")
-# Its word for an empty LoRA slot, in that order.
+# Its word for an empty LoRA slot, in the order of LANGUAGES.
 NO_LORA = ("なし", "None", "無", "Нет")
 # Value -> its label in the order of LANGUAGES, then spellings of older versions.
 LABELS: Mapping[str, Mapping[Any, tuple[str, ...]]] = {
@@ -51,7 +51,7 @@ LABELS: Mapping[str, Mapping[Any, tuple[str, ...]]] = {
         "loop": ("ループ", "Loop", "循環", "Loop", "Цикл"),
     },
 }
-# Lengths that its page offers.
+# Film lengths that its page offers, in seconds.
 LENGTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 30, 40, 60, 120)
 # "6秒", "6s", "1 second", "12 сек", "10(5x2)秒", "1_5", "_KEY_VIDEO_LENGTH_6SEC"
 LENGTH = re.compile(
@@ -61,7 +61,7 @@ LENGTH = re.compile(
 )
 LONGEST_LABEL = 80
 SETTINGS_BLOCKS = {"reverse": "app_settings_eichi", "forward": "app_settings_f1", "single": "app_settings_oichi"}
-# Its names for what a request holds as it is.
+# Its name of a setting -> our request field, for values that need no translation.
 FIELDS = {
     "prompt": "prompt",
     "resolution": "size",
@@ -79,9 +79,9 @@ FIELDS = {
     "save_tensor_data": "save_latents",
 }
 LORA_KEYS = ("lora1", "lora2", "lora3")
-# GB of the card that the existing program leaves free, by default, for its own work. We measure what that work needs.
+# GB of card memory that the existing program leaves free by default, for its own work. We measure what that work needs.
 PRESERVED_GB = 6
-# What belongs to the program or a page and not to a request, with the type of its values.
+# Its settings that belong to the program or a page and to no request -> type of their values.
 PROGRAM = {
     "add_timestamp_to_config": bool,
     "alarm_on_completion": bool,
@@ -109,9 +109,10 @@ PROGRAM = {
 
 @dataclass(frozen=True)
 class Migrated:
-    """fields: of a request, in its JSON form. program: settings that no request has, under their old names, language-free.
+    """Hold settings of the existing program in our terms.
 
-    notes: what was not understood. It stays in the file that it came from.
+    fields: request fields, in JSON form. program: settings that no request has, under their old names, language-free.
+    notes: what was not understood; it stays in the file that it came from.
     """
 
     fields: Mapping[str, Any]
@@ -120,7 +121,7 @@ class Migrated:
 
 
 def value_of(group: str, label: Any) -> Any:
-    """The value of a label in any language, or of the value itself. Raises ValueError for other words."""
+    """Return the value of a label in any language, or of the value's own text. Raises ValueError for other words."""
     text = str(label).strip()
     for value, labels in LABELS[group].items():
         if text in (str(value), *labels):
@@ -129,18 +130,18 @@ def value_of(group: str, label: Any) -> Any:
 
 
 def names_no_lora(name: Any) -> bool:
-    """Whether a slot's text stands for no LoRA, in any language or as what files made of it."""
+    """Say whether a slot's text means no LoRA: the word in any language, or a form of "nothing" found in files."""
     return str(name or "").strip() in ("", "0", "False", "none_option", *NO_LORA)
 
 
 def label_of(group: str, value: Any, language: str) -> str:
-    """What the existing program writes for a value where its page has this language."""
+    """Return the existing program's label of a value in this language."""
     return LABELS[group][value][LANGUAGES.index(language)]
 
 
 def seconds_of(label: Any) -> float:
-    """Seconds of a video length such as "6秒", "1 second" or "1_5". Raises ValueError for other words."""
-    # The expression's work grows with the cube of a label's spaces.
+    """Return the seconds of a video length such as "6秒", "1 second" or "1_5". Raises ValueError for other words."""
+    # Limits the length: the expression's work grows with the cube of a label's spaces.
     text = str(label).strip()
     found = LENGTH.fullmatch(text) if len(text) <= LONGEST_LABEL else None
     if not found or isinstance(label, bool):
@@ -149,7 +150,7 @@ def seconds_of(label: Any) -> float:
 
 
 def length_label(seconds: float, language: str) -> str:
-    """The nearest of the lengths that the existing page offers, as it writes them."""
+    """Return the label of the nearest length that the existing program's page offers."""
     nearest = min(LENGTHS, key=lambda length: abs(length - seconds))
     if language in ("ja", "zh-tw"):
         return f"{nearest}秒"
@@ -157,7 +158,10 @@ def length_label(seconds: float, language: str) -> str:
 
 
 def loras_of(names: Sequence[Any], scales: Any) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """LoRA in slots with strengths as in "0.8,0.5,0.8", each with that of its own slot; and what is not understood."""
+    """Return LoRA from slots and a text of their strengths ("0.8,0.5,0.8"), and notes on what was not understood.
+
+    A slot that is empty keeps its place in the list of strengths.
+    """
     strengths, notes = [], []
     for part in re.split("[,，、]", str(scales or "")):
         try:
@@ -177,7 +181,7 @@ def loras_of(names: Sequence[Any], scales: Any) -> tuple[list[dict[str, Any]], l
 
 
 def migrated(mode: str, old: Mapping[str, Any]) -> Migrated:
-    """The settings block or favourite of the existing program for one of our modes."""
+    """Return a settings block or favourite of the existing program as fields of one of our modes."""
     fields: dict[str, Any] = {}
     program: dict[str, Any] = {}
     notes: list[Problem] = []
@@ -196,13 +200,13 @@ def migrated(mode: str, old: Mapping[str, Any]) -> Migrated:
         except (TypeError, ValueError):
             notes.append(_not_understood(str(name), value))
     if program.get("gpu_memory_preservation", 0) > PRESERVED_GB:
-        # Who asked for more wanted room for other programs.
+        # More than the default was meant to leave room for other programs.
         program["reserve_gb"] = program["gpu_memory_preservation"] - PRESERVED_GB
     if old.get("use_lora", True) is not False and any(key in old for key in LORA_KEYS):
         fields["loras"], bad = loras_of([old.get(key) for key in LORA_KEYS], old.get("lora_scales", old.get("scales")))
         notes += bad
     if program.get("use_reference_image") and "target_index" in program:
-        # It never takes the target beyond its last index before the empty context.
+        # The existing program limits the target to the last index before the empty context.
         last = old["latent_window_size"] if isinstance(old.get("latent_window_size"), int) else 9
         fields["target_index"] = min(program["target_index"], last - 1)
     fields, wrong = usable(mode, fields)
@@ -237,7 +241,7 @@ _READERS = {
     "use_all_padding": lambda value, old: {"padding": old.get("all_padding_value", 1.0) if _switch(value) else None},
     "all_padding_value": lambda value, old: {},
     "image_strength": lambda value, old: {"influence": round(100 * _number(value), 3)},
-    # Switched on, the empty frame is there where no reference stands in its place, which is our automatic choice.
+    # If on, the empty frame is used where no reference picture replaces it, as in our automatic choice.
     "use_clean_latents_post": lambda value, old: {"context_1x": None if _switch(value) else False},
     "seed": lambda value, old: {"seed": -1 if old.get("use_random_seed", False) is True else value},
     "use_random_seed": lambda value, old: {"seed": -1} if _switch(value) else {},

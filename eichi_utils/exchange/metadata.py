@@ -1,4 +1,4 @@
-"""The request inside every PNG and MP4, and reading it back.
+"""Write the request into every PNG and MP4, and read it back.
 
 Files that others may get name the request's own files by name and content, never by path (see named_files.py).
 """
@@ -24,12 +24,12 @@ from eichi_utils.requests import modes
 from eichi_utils.requests.loras import named_beside
 from eichi_utils.requests.request import Request, to_json
 
-# A tag that every container knows. FFmpeg drops names of our own where a film is copied without `use_metadata_tags`.
+# A tag that every container has. FFmpeg drops our own tag when a film is copied without `use_metadata_tags`.
 COMMON_TAG = "comment"
 
 
 def document_of(request: Request) -> str:
-    """Return the request as one line of JSON, as it is given to others."""
+    """Return the request as one line of JSON without paths, as it is written into files for others."""
     return text_of(without_paths(to_json(request)))
 
 
@@ -39,7 +39,10 @@ def text_of(document: Any) -> str:
 
 
 def png_info(request: Request, section: int | None = None, frame: int | None = None) -> PngInfo:
-    """Text chunks of a PNG: the request, and the `parameters` text of the existing program. frame: its place in the film."""
+    """Return a PNG's text chunks: the request, and the `parameters` text of the existing program.
+
+    section: number of the section that the picture is from. frame: its number in the film.
+    """
     lines = [request.prompt, f"Seed: {request.seed}"]
     if section is not None:
         own = getattr(request, "section_prompts", {}).get(section, "")
@@ -58,7 +61,7 @@ def mp4_tags(request: Request) -> dict[str, str]:
 
 
 def film_tags(document: str) -> dict[str, str]:
-    """Return the tags that hold a request's line of JSON: under our own name, and under one that copies of the film keep."""
+    """Return the tags that hold a request's line of JSON: our own one, and one that copies of the film keep."""
     return {KEY: document, COMMON_TAG: document}
 
 
@@ -77,10 +80,10 @@ def read_document(path: str | Path) -> Any:
 
 
 def read_placed_document(path: str | Path, folders: Iterable[Path] = ()) -> Any:
-    """Return the same with absolute paths: those in a file are relative to it, and LoRA that lie beside it are meant.
+    """Return a request's JSON document, as `read_document`, with absolute paths.
 
-    Files that are known by their content are looked for beside it, in `folders`, in the current one, and among the pictures
-    that pages kept.
+    Paths in the file are relative to its folder, and LoRA files that lie there are used. Files that are named by content are
+    looked for in that folder, in `folders`, in the current one, and among the pictures that pages kept.
     """
     document = read_document(path)
     if not isinstance(document, Mapping):
@@ -91,9 +94,9 @@ def read_placed_document(path: str | Path, folders: Iterable[Path] = ()) -> Any:
 
 
 def document_among(texts: Mapping[str, str]) -> Any:
-    """Return the request's JSON document among a picture's or film's texts, None if it is not there.
+    """Return the request's JSON document among the texts of a picture or film, or None.
 
-    Raises ValueError if it is there and damaged.
+    Raises ValueError if it is damaged.
     """
     if KEY in texts:
         return parse_json(texts[KEY])
@@ -105,7 +108,7 @@ def document_among(texts: Mapping[str, str]) -> Any:
 
 
 def is_ours(document: Any) -> bool:
-    """Say whether a JSON document is a request's, and not another program's."""
+    """Say whether a JSON document is a request of this program."""
     return isinstance(document, Mapping) and document.get("mode") in tuple(modes.MODES)
 
 

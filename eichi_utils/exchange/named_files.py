@@ -1,10 +1,10 @@
-"""Name a request's files by name and content in what is given to others; a path says whose computer they are from.
+"""Name a request's files by name and content in files for others, since paths would tell of the user's computer.
 
-Such a document has the bare name in a file's field, and beside its fields one entry more:
+Such a document has the bare name in a file's field, and one more entry beside its fields:
 
     "files": {"image": {"name": "cat.jpg", "sha256": "9f86...", "bytes": 81234}, "keyframes/3": {...}, "loras/0/file": {...}}
 
-Where it is read, the files are looked for in folders, and known by their content.
+When it is read, the files are looked for in folders and recognized by their content.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from eichi_utils.requests.file_fields import map_files, map_loras
 from eichi_utils.requests.loras import named
 
 FILES = "files"
-# Hashing takes a second for a gigabyte on a slow processor, and a LoRA may have several; larger files are known by their size.
+# Largest file that is hashed, which takes a second per gigabyte on a slow processor. A LoRA may have several gigabytes; larger
+# files are recognized by name and size.
 MOST_HASHED = 512 * 2**20
-# Files of a folder that are looked at.
+# Most files of a folder that are looked at.
 MOST_FILES = 100_000
 PIECE = 2**20
 
 
 def without_paths(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request's JSON document for a file that others may get. Of what has lost its path already, nothing changes."""
+    """Return a request's JSON document for a file that others may get. Fields without a path stay as they are."""
     before = document.get(FILES)
     files = dict(before) if isinstance(before, Mapping) else {}
 
@@ -55,12 +56,12 @@ def without_paths(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lora_name(file: str) -> str:
-    """Return what a LoRA file is called in what is given to others: below the folder of LoRA, names are the same everywhere."""
+    """Return the name of a LoRA file in files for others: names below the LoRA folder are the same everywhere and stay."""
     return file if _is_below(file) else bare_name(file)
 
 
 def parts_without_paths(parts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the parts that a file of latents was made of, likewise."""
+    """Return the parts that a file of latents was made of, with their requests and parts without paths."""
     changed = []
     for part in parts:
         own = dict(part)
@@ -73,13 +74,13 @@ def parts_without_paths(parts: Iterable[Mapping[str, Any]]) -> list[dict[str, An
 
 
 class Folders:
-    """Find files by their entries in folders, whatever they are called there. A folder is read once, and only if needed."""
+    """Find files in folders by content, whatever their names are there. A folder is read once, and only if needed."""
 
     def __init__(self, folders: Iterable[Path]):
         self.folders = folders
 
     def find(self, entry: Any) -> Path | None:
-        """Return the file that has an entry's content."""
+        """Return the file with the content that an entry describes, or None."""
         name = entry.get("name") if isinstance(entry, Mapping) else None
         if not isinstance(name, str) or not name or _has_folder(name):
             return None
@@ -87,7 +88,7 @@ class Folders:
         same = self._by_size.get(size, []) if isinstance(size, int) else []
         if isinstance(digest, str):
             return next((file for file in same if identity(file).get("sha256") == digest), None)
-        # It was too large to say more than its size.
+        # Without a hash, because the file was too large: name and size must do.
         return next((file for file in same if file.name == name), None)
 
     @cached_property
@@ -102,17 +103,17 @@ class Folders:
 
 
 def with_paths(document: Mapping[str, Any], folders: Iterable[Path], base: Path | None = None) -> dict[str, Any]:
-    """Return a document that was read from a file, its files found again where they are.
+    """Return a document that was read from a file, with the paths of its files on this computer.
 
-    folders: where files are looked for, by their entry in `files`. base: the folder that other paths are relative to; without
-    it they stay as they are. What is not found keeps a name that no file has, so the request's check names it.
+    folders: where files are looked for, by their entry in `files`. base: the folder that other paths are relative to; None
+    leaves them as they are. A file that is not found gets a path that does not exist, so that the request's check names it.
     """
     listed = document.get(FILES)
     entries = listed if isinstance(listed, Mapping) else {}
     places, loras = Folders(tuple(folders)), Folders(_folders_of_loras())
 
     def entry_of(where: str, name: str) -> Any:
-        """Return a file's entry; of a field that somebody changed since, it means another file."""
+        """Return the entry of a file, or None; if the field was changed since, its entry describes another file."""
         entry = entries.get(where)
         return entry if isinstance(entry, Mapping) and entry.get("name") == name and not _has_folder(name) else None
 
@@ -122,7 +123,7 @@ def with_paths(document: Mapping[str, Any], folders: Iterable[Path], base: Path 
             return str(found)
         if base is None:
             return path
-        # A file of that name with another content is not the one that was meant.
+        # A file here of this name but other content is not the one that was meant.
         other = entry and "sha256" in entry and is_file(base / path)
         return os.path.abspath(base / (f"{str(entry['sha256'])[:12]}_{path}" if other else path))
 
@@ -137,14 +138,14 @@ def with_paths(document: Mapping[str, Any], folders: Iterable[Path], base: Path 
 
 
 def identity(path: str | Path) -> dict[str, Any]:
-    """Return a file's name, and what tells its content from others: SHA-256, of what is very large only the size."""
+    """Return a file's name, its size, and the SHA-256 of its content if it is not too large."""
     name = bare_name(str(path))
     try:
         state = Path(path).stat()
         known = {"name": name, "bytes": state.st_size}
         if state.st_size <= MOST_HASHED:
             known["sha256"] = _sha256(str(path), state.st_size, state.st_mtime_ns)
-            # The program's own copies have the content's name before the user's.
+            # The program's own copies have the content's first digits before the user's name.
             known["name"] = name.removeprefix(f"{known['sha256'][:12]}_")
     except (OSError, ValueError):
         return {"name": name}
@@ -152,12 +153,12 @@ def identity(path: str | Path) -> dict[str, Any]:
 
 
 def bare_name(path: str) -> str:
-    """Return the last part of a path of this system or of another."""
+    """Return the last part of a path of any system."""
     return re.split(r"[\\/]", path)[-1]
 
 
 def is_file(path: Path) -> bool:
-    """Say whether there is such a file; a name that is too long, or no name, is none."""
+    """Say whether a file exists; False for a name that is empty, too long or not allowed."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -171,7 +172,10 @@ def _folders_of_loras() -> Iterator[Path]:
 
 @lru_cache(maxsize=256)
 def _sha256(path: str, size: int, mtime_ns: int) -> str:
-    """Kept by file state: a film with all its frames as pictures says this some hundred times."""
+    """Return the SHA-256 of a file's content.
+
+    It is cached by the file's state: a film with all frames as PNGs asks some hundred times.
+    """
     total = hashlib.sha256()
     with open_regular(path) as stream:
         while piece := stream.read(PIECE):
@@ -184,6 +188,6 @@ def _has_folder(path: str) -> bool:
 
 
 def _is_below(path: str) -> bool:
-    """Say whether a path is relative and stays below where it is relative to, on every system."""
+    """Say whether a path is relative and leads nowhere above its base, on every system."""
     absolute = path.startswith(("/", "\\", "~")) or path[1:2] == ":"
     return not absolute and ".." not in re.split(r"[\\/]", path)

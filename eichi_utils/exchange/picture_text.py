@@ -1,4 +1,4 @@
-"""What a picture, film or JSON file says of itself: ours, those of the existing program, and those of others."""
+"""Read what a picture, film or JSON file says of its making: files of this program, the existing program and others."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from eichi_utils.requests.request import to_json
 from eichi_utils.requests.transfer import for_mode, from_the_end, usable
 
 Wanted = Literal["prompt", "seed", "everything"]
-# What stands in a document beside the request's fields.
+# Entries of a document beside the request's fields.
 BESIDE = ("mode", FILES)
-# What other programs' files say.
+# Fields that other programs' files may give.
 SAID = ("prompt", "seed", "negative_prompt", "seconds")
-# A text longer than this is no prompt; one longer than the other cannot be meant for one.
+# Characters: a longer `prompt` text is no prompt, and a longer field is not taken over.
 MOST_PROMPT, MOST_TAKEN = 2**20, 20 * MAX_PROMPT_CHARACTERS
 # What Pillow and its readers of EXIF raise for damaged files.
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error, Image.DecompressionBombError)
@@ -40,7 +40,7 @@ DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, s
 
 @dataclass(frozen=True)
 class PictureText:
-    """What a picture says of itself; None where it says nothing. A seed of 0 is a seed.
+    """Hold what a file says of its making; None for what it does not say. A seed of 0 is a seed.
 
     document: the whole request, in files of this program. too_large: names of texts that were left out for their size.
     """
@@ -55,7 +55,7 @@ class PictureText:
     too_large: tuple[str, ...] = ()
 
     def left_out(self, file: str) -> list[Problem]:
-        """Return what was not read, for the user."""
+        """Return the problem that names the texts which were too large, for the user."""
         if not self.too_large:
             return []
         values = {"file": file, "names": ", ".join(self.too_large)[:200]}
@@ -77,7 +77,10 @@ def read_picture_text(path: str | Path) -> PictureText:
 
 
 def read_text(path: str | Path, folders: Iterable[Path] = ()) -> PictureText:
-    """Return the same of a picture, a film or a JSON file. folders: where the files are looked for that a request names."""
+    """Return the texts of a picture, film or JSON file. Raises UserError, as `read_picture_text`.
+
+    folders: where the files are looked for that a request names.
+    """
     path = Path(path)
     readers = {".json": _json_text, **dict.fromkeys(SUFFIXES, _film_text)}
     text = readers.get(path.suffix.lower(), read_picture_text)(path)
@@ -85,7 +88,7 @@ def read_text(path: str | Path, folders: Iterable[Path] = ()) -> PictureText:
 
 
 def _something(text: PictureText, path: Path, nothing: Problem) -> PictureText:
-    """Return a text that says something; otherwise raise what was left out as too large, or that there is nothing."""
+    """Return a text that is not empty. Raises UserError with the texts that were too large, or with `nothing`."""
     if replace(text, too_large=()) != PictureText():
         return text
     raise UserError(text.left_out(str(path)) or [nothing])
@@ -119,7 +122,10 @@ def _film_text(path: Path) -> PictureText:
 
 
 def picture_text(chunks: Mapping[str, str], rate: float = 0.0) -> PictureText:
-    """From a file's texts; what the existing program writes as single ones comes last. rate: a film's frames a second."""
+    """Return what a file's texts say, by keyword. rate: frames per second of a film.
+
+    The existing program's single texts (`prompt`, `seed`, ...) are used only where no other text has the value.
+    """
     chunks = {name.lower(): text for name, text in chunks.items()}
     single = {
         "prompt": _text(chunks.get("prompt")),
@@ -133,9 +139,9 @@ def picture_text(chunks: Mapping[str, str], rate: float = 0.0) -> PictureText:
 
 
 def request_fields(text: PictureText, mode: str, wanted: Wanted) -> tuple[dict[str, Any], list[Problem]]:
-    """Fields in JSON form for a request of the mode, and what could not be used.
+    """Return fields in JSON form for a request of the mode, and what could not be used.
 
-    wanted: "everything" is the whole request where the picture holds one, else all that it says.
+    wanted: one field, or "everything": the whole request if the file holds one, else all that the file says.
     """
     document = text.document
     kind = modes.MODES.get(str(document.get("mode")))
@@ -146,14 +152,14 @@ def request_fields(text: PictureText, mode: str, wanted: Wanted) -> tuple[dict[s
         return _not_too_long(fields, notes + lost)
     known = modes.MODES[mode].__dataclass_fields__
     said = {name: getattr(text, name) for name in SAID if name in known}
-    # `parameters` loses lines of a prompt that look like its own; the document beside it does not.
+    # A `parameters` text loses lines of a prompt that look like its own keywords; the request beside it does not.
     said |= {name: document[name] for name in said if name in document}
     names = said.keys() if wanted == "everything" else {wanted}
     return _not_too_long(*usable(mode, {name: one for name, one in said.items() if name in names and one is not None}))
 
 
 def _not_too_long(fields: Mapping[str, Any], notes: list[Problem]) -> tuple[dict[str, Any], list[Problem]]:
-    """Leave out texts that are too long for anybody to make shorter on a page."""
+    """Leave out texts that are far too long to be edited on a page, with a note for each."""
     kept = dict(fields)
     for name, value in fields.items():
         texts = value.values() if isinstance(value, Mapping) else (value,)
@@ -170,7 +176,7 @@ def _png_chunks(path: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _exif_texts(found: Mapping[int, int | bytes]) -> dict[str, str]:
-    """Return what JPEG and WebP files have in place of text chunks."""
+    """Return the texts of EXIF tags, which JPEG and WebP files have instead of text chunks."""
     texts = {}
     # ComfyUI's WebP files: "prompt:{...}", "workflow:{...}".
     for tag in TEXTS:
@@ -183,30 +189,30 @@ def _exif_texts(found: Mapping[int, int | bytes]) -> dict[str, str]:
 
 
 def _comment(data: Any) -> str:
-    """The text of an EXIF comment, where JPEG and WebP files of Stable Diffusion programs hold their `parameters`.
+    """Return the text of an EXIF comment, in which Stable Diffusion programs write their `parameters` in JPEG and WebP files.
 
-    Its first eight bytes say how it is written (EXIF 2.3, 4.6.5 "UserComment").
+    Its first eight bytes name its encoding (EXIF 2.3, 4.6.5 "UserComment").
     """
     if not isinstance(data, bytes) or len(data) > MOST_TEXT:
         return ""
     kind, text = data[:8].rstrip(b"\0"), data[8:]
-    # Either order of bytes is in use; in both, the high byte of "Seed" or a line's end is 0.
+    # Both byte orders are in use. In each, the high bytes of "Seed" or of a line's end are 0.
     unicode = "utf-16-le" if text[1::2].count(0) > text[::2].count(0) else "utf-16-be"
     coding = {b"UNICODE": unicode, b"ASCII": "ascii"}.get(kind)
     return text.decode(coding, "replace").strip("\0") if coding else ""
 
 
 def _text(chunk: str | None) -> str | None:
-    """A chunk's text. Some programs write it as JSON; a whole graph of nodes under the name "prompt" is no prompt."""
+    """Return a chunk's text, which some programs write as JSON. A ComfyUI graph under the name "prompt" is no prompt."""
     if not chunk or not chunk.strip():
         return None
-    # A graph is often as long as this, and a prompt never.
+    # Only a graph is as long as this.
     if len(chunk) > MOST_PROMPT:
         return None
     try:
         value = parse_json(chunk)
     except ValueError:
-        # A graph with NaN in it is no prompt either.
+        # A graph that holds NaN is no JSON, and no prompt either.
         return None if chunk.lstrip().startswith('{"') else chunk
     if isinstance(value, (dict, list)):
         return None
@@ -214,7 +220,7 @@ def _text(chunk: str | None) -> str | None:
 
 
 def _integer(chunk: str | None) -> int | None:
-    # No seed has more digits, and Python refuses thousands of them.
+    # Limits the digits: Python refuses to convert thousands of them.
     found = re.fullmatch(r'"?(-?\d{1,20})"?', (chunk or "").strip())
     return int(found[1]) if found else None
 

@@ -1,7 +1,7 @@
-"""The text inside a section ZIP: a film's request as the existing program writes it, and read back.
+"""Write a film's request as the text of a section ZIP, in the existing program's format, and read it back.
 
-Sections are numbered from the film's end there, whatever the mode. Beside the old keys, whose values are words of a page's
-language, our own key holds the whole request; where somebody changed an old value by hand, the hand wins.
+That format numbers sections from the film's end, whatever the mode, and its values are words of a page's language. Our own key
+beside the old ones holds the whole request; where an old value was changed by hand, that change wins.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from eichi_utils.requests.request import to_json
 from eichi_utils.requests.transfer import from_the_end, usable
 
 SLOTS = ("lora1", "lora2", "lora3")
-# What the existing page shows where a film has no padding of its own.
+# Padding that the existing page shows for a film without padding of its own.
 IDLE_PADDING = 1.0
 NEXT_LINE = "\x85"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Every text comes back as it was."""
+    """Write YAML in such a way that every text is read back unchanged."""
 
 
 def _quoted(dumper: _Dumper, text: str) -> yaml.ScalarNode:
@@ -44,7 +44,7 @@ _Dumper.add_representer(str, _quoted)
 
 
 def parse(data: bytes, file: str) -> Mapping[str, Any]:
-    """The document in `sections.yaml`. Raises UserError if it is no plain YAML mapping."""
+    """Return the document in `sections.yaml`. Raises UserError if it is no plain YAML mapping."""
     try:
         document = parse_yaml(data)
     except UnsafeError as error:
@@ -55,18 +55,19 @@ def parse(data: bytes, file: str) -> Mapping[str, Any]:
 
 
 def text_of(request: FilmRequest, names: Mapping[str, Any], language: str) -> str:
-    """The YAML for a request whose pictures are called as in `names` (field -> name, or section -> name for keyframes).
+    """Return the YAML text for a request.
 
-    language: of the page of the existing program that shall read it.
+    names: the pictures' names in the ZIP: field -> name, or section -> name for keyframes.
+    language: of the existing program's page that shall read it.
     """
-    # What has no picture of its own in the ZIP is known by name and content.
+    # Files that are not in the ZIP are named by name and content.
     own = without_paths({name: value for name, value in to_json(request).items() if name not in names}) | dict(names)
     document = {**old_document(request, language), KEY: own}
     return yaml.dump(document, Dumper=_Dumper, allow_unicode=True, sort_keys=True, default_flow_style=False)
 
 
 def old_document(request: FilmRequest, language: str) -> dict[str, Any]:
-    """What the existing program knows of a film, with its keys and in its words."""
+    """Return the values of a film that the existing program knows, with its keys and labels."""
     document = to_json(request)
     count = section_count(request.seconds, request.window)
     prompts = from_the_end(document)["section_prompts"]
@@ -98,7 +99,10 @@ def old_document(request: FilmRequest, language: str) -> dict[str, Any]:
 
 
 def fields_of(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """Request fields that the old keys say, and what is not understood. Sections are counted from the film's end."""
+    """Return the request fields that the old keys give, and notes on what is not understood.
+
+    Sections are counted from the film's end.
+    """
     fields: dict[str, Any] = {}
     notes: list[Problem] = []
     for name, value in document.items():
@@ -112,7 +116,7 @@ def fields_of(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem
 
 
 def own_fields(document: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[Problem]]:
-    """(mode, fields, notes) of our own key; mode is "" where there is none that could be used."""
+    """Return mode, fields and notes of our own key; mode is "" if there is no usable one."""
     own = document.get(KEY)
     if own is None:
         return "", {}, []
@@ -125,7 +129,7 @@ def own_fields(document: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[P
 
 
 def not_understood(name: str, value: Any) -> Problem:
-    """Return the note that a key of the file has a value that means nothing here."""
+    """Return the note that the value of a key has no meaning here."""
     return Problem("sections", "legacy_value", {"name": name, "value": shown(value)})
 
 
@@ -163,7 +167,7 @@ def _loras(value: Any) -> tuple[dict[str, Any], list[Problem]]:
     notes += [not_understood(f"selections: {name}", selections[name]) for name in selections.keys() - set(SLOTS)]
     loras, bad = loras_of([selections.get(slot) for slot in SLOTS], value.get("scales"))
     if not loras:
-        # Files that were uploaded to the existing page leave no names.
+        # LoRA that were uploaded to the existing page are not named in the file.
         notes.append(not_understood("lora_settings: mode", value.get("mode")))
     return {"loras": loras}, notes + bad
 
@@ -179,7 +183,7 @@ def _video(value: Any) -> tuple[dict[str, Any], list[Problem]]:
                 fields[_VIDEO[name][0]] = _VIDEO[name][1](entry)
             elif name == "padding_mode" and isinstance(entry, bool):
                 fields["padding"] = value.get("padding_value", IDLE_PADDING) if entry else None
-            # How many sections there are follows from the length and the section's size.
+            # The number of sections follows from the length and the section's size.
             elif name not in ("padding_value", "expected_sections"):
                 notes.append(not_understood(f"video_settings: {name}", entry))
         except ValueError:

@@ -1,11 +1,11 @@
-"""A film's pictures, prompts and settings in one ZIP, as the existing program exports and imports them.
+"""Export and import a film's pictures, prompts and settings as one ZIP, in the existing program's format.
 
     sections/sections.yaml                 prompts, seed, LoRA, length; and under our own key the whole request
     sections/start.png  sections/end.png   start picture and final frame
     sections/000.png ... sections/NNN.png  keyframes by section; 0 is the end of the film
     sections/append.safetensors            latents that come after the film; only our own
 
-By hand, any folder and any name that begins with `start`, `end` or three digits will do.
+In a ZIP made by hand, pictures may lie in any folder; their names must begin with `start`, `end` or three digits.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ SUFFIXES = (".png", ".jpeg", ".jpg", ".webp")
 # Picture field -> its file's name without suffix.
 STEMS = {"image": "start", "end_image": "end"}
 LATENTS, LATENTS_STEM, LATENTS_SUFFIX = "append_latents", "append", ".safetensors"
-# What a ZIP holds, so that where it lacks one of these it says that there is none.
+# Fields that a ZIP always defines: one that is missing in it is empty, not unknown.
 CONTENTS = ("image", "end_image", "keyframes", "section_prompts", "prompt", "loras", "section_lora_scales")
 # Files that systems add to archives by themselves.
 CLUTTER = re.compile(r"__MACOSX/|(.*/)?(\._[^/]*|\.DS_Store|Thumbs\.db|desktop\.ini)$", re.IGNORECASE | re.DOTALL)
-# Of all pictures, so many whatever they are packed into, and so many more for each byte: a second and a half of decoding. A
-# picture of 1920 x 1080 pixels of one colour has 6 kB, a photo less than 20 pixels a byte.
+# Most pixels of all pictures together, which take a second and a half to decode, and more for each packed byte. A picture of
+# 1920 x 1080 pixels of one colour has 6 kB; a photo has less than 20 pixels per byte.
 FREE_PIXELS, MOST_PIXELS_PER_BYTE = 150_000_000, 100
-# Names in a note.
+# Most names listed in a note.
 MOST_LISTED = 50
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a ZIP says. mode: of the film that was exported, or "" where the existing program or a hand made the file.
+    """Hold what a ZIP says. mode: of the exported film, or "" if the existing program or a person made the file.
 
-    fields: of a request in JSON form, pictures as names of entries, sections counted from the film's end.
+    fields: request fields in JSON form, pictures as names of entries, sections counted from the film's end.
     notes: what was not understood or has no place.
     """
 
@@ -69,7 +69,7 @@ class Contents:
 
 
 def export_sections(request: Request, path: Path, language: str = "en") -> None:
-    """Write a film's ZIP. language: of the page of the existing program that shall read it.
+    """Write a film's ZIP. language: of the existing program's page that shall read it.
 
     The film need not be complete, but files that it names must be readable. Raises UserError; then nothing is written.
     """
@@ -94,10 +94,11 @@ def export_sections(request: Request, path: Path, language: str = "en") -> None:
 def import_sections(
     path: Path, onto: Request | None = None, how: How = "replace", uploads: Path = DEFAULT_UPLOADS
 ) -> tuple[Request, tuple[Problem, ...]]:
-    """The request that a ZIP makes of `onto` (of a new one of the ZIP's mode if None), and what had no place in it.
+    """Return the request that results from a ZIP and `onto`, and notes on what had no place in it.
 
-    how: "replace" takes pictures, prompts and LoRA from the ZIP even where it has none; "merge" adds the ZIP's to those of
-    `onto` and wins where both have one. Files are copied to `uploads`; raises UserError before anything is copied.
+    onto: the request to change; None is a new one of the ZIP's mode. how: "replace" takes pictures, prompts and LoRA from the
+    ZIP even where it has none; "merge" adds the ZIP's to those of `onto`, and the ZIP wins where both have one.
+    Files are copied to `uploads`. Raises UserError before anything is copied.
     """
     with tempfile.TemporaryDirectory(prefix=own_prefix()) as folder:
         with opened(path) as archive:
@@ -119,7 +120,7 @@ def _contents(archive: Archive, path: Path) -> Contents:
     texts = [name for name in useful if PurePosixPath(name).name.lower().endswith(("sections.yaml", "sections.yml"))]
     if not texts:
         raise UserError([Problem("sections", "zip_without_sections", {"file": str(path)})])
-    # The exact name before "mysections.yaml", the outer folder before the inner.
+    # Prefers the exact name to "mysections.yaml", and outer folders to inner ones.
     text = min(texts, key=lambda name: (len(PurePosixPath(name).stem), name.count("/"), name))
     if (size := archive.entries[text].file_size) > MAX_READ:
         sizes = {"size": size // 2**20, "limit": MAX_READ // 2**20}
@@ -140,21 +141,21 @@ def _contents(archive: Archive, path: Path) -> Contents:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """As many names as can be read, and how many more there are."""
+    """Return the first `MOST_LISTED` names as text, and the number of the others."""
     shown = names[:MOST_LISTED]
     more = f", \u2026 (+{len(names) - len(shown)})" if len(names) > len(shown) else ""
     return ", ".join(shown_name(name)[-100:] for name in shown) + more
 
 
 def _found_files(entries: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Pictures and latents by field, as entries; and the entries that are none."""
+    """Return the entries of pictures and latents by field, and the entries that are neither."""
     found: dict[str, Any] = {}
     keyframes: dict[str, str] = {}
     unused = []
     for entry in entries:
         base = PurePosixPath(entry).name.lower()
         field = next((field for field, stem in STEMS.items() if base.startswith(stem)), "")
-        # Of several for one place, the last name in the order of the alphabet counts.
+        # If several entries fit one field, the last in alphabetical order counts.
         if base == LATENTS_STEM + LATENTS_SUFFIX:
             unused += [found[LATENTS]] if LATENTS in found else []
             found[LATENTS] = entry
@@ -172,7 +173,10 @@ def _found_files(entries: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _edited(mode: str, own: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    """Our own fields, but the old value where it is not the one that was written beside them."""
+    """Return the fields of our own key, with each old key's value that differs from the one exported beside it.
+
+    Such a value was changed by hand.
+    """
     document = {**to_json(modes.MODES[mode]()), **own, "mode": mode}
     request = modes.from_json(document)
     if not isinstance(request, FilmRequest):
@@ -187,7 +191,7 @@ def _edited(mode: str, own: Mapping[str, Any], old: Mapping[str, Any]) -> dict[s
 
 
 def _unpacked(archive: Archive, fields: Mapping[str, Any], folder: Path, path: Path) -> dict[str, Path]:
-    """Entry -> unpacked file, each of which can be read. Raises UserError with all that cannot."""
+    """Return entry -> unpacked file for all files that the fields name. Raises UserError with all that cannot be read."""
     entries, places, problems = {}, {}, []
     pixels, most = 0, FREE_PIXELS
     for place, entry in _named(fields):
@@ -210,7 +214,7 @@ def _unpacked(archive: Archive, fields: Mapping[str, Any], folder: Path, path: P
 
 
 def _pixels(file: Path) -> int:
-    """How many pixels a picture would be decoded to; none if it is no picture."""
+    """Return the number of pixels of a decoded picture, 0 if the file is no picture."""
     try:
         with opened_picture(file) as picture:
             return picture.width * picture.height
@@ -219,7 +223,7 @@ def _pixels(file: Path) -> int:
 
 
 def _kept(files: Mapping[str, Path], uploads: Path) -> dict[str, str]:
-    """Entry -> path of its copy in the uploads folder; all of them or none."""
+    """Return entry -> path of its copy in the uploads folder. Raises UserError; then no copy is left."""
     before = set(uploads.iterdir()) if uploads.is_dir() else set()
     kept: dict[str, str] = {}
     try:
@@ -246,14 +250,14 @@ def _merged(document: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str,
         elif name == "loras":
             files = {lora["file"] for lora in value}
             merged[name] = [lora for lora in document[name] if lora["file"] not in files] + list(value)
-        # A ZIP that has no picture, text or seed of its own takes nobody's away.
+        # Empty values and a random seed in the ZIP do not replace the request's.
         elif value not in ("", -1):
             merged[name] = value
     return merged
 
 
 def _files(request: FilmRequest) -> Iterator[tuple[str, str]]:
-    """(place, file) of every file of a request, places such as "image" and "keyframes/3"; sections from the film's end."""
+    """Yield (place, file) of every file of a request: "image", "keyframes/3". Sections are counted from the film's end."""
     yield from _named(from_the_end(to_json(request)))
 
 
@@ -299,7 +303,7 @@ def _entry_name(place: str, file: str) -> str:
 
 
 def _as_it_is(file: str) -> bool:
-    """Whether the existing program reads a picture, by its name and by what it is."""
+    """Say whether the existing program reads a picture file: its suffix and its format must be known to it."""
     return Path(file).suffix.lower() in SUFFIXES and picture_format(file) in ("PNG", "JPEG", "WEBP")
 
 
@@ -307,6 +311,6 @@ def _write(archive: zipfile.ZipFile, file: str, name: str) -> None:
     if name.endswith(LATENTS_SUFFIX) or _as_it_is(file):
         archive.write(file, name)
     else:
-        # Kinds of pictures that the existing program does not find in a ZIP.
+        # The existing program does not find pictures of other formats in a ZIP.
         with archive.open(name, "w") as target:
             open_picture(file).save(target, "PNG")

@@ -1,7 +1,7 @@
-"""Files that people watch: MP4, PNG and animated previews. Everything is written beside its name and then renamed.
+"""Write and read MP4, PNG and animated previews. Every file is written beside its name and then renamed.
 
-Films are BT.709 of limited range, and say so in the stream and in the container. Players take an untagged film of 720 lines or
-more for that, and of fewer for BT.601, which is what this program once wrote.
+Films are BT.709 of limited range, and say so in the stream and in the container. Players assume BT.709 for untagged films of
+720 lines or more, and BT.601, which this program once wrote, for smaller ones.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from eichi_utils.files.paths import written_atomically
 from eichi_utils.files.safe_reading import UnsafeError, open_regular
 from eichi_utils.files.temporary import own_prefix
 
-# Preview cells are small; the page scales them up. 7.5 latents a second is the film's own pace (30 frames, 4 to a latent).
+# Milliseconds of a preview's frame. 7.5 latents per second is the film's own pace (30 frames, 4 to a latent).
 PREVIEW_MS = round(1000 * 4 / FPS)
-# For FFmpeg when it opens a film: it shall read nothing else, and decode nothing. By itself it decodes a frame of each track.
+# FFmpeg options for opening a film: read no other file, and decode nothing. By default it decodes a frame of each track.
 NO_DECODER = MappingProxyType({"protocol_whitelist": "none", "codec_whitelist": "none"})
-# FFmpeg's decoders that a film's frames may need. Those of single pictures take gigabytes for a frame of a few kilobytes.
+# FFmpeg's decoders that films may use. Those of still pictures take gigabytes for a frame of a few kilobytes.
 DECODERS = ("h264", "hevc", "mpeg4", "vp9", "libdav1d", "av1")
-# Of a frame: 4K, of which FFmpeg keeps 17 at most, 400 MB. From the last frame that needs none before it to the end of a film:
-# two seconds of a processor, and four times the longest distance that x264 has for a megapixel.
+# Most pixels of a frame (4K; FFmpeg keeps up to 17 of them, 400 MB), and of all frames from the last keyframe to the end of a
+# film: two seconds of a processor, or four times x264's longest keyframe distance (250 frames) of a megapixel each.
 MOST_PIXELS, MOST_DECODED = 4096 * 2304, 2**30
-# FFmpeg's numbers of matrices (ITU-T H.273), and those of swscale, which converts. Everything else is taken for BT.601.
+# FFmpeg's numbers of colour matrices (ITU-T H.273) -> those of swscale, which converts. All others count as BT.601.
 BT709 = 1
 MATRICES = {
     BT709: Colorspace.ITU709,
@@ -48,10 +48,10 @@ MATRICES = {
     9: Colorspace.BT2020,
     10: Colorspace.BT2020,
 }
-# Rounded to the nearest level, and the same on every processor.
+# Rounds to the nearest level, with the same result on every processor.
 EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
 
-# A file's path, or a file that is open in both directions.
+# A file's path, or a file that is open for reading and writing.
 Place = Path | IO[bytes]
 
 
@@ -62,7 +62,7 @@ def write_png(path: Path, picture: Image.Image, info: PngInfo) -> None:
 
 
 def animated_webp(frames: numpy.ndarray) -> bytes:
-    """(frames, height, width, 3) uint8 -> an endless animation."""
+    """Return an endless WebP animation of the frames (frames, height, width, 3) uint8."""
     pictures = [Image.fromarray(frame) for frame in frames]
     stream = io.BytesIO()
     pictures[0].save(
@@ -83,9 +83,9 @@ def animated_webp(frames: numpy.ndarray) -> bytes:
 def open_container(place: Place | str) -> Iterator[InputContainer]:
     """Open an MP4 or MOV for reading, if it is a regular file. Raises OSError, UnsafeError or av.FFmpegError.
 
-    place: a path, or a file that is open, read from its beginning. FFmpeg gets an open file and no name in either case: it
-    knows of no folder, device or network from which to read more. Bytes of the film's texts that are no UTF-8 are in them as
-    surrogates (PEP 383): one text in another encoding must not take the others away.
+    place: a path, or an open file, which is read from its beginning. FFmpeg gets an open file without a name in both cases, so
+    it knows no folder, device or network to read more from. Bytes of the film's texts that are no UTF-8 become surrogates (PEP
+    383), so that one text in another encoding does not hide the others.
     """
     with open_regular(place) if isinstance(place, (str, Path)) else nullcontext(place) as file:
         check_boxes(file)
@@ -101,7 +101,7 @@ def last_frame(path: Path) -> Image.Image:
             raise OSError(f"{path} has no pictures")
         stream = container.streams.video[0]
         _limit(stream)
-        # To the last frame that needs none before it.
+        # Seeks to the last keyframe.
         container.seek(stream.duration or 0, stream=stream)
         last, left = None, MOST_DECODED
         for last in container.decode(stream):
@@ -114,18 +114,18 @@ def last_frame(path: Path) -> Image.Image:
 
 
 def _limit(stream: av.VideoStream) -> None:
-    """Let a film's frames be decoded within limits. Raises UnsafeError, FilmLimitError for frames that are too large."""
+    """Allow a film's frames to be decoded within limits. Raises UnsafeError; FilmLimitError for frames that are too large."""
     context = stream.codec_context
     if context is None or context.name not in DECODERS:
         raise UnsafeError("its frames are not of a kind that is read here")
     if context.width * context.height > MOST_PIXELS:
         raise FilmLimitError("megapixels", MOST_PIXELS // 1_000_000)
-    # The container may say less than the frames have.
+    # The frames may be larger than the container says.
     context.options = {"max_pixels": str(MOST_PIXELS)}
 
 
 def to_frame(array: numpy.ndarray) -> av.VideoFrame:
-    """Return a frame of a film: (height, width, 3) uint8 as yuv420p of BT.709 and limited range."""
+    """Return a film's frame (yuv420p, BT.709, limited range) of an RGB array (height, width, 3) uint8."""
     frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(
         format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, interpolation=EXACT
     )
@@ -134,9 +134,9 @@ def to_frame(array: numpy.ndarray) -> av.VideoFrame:
 
 
 def from_frame(frame: av.VideoFrame) -> numpy.ndarray:
-    """Return a film's frame as (height, width, 3) uint8, by the matrix and range that it says it has.
+    """Return a film's frame as RGB (height, width, 3) uint8, by the matrix and range that it is tagged with.
 
-    One that says nothing is of a film that this program or its predecessor wrote before films were tagged: BT.601, limited.
+    Untagged frames are BT.601 of limited range, as this program and its predecessor wrote before films were tagged.
     """
     if frame.format.is_rgb:
         return frame.to_ndarray(format="rgb24")
@@ -151,19 +151,19 @@ def from_frame(frame: av.VideoFrame) -> numpy.ndarray:
 
 
 class FilmWriter:
-    """An H.264 film that grows at one side, each frame encoded once.
+    """Write an H.264 film that grows at one side and encode each frame once.
 
-    Final frames become segments; a film is the segments' packets one after another plus the frames that are still open. So a
-    film of n sections costs n encodings of a section, not n films, and no frame waits in memory for the end.
+    Frames that will not change become segments; a film is the segments' packets one after another, and the frames that may
+    still change. So a film of n sections costs n encodings of a section, not n films, and no frame waits in memory for the end.
 
-    Segments lie one after another in a file on the folder's disk that is open all the time: who deletes or moves the folder
-    does not take them away, and nobody has to clear it up.
+    Segments lie one after another in an unnamed file on the folder's disk, which is open all the time: it survives when the
+    folder is deleted or moved, and nobody has to clear it up.
     """
 
     def __init__(self, folder: Path, grows: Literal["front", "back"], crf: int, tags: Mapping[str, str]):
         self._grows, self._crf, self._tags = grows, crf, tags
         self._file = tempfile.TemporaryFile(prefix=own_prefix(), dir=folder)  # noqa: SIM115 (`__exit__` closes it)
-        # Where each begins in the file, and its bytes.
+        # Offset and number of bytes of each segment, in the order of playing.
         self._segments: list[tuple[int, int]] = []
         self._end = 0
 
@@ -171,12 +171,12 @@ class FilmWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What a full disk did not take is tried once more.
+        # Closing writes what a full disk refused before, and fails again.
         with suppress(OSError):
             self._file.close()
 
     def add(self, frames: numpy.ndarray) -> None:
-        """(frames, height, width, 3) uint8 that will not change any more."""
+        """Encode frames (frames, height, width, 3) uint8 that will not change any more, as a segment."""
         if len(frames):
             segment = self._encode(frames).getbuffer()
             self._file.seek(self._end)
@@ -186,7 +186,7 @@ class FilmWriter:
             self._end += len(segment)
 
     def write(self, path: Path, open_frames: numpy.ndarray) -> None:
-        """The film so far, with the frames at its growing edge that may still change."""
+        """Write the film so far, with the frames at its growing edge that may still change."""
         segments: list[Any] = self._segments
         if len(open_frames):
             segments = self._in_order(self._encode(open_frames), segments)
@@ -210,12 +210,12 @@ class FilmWriter:
 
 
 class FilmStream:
-    """An H.264 film whose frames come in the order of playing, each encoded as it comes."""
+    """Write an H.264 film whose frames come in the order of playing, and encode each as it comes."""
 
     def __init__(self, folder: Path, crf: int, tags: Mapping[str, str]):
         self._folder, self._crf, self._tags = folder, crf, tags
         self._files = ExitStack()
-        # The encoder and its file, from the first frames on.
+        # The encoder and its file, once there are frames.
         self._open: tuple[H264, IO[bytes]] | None = None
 
     def __enter__(self) -> FilmStream:
@@ -225,7 +225,7 @@ class FilmStream:
         self._files.close()
 
     def add(self, frames: numpy.ndarray) -> None:
-        """(frames, height, width, 3) uint8, even sides. Nothing is on the disk before."""
+        """Encode frames (frames, height, width, 3) uint8 with even sides. The first call creates folder and file."""
         if self._open is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Open all the time, as in `FilmWriter`.
@@ -237,7 +237,7 @@ class FilmStream:
         self._open[0].add(frames)
 
     def write(self, path: Path) -> None:
-        """Write all frames as a film; the last call. Raises ValueError if none were added."""
+        """Write all frames as a film. It must be the last call. Raises ValueError if no frames were added."""
         if self._open is None:
             raise ValueError("a film needs frames")
         encoder, file = self._open
@@ -247,33 +247,34 @@ class FilmStream:
 
 
 class H264:
-    """An open file of H.264, yuv420p, BT.709 of limited range, 30 frames a second; its sides are even."""
+    """Encode frames into an MP4: H.264, yuv420p, BT.709 of limited range, 30 frames per second; both sides must be even."""
 
     def __init__(self, place: Place, height: int, width: int, crf: int):
         self.container = av.open(place, "w", format="mp4")
         stream = self.container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # The muxer writes them into the container too, as a box `colr` of the kind `nclx`.
+        # The muxer writes these into the container too, as a box `colr` of the type `nclx`.
         context = stream.codec_context
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         context.colorspace, context.color_range = BT709, ColorRange.MPEG
-        # The same film on every processor. Without it x264's AVX-512 code gave small pictures other bytes from call to call.
+        # Makes the same film on every processor. Without it, x264's AVX-512 code gave small pictures other bytes from call to
+        # call.
         stream.options = {"crf": str(crf), "preset": "medium", "x264-params": "cpu-independent=1"}
         self._stream = stream
 
     def add(self, frames: numpy.ndarray) -> None:
-        """(frames, height, width, 3) uint8."""
+        """Encode frames (frames, height, width, 3) uint8."""
         for array in frames:
             self.container.mux(self._stream.encode(to_frame(array)))
 
     def finish(self) -> None:
-        """Write what the encoder still holds, and the container's end."""
+        """Write what the encoder still holds, and the end of the container."""
         self.container.mux(self._stream.encode())
         self.container.close()
 
 
 def encode_h264(place: Place, frames: numpy.ndarray, crf: int) -> None:
-    """(frames, height, width, 3) uint8, even sides -> H.264, yuv420p, BT.709, 30 frames a second."""
+    """Encode frames (frames, height, width, 3) uint8 with even sides as H.264, yuv420p, BT.709, 30 frames per second."""
     encoder = H264(place, frames.shape[1], frames.shape[2], crf)
     try:
         encoder.add(frames)
@@ -283,7 +284,10 @@ def encode_h264(place: Place, frames: numpy.ndarray, crf: int) -> None:
 
 
 def join_segments(segments: Iterable[Place], path: Path, tags: Mapping[str, str]) -> None:
-    """Films of the same encoder and settings one after another, without encoding again; playable while it loads."""
+    """Write films of the same encoder and settings one after another, without encoding again.
+
+    The result's header comes first, so that it plays while it loads. Raises UnsafeError, OSError or av.FFmpegError.
+    """
     options = {"movflags": "use_metadata_tags+faststart"}
     with av.open(str(path), "w", format="mp4", options=options) as container:
         container.metadata.update(tags)

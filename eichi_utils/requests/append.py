@@ -1,4 +1,4 @@
-"""How long a film is together with the earlier film's latents that come after it, from the file's header. Without torch."""
+"""Compute the length of a film that an earlier film's latents are appended to. Reads that file's header only, without torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from eichi_utils.requests.plan import Plan
 
 
 def whole_latents(plan: Plan) -> int:
-    """Latents of the film together with what is appended. Raises UserError where that file is gone."""
+    """Return the number of latents of a film together with the appended ones. Raises UserError if their file is gone."""
     append = plan.append
     if append is None:
         return plan.latents
@@ -17,10 +17,10 @@ def whole_latents(plan: Plan) -> int:
 
 
 def whole_frames(plan: Plan) -> int:
-    """Frames of the result."""
+    """Return the number of frames of a film together with the appended latents."""
     return frames_of(whole_latents(plan))
 
 
 def written_frames(plan: Plan) -> int:
-    """Frames of all films that are on the disk together at the end."""
+    """Return the frames of all films that lie on the disk at the end: the film alone, and the joined film if there is one."""
     return plan.frames + (whole_frames(plan) if plan.append else 0)

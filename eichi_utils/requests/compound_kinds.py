@@ -1,4 +1,4 @@
-"""Kinds of fields that hold several values: one for each of some sections, further pictures, LoRA files."""
+"""Define the kinds of fields with several values: one value per section, control pictures, LoRA files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from eichi_utils.problems import MOST_PROBLEMS, Problem, UserError, shown
 from eichi_utils.requests.kinds import Change, Kind, Number, wrong_type
 from eichi_utils.requests.loras import check_loras, from_flag, read_loras
 
-# Python takes digits of all scripts for numbers; no film has a million sections.
+# `str.isdecimal` and `int` accept the digits of all scripts. No film has a million sections.
 SECTION_NUMBER = re.compile("[0-9]{1,6}")
 
 
 @dataclass(frozen=True)
 class PerSection(Kind):
-    """A value of the kind `each` for each of some sections, by section number."""
+    """Hold a value of the kind `each` for some of the sections, by section number."""
 
     each: Kind
     _metavar = "K=VALUE"
@@ -36,7 +36,10 @@ class PerSection(Kind):
         return self.each.names_files
 
     def _read(self, value: Any) -> dict[int, Any]:
-        """Two spellings of one number, such as 7 and 07, would be two values for one section."""
+        """Return the values by section number.
+
+        Raises UserError for keys that are no section number, and for a second spelling of a number (7 and 07 are one section).
+        """
         if not isinstance(value, Mapping):
             raise TypeError(value)
         problems, found = [], {}
@@ -57,7 +60,7 @@ class PerSection(Kind):
         return [problem for key, part in value.items() for problem in self.each.check(f"{name}/{key}", part)]
 
     def to_json(self, value: Mapping[int, Any]) -> dict[str, Any]:
-        """Return the values by section number, as a text each, in the order of the sections."""
+        """Return the values by section number as text, in the order of the sections."""
         return {str(key): self.each.to_json(part) for key, part in sorted(value.items())}
 
     def map_files(self, place: str, value: Any, change: Change) -> Any:
@@ -73,7 +76,7 @@ class PerSection(Kind):
         return {key: part for key, part in value.items() if self.each.with_files(f"{place}/{key}", part, good) == part}
 
     def from_flag(self, name: str, given: Sequence[str]) -> tuple[Any, list[Problem]]:
-        """Return the values of texts such as `3=VALUE`, by section number, and a problem for each text that is none."""
+        """Return the values of texts such as `3=VALUE` by section number, and a problem for each text of another form."""
         pairs, problems = {}, []
         for text in given:
             key, equals, value = text.partition("=")
@@ -87,7 +90,10 @@ class PerSection(Kind):
 
 @dataclass(frozen=True)
 class Controls(Kind):
-    """Further pictures with a place each; item: the dataclass of one, with `check`, and files in its `image` and `mask`."""
+    """Hold further pictures that the model looks at, each with a time position.
+
+    item: the dataclass of one control, which has `check` and the paths `image` and `mask`.
+    """
 
     item: type
     _metavar = "FILE"
@@ -114,7 +120,7 @@ class Controls(Kind):
         return [problem for number, control in enumerate(value) for problem in control.check(f"{name}/{number}")]
 
     def to_json(self, value: tuple) -> list[dict[str, Any]]:
-        """Return an object for each, with all its fields."""
+        """Return a JSON object with all fields for each control."""
         return [dataclasses.asdict(item) for item in value]
 
     def map_files(self, place: str, value: Any, change: Change) -> Any:
@@ -122,7 +128,7 @@ class Controls(Kind):
         return map_entries(place, value, self.files, change)
 
     def with_files(self, place: str, value: Any, good: Callable[[str, str], bool]) -> Any:
-        """All of a control's files are named, and one that lacks a file is left out whole."""
+        """Return the controls whose files are all good. `good` is called for every file, also after one that is not good."""
         if not isinstance(value, (list, tuple)):
             return value
         return [entry for number, entry in enumerate(value) if self._is_whole(f"{place}/{number}", entry, good)]
@@ -136,7 +142,7 @@ class Controls(Kind):
 
 @dataclass(frozen=True)
 class Loras(Kind):
-    """LoRA files with a strength each, `max` of them at most. A file is a name below the LoRA folder, or a path."""
+    """Hold LoRA files with a strength each, `max` of them at most. A file is a name below the LoRA folder, or a path."""
 
     max: int
     _metavar = "FILE[=STRENGTH]"
@@ -158,7 +164,7 @@ class Loras(Kind):
         return check_loras(name, value, self.max)
 
     def to_json(self, value: tuple) -> list[dict[str, Any]]:
-        """Return an object for each, with all its fields."""
+        """Return a JSON object with all fields for each LoRA."""
         return [dataclasses.asdict(item) for item in value]
 
     def from_flag(self, name: str, given: Sequence[str]) -> tuple[Any, list[Problem]]:
@@ -167,7 +173,7 @@ class Loras(Kind):
 
 
 def map_entries(place: str, value: Any, names: Sequence[str], change: Change) -> Any:
-    """Return a JSON list of objects with the paths under these names changed; what is no such list stays."""
+    """Return a JSON list of objects with the paths under these names changed; a value of another form is returned as it is."""
     if not isinstance(value, (list, tuple)):
         return value
     return [

@@ -1,4 +1,4 @@
-"""The files that a request's JSON document names, with other paths: its pictures, masks and latents, and its LoRA."""
+"""Change the paths in a request's JSON document: those of its pictures, masks and latents, and those of its LoRA."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from eichi_utils.requests.compound_kinds import map_entries
 from eichi_utils.requests.kinds import Change
 from eichi_utils.requests.modes import all_kinds
 
-# Files that a request may name on a page. The longest film has 200 sections, each with a picture at most.
+# Most files that a request may name on a page. The longest film has 200 sections with one picture each.
 MOST_NAMED = 1000
 
 
 def map_pictures(document: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """Return the document with every path of a picture, mask or file changed; what is no path is left to the reading."""
+    """Return the document with `change(path)` for every path of a picture, mask or latents file.
+
+    Values of a wrong type are left as they are; reading the request reports them.
+    """
     return map_files(document, lambda place, path: change(path))
 
 
 def map_files(document: Mapping[str, Any], change: Change) -> dict[str, Any]:
-    """Do the same with a function of the place too: "image", "keyframes/3", "controls/0/mask"."""
+    """Return the document with `change(place, path)` for every path; places are "image", "keyframes/3", "controls/0/mask"."""
     kinds = all_kinds()
     return {name: kinds[name].map_files(name, value, change) if name in kinds else value for name, value in document.items()}
 
 
 def map_loras(document: Mapping[str, Any], change: Change) -> dict[str, Any]:
-    """Do the same for LoRA: "loras/0/file"."""
+    """Return the document with `change(place, path)` for every LoRA file; places are "loras/0/file"."""
     changed = dict(document)
     if "loras" in changed:
         changed["loras"] = map_entries("loras", changed["loras"], ("file",), change)
@@ -34,9 +37,9 @@ def map_loras(document: Mapping[str, Any], change: Change) -> dict[str, Any]:
 
 
 def with_files(document: Mapping[str, Any], good: Callable[[str], bool]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return the document without the files that are not good, and (field, path) of each of those.
+    """Return the document without the files that are not good, and (place, path) of each file left out.
 
-    Raises UserError where there are too many to look at each.
+    Raises UserError for more than `MOST_NAMED` files, since each is looked at.
     """
     kinds, places, left_out = all_kinds(), [], []
     map_files(document, lambda place, path: places.append(place) or path)

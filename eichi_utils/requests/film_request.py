@@ -1,4 +1,4 @@
-"""What both film modes ask for, and what keeps an earlier film's latents from coming after the film.
+"""Define the fields that both film modes share, and check whether an earlier film's latents can be appended.
 
 Files are looked at here, but not loaded; torch is not needed.
 """
@@ -16,25 +16,26 @@ from eichi_utils.requests.loras import STRONGEST, check_scales
 from eichi_utils.requests.plan import MOST_BETWEEN, Append, film_latents, section_count
 from eichi_utils.requests.request import Request, check_fields, check_prompts, check_sections
 
-# Of one end of a film; the longest has 1001.
+# Most latents that may be trimmed at one end of a film; the longest film has 1001.
 MOST_TRIMMED = 1000
-# After these, in any script, the next sentence begins without a comma.
+# A section's prompt follows one of these characters without a comma.
 SENTENCE_ENDS = ".,;:!?\u3001\u3002\uff0c\uff0e\uff01\uff1f"
 FIELD = "append_latents"
-# What says how the file is appended, and nothing without one.
+# Fields that say how the file is appended; they have no effect without one.
 DETAILS = ("append_trim_start", "append_trim_end", "film_trim_end", "join_latents")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilmRequest(Request):
-    """What both film modes ask for. `window` is the latents a section counts for: 9 (1 s) or 4.5 (0.5 s).
+    """Hold what both film modes ask for.
 
-    section_prompt_mode: whether a section's own prompt takes the common one's place or comes after it.
-    section_lora_scales: section number -> what the strength of every LoRA is multiplied by there; 1 where nothing is said.
-    keep_section_videos: the shorter films stay beside the whole one. section_stills: each section's last frame as a PNG.
-    save_frames: frames of all sections as PNGs, or of the one made last. save_latents: the film's latents as a file.
-    append_latents: a file of latents that comes after the film. append_trim_start, append_trim_end: latents left out at its
-    ends, film_trim_end: at the film's end. join_latents: latents in between that lead from one to the other.
+    window: latents that a section counts for, 9 (1 s) or 4.5 (0.5 s).
+    section_prompt_mode: whether a section's own prompt replaces the common one or extends it.
+    section_lora_scales: section number -> factor on the strength of every LoRA in that section; 1 if not given.
+    keep_section_videos: keep the shorter films made on the way. section_stills: save each section's last frame as a PNG.
+    save_frames: save as PNGs the frames of all sections, or of the section sampled last. save_latents: save the film's latents.
+    append_latents: a file of latents that follow the film. append_trim_start, append_trim_end: latents cut off at its ends.
+    film_trim_end: latents cut off at the film's end. join_latents: latents put between the two, leading from one to the other.
     """
 
     seconds: float = setting(1.0, Number(0.1, 120.0))
@@ -63,11 +64,11 @@ class FilmRequest(Request):
 
     @property
     def append(self) -> Append | None:
-        """What comes after the film."""
+        """Return what is appended to the film, or None."""
         return append_of(self)
 
     def section_prompt(self, number: int) -> str:
-        """What a section is told."""
+        """Return the prompt of a section: its own, the common one, or both in one text."""
         own, common = self.section_prompts.get(number, "").strip(), self.prompt.strip()
         if not own or not common:
             return own or self.prompt
@@ -92,20 +93,20 @@ class FilmRequest(Request):
 
 
 def idle_details(request: FilmRequest) -> tuple[str, ...]:
-    """Settings of an append that were made where nothing is appended."""
+    """Return the names of append settings that were changed although nothing is appended."""
     if request.append_latents:
         return ()
     return tuple(name for name in DETAILS if getattr(request, name))
 
 
 def append_problems(request: FilmRequest, wrong: frozenset[str]) -> list[Problem]:
-    """What keeps the file from coming after this film. wrong: fields that have problems of their own."""
+    """Return what keeps the file from being appended to this film. wrong: fields that have problems of their own."""
     if not request.append_latents or FIELD in wrong:
         return []
     try:
         info = read_info(request.append_latents)
     except UserError as error:
-        # It went away just now.
+        # The file was there when its field was checked.
         return list(error.problems)
     problems = []
     trimmed = request.append_trim_start + request.append_trim_end if not wrong & set(DETAILS) else 0
@@ -130,7 +131,7 @@ def append_problems(request: FilmRequest, wrong: frozenset[str]) -> list[Problem
 
 
 def append_of(request: FilmRequest) -> Append | None:
-    """Without a section in between: a straight line."""
+    """Return what is appended, with latents in between as a straight line (no bridge); None if no file is named."""
     if not request.append_latents:
         return None
     start, end, trim, between = (getattr(request, name) for name in DETAILS)

@@ -1,4 +1,4 @@
-"""The F1 mode: a film from its start to its end. Section 0 is sampled first and is the film's start."""
+"""Define the F1 mode, which makes a film from its start to its end. Section 0 is sampled first and is the film's start."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from eichi_utils.requests.plan import CONTEXT, Plan, Ref, Section, latents_per_s
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardRequest(FilmRequest):
-    """influence: how strongly the start picture holds, in percent; more is more static. Acts on the first section or all.
+    """Hold a request of the F1 mode.
 
-    vae_cache: decode each latent once and remember what the next ones need, instead of blending sections decoded twice.
+    influence: how strongly the start picture holds, in percent; more is more static. It acts on the first section or on all.
+    vae_cache: decode each latent once and keep what the next ones need, instead of blending sections decoded twice.
     """
 
     mode: ClassVar[str] = "forward"
@@ -26,13 +27,13 @@ class ForwardRequest(FilmRequest):
     vae_cache: bool = setting(False, Switch())
 
     def idle(self) -> tuple[str, ...]:
-        """Name the fields that have no effect, also which sections the start picture influences where it does not."""
+        """Return the fields that have no effect; one may be `influence_sections`, where the start picture has no influence."""
         without = self.influence == 100.0 or section_count(self.seconds, self.window) == 1
         return super().idle() + (("influence_sections",) if without and self.influence_sections == "all" else ())
 
     @once
     def plan(self) -> Plan:
-        """Return the sections from the film's start to its end, each looking at the start picture and what came before it."""
+        """Return the plan of sections from start to end; each looks at the start picture and at what came before it."""
         one, two, four = CONTEXT
         start, at_4x, at_2x, at_1x, frames = lay(1, four, two, one, latents_per_section(self.window))
         sections = []
@@ -58,6 +59,6 @@ class ForwardRequest(FilmRequest):
             opening_shown=True,
             pictures={"start": self.image},
             vae_cache=self.vae_cache,
-            # This model looks back only, so it cannot lead to what comes: latents in between lie in a straight line.
+            # F1 sees only earlier latents and cannot lead to later ones, so the latents in between are a straight line.
             append=self.append,
         )

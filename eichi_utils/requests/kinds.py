@@ -1,7 +1,7 @@
-"""Kinds of a request's fields: how a value is read and checked, which files it names, how it is given as a flag and shown.
+"""Define the kinds of a request's fields: how a value is read, checked, given as a flag and shown, and which files it names.
 
-A field is one line, such as `seconds: float = setting(1.0, Number(0.1, 120.0))`; whoever needs to know about fields asks their
-kinds, and has no list of names.
+A field is one line, such as `seconds: float = setting(1.0, Number(0.1, 120.0))`. Code that works on fields asks their kinds
+and keeps no list of names.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from eichi_utils.problems import Problem, shown
 MAX_PROMPT_CHARACTERS = 5000
 SWITCH_WORDS = MappingProxyType({"on": True, "off": False, "true": True, "false": False})
 
-# place such as "image", "keyframes/3" or "controls/0/mask", and the path there -> another path.
+# Function of a place ("image", "keyframes/3", "controls/0/mask") and the path there that returns another path.
 Change = Callable[[str, str], str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind(ABC):
-    """optional: whether no value is a value too, None, or "" for a file.
+    """Describe the values of a field.
 
-    repeated: whether its flag may be given several times. content: whether it is what a film is made of, and not how, and so no
-    setting. per_section: whether it has numbers of sections, which are counted anew where a request goes from one mode to
-    another.
+    optional: whether the field may be empty: None, or "" for a file.
+    repeated: whether its flag may be given several times.
+    content: whether the field says what a film is made of. Such a field is not stored among the settings.
+    per_section: whether its keys are section numbers, which are counted anew when a request goes from one mode to another.
     """
 
     optional: bool = False
@@ -50,20 +51,17 @@ class Kind(ABC):
 
     @property
     def metavar(self) -> str:
-        """Return what the value of its flag is called in the command line's help."""
+        """Return the name of the flag's value in the command line's help."""
         return self._metavar
 
     @property
     def shown_wrong(self) -> bool:
-        """Say whether a page can show a value that has something wrong in it.
-
-        A file may be back tomorrow, and a text can be made shorter.
-        """
+        """Say whether a page can show a value that is wrong: a missing file may come back, and a long text can be cut."""
         return self._shown_wrong
 
     @property
     def names_files(self) -> bool:
-        """Say whether its values name files of the user's, beside LoRA."""
+        """Say whether its values name files of the user, LoRA excepted."""
         return self._names_files
 
     def read(self, value: Any) -> Any:
@@ -75,11 +73,14 @@ class Kind(ABC):
         return [] if value is None and self.optional else self._check(name, value)
 
     def to_json(self, value: Any) -> Any:
-        """Return the value as JSON has it."""
+        """Return the JSON form of the value."""
         return value
 
     def map_files(self, place: str, value: Any, change: Change) -> Any:
-        """Return a JSON value with every path of a file changed; what is no path is left to the reading."""
+        """Return a JSON value with every path of a file changed.
+
+        Values of a wrong type stay; reading the request names them.
+        """
         return value
 
     def with_files(self, place: str, value: Any, good: Callable[[str, str], bool]) -> Any:
@@ -89,21 +90,21 @@ class Kind(ABC):
     def from_flag(self, name: str, given: Any) -> tuple[Any, list[Problem]]:
         """Return the JSON value of what the command line was given: a text, or texts where the flag may be repeated.
 
-        What cannot be read stays as it is; reading it will say what is wrong.
+        A text that cannot be read is returned as it is; reading the request reports it.
         """
         return given, []
 
     def in_words(self, value: Any) -> str:
-        """Return a JSON value as text for reading."""
+        """Return a JSON value as readable text."""
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     def word(self, name: str, value: Any) -> str:
-        """Return the key of the words for a JSON value, as far as there are any."""
+        """Return the key of a JSON value's words in the locale files, if there are any."""
         return f"page.{name}.{self.in_words(value)}"
 
     @property
     def nothing(self) -> Any:
-        """Return the value that stands for none, where there may be none."""
+        """Return the value of an empty field."""
         return None
 
     @abstractmethod
@@ -115,7 +116,7 @@ class Kind(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Kind):
-    """A text of at most `MAX_PROMPT_CHARACTERS`."""
+    """Take a text of at most `MAX_PROMPT_CHARACTERS` characters."""
 
     _metavar = "TEXT"
     _shown_wrong = True
@@ -135,7 +136,7 @@ class Text(Kind):
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(Text):
-    """A folder for results: a name below the program's own, or a path."""
+    """Take a folder for results: a name below the program's own folder, or a path."""
 
     _metavar = "DIR"
     _shown_wrong = False
@@ -146,14 +147,14 @@ class Folder(Text):
 
 @dataclass(frozen=True, kw_only=True)
 class File(Kind):
-    """A path of a file."""
+    """Take the path of a file."""
 
     _metavar = "FILE"
     content = _shown_wrong = _names_files = True
 
     @property
     def nothing(self) -> str:
-        """Return the path of no file."""
+        """Return "", the value of an empty file field."""
         return ""
 
     def _read(self, value: Any) -> str:
@@ -162,15 +163,15 @@ class File(Kind):
         return value
 
     def map_files(self, place: str, value: Any, change: Change) -> Any:
-        """Return the changed path; no path, and what is none, stays."""
+        """Return the changed path; "" and values of another type stay."""
         return change(place, value) if isinstance(value, str) and value else value
 
     def with_files(self, place: str, value: Any, good: Callable[[str, str], bool]) -> Any:
-        """Return the path, or none if it is not good."""
+        """Return the path, or "" if the file is not good."""
         return "" if isinstance(value, str) and value and not good(place, value) else value
 
     def from_flag(self, name: str, given: Any) -> tuple[Any, list[Problem]]:
-        """Return the path, which is relative to the current folder, as an absolute one."""
+        """Return the path as an absolute one; it is given relative to the current folder."""
         return os.path.abspath(given) if given else "", []
 
     def in_words(self, value: Any) -> str:
@@ -180,7 +181,7 @@ class File(Kind):
 
 @dataclass(frozen=True, kw_only=True)
 class Picture(File):
-    """A picture or a mask."""
+    """Take the path of a picture or a mask."""
 
     def _check(self, name: str, value: Any) -> list[Problem]:
         if not value:
@@ -190,7 +191,7 @@ class Picture(File):
 
 @dataclass(frozen=True, kw_only=True)
 class Latents(File):
-    """A file of latents."""
+    """Take the path of a file of latents."""
 
     def _check(self, name: str, value: Any) -> list[Problem]:
         return _listed(latents_problem(name, value)) if value else []
@@ -198,7 +199,7 @@ class Latents(File):
 
 @dataclass(frozen=True)
 class Number(Kind):
-    """A number from `min` to `max`, both allowed."""
+    """Take a number from `min` to `max`, both allowed."""
 
     min: float
     max: float
@@ -211,14 +212,14 @@ class Number(Kind):
     def _check(self, name: str, value: Any) -> list[Problem]:
         if isinstance(value, bool) or not isinstance(value, self._type):
             return [wrong_type(name, value)]
-        # A number that is none is in no range.
+        # NaN compares false and so is out of every range.
         if not self.min <= value <= self.max:
             numbers = {"value": shown(value), "min": self.min, "max": self.max}
             return [Problem(name, "out_of_range", {name: _tidy(number) for name, number in numbers.items()})]
         return []
 
     def from_flag(self, name: str, given: Any) -> tuple[Any, list[Problem]]:
-        """Return the number that the text says; what says none stays a text, for the reading to name."""
+        """Return the number that the text says; other texts stay, so that reading the request names them."""
         return number_from(given), []
 
     @property
@@ -228,7 +229,7 @@ class Number(Kind):
 
 @dataclass(frozen=True)
 class Integer(Number):
-    """A whole number from `min` to `max`, both allowed."""
+    """Take a whole number from `min` to `max`, both allowed."""
 
     min: int
     max: int
@@ -245,14 +246,17 @@ class Integer(Number):
 
 @dataclass(frozen=True)
 class Choice(Kind):
-    """One of `choices`, all of one type. names: what a choice is called in the keys of words, where that is not its value."""
+    """Take one of `choices`, which are all of one type.
+
+    names: what a choice is called in the keys of the locale files, where that is not its value.
+    """
 
     choices: tuple[Any, ...]
     names: Mapping[Any, str] = dataclasses.field(default_factory=dict)
 
     @property
     def metavar(self) -> str:
-        """Return all choices, for the command line's help."""
+        """Return all choices, joined by "|", for the command line's help."""
         return "|".join(map(_as_choice, self.choices))
 
     def _read(self, value: Any) -> Any:
@@ -267,18 +271,18 @@ class Choice(Kind):
         return [Problem(name, "not_a_choice", {"value": shown(value), "choices": ", ".join(map(_as_choice, self.choices))})]
 
     def from_flag(self, name: str, given: Any) -> tuple[Any, list[Problem]]:
-        """Return the choice as JSON has it: a number where the text says one."""
+        """Return the JSON form of the choice: a number if the text is one."""
         return number_from(given), []
 
     def word(self, name: str, value: Any) -> str:
-        """Return the key of a choice's words, by its name where it has one."""
+        """Return the key of a choice's words in the locale files, by its name if it has one."""
         known = value if isinstance(value, (str, int, float)) else None
         return f"page.{name}.{self.names[known]}" if known in self.names else super().word(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Switch(Kind):
-    """On or off."""
+    """Take True or False."""
 
     _metavar = "on|off"
 
@@ -291,12 +295,12 @@ class Switch(Kind):
         return [] if isinstance(value, bool) else [wrong_type(name, value)]
 
     def from_flag(self, name: str, given: Any) -> tuple[Any, list[Problem]]:
-        """Return True or False for the words of `SWITCH_WORDS`, in capitals too."""
+        """Return True or False for the words of `SWITCH_WORDS`, in any case; other texts stay."""
         return SWITCH_WORDS.get(given.lower(), given), []
 
 
 def setting(default: Any, kind: Kind, content: bool | None = None) -> Any:
-    """Return a request's field. content: whether it is what a film is made of; by default as the kind says."""
+    """Return a dataclass field of this kind. content: overrides `kind.content`."""
     metadata = {"kind": kind, "content": kind.content if content is None else content}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=dict, metadata=metadata)
@@ -305,25 +309,25 @@ def setting(default: Any, kind: Kind, content: bool | None = None) -> Any:
 
 @cache
 def kinds_of(request: type) -> Mapping[str, Kind]:
-    """Return the kinds of a request class's fields, by name, in their order."""
+    """Return the kinds of a request class's fields by name, in the order of the fields."""
     return MappingProxyType({field.name: field.metadata["kind"] for field in dataclasses.fields(request)})
 
 
 @cache
 def content_of(request: type) -> frozenset[str]:
-    """Return the names of the fields that say what a film is made of, and not how."""
+    """Return the names of the fields that say what a film is made of (`content`)."""
     return frozenset(field.name for field in dataclasses.fields(request) if field.metadata["content"])
 
 
 def wrong_type(name: str, value: Any) -> Problem:
-    """Return what is wrong with a value of another type, or with none where one is needed."""
+    """Return the problem that a value has the wrong type, or that it is missing."""
     if value is None or value == "":
         return Problem(name, "value_needed")
     return Problem(name, "wrong_type", {"value": shown(value)})
 
 
 def number_from(text: str) -> int | float | str:
-    """Return the number that a text says; what is none, or is too large for one, stays as it was written, to be named."""
+    """Return the number that a text says. Other texts, and numbers too large for a float, are returned as written."""
     try:
         return int(text)
     except ValueError:
@@ -331,7 +335,7 @@ def number_from(text: str) -> int | float | str:
 
 
 def finite_number(text: str, otherwise: Any = None) -> Any:
-    """Return the number that a text says; `otherwise` for a text that says none that can be counted with."""
+    """Return the finite number that a text says, or `otherwise`."""
     try:
         number = float(text)
     except ValueError:
@@ -348,5 +352,5 @@ def _as_choice(choice: Any) -> str:
 
 
 def _tidy(number: float) -> float | int:
-    """7.0 as 7, for reading; one beyond the integers that floats know stays 1e+308 and not 309 digits."""
+    """Return 7.0 as 7, for reading. Floats above 2**53 stay, so that 1e+308 is not written with 309 digits."""
     return int(number) if isinstance(number, float) and number.is_integer() and abs(number) < 2**53 else number

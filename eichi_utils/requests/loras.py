@@ -1,4 +1,4 @@
-"""The LoRA files of a request: where they lie, and what is wrong with them. Reads headers, no tensors."""
+"""Locate and check the LoRA files of a request. Reads headers, and tensors only to find values that are not finite."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from lora_utils.peft import config_beside
 from lora_utils.scales import check_alphas
 
 STRONGEST = 2.0
-# As many slots as a page has; what is more would be out of its user's sight.
+# A page has this many slots; more files could not be shown there.
 MOST_LORAS = 12
-# Characters; no file system takes longer paths.
+# In characters; no file system takes longer paths.
 LONGEST_SHOWN = 4096
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A file and how strongly it acts: 1 as it was trained, 0 not at all, below 0 the other way.
+    """Name a LoRA file and its strength: 1 is as trained, 0 is no effect, below 0 the opposite direction.
 
-    file: a path, or a name below webui/lora, which is the same on every computer. The default strength is that of the existing
-    program.
+    file: a path, or a name below webui/lora, which is the same on every computer.
+    The default strength is that of the existing program.
     """
 
     file: str
@@ -39,13 +39,16 @@ class Lora:
 
     @property
     def path(self) -> Path:
-        """A name that leads out of webui/lora, as no request of ours has one, is looked for there by its last part."""
+        """Return the file's path.
+
+        Of a relative path that leads out of webui/lora only the last part is used, below that folder.
+        """
         if is_below(self.file) or Path(self.file).is_absolute():
             return LORAS / self.file
         return LORAS / Path(self.file.replace("\\", "/")).name
 
     def check(self, field: str) -> list[Problem]:
-        """What is wrong with the file by itself, and with the strength."""
+        """Return what is wrong with the file on its own, and with the strength."""
         problems = []
         if not isinstance(self.file, str) or not self.file.strip():
             problems.append(Problem(f"{field}/file", "value_needed"))
@@ -66,26 +69,29 @@ class Lora:
 
 
 def lora_problem(field: str, error: LoraError) -> Problem:
-    """Return what the user is told of a file that cannot be used. field: of the request, with the file's number."""
+    """Return the problem that tells the user why a file cannot be used.
+
+    field: the request's, with the file's number, such as "loras/0".
+    """
     values = {name: _short(value) if isinstance(value, str) else value for name, value in error.values.items()}
     return Problem(f"{field}/file", f"lora_{error.key}", values)
 
 
 def _short(text: str) -> str:
-    """A name that no sentence could hold by its beginning and end; what cannot be written is a question mark."""
+    """Return a text of at most `LONGEST_SHOWN` characters, its middle left out; characters without UTF-8 become "?"."""
     text = text.encode(errors="replace").decode()
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN // 2]} ... {text[-LONGEST_SHOWN // 2 :]}"
 
 
 def is_below(file: str) -> bool:
-    """Whether a request's name of a file can only mean one below webui/lora, wherever links in there lead."""
-    # Both kinds of slashes, and a drive such as C:, whatever the system.
+    """Say whether a file's name in a request can only mean one below webui/lora, wherever links in that folder lead."""
+    # PureWindowsPath knows both slashes and drives such as C: on every system.
     path = PureWindowsPath(file)
     return bool(file) and not path.anchor and ".." not in path.parts
 
 
 def named(path: str | Path) -> str:
-    """How a request names a file: below webui/lora by its name there, elsewhere by its absolute path.
+    """Return the name of a file in a request: its path below webui/lora if it lies there, else its absolute path.
 
     A relative path is looked for in the current folder first, then below webui/lora.
     """
@@ -96,15 +102,19 @@ def named(path: str | Path) -> str:
 
 
 def shown_name(file: str | Path) -> str:
-    """What a page calls a file: by its name below webui/lora, where two folders may have files of one name; elsewhere a file is
-    known by its own name alone."""
+    """Return the name of a file on a page: its path below webui/lora, or its bare name if it lies elsewhere.
+
+    Two folders below webui/lora may have files of one name.
+    """
     path = Path(file)
     return path.relative_to(LORAS).as_posix() if path.is_relative_to(LORAS) else path.name
 
 
 def from_flag(text: str) -> dict[str, Any]:
-    """`FILE` or `FILE=STRENGTH` as JSON. An equals sign in the name of a file that is there belongs to the name, and so does
-    one before something that is no number."""
+    """Return the JSON form of `FILE` or `FILE=STRENGTH`.
+
+    An equals sign belongs to the file's name if a file of that name exists, or if no number follows it.
+    """
     if os.path.exists(text) or os.path.exists(LORAS / text):
         return {"file": named(text)}
     file, _, strength = text.rpartition("=")
@@ -112,12 +122,12 @@ def from_flag(text: str) -> dict[str, Any]:
         number = float(strength)
     except ValueError:
         return {"file": named(text)}
-    # One that is too large for a number is named as it was written.
+    # A strength beyond the floats stays a text, so that the check names it as it was written.
     return {"file": named(file), "strength": strength if math.isinf(number) else number} if file else {"file": named(text)}
 
 
 def named_beside(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A request's JSON document whose LoRA files that lie beside it are named by their path."""
+    """Return a request's JSON document in which LoRA files that lie in `folder` are named by their path."""
     changed = dict(document)
     if isinstance(entries := changed.get("loras"), (list, tuple)):
         changed["loras"] = [_beside(entry, folder) for entry in entries]
@@ -126,14 +136,14 @@ def named_beside(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _beside(entry: Any, folder: Path) -> Any:
     file = entry.get("file") if isinstance(entry, Mapping) else None
-    # Asked so, a name that is too long or holds a NUL is that of no file.
+    # `os.path.isfile` returns False, and raises nothing, for a name that is too long or holds a NUL.
     if isinstance(file, str) and (is_below(file) or Path(file).is_absolute()) and os.path.isfile(folder / file):
         return {**entry, "file": named(folder / file)}
     return entry
 
 
 def read_loras(value: Any) -> tuple[Lora, ...]:
-    """From JSON: a list of {"file": ..., "strength": ...}. Raises TypeError, or UserError naming the entry."""
+    """Return the LoRA of a JSON list of {"file": ..., "strength": ...}. Raises TypeError, or UserError naming the entry."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in value):
         raise TypeError(value)
     names = {field.name for field in dataclasses.fields(Lora)}
@@ -151,14 +161,14 @@ def _float(value: Any) -> Any:
 
 
 def check_loras(name: str, value: Sequence[Lora], most: int) -> list[Problem]:
-    """Return what is wrong with the files of a field of that name, of which there may be so many."""
+    """Return what is wrong with the files of the field `name`, of which there may be `most`."""
     if len(value) > most:
         return [Problem(name, "lora_too_many", {"count": len(value), "max": most})]
     return [problem for number, lora in enumerate(value) for problem in lora.check(f"{name}/{number}")]
 
 
 def scaled(loras: Sequence[Lora], scale: float) -> tuple[float, ...] | None:
-    """Strengths where all are multiplied by the scale; None where that changes nothing."""
+    """Return the strengths multiplied by the scale; None if that changes nothing."""
     return None if scale == 1.0 or not loras else tuple(lora.strength * scale for lora in loras)
 
 
@@ -168,7 +178,10 @@ def _is_strength(value: Any) -> bool:
 
 
 def check_scales(loras: Sequence[Lora], scales: Mapping[int, float]) -> list[Problem]:
-    """A section may not make a LoRA stronger than it can be anywhere; what is no such number by itself is said elsewhere."""
+    """Return a problem for each section whose scale makes a LoRA stronger than `STRONGEST`.
+
+    Strengths and scales that are wrong on their own are reported by their fields' checks and skipped here.
+    """
     problems = []
     strengths = [lora.strength for lora in loras if _is_strength(lora.strength)]
     for number, scale in sorted(scales.items()):
@@ -180,7 +193,10 @@ def check_scales(loras: Sequence[Lora], scales: Mapping[int, float]) -> list[Pro
 
 
 def layouts(loras: Sequence[Lora], layers: Shapes) -> list[tuple[Header, Layout]]:
-    """What each file does to a network with these layers. Raises UserError with every file that cannot be used."""
+    """Return header and layout of each file for a network with these layers.
+
+    Raises UserError with every file that cannot be used.
+    """
     found, problems = [], []
     for number, lora in enumerate(loras):
         try:
@@ -194,7 +210,10 @@ def layouts(loras: Sequence[Lora], layers: Shapes) -> list[tuple[Header, Layout]
 
 
 def layout_of(path: Path, header: Header, layers: Shapes) -> Layout:
-    """Raises LoraError for a file that does not fit these layers, and for one that would make every film of it black."""
+    """Return how a file's tensors fit these layers.
+
+    Raises LoraError for a file that does not fit, and for one with values that are not finite, which would make a black film.
+    """
     layout = analyse(header, layers, str(path))
     check_alphas(path, header, layout)
     used = tuple(key for entry in layout.entries for key in entry.keys.values())
@@ -205,12 +224,18 @@ def layout_of(path: Path, header: Header, layers: Shapes) -> Layout:
 
 @lru_cache(maxsize=64)
 def _first_not_finite(path: Path, state: tuple, keys: tuple[str, ...]) -> str | None:
-    """Kept by file state, so that a file of a gigabyte is read once and not again at every check of a request."""
+    """Return the name of the first tensor with a value that is not finite, or None.
+
+    The result is cached by the file's state: a file of a gigabyte is read once and not at every check of a request.
+    """
     return first_not_finite(path, read_header(path), keys)
 
 
 def file_state(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Tells a file, and what PEFT wrote beside it, from others under the same names. Raises LoraError ("missing")."""
+    """Return path, size and time of a file and of the PEFT configuration beside it, which change when the files do.
+
+    Raises LoraError ("missing").
+    """
     found = []
     for file in filter(None, (path, config_beside(path))):
         try:

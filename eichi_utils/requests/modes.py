@@ -1,4 +1,4 @@
-"""The three modes by name. A new mode is a request class with a plan, and a page."""
+"""List the three modes by name. A new mode is a request class with a plan, and a page."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MODES: Mapping[str, type[Request]] = MappingProxyType(
 
 @cache
 def all_kinds() -> Mapping[str, Kind]:
-    """Return the kind of every field of every mode, by name: documents need not say their mode, and need not be whole."""
+    """Return the kind of every field of every mode by name, for documents that may lack their mode or some fields."""
     return MappingProxyType({name: kind for request in MODES.values() for name, kind in kinds_of(request).items()})
 
 
 def from_json(document: Any) -> Request:
-    """The request of any mode from its JSON document; see `eichi_utils.requests.request.from_json`."""
+    """Return the request of a JSON document of any mode; see `eichi_utils.requests.request.from_json`."""
     return requests.from_json(document, MODES)

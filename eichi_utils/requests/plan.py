@@ -1,6 +1,6 @@
-"""Plans: which sections to sample, what each may look at, and at which time positions; in integers and names.
+"""Describe what to sample as data: the sections of a film, the latents each looks at, and their time positions.
 
-A plan is the whole difference between the modes. The driver carries out any plan and never asks for the mode.
+All differences between the modes are in their plans. The driver carries out any plan and never asks for the mode.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 from diffusers_helper.vae.frames import FPS, FRAMES_PER_LATENT, frames_of
 
-# A section looks at 1, 2 and 16 latents of history at full, half and quarter resolution (spec: 1x, 2x, 4x context).
+# Latents of history that a section looks at in full, half and quarter resolution (1x, 2x and 4x context).
 CONTEXT = (1, 2, 16)
-# Latents that can be put between two films; the model was trained on 9 at a time.
+# Most latents that can be put between two films; the model was trained on 9 at a time.
 MOST_BETWEEN = 12
 
 
 @dataclass(frozen=True)
 class Ref:
-    """Latents a section looks at.
+    """Refer to latents that a section looks at.
 
     source: "history", "zeros", or the name of a picture of the plan.
     at: the time positions the model is told; their number is the number of latents.
@@ -39,10 +39,10 @@ class Ref:
 
 @dataclass(frozen=True)
 class Section:
-    """One sampling of `len(frames)` latents at the time positions `frames`.
+    """Describe one sampling of `len(frames)` latents at the time positions `frames`.
 
-    initial: picture whose latent the noise is mixed with when `strength` is below 1.
-    lora_strengths: one for each of the request's LoRA in the place of its own; None leaves them as they are.
+    initial: name of the picture whose latent is mixed into the noise when `strength` is below 1.
+    lora_strengths: one for each LoRA of the request, in place of its own; None keeps those.
     """
 
     frames: range
@@ -57,11 +57,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Append:
-    """Latents of an earlier film that come after this one.
+    """Describe the latents of an earlier film that follow this one.
 
-    file: where they are. skip_start, skip_end: latents left out at its ends. trim: latents left out at this film's end.
-    between: latents in between. bridge: how these are sampled, with the appended latents as history and the last latent before
-    them as the picture "film"; None where they lie in a straight line from one film to the other.
+    file: where they are. skip_start, skip_end: latents cut off at its ends. trim: latents cut off at this film's end.
+    between: latents put between the two films. bridge: how these are sampled, with the appended latents as history and the last
+    latent before them as the picture "film"; None for a straight line from one film to the other.
     """
 
     file: str
@@ -74,14 +74,14 @@ class Append:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything the driver needs to know besides numbers of the sampler.
+    """Hold everything that the driver needs besides the sampler's numbers.
 
-    checkpoint: "framepack" or "framepack_f1", the transformer's family.
+    checkpoint: the transformer's family.
     grows: the side at which new latents join the film.
     opening: latent at the history's growing edge before the first section; part of the film if `opening_shown`.
     closing: latent put at the growing edge after the last section.
     vae_cache: each latent is decoded once, after those before it; only for a film that grows at the back.
-    append: what comes after this film; `sections`, `latents` and `frames` are those of this film alone.
+    append: what follows this film; `sections`, `latents` and `frames` are those of this film alone.
     pictures, masks: name -> path of the file.
     """
 
@@ -99,70 +99,70 @@ class Plan:
 
     @property
     def samplings(self) -> tuple[Section, ...]:
-        """Every section that is sampled: the film's, and the one between it and what is appended."""
+        """Return every section that is sampled: the film's, and the bridge to the appended latents if there is one."""
         return (*self.sections, self.append.bridge) if self.append and self.append.bridge else self.sections
 
     @property
     def parts(self) -> int:
-        """Sections, and joining as one more, whether something is sampled for it or not."""
+        """Return the number of parts that progress counts: the sections, and joining as one more, with or without a bridge."""
         return len(self.sections) + (1 if self.append else 0)
 
     @property
     def section_latents(self) -> int:
-        """Return how many latents a section samples; all sample as many."""
+        """Return the number of latents of a section; all sections have the same number."""
         return len(self.sections[0].frames)
 
     @property
     def latents(self) -> int:
-        """Latents of the finished film."""
+        """Return the number of latents of the finished film."""
         return self.latents_after(len(self.sections))
 
     def latents_after(self, sections: int) -> int:
-        """Latents of the film after so many sections."""
+        """Return the number of latents of the film after this many sections."""
         opening = 1 if self.opening_shown else 0
         closing = 1 if self.closing and sections == len(self.sections) else 0
         return opening + sum(len(section.frames) for section in self.sections[:sections]) + closing
 
     @property
     def frames(self) -> int:
-        """Return how many frames the finished film has, without what is appended."""
+        """Return the number of frames of the finished film, without what is appended."""
         return frames_of(self.latents)
 
     def section_frames(self, number: int) -> range:
-        """The frames of the finished film that a section adds to it, in the order of playing from 0."""
+        """Return the frames that a section adds, as positions in the finished film, which begins with frame 0."""
         before = frames_of(self.latents_after(number)) if number else 0
         after = frames_of(self.latents_after(number + 1))
         return range(self.frames - after, self.frames - before) if self.grows == "front" else range(before, after)
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The distinct prompts, in order of first use."""
+        """Return the distinct prompts in order of first use."""
         return tuple(dict.fromkeys(section.prompt for section in self.samplings))
 
 
 def latents_per_section(window: float) -> int:
-    """Latents sampled for a window: 9 for 9, 5 for 4.5."""
+    """Return the number of latents sampled for a window: 9 for 9, 5 for 4.5."""
     return math.ceil(window)
 
 
 def section_count(seconds: float, window: float) -> int:
-    """Sections of a film of about so many seconds: at least 1, Python's rounding (half to even), as the reference."""
+    """Return the number of sections of a film of about this length, at least 1; rounded half to even, as in the reference."""
     return max(1, round(seconds * FPS / (FRAMES_PER_LATENT * window)))
 
 
 def film_latents(seconds: float, window: float) -> int:
-    """Latents of a film of so many sections and its start picture."""
+    """Return the number of latents of a film of this length: its sections' and its start picture's."""
     return 1 + section_count(seconds, window) * latents_per_section(window)
 
 
 def lay(*lengths: int) -> tuple[range, ...]:
-    """Consecutive ranges of these lengths from 0: `lay(1, 16)` is `range(0, 1), range(1, 17)`."""
+    """Return consecutive ranges of these lengths, beginning at 0: `lay(1, 16)` is `range(0, 1), range(1, 17)`."""
     ends = tuple(accumulate(lengths))
     return tuple(range(end - length, end) for end, length in zip(ends, lengths, strict=True))
 
 
 def once(plan: Callable[[Any], Plan]) -> Callable[[Any], Plan]:
-    """Make a request's plan once: a request never changes, and a page asks for its plan in six places at every key pressed."""
+    """Cache a request's plan in the request, which never changes: a page asks for it in six places at every key pressed."""
 
     @wraps(plan)
     def kept(self: Any) -> Plan:

@@ -1,4 +1,4 @@
-"""The request: the one document behind form, preset, queue, command line and file metadata.
+"""Define the request: the one document behind form, preset, queue, command line and file metadata.
 
 A request is a frozen dataclass. The metadata of its fields (kind, limits, choices) is the only place where limits are
 written down: checks, command line and pages read it from here.
@@ -19,36 +19,38 @@ from eichi_utils.requests.kinds import Choice, Folder, Integer, Number, Picture,
 from eichi_utils.requests.loras import MOST_LORAS, Lora
 from eichi_utils.requests.plan import Plan
 
-# Seeds travel through JSON and JavaScript, whose numbers are exact up to 2**53.
+# Seeds pass through JSON and JavaScript, whose numbers are exact up to 2**53.
 MAX_SEED = 2**53 - 1
-# Drawn seeds stay in the range users of the family know.
+# Drawn seeds stay in the range that users of related programs know.
 DRAWN_SEED_LIMIT = 2**32
-# How the transformer's weights are kept: as the device likes them, in 16 bits, or in 8 bits with a scale for every channel.
+# Formats of the transformer's weights: chosen for the device, 16 bits, or 8 bits with a scale for every channel.
 PRECISIONS = ("auto", "bfloat16", "int8", "float8")
-# The published models (FramePack, and its F1 in the forward mode), or the small one that comes with the program.
+# The published models (FramePack, and its F1 in the forward mode), and the small one that comes with the program.
 MODELS = ("framepack", "miniature")
-# Films that one Start may ask for.
+# Most films that one press of Start may ask for.
 MAX_BATCH = 100
 SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request(ABC):
-    """What every mode asks for. checkpoint: the transformer that the mode needs.
+    """Hold what every mode asks for.
 
-    vae_tile: pixels of the side of the squares that frames are decoded in; None takes whole frames where memory allows.
-    batch: how many jobs, each with the next seed. output_folder: below the program's, or a path; "" is the program's own.
+    checkpoint: the transformer that the mode needs.
+    vae_tile: side in pixels of the square tiles that frames are decoded in; None decodes whole frames where memory allows.
+    batch: number of jobs, each with the next seed. output_folder: a name below the program's folder, or a path; "" is that
+    folder.
     """
 
     mode: ClassVar[str]
     checkpoint: ClassVar[Literal["framepack", "framepack_f1"]] = "framepack"
 
     def check(self) -> tuple[Problem, ...]:
-        """Everything that keeps this request from being carried out; empty if nothing does."""
+        """Return everything that keeps this request from being carried out; empty if nothing does."""
         return tuple(check_fields(self) + check_prompts(self))
 
     def idle(self) -> tuple[str, ...]:
-        """Fields that were set but can have no effect beside the others; the user is told."""
+        """Return the names of fields that were set but have no effect beside the others, so that the user can be told."""
         idle = []
         if self.cfg_scale == 1.0:
             idle += [name for name in ("negative_prompt", "guidance_rescale") if getattr(self, name)]
@@ -60,7 +62,7 @@ class Request(ABC):
 
     @abstractmethod
     def plan(self) -> Plan:
-        """What to sample; call it on a checked request. Implementations are marked `plan.once`."""
+        """Return what to sample. Call it on a checked request; implementations are decorated with `plan.once`."""
 
     model: str = setting("framepack", Choice(MODELS))
     image: str = setting("", Picture())
@@ -90,7 +92,7 @@ def check_fields(request: Request) -> list[Problem]:
 
 
 def check_prompts(request: Request, sections: int | None = None) -> list[Problem]:
-    """An empty prompt is a problem unless every section brings its own; section numbers must exist in the film."""
+    """Return a problem if the prompt is empty, unless each of the `sections` has its own."""
     problems = []
     own = dict(getattr(request, "section_prompts", {}))
     covered = sections is not None and all(str(own.get(i, "")).strip() for i in range(sections))
@@ -100,7 +102,7 @@ def check_prompts(request: Request, sections: int | None = None) -> list[Problem
 
 
 def check_sections(name: str, keys: Mapping[int, str], sections: int) -> list[Problem]:
-    """Each key must be the number of a section that the film has."""
+    """Return a problem for each key that is not the number of a section of the film, which has `sections` of them."""
     return [
         Problem(name, "section_unknown", {"section": shown(key), "last": sections - 1})
         for key in keys
@@ -109,14 +111,14 @@ def check_sections(name: str, keys: Mapping[int, str], sections: int) -> list[Pr
 
 
 def with_seed(request: Request) -> Request:
-    """The request with a drawn seed where it asks for a random one (-1), so that what is stored reproduces the result."""
+    """Return the request with a drawn seed if its seed is -1 (random), so that what is stored reproduces the result."""
     if request.seed != -1:
         return request
     return dataclasses.replace(request, seed=random.SystemRandom().randrange(DRAWN_SEED_LIMIT))
 
 
 def requests_of_batch(request: Request) -> tuple[Request, ...]:
-    """One request for each film of the batch, with a drawn seed and those that follow it."""
+    """Return one request for each film of the batch: the first with its seed, drawn if random, the others with the next."""
     first = with_seed(request)
     seeds = ((first.seed + number) % (MAX_SEED + 1) for number in range(request.batch))
     return tuple(dataclasses.replace(first, seed=seed, batch=1) for seed in seeds)
@@ -129,10 +131,10 @@ def to_json(request: Request) -> dict[str, Any]:
 
 
 def from_json(document: Any, kinds: Mapping[str, type[Request]]) -> Request:
-    """A request from its JSON document; `kinds` maps mode to request class.
+    """Return the request of a JSON document; `kinds` maps mode to request class.
 
-    Unknown keys and values of the wrong type raise UserError, together with what the request's `check()` finds; otherwise
-    ranges and pictures are left to that.
+    Raises UserError for unknown keys and values of the wrong type, together with what the request's `check()` finds. Without
+    such errors ranges and files are not checked here.
     """
     if not isinstance(document, Mapping):
         raise UserError([Problem("", "not_an_object")])
@@ -154,7 +156,7 @@ def from_json(document: Any, kinds: Mapping[str, type[Request]]) -> Request:
             problems.append(wrong_type(key, value))
     request = kinds[mode](**values)
     if problems:
-        # What could be read is checked too, so that nobody mends a request one sentence at a time.
+        # The rest is checked too, so that the user sees all problems at once.
         named = {problem.field for problem in problems}
         problems += [problem for problem in request.check() if problem.field not in named]
         raise UserError(problems[:MOST_PROBLEMS])

@@ -1,4 +1,4 @@
-"""The standard mode: a film from its end to its start. Section 0 is sampled first and is the film's end."""
+"""Define the standard mode, which makes a film from its end to its start. Section 0 is sampled first and is the film's end."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from eichi_utils.requests.plan import CONTEXT, Plan, Ref, Section, latents_per_s
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseRequest(FilmRequest):
-    """keyframes: section number -> picture. padding: None for the usual ladder, or one value for all sections.
+    """Hold a request of the standard mode.
 
-    loop: the film ends as it starts; the start picture takes the place of `end_image`.
+    keyframes: section number -> picture. padding: None for the usual ladder (see `paddings`), or one value for all sections.
+    loop: the film ends as it starts; the start picture replaces `end_image`.
     """
 
     mode: ClassVar[str] = "reverse"
@@ -29,25 +30,25 @@ class ReverseRequest(FilmRequest):
     padding: float | None = setting(None, Number(0.0, 3.0, optional=True))
 
     def idle(self) -> tuple[str, ...]:
-        """Name the fields that have no effect, those of the final frame and of distances among them."""
+        """Return the fields that have no effect; those of the final frame and `padding` may be among them."""
         idle = super().idle()
         if self.loop and self.end_image:
             idle += ("end_image",)
         if not self.final_frame and self.end_strength != 1.0:
             idle += ("end_strength",)
-        # The last section always touches the start picture, and one section is the last.
+        # The last section always has padding 0, and a film of one section has no other.
         if self.padding is not None and section_count(self.seconds, self.window) == 1:
             idle += ("padding",)
         return idle
 
     @property
     def final_frame(self) -> str:
-        """The picture the film is drawn to, or ""."""
+        """Return the path of the picture that the film ends with, or ""."""
         return self.image if self.loop else self.end_image
 
     @once
     def plan(self) -> Plan:
-        """Return the sections from the film's end to its start, each looking at its keyframe and what comes after it."""
+        """Return the plan of sections from end to start; each looks at its keyframe and at the film after it."""
         count = section_count(self.seconds, self.window)
         latents = latents_per_section(self.window)
         sections = []
@@ -71,7 +72,7 @@ class ReverseRequest(FilmRequest):
                 clean=(Ref("film", range(1)), Ref("history", after)),
                 clean_2x=Ref("history", two, skip=1),
                 clean_4x=Ref("history", four, skip=3),
-                # What the film is told at its end, where it is told nothing in common.
+                # The bridge has the common prompt, or if that is empty the prompt of the film's end.
                 prompt=self.prompt if self.prompt.strip() else self.section_prompt(0),
             )
             append = replace(append, bridge=bridge)
@@ -89,7 +90,7 @@ class ReverseRequest(FilmRequest):
 
 
 def paddings(sections: int, padding: float | None = None) -> Sequence[float]:
-    """Return how far each section stays from the start picture, in windows. The last one touches it (0).
+    """Return the distance of each section from the start picture, in windows. The last section touches it (0).
 
     The ladder counts down; beyond four sections the middle repeats 2, which is what the model was trained to bridge.
     A given value replaces the ladder for all sections but the last.
@@ -102,6 +103,6 @@ def paddings(sections: int, padding: float | None = None) -> Sequence[float]:
 
 
 def anchor(section: int, keyframes: Mapping[int, str]) -> str:
-    """The picture a section is tied to: the keyframe with the smallest number not below its own, else the start picture."""
+    """Return the name of a section's picture: the keyframe with the smallest number not below its own, else "start"."""
     later = [number for number in keyframes if number >= section]
     return f"section/{min(later)}" if later else "start"

@@ -1,4 +1,4 @@
-"""The one-frame mode: one picture "some frames later", with any number of controlling pictures (kisekaeichi)."""
+"""Define the one-frame mode: one picture "some frames later", with any number of control pictures (kisekaeichi)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ MAX_INDEX = 64
 
 @dataclass(frozen=True)
 class Control:
-    """A further picture the model looks at: its time position, and a mask (white keeps, black hides)."""
+    """Hold a control picture that the model looks at, its time position, and a mask (white keeps, black hides)."""
 
     image: str
     index: int = 10
     mask: str = ""
 
     def check(self, field: str) -> list[Problem]:
-        """Return what is wrong with the pictures and the position. field: of the request, with this one's number."""
+        """Return what is wrong with the pictures and the position.
+
+        field: the request's, with this control's number, such as "controls/0".
+        """
         problems = [picture_problem(f"{field}/image", self.image)]
         problems += [picture_problem(f"{field}/mask", self.mask)] if self.mask else []
         if isinstance(self.index, bool) or not isinstance(self.index, int):
@@ -36,9 +39,11 @@ class Control:
 
 @dataclass(frozen=True, kw_only=True)
 class SingleRequest(Request):
-    """target_index, context_1x: None chooses: rope_value and on without controls, 5 and off with them.
+    """Hold a request of the one-frame mode.
 
-    rope_value places the empty context: 1x at rope_value + 1, 2x at + 2 and + 3, 4x at + 4 to + 19.
+    target_index: time position of the result; None is 5 with controls and rope_value without.
+    context_1x: whether the empty 1x context is there; None is off with controls and on without.
+    rope_value: places the empty context: 1x at rope_value + 1, 2x at + 2 and + 3, 4x at + 4 to + 19.
     """
 
     mode: ClassVar[str] = "single"
@@ -54,7 +59,7 @@ class SingleRequest(Request):
 
     @once
     def plan(self) -> Plan:
-        """Return one section of a single latent, which looks at the start picture, the controls and an empty context."""
+        """Return the plan of one section of one latent, which looks at the start picture, the controls and an empty context."""
         target = self.target_index if self.target_index is not None else (5 if self.controls else self.rope_value)
         context_1x = self.context_1x if self.context_1x is not None else not self.controls
         _, two, four = CONTEXT

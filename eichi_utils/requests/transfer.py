@@ -1,4 +1,4 @@
-"""Fields of a request that come from elsewhere (a file, another mode): which of them a request of a mode can have."""
+"""Select the fields from elsewhere (a file, another mode) that a request of a mode can take, and count their sections anew."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from eichi_utils.requests.request import check_fields, to_json
 
 
 def usable(mode: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """The fields (JSON form) that a request of the mode can have, and what is wrong with the others.
+    """Return the fields (JSON form) that a request of the mode can have, and what is wrong with the others.
 
-    Of pictures, texts and LoRA only the type must be right: a page shows the rest beside the field.
+    Of pictures, texts and LoRA only the type must be right, since a page shows other errors beside the field.
     """
     good: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, value in fields.items():
         try:
-            # A file's own word for the mode is no field.
+            # The mode is an argument here; a field of that name is unknown.
             if name == "mode":
                 raise UserError([Problem(name, "key_unknown", {"name": name, "mode": mode})])
             request = modes.from_json({"mode": mode, name: value})
@@ -36,10 +36,10 @@ def usable(mode: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[P
 
 
 def from_the_end(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A film's JSON document with its sections counted from the end, or such a document counted as its mode does again.
+    """Return a film's JSON document with its sections counted from the film's end.
 
-    What was no film, such as a single picture's document, has no length and no sections to be counted.
-    Numbers beyond the film have no other end to be counted from, and stay.
+    Only the forward mode counts from the start; its documents are turned, and turning twice gives the first document again.
+    Documents without `seconds` and `window` have no sections and are returned unchanged. Section numbers beyond the film stay.
     """
     if document.get("mode") != "forward" or not {"seconds", "window"} <= document.keys():
         return dict(document)
@@ -53,9 +53,10 @@ def from_the_end(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def for_mode(source: str, target: str, fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """Fields of a request of one mode, with sections counted from the film's end, as another mode has and counts them.
+    """Return fields of a request of one mode as fields of another, and a note for each changed field that the other lacks.
 
-    `fields` of a film name seconds and window. The notes are what had a value of its own and has no place now.
+    `fields`: with sections counted from the film's end; those of a film must include seconds and window. The result counts
+    sections as the target mode does.
     """
     known = kinds_of(modes.MODES[target]).keys()
     defaults = to_json(modes.MODES[source]())
