@@ -1,1 +1,1 @@
-"""Networks, sampler and memory: no files of the user's, no settings, nothing of the application."""
+"""Provide the networks, the sampler and memory management; nothing here knows user files, settings or the application."""

@@ -1,4 +1,4 @@
-"""Picture sizes the model was made for, and fitting a picture to one: scale to cover, crop the middle."""
+"""List the picture sizes the model was made for, and fit a picture to one of them: scale to cover, then crop the middle."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from PIL import Image
 
 Size = tuple[int, int]
 
-# Times longer than wanted, from where a picture is a strip.
+# How many times longer or taller than wanted a picture may be before its ends are cut off ahead of scaling.
 FAR = 16
 
-# (height, width) from the flattest to the square; taller ones are the mirror images. Families 384 and up as users know them,
-# except that 960x1080 is 960x1088: every side must be a multiple of 16. 128 to 192 serve small models.
+# (height, width) of each family, from the flattest to the square; the taller sizes are the mirror images. Families from 384 on
+# are those that users know, except that 960x1080 is 960x1088: every side must be a multiple of 16. 128 to 192 serve small
+# models.
 _WIDE: Mapping[int, tuple[Size, ...]] = MappingProxyType(
     {
         128: ((96, 176), (112, 144), (128, 128)),
@@ -40,18 +41,21 @@ _WIDE: Mapping[int, tuple[Size, ...]] = MappingProxyType(
 
 
 def buckets(size: int) -> tuple[Size, ...]:
-    """All (height, width) of a family, flattest first."""
+    """Return all sizes (height, width) of a family, the flattest first."""
     wide = _WIDE[size]
     return wide + tuple((w, h) for h, w in reversed(wide) if h != w)
 
 
 def bucket(size: int, height: int, width: int) -> Size:
-    """The (height, width) of the family nearest in shape to a picture; of equals the later."""
+    """Return the size (height, width) of the family that is closest in proportions to a picture.
+
+    The distance is |height * bucket width - width * bucket height|; of equally close sizes the later one in `buckets` is taken.
+    """
     return min(reversed(buckets(size)), key=lambda hw: abs(height * hw[1] - width * hw[0]))
 
 
 def cover_crop(picture: Image.Image, height: int, width: int, filter: int = Image.Resampling.LANCZOS) -> Image.Image:
-    """Scale until the picture covers height x width, then crop its middle."""
+    """Scale a picture until it covers height x width, then crop its middle to that size."""
     picture = _without_far_ends(picture, height, width)
     scale = max(width / picture.width, height / picture.height)
     scaled = resize(picture, round(picture.height * scale), round(picture.width * scale), filter)
@@ -60,9 +64,10 @@ def cover_crop(picture: Image.Image, height: int, width: int, filter: int = Imag
 
 
 def _without_far_ends(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """Return a strip without most of what the crop would take away: 6 million x 16 pixels, scaled to cover, are gigabytes.
+    """Cut off most of what `cover_crop` would crop anyway from the ends of a very long or tall picture.
 
-    Pictures of up to FAR times the wanted proportions stay as they are. What is left is wider than any filter reaches.
+    Scaled to cover, a picture of 6 million x 16 pixels would take gigabytes. Pictures of up to FAR times the wanted proportions
+    stay as they are. What is left extends beyond the reach of any resampling filter.
     """
     if picture.width * height > FAR * picture.height * width:
         ends = (picture.width - FAR * picture.height * width // height // 2) // 2
@@ -74,10 +79,11 @@ def _without_far_ends(picture: Image.Image, height: int, width: int) -> Image.Im
 
 
 def resize(picture: Image.Image, height: int, width: int, filter: int) -> Image.Image:
-    """Scale to height x width, one axis after the other.
+    """Scale a picture to height x width, one axis after the other.
 
-    Pillow rounds to 8 bits between the axes, and its releases differ in which comes first (up to 11 levels of difference).
-    Here it is the one that leaves less in between, as in the reference vectors, whatever the release.
+    Pillow rounds to 8 bits between the axes, and its releases differ in which axis comes first (up to 11 levels of difference).
+    Here the first axis is the one that leaves the smaller picture in between, as in the reference vectors, whatever the
+    release.
     """
     if picture.width * height < width * picture.height:
         return picture.resize((picture.width, height), filter).resize((width, height), filter)

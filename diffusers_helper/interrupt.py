@@ -1,6 +1,6 @@
-"""Breaking off what takes long: loading weights, encoding, decoding.
+"""Interrupt work that takes long: loading weights, encoding, decoding.
 
-Such work calls a `Tick` again and again; that raises `Interrupted` when nobody wants the result any more.
+Such work calls a `Tick` again and again; the tick raises `Interrupted` when nobody wants the result any more.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ Tick = Callable[[], None]
 
 
 class Interrupted(Exception):
-    """Nobody wants the result any more."""
+    """Report that nobody wants the result any more; a `Tick` raises it to stop the work."""
 
 
 def never() -> None:
-    """Let the work go on to its end."""
+    """Do nothing: the `Tick` of work that is never interrupted."""
 
 
 @contextmanager
 def between_layers(tick: Tick, *networks: nn.Module) -> Iterator[None]:
-    """Call tick before each layer of these networks computes."""
+    """Call tick before each layer of these networks computes, inside of the block."""
     handles = [module.register_forward_pre_hook(lambda *_: tick()) for network in networks for module in network.modules()]
     try:
         yield

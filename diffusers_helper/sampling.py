@@ -1,9 +1,9 @@
-"""The schedule, the denoiser and the sampler: three independent parts.
+"""Sample latents: the noise schedule, guidance and the UniPC sampler, as independent parts.
 
 Formulas are those of FramePack's reference code and of UniPC (Zhao et al. 2023, arXiv 2302.04867).
 
-The schedule is a list of sigmas from 1 to 0, a denoiser is any `denoise(x, step) -> x0`, and the sampler is a generator.
-Sigmas are Python floats, so nothing in a step waits for the device.
+The schedule is a list of sigmas from 1 to 0, a denoiser is any `denoise(x, step) -> x0`, and the sampler is a generator. Sigmas
+are Python floats, so nothing in a step waits for the device.
 """
 
 from __future__ import annotations
@@ -16,36 +16,49 @@ import numpy
 import torch
 from torch import Tensor
 
-# Time shift: mu rises linearly from 0.5 at 256 tokens to 1.15 at 4096 and ends at ln 7.
+# Time shift e^mu: mu rises linearly through 0.5 at 256 tokens and 1.15 at 4096, and is ln 7 at most.
 MU_AT = ((256, 0.5), (4096, 1.15))
 MAX_SHIFT = 7.0
 
 
 def shift_mu(tokens: int) -> float:
-    """mu of the schedule for so many noisy tokens."""
+    """Return mu, the logarithm of the schedule's time shift, for this number of noisy tokens."""
     (low, mu_low), (high, mu_high) = MU_AT
     return min(mu_low + (mu_high - mu_low) / (high - low) * (tokens - low), math.log(MAX_SHIFT))
 
 
 def schedule(steps: int, tokens: int, shift: float | None = None, strength: float = 1.0) -> list[float]:
-    """steps + 1 sigmas from `strength` down to 0. tokens: T h w / 4 of the latents. shift: instead of the automatic e^mu."""
+    """Return the noise schedule: steps + 1 sigmas that fall from `strength` to 0.
+
+    tokens: T h w / 4 for latents of T frames and h x w cells. shift: the time shift to use instead of the automatic e^mu.
+    """
     factor = shift if shift is not None else math.exp(shift_mu(tokens))
     times = [1.0 - i / steps for i in range(steps + 1)]
     return [strength * factor * t / (1.0 + (factor - 1.0) * t) for t in times]
 
 
 def noise_like(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Standard noise, float32, drawn on the generator's device: a CPU generator gives the same film on every card."""
+    """Return standard normal noise of this shape, float32, on the generator's device.
+
+    A CPU generator gives the same film on every card.
+    """
     return torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=torch.float32)
 
 
 def noised(initial: Tensor, noise: Tensor, sigma: float) -> Tensor:
-    """Where sampling begins at noise level sigma: the picture shines through by 1 - sigma."""
+    """Return the latents that sampling begins with at noise level sigma.
+
+    They mix 1 - sigma of the initial latents with sigma of the noise, so the picture shines through.
+    """
     return initial * (1.0 - sigma) + noise * sigma
 
 
 def guide(positive: Tensor, negative: Tensor, scale: float, rescale: float) -> Tensor:
-    """Real guidance with rescaled contrast."""
+    """Combine a positive and a negative prediction by real (classifier-free) guidance with rescaled contrast.
+
+    scale: 1 is the positive prediction alone. rescale: share, 0 to 1, of the result whose standard deviation is brought back to
+    the positive prediction's.
+    """
     velocity = negative + scale * (positive - negative)
     if rescale <= 0.0:
         return velocity
@@ -56,7 +69,7 @@ def guide(positive: Tensor, negative: Tensor, scale: float, rescale: float) -> T
 
 @dataclass(frozen=True)
 class UniPCRow:
-    """One step of the sampler: weights of x and of the clean predictions, newest first.
+    """Hold the coefficients of one sampler step: the weights of x and of the clean predictions m, newest first.
 
     predict: for m[i-1], m[i-2], ...; correct: likewise, and correct_new for m[i] itself.
     """
@@ -68,9 +81,10 @@ class UniPCRow:
 
 
 def unipc_table(sigmas: Sequence[float], order: int = 3) -> list[UniPCRow]:
-    """Rows for the steps from the second on: UniPC, data prediction, variant "bh1", with lambda = -ln sigma.
+    """Return the coefficients of every step from the second on.
 
-    Everything but the predictions depends on sigmas only, so it is solved here once, in float64.
+    UniPC with data prediction, variant "bh1", and lambda = -ln sigma. Everything but the predictions depends on sigmas only, so
+    it is solved here once, in float64.
     """
     steps = len(sigmas) - 1
     rows = []
@@ -100,7 +114,7 @@ def unipc_table(sigmas: Sequence[float], order: int = 3) -> list[UniPCRow]:
 
 
 def _row(phi: float, scale: float, r: Sequence[float], rho: Sequence[float]) -> list[float]:
-    """Weights of m[i-1], m[i-2], ... in  -phi m[i-1] - scale sum_j rho_j (m[i-1-j] - m[i-1]) / r_j."""
+    """Return the weights of m[i-1], m[i-2], ... in -phi m[i-1] - scale sum_j rho_j (m[i-1-j] - m[i-1]) / r_j."""
     weights = [-phi] + [0.0] * len(rho)
     for j, rho_j in enumerate(rho):
         weights[0] += scale * rho_j / r[j]
@@ -109,7 +123,10 @@ def _row(phi: float, scale: float, r: Sequence[float], rho: Sequence[float]) -> 
 
 
 def unipc(denoise: Callable[[Tensor, int], Tensor], x: Tensor, sigmas: Sequence[float]) -> Iterator[tuple[int, Tensor]]:
-    """Yields (step, x0) after each of the len(sigmas) - 1 steps; the last x0 is the result. One network call a step."""
+    """Yield (step, x0) after each of the len(sigmas) - 1 steps; the last x0 is the result.
+
+    Each step calls the network once. x: the noisy latents that sampling begins with.
+    """
     clean = [denoise(x, 0)]
     yield 0, clean[0]
     for i, row in enumerate(unipc_table(sigmas), start=1):

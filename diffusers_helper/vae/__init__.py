@@ -1,1 +1,1 @@
-"""Pictures and films to latents and back."""
+"""Encode pictures to latents, and decode latents to frames."""

@@ -1,7 +1,7 @@
-"""What decoding a film in order remembers of the frames before, so that each latent is decoded once.
+"""Keep what decoding a film in order needs of the frames before, so that each latent is decoded once.
 
-The VAE's decoder is causal in time but for group norm, whose statistics are then those of the stretch in hand: another picture
-than that of time tiles.
+The VAE's decoder is causal in time except for group norm, whose statistics then come from the stretch (the latents of one call)
+alone: the picture differs from that of time tiles.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from diffusers_helper.vae.vae_layers import Layer
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 
-# Latent frames that attention looks back at: HunyuanVideo's own films have 33.
+# Latent frames that attention may look back at: HunyuanVideo's own films have 33.
 ATTENTION_LATENTS = 33
-# Bytes of a card that sampling with streamed weights wants; what decoding remembers stays on the card only beside that.
+# Bytes of a card that sampling with streamed weights needs; the cache stays on the card only where these are left.
 SAMPLING_BYTES = 6 * 2**30
 
 
 class CausalCache:
-    """Tensors of a film by layer and tile. Those of a stretch count once `commit` says that it is decoded.
+    """Keep tensors of a film by layer and tile, for decoding its next latents.
 
-    home: where they lie between uses, None for where they are computed. side: as in `Decoder`, the same for the whole film.
+    What a stretch puts counts once `commit` says that the stretch is decoded. home: the device where tensors lie between uses,
+    or None for the one they are computed on. side: of the tiles in space, as in `Decoder`, the same for the whole film. place:
+    the tile that is being decoded.
     """
 
     def __init__(self) -> None:
@@ -38,7 +40,7 @@ class CausalCache:
 
     @property
     def empty(self) -> bool:
-        """Say whether nothing of the film is decoded yet."""
+        """Return whether nothing of the film is decoded yet."""
         return not self._known
 
     @property
@@ -48,26 +50,26 @@ class CausalCache:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def get(self, key: Hashable, device: torch.device) -> Tensor | None:
-        """What the stretch before left here, or None at the film's beginning."""
+        """Return what the stretch before left for this key and tile, on `device`; None at the film's beginning."""
         found = self._known.get((self.place, key))
         return None if found is None else found.to(device)
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
-        """Leave a copy of a tensor for the next stretch; it counts once `commit` was called."""
-        # A copy: what was given is a window into something larger.
+        """Store a copy of a tensor for the next stretch; it counts once `commit` is called."""
+        # A copy, because the tensor may be a view of a much larger one.
         self._new[self.place, key] = tensor.clone() if self.home is None else tensor.to(self.home, copy=True)
 
     def commit(self) -> None:
-        """Let what a finished stretch has left take the place of what was there before."""
+        """Replace what earlier stretches left by what the finished stretch has put."""
         self._known |= self._new
         self._new.clear()
 
     def revert(self) -> None:
-        """Forget what a stretch left that was not finished."""
+        """Forget what an unfinished stretch has put."""
         self._new.clear()
 
     def move_to_host(self) -> bool:
-        """Lie in the computer's memory from now on; False where that is so already."""
+        """Keep tensors in the computer's memory from now on; return False if they are there already."""
         if self.home is not None:
             return False
         self.home = torch.device("cpu")
@@ -76,12 +78,15 @@ class CausalCache:
 
 
 def causal_cache_bytes(vae: AutoencoderKLHunyuanVideo, height: int, width: int) -> int:
-    """Of a film of so many latent cells, in one tile, when attention looks back as far as it does."""
+    """Return how many bytes a `CausalCache` takes for a film of height x width latent cells in one tile.
+
+    It is the most it can be: attention looks back as far as it may.
+    """
     rows, columns = height, width
     net: Layer = vae.decoder
 
     def before(*convolutions: Layer) -> int:
-        """Two frames with their borders."""
+        """Count the numbers in the two frames that each convolution keeps, borders included."""
         return sum(2 * module.conv.in_channels for module in convolutions) * (rows + 2) * (columns + 2)
 
     total = before(net.conv_in, *(conv for resnet in net.mid_block.resnets for conv in (resnet.conv1, resnet.conv2)))

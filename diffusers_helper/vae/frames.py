@@ -1,4 +1,4 @@
-"""Frames and latents of a film: how many of one are how many of the other. Without torch."""
+"""Convert numbers of latents to numbers of frames. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ FRAMES_PER_LATENT = 4
 
 
 def frames_of(latents: int) -> int:
-    """Return how many frames so many latents decode to."""
+    """Return how many frames this many latents decode to."""
     return FRAMES_PER_LATENT * latents - 3 if latents else 0

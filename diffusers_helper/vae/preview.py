@@ -1,4 +1,7 @@
-"""What turns latents into small pictures while they are sampled: a linear map for each VAE. Plain data, without torch."""
+"""Hold the linear maps that turn latents into small pictures while they are sampled, one for each VAE.
+
+Plain data, without torch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ CHANNELS = 16
 
 @dataclass(frozen=True)
 class PreviewMatrix:
-    """Linear map from latent channels to RGB. rows: one (r, g, b) for each channel; bias: (r, g, b)."""
+    """Hold a linear map from latent channels to RGB. rows: one (r, g, b) for each channel; bias: (r, g, b)."""
 
     rows: tuple[tuple[float, float, float], ...]
     bias: tuple[float, float, float]

@@ -1,7 +1,7 @@
-"""Latents to frames through diffusers' AutoencoderKLHunyuanVideo: its modules and its picture, with less memory and work.
+"""Decode latents to frames through the modules of diffusers' AutoencoderKLHunyuanVideo, with less memory and work.
 
-Same time tiles and cross-fades as diffusers' default, and in a tile the same numbers up to rounding (`vae_tile.py`), but tiles
-that add no frame are not decoded, nor (with `TileCache`) those that the stretch before has decoded.
+Time tiles and cross-fades are diffusers' default, and the numbers in a tile are the same up to rounding (`vae_tile.py`); but
+tiles that add no frame are not decoded, nor (with `TileCache`) those that the stretch before has decoded.
 """
 
 from __future__ import annotations
@@ -27,43 +27,52 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of tiles in space, in latent cells: twice the overlap.
+# The smallest side of a tile in space, in latent cells: twice the overlap.
 SMALLEST_SIDE = 16
-# Latents that are decoded at a time where what lies before is remembered: as many frames as a time tile takes memory for.
+# Latents that are decoded at a time with a `CausalCache`: about as many as a time tile has, so they take no more memory.
 LATENTS_AT_ONCE = 4
 
 
 @dataclass
 class TileCache:
-    """Whole time tiles of the stretch decoded last: the next stretch of a film shares some with it. Pixels on the CPU."""
+    """Keep the whole time tiles of the stretch decoded last, because the next stretch of a film shares some of them.
+
+    Pixels lie on the CPU.
+    """
 
     tiles: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def find(self, z: Tensor) -> Tensor | None:
-        """The frames of latents equal to z, or None."""
+        """Return the frames that were decoded from latents equal to z, or None."""
         return next((frames for known, frames in self.tiles if known.shape == z.shape and torch.equal(known, z)), None)
 
 
 @dataclass
 class Decoder(TileDecoder):
-    """How to decode. side: of the square tiles in space, in latent cells, or None for whole frames; diffusers' `enable_tiling`
-    has 32. Tiles in space are normalised each on its own: a slightly different picture. overlap: of such tiles, in cells.
-    room: where memory runs out, a time tile is repeated in what others give up and with a smaller side, which then stays."""
+    """Decode latents in tiles of time and, where memory is short, of space.
+
+    side: of the square tiles in space, in latent cells, or None for whole frames; diffusers' `enable_tiling` has 32. Each tile
+    in space is normalised on its own, which gives a slightly different picture. overlap: of such tiles, in latent cells. room:
+    where memory runs out, a time tile is repeated in the room that others make and with a smaller side, which then stays.
+    """
 
     side: int | None = None
     overlap: int = 8
     room: Room = Room()
 
     def frames(self, z: Tensor, tile_cache: TileCache | None = None) -> Iterator[Tensor]:
-        """z (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w) in about -1..1, in order and as soon as final, 4 T - 3 in all.
+        """Decode z (1, 16, T, h, w), unscaled, to frames (1, 3, n, 8 h, 8 w) in about -1..1, 4 T - 3 in all.
 
-        Raises torch.OutOfMemoryError where not even the smallest tile finds room.
+        Yields them in order and as soon as they are final. Raises torch.OutOfMemoryError where not even the smallest tile finds
+        room.
         """
         return only_frames(self.parts(z, tile_cache))
 
     def parts(self, z: Tensor, tile_cache: TileCache | None = None) -> Iterator[Tensor | float]:
-        """The same frames, and whenever a layer is done the share of the whole work that is, up to 1; what has to be
-        repeated because memory ran out begins again where it began."""
+        """Yield the frames that `frames` does, and after each layer the share of the whole work that is done, up to 1.
+
+        A tile that has to be repeated because memory ran out begins again at its first share.
+        """
         vae = self.vae
         ratio = vae.temporal_compression_ratio
         most, new = int(vae.tile_sample_min_num_frames), int(vae.tile_sample_stride_num_frames)
@@ -74,7 +83,7 @@ class Decoder(TileDecoder):
         fade = most - new
         before, used = None, []
         tiles = [(begin, z[:, :, begin : begin + length + 1]) for begin in range(0, z.shape[2], stride)]
-        # The one frame of such a tile is dropped below, so it would add none.
+        # A later tile of one latent has one frame, which is dropped below: it would add nothing.
         tiles = [(begin, part) for begin, part in tiles if begin == 0 or part.shape[2] > 1]
         work = [0 if tile_cache is not None and tile_cache.find(part) is not None else part.shape[2] for _, part in tiles]
         for number, (begin, part) in enumerate(tiles):
@@ -88,13 +97,16 @@ class Decoder(TileDecoder):
             tile_cache.tiles = used
 
     def frames_after(self, z: Tensor, cache: CausalCache) -> Iterator[Tensor]:
-        """The film's next latents (1, 16, T, h, w), unscaled -> (1, 3, n, 8 h, 8 w), in order: 4 T - 3 in all at its beginning,
-        4 T later. Raises torch.OutOfMemoryError where there is no room; the cache is then that of the last piece."""
+        """Decode a film's next latents (1, 16, T, h, w), unscaled, to frames (1, 3, n, 8 h, 8 w), in order.
+
+        They are 4 T - 3 in all at the film's beginning, 4 T later. Raises torch.OutOfMemoryError where there is no room; the
+        cache is then as the last finished piece left it.
+        """
         return only_frames(self.parts_after(z, cache))
 
     def parts_after(self, z: Tensor, cache: CausalCache) -> Iterator[Tensor | float]:
-        """The same frames, with shares between them as `parts` has."""
-        # The first latent is one frame: too little for statistics of its own.
+        """Yield the frames that `frames_after` does, and the shares of the work between them that `parts` does."""
+        # A film's first latent is one frame, too little for group norm's statistics: the first piece is one latent longer.
         begin, end = 0, LATENTS_AT_ONCE + cache.empty
         while begin < z.shape[2]:
             shares = begin / z.shape[2], min(end, z.shape[2]) / z.shape[2]
@@ -118,12 +130,12 @@ class Decoder(TileDecoder):
                 if cache is not None:
                     cache.commit()
                 return frames
-            # Outside of the handler, which holds everything that was computed.
+            # Outside of the handler, whose exception keeps everything alive that was computed.
             made, smaller = self.room.make(), smaller_side(self.side, *z.shape[-2:])
             if cache is not None:
                 cache.revert()
                 made = cache.move_to_host() or made
-                # What is remembered fits no other tiles.
+                # The cache's tensors fit no tiles of another side.
                 smaller = smaller if cache.empty else None
                 cache.side = smaller or cache.side
             if smaller is None and not made:
@@ -159,12 +171,12 @@ class Decoder(TileDecoder):
 
 
 def only_frames(parts: Iterable[Tensor | float]) -> Iterator[Tensor]:
-    """Without the shares between them."""
+    """Yield the frames among the parts, without the shares of the work between them."""
     return (part for part in parts if isinstance(part, Tensor))
 
 
 def scaled(tile: Tile, begin: float, end: float) -> Tile:
-    """A tile's work as the part of a larger one from the share `begin` to `end`."""
+    """Map the shares that a tile's work yields, 0 to 1, to the range `begin` to `end`, and return its frames."""
     while True:
         try:
             share = next(tile)
@@ -174,8 +186,11 @@ def scaled(tile: Tile, begin: float, end: float) -> Tile:
 
 
 def peak_bytes(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width: int) -> int:
-    """Estimate of what decoding a tile of so many latent frames and cells takes, without weights: the two largest tensors that
-    are alive together, a block's and the upsampled one's, and what is worked on."""
+    """Estimate how many bytes decoding a tile takes, without weights.
+
+    latents, height, width: the tile's latent frames and cells. At the peak the tensors before and after an upsampling are alive
+    together, and the working tensors.
+    """
     kind = vae.post_quant_conv.weight.element_size()
     frames, rows, columns, most, before = latents, height, width, 0, 0
     decoder: Layer = vae.decoder
@@ -183,7 +198,7 @@ def peak_bytes(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width:
         resnets = block.resnets
         channels = max(max(resnet.conv1.conv.in_channels, 2 * resnet.conv1.conv.out_channels) for resnet in resnets)
         own = channels * frames * rows * columns * kind
-        # At least a frame is worked on at a time.
+        # A layer works on at least one frame at a time.
         frame = resnets[0].conv1.conv.in_channels * rows * columns * kind
         most = max(most, own + before + WORKING_TENSORS * max(WORKING_BYTES, frame))
         before = own
@@ -194,8 +209,10 @@ def peak_bytes(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width:
 
 
 def side_for(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width: int, budget: int | None) -> int | None:
-    """The side of tiles in space, in latent cells, with which decoding stays in `budget` bytes: None where whole frames do or
-    no budget is set; never less than the smallest, whatever the budget."""
+    """Return the side of tiles in space, in latent cells, with which decoding stays within `budget` bytes.
+
+    None: whole frames stay within it, or no budget is set. The side is never less than SMALLEST_SIDE, whatever the budget.
+    """
     length = min(latents, vae.tile_sample_min_num_frames // vae.temporal_compression_ratio + 1)
     if budget is None or peak_bytes(vae, length, height, width) <= budget:
         return None
@@ -205,7 +222,7 @@ def side_for(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width: i
 
 
 def smaller_side(side: int | None, height: int, width: int) -> int | None:
-    """The next smaller side of tiles, with about half the memory; None where there is none."""
+    """Return the next smaller side of tiles in space, with about half the memory; None where there is none."""
     now = max(height, width) if side is None else min(side, max(height, width))
     smaller = max(SMALLEST_SIDE, now * 3 // 4 // 4 * 4)
     return smaller if smaller < now else None

@@ -1,4 +1,4 @@
-"""One tile of latents to frames through the decoder of diffusers' AutoencoderKLHunyuanVideo, with less memory and work:
+"""Decode one tile of latents through the decoder of diffusers' AutoencoderKLHunyuanVideo, with less memory and work:
 
 - layers run over a few frames at a time, in place where they can: group norm needs only its statistics beforehand;
 - a frame attends to the frames up to itself, without a mask of (frames x height x width)^2 elements;
@@ -33,26 +33,32 @@ from diffusers_helper.vae.vae_layers import (
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 
-# What is worked on at a time besides the layers' own tensors; convolutions are as fast at this size as at any other.
+# Bytes worked on at a time, besides the layers' own tensors; convolutions are as fast at this size as at any other.
 WORKING_BYTES = 2**27
 # Working tensors that are alive together: window, its wide frame, the convolution's result and its workspace.
 WORKING_TENSORS = 5
 
-# What one tile's work says on its way: the share of itself that is done, rising to 1. It returns the frames.
+# The work on one tile: yields the share of it that is done, rising to 1, and returns the frames.
 Tile = Generator[float, None, Tensor]
 
 
 @dataclass
 class TileDecoder:
-    """How a tile is decoded. norm_silu: as written, or compiled. layout: of the tensors in memory, None for what suits the
-    device: convolutions of a card want channels last, and change any other layout before and after themselves."""
+    """Decode one tile of latents to frames.
+
+    norm_silu: the function as written, or compiled. layout: memory format of the tensors, None for what suits the device:
+    convolutions on a card want channels last, and convert any other layout before and after themselves.
+    """
 
     vae: AutoencoderKLHunyuanVideo
     norm_silu: NormSilu = field(default=norm_silu, kw_only=True)
     layout: torch.memory_format | None = field(default=None, kw_only=True)
 
     def tile(self, z: Tensor, cache: CausalCache | None = None) -> Tile:
-        """(1, 16, T, h, w) -> (1, 3, 4 T - 3, 8 h, 8 w), all in one piece; 4 T frames where the cache has something."""
+        """Decode (1, 16, T, h, w) to (1, 3, 4 T - 3, 8 h, 8 w), all in one piece.
+
+        There are 4 T frames where the cache holds what came before.
+        """
         net: Layer = self.vae.decoder
         shares = iter(layer_shares(self.vae, z.shape[2]))
         z = self.vae.post_quant_conv(z)
@@ -80,9 +86,9 @@ class TileDecoder:
         return pixels
 
     def _resnet(self, module: Layer, x: Tensor, spare: Tensor | None, cache: CausalCache | None) -> tuple[Tensor, Tensor]:
-        """The block's result, in the memory of x where that has room, and memory of its size that is free again.
+        """Run a residual block; return its result, and memory of the result's size that is free again.
 
-        spare: such memory from the block before, or None.
+        The result lies in the memory of x where that has room. spare: such free memory from the block before, or None.
         """
         channels = module.conv1.conv.out_channels
         if module.conv_shortcut is None:
@@ -106,10 +112,11 @@ class TileDecoder:
         beside: tuple[Layer, Tensor] | None = None,
         cache: CausalCache | None = None,
     ) -> None:
-        """A causal convolution of x (1, C, T, H, W), normalised and through SiLU where norm is given, into out or added to it.
+        """Write a causal convolution of x (1, C, T, H, W) to `out`, or add it to `out`.
 
-        out may share memory with x: frames are written when they are read no more. beside: a convolution of size 1 of x as it
-        is, and where its result goes. cache: where the frames before x are, if there are any, and where its last ones go.
+        norm: group norm that x goes through first, with SiLU, or None. out may share memory with x: frames are written when
+        they are read no more. beside: a convolution of kernel size 1 that runs over x itself, and where its result goes. cache:
+        gives the frames before x, if there are any, and takes the last ones of x.
         """
         before = cache.get(module, x.device) if cache is not None else None
         conv, frames = module.conv, x.shape[2]
@@ -133,7 +140,7 @@ class TileDecoder:
             if begin == 0:
                 window[:, :, :back] = window[:, :, back : back + 1] if before is None else before
             stretch = slice(begin, begin + count)
-            # Before anything is written: the result's channels may be the input's.
+            # Computed before anything is written: the result may lie in the memory of x.
             shortcut = None if beside is None else beside[0].conv(x[:, :, stretch])
             result = conv(window[:, :, : back + count])
             if beside is not None and shortcut is not None:
@@ -143,18 +150,21 @@ class TileDecoder:
             else:
                 out[:, :, stretch] = result
         if cache is not None:
-            # The last ones, behind those that the last round of the loop was for.
+            # The last `back` frames that the window held in the last round.
             cache.put(module, window[:, :, last : last + back])
 
     def _upsampled(self, module: Layer, x: Tensor, cache: CausalCache | None = None) -> Tensor:
-        """(1, C, T, H, W) -> (1, C', T', 2 H, 2 W): nearest neighbours and the convolution. T' is T, or 2 T - 1: the first
-        frame of a film stands alone in its latent, and every other becomes two; 2 T where the cache has something."""
+        """Upsample x (1, C, T, H, W) by nearest neighbours and convolve it: (1, C', T', 2 H, 2 W).
+
+        T' is T, or where time doubles 2 T - 1, because the first frame of a film stands alone in its latent; it is 2 T where
+        the cache holds what came before. Raises ValueError where space does not double.
+        """
         conv = module.conv.conv
         times, *space = (int(factor) for factor in module.upsample_factor)
         if space != [2, 2]:
             raise ValueError(f"upsampling by {module.upsample_factor} is not what HunyuanVideo's decoder does")
         _, _, frames, height, width = x.shape
-        # Frame k becomes 2 k - 1 and 2 k, whose taps end at themselves: both see k - 1 and k, the earlier one k - 1 twice.
+        # Frame k becomes 2 k - 1 and 2 k. Taps end at the frame itself, so both see k - 1 and k, the earlier one k - 1 twice.
         in_time = (None,) if times == 1 else (second_taps, first_taps)
         in_space = list(product((first_taps, second_taps), repeat=2))
         kernels = [torch.cat([with_taps(conv.weight.float(), (time, *case)) for case in in_space]) for time in in_time]
@@ -193,7 +203,7 @@ class TileDecoder:
 
 
 def layer_shares(vae: AutoencoderKLHunyuanVideo, latents: int) -> list[float]:
-    """The share of a tile's multiplications that is done after each layer that `Decoder.tile` stops at; without the last."""
+    """Return the share of a tile's multiplications done after each layer at which `tile` yields, without the last."""
     cells, frames = 1, latents
     net: Layer = vae.decoder
 
@@ -206,7 +216,7 @@ def layer_shares(vae: AutoencoderKLHunyuanVideo, latents: int) -> list[float]:
         work += [resnet(module) for module in block.resnets]
         for upsampler in block.upsamplers or ():
             times, up, across = (int(factor) for factor in upsampler.upsample_factor)
-            # Of 27 taps 8 are left where time doubles, and 12 where it does not; the others are sums made beforehand.
+            # 8 of 27 taps are left where time doubles, and 12 where it does not; the others are summed beforehand.
             taps = 8 if times == 2 else 12
             frames, cells = times * (frames - 1) + 1, cells * up * across
             work.append(upsampler.conv.conv.weight.numel() * taps // 27 * frames * cells)
@@ -220,7 +230,7 @@ def frames_at_once(frame: Tensor) -> int:
 
 
 def attend(module: Layer, x: Tensor, cache: CausalCache | None = None) -> None:
-    """Add to x (1, C, T, H, W) its self-attention with one head; a frame looks at itself and the frames before it."""
+    """Add to x (1, C, T, H, W) its self-attention with one head; a frame attends to itself and the frames before it."""
     frames, cells = x.shape[2], x.shape[3] * x.shape[4]
     tokens = normed(module.group_norm, x).flatten(2).transpose(1, 2)
     q, k, v = (linear(tokens)[:, None] for linear in (module.to_q, module.to_k, module.to_v))
