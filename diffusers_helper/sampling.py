@@ -54,10 +54,10 @@ def noised(initial: Tensor, noise: Tensor, sigma: float) -> Tensor:
 
 
 def guide(positive: Tensor, negative: Tensor, scale: float, rescale: float) -> Tensor:
-    """Combine a positive and a negative prediction by real (classifier-free) guidance with rescaled contrast.
+    """Combine a positive and a negative velocity by real (classifier-free) guidance with rescaled contrast.
 
-    scale: 1 is the positive prediction alone. rescale: share, 0 to 1, of the result whose standard deviation is brought back to
-    the positive prediction's.
+    scale: 1 is the positive velocity alone. rescale: share, 0 to 1, of the result whose standard deviation is brought back to
+    the positive velocity's.
     """
     velocity = negative + scale * (positive - negative)
     if rescale <= 0.0:

@@ -1,1 +1,1 @@
-"""Files of weights: which a model has, what they hold, and reading them."""
+"""Read checkpoints: which files of weights a model has, what they hold, and their tensors."""

@@ -1,4 +1,4 @@
-"""Checkpoint folders: whether they hold a whole model, and loading the transformer from one, before any work starts."""
+"""Check that a checkpoint folder holds a whole model, before any work starts, and load the transformer from one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from diffusers_helper.models.transformer import PackedTransformer, TransformerCo
 T = TypeVar("T")
 
 STEM = "diffusion_pytorch_model"
-# Numbers of a weight, where the host does it.
+# Numbers of a weight that are quantised at a time on the CPU.
 QUANTISED_AT_ONCE = 2**20
 CPU = torch.device("cpu")
 
 
 @contextmanager
 def quiet(tick: Tick = never) -> Iterator[None]:
-    """Without transformers' progress bars: loading from a local disk takes seconds, and they would tear up ours. In their
-    place, tick is called for every tensor."""
+    """Switch transformers' progress bars off, inside of the block, and call tick for every tensor in their place.
+
+    Loading from a local disk takes seconds, and the bars would tear up our own output.
+    """
 
     def bar(factory: Callable[..., Any], args: tuple, settings: dict[str, Any]) -> Any:
         return ticking(args[0], tick) if args else factory(*args, **settings)
@@ -47,20 +49,20 @@ def quiet(tick: Tick = never) -> Iterator[None]:
 
 
 def ticking(things: Iterable[T], tick: Tick) -> Iterator[T]:
-    """Give the things, each behind a call of `tick`."""
+    """Yield the things, and call `tick` before each."""
     for thing in things:
         tick()
         yield thing
 
 
 def meta_transformer(folder: Path) -> PackedTransformer:
-    """The transformer that config.json describes, without memory."""
+    """Return the transformer that config.json describes, without memory. Raises CheckpointError."""
     path = folder / "config.json"
     try:
         config = TransformerConfig.from_json(read_json(path))
         with torch.device("meta"):
             return PackedTransformer(config)
-    # Numbers that are no sizes show only where layers are made of them.
+    # Numbers that cannot be sizes are noticed only when layers are made of them.
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError("config_damaged", file=str(path), reason=str(error)[:200]) from None
 
@@ -71,7 +73,10 @@ def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def check_transformer(folder: Path) -> int:
-    """Names and shapes must be exactly the model's. Returns the bytes of the files."""
+    """Check that names and shapes of the tensors in a folder are exactly the model's; return the bytes of the files.
+
+    Raises CheckpointError.
+    """
     net = meta_transformer(folder)
     files = weight_files(folder, STEM)
     compare(shapes_of(net), read_headers(files), folder, strict=True)
@@ -79,26 +84,26 @@ def check_transformer(folder: Path) -> int:
 
 
 class Change(Protocol):
-    """What becomes of weights while they are loaded, such as a LoRA that is merged in."""
+    """Change weights while they are loaded, such as by merging a LoRA into them."""
 
     def changes(self, name: str) -> bool:
-        """Say whether the tensor of this name becomes another one."""
+        """Return whether the tensor of this name becomes another one."""
         ...
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor of this name as it shall be, in its dtype and shape."""
+        """Return the changed tensor of this name, in the dtype and shape of the given one."""
         ...
 
 
 class SlabStore(Protocol):
-    """Keeps what loading made, so that it need not be made again."""
+    """Keep what loading made, so that it need not be made again."""
 
     def load(self, places: Mapping[str, Place], size: int) -> Tensor | None:
-        """The buffer of so many bytes that was saved, if it has these places."""
+        """Return the saved buffer of `size` bytes, or None if none with these places was saved."""
         ...
 
     def save(self, arena: Arena) -> None:
-        """Keep a buffer that loading has filled, for `load`."""
+        """Save a buffer that loading has filled, for `load`."""
         ...
 
 
@@ -112,13 +117,18 @@ def load_transformer(
     store: SlabStore | None = None,
     tick: Tick = never,
 ) -> PackedTransformer:
-    """Strict, tensor by tensor, each into its place in a slab; on the CPU. The host holds the slabs and one tensor besides.
+    """Load the transformer to the CPU, tensor by tensor, each into its place in a slab.
 
-    storage: "int8" or "float8" keeps the weights of the blocks' linear layers in 8 bits. change: is asked in `dtype`, before
-    that. device: where both are worked out. store: where finished slabs come from, and go to. tick: is called for every tensor.
+    Names and shapes must be exactly the model's, otherwise CheckpointError is raised. The host holds the slabs and one tensor
+    besides.
 
-    Every part of a step is one slab. beside_card: the rest is copied from, not computed with here; what is in the files as it
-    shall be stays there. Elsewhere it lies in slabs too, because kernels round differently over memory that begins anywhere.
+    storage: "int8" or "float8" keeps the weights of the blocks' linear layers in 8 bits. change: changes tensors in `dtype`,
+    before they are quantised. device: where tensors are changed and quantised. store: where finished slabs come from, and go
+    to. tick: is called for every tensor.
+
+    Each group of weights that a step uses is one slab. beside_card: the other weights are copied to a card, not computed with
+    here; those that need no conversion then stay in the files. Without a card they lie in slabs too, because kernels round
+    differently over memory that begins anywhere.
     """
     net = meta_transformer(folder).requires_grad_(False)
     found = read_headers(weight_files(folder, STEM))
@@ -143,7 +153,7 @@ def load_transformer(
                 if storage and name in narrow:
                     _put_quantised(arena, name, tensor, storage, dtype, device)
                 else:
-                    # Converts as it copies.
+                    # `copy_` also converts.
                     arena.view(name).copy_(tensor)
             if store is not None:
                 store.save(arena)
@@ -155,7 +165,11 @@ def load_transformer(
 
 
 def _put_quantised(arena: Arena, name: str, tensor: Tensor, storage: str, dtype: torch.dtype, device: torch.device) -> None:
-    """By rows, which know nothing of each other: in the host's memory quantising takes several times the size of its input."""
+    """Quantise a weight into its place, some rows at a time on the CPU and all of them at once on a card.
+
+    Rows are quantised independently. Quantising takes several times the size of its input, which would count in the host's
+    memory.
+    """
     rows = max(1, QUANTISED_AT_ONCE // tensor.shape[1]) if device.type == "cpu" else len(tensor)
     weights, scales = arena.view(name).split(rows), arena.view(f"{name}_scale").split(rows)
     for part, weight, scale in zip(tensor.split(rows), weights, scales, strict=True):
@@ -167,9 +181,10 @@ def _put_quantised(arena: Arena, name: str, tensor: Tensor, storage: str, dtype:
 def lay_slabs(
     net: PackedTransformer, dtype: torch.dtype, storage: str | None, in_files: Container[str]
 ) -> list[dict[str, Spec]]:
-    """What lies in host memory, part by part; the scales of a weight of 8 bits are called as it is, with `_scale` behind.
+    """Return what each slab in host memory shall hold: dtype and shape of its tensors by name.
 
-    in_files: names of tensors that may stay there; those of a step lie in slabs nevertheless.
+    The scales of a weight of 8 bits are named like the weight, with `_scale` behind. in_files: names of tensors that may stay
+    in the files; those that a step uses lie in slabs nevertheless.
     """
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     narrow = {f"{name}.weight" for name in net.block_linears()} if storage else set()

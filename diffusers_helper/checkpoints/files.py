@@ -1,7 +1,7 @@
-"""A checkpoint's files as they lie on the disk: JSON, and what the headers of safetensors files say.
+"""Read what a checkpoint's files say of themselves: JSON, and the headers of safetensors files.
 
-Only headers are read, so that 40 GB are judged in milliseconds, and without torch, so that a page can say what is there. Not by
-`safetensors.safe_open`: it says nothing of where a tensor lies, and of a damaged file only that it is one.
+Only headers are read, so that 40 GB are judged in milliseconds, and without torch, so that a page can say what is there.
+`safetensors.safe_open` does not serve: it does not say where a tensor lies, and of a damaged file only that it is damaged.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
 FORMAT = "safetensors"
-# Of every dtype, as the format calls it (https://huggingface.co/docs/safetensors).
+# Bits of one number of each dtype, by the format's names (https://huggingface.co/docs/safetensors).
 BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
-# A header of 10,000 tensors takes about a megabyte, and a film's request in it half a one at most. What is parsed takes ten
-# times its length, and of brackets alone thirty times, so no file may have a header of any length.
+# Limits on a header's length: LARGE_HEADER bytes, and SMALL_HEADER plus the file's size / HEADER_PART. A header of 10,000
+# tensors takes about a megabyte, and a film's request in it half a megabyte at most. Parsing takes ten times the length in
+# memory, and thirty times for brackets alone, which MOST_BRACKETS limits.
 SMALL_HEADER, LARGE_HEADER, HEADER_PART = 4 * 2**20, 16 * 2**20, 8
 MOST_BRACKETS = 2**17
-# No tensor's name is a quarter as long; no file is larger than its system can say; torch's tensors have few sides.
+# Real names of tensors are less than a quarter as long; systems count a file's bytes in 63 bits; tensors have few dimensions.
 LONGEST_NAME, LARGEST_SIZE, MOST_SIDES = 500, 2**63 - 1, 8
-# A checkpoint's longest JSON files are its tokenizer's, which transformers reads; ours have some kilobytes, an index 100.
+# Bytes. The JSON files read here have some kilobytes, an index 100; only a tokenizer's, which transformers reads, are longer.
 LONGEST_JSON = 16 * 2**20
-# A file's identity reads it whole up to this size; of a larger one so many pieces.
+# `identity` reads a file of up to SMALL_FILE bytes whole, and SAMPLES pieces of SAMPLE bytes of a larger one.
 SMALL_FILE = 32 * 2**20
 SAMPLES, SAMPLE = 16, 2**16
 
 
 class CheckpointError(Exception):
-    """key: "file_missing", "file_damaged", "tensor_missing", "tensor_unknown", "tensor_shape" or "config_damaged".
+    """Say what is wrong with a checkpoint.
 
-    values name the file or tensor and what is wrong with it.
+    key: "file_missing", "file_damaged", "tensor_missing", "tensor_unknown", "tensor_shape" or "config_damaged". values name the
+    file or tensor and what is wrong with it.
     """
 
     def __init__(self, key: str, **values: Any):
@@ -48,7 +50,10 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """dtypes (in the format's words), shapes and places (first byte, end) of a file's tensors, and the texts beside them."""
+    """Hold what a safetensors file's header says of its tensors, by name.
+
+    dtypes: in the format's words. places: (first byte, end) in the file. metadata: the texts beside the tensors.
+    """
 
     dtypes: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
@@ -58,8 +63,11 @@ class Header:
 
 @dataclass(frozen=True)
 class Tensors:
-    """shapes by tensor name, and the file that holds each. dtypes, in the format's words, and places, (first byte, end) in the
-    file: of tensors that are read by them."""
+    """Hold what the headers of a model's files say of its tensors, by name.
+
+    files: the file that holds each. dtypes (in the format's words) and places (first byte, end in that file) are needed only
+    for tensors that are read by them.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     files: dict[str, Path]
@@ -68,7 +76,7 @@ class Tensors:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in a file. Raises CheckpointError."""
+    """Read a JSON object from a file. Raises CheckpointError ("file_missing", "config_damaged")."""
     if not path.is_file():
         raise CheckpointError("file_missing", file=str(path))
     try:
@@ -96,7 +104,10 @@ def _finite(digits: str) -> float:
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
-    """`stem`.safetensors, or the shards its index names. Raises CheckpointError naming the first missing file."""
+    """Return a model's weight files: `stem`.safetensors, or the shards that its index names.
+
+    Raises CheckpointError for the first missing file, or for a damaged index.
+    """
     index = folder / f"{stem}.safetensors.index.json"
     single = folder / f"{stem}.safetensors"
     if not index.exists():
@@ -113,7 +124,10 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 
 
 def read_headers(files: list[Path]) -> Tensors:
-    """Names, shapes, dtypes and places of all tensors; raises CheckpointError for a file that is cut off or not safetensors."""
+    """Read names, shapes, dtypes and places of all tensors in the files.
+
+    Raises CheckpointError for a file that is missing, cut off or not safetensors.
+    """
     found = Tensors({}, {})
     for file in files:
         header = read_header(file)
@@ -125,7 +139,9 @@ def read_headers(files: list[Path]) -> Tensors:
 
 
 def read_header(file: Path) -> Header:
-    """What one file says of itself. Raises CheckpointError ("file_missing" for what is no regular file, "file_damaged")."""
+    """Read the header of one safetensors file. Raises CheckpointError ("file_missing" for what is no regular file,
+    "file_damaged").
+    """
     if not file.is_file():
         raise CheckpointError("file_missing", file=str(file))
     size = file.stat().st_size
@@ -148,14 +164,17 @@ def read_header(file: Path) -> Header:
 
 
 def _parsed(data: bytes, start: int) -> Header:
-    """A header's text, as strictly as the format's own reader. start: where data begins. Raises ValueError and its like."""
+    """Parse a header's text as strictly as the format's own reader does.
+
+    start: where data begins in the file. Raises ValueError, LookupError, TypeError, AttributeError or RecursionError.
+    """
     if data.count(b"{") > MOST_BRACKETS or data.count(b"[") > MOST_BRACKETS:
         raise ValueError("more brackets than any network has tensors")
     document = json.loads(data.decode("utf-8"), parse_float=_no_size, parse_constant=_no_size, object_pairs_hook=_once)
     metadata = document.pop("__metadata__", None)
     header = Header({}, {}, {}, {} if metadata is None else metadata)
     for text in (*header.metadata, *header.metadata.values()):
-        # Of half a surrogate pair nothing could be written or shown.
+        # Raises a ValueError for half a surrogate pair, which could be neither written nor shown.
         text.encode()
     for name, entry in document.items():
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -166,7 +185,7 @@ def _parsed(data: bytes, start: int) -> Header:
         if (end - begin) * 8 != math.prod(shape) * BITS[dtype]:
             raise ValueError(f"{name}: {end - begin} bytes")
         header.dtypes[name], header.shapes[name], header.places[name] = dtype, tuple(shape), (start + begin, start + end)
-    # One after the other, without gaps, as the format asks.
+    # The format asks that tensors follow each other without gaps.
     if any(begin != end for (_, end), (begin, _) in pairwise([(start, start), *sorted(header.places.values())])):
         raise ValueError("gaps")
     return header
@@ -181,7 +200,10 @@ def _no_size(number: str) -> None:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; of two tensors of one name nobody knows which is meant."""
+    """Make a dict of a JSON object's pairs. Raises ValueError if a name stands there twice.
+
+    Of two tensors of one name nobody knows which is meant.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name stands there twice")
@@ -189,7 +211,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def compare(expected: Shapes, found: Tensors, folder: Path, *, strict: bool) -> None:
-    """Raises CheckpointError for the first tensor that is missing, of another shape or, if `strict`, unknown."""
+    """Compare the tensors of a model with those found in its files.
+
+    Raises CheckpointError for the first that is missing, of another shape or, if `strict`, unknown.
+    """
     for name, shape in expected.items():
         if name not in found.shapes:
             raise CheckpointError("tensor_missing", folder=str(folder), tensor=name)
@@ -202,8 +227,10 @@ def compare(expected: Shapes, found: Tensors, folder: Path, *, strict: bool) -> 
 
 
 def identity(file: Path) -> str:
-    """Tells this file from any other, whatever its name and place: a hash of its content, or of a large file of size, time of
-    change, its beginning and pieces spread over it. Raises OSError."""
+    """Return a hash that tells a file from any other, whatever its name and place. Raises OSError.
+
+    It is made of the file's content, or for a large file of its size, time of change, beginning and pieces spread over it.
+    """
     stat = file.stat()
     total = hashlib.sha256(str(stat.st_size).encode())
     with file.open("rb") as stream:
@@ -218,6 +245,6 @@ def identity(file: Path) -> str:
 
 
 def folder_identity(folder: Path) -> str:
-    """Tells what is in a folder, by the files' names in it and their content. Raises OSError."""
+    """Return a hash of the names and content of the files in a folder. Raises OSError."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
     return hashlib.sha256("\n".join(f"{file.name} {identity(file)}" for file in files).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Tensors of safetensors files, one after the other, into memory of the caller's.
+"""Read tensors of safetensors files, one after the other, into the caller's memory.
 
 They are read, not mapped: pages that are seen through a mapping count as this process's memory while the mapping lives, so that
 copying out of it would take the weights twice. Only what shall stay in the files is a window into a mapping.
@@ -31,8 +31,9 @@ DTYPES = MappingProxyType(
 )  # fmt: skip
 
 
+# Threads that read, bytes of a piece, and how many pieces ahead the system is told what comes, so that the disk can fetch it.
 # One thread copies 2 GB a second out of the system's cache where four copy 6 (measured on the machine of the loading in
-# benchmarks/README.md); and a disk likes to know what it is asked for next, so many pieces ahead.
+# benchmarks/README.md).
 READERS, PIECE, AHEAD = 4, 2**23, 32
 
 
@@ -42,12 +43,15 @@ def readers() -> Executor:
 
 
 def read_into(file: Path, begin: int, memory: Tensor, pool: Executor) -> bool:
-    """Bytes of a file, from `begin` on, into all of the memory, uint8; False if the file ends before. Raises OSError."""
+    """Fill all of the memory, uint8, with the bytes of a file from `begin` on; return False if the file ends before.
+
+    Raises OSError.
+    """
     starts = range(0, memory.numel(), PIECE)
 
     def read(start: int) -> bool:
         rest = memory[start : start + PIECE].numpy().data
-        # Unbuffered: what is read goes where it shall lie.
+        # Unbuffered, so that bytes are read straight to where they shall lie.
         with file.open("rb", buffering=0) as stream:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(stream.fileno(), begin + start + AHEAD * PIECE, PIECE, os.POSIX_FADV_WILLNEED)
@@ -63,9 +67,10 @@ def read_into(file: Path, begin: int, memory: Tensor, pool: Executor) -> bool:
 
 
 def read_tensor(file: Path, place: tuple[int, int], dtype: str, shape: tuple[int, ...]) -> Tensor:
-    """One tensor in memory of its own, whatever becomes of the file. place: (first byte, end). dtype: in the format's words.
+    """Read one tensor into memory of its own, which does not depend on the file any more.
 
-    Raises CheckpointError ("file_missing", or "file_damaged" where the file ends before it or the dtype is none of torch's).
+    place: (first byte, end). dtype: in the format's words. Raises CheckpointError ("file_missing", or "file_damaged" where the
+    file ends before the tensor or the dtype is none of torch's).
     """
     begin, end = place
     memory = torch.empty(end - begin, dtype=torch.uint8)
@@ -80,7 +85,11 @@ def read_tensor(file: Path, place: tuple[int, int], dtype: str, shape: tuple[int
 
 
 class Reader:
-    """A context, outside of which nothing is read. Raises CheckpointError for a tensor of a dtype or length it cannot have."""
+    """Read the tensors that were found in a model's files; a context, outside of which nothing is read.
+
+    Raises CheckpointError for a tensor whose dtype is none of torch's or whose length does not fit its shape. specs: dtype and
+    shape of each tensor by name.
+    """
 
     def __init__(self, found: Tensors):
         self._found = found
@@ -105,18 +114,24 @@ class Reader:
         self._open.close()
 
     def names(self) -> list[str]:
-        """In the order they lie on the disk."""
+        """Return the names of the tensors in the order they lie on the disk."""
         return sorted(self.specs, key=lambda name: (str(self._found.files[name]), self._found.places[name]))
 
     def into(self, name: str, memory: Tensor) -> None:
-        """The tensor's bytes into as many of the caller's, uint8. Raises CheckpointError if the file ends before them."""
+        """Read a tensor's bytes into the caller's memory, uint8, of the same length.
+
+        Raises CheckpointError if the file ends before them.
+        """
         file = self._found.files[name]
         begin, end = self._found.places[name]
         if not read_into(file, begin, memory, self._pool):
             raise CheckpointError("file_damaged", file=str(file), expected=end, actual=file.stat().st_size)
 
     def tensor(self, name: str) -> Tensor:
-        """In memory that the next one will lie in: new memory for each would stay with the process in pieces of all sizes."""
+        """Read a tensor into memory that the next call overwrites.
+
+        New memory for each would stay with the process in pieces of all sizes. Raises CheckpointError as `into` does.
+        """
         dtype, shape = self.specs[name]
         if self._shared is None:
             self._shared = torch.empty(max(end - begin for begin, end in self._found.places.values()), dtype=torch.uint8)
@@ -125,7 +140,10 @@ class Reader:
         return memory.view(dtype).view(shape)
 
     def window(self, name: str) -> Tensor:
-        """In the file: memory is taken when it is used, and given up again when the system wants it."""
+        """Return a tensor as a window into the file.
+
+        Memory is taken when it is used, and given up again when the system wants it.
+        """
         file = self._found.files[name]
         if file not in self._mapped:
             self._mapped[file] = self._open.enter_context(safe_open(file, framework="pt"))
