@@ -209,7 +209,7 @@ def test_every_start_saves_where_it_shall(whole: Page, tower: str):
     page.fill(image=tower, prompt="a cat", steps=9)
     page.see(page.settings.save_on_start(page.holds | {page.settings.on_start: False}))
     assert starting_fields(page.built.context, page.built.form)[0] == {}
-    page.see(page.settings.choose(True))
+    page.see(page.settings.switch_on_start(True))
     assert whole().settings.on_start.value is True
     page.see(page.settings.save_on_start(page.holds | {page.settings.on_start: True}))
     assert starting_fields(page.built.context, page.built.form)[0]["steps"] == 9

@@ -62,7 +62,8 @@ def whole_page(jobs, tmp_path, unserved) -> Any:
 
     def build(mode: str, language: str = "en") -> ErrorBoundary:
         t = Translator(language)
-        engine = SimpleNamespace(card=SimpleNamespace(total=24 * 2**30), reserve_gb=0.5)
+        card = SimpleNamespace(total=24 * 2**30)
+        engine = SimpleNamespace(card=card, reserve_gb=0.5, never_fits=lambda request: ())
         (tmp_path / "outputs").mkdir(exist_ok=True)
         context = Context(
             jobs,

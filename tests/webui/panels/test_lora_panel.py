@@ -149,7 +149,7 @@ def test_a_set_of_another_page_is_there_after_a_rescan(panel):
     """Until the program was started again, only the page that a set was saved on had it in its list."""
     one, other = panel("reverse"), panel("forward")
     one.save_preset("mine", json.dumps([{"file": INK, "strength": -0.5}]))
-    assert [value for _, value in other.rescan()[other.preset]["choices"]] == ["mine"]
+    assert [value for _, value in other.refresh_files()[other.preset]["choices"]] == ["mine"]
 
 
 def test_two_files_of_one_name_are_told_apart(page, lora_folder, tower):
