@@ -20,11 +20,12 @@ export function close() {
   setTimeout(open, LONGEST_CLOSED);
 }
 
-/** Let the form, which is filled now, be used; and give it back what it held before a reload. */
+/** Let the form, which is filled now, be used; say so to the document; and give it back what it held before a reload. */
 export function open() {
   setInert(false);
   if (filled) return;
   filled = true;
+  document.dispatchEvent(new Event('eichi-filled'));
   requestAnimationFrame(restore);
 }
 
