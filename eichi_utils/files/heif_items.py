@@ -202,10 +202,7 @@ class Items:
                 raise SyntaxError(MORE_THAN_THE_FILE)
             content = self._content(item)
             left = MOST_UNITS - self.units
-            if b"hvc1" in kinds:
-                coded = hevc_picture(settings, content, left)
-            else:
-                coded = av1_picture(content, left)
+            coded = hevc_picture(settings, content, left) if b"hvc1" in kinds else av1_picture(content, left)
             self.units += coded.units
             self.coded[key] = coded
         coded = self.coded[key]
