@@ -1,6 +1,6 @@
 """What gradio does not document or name as its own, each with the reason and the version it was seen in.
 
-`tests/webui/test_gradio_compat.py` lists it all, and says what an upgrade has taken away and what is to be done.
+`tests/webui/test_gradio_names.py` lists it all, and says what an upgrade has taken away and what is to be done.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Patience:
 class Connection(H11Protocol):
     """A connection that does not wait for ever.
 
-    Of uvicorn 0.54's class it uses `app`, `cycle`, `transport` and `_unset_keepalive_if_required` (`test_gradio_compat.py`).
+    Of uvicorn 0.54's class it uses `app`, `cycle`, `transport` and `_unset_keepalive_if_required` (`test_gradio_names.py`).
     """
 
     REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 15\r\nContent-Length: 0\r\n\r\n"
