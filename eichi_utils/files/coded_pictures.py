@@ -96,9 +96,8 @@ def av1_picture(data: memoryview, most: int) -> Coded:
         elif kind in FRAMES:
             if sequence is None:
                 raise SyntaxError(NO_SETTINGS)
-            own = _own_size(_Bits(body), sequence)
-            if own is not None:
-                width, height, frames = max(width, own[0]), max(height, own[1]), frames + 1
+            own_width, own_height, times = _frame(_Bits(body), sequence)
+            width, height, frames = max(width, own_width), max(height, own_height), frames + times
         at += size
     return Coded(width, height, frames, pixel, units)
 
@@ -168,15 +167,16 @@ def _operating_points(bits: _Bits) -> int:
     return time
 
 
-def _own_size(bits: _Bits, sequence: _Sequence) -> tuple[int, int] | None:
-    """Return the width and height that an AV1 frame (5.9.2) has at most; None if it only shows another one.
+def _frame(bits: _Bits, sequence: _Sequence) -> tuple[int, int, int]:
+    """Return the width and height of an AV1 frame (5.9.2), and as how many such frames it counts; none if it shows another one.
 
-    One that says its own size may have any that its numbers hold: decoders do not compare it with the sequence's.
+    A frame that says its own size, as layers do, may have any that its numbers hold: decoders do not compare it with the
+    sequence's. It counts as four where these have no more bits than the sequence's size.
     """
     if sequence.reduced:
-        return sequence.width, sequence.height
+        return sequence.width, sequence.height, 1
     if bits.take(1):
-        return None
+        return 0, 0, 0
     kind, shown = bits.take(2), bits.take(1)
     bits.take(sequence.time if shown else 1)
     if kind != SWITCH and (kind or not shown):
@@ -186,9 +186,15 @@ def _own_size(bits: _Bits, sequence: _Sequence) -> tuple[int, int] | None:
     if screen and sequence.integer == SELECT:
         bits.take(1)
     bits.take(sequence.name)
-    if kind == SWITCH or bits.take(1):
-        return 1 << sequence.sides[0], 1 << sequence.sides[1]
-    return sequence.width, sequence.height
+    own = kind == SWITCH or bits.take(1)
+    if own and sequence.sides != (_bits_of(sequence.width), _bits_of(sequence.height)):
+        return 1 << sequence.sides[0], 1 << sequence.sides[1], 1
+    return sequence.width, sequence.height, 4 if own else 1
+
+
+def _bits_of(side: int) -> int:
+    """Return how many bits sides up to this one need, which are written less one."""
+    return max(1, (side - 1).bit_length())
 
 
 def hevc_picture(settings: Iterable[memoryview], data: memoryview, most: int) -> Coded:

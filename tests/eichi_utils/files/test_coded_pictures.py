@@ -38,12 +38,15 @@ def still(width: int, height: int) -> bytes:
     return unit(1, packed((0, 3), (1, 1), (1, 1), (8, 5), (15, 4), (15, 4), (width - 1, 16), (height - 1, 16), (0, 16)))
 
 
-def moving(width: int, height: int, deep: int = 0) -> bytes:
-    """Settings of a film with everything that may stand before its size, and behind it up to its colours."""
+def moving(width: int, height: int, deep: int = 0, bits: int = 16) -> bytes:
+    """Settings of a film with everything that may stand before its size, and behind it up to its colours.
+
+    bits: of each side.
+    """
     times = ((1, 1), (1, 32), (30, 32), (0, 1), (1, 1), (9, 5), (1, 32), (9, 5), (7, 5))
     points = ((1, 1), (1, 5), (0, 12), (9, 5), (1, 1), (1, 1), (5, 10), (5, 10), (0, 1), (1, 1), (3, 4))
     points += ((1, 12), (5, 5), (0, 1), (0, 1))
-    sides = ((15, 4), (15, 4), (width - 1, 16), (height - 1, 16))
+    sides = ((bits - 1, 4), (bits - 1, 4), (width - 1, bits), (height - 1, bits))
     tools = ((1, 1), (3, 4), (2, 3), (0, 3), (0, 4), (1, 1), (0, 2), (1, 1), (1, 1), (6, 3), (0, 3), (deep, 1), (0, 9))
     return unit(1, packed((0, 3), (0, 1), (0, 1), *times, *points, *sides, *tools))
 
@@ -71,6 +74,8 @@ def test_what_is_read_of_av1() -> None:
         (moving(300, 200, deep=1) + frame(shown=0) + frame(kind=1) + frame(again=1), Coded(300, 200, 2, 6, 4)),
         # Another size may be any that 16 bits hold.
         (moving(300, 200) + frame(own_size=1), Coded(65536, 65536, 1, 3, 2)),
+        # Or no more than twice as much each way.
+        (moving(300, 300, bits=9) + frame(own_size=1) + frame(), Coded(300, 300, 5, 3, 3)),
         (moving(300, 200) + frame() + moving(200, 400) + frame(), Coded(300, 400, 2, 3, 4)),
         # The last unit needs no length.
         (still(9, 7) + b"\x30abc", Coded(9, 7, 1, 3, 2)),
