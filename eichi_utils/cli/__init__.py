@@ -1,1 +1,1 @@
-"""The command line: `eichi ...`, one file a command."""
+"""Hold the command line, `eichi ...`, with one file per command."""

@@ -1,4 +1,4 @@
-"""The program `eichi`; who stops it while it still loads ends it in a line. Run this file, from any folder, to start."""
+"""Start the program `eichi`. Signals that stop it while it loads end it with one line. This file can be run from any folder."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Run as a file, Python looks for packages beside this file, and as a module in the current folder; ours lie above.
+    # Python looks for packages beside this file if it is run as a file, and in the current folder if it is run as a module;
+    # ours are two folders up.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from eichi_utils.setup.console import leave_when_told
 
 
 def main() -> int:
-    """Load the commands and run one; the exit code."""
+    """Load the commands, run one and return its exit code."""
     leave_when_told()
     from eichi_utils.cli.main import main as run
 

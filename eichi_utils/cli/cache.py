@@ -1,4 +1,4 @@
-"""`eichi cache` says what is kept on the disk because it takes time to make; `--delete` deletes it."""
+"""Show with `eichi cache` what is kept on the disk to save time; delete it with `--delete`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = {"prompts": "cli.cache.prompts", "pictures": "cli.cache.pictures", "weig
 
 
 def add_cache_command(commands: Any, t: Translator) -> argparse.ArgumentParser:
-    """Add `cache` to the commands of a parser, and return its own. commands: what `add_subparsers` returned."""
+    """Add `cache` to the commands of a parser and return its parser. commands: what `add_subparsers` returned."""
     command = commands.add_parser("cache", help=t("cli.cache"), description=t("cli.cache"), allow_abbrev=False)
     command.set_defaults(run=run_cache)
     kinds = (EVERYTHING, *NAMES)
@@ -28,7 +28,7 @@ def add_cache_command(commands: Any, t: Translator) -> argparse.ArgumentParser:
 
 
 def run_cache(options: argparse.Namespace, t: Translator) -> int:
-    """Delete first, if asked, and show what is there then. Exit code 1 if something could not be deleted."""
+    """Delete what `--delete` names, then show what is left. Returns exit code 1 if something could not be deleted."""
     caches = {kind: getattr(open_caches(0), kind) for kind in NAMES}
     before = sum(cache.usage()[1] for cache in caches.values())
     errors = [error for kind, cache in caches.items() if options.delete in (EVERYTHING, kind) for error in cache.empty()]

@@ -1,4 +1,4 @@
-"""What `eichi demo` animates, and with which networks."""
+"""Choose what `eichi demo` animates, and with which networks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ UNTRAINED = WEBUI / "models" / "untrained"
 
 
 def demo_defaults(models: Models) -> dict[str, Any]:
-    """Request fields of the demo: the miniature's first example; its description says size, steps and length.
+    """Return the request fields of the demo: the miniature's first example, whose description gives size, steps and length.
 
-    With other networks a photo that comes with gradio, at a size that any computer renders in seconds.
+    With other networks it is a photo that comes with gradio, at a size that any computer renders in seconds.
     """
     examples = models.examples("miniature")
     if examples and models.folder is None:
         return {"model": "miniature", "image": examples[0].picture, "prompt": examples[0].prompt}
-    # Found without importing it. Where it is missing, the request's check names the picture.
+    # `find_spec` does not import gradio. If it is missing, the request's check names the picture.
     gradio = importlib.util.find_spec("gradio")
     folder = Path(gradio.origin).parent if gradio and gradio.origin else Path("gradio")
     photo = folder / "media_assets" / "images" / "tower.jpg"
@@ -31,7 +31,7 @@ def demo_defaults(models: Models) -> dict[str, Any]:
 
 
 def untrained_models(say: Callable[[str], None]) -> Path:
-    """A checkpoint of random weights, made once. `say` gets the key of a sentence."""
+    """Return the folder of a checkpoint of random weights, which is made once. `say` gets the key of a sentence."""
     say("cli.demo_untrained")
     if not UNTRAINED.is_dir():
         from miniature.random_checkpoint import build

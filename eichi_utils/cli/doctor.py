@@ -1,4 +1,4 @@
-"""What this machine has and what the program would use: the first thing to attach to a report."""
+"""Report what this machine has and what the program would use; users attach this to bug reports."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PACKAGES = (
     "gradio", "av", "pillow", "numpy", "sageattention", "xformers", "flash-attn", "fa3-fwd",
 )  # fmt: skip
 GIB = 2**30
-# Of memory that is locked and unlocked again, to see whether the system lets us.
+# Bytes that are locked and unlocked again, to see whether the system allows it.
 PROBE_BYTES = 4 * 2**20
 
 
 def examine(
     models: Models, device: str = "auto", attention: str = "auto", compiler: str = "auto", card: Device | None = None
 ) -> dict[str, Any]:
-    """Findings as plain data. Raises UserError for a device, kernel or folder that is not there. card: as in `ModelPool`."""
+    """Return the findings as plain data. Raises UserError for a missing device, kernel or folder. card: as in `ModelPool`."""
     pool = ModelPool(models.folder, device=device, attention=attention, compiler=compiler, card=card)
     precision, memory = _precision(pool), host_memory()
     states = {name: _state(pool, name) for name in ("framepack", "framepack_f1")}
@@ -70,7 +70,7 @@ def examine(
 
 
 def report_lines(findings: dict[str, Any], t: Translate) -> list[str]:
-    """The findings for reading."""
+    """Return the findings as lines of text, one per finding."""
     cards = [t("doctor.card", **card) for card in findings["cards"]]
     locking = {True: t("doctor.yes"), False: t("doctor.no_locking"), None: t("doctor.no_card")}[findings["locks_memory"]]
     rows = [
@@ -108,7 +108,7 @@ def _version(name: str) -> str | None:
 
 
 def _cards() -> list[dict[str, Any]]:
-    """As the driver describes them, or as torch does where it does not."""
+    """Return the cards as the driver describes them, or as torch does if the driver does not answer."""
     described: list[tuple[str, str | None, tuple[int, int], int, int]] = [
         (card.name, card.driver, card.capability, card.total, card.free) for card in cards()
     ]
@@ -129,13 +129,13 @@ def _cards() -> list[dict[str, Any]]:
 
 
 def _no_precision(rejected: Mapping[str, Any], t: Translate) -> str:
-    """Return the words for a machine on which "auto" fits in no precision: without a card others may, if they are chosen."""
+    """Return the text for a machine on which "auto" finds no precision; without a card others may fit if they are chosen."""
     others = ", ".join(name for name, reason in rejected.items() if reason["key"] == "only_asked_for")
     return t("doctor.only_chosen", names=others) if others else t("doctor.nothing_fits")
 
 
 def _precision(pool: ModelPool) -> dict[str, Any]:
-    """Return what "auto" means here for a section of the usual size, None where that does not fit, and why not the others."""
+    """Return what "auto" means here for a section of the usual size (None if nothing fits), and why the others are not used."""
     size, machine = model_size(pool.files, "framepack"), pool.machine()
     try:
         chosen = choose(size, "auto", USUAL_TOKENS, machine).precision
@@ -144,7 +144,7 @@ def _precision(pool: ModelPool) -> dict[str, Any]:
     names = ("bfloat16", *EIGHT_BITS)
     rejected = {name: _why_not(name, chosen, size, machine) for name in names if name != chosen}
     if machine.card is None:
-        # Without a card "auto" is what a processor computes in.
+        # Without a card, "auto" is the format that the processor computes in.
         own = str(pool.placement.transformer).removeprefix("torch.")
         rejected = rejected if chosen else {own: _why_not("auto", chosen, size, machine), **rejected}
         chosen = own if chosen else None
@@ -152,7 +152,7 @@ def _precision(pool: ModelPool) -> dict[str, Any]:
 
 
 def _why_not(name: str, chosen: str | None, size: ModelSize, machine: Machine) -> dict[str, Any]:
-    """key: of a sentence below `doctor.why.`, and its values."""
+    """Return why a precision is not used: the key of a sentence below `doctor.why.`, and its values."""
     if machine.card is None:
         needed = needs(size, name, USUAL_TOKENS, on_card=False)
         if needed.host > machine.host:
@@ -171,7 +171,7 @@ def _why_not(name: str, chosen: str | None, size: ModelSize, machine: Machine) -
 
 
 def _locks_memory(card: Device | None) -> bool | None:
-    """Whether the system lets us lock memory for fast copies; None without a card."""
+    """Say whether the system allows locking memory for fast copies; None without a card."""
     if card is None:
         return None
     memory = Arena([{"probe": (torch.uint8, (PROBE_BYTES,))}]).buffer

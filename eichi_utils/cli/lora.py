@@ -1,4 +1,4 @@
-"""`eichi lora FILE[=STRENGTH]...` says what LoRA files hold; `eichi lora bake ...` writes a checkpoint with them."""
+"""Report what LoRA files hold with `eichi lora FILE[=STRENGTH]...`; write a checkpoint with them with `eichi lora bake ...`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from locales import Translator
 
 BAKE = "bake"
 CHECKPOINTS = ("framepack", "framepack_f1")
-# Unknown keys that are named one by one; of the rest the number is enough.
+# Unknown keys that are named; of all the number is given.
 SHOWN = 3
 
 
 def add_lora_command(commands: Any, t: Translator) -> argparse.ArgumentParser:
-    """The `lora` command; it works for files without any model, or checks them against one."""
+    """Add `lora` to the commands of a parser and return its parser. The command checks files against a model if it is there."""
     command = commands.add_parser("lora", help=t("cli.lora"), description=t("cli.lora"), allow_abbrev=False)
     command.set_defaults(run=run_lora)
     command.add_argument("files", nargs="+", metavar=f"[{BAKE}] FILE[=STRENGTH]", help=t("cli.lora.files"))
@@ -37,7 +37,10 @@ def add_lora_command(commands: Any, t: Translator) -> argparse.ArgumentParser:
 
 
 def run_lora(options: argparse.Namespace, t: Translator) -> int:
-    """Exit code 0 if every file can be used, 2 if one cannot. Raises UserError where a bake cannot begin."""
+    """Report on each file, or bake. Returns exit code 0, or 2 if a file cannot be used.
+
+    Raises UserError where a bake cannot begin.
+    """
     words: list[str] = options.files
     if words[0] == BAKE:
         return _bake(options, [Lora(**from_flag(word)) for word in words[1:]], t)

@@ -1,4 +1,4 @@
-"""`eichi render`, `eichi demo`, `eichi doctor`, `eichi lora`, `eichi cache`, `eichi sections`, `eichi tensors`.
+"""Run the command line: `eichi render`, `demo`, `doctor`, `lora`, `cache`, `sections` and `tensors`.
 
 Results go to stdout, the rest to stderr.
 
@@ -68,7 +68,7 @@ OUT_OF_MEMORY = ("out_of_memory", "out_of_card_memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script; returns the exit code."""
+    """Run one command (the console script `eichi`) and return its exit code. arguments: `sys.argv[1:]` if None."""
     with ready(), ending_as_interrupted():
         arguments = list(sys.argv[1:] if arguments is None else arguments)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -92,7 +92,7 @@ def _language(arguments: Sequence[str]) -> str:
 
 
 def make_parser(t: Translator) -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; each command's function is in its `run`."""
+    """Return the parser of the whole command line. Its result has the command's function as `run`."""
     parser = argparse.ArgumentParser(prog="eichi", description=t("cli.about"))
     commands = parser.add_subparsers(required=True, metavar="render|demo|doctor|lora|cache|sections|tensors")
     render = commands.add_parser("render", help=t("cli.render"), description=t("cli.render"), allow_abbrev=False)
@@ -125,7 +125,7 @@ def make_parser(t: Translator) -> argparse.ArgumentParser:
 
 
 def add_request_flags(parser: argparse.ArgumentParser, t: Translator) -> None:
-    """A flag for every request field. Values stay text here: the request's own reading finds what is wrong with them."""
+    """Add a flag for every request field. Values stay text here; reading the request finds what is wrong with them."""
     parser.add_argument("--mode", metavar="|".join(modes.MODES), help=t("cli.help.mode"))
     for name, kind in modes.all_kinds().items():
         flag, text = flag_of(name), t(f"cli.help.{name}")
@@ -140,7 +140,7 @@ def add_request_flags(parser: argparse.ArgumentParser, t: Translator) -> None:
 
 
 class _Reference(argparse.Action):
-    """`--reference` begins a control; `--reference-index` and `--reference-mask` belong to the latest."""
+    """Collect controls: `--reference` begins one, `--reference-index` and `--reference-mask` belong to the latest."""
 
     def __init__(self, *args: Any, part: str, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -161,7 +161,7 @@ class _Reference(argparse.Action):
 def read_request(
     options: argparse.Namespace, defaults: Mapping[str, Any], say: Callable[..., Any] = lambda key, **values: None
 ) -> Request:
-    """The request from `--request` (or `defaults`) with every flag that was given laid over it. Raises UserError.
+    """Return the request from `--request` (or `defaults`), changed by every flag that was given. Raises UserError.
 
     Paths in a request's file are relative to that file, those in flags to the current folder; the request's are absolute.
     say: called with a sentence's key and values where the program decides for the user.
@@ -187,7 +187,7 @@ def read_request(
 
 
 def _with_model(document: Mapping[str, Any], models: Models, say: Callable[..., Any]) -> Mapping[str, Any]:
-    """The document with a model where it names none, and with what the model recommends where the document says nothing."""
+    """Return the document with a model if it names none, and with the model's recommended values for missing fields."""
     mode = document.get("mode")
     if not isinstance(mode, str) or mode not in modes.MODES:
         return document
@@ -204,7 +204,7 @@ def _with_model(document: Mapping[str, Any], models: Models, say: Callable[..., 
 
 
 def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
-    """What the flags are laid over. With `--mode`, a file of another mode gives only the fields both modes have."""
+    """Return the document that the flags change. With `--mode`, a file of another mode gives only fields of both modes."""
     document: Any = {"mode": "reverse", **defaults}
     if options.request is not None:
         document = read_placed_document(options.request, options.look_in or ())
@@ -219,9 +219,9 @@ def _document(options: argparse.Namespace, defaults: Mapping[str, Any]) -> Any:
 
 
 def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str, Any] | None = None) -> int:
-    """Make the films of a request, or with `--dry-run` say what would be made; return the exit code.
+    """Make the films of a request, or with `--dry-run` show what would be made. Returns the exit code.
 
-    defaults: what the flags are laid over where no file of a request is given. Raises UserError before any work starts.
+    defaults: request fields if no request file is given. Raises UserError before any work starts.
     """
     engine = Engine(
         Models(options.models),
@@ -232,7 +232,7 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
         compiler=options.compile,
         cache_gb=options.cache_gb,
         timings=Timings(),
-        # A file that came from elsewhere chooses no place outside of the output folder; who types the flag does.
+        # A request file may come from a stranger, so it may choose no folder outside of the output folder; the flag may.
         allowed=() if options.request is not None and options.output_folder is None else None,
     )
     request: Request | None = None
@@ -257,18 +257,21 @@ def run_render(options: argparse.Namespace, t: Translator, defaults: Mapping[str
     with closing(log):
         log.apply(bool(folder), folder)
         codes = [report(view, t, options) for view in follow_jobs(Jobs(engine, [JobLog(log, t)]), request, t)]
-        # One film that failed makes the whole a failure.
+        # The first film that failed decides.
         return next((code for code in codes if code != DONE), DONE)
 
 
 def _of_a_file(problem: Problem) -> Problem:
-    """Say of a folder that is not allowed that the request's file, and not the user, named it."""
+    """Change the problem of a folder that is not allowed: the request's file, not the user, named the folder."""
     named = problem.key == "folder_not_allowed"
     return Problem(problem.field, "folder_from_file", problem.values) if named else problem
 
 
 def follow_jobs(jobs: Jobs, request: Request, t: Translator) -> list[View]:
-    """Show the progress of the batch's jobs. The first Ctrl-C stops at the next step, a second one leaves at once."""
+    """Show the progress of the batch's jobs and return their views at the end.
+
+    The first Ctrl-C stops at the next step, a second one leaves at once.
+    """
     first = jobs.submit(request)
     films = [job for job in jobs.all() if job.batch == first.batch]
     views, stopping = [], False
@@ -290,7 +293,7 @@ def follow_jobs(jobs: Jobs, request: Request, t: Translator) -> list[View]:
                 follow = jobs.follow(job.id)
         progress.close()
         views.append(view)
-        # What waits was dropped with it.
+        # The stop dropped the waiting jobs too.
         if stopping:
             break
     jobs.close()
@@ -298,7 +301,7 @@ def follow_jobs(jobs: Jobs, request: Request, t: Translator) -> list[View]:
 
 
 def run_demo(options: argparse.Namespace, t: Translator) -> int:
-    """Render the example photo with the small built-in checkpoint, where the user names no other."""
+    """Render the example of the miniature, or with random weights a photo if neither the miniature nor `--models` is there."""
     from eichi_utils.cli.demo import demo_defaults, untrained_models
 
     models = Models(options.models)
@@ -308,7 +311,7 @@ def run_demo(options: argparse.Namespace, t: Translator) -> int:
 
 
 def run_doctor(options: argparse.Namespace, t: Translator) -> int:
-    """Say what this machine is and can do, and what would keep a film from being made."""
+    """Report what this machine is and can do, and what would keep a film from being made. Returns the exit code."""
     from eichi_utils.cli.doctor import examine, report_lines
 
     findings = examine(Models(options.models), options.device, options.attention, options.compile)
@@ -317,7 +320,7 @@ def run_doctor(options: argparse.Namespace, t: Translator) -> int:
 
 
 def report(view: View, t: Translator, options: argparse.Namespace) -> int:
-    """Say how a job ended; the exit code."""
+    """Write how a job ended, and return the exit code."""
     if view.state == "failed" and not view.files and not options.json:
         return report_problems(view.problems, t, options, _failure_code(view))
     for line in problem_lines(view.problems, t, options):

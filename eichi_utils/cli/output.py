@@ -1,4 +1,4 @@
-"""Problems and exit codes, as every command of the command line says them."""
+"""Print results, messages and problems, and define exit codes, in the same way for every command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLAG_NAMES = {
 }  # fmt: skip
 # Parts of a control that have a flag of their own.
 CONTROL_FLAGS = {"index": "--reference-index", "mask": "--reference-mask"}
-# Other values that problems name and that only flags can say.
+# Other values that problems name and that are set by flags only.
 OTHER_FLAGS = (
     "models", "out", "device", "attention", "reserve_gb", "cache_gb", "crf", "join_latents", "trim_start", "trim_end",
     "log_folder", "uploads",
@@ -28,24 +28,24 @@ OTHER_FLAGS = (
 
 
 def result(text: str) -> None:
-    """Write a line of what was asked for: the result goes to stdout, the rest to stderr."""
+    """Write a line of the command's result to stdout; everything else goes to stderr."""
     write(sys.stdout, text + "\n")
 
 
 def say(text: str) -> None:
-    """Write a line for the person in front of it."""
+    """Write a line for the user to stderr."""
     write(sys.stderr, text + "\n")
 
 
 def amount(text: str) -> float:
-    """Read the value of a flag that is a number; argparse says what is wrong with it, in its own words."""
+    """Return the number in a flag's text. Raises argparse's error for other texts, which argparse shows in its own words."""
     if (number := finite_number(text)) is None:
         raise argparse.ArgumentTypeError(f"invalid number: {shown(text)!r}")
     return number
 
 
 def whole(text: str) -> int:
-    """Read the value of a flag that is a whole number, likewise."""
+    """Return the whole number in a flag's text. Raises argparse's error for other texts."""
     try:
         return int(text)
     except ValueError:
@@ -58,9 +58,10 @@ def flag_of(name: str) -> str:
 
 
 def place_of(field: str, options: argparse.Namespace) -> str:
-    """Return what the user calls the place of a problem: the flag that it came from, else its place in the request's file.
+    """Return where a problem comes from in the user's terms: the flag, or else the place in the request's file.
 
-    field: a problem's, such as "image", "controls/0/mask" or "keyframes/2". Of several LoRA or references the number is told.
+    field: of the problem, such as "image", "controls/0/mask" or "keyframes/2". If several LoRA or references were given, the
+    flag is followed by a number.
     """
     name, *rest = field.split("/")
     if name in OTHER_FLAGS and hasattr(options, name):
@@ -77,7 +78,7 @@ def place_of(field: str, options: argparse.Namespace) -> str:
 
 
 def report_problems(problems: Sequence[Problem], t: Translate, options: argparse.Namespace, code: int = BAD_INPUT) -> int:
-    """Say what is wrong, on stderr and with `--json` as a document on stdout too, and return the exit code."""
+    """Write the problems to stderr, and with `--json` also as a document to stdout. Returns the exit code `code`."""
     for line in problem_lines(problems, t, options):
         say(line)
     if options.json:
@@ -86,7 +87,7 @@ def report_problems(problems: Sequence[Problem], t: Translate, options: argparse
 
 
 def problem_lines(problems: Sequence[Problem], t: Translate, options: argparse.Namespace) -> list[str]:
-    """Return a sentence for each problem, behind the flag or the place in a file that it is about."""
+    """Return a sentence for each problem, after the flag or the place in a file that it is about."""
     lines = ((place_of(problem.field, options), t(f"problem.{problem.key}", **problem.values)) for problem in problems)
     return [f"{place}: {text}".removeprefix(": ") for place, text in lines]
 

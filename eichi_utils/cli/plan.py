@@ -1,4 +1,4 @@
-"""A plan as text and as JSON, for `--dry-run`."""
+"""Format a plan as text and as JSON, for `--dry-run`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eichi_utils.requests.request import Request
 
 
 def plan_document(request: Request, needs: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan's integers and names, the model that would carry it out, and what that needs; needs: `Engine.forecast`."""
+    """Return the plan as JSON, with the model that would carry it out. needs: what that takes, from `Engine.forecast`."""
     plan = request.plan()
     return {
         "needs": dict(needs),
@@ -36,7 +36,7 @@ def plan_document(request: Request, needs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plan_lines(request: Request, needs: Mapping[str, Any], t: Translate) -> list[str]:
-    """A line of totals, one of what it needs, and one for each section in the order of sampling."""
+    """Return a line of totals, one of what the film needs, and one for each section in the order of sampling."""
     plan = request.plan()
     seconds = f"{plan.frames / FPS:.2f}"
     totals = {"sections": len(plan.sections), "frames": plan.frames, "seconds": seconds}
@@ -53,7 +53,7 @@ def plan_lines(request: Request, needs: Mapping[str, Any], t: Translate) -> list
 
 
 def _append_document(plan: Plan) -> dict[str, Any] | None:
-    """What comes after the film, and the length of both together; the section in between as those of the film."""
+    """Return what is appended, with its bridge as a section and the frames of both films together; None if nothing is."""
     if plan.append is None:
         return None
     own = {field.name: getattr(plan.append, field.name) for field in dataclasses.fields(plan.append)}

@@ -1,7 +1,7 @@
-"""Progress of a job on a stream: one line that is redrawn on a terminal, plain lines elsewhere.
+"""Show a job's progress on a stream: one redrawn line on a terminal, plain lines elsewhere.
 
-Not tqdm: it knows one count and its rate, where a job has sections of unequal steps and an estimate of its own; into a file it
-would write every redrawing; and it raises where nobody reads the stream any more.
+tqdm does not fit: it knows one count and its rate, while a job has sections of unequal steps and its own estimate; it writes
+every redrawing into a file; and it raises on a stream without a reader.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ BAR = 24
 
 
 class Progress:
-    """Elsewhere than on a terminal a line is written when stage or section change, and at every tenth of steps or decoding."""
+    """Write the progress of jobs to a stream.
+
+    On a terminal one line is redrawn. Elsewhere a line is written when stage or section change, and at every tenth of the steps
+    or of decoding.
+    """
 
     def __init__(self, stream: TextIO | None, t: Translate):
         self._stream, self._t = stream, t
@@ -29,7 +33,7 @@ class Progress:
         self._notices = 0
 
     def show(self, view: View) -> None:
-        """Say what a job does now: new notices each in a line of its own, then how far it is."""
+        """Show what a job does now: each new notice in its own line, then the progress."""
         for notice in view.notices[self._notices :]:
             self.say(self._t(f"notice.{notice.key}", **notice.values))
         self._notices = len(view.notices)
@@ -46,12 +50,12 @@ class Progress:
                 write(self._stream, line + "\n")
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Write a text in its own line."""
         self.close()
         write(self._stream, text + "\n")
 
     def close(self) -> None:
-        """End the line that is redrawn; what is written after it begins on a new one."""
+        """End the redrawn line, so that what follows begins on a new one."""
         if self._drawn:
             write(self._stream, "\n")
             self._drawn = False
@@ -68,7 +72,7 @@ class Progress:
 
 
 def fitted(line: str, columns: int) -> str:
-    """Return a line that takes exactly so many columns of a terminal, on which Chinese and Japanese letters take two."""
+    """Return a line cut or padded to `columns` of a terminal, on which Chinese and Japanese characters take two."""
     kept, taken = "", 0
     for letter in line:
         width = 2 if unicodedata.east_asian_width(letter) in "WF" else 1

@@ -1,4 +1,4 @@
-"""`eichi sections export REQUEST OUT.zip` and `eichi sections import FILE.zip`: a film's pictures and prompts as one file."""
+"""Run `eichi sections export REQUEST OUT.zip` and `eichi sections import FILE.zip`: a film's pictures and prompts in a ZIP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from locales import Translator
 
 
 def add_sections_commands(commands: Any, t: Translator) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    """`export` and `import` below `sections`; neither needs a model."""
+    """Add `sections export` and `sections import` to a parser's commands and return their parsers; they need no model."""
     sections = commands.add_parser("sections", help=t("cli.sections"), description=t("cli.sections"), allow_abbrev=False)
     kinds = sections.add_subparsers(required=True, metavar="export|import")
     out = kinds.add_parser("export", help=t("cli.sections.export"), description=t("cli.sections.export"), allow_abbrev=False)
@@ -39,14 +39,14 @@ def add_sections_commands(commands: Any, t: Translator) -> tuple[argparse.Argume
 def run_export(options: argparse.Namespace, t: Translator) -> int:
     """Write a request's sections, with all files that it names, into a ZIP."""
     path = resolved("zip", options.zip)
-    # Its words are those of the existing program's page in the language that this one speaks.
+    # The ZIP's labels are in this language, for the existing program's page in that language.
     export_sections(_request(options.request, options.look_in or ()), path, t.language)
     result(json.dumps({"files": [str(path)]}) if options.json else str(path))
     return 0
 
 
 def run_import(options: argparse.Namespace, t: Translator) -> int:
-    """Prints the request, as `eichi render --request` reads it; what was not understood goes to stderr."""
+    """Print the request of a ZIP, as `eichi render --request` reads it; what was not understood goes to stderr."""
     onto = options.merge or options.replace
     how = "merge" if options.merge else "replace"
     uploads = resolved("uploads", options.uploads)

@@ -1,4 +1,4 @@
-"""`eichi tensors info|trim|join|decode`: files of latents (tensor data) without a page."""
+"""Run `eichi tensors info|trim|join|decode`, which work on files of latents (tensor data)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_CRF = 51
 
 
 def add_tensors_commands(commands: Any, t: Translator) -> tuple[argparse.ArgumentParser, ...]:
-    """Four commands below `tensors`; only `decode` needs a model, and of that only the VAE."""
+    """Add four commands below `tensors` and return their parsers; only `decode` needs a model, and of that only the VAE."""
     tensors = commands.add_parser("tensors", help=t("cli.tensors"), description=t("cli.tensors"), allow_abbrev=False)
     kinds = tensors.add_subparsers(required=True, metavar="info|trim|join|decode")
 
@@ -57,7 +57,7 @@ def add_tensors_commands(commands: Any, t: Translator) -> tuple[argparse.Argumen
 
 
 def run_info(options: argparse.Namespace, t: Translator) -> int:
-    """Exit code 0 if every file holds latents, 2 if one does not."""
+    """Print what each file holds. Returns exit code 0 if all hold latents, else 2."""
     documents, lines = [], []
     for file in options.files:
         problem = latents_problem("files", file)
@@ -101,7 +101,7 @@ def run_trim(options: argparse.Namespace, t: Translator) -> int:
 
 
 def run_join(options: argparse.Namespace, t: Translator) -> int:
-    """Write several files' latents as one, with so many blended ones between them. Raises UserError."""
+    """Write several files' latents as one file, with interpolated latents between them. Raises UserError."""
     between = options.join_latents
     limits = {"value": between, "min": 0, "max": MOST_BETWEEN}
     wrong = [] if 0 <= between <= MOST_BETWEEN else [Problem("join_latents", "out_of_range", limits)]
@@ -116,14 +116,14 @@ def run_join(options: argparse.Namespace, t: Translator) -> int:
 
 
 def run_decode(options: argparse.Namespace, t: Translator) -> int:
-    """Decode a file's latents to a film with the decoder of the model that they are of. Raises UserError."""
+    """Decode a file's latents to a film with the VAE of the model that made them. Raises UserError."""
     limits = {"value": options.crf, "min": 0, "max": MOST_CRF}
     wrong = [] if 0 <= options.crf <= MOST_CRF else [Problem("crf", "out_of_range", limits)]
     out = _result(options, "", FILM_SUFFIX, wrong)
     (file,) = options.files
     info = read_info(file, "files")
     models, model = Models(options.models), options.model or info.model
-    # The existing program has no other, and another one's decoder would make noise of it.
+    # A file of the existing program names no model: it has FramePack only, and another model's decoder would make noise.
     model = model if model in MODELS else "framepack"
     if model not in models.names:
         raise UserError([Problem("model", "miniature_missing", {"folder": str(models.miniature)})])
@@ -157,7 +157,7 @@ def _negative(name: str, value: int) -> Problem | None:
 
 
 def _result(options: argparse.Namespace, ending: str, suffix: str, wrong: Iterable[Problem | None]) -> Path:
-    """Where the result goes. Raises UserError with everything that is wrong, before anything is read whole or written."""
+    """Return the path of the result. Raises UserError with all problems, before anything is read whole or written."""
     files = [Path(file) for file in options.files]
     problems = [problem for problem in (*wrong, *(latents_problem("files", file) for file in files)) if problem]
     if problems and not options.out:
@@ -175,14 +175,14 @@ def _result(options: argparse.Namespace, ending: str, suffix: str, wrong: Iterab
 
 
 def free_name(stem: Path, ending: str, suffix: str) -> Path:
-    """A name that no file has: the stem with the ending, and a number where that is taken."""
+    """Return a path that does not exist: the stem with the ending, and with a number if that is taken."""
     numbers = ("" if number == 1 else f"_{number}" for number in itertools.count(1))
     paths = (stem.with_name(f"{stem.name}{ending}{number}{suffix}") for number in numbers)
     return next(path for path in paths if not path.exists())
 
 
 def _written(options: argparse.Namespace, t: Translator, out: Path, write: Callable[[], None]) -> int:
-    """Do it and name the result; what runs out on the way is said, and leaves no file."""
+    """Run `write` and print the result's name, or print the problem if disk or memory run out. Returns the exit code."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write()

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
-# Most nodes that are read. A large graph has some hundred.
+# Largest number of nodes that are read. A large graph has some hundred.
 MOST_NODES = 5_000
 # Inputs of a node that hold its text, in this order; "" stands for the role itself ("positive", "positive_prompt").
 TEXTS = ("text", "prompt", "populated_text", "string", "value", "t5xxl", "text_g", "clip_l", "text_l")

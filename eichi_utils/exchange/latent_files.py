@@ -31,8 +31,8 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.plan import MOST_BETWEEN
 from eichi_utils.requests.request import Request
 
-# Most levels of parts inside parts, for films that are continued again and again. Each level is two levels of JSON, of which 64
-# are read.
+# Largest number of levels of parts inside parts, for films that are continued again and again. Each level is two levels of
+# JSON, of which 64 are read.
 GENERATIONS = 20
 
 

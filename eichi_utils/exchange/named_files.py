@@ -28,7 +28,7 @@ FILES = "files"
 # Largest file that is hashed, which takes a second per gigabyte on a slow processor. A LoRA may have several gigabytes; larger
 # files are recognized by name and size.
 MOST_HASHED = 512 * 2**20
-# Most files of a folder that are looked at.
+# Largest number of files of a folder that are looked at.
 MOST_FILES = 100_000
 PIECE = 2**20
 

@@ -48,10 +48,10 @@ LATENTS, LATENTS_STEM, LATENTS_SUFFIX = "append_latents", "append", ".safetensor
 CONTENTS = ("image", "end_image", "keyframes", "section_prompts", "prompt", "loras", "section_lora_scales")
 # Files that systems add to archives by themselves.
 CLUTTER = re.compile(r"__MACOSX/|(.*/)?(\._[^/]*|\.DS_Store|Thumbs\.db|desktop\.ini)$", re.IGNORECASE | re.DOTALL)
-# Most pixels of all pictures together, which take a second and a half to decode, and more for each packed byte. A picture of
-# 1920 x 1080 pixels of one colour has 6 kB; a photo has less than 20 pixels per byte.
+# Largest number of pixels of all pictures together, which take a second and a half to decode, and how many more are allowed for
+# each packed byte. A picture of 1920 x 1080 pixels of one colour has 6 kB; a photo has less than 20 pixels per byte.
 FREE_PIXELS, MOST_PIXELS_PER_BYTE = 150_000_000, 100
-# Most names listed in a note.
+# Largest number of names listed in a note.
 MOST_LISTED = 50
 
 

@@ -34,8 +34,9 @@ PREVIEW_MS = round(1000 * 4 / FPS)
 NO_DECODER = MappingProxyType({"protocol_whitelist": "none", "codec_whitelist": "none"})
 # FFmpeg's decoders that films may use. Those of still pictures take gigabytes for a frame of a few kilobytes.
 DECODERS = ("h264", "hevc", "mpeg4", "vp9", "libdav1d", "av1")
-# Most pixels of a frame (4K; FFmpeg keeps up to 17 of them, 400 MB), and of all frames from the last keyframe to the end of a
-# film: two seconds of a processor, or four times x264's longest keyframe distance (250 frames) of a megapixel each.
+# Largest number of pixels of a frame (4K; FFmpeg keeps up to 17 of them, 400 MB), and of all frames from the last keyframe to
+# the end of a film: two seconds of a processor, or four times x264's longest keyframe distance (250 frames) of a megapixel
+# each.
 MOST_PIXELS, MOST_DECODED = 4096 * 2304, 2**30
 # FFmpeg's numbers of colour matrices (ITU-T H.273) -> those of swscale, which converts. All others count as BT.601.
 BT709 = 1

@@ -10,7 +10,7 @@ from eichi_utils.requests.compound_kinds import map_entries
 from eichi_utils.requests.kinds import Change
 from eichi_utils.requests.modes import all_kinds
 
-# Most files that a request may name on a page. The longest film has 200 sections with one picture each.
+# Largest number of files that a request may name on a page. The longest film has 200 sections with one picture each.
 MOST_NAMED = 1000
 
 

@@ -16,7 +16,7 @@ from eichi_utils.requests.loras import STRONGEST, check_scales
 from eichi_utils.requests.plan import MOST_BETWEEN, Append, film_latents, section_count
 from eichi_utils.requests.request import Request, check_fields, check_prompts, check_sections
 
-# Most latents that may be trimmed at one end of a film; the longest film has 1001.
+# Largest number of latents that may be trimmed at one end of a film; the longest film has 1001.
 MOST_TRIMMED = 1000
 # A section's prompt follows one of these characters without a comma.
 SENTENCE_ENDS = ".,;:!?\u3001\u3002\uff0c\uff0e\uff01\uff1f"

@@ -16,7 +16,7 @@ from diffusers_helper.vae.frames import FPS, FRAMES_PER_LATENT, frames_of
 
 # Latents of history that a section looks at in full, half and quarter resolution (1x, 2x and 4x context).
 CONTEXT = (1, 2, 16)
-# Most latents that can be put between two films; the model was trained on 9 at a time.
+# Largest number of latents that can be put between two films; the model was trained on 9 at a time.
 MOST_BETWEEN = 12
 
 

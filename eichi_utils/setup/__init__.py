@@ -1,1 +1,1 @@
-"""What runs before anything is installed: standard library only, for launch.py."""
+"""Run what launch.py needs before anything is installed. Standard library only."""

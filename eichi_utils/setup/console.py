@@ -1,6 +1,6 @@
-"""Saying something on stdout or stderr, which may be closed, a pipe that nobody reads any more, or a terminal of few letters.
+"""Write to stdout or stderr, which may be closed, a pipe without a reader, or a terminal with a small character set.
 
-A film is not lost because nobody can be told of it. Standard library only.
+Such a stream must not end the program and lose a film. Standard library only.
 """
 
 from __future__ import annotations
@@ -16,38 +16,37 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-# The exit code of what was stopped, as shells have it for Ctrl-C.
+# Exit code of a stopped program, as shells have it for Ctrl-C.
 STOPPED = 130
-# What tells a program to end.
+# Signals that ask a program to end.
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
 
 @contextmanager
 def ready() -> Iterator[None]:
-    """Around a whole program: it has both streams, which take any text, and whatever becomes of them does not change its exit
-    code."""
+    """Wrap a whole program: both streams exist and take any text, and no failure of theirs changes its exit code."""
     _open_descriptors()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            # Windows without a console, or closed by who started the program; libraries ask it for `isatty`.
+            # No stream on Windows without a console, or if the caller closed it; libraries ask it for `isatty`.
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (open as long as the program)
         elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:
-        # Left to Python's own end, a text that finds no reader any more makes the exit code 120.
+        # Flushed here: if Python's own end cannot flush a stream, it makes the exit code 120.
         for stream in (sys.stdout, sys.stderr):
             write(stream, "")
 
 
 def leave_when_told() -> None:
-    """From now on let Ctrl-C, SIGTERM, a closed terminal (SIGHUP) and Windows' Ctrl-Break end the program at once, in a line
-    and with code 130.
+    """End the program at once, with a line and code 130, when a signal asks it to end.
 
-    For the time in which a program loads: nothing has begun, and an exception could come out of any library, or be lost there.
-    `ending_as_interrupted` takes over. It is said in English, since the words of other languages are not loaded.
+    The signals are Ctrl-C, SIGTERM, a closed terminal (SIGHUP) and Windows' Ctrl-Break. This is for the time in which a program
+    loads: nothing has begun, and an exception could come out of any library, or be lost there. `ending_as_interrupted` takes
+    over. The line is English, since the words of other languages are not loaded.
     """
     for number in _heard():
         signal.signal(number, _leave)
@@ -55,10 +54,10 @@ def leave_when_told() -> None:
 
 @contextmanager
 def ending_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM, a closed terminal (SIGHUP) and Windows' Ctrl-Break end what is inside as Ctrl-C does, by KeyboardInterrupt.
+    """Let SIGTERM, a closed terminal (SIGHUP) and Windows' Ctrl-Break raise KeyboardInterrupt inside, as Ctrl-C does.
 
-    What is finished by then is kept and named. A signal that is ignored, as by nohup, stays so. In other threads than the
-    main one, where Python sets no handlers, this does nothing.
+    Results that are finished by then are kept and named. A signal that is ignored, as by nohup, stays ignored. Outside of the
+    main thread, where Python sets no handlers, this does nothing.
     """
     before = {number: signal.signal(number, signal.default_int_handler) for number in _heard()}
     try:
@@ -76,16 +75,16 @@ def _heard() -> list[int]:
 
 
 def _leave(number: int, frame: object) -> None:
-    # Past what the stream holds, in which this may have come in between.
+    # Bypasses the stream's buffer, which the signal may have interrupted.
     with suppress(OSError):
         os.write(2, b"\nStopped.\n")
     os._exit(STOPPED)
 
 
 def leave(seconds: float) -> None:
-    """End the process with exit code 0 if threads still work that Python would wait for, after so many seconds.
+    """End the process with exit code 0 if threads are still working after so many seconds, for which Python would wait.
 
-    Nothing interrupts a thread; what is to be kept must have been kept before. Where none works, this returns.
+    Nothing interrupts a thread, so everything worth keeping must be saved before. If none is working, this returns.
     """
     deadline = time.monotonic() + seconds
     others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.current_thread()]
@@ -98,7 +97,7 @@ def leave(seconds: float) -> None:
 
 
 def write(stream: TextIO | None, text: str) -> None:
-    """Write text and flush. Where nobody can be told any more, this and what follows is told nobody."""
+    """Write text and flush. On a stream without a reader this text and all that follows are dropped."""
     if stream is None:
         return
     try:
@@ -108,33 +107,35 @@ def write(stream: TextIO | None, text: str) -> None:
             stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
         stream.flush()
     except ValueError:
-        # It was closed.
+        # The stream is closed.
         return
     except OSError:
         _let_go(stream)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether lines of this stream can be drawn again."""
+    """Say whether the stream is a terminal, on which lines can be redrawn."""
     with suppress(ValueError):
         return stream is not None and stream.isatty()
     return False
 
 
 def _open_descriptors() -> None:
-    """Give each of the three standard descriptors something. A free one would go to the next file that is opened, a film for
-    instance, and into that would go what a library says on its console."""
+    """Open the null device for each standard descriptor that is free.
+
+    The next file that is opened, such as a film, would get a free one, and what a library prints would go into that file.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # The system takes the lowest free number, which is this one.
+            # The system gives the lowest free number, which is this one.
             if os.open(os.devnull, os.O_RDWR) == number:
                 os.set_inheritable(number, True)
 
 
 def _let_go(stream: TextIO) -> None:
-    """Let what the stream still holds, and all that follows, go nowhere without an error."""
+    """Redirect a stream to the null device, with what it still holds, so that nothing more fails."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

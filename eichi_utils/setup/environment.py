@@ -1,7 +1,7 @@
-"""Makes and updates the `.venv` beside launch.py.
+"""Make and update the `.venv` beside launch.py.
 
-Standard library only, like launch.py, which is its only user: this runs before anything is installed. The deciding
-functions are pure; the doing functions below them are small. It has to parse on Python 3.7, as launch.py does.
+Standard library only, like launch.py, which is its only user: this runs before anything is installed. It has to parse on Python
+3.7, as launch.py does. The functions that decide are pure; those that act are small and below them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ FAILURE_ADVICE = (
 
 @dataclass(frozen=True)
 class Stamp:
-    """What an environment was made for; written into it only once everything is installed."""
+    """Describe what an environment was made for; it is written into the environment after everything is installed."""
 
     fingerprint: str
     torch_build: str
@@ -66,12 +66,12 @@ class Stamp:
     speed_ups: bool = True
 
     def to_json(self) -> str:
-        """The text kept in the stamp file."""
+        """Return the text of the stamp file."""
         return json.dumps(vars(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Stamp | None:
-        """The stamp in `text`, or None if it is not a whole one."""
+        """Return the stamp in `text`, or None if it is not a complete one."""
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError):
@@ -79,7 +79,7 @@ class Stamp:
 
 
 def installation_problem(version: tuple[int, int]) -> str | None:
-    """Why a new environment cannot be made from that Python, or None: torch ends at some version."""
+    """Return why a new environment cannot be made with that Python, or None. The newest version is limited by torch."""
     if version <= NEWEST_PYTHON:
         return None
     return (
@@ -90,17 +90,17 @@ def installation_problem(version: tuple[int, int]) -> str | None:
 
 
 def fingerprint(requirements: bytes, project: bytes, python_version: str) -> str:
-    """A digest that changes whenever the environment has to be brought up to date."""
+    """Return a digest that changes whenever the environment has to be updated."""
     parts = (requirements, project, python_version.encode())
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
 def assess(found: Stamp | None, python_version: str | None, wanted: Stamp) -> str:
-    """The state of the environment: "ready", "outdated" (install into it) or "broken" (make it anew).
+    """Return the state of the environment: "ready", "outdated" (install into it) or "broken" (make it anew).
 
-    found: None for one that cannot be used or that an installation left unfinished, so that nothing in it can be
-    trusted. The folder is compared because an environment holds absolute paths. A CPU build is replaced when a card appeared;
-    a CUDA build stays, since a driver that does not answer just now is no reason to download it again.
+    found: None for an environment that cannot be used, or whose installation was not finished, so that nothing in it can be
+    trusted. The folder is compared because an environment holds absolute paths. A CPU build is replaced when a card appeared; a
+    CUDA build stays, since a driver that fails to answer is no reason to download it again.
     """
     if python_version is None or found is None or found.root != wanted.root:
         return "broken"
@@ -112,7 +112,7 @@ def assess(found: Stamp | None, python_version: str | None, wanted: Stamp) -> st
 
 
 def failure_advice(output: str, python_version: str) -> str:
-    """What the user can do about a failed installation, from what the tool printed."""
+    """Return what the user can do about a failed installation, judged by the tool's output."""
     for pattern, advice in FAILURE_ADVICE:
         if re.search(pattern, output):
             return advice.format(python=python_version)
@@ -120,22 +120,22 @@ def failure_advice(output: str, python_version: str) -> str:
 
 
 def venv_python(root: Path) -> Path:
-    """The environment's interpreter."""
+    """Return the path of the environment's interpreter."""
     return root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def stamp_path(root: Path) -> Path:
-    """Where the environment's stamp lies; inside, so that it goes with the environment."""
+    """Return the path of the environment's stamp; it lies inside, so that it is deleted with the environment."""
     return root / ".venv" / "eichi-stamp.json"
 
 
 def mark_path(root: Path) -> Path:
-    """Where the stamp that is to be lies while an installation goes on; left there by one that was killed."""
+    """Return the path of an unfinished installation's mark, which holds the future stamp; a killed one leaves it behind."""
     return root / ".venv" / "eichi-unfinished.json"
 
 
 def read_stamp(path: Path) -> Stamp | None:
-    """The stamp in a file, or None where there is no whole one."""
+    """Return the stamp in a file, or None if there is no complete one."""
     try:
         return Stamp.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -143,15 +143,15 @@ def read_stamp(path: Path) -> Stamp | None:
 
 
 def installed_build(version: str, platform: str) -> str:
-    """Which build an installed torch is, by its version; the package index's own one does not say it."""
+    """Return the build of an installed torch, told by its version; the build from the package index does not name itself."""
     _, _, local = version.partition("+")
     return local or ("cu130" if platform == "linux" else "cpu")
 
 
 def adopted_stamp(root: Path, report: dict | None) -> Stamp | None:
-    """The stamp for an environment without one, by what it holds (see installed.py); None for one that is of no use.
+    """Return the stamp for an environment without one, by what it holds (see installed.py); None for one that is of no use.
 
-    Whoever made it, what is complete is not made again, and what lacks something is only added to.
+    A complete environment is kept, whoever made it, and to an incomplete one only what is missing is added.
     """
     if not report or not (report["complete"] or report["pip"]):
         return None
@@ -163,7 +163,7 @@ def adopted_stamp(root: Path, report: dict | None) -> Stamp | None:
 
 
 def examine(root: Path) -> dict | None:
-    """What an environment holds, or None where its Python does not run."""
+    """Return what an environment holds (see installed.py), or None if its Python does not run."""
     command = [str(venv_python(root)), str(Path(__file__).with_name("installed.py")), str(root)]
     try:
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120)
@@ -173,7 +173,7 @@ def examine(root: Path) -> dict | None:
 
 
 def probe_python(interpreter: Path) -> str | None:
-    """The environment's Python version, or None if it does not run or has no pip."""
+    """Return the environment's Python version, or None if it does not run or has no pip."""
     code = "import sys, pip; print('%d.%d' % sys.version_info[:2])"
     try:
         result = subprocess.run([str(interpreter), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120)
@@ -183,7 +183,7 @@ def probe_python(interpreter: Path) -> str | None:
 
 
 def remove_environment(root: Path) -> None:
-    """Removes `.venv`, whatever it is."""
+    """Remove `.venv`, be it a folder, a link or a file."""
     path = root / ".venv"
     if path.is_symlink() or path.is_file():
         path.unlink()
@@ -192,16 +192,16 @@ def remove_environment(root: Path) -> None:
 
 
 def wanted_stamp(root: Path, build: str, test: bool, python_version: str, optional: bool = True) -> Stamp:
-    """The stamp of an environment that fits the files here."""
+    """Return the stamp of an environment that fits the files in `root`."""
     requirements = (root / "requirements.txt").read_bytes()
     project = (root / "pyproject.toml").read_bytes()
     return Stamp(fingerprint(requirements, project, python_version), build, str(root), test, optional)
 
 
 def current_state(root: Path, test: bool, optional: bool | None = None) -> tuple[str, Stamp]:
-    """The environment's state and the stamp it should have; test tools once asked for stay wanted.
+    """Return the environment's state and the stamp it should have. Test tools that were once asked for stay wanted.
 
-    optional: with the speed-ups or without; None: as it was decided last, and at first with.
+    optional: with the speed-ups or without; None keeps the last decision, which is at first with them.
     """
     unfinished = mark_path(root).exists()
     found = None if unfinished else read_stamp(stamp_path(root))
@@ -221,17 +221,17 @@ def current_state(root: Path, test: bool, optional: bool | None = None) -> tuple
 
 
 def run_step(command: list[str], root: Path, log_path: Path, title: str) -> None:
-    """Runs one tool of the setup; its failure becomes a SetupError that says what to do."""
+    """Run one tool of the setup. Raises SetupError with advice if it fails."""
     code, output = tool_run.run_logged(command, root, log_path, title)
     if code:
         raise SetupError(failure_advice("\n".join(output), OWN_VERSION), tuple(output[-8:]))
 
 
 def install(root: Path, state: str, wanted: Stamp, log_path: Path) -> None:
-    """Brings the environment into the wanted state; its stamp is there only when all of it worked.
+    """Bring the environment into the wanted state. Its stamp is written only when all of it worked.
 
-    It is marked as unfinished first, so that an installation killed in the middle is made anew. Where pip itself
-    gave up it has undone its work, and so the mark goes: the next start tries the update again.
+    The environment is marked as unfinished first, so that one whose installation was killed is made anew. If pip itself fails,
+    it has undone its work, and the mark is removed: the next start tries the update again.
     """
     log_path.write_text("", encoding="utf-8")
     requirements = (root / "requirements.txt").read_text(encoding="utf-8")
@@ -272,11 +272,11 @@ def install(root: Path, state: str, wanted: Stamp, log_path: Path) -> None:
 
 
 def set_up(root: Path, test: bool, optional: bool | None = None) -> None:
-    """Makes sure that the environment is complete; does nothing when it is."""
+    """Make sure that the environment is complete; does nothing if it is."""
     state, wanted = current_state(root, test, optional)
     if state == "ready":
         if not stamp_path(root).exists():
-            # Nothing needs it; with it the next start need not look so closely.
+            # The stamp is not needed, but saves the next start a close look.
             with suppress(OSError):
                 stamp_path(root).write_text(wanted.to_json(), encoding="utf-8")
         return

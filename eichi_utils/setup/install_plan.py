@@ -1,4 +1,4 @@
-"""Which packages fill an environment on this machine, and from where: decided by the system and by its NVIDIA driver.
+"""Decide which packages are installed on this machine, and from where, by its system and its NVIDIA driver.
 
 Standard library only; it has to parse on Python 3.7, as launch.py does.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from eichi_utils.setup.tool_run import SetupError
 
-# Compute capability.
+# Compute capability of Hopper cards (H100, H200).
 HOPPER = (9, 0)
 
 TORCH_INDEX = "https://download.pytorch.org/whl/"
@@ -20,7 +20,7 @@ TORCH_INDEX = "https://download.pytorch.org/whl/"
 
 @dataclass(frozen=True)
 class Step:
-    """One run of `pip install`; with `without` it may fail, and that text says what then holds."""
+    """Describe one run of `pip install`. A step with `without` may fail; that text tells the user what is missing then."""
 
     title: str
     arguments: tuple[str, ...]
@@ -28,26 +28,29 @@ class Step:
 
 
 def cuda_version(nvidia_smi_output: str) -> tuple[int, int] | None:
-    """The newest CUDA version the driver serves, from nvidia-smi's heading."""
+    """Return the newest CUDA version that the driver supports, from nvidia-smi's heading, or None."""
     match = re.search(r"CUDA(?: \w+)? Version:\s*(\d+)\.(\d+)", nvidia_smi_output)
     return (int(match.group(1)), int(match.group(2))) if match else None
 
 
 def compute_capability(nvidia_smi_output: str) -> tuple[int, int] | None:
-    """The first card's, from `nvidia-smi --query-gpu=compute_cap --format=csv,noheader`; old drivers do not know it."""
+    """Return the first card's compute capability, or None, as old drivers do not know it.
+
+    nvidia_smi_output: of `nvidia-smi --query-gpu=compute_cap --format=csv,noheader`.
+    """
     match = re.match(r"\s*(\d+)\.(\d+)\s*$", nvidia_smi_output.partition("\n")[0])
     return (int(match.group(1)), int(match.group(2))) if match else None
 
 
 def torch_build(platform: str, cuda: tuple[int, int] | None) -> str:
-    """Which build of torch suits the machine: "cpu", "cu126" or "cu130"."""
+    """Return the build of torch for the machine: "cpu", "cu126" or "cu130"."""
     if cuda is None or platform not in ("linux", "win32"):
         return "cpu"
     return "cu130" if cuda >= (13, 0) else "cu126"
 
 
 def torch_requirement(requirements: str) -> str:
-    """The exact torch pin of requirements.txt."""
+    """Return the exact requirement of torch in requirements.txt. Raises SetupError if there is none."""
     match = re.search(r"^torch==[\w.]+", requirements, re.MULTILINE)
     if match is None:
         raise SetupError("requirements.txt has no line `torch==...`. Restore the file and start again.")
@@ -55,9 +58,9 @@ def torch_requirement(requirements: str) -> str:
 
 
 def speed_ups(platform: str, capability: tuple[int, int] | None) -> list[str]:
-    """Packages with faster attention for a card; capability: None where the driver does not say it.
+    """Return the packages with faster attention for a card; capability: None if the driver does not report it.
 
-    On Hopper FlashAttention 3, where there is a ready-built one, and else nothing: the others are slower there than torch.
+    Hopper gets FlashAttention 3 where there is a ready-built one, and nothing else: the others are slower there than torch.
     """
     if capability == HOPPER and platform == "linux":
         return ["fa3-fwd>=0.0.3,<0.1"]
@@ -68,13 +71,12 @@ def speed_ups(platform: str, capability: tuple[int, int] | None) -> list[str]:
 def plan_install(
     platform: str, build: str, requirements: str, test: bool, capability: tuple[int, int] | None = None, optional: bool = True
 ) -> list[Step]:
-    """The pip runs that fill an environment.
+    """Return the pip runs that fill an environment.
 
-    The package index's own torch is the CUDA 13 build on Linux and the CPU build on Windows, so the other
-    builds come from torch's own index, first, and requirements.txt then finds its pin already met. The
-    CPU build for Linux only saves a large download, so it may fail. The speed-ups (`optional`) come
-    without their dependencies, so that they cannot replace torch, and ready-built, so that no compiler
-    is needed.
+    The package index's own torch is the CUDA 13 build on Linux and the CPU build on Windows, so the other builds come from
+    torch's own index, first, and requirements.txt then finds its pin already met. The CPU build for Linux only saves a large
+    download, so it may fail. The speed-ups (`optional`) come without their dependencies, so that they cannot replace torch, and
+    ready-built, so that no compiler is needed.
     """
     torch = torch_requirement(requirements)
     from_torch = ("--index-url", TORCH_INDEX + build)
@@ -101,17 +103,17 @@ def plan_install(
 
 
 def detect_cuda() -> tuple[int, int] | None:
-    """The CUDA version of this machine's NVIDIA driver, or None without a working one."""
+    """Return the CUDA version of this machine's NVIDIA driver, or None without a working one."""
     return cuda_version(ask_driver())
 
 
 def detect_capability() -> tuple[int, int] | None:
-    """The compute capability of this machine's first NVIDIA card, or None."""
+    """Return the compute capability of this machine's first NVIDIA card, or None."""
     return compute_capability(ask_driver("--query-gpu=compute_cap", "--format=csv,noheader"))
 
 
 def ask_driver(*arguments: str) -> str:
-    """What nvidia-smi prints; nothing where it is not there or fails."""
+    """Return what nvidia-smi prints, "" if it is missing or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""

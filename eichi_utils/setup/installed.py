@@ -1,7 +1,7 @@
-"""Says what the environment whose Python runs this file holds, as JSON: `python installed.py ROOT`.
+"""Print as JSON what the environment holds whose Python runs this file: `python installed.py ROOT`.
 
-For an environment that launch.py did not make, or whose stamp was lost: what is complete is not made again. Standard library
-only, but for `packaging`, which several of our packages bring; parses on Python 3.7, as launch.py does.
+This is for an environment that launch.py did not make, or whose stamp was lost: a complete one is not made again. Standard
+library only, except for `packaging`, which several of our packages require; parses on Python 3.7, as launch.py does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SPEED_UPS = ("xformers", "sageattention", "fa3-fwd")
 
 
 def version_of(name: str) -> str | None:
-    """The installed version of a package, or None."""
+    """Return the installed version of a package, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -26,7 +26,7 @@ def version_of(name: str) -> str | None:
 
 
 def is_satisfied(line: str, root: Path) -> bool:
-    """Whether a line of requirements.txt is fulfilled; what that brings along came with it."""
+    """Say whether a line of requirements.txt is fulfilled. Dependencies are not checked; pip installed them with it."""
     if re.match(r"-e\s+\.$", line):
         found = importlib.util.find_spec("eichi_utils")
         places = [Path(place).resolve() for place in (found.submodule_search_locations if found else None) or ()]
@@ -44,7 +44,10 @@ def is_satisfied(line: str, root: Path) -> bool:
 
 
 def report(root: Path) -> dict:
-    """python: its version; torch: the installed one's; complete: whether all of requirements.txt is there, pip aside."""
+    """Return versions and flags. complete: all of requirements.txt is installed. test, speed_ups: the test tools, a speed-up.
+
+    python, torch: their versions. prefix: the environment's folder. pip: whether pip is installed.
+    """
     text = (root / "requirements.txt").read_text(encoding="utf-8")
     lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()]
     return {

@@ -1,4 +1,4 @@
-"""Runs an installation's tools: their progress in one line, all they print in a log, and one launcher at a time.
+"""Run an installation's tools: show progress in one line, log their output, and let one launcher work at a time.
 
 Standard library only, and parses on Python 3.7, as everything that runs before anything is installed.
 """
@@ -24,7 +24,7 @@ CHILD_DEFAULTS = MappingProxyType({"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_
 
 
 class SetupError(Exception):
-    """Setting up failed; the text says what to do, `tail` holds the tool's last lines."""
+    """Report that setting up failed; the text says what to do, `tail` holds the tool's last lines."""
 
     def __init__(self, advice: str, tail: tuple[str, ...] = ()) -> None:
         super().__init__(advice)
@@ -32,12 +32,12 @@ class SetupError(Exception):
 
 
 def child_environment(environ: dict[str, str]) -> dict[str, str]:
-    """The environment for children: the defaults of this program under whatever is set already."""
+    """Return the environment variables for child processes: this program's defaults, overridden by those already set."""
     return {**CHILD_DEFAULTS, **environ}
 
 
 class PipProgress:
-    """Turns pip's lines into one short line on how far it is."""
+    """Sum up pip's output in one short line of progress."""
 
     def __init__(self) -> None:
         self.found = 0
@@ -45,7 +45,7 @@ class PipProgress:
         self.activity = ""
 
     def feed(self, line: str) -> None:
-        """Takes in one line of pip's output."""
+        """Take one line of pip's output into account."""
         fetching = re.match(r"\s*(?:Downloading|Using cached) (?:\S*/)?(\S+)(?: (\(.+\)))?", line)
         if line.startswith("Collecting "):
             self.found += 1
@@ -56,19 +56,19 @@ class PipProgress:
             self.activity = f"unpacking {line.count(',') + 1} packages"
 
     def text(self, seconds: float) -> str:
-        """The line to show after that many seconds."""
+        """Return the line of progress after so many seconds."""
         minutes, rest = divmod(int(seconds), 60)
         counts = f"{self.found} packages found, {self.fetched} fetched" if self.found else ""
         return ", ".join(filter(None, (f"{minutes}:{rest:02d}", counts, self.activity)))
 
 
 def say(text: str = "") -> None:
-    """Tells the user something without touching stdout."""
+    """Write a line to the user on stderr; stdout is left alone."""
     console.write(sys.stderr, text + "\n")
 
 
 def run_logged(command: list[str], root: Path, log_path: Path, title: str) -> tuple[int, list[str]]:
-    """Runs a tool, keeps all it prints in the log and shows how far pip is; returns its code and output."""
+    """Run a tool, append its output to the log and show pip's progress. Returns its exit code and its lines of output."""
     live = console.is_terminal(sys.stderr)
     interval = 1 if live else 20
     progress = PipProgress()
@@ -88,7 +88,7 @@ def run_logged(command: list[str], root: Path, log_path: Path, title: str) -> tu
     )
 
     def pump() -> None:
-        # A pipe, as asked for above.
+        # Always a pipe, as given to Popen; this tells the type checker.
         if process.stdout is not None:
             with process.stdout as stream:
                 for line in stream:
@@ -131,7 +131,7 @@ def run_logged(command: list[str], root: Path, log_path: Path, title: str) -> tu
 
 @contextmanager
 def setup_lock(path: Path) -> Iterator[None]:
-    """Lets one launcher set up at a time: a second double-click waits instead of undoing the first's work."""
+    """Let one launcher set up at a time: a second double-click waits instead of undoing the first's work."""
     with path.open("a+b") as handle:
         waiting = False
         while not try_lock(handle.fileno()):
@@ -143,7 +143,7 @@ def setup_lock(path: Path) -> Iterator[None]:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Takes the lock on an open file until it is closed; True also where files cannot be locked at all."""
+    """Lock an open file until it is closed. Returns False if it is locked, and True where files cannot be locked at all."""
     try:
         if os.name == "nt":
             import msvcrt

@@ -1,1 +1,1 @@
-"""What belongs to the person: settings, presets, the LoRA folder, the log."""
+"""Keep what belongs to the user: settings, presets, the LoRA folder, the log."""

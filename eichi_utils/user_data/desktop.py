@@ -1,4 +1,4 @@
-"""What the user's own desktop does for us: showing a folder in its file manager."""
+"""Show a folder in the file manager of the user's desktop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def same_machine(address: str | None) -> bool:
-    """Whether a browser at this address runs on the machine that the program runs on."""
+    """Say whether a browser at this address runs on the same machine as the program."""
     try:
         return ipaddress.ip_address(address or "").is_loopback
     except ValueError:
@@ -20,7 +20,7 @@ def same_machine(address: str | None) -> bool:
 
 
 def file_manager(platform: str, environment: Mapping[str, str]) -> str | None:
-    """The command that shows a folder, or None where there is no desktop to show it on."""
+    """Return the command that shows a folder, or None if there is no desktop."""
     if platform == "win32":
         return "explorer"
     if platform == "darwin":
@@ -30,7 +30,7 @@ def file_manager(platform: str, environment: Mapping[str, str]) -> str | None:
 
 
 def open_folder(folder: Path) -> bool:
-    """Show the folder; False where that is not possible. Does not wait for the file manager."""
+    """Show the folder, without waiting for the file manager. Returns False if that is not possible."""
     command = file_manager(sys.platform, os.environ)
     if command is None or not folder.is_dir():
         return False

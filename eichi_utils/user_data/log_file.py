@@ -1,9 +1,9 @@
-"""A log in a file: what the program logs by `logging`, warnings and tracebacks included, and what is said to it.
+"""Write a log file: what the program logs by `logging`, with warnings and tracebacks, and lines written to the file alone.
 
     [2026-05-22 18:03:11] === FramePack-eichi endframe_ichi: the log begins ===
     [2026-05-22 18:03:40] WARNING eichi_utils.files.disk_cache: ...
 
-A log never fails what it tells of: where nothing more can be written, that is said once on the console.
+A log that cannot be written stops nothing: that is said once on the console.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from eichi_utils.user_data.settings import CHOICES, AppSettings
 
 logger = logging.getLogger(__name__)
 
-# The settings, called as in the existing program's file.
+# Names of the settings, as in the existing program's file.
 ENABLED, FOLDER = "log_enabled", "log_folder"
-# What the existing program calls its pages in the names of log files, by mode; and the command line.
+# Beginnings of log files' names: by mode as in the existing program, and for the command line.
 SOURCES = MappingProxyType({"reverse": "endframe_ichi", "forward": "endframe_ichi_f1", "single": "oneframe_ichi"})
 COMMAND_LINE = "eichi"
-# Of a line.
+# Format of the time at the beginning of a line.
 STAMP = "%Y-%m-%d %H:%M:%S"
-# What says something to the log alone, and not to the console.
+# Name of the logger whose records go to the file alone and not to the console.
 SAID = "eichi_utils.user_data.log_file.said"
-# Bytes of a file, of which an older one is kept; both together are no more than twice as many.
+# Largest size of a log file in bytes. One older file is kept, so both together have at most twice as many.
 LARGEST = 16 << 20
-# How often, and with how many characters, the same thing is logged in so many seconds; and kinds of things that are counted.
+# Largest number of similar records and of their characters in a period of so many seconds, and of kinds that are counted.
 OFTEN, OFTEN_CHARACTERS, PERIOD, KINDS = 60, 32 << 10, 60.0, 256
-# Characters of one record's text, and of its traceback, of which beginning and end are kept; and of an exception in a line.
+# Largest number of characters of a record's text, and of its traceback, whose middle is cut out; and of a one-line exception.
 LONGEST, EXCEPTION = 16 << 10, 500
-# On a record: whether it passes.
+# Attribute of a record that says whether it passes.
 JUDGED = "eichi_passes"
-# What nobody may know to whom a log is sent: keys of the hub, names and passwords in addresses such as a proxy's, and those in
-# the head of a request.
+# Secrets, since logs are sent to others: keys of the hub, names and passwords in addresses such as a proxy's, and those in the
+# headers of a request.
 SECRETS = (
     re.compile(r"(?P<kept>\bhf_)[A-Za-z0-9]{16,}"),
     re.compile(r"(?P<kept>\b[a-z][a-z0-9+.-]*://)[^\s/@]+(?=@)", re.IGNORECASE),
@@ -58,7 +58,7 @@ HIDDEN = r"\g<kept>***"
 
 @dataclass
 class Counted:
-    """What was logged of one kind since `began`, and how many records were left out."""
+    """Count the records of one kind that were logged since `began`, and those left out (`left`)."""
 
     began: float
     count: int = 0
@@ -67,12 +67,12 @@ class Counted:
 
 
 class Seldom(logging.Filter):
-    """Lets the same be logged `OFTEN` times in a period, its traceback the first time only, and says with the first of the
-    next how many it has left out.
+    """Pass similar records at most `OFTEN` times in a period, with the traceback of the first only.
 
-    Whoever can make a server fail can do it a thousand times a second, and would fill the disk. The same is what has the same
-    text before its values are put in, up to its first line's end, and was raised at the same place. Several handlers may have
-    it: a record is judged, and shortened, once.
+    The first record of the next period says how many were left out. This keeps the disk from being filled by whoever can make a
+    server fail a thousand times a second. Records are similar if they have the same text before its values are put in, up to
+    the end of its first line, and an exception from the same place. Several handlers may share the filter: a record is judged,
+    and shortened, once.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -82,7 +82,7 @@ class Seldom(logging.Filter):
         self._guard = threading.RLock()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a record passes, and shorten what it says where it does."""
+        """Say whether a record passes, and shorten one that does."""
         if record.name == SAID or hasattr(record, JUDGED):
             return getattr(record, JUDGED, True)
         kind = (record.name, record.levelno, str(record.msg).partition("\n")[0][:100], _place(record))
@@ -106,7 +106,7 @@ class Seldom(logging.Filter):
 
 
 def _place(record: logging.LogRecord) -> str:
-    """Where a record's exception was raised, and what it is."""
+    """Return the type of a record's exception and the function that raised it, or ""."""
     kind, _, trace = record.exc_info or (None, None, None)
     if kind is None:
         return ""
@@ -116,9 +116,9 @@ def _place(record: logging.LogRecord) -> str:
 
 
 def _shortened(record: logging.LogRecord, whole: bool) -> int:
-    """Shorten a record to what is written of it, and return its characters. whole: whether its traceback is written."""
+    """Shorten a record's text and traceback, and return their characters. whole: whether its traceback is kept."""
     text = ""
-    # What cannot be formatted its handler says.
+    # The record's handler reports a text that cannot be formatted.
     with suppress(TypeError, ValueError, KeyError):
         text = record.getMessage()
     if len(text) > LONGEST:
@@ -133,15 +133,15 @@ def _shortened(record: logging.LogRecord, whole: bool) -> int:
 
 
 def _cut(text: str, most: int) -> str:
-    """A text without its middle, if it is long."""
+    """Return a text without its middle if it has more than `most` characters."""
     return text if len(text) <= most else f"{text[: most // 2]}\n...\n{text[-most // 2 :]}"
 
 
 class Stamped(logging.Formatter):
-    """Gives every line the time, also of a traceback, and takes `SECRETS` out; empty lines are left out."""
+    """Put the time before every line, also of a traceback, and remove `SECRETS`; empty lines are left out."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a record's lines, without the last one's end."""
+        """Return a record's lines, without a line break at the end."""
         stamp = self.formatTime(record, STAMP)
         text = super().format(record)
         for secret in SECRETS:
@@ -152,14 +152,14 @@ class Stamped(logging.Formatter):
 
 
 class LogFile(RotatingFileHandler):
-    """Writes records to a file. What goes wrong is warned of once, and tried again with the next record.
+    """Write records to a file. A failure is warned of once, and writing is tried again with the next record.
 
     The file is open only while something is written: each line is on the disk at once, a folder that was moved or deleted
-    meanwhile is made again, and another process may give the file its older name.
+    meanwhile is made again, and another process may rename the file when it is full.
     """
 
     def __init__(self, path: Path, seldom: Seldom):
-        # Half a surrogate pair in somebody's prompt has no UTF-8.
+        # A lone surrogate in a prompt has no UTF-8.
         super().__init__(path, maxBytes=LARGEST, backupCount=1, encoding="utf-8", errors="backslashreplace", delay=True)
         self.path = path
         self.namer = lambda _: str(path.with_suffix(".old.log"))
@@ -172,30 +172,30 @@ class LogFile(RotatingFileHandler):
         return super()._open()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, and close the file."""
+        """Write a record and close the file."""
         super().emit(record)
         if self.stream is not None:
-            # What a full disk did not take was said when it was written.
+            # Writing the record reported a full disk already.
             with suppress(OSError):
                 self.stream.close()
             self.stream = None
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Warn, once, of a file that cannot be written; other errors are those of who has logged."""
+        """Warn once of a file that cannot be written; errors other than OSError are left to `logging`."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
         elif not self._warned:
-            # Set before, since the warning comes here too.
+            # Set before the warning, which comes to this handler too.
             self._warned = True
             logger.warning("nothing can be written to the log %s: %s", self.path, error.strerror or error)
 
 
 class Log:
-    """Writes to a file of a folder while it is on. source: what the files' names begin with. folders: where they may lie.
-    seldom: what keeps the same from being logged without end, for other handlers too.
+    """Write a log file in a folder while it is on.
 
-    Any thread may use it. What is logged elsewhere comes through the root logger, and so without what that leaves out.
+    source: the beginning of the files' names. folders: where they may lie. seldom: the filter of repeated records, for other
+    handlers too. Any thread may use it. Records come through the root logger, so its level applies.
     """
 
     def __init__(self, source: str, t: Translate, folders: OutputFolders | None = None):
@@ -207,11 +207,11 @@ class Log:
 
     @property
     def path(self) -> Path | None:
-        """Return the file that is written now; None while the log is off."""
+        """Return the file that is written, or None while the log is off."""
         return self._file.path if self._file else None
 
     def folder(self, name: str) -> Path:
-        """Return the folder that the setting means; without a name, the usual one."""
+        """Return the folder that the setting names, or the usual one if it is empty."""
         return self.folders.of(name.strip() or CHOICES[FOLDER])
 
     def problem(self, name: str) -> Problem | None:
@@ -219,7 +219,7 @@ class Log:
         return self.folders.problem(name.strip() or CHOICES[FOLDER])
 
     def apply(self, enabled: bool, folder: str) -> None:
-        """Write to that folder from now on, or not at all. Raises UserError; then all stays as it was."""
+        """Write to that folder from now on, or nothing if not `enabled`. Raises UserError; then nothing changes."""
         with self._lock:
             if not enabled:
                 self.close()
@@ -232,7 +232,7 @@ class Log:
                 self._open(place / f"{self.source}_{time.strftime('%Y%m%d_%H%M%S')}.log")
 
     def begin(self, settings: AppSettings, mode: str) -> tuple[Problem, ...]:
-        """Do what was saved, and return why it cannot be done, which keeps nothing else from its work."""
+        """Apply the saved settings, and return the problems if that fails; the program goes on without a log then."""
         try:
             self.apply(settings.choice(mode, ENABLED), settings.choice(mode, FOLDER))
         except UserError as error:
@@ -240,13 +240,13 @@ class Log:
         return ()
 
     def say(self, text: str) -> None:
-        """Write a line to the file alone; nothing where the log is off."""
+        """Write a line to the file alone; without effect while the log is off."""
         with self._lock:
             if self._file:
                 self._file.handle(logging.LogRecord(SAID, logging.INFO, "", 0, text, None, None))
 
     def close(self) -> None:
-        """Write the last line of the file, if one is written, and leave it."""
+        """Write the last line of the file and end the log, if it is on."""
         with self._lock:
             if self._file:
                 self.say(self.t("story.end", source=self.source))

@@ -1,4 +1,4 @@
-"""The user's folder of LoRA files: what is in it, what lies beside a file or in its metadata, and uploads into it."""
+"""Look through the user's folder of LoRA files, read what is known of a file, and take uploads into the folder."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from lora_utils.files import PICKLES, LoraError, read_header
 
 SUFFIX = ".safetensors"
 UPLOADS = "uploads"
-# What a file is called there of whose own name nothing is left.
+# Name of an uploaded file whose own name has no usable characters.
 UNNAMED = "lora"
-# A picture beside `ink.safetensors`; the second kind is what download tools write.
+# Suffixes of a picture beside `ink.safetensors`; download tools write the second.
 PICTURES = (".png", ".preview.png", ".jpg", ".jpeg", ".webp")
 THUMBNAIL = 192
-# Of one in a file's metadata, characters and pixels: those that trainers write have a hundredth of either.
+# Largest thumbnail in a file's metadata, in characters and pixels; trainers write a hundredth of either.
 LONGEST_THUMBNAIL, THUMBNAIL_PIXELS = 4 * 2**20, 4096 * 4096
-# Bytes. Descriptions of download tools hold pages of HTML.
+# Largest text and description files in bytes. Descriptions of download tools hold pages of HTML.
 LARGEST_TEXT, LARGEST_DESCRIPTION = 2**16, 2**20
-# Characters; a text beside a file may be anything.
+# Largest number of characters of trigger words; a text beside a file may be anything.
 LONGEST_WORDS = 600
-# Trigger words in a file's own metadata: https://github.com/Stability-AI/ModelSpec, and kohya's trainer.
+# Keys of trigger words in a file's metadata: https://github.com/Stability-AI/ModelSpec, and kohya's trainer.
 OWN_WORDS = ("modelspec.trigger_phrase", "ss_trigger_words")
 OWN_PICTURE = "modelspec.thumbnail"
 
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a file besides its numbers. words: that trigger it. picture: WebP, or b"" without one."""
+    """Hold what is known of a LoRA file: the words that trigger it, and a thumbnail as WebP (b"" if there is none)."""
 
     words: str = ""
     picture: bytes = b""
@@ -53,9 +53,9 @@ class About:
 
 @dataclass(frozen=True)
 class Found:
-    """Names below webui/lora, sub-folders and links included, by the alphabet; as a request names them.
+    """List LoRA files by their names below webui/lora, as requests name them, in alphabetical order.
 
-    pickles: LoRA of formats that are not opened, which other programs list.
+    Sub-folders and links are included. pickles: LoRA in formats that are not opened here, but listed by other programs.
     """
 
     files: tuple[str, ...]
@@ -63,14 +63,14 @@ class Found:
 
 
 def look_through() -> Found:
-    """Look through the folder of LoRA files, in which a link may lead to a folder above itself."""
+    """List the folder of LoRA files."""
     names = sorted(filter(is_unicode, _walk(loras.LORAS)), key=str.casefold)
     files = tuple(name for name in names if name.lower().endswith(SUFFIX))
     return Found(files, tuple(name for name in names if not name.lower().endswith(SUFFIX)))
 
 
 def found() -> tuple[str, ...]:
-    """The names of all files that can be chosen."""
+    """Return the names of all files that can be chosen."""
     return look_through().files
 
 
@@ -89,7 +89,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def about(path: Path) -> About:
-    """Of a file that may be missing or damaged: then as much as lies beside it."""
+    """Return what is known of a LoRA file. It may be missing or damaged: then only the files beside it are used."""
     try:
         state = tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in (path, *_beside(path)))
     except OSError:
@@ -99,7 +99,7 @@ def about(path: Path) -> About:
 
 @lru_cache(maxsize=64)
 def _about(path: Path, state: tuple) -> About:
-    """Kept by the files' state: a page asks again whenever a slot changes."""
+    """Return what is known of a file, cached by the state of the files: a page asks again whenever a slot changes."""
     try:
         metadata = read_header(path).metadata
     except LoraError:
@@ -120,13 +120,13 @@ def _beside(path: Path) -> list[Path]:
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
-    """The file beside this one that ends so; in capitals too, as some cameras and systems write it."""
+    """Return the path with this suffix, or with the suffix in capitals if only that file exists."""
     plain, loud = path.with_suffix(suffix), path.with_suffix(suffix.upper())
     return loud if not os.path.isfile(plain) and os.path.isfile(loud) else plain
 
 
 def _text(path: Path) -> str:
-    """In whatever encoding the user's editor wrote it; what is far too long holds no words."""
+    """Return the text of a file in any usual encoding, "" if it is missing or larger than `LARGEST_TEXT`."""
     try:
         return read_text(path, LARGEST_TEXT)
     except (OSError, UnsafeError):
@@ -134,7 +134,7 @@ def _text(path: Path) -> str:
 
 
 def _described(path: Path, *keys: str) -> str:
-    """Words in a JSON file of a download tool: a text, or a list of texts."""
+    """Return the words under the first of these keys in a download tool's JSON file: a text, or a list of texts."""
     try:
         document: Any = parse_json(read_text(path, LARGEST_DESCRIPTION))
     except (OSError, ValueError):
@@ -161,17 +161,17 @@ def _picture(path: Path, metadata: Mapping[str, str]) -> bytes:
 
 
 def _small(source: Path | BinaryIO, most: int = MAX_PIXELS) -> bytes:
-    """Return a thumbnail as WebP. Raises UserError for what is no picture, or has more than `most` pixels."""
+    """Return a thumbnail as WebP. Raises UserError for a file that is no picture, or has more than `most` pixels."""
     data = io.BytesIO()
     small_picture(source, THUMBNAIL, most).save(data, "WEBP", quality=80)
     return data.getvalue()
 
 
 def keep_upload(path: Path) -> str:
-    """Copies a file that came through a page to webui/lora/uploads, and says how a request names it.
+    """Copy an uploaded file to webui/lora/uploads, and return its name in a request.
 
-    A file that is there already is found again; another one of the same name gets a number. Raises UserError, before anything
-    is copied, for a file that is no whole .safetensors.
+    If the same file is there already, its name is returned; another file of the same name gets a number. Raises UserError,
+    before anything is copied, for a file that is no complete .safetensors.
     """
     try:
         read_header(path)
@@ -193,13 +193,13 @@ def keep_upload(path: Path) -> str:
 
 
 def _brought(path: Path, temporary: Path, target: Path) -> bool:
-    """Give a copy of a file the name `target`, unless another file has it. True if what has it now has the file's content."""
+    """Give a copy of a file the name `target`, unless it is taken. Return whether `target` now has the file's content."""
     if not target.exists():
         if not temporary.exists():
             shutil.copyfile(path, temporary)
         if _named(temporary, target):
             return True
-    # What lies there is whole: it got its name when it was.
+    # Files get their names here only when they are complete.
     return target.exists() and filecmp.cmp(path, target, shallow=False)
 
 
@@ -209,13 +209,13 @@ def _numbered(path: Path, number: str) -> str:
 
 
 def _named(temporary: Path, target: Path) -> bool:
-    """Give a file this name, unless another has it, even if that came this moment. Raises OSError."""
+    """Rename a file unless the name is taken, even if it is taken at this moment. Return whether it worked. Raises OSError."""
     try:
         os.link(temporary, target)
     except FileExistsError:
         return False
     except OSError:
-        # A file system without links, such as exFAT: the name is taken first.
+        # File systems without hard links, such as exFAT: an empty file takes the name first.
         try:
             target.open("xb").close()
         except FileExistsError:

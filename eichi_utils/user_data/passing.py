@@ -1,4 +1,4 @@
-"""A folder of passing files (gradio's uploads, files to download) stays below a size, and something of the disk stays free.
+"""Keep a folder of temporary files (gradio's uploads, files to download) below a size, and some of its disk free.
 
 Nothing there is anybody's only copy: what a film needs is kept elsewhere before it begins.
 """
@@ -16,23 +16,26 @@ from pathlib import Path
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.user_data.purge import DAY_SECONDS, GB, delete
 
-# Of all files there together; many times what a full form of large pictures takes.
+# Largest size and number of all files there; many times what a full form of large pictures takes.
 MOST_BYTES, MOST_FILES = 4 * GB, 5_000
-# A page may be about to use what is younger; unless there is twice as much as there may be, or half of what must stay free is
-# gone, when the disk counts for more.
+# Seconds for which files stay, as a page may be about to use them. They are deleted earlier if there is more than twice the
+# allowed size or number, or if less than half of `LEAST_FREE` is free.
 SAFE_SECONDS = 600.0
-# What a broken upload leaves: Python's own names, in the folder itself (gradio 6.31 writes there and then moves the file).
+# Names of files that a broken upload leaves in the folder itself; Python chose them (gradio 6.31 writes there, then moves the
+# file).
 BROKEN = re.compile(r"tmp[a-z0-9_]{8}")
 BROKEN_SECONDS = 600.0
-# Of the disk, for everything else that is written there: films, settings, the log.
+# Bytes of the disk that stay free for everything else that is written there: films, settings, the log.
 LEAST_FREE = 2 * GB
 
 
 def purge_passing(
     folder: Path, seconds: float = DAY_SECONDS, most_bytes: float = MOST_BYTES, most_files: int = MOST_FILES
 ) -> int:
-    """Delete what was not used for so long, and then the oldest until the rest is no more than there may be, and the disk has
-    room for everything else; say how many."""
+    """Delete files not used for `seconds`, then the oldest until size, number and free space are within limits.
+
+    Returns the number of deleted files.
+    """
     now, deleted, stayed, before = time.time(), 0, [], set()
     for used, size, path in _files(folder):
         age = now - used
@@ -55,7 +58,7 @@ def purge_passing(
 
 
 def need_room(folder: Path) -> None:
-    """Raise UserError if less of the folder's disk is free than must stay for everything else that is written there."""
+    """Raise UserError if less than `LEAST_FREE` bytes of the folder's disk are free. The folder need not exist."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if (short := shortage(folder)) > 0:
@@ -64,27 +67,30 @@ def need_room(folder: Path) -> None:
 
 
 def shortage(folder: Path) -> int:
-    """Return the bytes that the folder's disk lacks of what must stay free; 0 or less where none, or where nobody can say."""
+    """Return the bytes that are missing to `LEAST_FREE` on the folder's disk; 0 or less if none are, or if that is unknown."""
     try:
         return LEAST_FREE - shutil.disk_usage(folder).free
     except OSError:
-        # Whoever writes there says what is wrong with it.
+        # Writing there will report what is wrong with the disk.
         return 0
 
 
 def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """(last use, bytes, path) of every file there and below."""
+    """Yield (last use, bytes, path) of every file in the folder and below."""
     for place, _, names in os.walk(folder):
         for name in names:
             path = Path(place, name)
-            # Deleted just now.
+            # The file may have been deleted since it was listed.
             with suppress(OSError):
                 state = path.lstat()
                 yield state.st_mtime, state.st_size, path
 
 
 def _remove_empty(folder: Path, since: float, emptied: Container[str]) -> None:
-    """Remove empty folders: those that held files a moment ago, and others unless an upload has made them since then."""
+    """Remove empty folders: those whose files were deleted (`emptied`), and others that were last changed before `since`.
+
+    A newer empty folder may be one that an upload has just made.
+    """
     for name, _, _ in os.walk(folder, topdown=False):
         place = Path(name)
         with suppress(OSError):

@@ -1,7 +1,7 @@
-"""What users keep under a name: prompts, sets of LoRA, and whole requests (favourites).
+"""Keep presets under names: prompts, sets of LoRA, and whole requests (favourites).
 
-Prompts are read and written in the existing program's own file. Its five LoRA slots and its favourites are read and left as
-they are; ours, which hold more, lie in files beside.
+Prompts are read and written in the existing program's own file. Its five LoRA slots and its favourites are read and never
+changed; ours, which hold more, are in files beside them.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ from eichi_utils.user_data.settings import Document, JsonFile
 FIELD = "presets"
 ENTRIES = "presets"
 STARTUP = "default_startup_prompt"
-# What the existing program calls the entry of its start-up prompt.
+# The existing program's name for the entry of its start-up prompt.
 STARTUP_NAME = "起動時デフォルト"
-# Of a name's characters: as many as a list can show.
+# Largest number of a name's characters, as many as a list can show.
 MOST_NAME = 100
-# Unicode's kinds of characters that no name has: control characters, half a surrogate pair, breaks of lines and paragraphs.
+# Unicode categories that no name may have: control characters, lone surrogates, line and paragraph separators.
 UNNAMABLE = ("Cc", "Cs", "Zl", "Zp")
 Notes = tuple[Problem, ...]
 
 
 @dataclass(frozen=True)
 class PromptPreset:
-    """is_default: came with the existing program, which does not let it be deleted. is_startup: stands in a new page."""
+    """Hold a prompt under a name.
+
+    is_default: it came with the existing program, which does not let it be deleted. is_startup: a new page begins with it.
+    """
 
     name: str
     prompt: str
@@ -47,13 +50,13 @@ class PromptPreset:
 
 
 class PromptPresets:
-    """Prompts by name, and the one that a new page begins with. No prompt is ever shortened."""
+    """Keep prompts by name, and the one that a new page begins with. No prompt is ever shortened."""
 
     def __init__(self, file: JsonFile | None = None):
         self.file = file or JsonFile(place(PRESETS) / "prompt_presets.json", (ENTRIES,))
 
     def read(self) -> tuple[tuple[PromptPreset, ...], Notes]:
-        """All of them, the existing program's own first, each part by name; and what was not understood."""
+        """Return all prompts, the existing program's own first, each group by name; and notes on what was not understood."""
         document, notes = self.file.read()
         entries, bad = _entries(document, ENTRIES, "prompt")
         presets = [
@@ -63,18 +66,18 @@ class PromptPresets:
         return tuple(sorted(presets, key=lambda preset: (not preset.is_default, preset.name))), (*notes, *bad)
 
     def startup(self) -> str:
-        """The prompt of a new page; "" where none was chosen."""
+        """Return the prompt of a new page, "" if none was chosen."""
         document, _ = self.file.read()
         if isinstance(document.get(STARTUP), str):
             return document[STARTUP]
         return next((preset.prompt for preset in self.read()[0] if preset.is_startup), "")
 
     def save(self, name: str, prompt: str) -> Notes:
-        """Keep a prompt; one of the same name is replaced. Raises UserError for what is no name or no text."""
+        """Save a prompt, which replaces one of the same name. Raises UserError if name or prompt are not usable."""
         return self.file.update(lambda document: _save_prompt(document, _named(name), _text(prompt)))
 
     def save_startup(self, prompt: str) -> Notes:
-        """Begin new pages with this prompt."""
+        """Save the prompt that new pages begin with."""
 
         def change(document: Document) -> None:
             entries, _ = _entries(document, ENTRIES, "prompt")
@@ -87,7 +90,7 @@ class PromptPresets:
         return self.file.update(change)
 
     def delete(self, name: str) -> Notes:
-        """Forget a prompt of the user's own."""
+        """Delete a prompt of the user's own. Raises UserError for the existing program's prompts."""
 
         def change(document: Document) -> None:
             entry = _find(document, name)
@@ -99,15 +102,18 @@ class PromptPresets:
 
 
 class Presets:
-    """Values by name: the user's own, and those of the existing program that are not shadowed by an own of the same name."""
+    """Keep values by name: the user's own, and the existing program's, which an own one of the same name hides."""
 
     def __init__(self, own: JsonFile, old: JsonFile, check: Callable, read_old: Callable):
-        """check, read_old: value, or entry of the existing program -> (value, notes); a value of None is left out."""
+        """Take two files and two functions (check, read_old) that return (value, notes); a value of None is left out.
+
+        check: of an own value. read_old: of an entry of the existing program.
+        """
         self.own, self.old = own, old
         self._check, self._read_old = check, read_old
 
     def read(self) -> tuple[dict[str, Any], Notes]:
-        """Values by name, and what was not understood."""
+        """Return the values by name, and notes on what was not understood."""
         mine, notes = self.own.read()
         theirs, more = self.old.read()
         old, bad = _values(theirs, self.old, self._read_old)
@@ -115,7 +121,7 @@ class Presets:
         return {**old, **own}, (*notes, *more, *bad, *worse)
 
     def save(self, name: str, value: Any) -> Notes:
-        """Keep a value; an own one of the same name is replaced. Raises UserError if it is no such value."""
+        """Save a value, which replaces an own one of the same name. Raises UserError if it is not valid."""
         name = _named(name)
         checked, problems = self._check(value)
         if checked is None or problems:
@@ -131,7 +137,7 @@ class Presets:
         return self.own.update(change)
 
     def delete(self, name: str) -> Notes:
-        """Forget a value of the user's own."""
+        """Delete a value of the user's own. Raises UserError for the existing program's and for unknown names."""
         name = name if isinstance(name, str) else ""
         is_old = name in _values(self.old.read()[0], self.old, self._read_old)[0]
 
@@ -148,13 +154,13 @@ class Presets:
 
 
 def lora_presets(folder: Path = PRESETS) -> Presets:
-    """Lists of LoRA in JSON form, any number of any length; and the existing program's five slots."""
+    """Return the presets of LoRA: lists in JSON form of any length, and the existing program's five slots."""
     own, old = JsonFile(folder / "loras.json", ("loras",)), JsonFile(folder / "lora_presets.json", (ENTRIES,))
     return Presets(own, old, _checked_loras, _old_loras)
 
 
 def favourites(folder: Path = PRESETS) -> Presets:
-    """Requests in JSON form, with their mode; the existing program's are all of the one-frame mode."""
+    """Return the presets of requests in JSON form, with their mode; the existing program's are all of the one-frame mode."""
     own = JsonFile(folder / "favorites.json", ("favorites",))
     return Presets(own, JsonFile(folder / "favorite_settings.json", ("favorites",)), _checked_request, _old_favourite)
 
@@ -193,13 +199,13 @@ def _values(document: Document, file: JsonFile, read: Callable) -> tuple[dict[st
         value, problems = read(entry)
         notes += problems
         if value is not None:
-            # Slots of the existing program may have one name.
+            # Several slots of the existing program may have the same name.
             values[entry["name"] if entry["name"] not in values else f"{entry['name']} ({number})"] = value
     return values, notes
 
 
 def _entries(document: Mapping[str, Any], key: str, *texts: str) -> tuple[list[Document], list[Problem]]:
-    """Entries that have a name and these other texts, and a note for each of the others. Those stay in the file."""
+    """Return the entries that have a name and these other texts, and a note for each other one. All stay in the file."""
     good, notes = [], []
     for entry in document.get(key, []):
         if isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("name", *texts)):
@@ -214,7 +220,7 @@ def _save_prompt(document: Document, name: str, prompt: str) -> None:
     entry = next((entry for entry in entries if entry["name"] == name), None)
     if entry is None:
         document.setdefault(ENTRIES, []).append(entry := {"name": name, "is_default": False})
-    # The existing program names its cached text by this hash, of prompt and empty negative prompt.
+    # The existing program finds its cached encoding of the text by this hash of prompt and empty negative prompt.
     digest = hashlib.md5(f"{prompt}||".encode(), usedforsecurity=False).hexdigest()
     entry |= {"prompt": prompt, "timestamp": datetime.now().isoformat(), "prompt_hash": digest}
     if _is(entry, "is_startup_default"):
@@ -241,7 +247,7 @@ def _text(prompt: Any) -> str:
 
 
 def _named(name: Any) -> str:
-    """A name that can be stored, listed and typed again. Raises UserError."""
+    """Return a name that can be stored, listed and typed again. Raises UserError."""
     name = name.strip() if isinstance(name, str) else ""
     if not name:
         raise UserError([Problem(FIELD, "preset_name_needed")])

@@ -1,6 +1,7 @@
-"""Uploads that nobody needs any more are deleted: by their age, and where all together take too much room, the oldest first.
+"""Delete uploads that nobody needs any more: by their age, and if all together take too much room, the oldest first.
 
-What a request of this program's run, a saved favourite or the metadata of a result in the output folders names stays.
+Files stay that are named by a request of this run of the program, a saved favourite, or the metadata of a result in the output
+folders.
 """
 
 from __future__ import annotations
@@ -27,18 +28,20 @@ logger = logging.getLogger(__name__)
 
 DAY_SECONDS = 24 * 3600
 GB = 10**9
-# Copies that `kept.keep` has named, and last frames that became pictures of a form; other files are somebody's own.
+# Names of copies that `files.copies.keep` made, and of last frames that became pictures of a form; other files are not ours to
+# delete.
 OURS = re.compile(r"[0-9a-f]{12}_.*|.+_last\.png", re.DOTALL)
 DIGITS = 12
-# Results that are read in one round, some milliseconds each. While there are more, nobody knows what is needed.
+# Largest number of results that are read in one round, some milliseconds each. If there are more, it is unknown what is needed,
+# and nothing is deleted.
 MOST_READ = 5_000
 RESULTS = (".mp4", ".png", ".safetensors")
-# The frames of one section all say the same.
+# Part of the name of a folder with a section's frames, which all hold the same request, so one is read.
 FRAMES = "_frames_section"
 
 
 def names_in(document: Any) -> frozenset[str]:
-    """Return what tells the files that a request's JSON document names: the first digits of their content, else their names."""
+    """Return what identifies the files that a request's JSON document names: the first digits of the SHA-256, or the name."""
     if not isinstance(document, Mapping):
         return frozenset()
     entries = document.get(FILES)
@@ -55,20 +58,20 @@ def names_in(document: Any) -> frozenset[str]:
 
 
 def digits_in(file: Path) -> frozenset[str]:
-    """Return what may be the beginnings of kept files' names in a file of any kind, also a damaged one. Raises OSError."""
+    """Return all that may be the first digits of kept files' names in a file, which may be damaged. Raises OSError."""
     return frozenset(found.decode() for found in re.findall(rb"[0-9a-f]{12}(?=_)", file.read_bytes()))
 
 
 @dataclass
 class Results:
-    """The names of files that the results in some folders name. A result is read once, and again when it was changed."""
+    """Collect the files that the results in some folders name. A result is read once, and again after it was changed."""
 
     folders: tuple[Path, ...]
     most: int = MOST_READ
     _known: dict[str, tuple[float, frozenset[str]]] = field(default_factory=dict)
 
     def names(self) -> frozenset[str] | None:
-        """Return them all; None while there are more unread results than one round may read."""
+        """Return the names in all results, or None while more results are unread than one round may read."""
         known, unread = {}, 0
         for path, changed in self._files():
             entry = self._known.get(path)
@@ -82,14 +85,14 @@ class Results:
         return None if unread > self.most else frozenset().union(*(names for _, names in known.values()))
 
     def _files(self) -> Iterator[tuple[str, float]]:
-        """(path, time of the last change) of every result in the folders and below."""
+        """Yield (path, time of the last change) of every result in the folders and below."""
         for folder in self.folders:
             for place, below, names in os.walk(folder):
                 below[:] = [name for name in below if not name.startswith(".")]
                 names = sorted(name for name in names if name.lower().endswith(RESULTS) and not name.startswith("."))
                 for name in names[:1] if FRAMES in Path(place).name else names:
                     path = Path(place, name)
-                    # Deleted just now, or a link to nowhere.
+                    # The file may have been deleted since it was listed, or be a broken link.
                     with suppress(OSError):
                         yield str(path), path.stat().st_mtime
 
@@ -104,11 +107,11 @@ def _document(path: Path) -> Any:
 
 
 def purge(folder: Path, days: float, gigabytes: float, needed: Callable[[], frozenset[str] | None]) -> int:
-    """Delete what was not used for so many days, and then the oldest until the rest takes so much room. Returns how many.
+    """Delete files not used for so many days, then the oldest until the rest takes at most so many gigabytes.
 
-    needed: what tells the files that stay (`names_in`), None where nobody knows; it takes time, and is asked only if there is
-    any to delete.
-    What was used today stays too: a form may hold it.
+    needed: returns what identifies the files that stay (`names_in`), or None if that is unknown, and nothing is deleted then.
+    It takes time and is called only if there is something to delete. Files used within the last day are not deleted for lack of
+    room, since a form may hold them. Returns the number of deleted files.
     """
     now, files, deleted = time.time(), _kept_files(folder), 0
     total, most = sum(size for _, size, _ in files), gigabytes * GB
@@ -127,7 +130,7 @@ def purge(folder: Path, days: float, gigabytes: float, needed: Callable[[], froz
 
 
 def _kept_files(folder: Path) -> list[tuple[float, int, Path]]:
-    """(last use, bytes, path) of the files that this program has put there, what was used longest ago first."""
+    """Return (last use, bytes, path) of the files that this program put there, the longest unused first."""
     found, paths = [], []
     with suppress(OSError):
         paths = list(folder.iterdir())
@@ -140,9 +143,9 @@ def _kept_files(folder: Path) -> list[tuple[float, int, Path]]:
 
 
 def delete(path: Path, used: float) -> bool:
-    """Delete a file that was last used then; False if it stays."""
+    """Delete a file whose last use was at `used`. Returns False if it was used since, or cannot be deleted."""
     try:
-        # Used again since it was looked at.
+        # The file was used again since it was listed.
         if path.lstat().st_mtime != used:
             return False
         path.unlink()

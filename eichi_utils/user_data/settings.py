@@ -1,7 +1,7 @@
-"""Settings in JSON files that outlive crashes, other programs and newer versions; and the program's own on top of it.
+"""Keep settings in JSON files that survive crashes, other programs and newer versions, and read the program's own settings.
 
-A file is written beside itself and renamed, under a lock, from what it holds at that moment: nobody's keys are lost. One that
-cannot be understood is set aside and reported, never overwritten.
+A change is made under a lock, to the newest content, and written to a new file that replaces the old one: nobody's keys are
+lost. A file that cannot be understood is renamed and reported, never overwritten.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from eichi_utils.requests.transfer import usable
 logger = logging.getLogger(__name__)
 
 FIELD = "settings"
-# How the name of a file that was set aside ends where the whole part of it goes on.
+# Ending of the new name of a damaged file whose intact part stays in use.
 PARTLY = "-partly"
-# A file is held for milliseconds; who waits this long has met a process that hangs.
+# Seconds to wait for a lock. A file is locked for milliseconds, so a longer wait means that a process hangs.
 WAIT_SECONDS = 10.0
-# The existing program's one block before it had one for each page.
+# The existing program's only block, before it had one for each page.
 OLDEST_BLOCK = "app_settings"
-# Characters of a document without line breaks up to which it gets them: json's encoder for indents is written in Python, and
-# takes half a second for half a megabyte that is nested 60 levels deep.
+# Longest document in characters that is written with indents: json's encoder for indents is written in Python, and takes half a
+# second for half a megabyte that is nested 60 levels deep.
 MOST_INDENTED = 100_000
 PROGRAM = "program"
-# Values of the whole existing program, outside of its blocks.
+# Keys of the existing program outside of its blocks.
 SHARED = ("output_folder", "input_folder", "reference_folder")
 LOGS = "log_settings"
 LOG_KEYS = {"log_enabled": bool, "log_folder": str}
-# Values of the program that no request has, and what they are where nobody chose. reserve_gb: GiB of the card left to others.
-# uploads_days, uploads_gb: for how long, and as how much at most, pictures that nothing names any more are kept.
+# Settings of the program that no request has, with their defaults. reserve_gb: GiB of the card left to others. uploads_days,
+# uploads_gb: longest time and largest size for pictures that nothing names any more.
 CHOICES: Mapping[str, Any] = MappingProxyType(
     {
         "save_settings_on_start": False,
@@ -64,22 +64,25 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class JsonFile:
-    """An object in a file. lists: keys that are lists where they are there at all."""
+    """Read and change a JSON object in a file. lists: keys whose values must be lists if they are there."""
 
     path: Path
     lists: tuple[str, ...] = ()
     wait: float = WAIT_SECONDS
 
     def read(self) -> tuple[Document, tuple[Problem, ...]]:
-        """What is in the file, {} where there is none; and a note if a damaged one was set aside."""
+        """Return the content, {} if there is no file, and a note if a damaged file was set aside."""
         if not self.path.exists():
             return {}, ()
-        # A folder that nobody may write to needs no lock.
+        # No lock can be made, and none is needed, where nobody may write.
         with self._locked() if os.access(self.path.parent, os.W_OK) else nullcontext():
             return self._load()
 
     def update(self, change: Callable[[Document], None]) -> tuple[Problem, ...]:
-        """Change the newest content in place; nothing is written if `change` raises or changes nothing. The notes of `read`."""
+        """Change the newest content in place and return the notes of `read`.
+
+        Nothing is written if `change` raises or changes nothing. Raises UserError if the file cannot be written.
+        """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -89,7 +92,7 @@ class JsonFile:
             before = _text(document)
             change(document)
             try:
-                # What could not be read again would be lost with all that lies beside it.
+                # A document beyond the limits of reading would be lost with everything in it.
                 check_value(document)
                 text = _text(document)
             except ValueError as error:
@@ -134,7 +137,7 @@ class JsonFile:
         if not damaged:
             return document, ()
         try:
-            # What is whole goes on in the file's place, so that this is said once.
+            # The intact part replaces the file, so that the damage is reported once.
             kept = self._set_aside(PARTLY)
             self._write(_text(document))
         except UserError as error:
@@ -142,7 +145,7 @@ class JsonFile:
         return document, (Problem(FIELD, "settings_partly_damaged", {"file": str(self.path), "kept": kept}),)
 
     def _set_aside(self, ending: str = "") -> str:
-        """Give the file another name, which is returned. ending: of that name. Raises UserError."""
+        """Rename the file and return its new name. ending: of the new name. Raises UserError."""
         stamp = time.strftime("%Y%m%d_%H%M%S") + ending
         number, target = 1, self.path.with_name(f"{self.path.name}.damaged-{stamp}")
         while target.exists():
@@ -151,13 +154,13 @@ class JsonFile:
             self.path.rename(target)
         except OSError as error:
             raise UserError([self._unreadable(error.strerror or str(error))]) from None
-        # Whoever reads first is told, and that may be somebody who speaks to no user.
+        # The first reader gets the note, and that may be one that tells no user.
         logger.warning("%s was damaged and is kept as %s", self.path, target.name)
         return target.name
 
     def _write(self, text: str) -> None:
         try:
-            # Where a link leads, not the link, gets the new content.
+            # Replaces the file that a link leads to, not the link.
             with written_atomically(real(self.path), durable=True) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         except OSError as error:
@@ -174,17 +177,17 @@ class JsonFile:
 
 
 class AppSettings:
-    """What the user saved as settings: a block of request fields for each mode, and values of the whole program.
+    """Keep what the user saved as settings: a block of request fields for each mode, and values of the whole program.
 
-    They lie under our own key in the existing program's file, whose blocks are read as long as ours are not there, and left
-    as they are. Only what it says of logs belongs to no block, and is changed in its place.
+    They are under our own key in the existing program's file. Its own blocks are read while ours are missing, and never
+    changed. Only its settings of logs belong to no block, and are changed in place.
     """
 
     def __init__(self, file: JsonFile | None = None):
         self.file = file or JsonFile(place(SETTINGS) / "app_settings.json")
 
     def fields(self, mode: str) -> tuple[dict[str, Any], tuple[Problem, ...]]:
-        """Saved request fields of a mode in JSON form, and what was not understood."""
+        """Return the saved request fields of a mode in JSON form, and notes on what was not understood."""
         document, notes = self.file.read()
         own = _block(_block(document, KEY), mode)
         if own or mode in _block(document, KEY):
@@ -194,15 +197,15 @@ class AppSettings:
         return dict(found.fields), (*notes, *found.notes)
 
     def save_fields(self, mode: str, fields: Mapping[str, Any]) -> tuple[Problem, ...]:
-        """Save request fields (JSON form) of a mode; others that were saved stay."""
+        """Save request fields (JSON form) of a mode; other saved fields stay."""
         return self._save(mode, fields)
 
     def reset_fields(self, mode: str) -> tuple[Problem, ...]:
-        """From now on a mode has no saved fields, not even the existing program's."""
+        """Forget the saved fields of a mode, also those of the existing program."""
         return self.file.update(lambda document: _own(document).update({mode: {}}))
 
     def program(self, mode: str) -> dict[str, Any]:
-        """Values of the program for a mode's page, language-free, by the existing program's names."""
+        """Return the program's settings for a mode's page, language-free, by the existing program's names."""
         document, _ = self.file.read()
         logs = _block(document, LOGS)
         shared = {name: document[name] for name in SHARED if isinstance(document.get(name), str) and document[name].strip()}
@@ -211,17 +214,17 @@ class AppSettings:
         return {**old, **shared, **_block(_block(document, KEY), PROGRAM), **logs}
 
     def choice(self, mode: str, name: str) -> Any:
-        """One of `CHOICES` for a mode's page: what was saved, if it is of its type, else what it usually is."""
+        """Return one of `CHOICES` for a mode's page: the saved value if it has the right type, else the default."""
         usual, saved = CHOICES[name], self.program(mode).get(name)
         if isinstance(usual, float):
-            # A number that JSON can write and that is one: neither NaN nor endless.
+            # The limits exclude NaN and infinity.
             fits = isinstance(saved, (int, float)) and not isinstance(saved, bool) and 0 <= saved < math.inf
         else:
             fits = isinstance(saved, type(usual)) and saved != ""
         return saved if fits else usual
 
     def save_program(self, values: Mapping[str, Any]) -> tuple[Problem, ...]:
-        """Save values of the program; others stay."""
+        """Save settings of the program; others stay."""
 
         def change(document: Document) -> None:
             logs = {name: value for name, value in values.items() if name in LOG_KEYS}
@@ -260,6 +263,6 @@ def _old_block(document: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
 
 
 def _text(document: Document) -> str:
-    """Return the JSON text of a document, with a line for each value as long as it is short enough to be read by a person."""
+    """Return a document as JSON text, one line per value unless it is longer than `MOST_INDENTED`."""
     text = json.dumps(document, ensure_ascii=False, allow_nan=False)
     return text if len(text) > MOST_INDENTED else json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2)
