@@ -1,1 +1,1 @@
-"""The disk, without trust: reading under limits, writing whole or not at all."""
+"""Read files under limits, since they may be hostile, and write them completely or not at all."""

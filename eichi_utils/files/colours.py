@@ -1,7 +1,7 @@
-"""Convert pictures to sRGB from what their files say of their colours, as browsers do.
+"""Convert pictures to sRGB by the colour information in their files, as browsers do.
 
-An embedded profile goes before everything. A PNG without one may have an sRGB chunk, which says that nothing is to be done, or
-else its gamma, and with that its primaries; primaries alone are passed over. Everything else is sRGB already.
+An embedded profile takes precedence. A PNG without one may have an sRGB chunk, which needs no conversion, or else its gamma,
+and with it its primaries; primaries without gamma are ignored. Everything else is sRGB already.
 """
 
 from __future__ import annotations
@@ -15,36 +15,37 @@ from PIL import Image, ImageCms
 
 from eichi_utils.files.colour_profile import judged_profile
 
-# What programs that know of no sRGB chunk write for sRGB (PNG 3rd edition, 11.3.2.5). With primaries beside it, browsers take
-# it for the power that it is.
+# Gamma that older programs write for sRGB (PNG 3rd edition, 11.3.2.5). If primaries are given as well, browsers take it as an
+# exact exponent.
 SRGB_GAMMA = 0.45455
-# x and y of white, red, green and blue.
+# Chromaticities x and y of white, red, green and blue.
 SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
-# Display P3 as ITU-T H.273 numbers it, and transfer curves that are shown like sRGB's: BT.709, unknown, BT.601, sRGB, BT.2020.
+# Display P3 in ITU-T H.273, and the transfer curves that are shown like sRGB's: BT.709, unknown, BT.601, sRGB, BT.2020.
 P3_CODE, P3_PRIMARIES = 12, (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
 SRGB_CURVES = (1, 2, 6, 13, 14, 15)
-# White of the colour space that profiles meet in, and cone responses by which white points are adapted (ICC.1:2022, annex E).
+# White point of the profile connection space, and the Bradford matrix of cone responses, by which white points are adapted
+# (ICC.1:2022, annex E).
 D50 = numpy.array([0.9642, 1.0, 0.8249])
 BRADFORD = numpy.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
-# Levels by which two ways to compute the same colour differ.
+# Levels by which two computations of the same colour may differ.
 NOTHING = 1
 SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
 class ProfileError(ValueError):
-    """Say in English why a picture's profile is left out."""
+    """Give the reason, in English, why a picture's profile is not used."""
 
 
 class Conversion:
     """Convert strips of one picture to RGB."""
 
     def __init__(self, picture: Image.Image):
-        """Raises ProfileError if the picture's profile cannot be used; `Conversion.without_profile` is there then."""
+        """Build the transforms for a picture. Raises ProfileError if its profile cannot be used; see `without_profile`."""
         self._transforms = _transforms(picture)
 
     @classmethod
     def without_profile(cls, picture: Image.Image) -> Conversion:
-        """Return the conversion of a picture whose profile is left out."""
+        """Return the conversion of a picture whose profile is not used."""
         conversion = cls.__new__(cls)
         conversion._transforms = {}
         return conversion
@@ -61,20 +62,20 @@ class Conversion:
 
 
 def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """Return 16 bits as 8: 65535 is white, and 257 v is v."""
+    """Return a 16-bit picture with 8 bits: 65535 is white, and 257 v becomes v. Others are returned unchanged."""
     if picture.mode != "I;16":
         return picture
     return Image.fromarray(((numpy.asarray(picture).astype(numpy.uint32) + 128) // 257).astype(numpy.uint8))
 
 
 def _transforms(picture: Image.Image) -> dict[str, ImageCms.ImageCmsTransform]:
-    """Return what converts strips of each mode that the picture can be brought to; nothing where its colours are sRGB's."""
+    """Return the transforms by mode of the strips; none if the colours are sRGB already."""
     profile, space = _profile(picture)
     if profile is None:
         return {}
     grey = picture.mode in ("1", "L", "LA", "La") or picture.mode.startswith("I") or picture.mode == "F"
     cmyk = picture.mode == "CMYK"
-    # A grey picture may have the profile of its colour space.
+    # A grey picture may carry an RGB profile, but a colour picture no grey one.
     if (space == "CMYK") != cmyk or (space == "GRAY" and not grey):
         raise ProfileError(f"it is a profile for {space}, and the picture is {picture.mode}")
     modes = {"GRAY": ("L", "I;16"), "RGB": ("RGB",), "CMYK": ("CMYK",)}[space]
@@ -86,7 +87,7 @@ def _transforms(picture: Image.Image) -> dict[str, ImageCms.ImageCmsTransform]:
 
 
 def _profile(picture: Image.Image) -> tuple[ImageCms.ImageCmsProfile | None, str]:
-    """Return the profile that a picture's file has or describes, and the name of its colour space."""
+    """Return a picture's embedded or described profile, and the name of its colour space; (None, "") for sRGB."""
     info = picture.info
     if data := info.get("icc_profile"):
         try:
@@ -104,12 +105,12 @@ def _profile(picture: Image.Image) -> tuple[ImageCms.ImageCmsProfile | None, str
 
 
 def _described(info: dict[Any, Any]) -> bytes | None:
-    """Return a profile of what a PNG's chunks say, or a HEIF's numbers; None where they mean sRGB."""
+    """Return a profile made of a PNG's chunks or a HEIF's numbers; None if they mean sRGB."""
     if (info.get("nclx_profile") or {}).get("color_primaries") == P3_CODE:
         curve = info["nclx_profile"].get("transfer_characteristics")
         return _profile_of(P3_PRIMARIES, None) if curve in SRGB_CURVES else None
     gamma, primaries = info.get("gamma"), info.get("chromaticity")
-    # More or less than this is a mistake, and would leave next to nothing of the picture.
+    # Values outside of this range are mistakes, and would make the picture almost black or white.
     if "srgb" in info or not isinstance(gamma, float) or not 0.1 < gamma < 5:
         return None
     if primaries is None and abs(gamma - SRGB_GAMMA) < 0.002:
@@ -117,14 +118,14 @@ def _described(info: dict[Any, Any]) -> bytes | None:
     try:
         return _profile_of(primaries or SRGB_PRIMARIES, 1 / gamma)
     except (ValueError, ArithmeticError, numpy.linalg.LinAlgError):
-        # No colours are those.
+        # The primaries describe no colours.
         return None
 
 
 def _profile_of(primaries: tuple[float, ...], gamma: float | None) -> bytes:
-    """Return an ICC profile (ICC.1:2022) of three primaries. gamma: of the curve; None is sRGB's.
+    """Return an ICC profile (ICC.1:2022) of primaries. gamma: exponent of the curve; None is sRGB's curve.
 
-    Raises ValueError, ArithmeticError or LinAlgError for primaries that are none.
+    Raises ValueError, ArithmeticError or LinAlgError if the primaries describe no colours.
     """
     if min(primaries[1::2]) <= 0:
         raise ValueError("these are no primaries")
@@ -134,7 +135,7 @@ def _profile_of(primaries: tuple[float, ...], gamma: float | None) -> bytes:
     adapted = numpy.linalg.inv(BRADFORD) @ numpy.diag((BRADFORD @ D50) / (BRADFORD @ white)) @ BRADFORD @ corners
     if not (numpy.isfinite(adapted).all() and numpy.abs(adapted).max() < 100):
         raise ValueError("these are no primaries")
-    # Function 0 is a power, 3 a power behind a straight line.
+    # Function type 0 is a power, type 3 a straight line followed by a power.
     function = (0, gamma) if gamma else (3, 2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
     curve = b"para\0\0\0\0" + struct.pack(">HH", function[0], 0) + _fixed(function[1:])
     points = {b"wtpt": D50, b"rXYZ": adapted[:, 0], b"gXYZ": adapted[:, 1], b"bXYZ": adapted[:, 2]}
@@ -161,7 +162,7 @@ def _built(profile: Any, mode: str) -> ImageCms.ImageCmsTransform:
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether colours from all over the space stay as they are: most profiles are sRGB's, under a hundred names."""
+    """Say whether the transform keeps colours from all over the space: most profiles are sRGB's, under a hundred names."""
     if mode == "L":
         probe = Image.fromarray(numpy.arange(256, dtype=numpy.uint8)[None])
     else:

@@ -1,4 +1,4 @@
-"""The user's files from passing places (a page's upload, an archive) in a folder that stays, once for equal content."""
+"""Copy the user's files from temporary places (a page's upload, an archive) to a permanent folder, once per content."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ PIECE = 2**20
 
 
 def keep(picture: Path, folder: Path, name: str = "") -> Path:
-    """The path of the picture's copy in the folder, which is made if needed. name: instead of the picture's own; of what is
-    harmless in it the copy's is made.
+    """Copy a picture into the folder if its content is not there yet, and return the copy's path.
 
-    Copies are named by their content first, so a picture that came once is found again whatever it is called now, and counts
-    as used now. Raises OSError, and UnsafeError for what is no regular file.
+    name: to use instead of the picture's own; characters that are not harmless are removed. Copies are named by their content
+    first, so the same picture is found again under any name, and then counts as used now. Raises OSError, and UnsafeError for
+    what is no regular file.
     """
     if picture.parent == folder:
         return _used(picture)
     digest = _digest(picture)[:12]
     present = sorted(folder.glob(f"{digest}_*"))
-    # A power cut may have left half of one.
+    # The size is compared because a power cut may have left an incomplete copy.
     if present and present[0].stat().st_size == picture.stat().st_size:
         return _used(present[0])
     folder.mkdir(parents=True, exist_ok=True)
-    # A copy's copy is not named by its content twice.
+    # A copy of a copy does not get the content's digits twice.
     kept = present[0] if present else folder / f"{digest}_{harmless_name(name or picture.name).removeprefix(f'{digest}_')}"
     with written_atomically(kept, durable=True) as temporary, open_regular(picture) as source, temporary.open("wb") as target:
         shutil.copyfileobj(source, target, PIECE)
@@ -38,7 +38,7 @@ def keep(picture: Path, folder: Path, name: str = "") -> Path:
 
 
 def _used(kept: Path) -> Path:
-    # Somebody else's file may be read and not touched.
+    # The file may belong to another user.
     with suppress(OSError):
         os.utime(kept)
     return kept

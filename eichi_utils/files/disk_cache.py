@@ -1,7 +1,7 @@
-"""Files that can be made again, kept by key in folders of limited size; what was used longest ago goes first.
+"""Keep files that can be made again in folders of limited size, by key; the longest unused is deleted first.
 
-A key is a hash of everything a file's content depends on, so nothing in it ever becomes wrong. Nothing here fails a job: a full
-disk or a folder that may not be written means that a file is made again next time.
+A key is a hash of everything that a file's content depends on, so no content becomes outdated. Nothing here fails a job: on a
+full disk, or in a folder that cannot be written, a file is just made again next time.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ logger = logging.getLogger(__name__)
 
 GB = 10**9
 DEFAULT_GB, MOST_GB = 24.0, 10_000
-# How the user's limit is divided. Weights of 8 bits are 9 GB for each transformer, a prompt or picture some megabytes.
+# Shares of the user's limit. 8-bit weights are 9 GB for each transformer, a prompt or picture some megabytes.
 SHARES = {"prompts": 0.05, "pictures": 0.05, "weights": 0.9}
 SUFFIX, UNFINISHED = ".safetensors", ".part"
-# Left free on the disk for films.
+# Bytes of the disk that stay free for films.
 SPARE_BYTES = 2 * GB
-# A file that nobody has written to for so long is left from a process that was ended.
+# Seconds without a change after which an unfinished file counts as left by a process that has ended.
 ABANDONED_SECONDS = 3600
 
 
 def key_of(*parts: Any) -> str:
-    """A key of JSON values."""
+    """Return the key for JSON values, a SHA-256 in hexadecimal digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class DiskCache:
-    """Files in one folder. limit: bytes of all together; 0 keeps nothing and finds nothing."""
+    """Keep files in one folder. limit: largest size of all together in bytes; 0 switches the cache off."""
 
     folder: Path
     limit: int
 
     def find(self, key: str) -> Path | None:
-        """The key's file, which counts as used now, or None."""
+        """Return the key's file, which counts as used now, or None."""
         if not self.limit:
             return None
         path = self._path(key)
@@ -57,16 +57,16 @@ class DiskCache:
         except FileNotFoundError:
             return None
         except OSError:
-            # Somebody else's, but readable; or in a folder that this user may not enter.
+            # Another user's file that can be read, or a folder that this user may not enter.
             with suppress(OSError):
                 return path if path.is_file() else None
             return None
         return path
 
     def add(self, key: str, size: int, write: Callable[[Path], Any]) -> bool:
-        """Let `write(path)` make the key's file of about `size` bytes, whole or not at all; whether it is there now.
+        """Let `write(path)` make the key's file of about `size` bytes, and return whether it is there now.
 
-        Several processes may add the same key at once: each writes a file of its own, and the last one stays.
+        Several processes may add the same key at once: each writes its own file, and the last one stays.
         """
         if not self.limit:
             return False
@@ -90,12 +90,12 @@ class DiskCache:
             _remove(temporary)
 
     def discard(self, key: str, reason: object) -> None:
-        """The key's file is damaged; it will be made again."""
+        """Delete the key's file, which is damaged, so that it is made again."""
         logger.warning("damaged, and made again: %s: %s", self._path(key), reason)
         _remove(self._path(key))
 
     def usage(self) -> tuple[int, int]:
-        """Files and their bytes, unfinished ones included in the bytes."""
+        """Return the number of finished files, and the bytes of all files, unfinished ones included."""
         files = self._files()
         return sum(path.suffix == SUFFIX for _, _, path in files), sum(size for _, size, _ in files)
 
@@ -113,14 +113,14 @@ class DiskCache:
         return self.folder / f"{key}{SUFFIX}"
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """(last use, bytes, path), what was used longest ago first."""
+        """Return (last use, bytes, path) of all files, the longest unused first."""
         found, paths = [], []
-        # Another user's, or none: what cannot be seen takes no room that could be made.
+        # Files in a folder that is missing or cannot be read could not be deleted anyway.
         with suppress(OSError):
             paths = list(self.folder.iterdir())
         for path in paths:
             if path.suffix in (SUFFIX, UNFINISHED):
-                # Another process may have deleted it just now.
+                # Another process may have deleted the file.
                 with suppress(OSError):
                     stat = path.stat()
                     found.append((stat.st_mtime, stat.st_size, path))
@@ -137,14 +137,14 @@ class DiskCache:
 
 
 def _remove(path: Path) -> None:
-    # A file that is open cannot be deleted on Windows; it goes another time.
+    # Windows does not delete open files; it is deleted another time.
     with suppress(OSError):
         path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Caches:
-    """prompts, pictures: what encoders made of them. weights: of a transformer, as they lie in memory in 8 bits."""
+    """Hold the caches: encodings of prompts and of pictures, and transformer weights in 8 bits as they lie in memory."""
 
     prompts: DiskCache
     pictures: DiskCache
@@ -152,6 +152,6 @@ class Caches:
 
 
 def open_caches(gigabytes: float) -> Caches:
-    """This program's own, which together may hold so much; 0 is off."""
+    """Return this program's caches, which together hold at most so many gigabytes; 0 switches them off."""
     folder = paths.place(paths.CACHE)
     return Caches(**{kind: DiskCache(folder / kind, int(share * gigabytes * GB)) for kind, share in SHARES.items()})

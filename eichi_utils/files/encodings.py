@@ -1,8 +1,8 @@
-"""Which encoding a text without a mark has: Japanese, Chinese, Russian and Western ones, as older programs write them.
+"""Guess the encoding of an unmarked text: Japanese, Chinese, Russian and Western ones, as older programs write them.
 
-charset-normalizer needs some sentences to tell them apart; names of files and trigger words are two or three words. Here each
-encoding that can be meant is judged by how much of the text is what its language is mostly made of. Their tables are ordered so
-that this can be seen from the bytes: characters that everybody uses come first, rare ones after them.
+charset-normalizer needs some sentences to tell them apart, but names of files and trigger words have two or three words. Here
+each possible encoding is scored by how much of the text consists of its language's common characters. The bytes show this,
+because the encodings' tables have common characters first and rare ones after them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Callable
 
 import charset_normalizer
 
-# Bytes that are looked at, from the first that is no ASCII on, and some before it.
+# Bytes that are looked at from the first that is not ASCII, and before it.
 SAMPLE, BEFORE = 2**14, 64
-# Of what is no ASCII, how much must be what the language is mostly made of; below, charset-normalizer is asked.
+# Smallest share of common characters in what is not ASCII; below it, charset-normalizer is asked.
 LIKELY = 0.6
-# Characters that are a little common, and half-width katakana, which any Chinese text looks like.
+# Weight of rarer characters, and of half-width katakana, as which any Chinese text can be read.
 RARE, HALF_WIDTH = 0.2, 0.3
 PUNCTUATION = frozenset("、。，．・：；？！ー—…‘’“”（）〔〕［］｛｝〈〉《》「」『』【】～〜·　")
-# A word as Cyrillic is written: all small, all capitals, or with a capital at its beginning.
+# A word in Cyrillic: all small, all capitals, or with a capital at its beginning.
 CYRILLIC = re.compile("[А-ЯЁЄІЇҐ]?[а-яёєіїґ]+|[А-ЯЁЄІЇҐ]+")
 VOWELS = re.compile("[аеёиоуыэюяєії]", re.IGNORECASE)
 WORD = re.compile(r"[^\W\d_]+")
@@ -43,7 +43,7 @@ def likeliest(data: bytes) -> str:
 
 def _score(sample: bytes, encoding: str, judge: Callable[[str, str], float]) -> float:
     try:
-        # The end of the sample may be within a character.
+        # The sample may end inside a character.
         text = codecs.getincrementaldecoder(encoding)().decode(sample, len(sample) < SAMPLE)
     except UnicodeDecodeError:
         return -1.0
@@ -53,7 +53,7 @@ def _score(sample: bytes, encoding: str, judge: Callable[[str, str], float]) -> 
 
 
 def _east_asian(text: str, encoding: str) -> float:
-    """How much of the text is common, by bytes."""
+    """Return the share of common characters in the text, measured in bytes."""
     total = common = 0.0
     for character in text:
         if not character.isascii():
@@ -80,22 +80,22 @@ def _commonness(character: str, code: bytes, encoding: str) -> float:
 
 
 def _cyrillic(text: str, encoding: str) -> float:
-    """How many of the letters are in words as Russian has them."""
+    """Return the share of letters that are in plausible Russian words."""
     total = good = 0.0
-    # In cp866 small letters stand where those encodings have their common characters.
+    # cp866 has small letters where the Chinese and Japanese encodings have their common characters.
     longest = 4 if encoding == "cp866" else 3
     for word in WORD.findall(text):
         own = sum(not character.isascii() for character in word)
         total += own
         if CYRILLIC.fullmatch(word) and (own < 3 or VOWELS.search(word)):
-            # The bytes of two Chinese characters that make a Russian word by accident are rare, those of one are not.
+            # By chance, one Chinese character often looks like a Russian word, two rarely do.
             good += own * (1.05 if own > longest else 0.8)
     total += sum(not character.isascii() and not character.isalpha() for character in text)
     return good / total if total else 0.0
 
 
 def _western(text: str, encoding: str) -> float:
-    """How many of the letters with accents are in words with others."""
+    """Return the share of accented letters that are in words with other letters."""
     total = good = 0.0
     for word in WORD.findall(text):
         own = sum(not character.isascii() for character in word)
@@ -106,7 +106,7 @@ def _western(text: str, encoding: str) -> float:
     return 0.99 * good / total if total else 0.0
 
 
-# Of equal ones the first counts. Windows writes Russian names into ZIP files in cp866.
+# Scoring functions by encoding; the first of equal scores wins. cp866 is what Windows writes Russian names in ZIP files in.
 JUDGES: dict[str, Callable[[str, str], float]] = {
     "cp932": _east_asian,
     "gb18030": _east_asian,

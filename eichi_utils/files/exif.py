@@ -1,4 +1,4 @@
-"""Read the few things of a picture's EXIF that this program uses, each under a limit.
+"""Read the few EXIF tags of a picture that this program uses, each under a limit.
 
 Pillow's reader copies what every tag points to, and sixty thousand tags may point to the same megabyte.
 """
@@ -11,19 +11,19 @@ from typing import BinaryIO
 
 from PIL import ExifTags
 
-# A camera's directory has 30 to 60 entries.
+# Largest number of entries that are read; a camera's directory has 30 to 60.
 MOST_ENTRIES = 512
-# Graphs of other programs have up to five megabytes.
+# Largest value in bytes; other programs write graphs of up to five megabytes.
 MOST_VALUE = 6 * 2**20
 ORIENTATION = ExifTags.Base.Orientation
 TEXTS = (ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.ImageDescription)
 COMMENT = ExifTags.Base.UserComment
-# TIFF 6.0's types that are one byte an item, and those that are a number.
+# TIFF 6.0's types of one byte per item, and those of integers.
 BYTES, NUMBERS = (1, 2, 7), {3: ("H", 2), 4: ("I", 4), 13: ("I", 4)}
 
 
 def read_exif(source: bytes | BinaryIO) -> dict[int, int | bytes]:
-    """Return the orientation, texts and comment of an EXIF block or a TIFF file; nothing of what cannot be read."""
+    """Return the orientation, texts and comment of an EXIF block or a TIFF file by tag; damaged entries are left out."""
     file = io.BytesIO(source.removeprefix(b"Exif\0\0")) if isinstance(source, bytes) else source
     try:
         file.seek(0)
@@ -39,7 +39,7 @@ def read_exif(source: bytes | BinaryIO) -> dict[int, int | bytes]:
 
 
 def orientation_in(source: bytes) -> int:
-    """Return the orientation in an EXIF block, 1 to 8; 1 where there is none."""
+    """Return the orientation in an EXIF block, 1 to 8; 1 if there is none."""
     value = read_exif(source).get(ORIENTATION)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 

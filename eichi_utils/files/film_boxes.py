@@ -1,9 +1,8 @@
-"""Judge an MP4 or MOV by its tables before FFmpeg opens it.
+"""Check an MP4 or MOV by its tables before FFmpeg opens it, and cut its texts out.
 
-FFmpeg makes an entry of some forty bytes for each frame that a table promises, and a table of frames of one size promises four
-milliards of them in twenty bytes. Whatever stands in a file, its tables must fit into their boxes, and what they promise into
-the file. For a film's texts alone, they are cut out of it. The layout is that of ISO/IEC 14496-12 and Apple's QuickTime File
-Format.
+FFmpeg makes an entry of some forty bytes for each frame that a table promises, and twenty bytes of a table can promise four
+milliards of frames of one size. So tables must fit into their boxes, and what they promise into the file. The layout is that of
+ISO/IEC 14496-12 and Apple's QuickTime File Format.
 """
 
 from __future__ import annotations
@@ -19,35 +18,38 @@ import numpy
 from eichi_utils.files.safe_reading import UnsafeError
 from eichi_utils.problems import Problem
 
-# All tracks of 24 hours at 30 frames a second, or of 6 hours with some tracks of sound, twice; FFmpeg takes 150 MB for them.
+# Largest number of samples of all tracks: 24 hours at 30 frames per second, or 6 hours with some tracks of sound, twice; FFmpeg
+# takes 150 MB for them.
 MOST_SAMPLES = 4_000_000
-# An hour in pieces of a second, with sound, has 50,000.
+# Largest number of boxes; an hour in fragments of a second, with sound, has 50,000.
 MOST_BOXES = 100_000
-# Tables of MOST_SAMPLES, each with its size and two times, and a picture for the cover.
+# Largest box of tables: those of MOST_SAMPLES, each with its size and two times, and a picture for the cover.
 MOST_BYTES = 96 * 2**20
-# A telephone's film has a dozen, one with subtitles in all languages some forty. Each takes FFmpeg up to 20 KB.
+# Largest number of tracks, each of which takes FFmpeg up to 20 KB. A telephone's film has a dozen, one with subtitles in all
+# languages some forty.
 MOST_TRACKS = 64
-# FFmpeg compares each text's name with all before it: seconds for 10,000 of them, and for a few whose names are long.
+# Largest number of texts and of characters in their names. FFmpeg compares each name with all before it, which takes seconds
+# for 10,000 texts, or for a few with long names.
 MOST_TEXTS, MOST_NAMES = 1000, 2**18
-# Bytes of all texts with what stands beside them, as a cover's picture.
+# Largest size in bytes of all texts and what belongs to them, such as a cover's picture.
 MOST_TEXT_BYTES = 32 * 2**20
-# FFmpeg's own limit.
+# Deepest nesting of boxes, which is FFmpeg's own limit.
 DEEPEST = 10
-# FFmpeg reads sound whose samples last one tick in blocks of so many.
+# Samples per block in which FFmpeg reads sound whose samples last one tick.
 BLOCK = 1024
 # Boxes in which FFmpeg looks for others.
 CONTAINERS = frozenset(
     b"moov trak mdia minf stbl edts udta mvex moof traf mfra dinf meta ilst ---- wave schi sinf iprp ipco gmhd tref".split()
 )
-# Of these, those whose boxes are texts; and the boxes that hold names of texts.
+# Containers whose boxes are texts, and the boxes that hold names of texts.
 TEXTS = frozenset((b"udta", b"meta", b"ilst"))
 NAMES = (b"keys", b"mean", b"name")
-# Boxes of a `moov`, and beside it, that FFmpeg needs for the texts of the whole film.
+# Boxes in a `moov` and beside it that FFmpeg needs for the texts of the whole film.
 KEPT = frozenset((b"mvhd", b"udta", b"meta"))
-# Tables that begin with a count of entries of one size: bytes of an entry.
+# Tables that begin with a count of entries of a fixed size -> bytes of an entry.
 ENTRIES = {b"stts": 8, b"ctts": 8, b"stsc": 12, b"stco": 4, b"co64": 8, b"stss": 4, b"stps": 4}
-# Tables that FFmpeg makes room for by their count alone: where the count stands and its bytes, in each version of the box, and
-# the fewest bytes of an entry. Names of Apple's texts; pieces of pictures, of which a film's cover has some.
+# Tables for which FFmpeg allocates by their count alone: offset and bytes of the count in each version of the box, and the
+# smallest size of an entry. They hold names of Apple's texts, and pieces of pictures, of which a film's cover has some.
 COUNTED = {
     b"keys": (((4, 4),), 8),
     b"iinf": (((4, 2), (4, 4)), 12),
@@ -55,20 +57,20 @@ COUNTED = {
 }
 OTHERS = (b"elst", b"stsz", b"stz2", b"trun", b"sidx", b"hdlr", b"stsd", b"cmov", b"mdhd", b"tkhd", b"tfhd", *NAMES)
 KNOWN = CONTAINERS | set(ENTRIES) | set(COUNTED) | set(OTHERS)
-# Of these kinds each sample is an entry of its own.
+# Media types other than sound; each of their samples is an entry of its own.
 NO_SOUND = frozenset((b"vide", b"subp", b"clcp"))
 TABLE = re.compile(b"|".join((*ENTRIES, *COUNTED, b"elst", b"stsz", b"stz2", b"trun")))
 
 
 class FilmLimitError(UnsafeError):
-    """Say of what a film has more than is read, and how many are."""
+    """Report what a film has too much of, and the limit."""
 
     def __init__(self, what: Literal["tracks", "texts", "megapixels"], limit: int):
         super().__init__(f"it has more than {limit} {what}")
         self.what, self.limit = what, limit
 
     def problem(self, field: str, file: str) -> Problem:
-        """Return the same in the user's language."""
+        """Return the problem that tells this in the user's language."""
         values = {"file": file, "limit": self.limit}
         if self.what == "tracks":
             return Problem(field, "film_too_many_tracks", values)
@@ -79,10 +81,11 @@ class FilmLimitError(UnsafeError):
 
 @dataclass
 class Track:
-    """Hold what a track's tables promise. size: bytes of each sample, 0 where each has its own.
+    """Hold what a track's tables promise.
 
-    ticks: how long samples last, the first two numbers. kinds: of media, as handlers name them. scale: ticks a second.
-    duration: of all samples, in ticks. lasts: ticks of each sample in the pieces. number: by which pieces name it.
+    size: bytes of each sample, 0 if each has its own. ticks: durations of samples, the first two numbers. kinds: media types,
+    as in `hdlr`. scale: ticks per second. duration: of all samples, in ticks. lasts: ticks of each sample in fragments. number:
+    the track's id, by which fragments refer to it.
     """
 
     samples: int = 0
@@ -97,26 +100,26 @@ class Track:
     number: int = 0
 
     def in_blocks(self) -> bool:
-        """Say whether this is sound that is read in blocks, as sound that is not compressed."""
+        """Say whether this is sound that FFmpeg reads in blocks, as it does with uncompressed sound."""
         return b"soun" in self.kinds and not self.kinds & NO_SOUND and self.ticks == [1]
 
     def rate(self) -> float:
-        """Return the samples a second, 0 if nothing says so."""
+        """Return the samples per second, 0 if unknown."""
         if self.duration:
             return self.samples * self.scale / self.duration
         return self.scale / self.lasts if self.lasts else 0.0
 
     def entries(self) -> int:
-        """Return how many entries FFmpeg makes, once for each part of an edit list."""
+        """Return the number of entries that FFmpeg makes, which are made once for each part of an edit list."""
         count = self.samples // BLOCK + self.chunks if self.in_blocks() else self.samples
         return count * max(self.edits, 1)
 
 
 def check_boxes(file: IO[bytes]) -> float:
-    """Refuse a film whose tables promise more than their boxes or the file hold; other kinds of files have no such boxes.
+    """Refuse a film whose tables promise more than their boxes or the file hold; files of other formats have no such boxes.
 
-    Takes time in proportion to the tables. Returns the frames a second of its first pictures, 0 if the tables do not say.
-    Raises OSError, UnsafeError, and FilmLimitError for what is good but too much.
+    Takes time in proportion to the tables. Returns the frames per second of the first video track, 0 if unknown. Raises
+    OSError, UnsafeError, and FilmLimitError for a film that is valid but too large.
     """
     boxes = _Boxes()
     for kind, _, content in _known(file, boxes):
@@ -126,9 +129,9 @@ def check_boxes(file: IO[bytes]) -> float:
 
 
 def text_boxes(file: IO[bytes]) -> bytes:
-    """Return a film of the same texts without tracks: FFmpeg finds nothing in it to decode.
+    """Return a film with the same texts and no tracks, in which FFmpeg finds nothing to decode.
 
-    file: one that `check_boxes` has let pass. Raises OSError or UnsafeError.
+    file: one that passed `check_boxes`. Raises OSError or UnsafeError.
     """
     kept, size = [], 0
     for kind, whole, content in _known(file, _Boxes(), b"ftyp"):
@@ -145,7 +148,7 @@ def text_boxes(file: IO[bytes]) -> bytes:
 
 
 def _known(file: IO[bytes], boxes: _Boxes, *more: bytes) -> Iterator[tuple[bytes, bytes | memoryview, memoryview]]:
-    """(kind, the whole, its content) of the file's own boxes of a kind that is known, or is one of these. Counts all."""
+    """Yield (type, whole box, its content) of the file's top-level boxes of known types and of `more`. Counts all boxes."""
     at, end = 0, file.seek(0, 2)
     while at + 8 <= end:
         file.seek(at)
@@ -163,7 +166,7 @@ def _known(file: IO[bytes], boxes: _Boxes, *more: bytes) -> Iterator[tuple[bytes
 
 
 def _inner(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """(kind, the whole) of the boxes inside of one."""
+    """Yield (type, whole box) of the boxes inside one."""
     at = 0
     while at + 8 <= len(data):
         kind, begin, size = box_head(data[at : at + 16], len(data) - at)
@@ -174,7 +177,7 @@ def _inner(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def box_head(head: bytes | memoryview, left: int) -> tuple[bytes, int, int]:
-    """Return the kind of a box, where its content begins, and its size, which is no larger than what is left."""
+    """Return a box's type, the offset of its content, and its size, cut to the bytes that are left."""
     size, kind = struct.unpack_from(">I4s", head)
     begin = 8
     if size == 1 and len(head) >= 16:
@@ -186,10 +189,10 @@ def box_head(head: bytes | memoryview, left: int) -> tuple[bytes, int, int]:
 
 
 class _Boxes:
-    """The tables found so far."""
+    """Collect the tables found so far."""
 
     def __init__(self) -> None:
-        # Tables before any track belong to none.
+        # The first track takes tables that come before any track.
         self.tracks = [Track()]
         self.pieces = self.boxes = self.texts = self.names = 0
 
@@ -199,7 +202,7 @@ class _Boxes:
             raise UnsafeError(f"it has more than {MOST_BOXES} boxes")
 
     def check(self, size: int) -> None:
-        """Compare what all tracks promise with the file's size in bytes."""
+        """Compare what all tracks promise with the file's size in bytes. Raises UnsafeError."""
         promised = self.pieces + sum(track.entries() for track in self.tracks)
         if promised > MOST_SAMPLES:
             raise UnsafeError(f"its tables promise {promised} frames; at most {MOST_SAMPLES} are read")
@@ -208,7 +211,7 @@ class _Boxes:
                 raise UnsafeError(f"its tables promise {track.samples} frames, more than the file holds")
 
     def look(self, kind: bytes, data: memoryview, depth: int) -> None:
-        """Take note of a box, and of those in it. Raises UnsafeError."""
+        """Read a box and those in it. Raises UnsafeError."""
         if kind in COUNTED:
             _check_counted(kind, data)
         if kind in CONTAINERS:
@@ -255,7 +258,7 @@ class _Boxes:
             at += size
 
     def _piece(self, data: memoryview) -> None:
-        """How long the samples of a piece last, if its head says so behind what else it may say."""
+        """Read the duration of a fragment's samples from its `tfhd`, if it is there; optional fields come before it."""
         flags = int.from_bytes(data[1:4], "big")
         at = 8 + 8 * (flags & 1) + 2 * (flags & 2)
         if flags & 8 and len(data) >= at + 4:
@@ -279,7 +282,8 @@ class _Boxes:
             _fits(kind, count * (20 if data[0] == 1 else 12), len(data) - 8)
             track.edits = max(track.edits, count)
         elif kind == b"trun":
-            # Four bytes for each of duration, size, flags and shift that a sample has of its own; it may have none.
+            # Each sample has four bytes for each of duration, size, flags and shift that is given per sample; there may be
+            # none.
             _fits(kind, count * 4 * (data[2] & 0xF).bit_count(), len(data) - 8)
             self.pieces += count
         elif len(data) >= 12:
@@ -291,7 +295,8 @@ class _Boxes:
 
 
 def _first(data: bytes) -> int:
-    """Return where the boxes of a `meta` begin: with or without a version, at the first `hdlr` that FFmpeg finds."""
+    """Return the offset of the boxes in a `meta`, with or without a version: they begin at the first `hdlr` that FFmpeg finds.
+    """
     at = data.find(b"hdlr")
     while at % 4 and at >= 0:
         at = data.find(b"hdlr", at + 1)
@@ -299,13 +304,13 @@ def _first(data: bytes) -> int:
 
 
 def _behind_times(data: memoryview) -> int:
-    """Return the number behind two times, which have four bytes each, or eight; 0 if there is none."""
+    """Return the number after two times, which have four bytes each, or eight in version 1; 0 if there is none."""
     at = 20 if bytes(data[:1]) == b"\1" else 12
     return int.from_bytes(data[at : at + 4], "big")
 
 
 def _check_counted(kind: bytes, data: memoryview) -> None:
-    """Refuse a table of COUNTED that promises more entries than it holds."""
+    """Refuse a table of COUNTED that promises more entries than it holds. Raises UnsafeError."""
     versions, entry = COUNTED[kind]
     at, width = versions[min(data[0] if data else 0, len(versions) - 1)]
     _fits(kind, int.from_bytes(data[at : at + width], "big") * entry, max(len(data) - at - width, 0))

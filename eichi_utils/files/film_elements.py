@@ -1,7 +1,7 @@
 """Cut the texts out of a Matroska or WebM, so that FFmpeg sees nothing else of it.
 
-An empty element of three bytes is a hundred in FFmpeg, one of ten kilobytes may unpack to ten megabytes, and each text's name
-is compared with all before it. The layout is that of RFC 8794 (EBML) and RFC 9559 (Matroska).
+This bounds FFmpeg's work: an empty element of three bytes becomes a hundred in FFmpeg, one of ten kilobytes may unpack to ten
+megabytes, and each text's name is compared with all before it. The layout is that of RFC 8794 (EBML) and RFC 9559 (Matroska).
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from eichi_utils.files.safe_reading import UnsafeError
 
 HEADER, SEGMENT, CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
 INFO, TRACKS, TAGS = b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b", b"\x12\x54\xc3\x67"
-# Of a track: its kind, 1 for pictures, and how long a frame lasts, in nanoseconds.
+# IDs of a track, its type (1 is video), and the duration of a frame in nanoseconds.
 ENTRY, KIND, DURATION = b"\xae", b"\x83", b"\x23\xe3\x83"
-# Rates are whole numbers or 24000, 30000 and 60000 frames in 1001 seconds.
+# Denominator of NTSC rates (24000, 30000 and 60000 frames in 1001 seconds); other rates are whole numbers.
 NTSC = 1001
 TAG, SIMPLE_TAG = b"\x73\x73", b"\x67\xc8"
-# FFmpeg's name of a text is that of the target and of all tags around it, up to a length; in a language it has one more.
+# FFmpeg names a text by the target and all tags around it, up to a length, and once more if it has a language.
 TARGETS, TARGET_TYPE, NAME = b"\x63\xc0", b"\x63\xca", b"\x45\xa3"
 LONGEST_NAME, FOR_LANGUAGES = 1024, 2
-# What stands in these is looked at as if it stood beside them.
+# Elements whose content is read as if it stood beside them.
 OPEN = frozenset((SEGMENT, TRACKS, ENTRY))
-# Ten hours have 40,000 clusters, each looked at in some microseconds; behind so many elements no texts are looked for.
+# Largest number of elements that are looked at, in some microseconds each. Ten hours of film have 40,000 clusters.
 MOST_ELEMENTS = 200_000
-# An element whose end nobody knows, as of a recording that is being sent: what is in it follows as if beside it.
+# Size of an element whose end is unknown, as in a live recording; its content is read as if it stood beside it.
 ENDLESS = 1 << 60
 
 
 def text_elements(file: IO[bytes]) -> tuple[bytes, float]:
-    """Return (a Matroska of the same texts without tracks, frames a second of the first pictures or 0).
+    """Return a Matroska with the same texts and no tracks, and the frames per second of the first video track (0 if unknown).
 
-    Raises OSError, UnsafeError, and FilmLimitError for texts that are good but too many.
+    Raises OSError, UnsafeError, and FilmLimitError for texts that are valid but too many.
     """
     found, at, end = _Found(), 0, file.seek(0, 2)
     for _ in range(MOST_ELEMENTS):
@@ -53,13 +53,13 @@ def text_elements(file: IO[bytes]) -> tuple[bytes, float]:
             file.seek(at + begin)
             found.number(kind, int.from_bytes(file.read(size - begin), "big"))
         at += begin if kind in OPEN or size == ENDLESS else size
-    # FFmpeg looks for texts until the first cluster.
+    # FFmpeg reads texts until the first cluster.
     content = b"".join((*found.kept, CLUSTER, b"\x80"))
     return b"".join((found.header, SEGMENT, b"\x01", len(content).to_bytes(7, "big"), content)), found.rate
 
 
 class _Found:
-    """Count what has been seen of a file so far. shown: whether the track that is being looked at has pictures."""
+    """Collect what was found in a file so far. shown: whether the current track is video."""
 
     def __init__(self) -> None:
         self.header, self.rate, self.shown = b"", 0.0, False
@@ -76,9 +76,9 @@ class _Found:
         self.size += len(whole)
 
     def count(self, data: memoryview, depth: int = 0, name: int = 0) -> None:
-        """Count the texts in an element, and what FFmpeg names them. name: characters of what stands around it.
+        """Count the texts in an element, and the characters of FFmpeg's names for them. name: characters of the tags around it.
 
-        Raises FilmLimitError, and UnsafeError if the elements do not fit into one another.
+        Raises FilmLimitError, and UnsafeError if elements do not fit into one another.
         """
         for kind, content in _inner(data, depth):
             if kind not in (TAG, SIMPLE_TAG):
@@ -100,7 +100,7 @@ class _Found:
 
 
 def _head(head: bytes | memoryview) -> tuple[bytes, int, int] | None:
-    """(kind, where its content begins, its size with that) of an element; None if it is none."""
+    """Return an element's ID, the offset of its content, and its size with its head; None if there is no element."""
     if not head or head[0] < 0x10:
         return None
     width = 9 - head[0].bit_length()
@@ -115,7 +115,7 @@ def _head(head: bytes | memoryview) -> tuple[bytes, int, int] | None:
 
 
 def _inner(data: memoryview, depth: int) -> Iterator[tuple[bytes, memoryview]]:
-    """(kind, content) of the elements in one. Raises UnsafeError if they do not fit into it."""
+    """Yield (ID, content) of the elements in one. Raises UnsafeError if they do not fit into it."""
     at = 0
     while at < len(data):
         found = _head(data[at : at + 12])
@@ -127,7 +127,7 @@ def _inner(data: memoryview, depth: int) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _name(kind: bytes, content: memoryview, depth: int) -> int:
-    """Return how many characters a tag adds to the names of the texts in it."""
+    """Return the characters that a tag adds to the names of the texts in it."""
     if kind == SIMPLE_TAG:
         return 1 + max((len(inside) for name, inside in _inner(content, depth) if name == NAME), default=0)
     targets = (inside for name, inside in _inner(content, depth) if name == TARGETS)

@@ -1,7 +1,7 @@
-"""What a file of latents is, from its header, and whether its numbers are numbers. Without torch: a page asks at every key.
+"""Read a file of latents' size and origin from its header, and check that its values are finite. Works without torch.
 
-Files of the existing program (key `history_latents`, its tensor `metadata` is not to be trusted) and ours, which carry the
-request that made them, or their parts' (see latent_files.py).
+Pages call this at every key pressed. Files are the existing program's (key `history_latents`; its tensor `metadata` is not
+reliable), or ours, which carry the request that made them, or those of their parts (see latent_files.py).
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ from eichi_utils.files.safe_reading import UnsafeError, parse_json
 from eichi_utils.problems import Problem, UserError
 
 LATENTS, SIZES = "history_latents", "metadata"
-# The header's second entry of ours: what a joined or trimmed file was made of.
+# Our second entry in the header: what a joined or trimmed file was made of.
 PARTS = f"{KEY}_parts"
-# Pixels that a latent covers in height and width.
+# Pixels of height and width per latent value.
 CELL = 8
-# Numbers as the format calls them -> as numpy reads them; it knows no bfloat16, of which the bits are enough.
+# The format's name of a type -> numpy's. numpy has no bfloat16; its bits are enough here.
 DTYPES = {"F32": numpy.float32, "F16": numpy.float16, "BF16": numpy.uint16}
-# Of a bfloat16, the bits that are all set in what is infinite or no number.
+# Exponent bits of a bfloat16; all are set in infinity and NaN.
 BF16_EXPONENT = 0x7F80
-# Numbers that are judged at a time.
+# Values that are checked at a time.
 AT_ONCE = 2**22
-# Characters of a name that no file system would take.
+# Largest number of characters shown of a missing file's name, which may be any text.
 LONGEST_SHOWN = 300
 
 
 @dataclass(frozen=True)
 class LatentInfo:
-    """height, width: in pixels. dtype: in the format's words. request: the JSON document of the film's request, or None.
+    """Describe a file of latents.
 
-    parts: what a joined file was made of, each with `file`, `latents` and `request`; empty where it is one film.
+    height, width: in pixels. dtype: the format's name. request: the JSON document of the film's request, or None.
+    parts: what a joined file was made of, each with `file`, `latents` and `request`; empty for one film.
     """
 
     file: str
@@ -55,28 +56,28 @@ class LatentInfo:
 
     @property
     def frames(self) -> int:
-        """Return how many frames the latents decode to."""
+        """Return the number of frames that the latents decode to."""
         return frames_of(self.latents)
 
     @property
     def seconds(self) -> float:
-        """Return how long a film of them plays."""
+        """Return the length of the decoded film."""
         return self.frames / FPS
 
     @property
     def requests(self) -> tuple[Mapping[str, Any], ...]:
-        """Of the file, or of its parts."""
+        """Return the requests of the file and of its parts."""
         return tuple(_requests({"request": self.request, "parts": self.parts}))
 
     @property
     def model(self) -> str:
-        """The model whose latents these are, "" where nobody says."""
+        """Return the name of the model that made the latents, "" if unknown."""
         models = (document.get("model") for document in self.requests)
         return next((model for model in models if isinstance(model, str)), "")
 
 
 def _requests(part: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Of a part, and of the parts that it was made of."""
+    """Yield the requests of a part and of the parts that it was made of."""
     if isinstance(request := part.get("request"), Mapping):
         yield request
     inner = part.get("parts")
@@ -86,7 +87,7 @@ def _requests(part: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def read_info(path: str | Path, where: str = "append_latents") -> LatentInfo:
-    """Raises UserError with a problem of the field `where` if the file holds no latents that can be used."""
+    """Return the description of a file of latents. Raises UserError, for the field `where`, if it cannot be used."""
     problem = latents_problem(where, path)
     if problem:
         raise UserError([problem])
@@ -94,7 +95,7 @@ def read_info(path: str | Path, where: str = "append_latents") -> LatentInfo:
 
 
 def latents_problem(where: str, path: Any) -> Problem | None:
-    """None if the file holds latents, all of them finite; otherwise what is wrong with it."""
+    """Return what is wrong with a file of latents, or None if all its latents are finite."""
     if not isinstance(path, (str, Path)):
         return Problem(where, "wrong_type", {"value": str(path)[:80]})
     if not is_unicode(str(path)):
@@ -109,7 +110,7 @@ def latents_problem(where: str, path: Any) -> Problem | None:
 
 @lru_cache(maxsize=64)
 def _judged(path: str, mtime_ns: int, size: int) -> Problem | None:
-    """Kept by file state: a film of two minutes has 350 MB of latents."""
+    """Return what is wrong with a file, cached by its state: a film of two minutes has 350 MB of latents."""
     try:
         info = _info(path)
         if not _finite(path, info):
@@ -117,7 +118,7 @@ def _judged(path: str, mtime_ns: int, size: int) -> Problem | None:
     except UserError as error:
         return error.problems[0]
     except CheckpointError as error:
-        # Somebody is writing it just now.
+        # The file is being changed at this moment.
         return damaged("", path, error)
     except OSError as error:
         return Problem("", "latents_damaged", {"file": path, "reason": error.strerror or str(error)})
@@ -125,7 +126,7 @@ def _judged(path: str, mtime_ns: int, size: int) -> Problem | None:
 
 
 def damaged(where: str, path: str | Path, error: CheckpointError) -> Problem:
-    """Why a file cannot be read, for the field `where`."""
+    """Return the problem, for the field `where`, that tells why a file cannot be read."""
     expected, actual = error.values.get("expected"), error.values.get("actual")
     reason = "it is no regular file" if error.key == "file_missing" else "its header makes no sense"
     if isinstance(expected, int):
@@ -167,7 +168,7 @@ def _info(path: str) -> LatentInfo:
 
 
 def _read(text: str) -> Any:
-    """Who made the file says what he likes; what is no JSON says nothing. Raises UnsafeError for what could not be kept."""
+    """Return the JSON value in a header's text, None if it is no JSON. Raises UnsafeError if it is beyond the limits."""
     try:
         return parse_json(text) if text else None
     except UnsafeError:
@@ -177,7 +178,10 @@ def _read(text: str) -> Any:
 
 
 def _finite(path: str, info: LatentInfo) -> bool:
-    """Read, not mapped: a mapped file that becomes shorter ends the whole program. Raises OSError and CheckpointError."""
+    """Say whether all latents are finite. Raises OSError and CheckpointError.
+
+    The file is read and not mapped, because a mapped file that is cut meanwhile kills the process.
+    """
     kind, (begin, end) = numpy.dtype(DTYPES[info.dtype]), read_header(Path(path)).places[LATENTS]
     buffer = bytearray(AT_ONCE * kind.itemsize)
     with Path(path).open("rb") as file:

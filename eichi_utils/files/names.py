@@ -1,4 +1,4 @@
-"""Names of files and folders: how long one may be, and one that is harmless on every system made of somebody else's."""
+"""Measure names of files and folders, and turn a foreign name into one that is harmless on every system."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import re
 import unicodedata
 from pathlib import PurePosixPath
 
-# Of one name, on every common file system: bytes, on Windows units of UTF-16.
+# Longest name on every common file system, in bytes (on Windows in UTF-16 units).
 MOST_NAME = 255
-# Of a name that we make, in bytes of UTF-8, so that others can be put before and behind it.
+# Longest name that we make, in bytes of UTF-8; room is left for a prefix and an ending.
 MOST_KEPT = 200
-# Not allowed on Windows.
+# Characters that Windows does not allow.
 REFUSED = re.compile(r'[<>:"|?*]')
-# Unicode's kinds of characters that nobody sees, and that turn around or hide what is seen; half a surrogate pair; line breaks.
+# Unicode categories that are invisible or change the order of text: control and format characters, lone surrogates, line and
+# paragraph separators.
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-# Of these, those that Persian, the scripts of India and emoji are written with.
+# Format characters that Persian, the scripts of India and emoji need.
 JOINERS = "\u200c\u200d"
 
 
 def name_length(name: str) -> int:
-    """Return how much of `MOST_NAME` a name takes on this system."""
+    """Return the length of a name in the units of `MOST_NAME` on this system."""
     return len(name.encode("utf-16-le", "surrogatepass")) // 2 if os.name == "nt" else len(name.encode(errors="surrogatepass"))
 
 
 def harmless_name(name: str, most: int = MOST_KEPT) -> str:
-    """Return the last part of a path of any system as a name for a file here, in the same letters of any script.
+    """Return the last part of a path of any system as a name for a file here, in the letters of any script.
 
-    What has more than `most` bytes of UTF-8 loses its beginning. "" if nothing is left.
+    A name of more than `most` bytes of UTF-8 loses its beginning. "" if nothing is left.
     """
     base = PurePosixPath(name.replace("\\", "/")).name
     seen = "".join(character for character in base if unicodedata.category(character) not in UNSEEN)
@@ -36,6 +37,8 @@ def harmless_name(name: str, most: int = MOST_KEPT) -> str:
 
 
 def visible_name(name: str) -> str:
-    """Return a name that a user gave without what nobody sees and what turns text around. What joins letters, which some
-    scripts cannot be written without, stays."""
+    """Return a user's name for a file without invisible characters and those that change the order of text.
+
+    The joiners (`JOINERS`) stay, as some scripts cannot be written without them.
+    """
     return "".join(character for character in name if character in JOINERS or unicodedata.category(character) != "Cf")

@@ -1,4 +1,4 @@
-"""Where things are, and names for new files."""
+"""Locate the program's and the user's folders, check folders, and write files atomically."""
 
 from __future__ import annotations
 
@@ -27,37 +27,38 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 WEBUI = ROOT / "webui"
 DEFAULT_OUTPUTS = WEBUI / "outputs"
-# Where the existing program keeps its downloads (its HF_HOME); found there, nothing is downloaded twice.
+# The existing program's downloads (its HF_HOME), used so that nothing is downloaded twice.
 DEFAULT_MODELS = WEBUI / "hf_download" / "hub"
-# Pictures that came through a page; beside the image queue's files, which lie in the folder above.
+# Pictures that were uploaded to a page. The folder above holds the image queue's files.
 DEFAULT_UPLOADS = WEBUI / "inputs" / "uploads"
-# The user's LoRA files, where the existing program looks for them.
+# The user's LoRA files, in the folder of the existing program.
 LORAS = WEBUI / "lora"
-# Where the existing program keeps what its users saved; like the folders above, elsewhere if it cannot be written: `place`.
+# The existing program's folders for saved data. Like those above, they are elsewhere if they cannot be written: see `place`.
 SETTINGS = WEBUI / "settings"
 PRESETS = WEBUI / "presets"
-# What can be made again and takes time; see disk_cache.py.
+# Files that can be made again but take time; see disk_cache.py.
 CACHE = WEBUI / "cache"
-# Below the system's folder for users' data.
+# Name of our folder in the system's folder for users' data.
 PROGRAM = "FramePack-eichi"
 MINIATURE = ROOT / "miniature" / "checkpoint"
-# The name, inside a PNG, an MP4 or a file of latents, of the text that holds the request as JSON.
+# Name of the text in a PNG, MP4 or file of latents that holds the request as JSON.
 KEY = "eichi"
 
-# What a system reports when nothing more fits, or no more is allowed.
+# Error numbers of a full disk or quota, and of missing permissions.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
-# Of a folder's path: more than anybody has, and few enough for Python, which makes missing folders by a call within a call.
+# Largest number of folders in a path: more than anybody needs, and few enough for Python, which makes missing folders
+# recursively.
 MOST_LEVELS = 64
-# Of a whole path, in bytes, on Windows in units of UTF-16; and what of it is left to the names of the files in a folder.
+# Longest path in bytes (on Windows in UTF-16 units), and how much of it is reserved for names of files in a folder.
 MOST_PATH = os.pathconf("/", "PC_PATH_MAX") if hasattr(os, "pathconf") else 32_767
 FILES_ROOM = 128
-# Seconds between tries to replace a file that another program has open.
+# Seconds between attempts to replace a file that another program has open.
 REPLACE_AGAIN = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8) if os.name == "nt" else ()
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be made in the folder or, where there is none yet, in the nearest one above; a full disk is no No."""
+    """Say whether files can be made in the folder; if it does not exist, in the nearest one above. A full disk is writable."""
     try:
         _try_writing(_nearest(folder))
     except OSError as error:
@@ -66,23 +67,23 @@ def is_writable(folder: Path) -> bool:
 
 
 def place(beside: Path, writable: Callable[[Path], bool] = is_writable) -> Path:
-    """`beside`, one of the program's folders for users' files, if it can be written, else the same below the user's own folder.
+    """Return the folder `beside` the program, or its counterpart in the user's own folder if `beside` cannot be written.
 
-    A program that an administrator installed, or that runs in a container, lies where its users may not write. What has come
-    to lie in the user's own folder is used as long as nothing lies beside the program.
+    A program that an administrator installed, or that runs in a container, lies where its users may not write. A folder in the
+    user's own place that has files stays in use as long as the one beside the program is empty.
     """
     own = user_home() / (beside.relative_to(WEBUI) if beside.is_relative_to(WEBUI) else beside.name)
     return beside if writable(beside) and (_holds_any(beside) or not _holds_any(own)) else own
 
 
 def user_home() -> Path:
-    """The user's own folder, below which lies what cannot lie beside the program."""
+    """Return the user's own folder, for what cannot lie beside the program."""
     return platformdirs.user_data_path(PROGRAM, appauthor=False)
 
 
 @dataclass(frozen=True)
 class UserFolders:
-    """Where files of this user go. logs: above the folders of logs."""
+    """Hold the folders for this user's files. logs: the folder above those of logs."""
 
     outputs: Path
     uploads: Path
@@ -93,11 +94,11 @@ class UserFolders:
 
     @property
     def moved(self) -> bool:
-        """Whether any of them is not beside the program."""
+        """Say whether any of them is not beside the program."""
         return self != beside_program()
 
     def take_over(self) -> None:
-        """Copy settings and presets that lie beside the program and are not there yet; nothing that is there is changed."""
+        """Copy settings and presets from beside the program to this user's folders; files that exist there are not changed."""
         for old, new in ((SETTINGS, self.settings), (PRESETS, self.presets)):
             for file in old.glob("*.json") if old != new else ():
                 try:
@@ -110,17 +111,17 @@ class UserFolders:
 
 
 def beside_program() -> UserFolders:
-    """Everything beside the program, as the existing program has it."""
+    """Return the folders beside the program, as the existing program has them."""
     return UserFolders(DEFAULT_OUTPUTS, DEFAULT_UPLOADS, SETTINGS, PRESETS, CACHE, WEBUI)
 
 
 def user_folders(writable: Callable[[Path], bool] = is_writable) -> UserFolders:
-    """Each of the folders where it can be written."""
+    """Return the folders for this user's files, each one where it can be written; see `place`."""
     return UserFolders(*(place(one, writable) for one in dataclasses.astuple(beside_program())))
 
 
 def new_job_id() -> str:
-    """`YYMMDD_HHMMSS_mmm_R`, as users of the existing program know it."""
+    """Return a new job's id, `YYMMDD_HHMMSS_mmm_R`, in the existing program's form."""
     now = time.time()
     stamp = time.strftime("%y%m%d_%H%M%S", time.localtime(now))
     return f"{stamp}_{int(now * 1000) % 1000:03d}_{random.SystemRandom().randrange(10000)}"
@@ -128,11 +129,11 @@ def new_job_id() -> str:
 
 @contextmanager
 def written_atomically(path: Path, durable: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name if the block ends well and vanishes if not.
+    """Give the block a temporary path beside `path`, which replaces `path` if the block succeeds and is deleted if not.
 
-    Several threads or processes may write one path at once: each writes a file of its own, and the last one stays.
-    Whatever library wrote it, the file may be read by whom the system's umask says. durable: also a power cut leaves either
-    the old file or the whole new one. A folder that vanished is made again.
+    Several threads or processes may write one path at once: each writes its own file, and the last one stays. The file gets the
+    permissions of the system's umask, whatever library wrote it. durable: after a power cut, too, there is either the old file
+    or the complete new one. A missing folder is made.
     """
     temporary = unfinished(path)
     try:
@@ -143,7 +144,7 @@ def written_atomically(path: Path, durable: bool = False) -> Iterator[Path]:
             temporary.touch()
         usual = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
-        # Some writers, such as safetensors, put a file of their own in its place that only its owner may read.
+        # Some writers, such as safetensors, replace the temporary file by one that only its owner may read.
         temporary.chmod(usual)
         if durable:
             _flush(temporary)
@@ -151,18 +152,18 @@ def written_atomically(path: Path, durable: bool = False) -> Iterator[Path]:
         if durable and os.name == "posix":
             _flush(path.parent)
     finally:
-        # One that cannot be deleted now is removed at a later start; the reason is what the block says.
+        # A file that cannot be deleted now is removed at a later start. An error here would hide that of the block.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk itself; a rename can be there before the content."""
+    """Wait until a file, or a folder's list of names, is on the disk. Without it, a rename may be there before the content."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | getattr(os, "O_BINARY", 0))
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Network shares that cannot do so say EINVAL; a disk that is full or broken must be told of.
+        # Network shares without this function report EINVAL or ENOTSUP; errors of a full or broken disk are raised.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -175,7 +176,7 @@ def _replace(temporary: Path, path: Path) -> None:
             temporary.replace(path)
             return
         except PermissionError:
-            # On Windows a file that somebody reads, as virus scanners do, cannot be replaced just now.
+            # On Windows a file that another program reads, such as a virus scanner, cannot be replaced at that moment.
             if not path.exists():
                 break
         time.sleep(wait)
@@ -184,29 +185,31 @@ def _replace(temporary: Path, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of one job: all begin with the job's id. field: the flag or request field that says the folder."""
+    """Name the files of one job, which all begin with its id. field: the flag or request field that names the folder."""
 
     folder: Path
     job_id: str
     field: str = "out"
 
     def path(self, name: str) -> Path:
-        """`name` such as ".png" or "_10.mp4". A folder that somebody deleted is made again; raises UserError where that cannot
-        be done."""
+        """Return the path of a file of the job. name: such as ".png" or "_10.mp4".
+
+        A folder that was deleted meanwhile is made again; raises UserError if that fails.
+        """
         self.make()
         return self.folder / f"{self.job_id}{name}"
 
     def make(self) -> Path:
-        """The folder, which is there afterwards. Raises UserError."""
+        """Make the folder if it is missing, and return it. Raises UserError."""
         try:
-            # A link to a folder that is not there yet is in its own way.
+            # Resolved first, since `mkdir` fails on a link to a folder that does not exist yet.
             real(self.folder).mkdir(parents=True, exist_ok=True)
         except (OSError, RecursionError) as error:
             raise UserError([_not_writable(self.folder, error, self.field)]) from None
         return self.folder
 
     def prepare(self, needed_bytes: int) -> None:
-        """Make the folder and try it; raises UserError if it cannot be written or has too little room."""
+        """Make the folder after a trial. Raises UserError if it cannot be written or has less than `needed_bytes` free."""
         problem = folder_problem(self.folder, needed_bytes, field=self.field)
         if problem:
             raise UserError([problem])
@@ -214,24 +217,24 @@ class Outputs:
 
 
 def real(path: Path) -> Path:
-    """Return the absolute path without links. Raises OSError where a link cannot be followed, as in a circle of them."""
+    """Return the absolute path without links. Raises OSError if a link cannot be followed, as in a cycle."""
     try:
         found = path.resolve()
     except RuntimeError:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
-    # Python 3.13 leaves a circle as it is.
+    # Python 3.13 returns the links of a cycle unresolved.
     if any(part.is_symlink() for part in (found, *found.parents)):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     return found
 
 
 def existing(files: Iterable[str]) -> tuple[str, ...]:
-    """Return those of the files that are there; somebody may have deleted or moved others while a film was made."""
+    """Return those of the files that exist; the user may have deleted or moved others while a film was made."""
     return tuple(file for file in files if os.path.lexists(file))
 
 
 def is_same(path: Path, other: Path) -> bool:
-    """Say whether two paths lead to one file or folder; one that leads nowhere is no other's."""
+    """Say whether two paths lead to the same file or folder; False if one does not exist."""
     try:
         return path.samefile(other)
     except OSError:
@@ -239,7 +242,7 @@ def is_same(path: Path, other: Path) -> bool:
 
 
 def length_problem(field: str, folder: Path) -> Problem | None:
-    """Return what makes a folder's path too deep or too long for any folder; the system is not asked."""
+    """Return what makes a path too deep or too long for a folder, judged by the path alone, or None."""
     levels = len(folder.parts)
     if levels > MOST_LEVELS:
         return Problem(field, "folder_too_deep", {"folder": shown(folder), "levels": levels, "most": MOST_LEVELS})
@@ -253,9 +256,9 @@ def length_problem(field: str, folder: Path) -> Problem | None:
 
 
 def resolved(field: str, path: Path) -> Path:
-    """Return the file or folder to write to that a flag names, absolute and without links. field: the flag's.
+    """Return the absolute path without links of the file or folder that a flag names as output. field: of the flag.
 
-    Raises UserError for a path that leads nowhere or is too long for any folder.
+    Raises UserError if links cannot be followed or the path is too long.
     """
     try:
         found = real(path)
@@ -267,16 +270,16 @@ def resolved(field: str, path: Path) -> Path:
 
 
 def folder_problem(folder: Path, needed_bytes: int = 0, trial: bool = True, field: str = "out") -> Problem | None:
-    """None if files can be written to the folder and `needed_bytes` are free. field: the one that says the folder.
+    """Return why no files can be written to the folder, or that less than `needed_bytes` are free, or None.
 
-    A folder that does not exist yet is judged by the nearest one above it that does; nothing is left behind. trial: whether a
-    file is written to find out; without one only the permissions are asked, which a full disk has too.
+    If the folder does not exist, the nearest one above it is judged; nothing is left behind. field: the one that names the
+    folder. trial: whether a file is written as a test; without it only permissions are checked, which a full disk also has.
     """
     if problem := length_problem(field, folder.absolute()):
         return problem
     try:
         place = _nearest(real(folder))
-        # A file in the folder's way is no folder, and neither is one below a file.
+        # A file may have the name of the folder or of one above it.
         if not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if not os.access(place, os.W_OK | os.X_OK):
@@ -300,15 +303,15 @@ def _holds_any(folder: Path) -> bool:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
+    """Return the folder, or the nearest one above it that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
 
 
 def _try_writing(folder: Path) -> None:
-    """Raise OSError if no file can be made and filled; nothing is left behind."""
-    # Not by Python's own temporary files, which try for hours where Windows allows none.
+    """Raise OSError if no file can be made and filled in the folder; nothing is left behind."""
+    # Not with `tempfile`, which tries for hours where Windows allows no file.
     trial = folder / f"{own_prefix()}{secrets.token_hex(6)}"
     try:
         with trial.open("xb") as file:

@@ -1,7 +1,7 @@
 """Read the texts of a PNG without decoding its pixels, each under a limit.
 
-Pillow refuses a whole picture for one text of more than a megabyte, and decodes every pixel before it comes to a text behind
-them. Nothing here is larger than its limit however well it was packed.
+Pillow refuses a whole picture for one text of more than a megabyte, and decodes all pixels before it reads a text after them.
+Here a text is at most as large as its limit, however well it is packed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from typing import BinaryIO
 from eichi_utils.files.safe_reading import UnsafeError, open_regular
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Graphs of other programs have up to five megabytes.
+# Largest size in bytes of a text and of all texts; other programs write graphs of up to five megabytes.
 MOST_TEXT, MOST_TEXTS = 6 * 2**20, 16 * 2**20
-# A chunk cannot be smaller than its frame of twelve bytes, so this is a picture of at least a megabyte; nobody writes more.
+# Largest number of chunks. A chunk has at least 12 bytes, so more of them are over a megabyte, and no program writes so many.
 MOST_CHUNKS = 100_000
 TEXT_KINDS = (b"tEXt", b"zTXt", b"iTXt")
 
 
 @dataclass
 class PngTexts:
-    """texts: keyword -> text. exif: the EXIF block, or empty. too_large: keywords of texts that were left out."""
+    """Hold the texts of a PNG.
+
+    texts: keyword -> text. exif: the EXIF block, or b"". too_large: keywords of texts that were left out.
+    """
 
     texts: dict[str, str] = field(default_factory=dict)
     exif: bytes = b""
@@ -39,9 +42,9 @@ def is_png(path: str | Path) -> bool:
 
 
 def png_texts(path: str | Path) -> PngTexts:
-    """Return what stands in a PNG's text chunks, before and behind its pixels.
+    """Return the text chunks of a PNG, before and after its pixels.
 
-    Of a file that was cut off, what can be read. Raises OSError, and UnsafeError if it is no PNG or is cut off before any text.
+    A truncated file gives what can be read. Raises OSError, and UnsafeError if it is no PNG or is truncated before any text.
     """
     found, room = PngTexts(), MOST_TEXTS
     with open_regular(path) as file:
@@ -62,7 +65,7 @@ def png_texts(path: str | Path) -> PngTexts:
                 found.exif = data
                 continue
             name, text, size = _text(kind, data, min(room, MOST_TEXT))
-            # What was unpacked and left out counts too: it took its time.
+            # Texts that were unpacked and left out count too, because they took time.
             room -= size
             if text is None:
                 found.too_large.append(name)
@@ -74,7 +77,7 @@ def png_texts(path: str | Path) -> PngTexts:
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Give each chunk's kind and length, with the file at its data; ends with the file, or after IEND."""
+    """Yield each chunk's type and length, with the file at its data; ends with the file, or after IEND."""
     for _ in range(MOST_CHUNKS):
         head = file.read(8)
         if len(head) < 8:
@@ -93,7 +96,7 @@ def _keyword(data: bytes) -> str:
 
 
 def _text(kind: bytes, data: bytes, most: int) -> tuple[str, str | None, int]:
-    """Return a chunk's keyword, text and its bytes (PNG 3rd edition, 11.3.3); None instead of a text that is too large."""
+    """Return a chunk's keyword, text and size in bytes (PNG 3rd edition, 11.3.3); None for a text that is too large."""
     keyword, _, rest = data.partition(b"\0")
     name, packed, coding = _keyword(keyword), False, "latin-1"
     if kind == b"zTXt":

@@ -1,7 +1,7 @@
-"""Read documents that others made, under limits: bytes, texts of any encoding, JSON and YAML.
+"""Read documents of unknown origin under limits: bytes, texts of any encoding, JSON and YAML.
 
-Whatever a file holds, its reading ends soon, takes memory in proportion to the file, and gives values that can be stored and
-written again: no endless nesting, no numbers of thousands of digits, no NaN, no half surrogate pairs.
+Whatever a file holds, reading it ends soon, takes memory in proportion to the file, and gives values that can be stored and
+written again: no endless nesting, no numbers of thousands of digits, no NaN, no lone surrogates.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from yaml.scanner import Scanner
 
 from eichi_utils.files.encodings import likeliest
 
-# A request with a prompt for each of a thousand sections has half a megabyte; graphs of other programs have up to five.
+# Largest document in bytes. A request with a thousand prompts has half a megabyte; other programs' graphs have up to five.
 MOST_BYTES = 16 * 2**20
-# Nobody's settings are nested deeper; Python's own limit is a thousand, less what the caller has used.
+# Deepest nesting. Python's own limit is a thousand calls, less what the caller has used.
 DEEPEST = 64
-# An unsigned 64-bit number has 20 digits; no seed has more, and Python refuses thousands of them with an error.
+# Largest number of an integer's digits: 64-bit numbers have up to 20. Python raises an error for thousands of them.
 MOST_DIGITS = 20
-# A thousand sections with a prompt each have about 5,000 nodes in YAML; reading one takes 0.1 ms.
+# Largest number of YAML nodes, each of which takes 0.1 ms. A thousand sections with a prompt each have about 5,000.
 MOST_NODES = 20_000
-# Of a JSON document. A graph of nodes of another program has some thousands; each value is 50 bytes or more in memory.
+# Largest number of values in a JSON document, each of which takes 50 bytes or more. Other programs' graphs have some thousands.
 MOST_VALUES = 300_000
-# The longer marks first: UTF-16's is the beginning of UTF-32's.
+# Longer marks come first: UTF-16's is the beginning of UTF-32's.
 BYTE_ORDER_MARKS = {
     b"\xef\xbb\xbf": "utf-8-sig",
     b"\xff\xfe\x00\x00": "utf-32",
@@ -44,24 +44,24 @@ BYTE_ORDER_MARKS = {
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-# Bytes by which a text in UTF-16 without a mark is known.
+# Bytes in which UTF-16 without a mark is detected.
 HEAD = 1024
-# A text in a JSON document whose escapes are taken away; the last may be cut off.
+# A string in a JSON document after its escapes were removed; the last may be unterminated.
 QUOTED = re.compile(rb'"[^"]*"?')
-# Stands for a value that cannot be stored.
+# Placeholder of a value that cannot be stored.
 UNSAFE = object()
 
 
 class UnsafeError(ValueError):
-    """Say in English why a document is not read; a ValueError, as from any parser."""
+    """Give the reason, in English, why a document is not read. It is a ValueError, as from any parser."""
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
-    """Open a file for reading in binary, but only a regular one: reading a pipe or a device may never end.
+    """Open a regular file for reading in binary. Raises OSError as `open`, and UnsafeError for what is no regular file.
 
-    Raises OSError as `open` does, and UnsafeError for what is no regular file.
+    Reading a pipe or a device might never end.
     """
-    # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever. Windows has neither the flag nor such files.
+    # O_NONBLOCK: opening a pipe without a writer would wait for ever. Windows has neither the flag nor such files.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -79,19 +79,19 @@ def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
 
 
 def read_text(path: str | Path, most: int = MOST_BYTES) -> str:
-    """Return a text file's content in whatever encoding it has; see `decode`. Raises OSError or UnsafeError."""
+    """Return a text file's content in any encoding; see `decode`. Raises OSError or UnsafeError."""
     return decode(read_bytes(path, most))
 
 
 def decode(data: bytes) -> str:
-    """Return the text that bytes mean: by byte order mark, else as UTF-8 or UTF-16, else in the likeliest encoding.
+    """Return the text of bytes: by byte order mark, else as UTF-8 or UTF-16, else in the likeliest encoding.
 
-    Bytes that mean nothing become U+FFFD. Takes time in proportion to the bytes.
+    Undecodable bytes become U+FFFD. Takes time in proportion to the bytes.
     """
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
             return data.decode(encoding, "replace")
-    # In UTF-16 every other byte of a Western text, or of one with digits and line ends, is 0; in others none is.
+    # In UTF-16, every other byte of Western letters, digits and line ends is 0; other encodings have no 0.
     low, high = data[:HEAD:2].count(0), data[1:HEAD:2].count(0)
     if low != high and max(low, high) > min(len(data), HEAD) // 16:
         return data.decode("utf-16-le" if high > low else "utf-16-be", "replace")
@@ -102,10 +102,10 @@ def decode(data: bytes) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON document, bytes in whatever encoding; see `decode`.
+    """Return the value of a JSON document. Bytes may have any encoding; see `decode`.
 
-    Raises UnsafeError or another ValueError for what is no JSON, nested too deeply, of too many values, or holds a number or
-    text that no other document could: NaN, 1e999, an integer of more than 20 digits, half a surrogate pair.
+    Raises UnsafeError or another ValueError if it is no JSON, nested too deeply, has too many values, or a number or text that
+    cannot be stored: NaN, 1e999, an integer of more than 20 digits, a lone surrogate.
     """
     value = _parsed(text, _integer, _finite)
     check_value(value)
@@ -115,7 +115,7 @@ def parse_json(text: str | bytes) -> Any:
 def parse_json_parts(text: str | bytes) -> tuple[Any, bool]:
     """Return the value of a JSON document without the parts that `parse_json` refuses, and whether there were any.
 
-    Raises UnsafeError or another ValueError for what is no JSON, too large, or nested so deeply that nothing is left.
+    Raises UnsafeError or another ValueError if it is no JSON, too large, or nested so deeply that nothing is left.
     """
     value = _parsed(text, lambda digits: _or_unsafe(_integer, digits), lambda digits: _or_unsafe(_finite, digits))
     pruned = _pruned(value, DEEPEST)
@@ -146,7 +146,7 @@ def _or_unsafe(read: Callable[[str], Any], digits: str) -> Any:
 
 
 def _pruned(value: Any, depth: int) -> Any:
-    """A parsed value without its unsafe parts, or UNSAFE."""
+    """Return a parsed value without its unsafe parts, or UNSAFE."""
     if isinstance(value, (dict, list)) and depth == 0:
         return UNSAFE
     if isinstance(value, dict):
@@ -165,8 +165,8 @@ def read_json(path: str | Path, most: int = MOST_BYTES) -> Any:
 def parse_yaml(data: str | bytes) -> Any:
     """Return the value of a YAML document that holds plain data: texts, decimal numbers, true and false, null.
 
-    Bytes may be in whatever encoding; see `decode`. Aliases, anchors and tags are refused; dates and numbers in base 60 are
-    texts. Raises UnsafeError.
+    Bytes may have any encoding; see `decode`. Aliases, anchors and tags are refused; dates and numbers in base 60 are texts.
+    Raises UnsafeError.
     """
     text = decode(data) if isinstance(data, bytes) else data
     try:
@@ -178,7 +178,7 @@ def parse_yaml(data: str | bytes) -> Any:
 
 
 def check_value(value: Any) -> None:
-    """Raise UnsafeError if a document is nested too deeply, or holds half a surrogate pair, NaN or too long a number."""
+    """Raise UnsafeError if a document is nested too deeply, or holds a lone surrogate, NaN, infinity or too long an integer."""
     level = [value]
     for _ in range(DEEPEST + 1):
         for one in level:
@@ -228,7 +228,7 @@ def _finite(digits: str) -> float:
     return number
 
 
-# libyaml's parser is fifty times as fast; PyYAML's own stands in where it was built without.
+# libyaml's parser is fifty times as fast; PyYAML's own is used if PyYAML was built without it.
 _PARSERS = (
     (yaml.cyaml.CParser,)  # pyright: ignore[reportAttributeAccessIssue] (PyYAML's stubs leave it out)
     if yaml.__with_libyaml__
@@ -237,7 +237,7 @@ _PARSERS = (
 
 
 class PlainLoader(Composer, *_PARSERS, SafeConstructor, Resolver):
-    """Read plain data only, and no more than was written: with aliases, a few lines are a document of any size."""
+    """Load plain data only, and no more than was written: with aliases, a few lines can be a document of any size."""
 
     def __init__(self, text: str):
         Composer.__init__(self)
@@ -247,7 +247,7 @@ class PlainLoader(Composer, *_PARSERS, SafeConstructor, Resolver):
         self.nodes = self.depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Return the next value as PyYAML's node. Raises YAMLError for an alias, a tag, or one over the limits."""
+        """Return the next value as PyYAML's node. Raises YAMLError for an alias, a tag, or a value over the limits."""
         self.nodes += 1
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or event.anchor:
@@ -265,7 +265,7 @@ class PlainLoader(Composer, *_PARSERS, SafeConstructor, Resolver):
             self.depth -= 1
 
 
-# Class variables, because PyYAML finds them there; without the rules for dates, base 60, other bases and merged mappings.
+# PyYAML reads these from the class. Left out are the rules for dates, base 60, other bases and merged mappings.
 PlainLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$", "yYnNtTfFoO"),

@@ -1,8 +1,8 @@
-"""Names for files and folders that are not finished, which say whose they are, and the removal of those that nobody finishes.
+"""Name unfinished files and folders after their process, and remove those whose process has ended.
 
     .eichi-MACHINE-PID-START-TOKEN[.part.png]
 
-What a process that was killed has left takes room, and lies where people look for results.
+Files that a killed process left take room, and lie where people look for results.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ logger = logging.getLogger(__name__)
 
 PREFIX = ".eichi-"
 OURS = re.compile(r"\.eichi-(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-.*")
-# Of versions that named nobody; the last one is of the caches.
+# Names of earlier versions, which did not name the process; the last form is that of the caches.
 OLD = re.compile(r"\.eichi-[a-z0-9_]{8}|\..+\.part(\.[A-Za-z0-9]+)?|[0-9a-f]{64}\.[0-9a-f]{8}\.part")
-# A clock that is set while a process runs moves its start; a file that somebody writes is never this old.
+# Setting the clock changes a running process's start time. No file that is being written is unchanged for this long.
 UNSURE_SECONDS = 3600
-# Whose process cannot be asked for, on another machine or of an old version: nobody writes one file for a day.
+# Seconds after which files of another machine or an earlier version are abandoned, since their process cannot be asked for.
 OLD_SECONDS = 24 * 3600
-# Folders that are looked into below one of them; which ones, where there are more, is another choice each time. Names alone
-# are read fast, so a folder may hold a million files.
+# Largest number of folders that are looked into below one of them; if there are more, a random choice. Names alone are read
+# fast, so a folder may hold a million files.
 MOST_FOLDERS = 10_000
 
 
 def own_prefix() -> str:
-    """Return what the names of this process's unfinished files and folders begin with."""
+    """Return the beginning of the names of this process's unfinished files and folders."""
     return _prefix_of(os.getpid())
 
 
 def unfinished(path: Path) -> Path:
-    """Return a name beside `path` that nobody else has; with its suffix, which writers go by."""
+    """Return a unique name beside `path`, with its suffix, from which some writers choose the format."""
     return path.with_name(f"{own_prefix()}{secrets.token_hex(6)}.part{path.suffix}")
 
 
 def is_unfinished(name: str) -> bool:
-    """Tell whether a file or folder is called as this program, of any version, calls what is not finished."""
+    """Say whether a name is one that this program, in any version, gives to unfinished files and folders."""
     return OURS.fullmatch(name) is not None or OLD.fullmatch(name) is not None
 
 
 def is_abandoned(path: Path) -> bool:
-    """Tell whether an unfinished file or folder has nobody who will finish it; False for every other file."""
+    """Say whether an unfinished file or folder has no process that will finish it; False for every other file."""
     if not is_unfinished(path.name):
         return False
     own = OURS.fullmatch(path.name)
-    # Whatever cannot be asked is somebody's.
+    # A file that cannot be examined counts as in use.
     with suppress(OSError):
         age = time.time() - _last_change(path)
         if own is None or own["machine"] != _machine():
@@ -70,9 +70,9 @@ def is_abandoned(path: Path) -> bool:
 
 
 def remove_abandoned(folders: Iterable[Path], depth: int = 3) -> int:
-    """Remove what was abandoned in folders and `depth` levels below, without following links. Returns how much it was.
+    """Remove abandoned files in folders and `depth` levels below, without following links. Returns their number.
 
-    What cannot be removed stays for the next time.
+    Files that cannot be removed stay for the next time.
     """
     removed = 0
     for folder in dict.fromkeys(folders):
@@ -84,7 +84,7 @@ def remove_abandoned(folders: Iterable[Path], depth: int = 3) -> int:
 
 
 def _candidates(folder: Path, depth: int) -> Iterator[Path]:
-    """Yield what has an unfinished file's name, in the folder and `depth` levels below, the upper levels first."""
+    """Yield paths with the name of an unfinished file, in the folder and `depth` levels below, the upper levels first."""
     level, left = [folder], MOST_FOLDERS
     for rest in range(depth, -1, -1):
         below: list[Path] = []
@@ -98,7 +98,7 @@ def _candidates(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _listed(place: Path, with_folders: bool) -> tuple[list[Path], list[Path]]:
-    """Return what has such a name in a folder, and the other folders in it; nothing for a folder that cannot be read."""
+    """Return the paths with such a name in a folder, and its other sub-folders; nothing if the folder cannot be read."""
     found, folders = [], []
     with suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
@@ -127,7 +127,7 @@ def _last_change(path: Path) -> float:
 
 
 def _is_running(pid: int, start: int) -> bool:
-    """Tell whether the process of that number is the one that began then; numbers are given again."""
+    """Say whether the process with this number is the one that began then, since numbers are used again."""
     try:
         return abs(psutil.Process(pid).create_time() - start) < 2
     except psutil.NoSuchProcess:
@@ -143,7 +143,7 @@ def _prefix_of(pid: int) -> str:
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """Return a word for where process numbers mean the same: this computer, or a container on it."""
+    """Return an identifier of where process numbers are unique: this computer, or a container on it."""
     space = ""
     with suppress(OSError):
         space = str(Path("/proc/self/ns/pid").readlink())

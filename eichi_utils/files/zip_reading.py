@@ -1,6 +1,6 @@
-"""ZIP files from anywhere, read without trust: everything is judged by the directory before anything is unpacked.
+"""Read ZIP files safely: everything is checked by the directory before anything is unpacked.
 
-What the directory says is then held to: no entry gives more bytes than it declares, whatever its compression makes of few.
+While unpacking, no entry gives more bytes than the directory declares, whatever its compressed data expand to.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from eichi_utils.problems import Problem, UserError
 
 FIELD = "sections"
 MAX_ENTRIES = 1000
-# Nothing but latents is larger than a picture may be.
+# Only latents may be larger than a picture.
 MAX_ENTRY_BYTES = MAX_BYTES
 # Latents of a film of two minutes are 350 MB.
 MAX_LATENTS_BYTES = 2**30
 MAX_TOTAL_BYTES = 2 * 2**30
-# Of all entries, so much whatever they are packed into, and so many times that: pictures and latents are packed already, and
+# Largest size of all entries: this much, and so many times their packed size. Pictures and latents are packed already, and
 # texts are small. bzip2 and LZMA take a second for 300 MB of what packs best.
 FREE_BYTES, MAX_RATIO = 256 * 2**20, 20
-# Most that is read from the file at once; a directory of more than this has far over MAX_ENTRIES entries.
+# Largest number of bytes that are read from the file at once; a larger directory has far over MAX_ENTRIES entries.
 MAX_READ = 4 * 2**20
-# Of an entry, compressed or not, at once.
+# Bytes of an entry, packed or not, that are read at once.
 PIECE = 2**18
-# LZMA's own memory; 7-Zip's strongest setting takes 64 MB for its dictionary.
+# Largest memory of LZMA in bytes; 7-Zip's strongest setting takes 64 MB for its dictionary.
 MAX_LZMA_BYTES = 100 * 2**20
-# What zipfile and its decompressors raise for damaged, encrypted or exotic archives.
+# Exceptions of zipfile and its decompressors for damaged, encrypted or unusual archives.
 ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError, struct.error, IndexError)
-# The general purpose flags of an entry that say: encrypted; LZMA with a mark at its end; a name in UTF-8.
+# General purpose flags of an entry: encrypted; LZMA with an end mark; name in UTF-8.
 ENCRYPTED, END_MARK, UTF_8 = 1, 2, 0x800
 # Info-ZIP's extra field with the entry's name in UTF-8: version, CRC of the name it belongs to, the name.
 UNICODE_PATH, UNICODE_PATH_VERSION = 0x7075, 1
-# Before an entry's name and data, in the file.
+# Bytes of the header before an entry's name and data.
 HEADER_BYTES = 30
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An opened ZIP. entries: by name, as its maker wrote it and with slashes; without folders."""
+    """Hold an opened ZIP. entries: by name in its maker's spelling, with slashes; without folders."""
 
     file: zipfile.ZipFile
     entries: Mapping[str, zipfile.ZipInfo]
@@ -69,7 +69,7 @@ class Archive:
                 file.write(piece)
 
     def _pieces(self, entry: zipfile.ZipInfo) -> Iterator[bytes]:
-        """The content in pieces of limited size, no more than the directory says, and proved by its checksum."""
+        """Yield an entry's content in pieces of limited size; checks the declared size and the checksum."""
         size = total = 0
         for piece in _inflated(self.file, entry):
             size += len(piece)
@@ -83,7 +83,7 @@ class Archive:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Archive]:
-    """Open an archive; raises UserError if it is none, or if anything about its entries is not as it should be."""
+    """Open an archive. Raises UserError if it is none, or if its entries are not acceptable."""
     try:
         with _BoundedFile(open_regular(path).detach()) as file, zipfile.ZipFile(file) as archive:
             if (count := len(archive.infolist())) > MAX_ENTRIES:
@@ -101,10 +101,10 @@ def opened(path: Path) -> Iterator[Archive]:
 
 
 def names_of(entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """Return the entries by their names as their maker wrote them, with slashes; equal names get a number.
+    """Return the entries by their names in their maker's spelling, with slashes; equal names get a number.
 
-    Only a name that is marked so is in UTF-8. The others are in whatever encoding the system had, which the names say all
-    together; zipfile takes them for cp437, which is right for nobody outside of America. Raises ValueError for no name.
+    A name is in UTF-8 only if it is marked so. The others are in the encoding of the maker's system, which is guessed from all
+    names together; zipfile assumes cp437, which is rarely right outside of America. Raises ValueError for an empty name.
     """
     marked = {number: name for number, entry in enumerate(entries) if (name := _marked_name(entry)) is not None}
     raw = {number: entry.orig_filename.encode("cp437") for number, entry in enumerate(entries) if number not in marked}
@@ -131,7 +131,7 @@ def _encoding(names: bytes) -> str:
 
 
 def _marked_name(entry: zipfile.ZipInfo) -> str | None:
-    """The name of an entry that says in which encoding it is, or that is the same in all."""
+    """Return the name of an entry that gives its encoding, or whose name is ASCII; otherwise None."""
     if entry.flag_bits & UTF_8 or entry.orig_filename.isascii():
         return entry.orig_filename
     extra = entry.extra
@@ -147,7 +147,7 @@ def _marked_name(entry: zipfile.ZipInfo) -> str | None:
 
 
 def entry_problems(archive: zipfile.ZipFile, names: Mapping[str, zipfile.ZipInfo], path: Path) -> list[Problem]:
-    """Return what forbids unpacking, from the directory alone. Raises BadZipFile if entries lie over each other."""
+    """Return what forbids unpacking, judged by the directory alone. Raises BadZipFile if entries overlap."""
     problems = []
     for name, entry in names.items():
         shown = {"file": str(path), "name": shown_name(name)[:200]}
@@ -171,7 +171,7 @@ def entry_problems(archive: zipfile.ZipFile, names: Mapping[str, zipfile.ZipInfo
 
 
 def _check_places(archive: zipfile.ZipFile) -> None:
-    """Thousands of entries over the same data make a bomb of a small file."""
+    """Raise BadZipFile if entries overlap: thousands of entries over the same data make a bomb of a small file."""
     end = 0
     for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
         if entry.header_offset < end:
@@ -182,19 +182,22 @@ def _check_places(archive: zipfile.ZipFile) -> None:
 
 
 def most_bytes(name: str) -> int:
-    """Return the most bytes that a file of this name may have."""
+    """Return the largest allowed size in bytes of an entry with this name."""
     return MAX_LATENTS_BYTES if name.lower().endswith(".safetensors") else MAX_ENTRY_BYTES
 
 
 def shown_name(name: str) -> str:
-    """Return an entry's name without characters that a screen would obey."""
+    """Return an entry's name with U+FFFD for control characters and others that cannot be printed."""
     return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 def _inflated(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
-    """An entry's content in pieces; zipfile itself hands out whatever bzip2 or LZMA make of 4 kB, which may be gigabytes."""
+    """Yield an entry's content in pieces of limited size.
+
+    zipfile itself returns all that bzip2 or LZMA make of 4 kB at once, which may be gigabytes.
+    """
     stored = copy.copy(entry)
-    # As if it were not compressed, and without the checksum of what it holds: then none is compared.
+    # Reads the packed bytes: marked as stored, and without the checksum of the content, which would not match.
     stored.compress_type, stored.file_size = zipfile.ZIP_STORED, entry.compress_size
     del stored.CRC
     with archive.open(stored) as source:
@@ -216,7 +219,7 @@ def _decompressor(entry: zipfile.ZipInfo, source: IO[bytes]) -> bz2.BZ2Decompres
         return bz2.BZ2Decompressor()
     if entry.compress_type != zipfile.ZIP_LZMA:
         raise NotImplementedError(f"compression method {entry.compress_type}")
-    # APPNOTE 5.8: version, size of the properties, properties; of a .lzma file they are the head, with the size behind.
+    # APPNOTE 5.8: version, size of the properties, properties. A .lzma file begins with the properties and the size.
     _, size = struct.unpack("<HH", source.read(4))
     length = -1 if entry.flag_bits & END_MARK else entry.file_size
     found = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MAX_LZMA_BYTES)
@@ -231,7 +234,7 @@ def _more(source: IO[bytes]) -> bytes:
 
 
 class _BoundedFile(io.BufferedReader):
-    """A file that never hands out more than MAX_READ bytes at once, whatever an archive says its directory's size is."""
+    """Read at most MAX_READ bytes at once, whatever size an archive gives for its directory."""
 
     def read(self, size: int | None = -1) -> bytes:
         return super().read(MAX_READ if size is None or size < 0 else min(size, MAX_READ))
