@@ -21,7 +21,7 @@ from locales import Translator
 
 BAKE = "bake"
 CHECKPOINTS = ("framepack", "framepack_f1")
-# Unknown keys that are named; of all the number is given.
+# Largest number of unknown keys that are named; the number of all is told as well.
 SHOWN = 3
 
 

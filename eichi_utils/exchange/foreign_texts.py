@@ -1,8 +1,8 @@
-"""Read prompt, negative prompt, seed and length out of what other programs write into pictures, films and JSON files.
+"""Read prompt, negative prompt, seed and length from what other programs write into pictures, films and JSON files.
 
-A reader takes a text, or the value of a JSON document, and returns the fields of a request that it says: prompt,
-negative_prompt, seed, seconds, section_prompt, section_number; none where the text is not of its kind. All work is linear in
-the text's length, and what is longer than anybody writes is not looked at.
+A reader takes a text, or the value of a JSON document, and returns the request fields that it finds: prompt, negative_prompt,
+seed, seconds, section_prompt, section_number; none if the text has another format. All work is linear in the text's length, and
+texts beyond any plausible length are not read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STEPS_SEED = re.compile(r"\bSeed: (-?\d{1,20})\b")
 UNWANTED = re.compile(r"\[([^\[\]]*)\]")
 # NaN and Infinity are no JSON, but ComfyUI writes them. Strings match as a whole, so that these words inside them stay.
 NO_NUMBERS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|-?(?:NaN|Infinity)', re.DOTALL)
-# Frames a second of Wan2GP's model families, by what the model's name begins with.
+# Frames per second of Wan2GP's model families, by the beginning of the model's name.
 RATES = (("hunyuan", 24), ("sky", 24), ("ltx2", 24), ("ltxv", 30), ("ti2v", 24), ("", 16))
 
 

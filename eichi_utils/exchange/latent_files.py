@@ -45,7 +45,7 @@ class LatentClip:
 
 
 def write_latents(path: Path, latents: Tensor, request: Request) -> None:
-    """Write a film's latents (1, 16, T, h, w), scaled, in the order of playing. Raises OSError; then no file is left."""
+    """Write a film's latents (1, 16, T, h, w), scaled, in the order of playing. Raises OSError; then `path` is unchanged."""
     _write(path, latents, {KEY: document_of(request)})
 
 

@@ -1,7 +1,7 @@
 """Check an MP4 or MOV by its tables before FFmpeg opens it, and cut its texts out.
 
 FFmpeg makes an entry of some forty bytes for each frame that a table promises, and twenty bytes of a table can promise four
-milliards of frames of one size. So tables must fit into their boxes, and what they promise into the file. The layout is that of
+billion frames of one size. So tables must fit into their boxes, and what they promise into the file. The layout is that of
 ISO/IEC 14496-12 and Apple's QuickTime File Format.
 """
 
@@ -295,8 +295,7 @@ class _Boxes:
 
 
 def _first(data: bytes) -> int:
-    """Return the offset of the boxes in a `meta`, with or without a version: they begin at the first `hdlr` that FFmpeg finds.
-    """
+    """Return the offset of the boxes in a `meta`, with or without a version: they begin at FFmpeg's first `hdlr`."""
     at = data.find(b"hdlr")
     while at % 4 and at >= 0:
         at = data.find(b"hdlr", at + 1)

@@ -27,7 +27,7 @@ DRAWN_SEED_LIMIT = 2**32
 PRECISIONS = ("auto", "bfloat16", "int8", "float8")
 # The published models (FramePack, and its F1 in the forward mode), and the small one that comes with the program.
 MODELS = ("framepack", "miniature")
-# Most films that one press of Start may ask for.
+# Largest number of films that one press of Start may ask for.
 MAX_BATCH = 100
 SIZES = (128, 160, 192, 384, 512, 640, 768, 960, 1080, 1280, 1536, 1920, 2160)
 
