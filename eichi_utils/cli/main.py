@@ -301,7 +301,7 @@ def follow_jobs(jobs: Jobs, request: Request, t: Translator) -> list[View]:
 
 
 def run_demo(options: argparse.Namespace, t: Translator) -> int:
-    """Render the example of the miniature, or with random weights a photo if neither the miniature nor `--models` is there."""
+    """Render the miniature's example; with `--models`, or with random weights if there is no miniature, a photo."""
     from eichi_utils.cli.demo import demo_defaults, untrained_models
 
     models = Models(options.models)

@@ -82,7 +82,7 @@ def _leave(number: int, frame: object) -> None:
 
 
 def leave(seconds: float) -> None:
-    """End the process with exit code 0 if threads are still working after so many seconds, for which Python would wait.
+    """End the process with exit code 0 if other threads, for which Python would wait, are still working after `seconds`.
 
     Nothing interrupts a thread, so everything worth keeping must be saved before. If none is working, this returns.
     """
