@@ -1,1 +1,1 @@
-"""The packed FramePack transformer and its parts."""
+"""Define the packed FramePack transformer and its parts."""

@@ -1,4 +1,4 @@
-"""Which attention kernel to use here, decided once by a small real call, with reasons.
+"""Choose the attention kernel to use on this machine, once, by a small real call, with reasons.
 
 Every kernel has one signature: `kernel(q, k, v)` with tensors of shape (batch, tokens, heads, head_dim), no mask, no causality,
 the usual 1/sqrt(head_dim) scale, and the output in the same layout.
@@ -17,24 +17,27 @@ from torch import Tensor
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# Kernels with 8 bits inside differ from the exact one by 1 to 2 percent (int8 measured: 1.5e-2); broken ones by far more.
+# Relative error. Kernels that compute in 8 bits differ from the exact one by 1 to 2 percent (int8 measured: 1.5e-2), broken
+# ones by far more.
 TOLERANCE = 0.05
 HEAD_DIM = 128
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's scaled dot-product attention; picks its own kernel, runs everywhere."""
+    """Compute attention by PyTorch's scaled dot-product attention, which picks its own kernel and runs everywhere."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def opaque(name: str, kernel: Kernel) -> Kernel:
-    """A kernel of a package as an operator of torch's: a compiler of the blocks, which cannot look into many of them, leaves it
-    as it is, and what lies around it stays one graph. At a call that it may not see it would break off instead, and everything
-    that is alive there would go through memory."""
+    """Register a package's kernel as an operator of torch, which a compiler of the blocks leaves as it is.
+
+    A compiler cannot look into many of these kernels. Around an operator its graph stays in one piece; at a call that it may
+    not see the graph would break, and everything that is alive there would go through memory.
+    """
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # What the compiler is told of the result.
+        # Contiguous, as the compiler is told below.
         return kernel(q, k, v).contiguous()
 
     schema = "(Tensor q, Tensor k, Tensor v) -> Tensor"
@@ -67,7 +70,7 @@ def _load_xformers() -> Kernel:
     return opaque("xformers", importlib.import_module("xformers.ops").memory_efficient_attention)
 
 
-# In the usual order of preference; sdpa, which always works, is the last.
+# In the usual order of preference. The last, sdpa, always works.
 LOADERS: Mapping[str, Callable[[], Kernel]] = {
     "sage": _load_sage,
     "flash3": _load_flash3,
@@ -77,14 +80,17 @@ LOADERS: Mapping[str, Callable[[], Kernel]] = {
 }
 
 
-# What comes before the others on cards of a compute capability. On Hopper sdpa runs cuDNN's kernel, which is faster there than
-# SageAttention 1 and FlashAttention 2 (measured at 18,289 tokens); only FlashAttention 3 is faster still.
+# Kernels to try before the others, by a card's compute capability. On Hopper sdpa runs cuDNN's kernel, which is faster there
+# than SageAttention 1 and FlashAttention 2 (measured at 18,289 tokens); only FlashAttention 3 is faster still.
 PREFERRED: Mapping[tuple[int, int], tuple[str, ...]] = {(9, 0): ("flash3", "sdpa")}
 
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """name: the kernel used. rejected: name -> why it is not used, in English, for the doctor and the log."""
+    """Hold the attention kernel that was chosen.
+
+    name: the kernel's. rejected: name -> why that kernel is not used, in English, for the doctor and the log.
+    """
 
     name: str
     kernel: Kernel = field(repr=False, compare=False)
@@ -92,7 +98,7 @@ class AttentionChoice:
 
 
 def choose_attention(device: torch.device | str, dtype: torch.dtype, forced: str = "auto") -> AttentionChoice:
-    """The first kernel that works on `device` in `dtype`, in the order of preference for it, or the forced one.
+    """Choose the first kernel that works on `device` in `dtype`, in the order of preference for it, or the forced one.
 
     Raises ValueError if the forced kernel is unknown or does not work here, with the reason.
     """
@@ -108,7 +114,7 @@ def choose_attention(device: torch.device | str, dtype: torch.dtype, forced: str
 
 
 def order(device: torch.device) -> list[str]:
-    """All kernels, what should be tried first before the others."""
+    """Return the names of all kernels in the order in which they are tried on this device."""
     preferred = PREFERRED.get(torch.cuda.get_device_capability(device), ()) if device.type == "cuda" else ()
     return sorted(LOADERS, key=lambda name: preferred.index(name) if name in preferred else len(preferred))
 
@@ -136,7 +142,10 @@ def _try(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Kernel | 
 
 
 def kernel_errors() -> tuple[type[Exception], ...]:
-    """What kernels report an unsupported card, shape or build with, and triton a kernel or C file it cannot compile."""
+    """Return the exceptions that tell that a kernel does not work here.
+
+    Kernels raise them for an unsupported card, shape or build, and triton for a kernel or C file that it cannot compile.
+    """
     known = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError, ImportError, OSError)
     try:
         triton = importlib.import_module("triton")

@@ -1,4 +1,4 @@
-"""Blocks of the packed transformer, module for module under the names of the hub's checkpoint.
+"""Define the blocks of the packed transformer, module for module under the names of the hub's checkpoint.
 
 Modulation is not computed in the forward passes: the transformer makes tables of it for all steps before the loop, from the
 blocks' `Modulation` layers, and a forward pass takes one step's row.
@@ -25,18 +25,21 @@ FREQUENCIES = 256
 
 
 def layer_norm(x: Tensor) -> Tensor:
-    """Layer norm without parameters."""
+    """Apply layer norm without parameters to x (..., dim)."""
     return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Return x (..., dim) scaled by 1 + scale and moved by shift."""
+    """Scale x (..., dim) by 1 + scale, and add shift."""
     return x * (1 + scale) + shift
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form. Compiled it is written with a sigmoid, 1 + tanh(u) = 2 sigmoid(2 u): tanh is some thirty
-    instructions of a card, and a kernel that also looks for the largest number of a row computes it twice."""
+    """Apply GELU in its tanh form.
+
+    Compiled it is written with a sigmoid, 1 + tanh(u) = 2 sigmoid(2 u): tanh is some thirty instructions of a card, and a
+    kernel that also looks for the largest number of a row computes it twice.
+    """
     if not torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
     wide = x.float()
@@ -44,14 +47,16 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def gelu_bound(x: Tensor) -> Tensor:
-    """(..., n) -> (..., 1): a number that the absolute values of `gelu(x)` do not exceed, close to the largest where that is
-    large: GELU is never above a positive number, and never below -0.17004. So a kernel that needs a row's largest number before
-    its first need not compute GELU twice."""
+    """Return, for x (..., n), numbers (..., 1) that the absolute values of `gelu(x)` do not exceed.
+
+    They are close to the largest where that is large: GELU is never above a positive number, and never below -0.17004. With
+    them a kernel that needs a row's largest number before its first need not compute GELU twice.
+    """
     return x.amax(dim=-1, keepdim=True).clamp_min(0.171)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the head dimension, in float32; the result in the weight's dtype."""
+    """Normalise by the root mean square over the head dimension, in float32; the result has the weight's dtype."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -64,7 +69,7 @@ class RMSNorm(nn.Module):
 
 
 class MLPEmbedder(nn.Module):
-    """linear, SiLU, linear."""
+    """Embed vectors by a linear layer, SiLU and a linear layer."""
 
     def __init__(self, in_dim: int, dim: int):
         super().__init__()
@@ -77,7 +82,7 @@ class MLPEmbedder(nn.Module):
 
 
 def sinusoid(t: Tensor) -> Tensor:
-    """(n,) -> (n, 256): cosines, then sines, of t at 128 frequencies from 1 to 1/10000; float32."""
+    """Embed t (n,) as (n, 256), float32: cosines, then sines, at 128 frequencies from 1 to 1/10000."""
     half = FREQUENCIES // 2
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half
     angle = t.float()[:, None] * exponent.exp()[None]
@@ -85,7 +90,7 @@ def sinusoid(t: Tensor) -> Tensor:
 
 
 class Conditioning(nn.Module):
-    """Embeds time, pooled text and, where the checkpoint has it, distilled guidance into one vector a step."""
+    """Embed time, pooled text and, where the checkpoint has it, distilled guidance into one vector a step."""
 
     def __init__(self, text_dim: int, dim: int, guidance: bool):
         super().__init__()
@@ -95,7 +100,7 @@ class Conditioning(nn.Module):
         self.text_embedder = MLPEmbedder(text_dim, dim)
 
     def forward(self, timestep: Tensor, pooled: Tensor, guidance: Tensor | None = None) -> Tensor:
-        """timestep (n,), pooled (1, text_dim), guidance (1,) -> (n, dim)."""
+        """Return the conditioning (n, dim) of timestep (n,), pooled (1, text_dim) and guidance (1,)."""
         embedding = self.timestep_embedder(sinusoid(timestep).to(pooled.dtype))
         if guidance is not None:
             embedding = embedding + self.guidance_embedder(sinusoid(guidance).to(pooled.dtype))
@@ -111,7 +116,10 @@ class GatedProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linears with a non-linearity between; `net.1` is the place of a dropout without parameters."""
+    """Apply two linear layers with a non-linearity between them.
+
+    `net.1` stands in the place of a dropout, which has no parameters.
+    """
 
     def __init__(self, dim: int, ratio: float, gelu: bool = True):
         super().__init__()
@@ -120,7 +128,7 @@ class FeedForward(nn.Module):
         self.net: ModuleList[Any] = ModuleList([GatedProjection(dim, hidden), nn.Identity(), Linear(hidden, dim)])
 
     def forward(self, x: Tensor, product: Product | None = None) -> Tensor:
-        """x (..., dim) -> (..., dim). product: as in `Linear.forward`."""
+        """Return (..., dim) for x (..., dim). product: as in `Linear.forward`."""
         x = self.net[0].proj(x, product)
         if not self.gelu:
             return self.net[2](F.silu(x), product)
@@ -128,7 +136,7 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Projections and norms of an attention; which of them exist depends on the block."""
+    """Hold the projections and norms of an attention; which of them exist depends on the block."""
 
     def __init__(self, dim: int, heads: int, *, qk_norm: bool = True, out: bool = True, text: bool = False):
         super().__init__()
@@ -144,7 +152,7 @@ class Attention(nn.Module):
             self.norm_added_q, self.norm_added_k = RMSNorm(dim // heads), RMSNorm(dim // heads)
 
     def split(self, x: Tensor) -> Tensor:
-        """(batch, tokens, dim) -> (batch, tokens, heads, head_dim)."""
+        """Split x (batch, tokens, dim) into heads: (batch, tokens, heads, head_dim)."""
         return x.unflatten(-1, (self.heads, -1))
 
     def latent_layers(self) -> tuple[Linear, ...]:
@@ -156,16 +164,16 @@ class Attention(nn.Module):
         return self.add_q_proj, self.add_k_proj, self.add_v_proj
 
     def latent_qkv(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Projections of latent tokens, by heads and normalised."""
+        """Split projections of latent tokens into heads, and normalise queries and keys."""
         return self.norm_q(self.split(q)), self.norm_k(self.split(k)), self.split(v)
 
     def text_qkv(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return projections of text tokens by heads, queries and keys normalised."""
+        """Split projections of text tokens into heads, and normalise queries and keys."""
         return self.norm_added_q(self.split(q)), self.norm_added_k(self.split(k)), self.split(v)
 
 
 class Modulation(nn.Module):
-    """The linear that turns the conditioning into shifts, scales and gates."""
+    """Turn the conditioning into shifts, scales and gates by one linear layer."""
 
     def __init__(self, dim: int, parts: int):
         super().__init__()
@@ -177,8 +185,10 @@ class Modulation(nn.Module):
 
 
 class RefinerBlock(nn.Module):
-    """Self-attention over text tokens with gates from the conditioning. Norms are affine here, and nothing is masked:
-    text arrives cropped to its valid tokens."""
+    """Refine text tokens by self-attention and a feed-forward, with gates from the conditioning.
+
+    Norms are affine here, and nothing is masked: text arrives cropped to its valid tokens.
+    """
 
     def __init__(self, dim: int, heads: int, ratio: float):
         super().__init__()
@@ -189,7 +199,7 @@ class RefinerBlock(nn.Module):
         self.norm_out = Modulation(dim, 2)
 
     def forward(self, x: Tensor, conditioning: Tensor, attend: Kernel) -> Tensor:
-        """x (n, tokens, dim), conditioning (n, dim)."""
+        """Return the refined tokens of x (n, tokens, dim). conditioning: (n, dim)."""
         attn = self.attn
         gate_msa, gate_mlp = self.norm_out(conditioning).unsqueeze(1).chunk(2, dim=-1)
         y = self.norm1(x)
@@ -207,7 +217,7 @@ class TokenRefiner(nn.Module):
 
 
 class TextRefiner(nn.Module):
-    """Projects and refines the language model's tokens, once for every step because it looks at the time."""
+    """Project and refine the language model's tokens, once for every step because the refiner looks at the time."""
 
     def __init__(self, text_dim: int, dim: int, heads: int, ratio: float, layers: int):
         super().__init__()
@@ -216,7 +226,7 @@ class TextRefiner(nn.Module):
         self.token_refiner = TokenRefiner(dim, heads, ratio, layers)
 
     def forward(self, text: Tensor, timesteps: Tensor, attend: Kernel) -> Tensor:
-        """text (1, tokens, text_dim), timesteps (n,) -> (n, tokens, dim)."""
+        """Return refined tokens (n, tokens, dim) of text (1, tokens, text_dim) at timesteps (n,)."""
         mean = (text.float().sum(dim=1) / text.shape[1]).to(text.dtype)
         conditioning = self.time_text_embed(timesteps, mean)
         x = self.proj_in(text).expand(len(timesteps), -1, -1)
@@ -226,7 +236,7 @@ class TextRefiner(nn.Module):
 
 
 class DualBlock(nn.Module):
-    """Latent and text tokens with weights of their own, one joint attention."""
+    """Process latent and text tokens with weights of their own and one joint attention."""
 
     def __init__(self, dim: int, heads: int, ratio: float):
         super().__init__()
@@ -235,11 +245,11 @@ class DualBlock(nn.Module):
         self.ff, self.ff_context = FeedForward(dim, ratio), FeedForward(dim, ratio)
 
     def together(self) -> tuple[tuple[Linear, ...], ...]:
-        """The layers that see the same input, in the order of `fused`."""
+        """Return the layers that see the same input, in the order of `fused`."""
         return self.attn.latent_layers(), self.attn.text_layers()
 
     def fused(self) -> tuple[Fused | None, ...]:
-        """Views over the weights where they lie now."""
+        """Return views over the weights of `together` where they lie now."""
         return tuple(fuse(layers) for layers in self.together())
 
     def forward(
@@ -252,9 +262,10 @@ class DualBlock(nn.Module):
         fused: tuple[Fused | None, ...] = (None, None),
         product: Product | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x (1, latent tokens, dim), text (1, text tokens, dim), tables: this step's rows, each (1, 6 dim).
+        """Return x (1, latent tokens, dim) and text (1, text tokens, dim) as the block changes them.
 
-        fused: as `fused` gives it. product: as in `Linear.forward`.
+        tables: this step's rows, each (1, 6 dim). rope: of the latent tokens. fused: as `fused` gives it. product: as in
+        `Linear.forward`.
         """
         attn, count = self.attn, x.shape[1]
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = tables[0].unsqueeze(1).chunk(6, dim=-1)
@@ -265,7 +276,7 @@ class DualBlock(nn.Module):
         text_in = modulate(layer_norm(text), t_shift, t_scale)
         text_qkv = attn.text_qkv(*project(text_in, attn.text_layers(), fused[1], product))
         q, k, v = (torch.cat(pair, dim=1) for pair in zip(latent_qkv, text_qkv, strict=True))
-        # What they were joined from is not kept through the attention.
+        # Freed, so that the parts do not take memory during the attention beside what they were joined to.
         del latent_qkv, text_in, text_qkv
         out = attend(q, k, v).flatten(2)
 
@@ -277,7 +288,7 @@ class DualBlock(nn.Module):
 
 
 class SingleBlock(nn.Module):
-    """All tokens in one stream, attention and feed-forward in parallel."""
+    """Process all tokens in one stream, with attention and feed-forward in parallel."""
 
     def __init__(self, dim: int, heads: int, ratio: float):
         super().__init__()
@@ -288,11 +299,11 @@ class SingleBlock(nn.Module):
         self.proj_out = Linear(dim + hidden, dim)
 
     def together(self) -> tuple[tuple[Linear, ...], ...]:
-        """The layers that see the same input, in the order of `fused`."""
+        """Return the layers that see the same input, in the order of `fused`."""
         return ((*self.attn.latent_layers(), self.proj_mlp),)
 
     def fused(self) -> tuple[Fused | None, ...]:
-        """Views over the weights where they lie now."""
+        """Return views over the weights of `together` where they lie now."""
         return tuple(fuse(layers) for layers in self.together())
 
     def forward(
@@ -304,13 +315,16 @@ class SingleBlock(nn.Module):
         fused: tuple[Fused | None, ...] = (None,),
         product: Product | None = None,
     ) -> Tensor:
-        """x (1, tokens, dim), rope for all of them; table: this step's row, (1, 3 dim). fused, product: as in `DualBlock`."""
+        """Return x (1, tokens, dim) as the block changes it.
+
+        rope: of all tokens. table: this step's row, (1, 3 dim). fused, product: as in `DualBlock`.
+        """
         shift, scale, gate = table.unsqueeze(1).chunk(3, dim=-1)
         *qkv, mlp = project(modulate(layer_norm(x), shift, scale), self.together()[0], fused[0], product)
         mlp = gelu(mlp)
         q, k, v = self.attn.latent_qkv(*qkv)
         q, k = rotate(q, rope), rotate(k, rope)
-        # A slice would keep the whole product through the attention, seven times its size.
+        # Copied: a slice would keep the whole product in memory during the attention, seven times its size.
         v = v.contiguous()
         del qkv
         out = attend(q, k, v).flatten(2)

@@ -1,4 +1,4 @@
-"""How the blocks are run: as written, which is the exact path, or as fused kernels where this machine can make them."""
+"""Choose how blocks are run: as written, which is the exact path, or as fused kernels where this machine can make them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def dual(
     fused: tuple[Fused | None, ...] = (None, None),
     product: Product | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run a dual block; a function, which a compiler can be given. Arguments as those of `DualBlock.forward`."""
+    """Run a dual block; a function, because a compiler can be given one. Arguments as those of `DualBlock.forward`."""
     return block(x, text, tables, rope, attend, fused, product)
 
 
@@ -38,13 +38,13 @@ def single(
     fused: tuple[Fused | None, ...] = (None,),
     product: Product | None = None,
 ) -> Tensor:
-    """Run a single block, likewise. Arguments as those of `SingleBlock.forward`."""
+    """Run a single block; a function for the same reason as `dual`. Arguments as those of `SingleBlock.forward`."""
     return block(x, table, rope, attend, fused, product)
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward passes of the two kinds of blocks. reason: why they are not compiled; empty where they are."""
+    """Hold the forward passes of the two kinds of blocks. reason: why they are not compiled; empty where they are."""
 
     dual: Callable[..., tuple[Tensor, Tensor]]
     single: Callable[..., Tensor]
@@ -55,21 +55,24 @@ EAGER = Passes(dual, single, "not asked for")
 
 
 def compiled() -> Passes:
-    """Fused kernels, made at the first step. Functions of the block, so that one compilation serves all blocks and sizes."""
+    """Return passes that are compiled into fused kernels at the first step.
+
+    They are functions of the block, so that one compilation serves all blocks and sizes.
+    """
     return Passes(torch.compile(dual, dynamic=True), torch.compile(single, dynamic=True), "")
 
 
 def choose_passes(device: torch.device, wanted: str = "auto") -> Passes:
-    """Compiled on a card for which a small function really compiles and computes right, else eager with the reason.
+    """Choose compiled passes on a card for which a small function really compiles and computes right, else eager ones.
 
-    wanted: "auto", or "off" for eager passes without a trial.
+    Eager passes come with the reason. wanted: "auto", or "off" for eager passes without a trial.
     """
     reason = EAGER.reason if wanted == "off" else obstacle(device)
     return Passes(dual, single, reason) if reason else compiled()
 
 
 def obstacle(device: torch.device) -> str:
-    """Why nothing is compiled for this device; empty if nothing stands in the way."""
+    """Return why nothing is compiled for this device; empty if nothing stands in the way."""
     if device.type != "cuda":
         return f"needs a CUDA device, this is {device.type}"
     if importlib.util.find_spec("triton") is None:
@@ -78,7 +81,10 @@ def obstacle(device: torch.device) -> str:
 
 
 def probe(device: torch.device) -> str:
-    """Compile and run a small function: compilers, headers and drivers may be absent each in its own way."""
+    """Compile and run a small function; return what went wrong, or "".
+
+    Compilers, headers and drivers may be absent, each in its own way.
+    """
     x = torch.arange(64, dtype=torch.float32, device=device)
     try:
         error = (torch.compile(probed)(x) - probed(x)).abs().max().item()
@@ -88,5 +94,5 @@ def probe(device: torch.device) -> str:
 
 
 def probed(x: Tensor) -> Tensor:
-    """Return what a small compiled kernel is tried with: elementwise work on x (n,)."""
+    """Compute something elementwise on x (n,), to try a small compiled kernel with."""
     return torch.sin(x) * 2 + x

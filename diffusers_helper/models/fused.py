@@ -1,4 +1,4 @@
-"""Several linear layers of one input as one product, over weights that lie one after the other.
+"""Multiply one input with several linear layers in one product, over weights that lie one after the other.
 
 Layers keep their names, weights and branches: only where the weights lie is different, and nothing is copied.
 """
@@ -18,7 +18,10 @@ KINDS = ("weight", "bias", "weight_scale")
 
 
 class Fused(NamedTuple):
-    """Views over the weights of several layers: weight (sum of out, in), bias (sum of out,), scale (sum of out, 1) or None."""
+    """Hold views over the weights of several layers.
+
+    weight: (sum of out, in). bias: (sum of out,). scale: (sum of out, 1), or None.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -26,17 +29,17 @@ class Fused(NamedTuple):
 
 
 def contiguous(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Names of the tensors that must follow each other, for layers of these names to be fused."""
+    """Yield rows of names: the tensors that must follow each other so that layers of these names can be fused."""
     return (tuple(f"{name}.{kind}" for name in names) for kind in KINDS)
 
 
 def present(rows: Sequence[Sequence[str]], tensors: Mapping[str, Tensor]) -> list[list[Tensor]]:
-    """The tensors of the rows that are there whole: weights of 16 bits have no scales."""
+    """Return the tensors of each row whose tensors are all there: weights of 16 bits have no scales."""
     return [[tensors[name] for name in row] for row in rows if all(name in tensors for name in row)]
 
 
 def fuse(layers: Sequence[Linear]) -> Fused | None:
-    """One view over all of them; None where their weights do not follow each other."""
+    """Return one view over the weights of all layers; None where these do not follow each other."""
     scales = [layer.weight_scale for layer in layers if layer.weight_scale is not None]
     if scales and len(scales) < len(layers):
         return None
@@ -44,15 +47,15 @@ def fuse(layers: Sequence[Linear]) -> Fused | None:
     views = [view for view in map(slabs.fused, rows) if view is not None]
     if len(views) < len(rows):
         return None
-    # Parameters, whose sizes a compiler takes as fixed: numbers that vary cost it speed.
+    # As parameters, because a compiler takes their sizes as fixed; sizes that vary would cost speed.
     weight, bias, *scale = (nn.Parameter(view, requires_grad=False) for view in views)
     return Fused(weight, bias, scale[0] if scale else None)
 
 
 def project(x: Tensor, layers: Sequence[Linear], fused: Fused | None, product: Product | None = None) -> list[Tensor]:
-    """Return what each layer makes of x (..., in): slices of one product where there is a view, else products of their own.
+    """Return what each layer makes of x (..., in).
 
-    product: as in `Linear.forward`.
+    The results are slices of one product where there is a view, else products of their own. product: as in `Linear.forward`.
     """
     if fused is None or any(layer.merges(x) for layer in layers):
         return [layer(x, product) for layer in layers]

@@ -1,6 +1,6 @@
-"""torch's list of modules, with what it holds: torch's own stubs call everything in it a module.
+"""Declare torch's list of modules with what it holds: torch's own stubs call everything in it a module.
 
-Only a checker sees the class; when the program runs it is torch's own, which compilers and checkpoints know.
+Only a type checker sees the class; when the program runs it is torch's own, which compilers and checkpoints know.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar, overload
 from torch import nn
 
 if TYPE_CHECKING:
-    # Any for modules of several kinds, which are known by their places.
+    # Any stands for modules of several kinds, which are known by their places.
     M = TypeVar("M", bound=nn.Module)
 
     class ModuleList(nn.ModuleList, Generic[M]):
-        """Holds modules of one kind."""
+        """Hold modules of one kind."""
 
         def __init__(self, modules: Iterable[M] = ()) -> None: ...
 

@@ -1,6 +1,6 @@
-"""Products of 8-bit floating-point numbers, for cards that have the units: half the time of 16 bits on Ada, Hopper, Blackwell.
+"""Multiply 8-bit floating-point numbers on cards that have units for it: half the time of 16 bits on Ada, Hopper, Blackwell.
 
-A scale for every token of the input and for every output channel of the weight, so an outlier spoils only its own row.
+Every token of the input and every output channel of the weight has a scale, so an outlier spoils only its own row.
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ from diffusers_helper.torch_compat import scaled_mm
 
 
 class LowRank(NamedTuple):
-    """What is added to a weight (out, in): up (out, ranks) @ down (ranks, in)."""
+    """Hold what is added to a weight (out, in): up (out, ranks) @ down (ranks, in)."""
 
     down: Tensor
     up: Tensor
 
 
 # product(x (..., in), weight (out, in) in float8, its scale (out, 1), bias (out,), largest, added) -> (..., out) in x's dtype.
-# largest: None, or (..., 1), numbers that no absolute value of a token of x exceeds, and that one comes near.
+# largest: None, or (..., 1), for each token of x a number that none of its absolute values exceeds and the largest comes near.
 # added: None, or a low-rank addition to the weight.
 Product = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, LowRank | None], Tensor]
 NARROW = torch.float8_e4m3fn
 LARGEST = 448.0
-# The outputs of a product are a multiple of twice this.
+# Ranks are padded to a multiple of this: a product has twice as many outputs, and they must be a multiple of 16.
 RANKS = 8
-# Compute capability of the first cards with the units.
+# Compute capability of the first cards with such units.
 FIRST_CAPABILITY = (8, 9)
 # Both paths multiply the same numbers; they differ by the order of additions and by 16-bit rounding of the result.
 TOLERANCE = 1e-2
 
 
 def narrowed(x: Tensor, largest: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """x (tokens, in) -> in float8, and the scale of each token, (tokens, 1) float32; largest as in `Product`, (tokens, 1)."""
+    """Quantise x (tokens, in) to float8; return it and the scale of each token, (tokens, 1) float32.
+
+    largest: as in `Product`, (tokens, 1).
+    """
     wide = x.float()
     if largest is None:
         largest = wide.abs().amax(dim=1, keepdim=True)
@@ -54,7 +57,10 @@ def emulated(
     largest: Tensor | None = None,
     added: LowRank | None = None,
 ) -> Tensor:
-    """What the card's units compute, in float32, the addition in wide numbers: for tests and for the probe."""
+    """Compute in float32 what the card's units compute, and the low-rank addition in wide numbers.
+
+    A `Product` for tests and for the probe.
+    """
     q, scale = _tokens_narrowed(x, largest)
     y = (q.float() @ weight.float().t()) * scale * weight_scale.float().t() + bias.float()
     if added is not None:
@@ -70,7 +76,10 @@ def scaled(
     largest: Tensor | None = None,
     added: LowRank | None = None,
 ) -> Tensor:
-    """Through `torch_compat.scaled_mm` with scales by row; the result in bfloat16 first, which that kernel wants."""
+    """Compute a `Product` through `torch_compat.scaled_mm` with scales by row.
+
+    The result is bfloat16 first, which that kernel wants, and then converted to x's dtype.
+    """
     q, scale = _tokens_narrowed(x, largest)
     y = _product(q, scale, weight, weight_scale, bias.bfloat16())
     if added is not None:
@@ -79,8 +88,11 @@ def scaled(
 
 
 def _through(down: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-    """down (ranks, in) @ x, (tokens, ranks) bfloat16, of an x that is there in 8 bits alone: writing it in 16 besides costs a
-    step more than everything else of an addition. down is the sum of two numbers of 8 bits, the second what the first lacks."""
+    """Return x @ down^T, (tokens, ranks) bfloat16, for down (ranks, in) and an x that is there in 8 bits alone.
+
+    Writing x in 16 bits besides would cost a step more than everything else of an addition. down is written as the sum of two
+    float8 matrices, the second of which holds what the first lacks.
+    """
     ranks = len(down)
     down = F.pad(down.float(), (0, 0, 0, -ranks % RANKS))
     coarse, coarse_scale = narrowed(down)
@@ -90,7 +102,7 @@ def _through(down: Tensor, q: Tensor, scale: Tensor) -> Tensor:
 
 
 def _product(q: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """q (tokens, in) and a weight (out, in), both in float8 with their scales -> (tokens, out), bfloat16."""
+    """Multiply q (tokens, in) and a weight (out, in), both in float8 with their scales: (tokens, out) bfloat16."""
     other = weight_scale.float().t().contiguous()
     return scaled_mm(q, weight, scale, other, bias)
 
@@ -100,14 +112,20 @@ def _tokens_narrowed(x: Tensor, largest: Tensor | None) -> tuple[Tensor, Tensor]
 
 
 def choose_product(device: torch.device) -> Product | None:
-    """`scaled` where a small call computes right on this card; None elsewhere: float8 weights are then widened for use."""
+    """Return `scaled` where a small call computes right on this card, else None.
+
+    float8 weights are then widened for use.
+    """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
         return None
     return scaled if probe(device, scaled) else None
 
 
 def probe(device: torch.device, product: Product) -> bool:
-    """Say whether a product computes on this device, and right: its own error or a difference from `emulated` is a No."""
+    """Return whether a product computes on this device, and right.
+
+    It does not if it raises an error of its own or differs from `emulated`.
+    """
     generator = torch.Generator().manual_seed(0)
     x, wide = (torch.randn(rows, 128, generator=generator).to(device) for rows in (48, 64))
     weight, scale = narrowed(wide)

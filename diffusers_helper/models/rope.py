@@ -1,4 +1,4 @@
-"""Rotary position tables over (time, height, width), and their averaged forms for 2x and 4x context."""
+"""Make rotary position tables over (time, height, width), and their averaged forms for 2x and 4x context."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 def rope_field(
     times: Sequence[int], height: int, width: int, axes: Sequence[int], theta: float, device: torch.device
 ) -> Tensor:
-    """cos and sin for every cell of a patch grid: (2, sum(axes), T, height, width), float32.
+    """Return cos and sin for every cell of a patch grid: (2, sum(axes), T, height, width), float32.
 
-    times: the T positions in time. height, width: cells, whose positions count from 0. axes: head dimensions given to each
-    of the three axes; every frequency serves an interleaved pair of dimensions.
+    times: the T positions in time. height, width: cells, whose positions count from 0. axes: head dimensions given to each of
+    the three axes; every frequency serves an interleaved pair of dimensions.
     """
     grids = [
         torch.as_tensor(list(times), dtype=torch.float32, device=device).view(-1, 1, 1),
@@ -34,7 +34,10 @@ def rope_field(
 
 
 def pooled(field: Tensor, factor: int) -> Tensor:
-    """The table of tokens that cover `factor`**3 cells: cos and sin themselves are averaged, so their norm drops below 1."""
+    """Return the field of tokens that cover `factor`**3 cells each.
+
+    cos and sin themselves are averaged, so their norm drops below 1.
+    """
     return F.avg_pool3d(pad_to_multiple(field, (factor,) * 3), kernel_size=factor)
 
 
@@ -47,23 +50,25 @@ def pad_to_multiple(x: Tensor, multiples: Sequence[int]) -> Tensor:
 
 
 def as_tokens(field: Tensor) -> Tensor:
-    """(2, D, T, H, W) -> (2, T*H*W, 1, D), ready to broadcast over heads, for `rotate`: cos, and sin with the sign that the
-    pair's other dimension comes with."""
+    """Rearrange a field (2, D, T, H, W) as a table (2, T*H*W, 1, D) for `rotate`, ready to broadcast over heads.
+
+    It holds cos, and sin with the sign with which the pair's other dimension is added.
+    """
     cos, sin = rearrange(field, "cs d t h w -> cs (t h w) 1 d")
     return torch.stack([cos, torch.stack([-sin[..., ::2], sin[..., 1::2]], dim=-1).flatten(-2)])
 
 
 def with_still(table: Tensor, count: int) -> Tensor:
-    """The table of more tokens, (2, ..., tokens + count, 1, D), of which the last ones do not turn."""
+    """Return the table extended by `count` tokens that do not turn: (2, ..., tokens + count, 1, D)."""
     still = torch.zeros_like(table[..., :1, :, :]).expand(*table.shape[:-3], count, *table.shape[-2:]).clone()
     still[0] = 1
     return torch.cat([table, still], dim=-3)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn interleaved pairs of x, (batch, tokens, heads, D), by the table, (2, tokens, 1, D); in float32, dtype kept."""
+    """Rotate interleaved pairs of x (batch, tokens, heads, D) by the table (2, tokens, 1, D), in float32; the dtype is kept."""
     cos, sin = table
     wide = x.float()
-    # Both dimensions of a pair alike: a compiler then does the norm before it and this in one pass over memory.
+    # Both dimensions of a pair are computed alike: a compiler then fuses this and the norm before it to one pass over memory.
     others = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return (wide * cos + others * sin).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Step caches: skip the blocks of a step whose input has hardly changed. One object per section and guidance branch."""
+"""Skip the blocks of a step whose input has hardly changed. One object serves one section and guidance branch."""
 
 from __future__ import annotations
 
@@ -13,33 +13,38 @@ COEFFICIENTS = (733.226126, -401.131952, 67.5869174, -3.149878, 0.0961237896)
 
 
 class StepCache(Protocol):
-    """Given to `PackedTransformer.step`. residual: what the blocks added at the last computed step. computed: the numbers of
-    all such steps. after_first_block: whether it decides when the first block has run, or before."""
+    """Decide for `PackedTransformer.step` whether its blocks run, and keep what they made.
+
+    residual: what the blocks added at the last computed step. computed: the numbers of all such steps. after_first_block:
+    whether the cache decides when the first block has run, or before.
+    """
 
     after_first_block: ClassVar[bool]
     residual: Tensor | None
     computed: list[int]
 
     def must_compute(self, seen: Tensor) -> bool:
-        """Called once per step with what the first block added to its input, or else with its modulated input, (1, tokens,
-        width)."""
+        """Return whether the blocks must run; called once per step.
+
+        seen: what the first block added to its input if `after_first_block`, else its modulated input, (1, tokens, width).
+        """
         ...
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to undo a step that did not end."""
+        """Return what `restore` needs to undo a step that did not end."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Be as when `state` was asked for."""
+        """Return to what the cache was when `state` was asked for."""
         ...
 
 
 class _ChangeCache:
-    """Computes the first and last steps always, and between them where `_changed` says so.
+    """Compute the first and last steps always, and those between where `_changed` says so.
 
-    Between those the host has to read one number a step, and waits for the card until it is there.
+    For those between the host has to read one number a step, and waits for the card until it is there.
 
-    steps: steps of the section. computed: numbers of the steps that were computed, for the report.
+    steps: number of steps of the section. computed: numbers of the steps that were computed, for the report.
     """
 
     def __init__(self, threshold: float, steps: int):
@@ -73,7 +78,7 @@ class _ChangeCache:
 
 
 class TeaCache(_ChangeCache):
-    """Accumulates the estimated change of the output and computes when it reaches `threshold`."""
+    """Accumulate the estimated change of the output, and compute a step when it reaches `threshold`."""
 
     after_first_block = False
 
@@ -92,8 +97,10 @@ class TeaCache(_ChangeCache):
 
 
 class FirstBlockCache(_ChangeCache):
-    """Runs the first block at every step, and the others when what it adds has changed by `threshold` since they last ran.
-    The first-block cache of ParaAttention (github.com/chengzeyi/ParaAttention)."""
+    """Run the first block at every step, and the others when what it adds has changed by `threshold` since they last ran.
+
+    It is the first-block cache of ParaAttention (github.com/chengzeyi/ParaAttention).
+    """
 
     after_first_block = True
 
@@ -106,12 +113,12 @@ class FirstBlockCache(_ChangeCache):
 
 
 def relative_change(now: Tensor, before: Tensor) -> Tensor:
-    """Mean absolute difference by the mean absolute value before; one number."""
+    """Return the mean absolute difference divided by the mean absolute value before; one number."""
     return (now - before).abs().mean() / before.abs().mean()
 
 
 def polynomial(x: float) -> float:
-    """The fit at x, by Horner's rule."""
+    """Evaluate the fit (COEFFICIENTS) at x, by Horner's rule."""
     value = 0.0
     for coefficient in COEFFICIENTS:
         value = value * x + coefficient

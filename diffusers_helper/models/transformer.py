@@ -1,9 +1,9 @@
-"""The packed FramePack transformer in three phases: once a job, once a section, once a step.
+"""Run the packed FramePack transformer in three phases: once a job, once a section, once a step.
 
-What the loop does not change is computed before it: `prepare_job` holds everything that depends on prompt,
-guidance and sigmas, `prepare_section` the clean tokens and rotary tables, and `step` only what must run. That is exact, and
-6.8 of 25.75 GB of weights (all modulation linears) are never touched during sampling.
-Names and shapes of parameters are the hub's, so that its shards load strictly.
+What the loop does not change is computed before it: `prepare_job` makes everything that depends on prompt, guidance and sigmas,
+`prepare_section` the clean tokens and rotary tables, and `step` computes only what must run. That is exact, and 6.8 of 25.75 GB
+of weights (all modulation linears) are never touched during sampling. Names and shapes of parameters are the hub's, so that its
+shards load strictly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The hub's config.json; defaults are those of both published checkpoints."""
+    """Hold the hub's config.json; defaults are those of both published checkpoints."""
 
     in_channels: int = 16
     out_channels: int = 16
@@ -69,7 +69,7 @@ class TransformerConfig:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> TransformerConfig:
-        """From config.json; keys it has beyond ours (class name, versions) are passed over.
+        """Make a config from config.json; keys beyond ours (class name, versions) are passed over.
 
         Raises ValueError where the sizes cannot belong together.
         """
@@ -88,7 +88,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class Clean:
-    """Noise-free latents to look at: latents (1, channels, T, h, w) and their T time positions."""
+    """Hold noise-free latents to look at: latents (1, channels, T, h, w) and their T time positions."""
 
     latents: Tensor
     times: Sequence[int]
@@ -96,9 +96,9 @@ class Clean:
 
 @dataclass(frozen=True)
 class JobTables:
-    """What every section with this prompt, guidance and schedule shares; first dimension is the step.
+    """Hold what every section with this prompt, guidance and schedule shares; the first dimension is the step.
 
-    context: (steps, image + text tokens, dim). dual, single: tables of the blocks. head: (steps, 2 dim).
+    context: (steps, image + text tokens, dim). dual, single: modulation tables of the blocks. head: (steps, 2 dim).
     """
 
     context: Tensor
@@ -109,14 +109,17 @@ class JobTables:
 
 @dataclass(frozen=True)
 class SectionTables:
-    """What every step of a section shares. clean: (1, clean tokens, dim), in the order 4x, 2x, 1x. rope: (2, tokens, 1, D)."""
+    """Hold what every step of a section shares.
+
+    clean: (1, clean tokens, dim), in the order 4x, 2x, 1x. rope: (2, tokens, 1, D).
+    """
 
     clean: Tensor
     rope: Tensor
 
 
 class LatentEmbed(nn.Module):
-    """Noisy latents to tokens: a 1x2x2 patch each."""
+    """Embed noisy latents as tokens, a 1x2x2 patch each."""
 
     def __init__(self, channels: int, dim: int):
         super().__init__()
@@ -128,7 +131,7 @@ class LatentEmbed(nn.Module):
 
 
 class CleanEmbed(nn.Module):
-    """Clean latents to tokens at three resolutions."""
+    """Embed clean latents as tokens at three resolutions."""
 
     def __init__(self, channels: int, dim: int):
         super().__init__()
@@ -137,7 +140,7 @@ class CleanEmbed(nn.Module):
         self.proj_4x = PatchConv(channels, dim, (4, 8, 8))
 
     def forward(self, latents: Tensor, factor: int) -> Tensor:
-        """(1, channels, T, h, w) -> (1, tokens, dim); factor 1, 2 or 4."""
+        """Return tokens (1, tokens, dim) of latents (1, channels, T, h, w); factor: 1, 2 or 4."""
         conv = {1: self.proj, 2: self.proj_2x, 4: self.proj_4x}[factor]
         if factor > 1:
             latents = pad_to_multiple(latents, conv.kernel_size)
@@ -145,7 +148,7 @@ class CleanEmbed(nn.Module):
 
 
 class ImageProjection(nn.Module):
-    """The vision encoder's tokens to the transformer's width."""
+    """Project the vision encoder's tokens to the transformer's width."""
 
     def __init__(self, in_dim: int, dim: int):
         super().__init__()
@@ -158,7 +161,7 @@ class ImageProjection(nn.Module):
 
 
 class PackedTransformer(nn.Module):
-    """Batch 1; real guidance is a second pass with tables of its own."""
+    """Predict the velocity of noisy latents. Batch 1; real guidance is a second pass with tables of its own."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -180,27 +183,27 @@ class PackedTransformer(nn.Module):
 
     @property
     def execution(self) -> Execution:
-        """What it runs with."""
+        """Return what the network runs with."""
         return self._execution
 
     def running_with(self, execution: Execution) -> PackedTransformer:
-        """Return this network, of the same weights, as it runs with that; this one is as before."""
+        """Return this network, with the same weights, as it runs with `execution`; this one stays as it is."""
         net = copy.copy(self)
         net._execution = execution
         return net
 
     @property
     def device(self) -> torch.device:
-        """Return the device that it is computed on, where its last linear lies."""
+        """Return the device that the network is computed on, where its last linear layer lies."""
         return self.proj_out.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the precision that tokens are computed in, which its last linear has."""
+        """Return the precision that tokens are computed in, which the last linear layer has."""
         return self.proj_out.weight.dtype
 
     def block_linears(self) -> dict[str, Linear]:
-        """The linear layers of the blocks that run at every step: those whose weights may be kept in 8 bits.
+        """Return the linear layers of the blocks that run at every step: those whose weights may be kept in 8 bits.
 
         Modulation, embedders, refiner and head stay wide: they run once or are small, and an error there acts on every token.
         """
@@ -209,14 +212,14 @@ class PackedTransformer(nn.Module):
         return {name: m for name, m in named if isinstance(m, Linear) and name.startswith(inside) and ".norm" not in name}
 
     def contiguous(self) -> list[tuple[str, ...]]:
-        """Names of tensors that a slab holds without a gap, so that a block multiplies once with all of them."""
+        """Return names of tensors that a slab holds without a gap, so that a block multiplies once with all of them."""
         names = {module: name for name, module in self.named_modules()}
         blocks = (*self.transformer_blocks, *self.single_transformer_blocks)
         together = [[names[layer] for layer in layers] for block in blocks for layers in block.together()]
         return [row for layers in together for row in contiguous(layers)]
 
     def weight_groups(self) -> WeightGroups:
-        """What streaming may move on its own: each block without its modulation, and what only tables are made of."""
+        """Return what streaming may move on its own: each block without its modulation, and what only tables are made of."""
         blocks = {f"dual/{number}": block for number, block in enumerate(self.transformer_blocks)}
         blocks |= {f"single/{number}": block for number, block in enumerate(self.single_transformer_blocks)}
         step, tables = {}, {}
@@ -242,12 +245,11 @@ class PackedTransformer(nn.Module):
         guidance: float,
         sigmas: Sequence[float],
     ) -> JobTables:
-        """Tables for all steps.
+        """Compute the tables for all steps.
 
-        text: (1, valid tokens, text_embed_dim), without padding. pooled_text: (1, pooled_projection_dim).
-        image: (1, tokens, image_proj_dim) or None. guidance: the distilled scale, such as 10.
-        sigmas: noise level of each step. Time (1000 sigma) and guidance (1000 scale) are rounded to the weights' dtype
-        before they are embedded, as the reference does.
+        text: (1, valid tokens, text_embed_dim), without padding. pooled_text: (1, pooled_projection_dim). image: (1, tokens,
+        image_proj_dim) or None. guidance: the distilled scale, such as 10. sigmas: noise level of each step. Time (1000 sigma)
+        and guidance (1000 scale) are rounded to the weights' dtype before they are embedded, as the reference does.
         """
         return self._retry_after_oom(lambda: self._job_tables(text, pooled_text, image, guidance, sigmas))
 
@@ -294,10 +296,10 @@ class PackedTransformer(nn.Module):
         clean_2x: Clean | None = None,
         clean_4x: Clean | None = None,
     ) -> SectionTables:
-        """Clean tokens and rotary tables.
+        """Compute clean tokens and rotary tables.
 
-        times: positions of the noisy latents. height, width: of the latents, even numbers; clean latents have the same.
-        Raises ValueError for sides that do not divide into patches.
+        times: positions of the noisy latents. height, width: of the latents, even numbers; clean latents have the same. Raises
+        ValueError for sides that do not divide into patches.
         """
         if height % 2 or width % 2:
             raise ValueError(f"latents of {height}x{width} do not divide into 2x2 patches; pixel sides must be multiples of 16")
@@ -321,7 +323,8 @@ class PackedTransformer(nn.Module):
 
     @torch.inference_mode()
     def step(self, x: Tensor, index: int, job: JobTables, section: SectionTables, cache: StepCache | None = None) -> Tensor:
-        """Velocity, (1, channels, T, h, w) float32, of noisy latents x of the same shape at step `index` of the tables.
+        """Return the velocity, (1, channels, T, h, w) float32, of noisy latents x of the same shape at step `index` of the
+        tables.
 
         Raises torch.OutOfMemoryError where memory runs out though fewer weights are on the card.
         """
@@ -340,7 +343,7 @@ class PackedTransformer(nn.Module):
         return rearrange(patches, "b (t h w) (c ph pw) -> b c t (h ph) (w pw)", **sizes)
 
     def _through_blocks(self, x: Tensor, index: int, job: JobTables, section: SectionTables, cache: StepCache | None) -> Tensor:
-        """What the blocks make of x, or where the cache says so what they made of it at the last computed step."""
+        """Return what the blocks make of x, or x plus what they added at the last computed step if the cache says so."""
         text = job.context[index : index + 1]
         if cache is None:
             return self._blocks(x, text, 0, index, job, section)
@@ -360,7 +363,7 @@ class PackedTransformer(nn.Module):
         return modulate(layer_norm(hidden), shift, scale)
 
     def _retry_after_oom(self, run: Callable[[], T], undo: Callable[[], None] | None = None) -> T:
-        """What `run` makes; once more with fewer weights on the card if something else took its memory meanwhile.
+        """Call `run`; once more with fewer weights on the card if something else took its memory meanwhile.
 
         undo: what to do before, where `run` changes something on its way.
         """
@@ -369,13 +372,13 @@ class PackedTransformer(nn.Module):
         except torch.OutOfMemoryError:
             if not self.execution.weights.make_room():
                 raise
-        # Outside of the handler, which holds everything that was computed.
+        # Outside of the handler, whose exception keeps everything alive that was computed.
         if undo:
             undo()
         return run()
 
     def _blocks(self, x: Tensor, text: Tensor, begin: int, index: int, job: JobTables, section: SectionTables) -> Tensor:
-        """All blocks from the dual block `begin` on."""
+        """Run all blocks from the dual block `begin` on; return the latent tokens."""
         how, latents, rows = self.execution, x.shape[1], slice(index, index + 1)
         x, text = self._dual(x, text, range(begin, len(self.transformer_blocks)), index, job, section)
         x, rope = torch.cat([x, text], dim=1), with_still(section.rope, text.shape[1])
@@ -390,7 +393,7 @@ class PackedTransformer(nn.Module):
         how, rows = self.execution, slice(index, index + 1)
         for number in numbers:
             block, (latent_table, text_table) = self.transformer_blocks[number], job.dual[number]
-            # Around the block, not inside: a compiled block knows nothing of who brings its weights, nor of where they lie.
+            # Around the block, not inside: a compiled block must not depend on who brings its weights, nor on where they lie.
             with how.weights.lend(f"dual/{number}"):
                 table, fused = (latent_table[rows], text_table[rows]), block.fused()
                 x, text = how.passes.dual(block, x, text, table, section.rope, how.attend, fused, how.product)
