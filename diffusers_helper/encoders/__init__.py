@@ -1,1 +1,1 @@
-"""Text and picture encoders: what a prompt and a picture are to the network."""
+"""Encode a prompt and a picture into what the network reads."""

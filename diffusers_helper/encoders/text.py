@@ -1,4 +1,4 @@
-"""Prompts to what the transformer reads: LLaMA's tokens in HunyuanVideo's template, and CLIP's pooled vector."""
+"""Encode prompts into what the transformer reads: LLaMA's tokens in HunyuanVideo's template, and CLIP's pooled vector."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEMPLATE = (
 )
 # Tokens of the template before the prompt, the tokenizer's begin-of-text included.
 TEMPLATE_TOKENS = 95
-# Tokens of the prompt and its end mark that the model reads.
+# Tokens that the model reads at most: the prompt's and its end mark.
 PROMPT_TOKENS = 256
 # The transformer reads the third hidden state from the end: the last two layers and the final norm are never needed.
 UNUSED_LAYERS = 2
@@ -42,7 +42,11 @@ class TextEncoders:
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """tokens (1, n, width) without padding, pooled (1, width_2), both on the CPU. read, written: tokens of the prompt."""
+    """Hold an encoded prompt, on the CPU.
+
+    tokens: (1, n, width), without padding. pooled: (1, width_2). read, written: how many tokens of the prompt the model reads,
+    and how many there are.
+    """
 
     tokens: Tensor
     pooled: Tensor
@@ -51,10 +55,10 @@ class TextEmbedding:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Raises ValueError if the template is not 95 tokens.
+    """Load LLaMA's tokenizer from a folder of the checkpoint. Raises ValueError if the template is not 95 tokens.
 
-    Not LlamaTokenizerFast: in transformers 5 it replaces the byte-level splitting of this tokenizer.json and silently makes
-    other tokens.
+    Not as LlamaTokenizerFast: in transformers 5 that replaces the byte-level splitting of this tokenizer.json and silently
+    makes other tokens.
     """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     count = template_tokens(tokenizer)
@@ -69,12 +73,12 @@ def load_tokenizer_2(folder: Path) -> CLIPTokenizer:
 
 
 def template_tokens(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Tokens before the prompt."""
+    """Return how many tokens of the template come before the prompt."""
     return len(tokenizer(TEMPLATE.split("{}")[0]).input_ids)
 
 
 def without_unused_layers(llama: LlamaModel) -> LlamaModel:
-    """Drop what nobody reads; the last hidden state is then what `hidden_states[-3]` was."""
+    """Remove the layers that nobody reads; the last hidden state is then what `hidden_states[-3]` was."""
     kept = len(llama.layers) - UNUSED_LAYERS
     llama.layers = llama.layers[:kept]
     llama.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue] (any module may stand there)
@@ -83,12 +87,15 @@ def without_unused_layers(llama: LlamaModel) -> LlamaModel:
 
 
 def language_layers(encoders: TextEncoders) -> dict[str, nn.Module]:
-    """The language model's layers, by names of their own, in order."""
+    """Return the language model's layers by the names of their weight groups, in order."""
     return {f"layer/{number}": layer for number, layer in enumerate(encoders.llama.layers)}
 
 
 def text_weight_groups(encoders: TextEncoders) -> WeightGroups:
-    """Layer by layer through the card, once for a prompt; embeddings and CLIP stay there meanwhile."""
+    """Return how the encoders' weights go to the card: the language model's layer by layer, once for a prompt.
+
+    Embeddings and CLIP stay there meanwhile.
+    """
     llama = encoders.llama
     always = [llama.embed_tokens, llama.rotary_emb, llama.norm, encoders.clip]
     return WeightGroups(always=always, job={name: [layer] for name, layer in language_layers(encoders).items()})
@@ -96,14 +103,17 @@ def text_weight_groups(encoders: TextEncoders) -> WeightGroups:
 
 @torch.inference_mode()
 def encode_prompt(encoders: TextEncoders, prompt: str) -> TextEmbedding:
-    """Exact without padding: the language model is causal, so what would follow the prompt cannot change it."""
+    """Encode a prompt by both language models.
+
+    No padding is needed for the exact result: the language model is causal, so what would follow the prompt cannot change it.
+    """
     text = TEMPLATE.replace("{}", prompt)
     every = encoders.tokenizer(text).input_ids
     ids = every[: TEMPLATE_TOKENS + PROMPT_TOKENS]
     hidden = encoders.llama(input_ids=torch.tensor([ids], device=encoders.llama.device), use_cache=False).last_hidden_state
     clip_ids = encoders.tokenizer_2(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     pooled = encoders.clip(clip_ids.to(encoders.clip.device)).pooler_output
-    # The end mark is not the prompt's.
+    # The end mark does not belong to the prompt.
     written = len(every) - TEMPLATE_TOKENS - 1
     return TextEmbedding(
         tokens=hidden[:, TEMPLATE_TOKENS:].float().cpu(),

@@ -1,4 +1,4 @@
-"""The vision encoder's view of the start picture."""
+"""Encode the start picture by the vision encoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from diffusers_helper.buckets import resize
 
 @dataclass(frozen=True)
 class VisionPreprocessing:
-    """From preprocessor_config.json; SigLIP's defaults."""
+    """Prepare a picture for the vision encoder, as preprocessor_config.json says; defaults are SigLIP's.
+
+    height, width: in pixels. mean, std: of the colours, for each channel.
+    """
 
     height: int = 384
     width: int = 384
@@ -25,7 +28,10 @@ class VisionPreprocessing:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> VisionPreprocessing:
-        """Raises an error of Python's own for values that are no sizes or colours."""
+        """Make it from preprocessor_config.json's content.
+
+        Raises an error of Python's own for values that are no sizes or colours.
+        """
         size = document.get("size", {})
         return cls(
             height=int(size.get("height", cls.height)),
@@ -35,9 +41,10 @@ class VisionPreprocessing:
         )
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        """RGB -> (1, 3, height, width).
+        """Convert an RGB picture to a tensor (1, 3, height, width).
 
-        Bicubic with Pillow, aspect not kept, whatever backend transformers would choose: they differ by a few levels.
+        It is scaled by Pillow, bicubic, without keeping the aspect, whatever backend transformers would choose: they differ by
+        a few levels.
         """
         resized = resize(picture, self.height, self.width, Image.Resampling.BICUBIC)
         values = torch.from_numpy(numpy.array(resized)).permute(2, 0, 1).float() / 255.0
@@ -55,6 +62,6 @@ class VisionEncoder:
 
 @torch.inference_mode()
 def encode_image(encoder: VisionEncoder, picture: Image.Image) -> Tensor:
-    """RGB, already fitted to the film's size -> (1, tokens, width), float32 on the CPU."""
+    """Encode an RGB picture, already fitted to the film's size: (1, tokens, width), float32 on the CPU."""
     pixels = encoder.preprocess(picture).to(encoder.model.device, encoder.model.dtype)
     return encoder.model(pixel_values=pixels).last_hidden_state.float().cpu()

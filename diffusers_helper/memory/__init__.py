@@ -1,1 +1,1 @@
-"""A network's weights between files, the computer's memory and the card."""
+"""Move a network's weights between files, the computer's memory and the card."""

@@ -1,4 +1,7 @@
-"""What streaming asks of a card, in a dozen lines, so that tests put a card in its place that is late, full or broken."""
+"""Wrap what streaming asks of a card.
+
+The interface is small, so that tests can put a card in its place that is late, full or broken.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,24 @@ from torch import Tensor
 from diffusers_helper.memory.memory import free_bytes
 from diffusers_helper.torch_compat import allocate_in_pages
 
-# Not in torch's cudart: the return value of success.
+# The CUDA runtime's return value for success, which torch's binding does not name.
 SUCCESS = 0
-# Unlocked memory goes through two locked buffers of this size.
+# Bytes of each of the two locked buffers through which unlocked memory is copied.
 STAGE = 32 * 2**20
 
 Event = Any
 
 
 class Device(Protocol):
-    """Work is queued: what is computed on one queue, copies to the card on another, and events order the two."""
+    """Allocate memory on a card, and queue copies to it beside what is computed.
+
+    What is computed is on one queue, copies to the card on another, and events order the two.
+    """
 
     device: torch.device
 
     def allocate(self, size: int) -> Tensor:
-        """`size` bytes on the card, for use after what is queued for computing. Raises torch.OutOfMemoryError."""
+        """Return `size` bytes on the card, for use after what is queued for computing. Raises torch.OutOfMemoryError."""
         ...
 
     def release(self, buffer: Tensor) -> None:
@@ -34,19 +40,22 @@ class Device(Protocol):
         ...
 
     def copy(self, pairs: Sequence[tuple[Tensor, Tensor]], after: Event) -> Event:
-        """Queue copies (target, source) of uint8 that begin after an event; the event of their end."""
+        """Queue copies (target, source) of uint8 that begin after an event; return the event of their end."""
         ...
 
     def wait(self, event: Event) -> None:
-        """What is computed from now on waits for the event; the caller does not."""
+        """Let what is computed from now on wait for the event; the caller does not wait."""
         ...
 
     def mark(self) -> Event:
-        """The event of everything that was queued for computing so far."""
+        """Return the event of everything that was queued for computing so far."""
         ...
 
     def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Queue a copy of a small tensor to the host, after what computes it; the result waits for it and returns it."""
+        """Queue a copy of a small tensor to the host, after what computes it.
+
+        The returned function waits for the copy and returns it.
+        """
         ...
 
     def lock(self, memory: Tensor) -> bool:
@@ -54,15 +63,15 @@ class Device(Protocol):
         ...
 
     def unlock(self, memory: Tensor) -> None:
-        """Let the system move or page out memory that `lock` has locked; copies from it are done by then."""
+        """Unlock memory that `lock` has locked, so that the system may move or page it out; copies from it are done by then."""
         ...
 
     def free(self) -> int:
-        """Bytes that could be allocated."""
+        """Return the bytes that could be allocated."""
         ...
 
     def peak(self) -> int:
-        """The most bytes that were allocated at a time since `reset_peak`."""
+        """Return the most bytes that were allocated at a time since `reset_peak`."""
         ...
 
     def reset_peak(self) -> None:
@@ -70,7 +79,7 @@ class Device(Protocol):
         ...
 
     def allocated(self) -> int:
-        """Bytes allocated now."""
+        """Return the bytes that are allocated now."""
         ...
 
     def tidy(self) -> None:
@@ -84,7 +93,10 @@ def _runtime() -> Any:
 
 
 class CudaDevice:
-    """A CUDA card. limit: bytes that this process may take of it, for finding out how a smaller card would do; None is all."""
+    """Allocate memory on a CUDA card, and copy to it on a stream of its own; a `Device`.
+
+    limit: bytes that this process may take of the card, for finding out how a smaller card would do; None is all.
+    """
 
     def __init__(self, device: torch.device, limit: int | None = None):
         allocate_in_pages()
@@ -105,16 +117,16 @@ class CudaDevice:
             return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def release(self, buffer: Tensor) -> None:
-        """Order what is computed next behind the copies: then the memory may be handed on."""
+        """Let what is computed next wait for the copies: then the memory may be handed on."""
         # torch hands memory on in the order of the stream it was allocated on; copies into it may still be under way.
         torch.cuda.current_stream(self.device).wait_stream(self._copies)
 
     def copy(self, pairs: Sequence[tuple[Tensor, Tensor]], after: torch.cuda.Event) -> torch.cuda.Event:
-        """Queue copies on a stream of their own: from locked memory at once, from other memory through two locked buffers."""
+        """Queue copies on a stream of their own: from locked memory directly, from other memory through two locked buffers."""
         self._copies.wait_event(after)
         with torch.inference_mode(False), torch.cuda.stream(self._copies):
             for target, source in pairs:
-                # Not torch's `is_pinned`, which asks about the beginning of the storage that the slab is a part of.
+                # torch's `is_pinned` would ask about the beginning of the storage that the slab is a part of.
                 if self._locked.get(source.data_ptr(), 0) >= source.numel():
                     target.copy_(source, non_blocking=True)
                 else:
@@ -124,7 +136,7 @@ class CudaDevice:
         return event
 
     def wait(self, event: torch.cuda.Event) -> None:
-        """Order what is computed from now on behind an event."""
+        """Let what is computed from now on wait for an event."""
         torch.cuda.current_stream(self.device).wait_event(event)
 
     def mark(self) -> torch.cuda.Event:
@@ -134,10 +146,10 @@ class CudaDevice:
         return event
 
     def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Queue a copy into locked memory; the result waits for it, asleep, and returns it."""
+        """Queue a copy into locked memory; the returned function waits for it, asleep, and returns it."""
         target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         target.copy_(tensor, non_blocking=True)
-        # Blocking: the thread that waits sleeps and leaves its core to the page.
+        # Blocking, so that the thread that waits sleeps and leaves its core to the page.
         arrived = torch.cuda.Event(blocking=True)
         arrived.record(torch.cuda.current_stream(self.device))
 
@@ -148,12 +160,12 @@ class CudaDevice:
         return wait
 
     def lock(self, memory: Tensor) -> bool:
-        """Lock memory by cudaHostRegister; False where the system refuses."""
+        """Lock memory by cudaHostRegister; return False where the system refuses."""
         with torch.cuda.device(self.device):
             if int(_runtime().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == SUCCESS:
                 self._locked[memory.data_ptr()] = memory.numel()
                 return True
-            # The refusal stays behind as the runtime's last error; the next launch reports it, and forgets it.
+            # A refusal stays the runtime's last error until the next kernel launch reports it: this launch takes it away.
             with suppress(RuntimeError):
                 torch.zeros(1, device=self.device)
             return False
@@ -174,16 +186,16 @@ class CudaDevice:
         return torch.cuda.max_memory_allocated(self.device)
 
     def reset_peak(self) -> None:
-        """Let torch count anew for `peak`; `highest` goes on."""
+        """Let torch count anew for `peak`; `highest` counts on."""
         self._highest = self.highest()
         torch.cuda.reset_peak_memory_stats(self.device)
 
     def highest(self) -> int:
-        """The most bytes that torch ever had of the card, unused ones included, since this was made."""
+        """Return the most bytes that torch ever had of the card, unused ones included, since this object was made."""
         return max(self._highest, torch.cuda.max_memory_reserved(self.device))
 
     def allocated(self) -> int:
-        """Return the bytes of tensors now."""
+        """Return the bytes that tensors take now."""
         return torch.cuda.memory_allocated(self.device)
 
     def tidy(self) -> None:
@@ -191,7 +203,10 @@ class CudaDevice:
         torch.cuda.empty_cache()
 
     def _copy_staged(self, target: Tensor, source: Tensor) -> None:
-        """The host copies a piece while the card fetches the one before; it waits only for buffers that are still in use."""
+        """Copy through the locked buffers: the host copies a piece while the card fetches the one before.
+
+        It waits only for buffers that are still in use.
+        """
         if not self._stage:
             self._stage = [torch.empty(STAGE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
             self._staged = [torch.cuda.Event() for _ in self._stage]

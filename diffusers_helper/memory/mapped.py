@@ -1,4 +1,7 @@
-"""Memory that is a window into a file: what was read of it need not count as this process's memory any more."""
+"""Give back memory that is a window into a file.
+
+What was read of it need not count as this process's memory any more.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,17 @@ MAPS = Path("/proc/self/maps")
 
 
 def windows() -> list[tuple[int, int]]:
-    """Address ranges (first byte, end) of this process that are unshared windows into safetensors files; none where the system
-    does not tell."""
+    """Return the address ranges (first byte, end) of this process that are private windows into safetensors files.
+
+    There are none where the system does not tell.
+    """
     try:
         with MAPS.open("rb") as lines:
-            # Bytes, and only the few lines that count are taken apart: a process with our libraries has a thousand.
+            # Read as bytes, and only the few lines that count are split: a process with our libraries has a thousand lines.
             found = [line.split(maxsplit=2) for line in lines.read().splitlines() if line.endswith(b".safetensors")]
     except OSError:
         return []
-    # address, permissions, and the rest with the path at its end; the kernel marks a path whose file was deleted.
+    # A line has the address range, permissions, and the rest with the path at its end; a deleted file's path is marked there.
     return [
         (int(begin, 16), int(end, 16))
         for place, permissions, _ in found
@@ -33,8 +38,8 @@ def windows() -> list[tuple[int, int]]:
 def forget(memory: Tensor, known: list[tuple[int, int]]) -> bool:
     """Let the system take back the pages of a CPU tensor's memory; the next use reads them from the file again.
 
-    Only whole pages, and only where all of it lies in one of the windows `known`: pages that are no file's would come back as
-    zeros. Nobody may have written to them. False where nothing was given back.
+    Only whole pages are given back, and only where all of the memory lies in one of the windows `known`: pages that are no
+    file's would come back as zeros. Nobody may have written to them. Returns False where nothing was given back.
     """
     begin = memory.data_ptr()
     end = begin + memory.numel() * memory.element_size()

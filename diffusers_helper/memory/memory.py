@@ -1,4 +1,4 @@
-"""Devices and bytes: where networks run, in which precision, and what moving them costs."""
+"""Choose where networks run and in which precision, and count and move their bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Placement:
-    """Where networks run. transformer and encoder dtypes are those the checkpoints are made for, float32 on a CPU."""
+    """Hold where networks run and in which precision.
+
+    transformer and encoder are the dtypes the checkpoints are made for; float32 on a CPU.
+    """
 
     device: torch.device
     transformer: torch.dtype
@@ -22,7 +25,10 @@ class Placement:
 
 
 def placement(device: str = "auto") -> Placement:
-    """`device`: "auto", "cpu", "cuda" or "cuda:1". Raises ValueError if that device is not there."""
+    """Return where networks run on a device: "auto", "cpu", "cuda" or, with a card's number, "cuda:1".
+
+    Raises ValueError if that device is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -41,27 +47,33 @@ def placement(device: str = "auto") -> Placement:
 
 @dataclass(frozen=True)
 class Room:
-    """Memory of a card for what is being computed. free: bytes it may take, None where there is no card. make: let everything
-    else leave the card; False where nothing did."""
+    """Tell how much memory of a card computing may take, and make more room.
+
+    free: returns the bytes it may take, None where there is no card. make: lets everything else leave the card; returns False
+    where nothing did.
+    """
 
     free: Callable[[], int | None] = lambda: None
     make: Callable[[], bool] = lambda: False
 
     def retry_after_oom(self, work: Callable[[], T]) -> T:
-        """work(), and once more after making room if memory runs out. Raises torch.OutOfMemoryError if that does not help."""
+        """Call work, and once more after making room if memory runs out.
+
+        Raises torch.OutOfMemoryError if that does not help.
+        """
         try:
             return work()
         except torch.OutOfMemoryError:
             pass
-        # Outside of the handler, which holds everything that was computed.
+        # Outside of the handler, whose exception keeps everything alive that was computed.
         self.make()
         return work()
 
 
 def weight_format(precision: str, where: Placement) -> tuple[torch.dtype, str | None]:
-    """The dtype a transformer computes in, and the 8-bit format of its blocks' weights or None.
+    """Return the dtype a transformer computes in, and the 8-bit format of its blocks' weights or None.
 
-    precision: "auto" (as the device likes it), "bfloat16", or a format's name.
+    precision: "auto" (the device's dtype, no 8 bits), "bfloat16", or the name of an 8-bit format.
     """
     if precision == "bfloat16":
         return torch.bfloat16, None
@@ -69,17 +81,17 @@ def weight_format(precision: str, where: Placement) -> tuple[torch.dtype, str | 
 
 
 def device_name(device: torch.device) -> str:
-    """What rounds in its own way: a card by its model, or the CPU."""
+    """Return a name for what rounds in its own way: a card's model, or the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def module_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
+    """Return the bytes of all parameters and buffers of a network."""
     return sum(t.numel() * t.element_size() for t in _tensors(module))
 
 
 def move(module: nn.Module, device: torch.device) -> int:
-    """Move a network; returns the bytes that were not there before."""
+    """Move a network to a device; return the bytes that were not there before."""
     moved = sum(t.numel() * t.element_size() for t in _tensors(module) if not _lies_on(t, device))
     if moved:
         module.to(device)
@@ -91,12 +103,12 @@ def _tensors(module: nn.Module) -> tuple[torch.Tensor, ...]:
 
 
 def _lies_on(tensor: torch.Tensor, device: torch.device) -> bool:
-    # A device without a number is any of its kind.
+    # A device without a number means any device of its kind.
     return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of a card, torch's own unused cache included; None on a CPU."""
+    """Return the free memory of a card in bytes, torch's own unused cache included; None on a CPU."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""Slabs in a file, as they lie in memory, so that they need not be made again.
+"""Keep slabs in a file, as they lie in memory, so that they need not be made again.
 
 The file is a safetensors file of one tensor of bytes, with the places of the tensors in it and a checksum in its metadata; data
 begins at a page, so that it can be mapped.
@@ -23,15 +23,15 @@ from diffusers_helper.checkpoints.reading import read_into, readers
 from diffusers_helper.memory.slabs import Arena, Place, aligned, allocate
 
 FORMAT, NAME = "2", "slabs"
-# Of mappings on any system.
+# A mapping may begin at a multiple of this on any system.
 GRANULARITY = 2**16
 PIECE = 2**20
-# Bytes that are summed up; a row of weights has more.
+# Bytes that the checksum adds up to one sum; a row of weights has more.
 SUMMED = 512
 
 
 class SlabFileError(Exception):
-    """The file is cut off, damaged, or of other slabs; the message says which."""
+    """Say that a file is cut off, damaged, or of other slabs; the message says which."""
 
 
 def write(path: Path, arena: Arena, key: str = "") -> None:
@@ -51,8 +51,8 @@ def write(path: Path, arena: Arena, key: str = "") -> None:
 def read(path: Path, places: Mapping[str, Place], size: int, key: str = "") -> Tensor:
     """Return the buffer of slabs with these places and this key, `size` bytes of uint8, in memory of this process.
 
-    For weights that a card copies from: memory that belongs to a file may be refused when it shall be locked, and what is not
-    locked is staged at every step. Raises SlabFileError and OSError.
+    For weights that a card copies from: locking memory that belongs to a file may be refused, and what is not locked is staged
+    at every step. Raises SlabFileError and OSError.
     """
     start, expected = _begin(path, places, size, key)
     buffer = allocate(size)
@@ -63,9 +63,10 @@ def read(path: Path, places: Mapping[str, Place], size: int, key: str = "") -> T
 
 
 def mapped(path: Path, places: Mapping[str, Place], size: int, key: str = "") -> Tensor:
-    """The same without taking memory: the system gives up pages of it when it must. Nothing written to it reaches the file.
+    """Return the buffer as `read` does, but as a window into the file, without taking memory.
 
-    For weights that are computed with where they lie. Raises SlabFileError and OSError.
+    The system gives up pages of it when it must. Nothing written to it reaches the file. For weights that are computed with
+    where they lie. Raises SlabFileError and OSError.
     """
     start, expected = _begin(path, places, size, key)
     with path.open("rb", buffering=0) as stream:
@@ -75,8 +76,10 @@ def mapped(path: Path, places: Mapping[str, Place], size: int, key: str = "") ->
 
 
 def checksum(buffer: Tensor) -> str:
-    """Of bytes, at the speed of memory: a hash of the sums of every 512 of them, which zeros, cuts, flipped bits and rows that
-    changed places change."""
+    """Return a checksum of bytes, computed at the speed of memory: a hash of the sums of every 512 of them.
+
+    Zeros, cuts, flipped bits and rows that changed places change it.
+    """
     total = hashlib.sha256()
     for piece in buffer.split(PIECE):
         whole = len(piece) // SUMMED * SUMMED
@@ -92,7 +95,7 @@ def _checked(buffer: Tensor, expected: str) -> Tensor:
 
 
 def _begin(path: Path, places: Mapping[str, Place], size: int, key: str) -> tuple[int, str]:
-    """Where data begins, and its checksum."""
+    """Return the byte at which data begins in a file of these slabs, and its checksum. Raises SlabFileError and OSError."""
     try:
         header = read_header(path)
     except CheckpointError as error:

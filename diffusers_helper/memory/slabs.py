@@ -1,4 +1,4 @@
-"""Host memory for weights: one buffer of the exact size, cut into slabs that begin at pages, tensors as views.
+"""Lay out host memory for weights: one buffer of the exact size, cut into slabs that begin at pages, with tensors as views.
 
 One slab is what moves to the card in one copy. Page-locked memory of torch's own allocator would round every tensor up to a
 power of two, 40 GB for 26.
@@ -15,19 +15,19 @@ from math import prod
 import torch
 from torch import Tensor
 
-# Bytes between the beginnings of tensors are a multiple of this: what kernels like to find.
+# Tensors begin at a multiple of this many bytes, which suits kernels best.
 ALIGNMENT = 256
-# What they must find: tensors that follow each other without a gap stay together where each begins at a multiple of this.
+# Kernels need this alignment: tensors that follow each other without a gap stay together where each begins at a multiple of it.
 LEAST_ALIGNMENT = 16
 PAGE = mmap.ALLOCATIONGRANULARITY
 
-# dtype and shape of a tensor that is to come.
+# dtype and shape of a tensor that is still to be made.
 Spec = tuple[torch.dtype, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in a buffer; offset in bytes."""
+    """Hold where a tensor lies in a buffer; offset in bytes."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -39,18 +39,21 @@ class Place:
         return prod(self.shape) * self.dtype.itemsize
 
     def view(self, buffer: Tensor) -> Tensor:
-        """The tensor in a buffer of uint8. An ordinary tensor even in inference mode: parameters will point to it."""
+        """Return the tensor in a buffer of uint8.
+
+        It is an ordinary tensor even in inference mode, because parameters will point to it.
+        """
         with torch.inference_mode(False):
             return buffer[self.offset : self.offset + self.bytes].view(self.dtype).view(self.shape)
 
 
 def aligned(offset: int, step: int = ALIGNMENT) -> int:
-    """The next multiple of `step`."""
+    """Return the first multiple of `step` from `offset` on."""
     return -(-offset // step) * step
 
 
 def lay_out(slabs: Sequence[Mapping[str, Spec]], contiguous: Sequence[Sequence[str]] = ()) -> tuple[dict[str, Place], int]:
-    """Place of every tensor, slab after slab, and the bytes of all.
+    """Return the place of every tensor, slab after slab, and the bytes of all.
 
     contiguous: names, all of one slab or none of it, whose tensors follow the first of them without a gap.
     """
@@ -71,7 +74,10 @@ def lay_out(slabs: Sequence[Mapping[str, Spec]], contiguous: Sequence[Sequence[s
 
 
 def fused(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Neighbours (rows, ...) in one memory as one tensor, (sum of rows, ...), without a copy; None where they do not lie so."""
+    """Join neighbours (rows, ...) in one memory as one tensor, (sum of rows, ...), without a copy.
+
+    Returns None where they do not lie one after the other.
+    """
     first, rows = tensors[0], sum(len(tensor) for tensor in tensors)
     end, storage = first.data_ptr(), first.untyped_storage().data_ptr()
     for tensor in tensors:
@@ -83,10 +89,10 @@ def fused(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def allocate(size: int) -> Tensor:
-    """New host memory, uint8, that begins at a page.
+    """Return new host memory, uint8, that begins at a page.
 
-    Of Linux in its large pages where it has them: reading weights into memory took half as long again in pages of 4 KiB, each
-    of which the system hands out and clears on its own.
+    On Linux it has large pages where the kernel offers them: reading weights into memory took half as long again in pages of 4
+    KiB, each of which the system hands out and clears on its own.
     """
     with torch.inference_mode(False):
         if not hasattr(mmap, "MADV_HUGEPAGE"):
@@ -94,17 +100,18 @@ def allocate(size: int) -> Tensor:
             skipped = -whole.data_ptr() % PAGE
             return whole[skipped : skipped + size]
         memory = mmap.mmap(-1, max(size, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # A kernel may be built without them.
+        # A kernel may be built without large pages.
         with suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(memory, dtype=torch.uint8)[:size]
 
 
 class Arena:
-    """Slabs in one buffer of host memory. slabs: dtype and shape by name, in the order they shall lie.
+    """Hold slabs in one buffer of host memory.
 
-    contiguous: as in `lay_out`. bytes: what it takes, padding included; the system gives memory only to pages that are written.
-    buffer: so many bytes, uint8, that are there already, in the place of new ones.
+    slabs: dtype and shape by name, in the order they shall lie. contiguous: as in `lay_out`. buffer: memory of the right size,
+    uint8, to use in the place of new memory. bytes: what the slabs take, padding included; the system gives memory only to
+    pages that are written.
     """
 
     def __init__(
@@ -120,7 +127,7 @@ class Arena:
         return name in self.places
 
     def put(self, name: str, tensor: Tensor) -> Tensor:
-        """Write a tensor into its place, from any device; returns the view of it. Raises ValueError where it does not fit."""
+        """Write a tensor from any device into its place; return the view of it. Raises ValueError where it does not fit."""
         place = self.places[name]
         if tensor.dtype != place.dtype or tuple(tensor.shape) != place.shape:
             wanted = f"{place.dtype} {place.shape}"
@@ -132,24 +139,27 @@ class Arena:
         return self.places[name].view(self.buffer)
 
     def bytes_of(self, name: str) -> Tensor:
-        """The same as uint8."""
+        """Return the bytes of the tensor of this name, in place, as uint8."""
         place = self.places[name]
         return self.buffer[place.offset : place.offset + place.bytes]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring tensors that move in one copy. source: their bytes in host memory; offset: where they go in a slot."""
+    """Hold neighbouring tensors that move in one copy.
+
+    source: their bytes in host memory. offset: where they go in a slot.
+    """
 
     source: Tensor
     offset: int
 
 
 def runs(tensors: Sequence[Tensor]) -> tuple[list[Run], list[Place], int]:
-    """How tensors move: the runs, the place of each tensor in a slot, and the slot's bytes.
+    """Return how tensors move: the runs, the place of each tensor in a slot, and the slot's bytes.
 
-    Tensors of one slab are one run, and neighbours stay neighbours; others, such as windows into a file, are as many as there
-    are gaps or odd beginnings.
+    Tensors of one slab are one run, and neighbours stay neighbours; others, such as windows into a file, make as many runs as
+    there are gaps or unaligned beginnings.
     """
     found: list[Run] = []
     places: dict[int, Place] = {}

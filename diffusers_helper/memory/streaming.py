@@ -1,6 +1,7 @@
-"""Weights on a card that cannot hold them all: some groups stay, the others pass through a ring of slots while others compute.
+"""Stream weights to a card that cannot hold them all.
 
-Weights are never written, so nothing is ever copied back: the host keeps them all.
+Some groups stay there, the others pass through a ring of slots while others compute. Weights are never written, so nothing is
+ever copied back: the host keeps them all.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from diffusers_helper.memory.weight_groups import WeightGroups
 
 logger = logging.getLogger(__name__)
 
-# One group is computed, one is on its way; a third evens out groups of different length.
+# One slot's group is computed, another's is on its way; a third evens out groups of different length.
 SLOTS = 3
 
 
 class WeightGroup:
-    """Parameters and buffers of some modules, which move together. bytes: of a slot that holds them."""
+    """Hold parameters and buffers of some modules, which move together. bytes: of a slot that holds them."""
 
     def __init__(self, name: str, modules: Iterable[nn.Module]):
         self.name = name
@@ -35,7 +36,7 @@ class WeightGroup:
         self.runs, self._places, self.bytes = runs(self._home)
 
     def views(self, buffer: Tensor) -> list[Tensor]:
-        """The tensors as they lie in a slot."""
+        """Return the tensors as they lie in a slot."""
         return [place.view(buffer) for place in self._places]
 
     def point(self, views: Sequence[Tensor] | None) -> None:
@@ -44,35 +45,41 @@ class WeightGroup:
             tensor.data = view
 
     def forget(self) -> None:
-        """After a copy of it was made: what of it are windows into files need not stay in memory."""
+        """Give back, after the group was copied, those of its pages in memory that are windows into files."""
         for run in self.runs:
             mapped.forget(run.source, self._windows)
 
     @cached_property
     def _windows(self) -> list[tuple[int, int]]:
-        """Asked once: memory that this group holds neither becomes a window into a file nor ceases to be one."""
+        """Return the process's windows into files, asked for once.
+
+        The memory that this group holds neither becomes a window into a file nor ceases to be one.
+        """
         return mapped.windows()
 
     def pairs(self, buffer: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(target, source) of the copies that fill a slot."""
+        """Return (target, source) of the copies that fill a slot."""
         return [(buffer[run.offset : run.offset + run.source.numel()], run.source) for run in self.runs]
 
 
 def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Each once, whoever shares it."""
+    """Return the parameters and buffers of modules that are not empty, each once, even if modules share it."""
     found = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers()) if t.numel()}
     return list(found.values())
 
 
 def evenly_spaced(groups: Sequence[WeightGroup], room: int) -> list[WeightGroup]:
-    """Groups that fit into `room` bytes, evenly spaced, so that copies of the others hide behind what computes between them."""
+    """Choose groups that fit into `room` bytes, evenly spaced.
+
+    So copies of the others hide behind what computes between them.
+    """
     total = sum(group.bytes for group in groups)
     if total <= room:
         return list(groups)
     kept, seen, chosen = 0, 0, []
     for group in groups:
         seen += group.bytes
-        # No rounding: kept / seen <= room / total.
+        # It means kept / seen <= room / total, without rounding.
         if (kept + group.bytes) * total <= room * seen:
             kept += group.bytes
             chosen.append(group)
@@ -84,7 +91,7 @@ class _Slot:
         self.buffer, self.free = buffer, free
         self.group: WeightGroup | None = None
         self.ready: Event = None
-        # Made once, because a step has some two thousand of them.
+        # Views are made once, because a step has some two thousand of them.
         self._views: dict[str, list[Tensor]] = {}
 
     def views(self, group: WeightGroup) -> list[Tensor]:
@@ -94,9 +101,10 @@ class _Slot:
 
 
 class Ring:
-    """A few slots on the card through which groups pass in a known order, each fetched while those before it compute.
+    """Pass groups in a known order through a few slots on the card, each fetched while those before it compute.
 
-    Groups may be left out or come out of order: that costs a fetch that nobody waited for, never a wrong number.
+    Groups may be left out or come out of order: that costs a fetch that nobody could prepare, never a wrong number. cyclic:
+    whether the first group follows the last.
     """
 
     def __init__(self, device: Device, groups: Sequence[WeightGroup], slots: int, *, cyclic: bool):
@@ -149,18 +157,18 @@ class Ring:
 
     def _fetch(self, group: WeightGroup, keep: Sequence[WeightGroup]) -> _Slot:
         slot = next(slot for slot in self._slots if slot.group is None or slot.group not in keep)
-        # Empty until the copy is queued: what fails half-way must not be taken for the group.
+        # The slot is empty until the copy is queued: what fails half-way must not be taken for the group.
         slot.group = None
         slot.ready = self._device.copy(group.pairs(slot.buffer), slot.free)
         slot.group = group
         if not self._cyclic:
-            # What is not locked was read when its copy was queued, and a job uses each group once.
+            # Unlocked memory was read when its copy was queued, and a job uses each group once.
             group.forget()
         return slot
 
 
 class Streamer:
-    """Keeps a network's weights in host memory and lends them on a card; see `Weights`.
+    """Keep a network's weights in host memory and lend them on a card; see `Weights`.
 
     Loose tensors of the groups that run at every step, such as a LoRA's, are gathered into slabs first.
     """
@@ -179,41 +187,41 @@ class Streamer:
 
     @property
     def resident(self) -> tuple[str, ...]:
-        """Groups that stay on the card, in the order they run."""
+        """Return the names of the groups that stay on the card, in the order they run."""
         return tuple(name for name in self._step if name in self._kept)
 
     @property
     def card_bytes(self) -> int:
-        """What is on the card now."""
+        """Return the bytes that the weights take on the card now."""
         buffers = [*self._kept.values(), *([] if self._always_buffer is None else [self._always_buffer])]
         rings = [ring for ring in (self._ring, self._job_ring) if ring]
         return sum(buffer.numel() for buffer in buffers) + sum(ring.bytes for ring in rings)
 
     @property
     def step_bytes(self) -> int:
-        """On the card when every group stays."""
+        """Return the bytes that the weights take on the card when every group stays."""
         return self._always.bytes + sum(group.bytes for group in self._step.values())
 
     @property
     def least_bytes(self) -> int:
-        """On the card when no group stays and two slots serve the others."""
+        """Return the bytes that the weights take on the card when no group stays and two slots serve all."""
         sizes = sorted((group.bytes for group in self._step.values()), reverse=True)
         return self._always.bytes + 2 * (sizes[0] if len(sizes) > 2 else sum(sizes))
 
     @property
     def job_bytes(self) -> int:
-        """What `job` takes on the card for as long as it lasts."""
+        """Return the bytes that `job` takes on the card for as long as it lasts."""
         return min(2, len(self._job)) * max((group.bytes for group in self._job.values()), default=0)
 
     def lock(self, most: int) -> int:
-        """Lock up to `most` bytes of the slabs in memory, as far as the system lets us; the bytes that are locked.
+        """Lock up to `most` bytes of the slabs in memory, as far as the system lets us; return the bytes locked.
 
         What cannot be locked is staged through a small locked buffer at every use.
         """
         done = 0
         for group in self._step.values():
             for run in group.runs:
-                # A page belongs to one lock; what is no slab shares its first with others.
+                # A page can be locked once, and memory that is no slab shares its first page with other memory.
                 if run.source.data_ptr() % PAGE or done + run.source.numel() > most or not self._device.lock(run.source):
                     continue
                 self._locked.append(run.source)
@@ -246,11 +254,11 @@ class Streamer:
         if added or dropped or self._ring is None:
             self._close_ring()
             self._keep(added)
-            # Groups that were meant to stay and did not fit come through two slots at least.
+            # Two slots at least, for groups that were meant to stay and did not fit.
             self._open_ring(max(2, slots))
 
     def leave(self, wanted: int | None = None) -> None:
-        """Give back at least `wanted` bytes of the card if there are as many, or all."""
+        """Give back at least `wanted` bytes of the card, or all that there are if they are fewer; None gives back all."""
         before = self.card_bytes
         if wanted is not None and wanted < before - self.least_bytes:
             self._shrink(before - wanted)
@@ -264,7 +272,7 @@ class Streamer:
         self._device.tidy()
 
     def close(self) -> None:
-        """Leave the card and unlock the host's memory. The network is as before."""
+        """Leave the card and unlock the host's memory. The network is then as before."""
         self.leave()
         while self._locked:
             self._device.unlock(self._locked.pop())
@@ -298,7 +306,7 @@ class Streamer:
             self._job_ring = None
 
     def make_room(self) -> bool:
-        """Half of what stays is given up."""
+        """Give up half of what stays on the card; return False if nothing does."""
         kept = sum(buffer.numel() for buffer in self._kept.values())
         if not kept:
             return False
@@ -308,7 +316,7 @@ class Streamer:
         return True
 
     def _shrink(self, budget: int) -> None:
-        """Keep groups and slots within `budget`; nothing new is kept."""
+        """Keep groups and slots within `budget`; keep nothing new."""
         groups = [group for group in self._step.values() if group.name in self._kept]
         largest = max(group.bytes for group in self._step.values())
         still = evenly_spaced(groups, max(0, budget - self._always.bytes - 2 * largest))
@@ -341,7 +349,7 @@ class Streamer:
             try:
                 self._kept[group.name] = self._put(group)
             except torch.OutOfMemoryError:
-                # Less is free than was said.
+                # Less memory is free than the card said.
                 self._device.tidy()
                 return
 
@@ -363,7 +371,7 @@ class Streamer:
 
 
 def gather(groups: Mapping[str, Sequence[Tensor]], contiguous: Sequence[Sequence[Tensor]] = ()) -> Arena | None:
-    """Move tensors that do not lie in a slab into one, tensor by tensor; None where there are none."""
+    """Move tensors that do not lie in a slab into one, tensor by tensor; return None where there are none."""
     loose = {name: _loose(name, tensors) for name, tensors in groups.items()}
     if not any(loose.values()):
         return None
@@ -379,7 +387,7 @@ def gather(groups: Mapping[str, Sequence[Tensor]], contiguous: Sequence[Sequence
 
 
 def _loose(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Those that do not lie in a slab, by keys of their own."""
+    """Return the tensors that do not lie in a slab, by keys of their own."""
     found, _, _ = runs([tensor.data for tensor in tensors])
     where = [tensor.data.untyped_storage().data_ptr() for tensor in tensors]
     slabs = {run.source.untyped_storage().data_ptr() for run in found if run.source.data_ptr() % PAGE == 0}

@@ -1,4 +1,4 @@
-"""What a network says of its weights, and asks of whoever keeps them.
+"""Describe what a network says of its weights, and what it asks of whoever keeps them.
 
 It names its groups and says `with weights.lend(name):` around what needs one; where nothing has to move, that does nothing.
 """
@@ -15,8 +15,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class WeightGroups:
-    """How a network's modules are used. always: at any time. job: once for a prompt, in this order. step: again and again, in
-    this order; what follows the last is the first. contiguous: tensors of one step group that shall lie without a gap."""
+    """Hold a network's modules by how they are used.
+
+    always: at any time. job: once for a prompt, in this order. step: again and again, in this order, with the first after the
+    last. contiguous: tensors of one step group that shall lie without a gap.
+    """
 
     always: Sequence[nn.Module] = ()
     job: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
@@ -25,23 +28,23 @@ class WeightGroups:
 
 
 class Weights(Protocol):
-    """What a network asks of whoever keeps its weights."""
+    """Bring a network's weights to where they are computed with."""
 
     def lend(self, name: str) -> AbstractContextManager[None]:
-        """The group's weights are where they are computed with, inside of the block."""
+        """Have the group's weights where they are computed with, inside of the block."""
         ...
 
     def job(self) -> AbstractContextManager[None]:
-        """Around the use of `WeightGroups.job`: what that needs on the card is given back afterwards."""
+        """Make room on the card for the use of `WeightGroups.job` inside of the block, and give it back afterwards."""
         ...
 
     def make_room(self) -> bool:
-        """After an allocation failed: take less of the card. False if nothing can be given up."""
+        """Take less of the card, after an allocation failed; return False if nothing can be given up."""
         ...
 
 
 class InPlace:
-    """Weights that lie where they are computed with."""
+    """Leave weights where they lie, because they are computed with there."""
 
     def lend(self, name: str) -> AbstractContextManager[None]:
         """Do nothing: the weights are there."""
@@ -58,7 +61,7 @@ class InPlace:
 
 @contextmanager
 def lent_while_called(modules: Mapping[str, nn.Module], weights: Weights) -> Iterator[None]:
-    """Lend the groups of these names whenever their modules are called, for a network of somebody else's."""
+    """Lend the groups of these names whenever their modules are called, for a network that does not do so itself."""
     lent: dict[nn.Module, AbstractContextManager[None]] = {}
     names = {module: name for name, module in modules.items()}
 
