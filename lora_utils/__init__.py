@@ -1,1 +1,1 @@
-"""LoRA: state dict in, state dict out. Knows neither the application nor the networks."""
+"""Read LoRA files and turn them into updates of weights; nothing here knows the application or the networks."""

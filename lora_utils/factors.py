@@ -1,4 +1,4 @@
-"""From a file's tensors to updates of a network's weights."""
+"""Turn a file's tensors into updates of a network's weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from lora_utils.scales import scale_of
 
 @dataclass(frozen=True)
 class LowRank:
-    """W[layer] += scale * up @ down. up (rows, rank), down (rank, columns); a kernel's sides count as columns."""
+    """Hold the update W[layer] += scale * up @ down.
+
+    up: (rows, rank). down: (rank, columns). A convolution kernel's sides count as columns.
+    """
 
     layer: str
     up: Tensor
@@ -23,13 +26,13 @@ class LowRank:
     scale: float
 
     def delta(self) -> Tensor:
-        """scale * up @ down, (rows, columns) float32."""
+        """Return scale * up @ down, (rows, columns) float32."""
         return self.scale * (self.up.float() @ self.down.float())
 
 
 @dataclass(frozen=True)
 class Kronecker:
-    """W[layer] += scale * rows [first, end) of the Kronecker product of left (a, b) and right (c, d)."""
+    """Hold the update W[layer] += scale * rows [first, end) of the Kronecker product of left (a, b) and right (c, d)."""
 
     layer: str
     left: Tensor
@@ -38,17 +41,17 @@ class Kronecker:
     rows: tuple[int, int]
 
     def delta(self) -> Tensor:
-        """(rows, columns) float32."""
+        """Return what is added to the weight, (rows, columns) float32."""
         first, end = self.rows
         return self.scale * torch.kron(self.left.float(), self.right.float())[first:end]
 
 
 @dataclass(frozen=True)
 class Hadamard:
-    """W[layer] += scale * (up_1 @ down_1) * (up_2 @ down_2), element by element. up (rows, rank), down (rank, columns).
+    """Hold the update W[layer] += scale * (up_1 @ down_1) * (up_2 @ down_2), multiplied element by element.
 
-    It could be written as one product of rank rank_1 * rank_2, which is larger than the weight from rank 40 on; see
-    https://arxiv.org/abs/2108.06098, section 2.
+    up: (rows, rank). down: (rank, columns). It could be written as one product of rank rank_1 * rank_2, which is larger than
+    the weight from rank 40 on; see https://arxiv.org/abs/2108.06098, section 2.
     """
 
     layer: str
@@ -59,7 +62,7 @@ class Hadamard:
     scale: float
 
     def delta(self) -> Tensor:
-        """(rows, columns) float32."""
+        """Return what is added to the weight, (rows, columns) float32."""
         return (self.up_1.float() @ self.down_1.float()).mul_(self.up_2.float() @ self.down_2.float()).mul_(self.scale)
 
 
@@ -67,8 +70,11 @@ Update = LowRank | Kronecker | Hadamard
 
 
 def updates(layout: Layout, tensor: Callable[[str], Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[Update]:
-    """Every update of a file, made when it is asked for. tensor: a key's tensor, asked for once. metadata: the file's, which
-    may hold PEFT's alpha. Raises LoraError, as `scales.check_alphas` does, for an alpha that is not understood."""
+    """Yield every update of a file, made when it is asked for.
+
+    tensor: returns a key's tensor; called once for each. metadata: the file's, which may hold PEFT's alpha. Raises LoraError,
+    as `scales.check_alphas` does, for an alpha that is not understood.
+    """
     said = config_of(metadata or {})
     stabilised = STABILISED_FLAG in layout.flags and bool(tensor(STABILISED_FLAG).item())
     for entry in layout.entries:
@@ -78,7 +84,7 @@ def updates(layout: Layout, tensor: Callable[[str], Tensor], metadata: Mapping[s
         if entry.kind == "LoKr":
             left, right = (_whole(factors, name) for name in ("lokr_w1", "lokr_w2"))
             if entry.swapped:
-                # One layer only, the head's; its product is small enough to be made.
+                # Only the head's layer is swapped; its product is small enough to be made.
                 whole = torch.kron(left.float(), right.float())
                 left, right = torch.ones(1, 1), whole.roll(len(whole) // 2, dims=0)
             yield from [Kronecker(part.layer, left, right, scale, part.rows) for part in entry.parts]
@@ -97,9 +103,9 @@ def updates(layout: Layout, tensor: Callable[[str], Tensor], metadata: Mapping[s
 
 
 def merged(weight: Tensor, additions: list[tuple[Update, float]]) -> Tensor:
-    """weight + sum of strength * delta, computed in float32, in the weight's shape and dtype.
+    """Return weight + sum of strength * delta, computed in float32, in the weight's shape and dtype.
 
-    An 8-bit float weight without a scale would lose most of what is added; the result is bfloat16 then.
+    An 8-bit float weight without a scale would lose most of what is added, so the result is bfloat16 then.
     """
     whole = weight.float()
     for update, strength in additions:

@@ -1,7 +1,7 @@
-"""NaN and infinity in a file's tensors, looked for a piece at a time: a large file is never in memory as a whole.
+"""Look for NaN and infinity in a file's tensors, a piece at a time: a large file is never in memory as a whole.
 
-One such number makes a whole film black, at the end of its computing. Numbers are judged by their bits, so that formats that
-numpy does not know need no conversion; nothing here needs torch.
+One such number makes a whole film black, which shows only when it is computed. Numbers are judged by their bits, so that
+formats that numpy does not know need no conversion; nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import numpy
 
 from lora_utils.files import Header, LoraError
 
+# Bytes that are read at a time.
 PIECE = 2**22
-# Of each format: an unsigned number as wide, its bits without the sign's, and the least of these that are no finite number.
-# Factors are computed with in float32 at most, so of 64 bits it is what rounds to infinity there: 2**128 - 2**103.
+# By dtype: an unsigned integer of the same width, the mask of all bits but the sign's, and the least masked value that is not
+# finite. Factors are computed with in float32 at most, so for F64 that is what rounds to infinity there: 2**128 - 2**103.
 # E4M3 has no infinity, and NaN in its last code alone (https://arxiv.org/abs/2209.05433).
 FORMATS = {
     "F64": ("<u8", 0x7FFFFFFFFFFFFFFF, 0x47EFFFFFF0000000),
@@ -28,9 +29,9 @@ FORMATS = {
 
 
 def first_not_finite(path: Path, header: Header, keys: Iterable[str]) -> str | None:
-    """The first of these tensors, by their places in the file, with a number that is none; None where all are finite.
+    """Return the name of the first of these tensors, by their places in the file, with NaN or infinity in it.
 
-    Raises LoraError ("unreadable").
+    None where all are finite. Raises LoraError ("unreadable").
     """
     buffer = bytearray(PIECE)
     try:
@@ -50,7 +51,7 @@ def _finite(stream, header: Header, key: str, buffer: bytearray) -> bool:
     while begin < end:
         count = stream.readinto(memoryview(buffer)[: min(PIECE, end - begin)])
         if not count:
-            # It became shorter meanwhile, which loading it will find out.
+            # The file became shorter meanwhile; loading it reports that.
             return True
         numbers = numpy.frombuffer(buffer, kind, count // numpy.dtype(kind).itemsize)
         if len(numbers) and (numbers & numbers.dtype.type(magnitude)).max() >= least:

@@ -1,8 +1,8 @@
-"""What a LoRA file holds, and what of it fits a network, judged by names and shapes alone.
+"""Find out what a LoRA file holds, and what of it fits a network, by names and shapes alone.
 
-Families: kohya and musubi-tuner (`lora_unet_`, FramePack's or HunyuanVideo's names), diffusers and PEFT (`lora_A`,
-`lora_B`, also `.default.` and `base_model.model.`), diffusion-pipe, `diffusion_model.` and `transformer.` before either naming,
-ComfyUI's names, dotted `lora_down`/`lora_up`; LoHa and LoKr of LyCORIS (https://github.com/KohakuBlueleaf/LyCORIS).
+Families: kohya and musubi-tuner (`lora_unet_`, FramePack's or HunyuanVideo's names), diffusers and PEFT (`lora_A`, `lora_B`,
+also `.default.` and `base_model.model.`), diffusion-pipe, `diffusion_model.` and `transformer.` before either naming, ComfyUI's
+names, dotted `lora_down`/`lora_up`; LoHa and LoKr of LyCORIS (https://github.com/KohakuBlueleaf/LyCORIS).
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ ENDS = (
     (re.compile(r"\.(?=(?:hada|lokr)_w[12](?:_[ab])?$)"), ""),
     (re.compile(r"\.(?:lora_mid\.weight|hada_t[12]|lokr_t[12])$"), "tucker"),
 )
-# Magnitudes of a DoRA's rows (https://arxiv.org/abs/2402.09353), by which a sum with the weights is divided and multiplied
-# again, which is no adding: `dora_scale` of LyCORIS and kohya's trainers, `lora_magnitude_vector` of PEFT, `dora_layer.weight`
-# of a branch of musubi-tuner, and whatever else is called so.
+# Keys of a DoRA's magnitudes (https://arxiv.org/abs/2402.09353), to which the rows of weight plus update are rescaled, so that
+# it cannot be added: `dora_scale` of LyCORIS and kohya's trainers, `lora_magnitude_vector` of PEFT, `dora_layer.weight` of a
+# branch of musubi-tuner, and whatever else is called so.
 DORA = re.compile(r"(?:^|[._])(?:dora|magnitude)(?:[._]|$)", re.IGNORECASE)
-# Tensors of one number for the whole file, of that branch: what its alphas are divided by, and whether it is a DoRA.
+# Tensors of one number for the whole file, which that branch writes: whether its alphas are divided by the root of the rank,
+# and whether it is a DoRA.
 STABILISED_FLAG, DORA_FLAG = "use_rslora_flag", "use_dora_flag"
-# What factors may be stored as.
+# Dtypes that factors may have.
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 KINDS = {"up": "LoRA", "down": "LoRA", "hada": "LoHa", "lokr": "LoKr"}
 COMPLETE = (
@@ -46,13 +47,13 @@ COMPLETE = (
     ("LoKr", {"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}),
 )
 
-# PEFT's with `bias="lora_only"` or `lora_bias`, and LyCORIS's difference.
+# Ends of keys of biases: PEFT's with `bias="lora_only"` or `lora_bias`, and LyCORIS's difference.
 BIASES = (".bias", ".diff_b")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows (first, end) of an update's output that belong to one layer of the network."""
+    """Hold the rows (first, end) of an update's output that belong to one layer of the network."""
 
     layer: str
     rows: tuple[int, int]
@@ -60,10 +61,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Entry:
-    """One layer's update as it stands in the file.
+    """Hold one layer's update as it stands in the file.
 
-    keys: by part ("up", "down", "alpha", "hada_w1_a", ...). shape: of the whole update, (rows, columns).
-    rank: 0 where the update has none (a LoKr of two whole matrices). swapped: the halves of the rows change places.
+    keys: by part ("up", "down", "alpha", "hada_w1_a", ...). shape: of the whole update, (rows, columns). rank: 0 where the
+    update has none (a LoKr of two whole matrices). swapped: the halves of the rows change places.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to say about a file before it is used.
+    """Hold what there is to say about a file before it is used.
 
     found: layers that the file wants to change, used: those known here. applied: layers of the network that change, of layers.
     unknown, text_encoder: keys without a place here, and keys of text encoders, which are passed over.
@@ -94,18 +95,21 @@ class Report:
 
     @property
     def partial(self) -> bool:
-        """Whether something that was meant for the network finds no place in it."""
+        """Return whether something that was meant for the network finds no place in it."""
         return bool(self.unknown)
 
     @property
     def only_biases(self) -> bool:
-        """Whether all that finds no place are biases, which are added to layers and not to their weights."""
+        """Return whether all that finds no place are biases, which are added to layers and not to their weights."""
         return all(key.endswith(BIASES) for key in self.unknown)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """flags: keys of what is said of the whole file (STABILISED_FLAG, DORA_FLAG)."""
+    """Hold which update of a file goes where.
+
+    flags: keys of what is said of the whole file (STABILISED_FLAG, DORA_FLAG).
+    """
 
     entries: tuple[Entry, ...]
     report: Report
@@ -113,13 +117,13 @@ class Layout:
 
 
 def analyse(header: Header, layers: Shapes, file: str = "") -> Layout:
-    """Which update of the file goes where. layers: shapes of the network's weights of two dimensions and more, by layer.
+    """Find out which update of the file goes where.
 
-    Raises LoraError, naming `file`, if nothing fits, a shape is wrong, or the updates need more than adding: a file is used as
-    it was made, or not at all.
+    layers: shapes of the network's weights of two dimensions and more, by layer. Raises LoraError, naming `file`, if nothing
+    fits, a shape is wrong, or the updates need more than adding: a file is used as it was made, or not at all.
     """
     names = Names(layers)
-    # By layer and adapter: a file may have several for one layer.
+    # By layer and adapter, because a file may have several adapters for one layer.
     grouped: dict[tuple[str, str], dict[str, str]] = {}
     alphas: dict[str, str] = {}
     flags: set[str] = set()
@@ -190,7 +194,10 @@ def _check_one(header: Header, key: str, file: str) -> None:
 
 
 def _useless(file: str, groups: list[dict[str, str]], unknown: list[str], text_encoder: list[str]) -> LoraError:
-    """Why a file of which nothing fits cannot be used. groups: keys by part, of each update that is no text encoder's."""
+    """Return the error that says why a file of which nothing fits cannot be used.
+
+    groups: keys by part, of each update that is not for a text encoder.
+    """
     if not unknown:
         return LoraError("text_encoder", file=file, count=len(text_encoder)) if text_encoder else LoraError("empty", file=file)
     if not groups:
@@ -201,7 +208,7 @@ def _useless(file: str, groups: list[dict[str, str]], unknown: list[str], text_e
 
 
 def _absent(keys: Mapping[str, str]) -> str:
-    """The first key that an update lacks to be whole; "" if it lacks none."""
+    """Return the first key that an update lacks to be whole; "" if it lacks none."""
     parts = set(keys) - {"alpha"}
     lacking = min((complete - parts for _, complete in COMPLETE if parts <= complete), key=len, default=set())
     if not lacking:
@@ -216,7 +223,10 @@ def _absent(keys: Mapping[str, str]) -> str:
 
 
 def factor_numbers(layout: Layout, shapes: Shapes) -> Iterator[tuple[str, int]]:
-    """(layer, how many numbers its factors have beside the weights) of every update. shapes: of the file's tensors."""
+    """Yield (layer, how many numbers its factors have beside the weights) for every update.
+
+    shapes: of the file's tensors.
+    """
     for entry in layout.entries:
         for part in entry.parts:
             first, end = part.rows
@@ -231,9 +241,9 @@ def factor_numbers(layout: Layout, shapes: Shapes) -> Iterator[tuple[str, int]]:
 
 
 def _split(key: str) -> tuple[str, str | None, str]:
-    """Layer, part and adapter of a key; the part is None where it is none that we know.
+    """Split a key into layer, part and adapter; the part is None where it is none that we know.
 
-    Factors of PEFT's and of kohya's kind are never of one adapter.
+    The adapter keeps factors of PEFT's and of kohya's kind apart, which never belong together.
     """
     for pattern, role in ENDS:
         if match := pattern.search(key):
@@ -248,9 +258,9 @@ def _kind(keys: Mapping[str, str]) -> str | None:
 
 
 def _shape(kind: str, shapes: Shapes) -> tuple[tuple[int, int], int]:
-    """(rows, columns) of the whole update, and its rank; sides of a kernel count as columns.
+    """Return (rows, columns) of the whole update, and its rank; a convolution kernel's sides count as columns.
 
-    (0, 0) where the factors do not fit each other, which is nobody's shape.
+    The result is (0, 0), which no layer has, where the factors do not fit each other.
     """
     if kind == "LoRA":
         return _product(shapes["up"], shapes["down"])
@@ -262,7 +272,7 @@ def _shape(kind: str, shapes: Shapes) -> tuple[tuple[int, int], int]:
 
 
 def _sides(shapes: Shapes) -> tuple[list[tuple[int, int]], int]:
-    """Of a LoKr: both whole matrices' (rows, columns), and the rank."""
+    """Return (rows, columns) of both matrices of a LoKr, multiplied out, and the rank."""
     sides, rank = [], 0
     for name in ("lokr_w1", "lokr_w2"):
         if name in shapes:
@@ -287,7 +297,10 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _format(entries: list[Entry], names: Names) -> str:
-    """Return how the first update is written, and whose names it uses: "kohya, HunyuanVideo". In no language."""
+    """Return how the first update is written, and whose names it uses, such as "kohya, HunyuanVideo".
+
+    The text is the same in all languages.
+    """
     first = entries[0]
     key = next(key for role, key in first.keys.items() if role != "alpha")
     if first.kind != "LoRA":

@@ -1,8 +1,8 @@
-"""Names of layers: what files of the HunyuanVideo family call a layer, and what this network calls it.
+"""Translate names of layers: from what files of the HunyuanVideo family call a layer to what this network calls it.
 
 Every name is looked up with its dots written as underscores. That makes one spelling of the flattened names (kohya,
-musubi-tuner), the dotted ones (diffusers, PEFT, diffusion-pipe) and ComfyUI's, and no two layers fall together.
-HunyuanVideo's own names: https://github.com/Tencent-Hunyuan/HunyuanVideo; the network's: the hub's checkpoint.
+musubi-tuner), the dotted ones (diffusers, PEFT, diffusion-pipe) and ComfyUI's, and no two layers fall together. HunyuanVideo's
+own names: https://github.com/Tencent-Hunyuan/HunyuanVideo; the network's: the hub's checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Flattened; taken off one after the other until the rest is known.
+# Prefixes of flattened names; they are taken off one after the other until the rest is known.
 PREFIXES = (
     "lora_unet_", "lora_transformer_", "Hunyuan_video_I2V_lora_", "lycoris_", "base_model_model_", "base_model_",
     "diffusion_model_", "transformer_", "unet_", "model_", "module_", "_orig_mod_",
@@ -60,19 +60,19 @@ EMBEDDERS = {
 }
 # Tencent's head has shift before scale, the network scale before shift.
 HALVES_SWAPPED = ("final_layer.adaLN_modulation.1",)
-# How ComfyUI ends the names that it has of its own.
+# HunyuanVideo's ends of names, and ComfyUI's in their place.
 COMFY_ENDS = {
     "_mod.linear": "_mod.lin", "_mlp.fc1": "_mlp.0", "_mlp.fc2": "_mlp.2", "modulation.linear": "modulation.lin",
     "_in.mlp.0": "_in.in_layer", "_in.mlp.2": "_in.out_layer", "embedder.mlp.0": "embedder.in_layer",
     "embedder.mlp.2": "embedder.out_layer", "embedder.linear_1": "embedder.in_layer", "embedder.linear_2": "embedder.out_layer",
 }  # fmt: skip
-# Names that are ComfyUI's only with their dots.
+# Names that only their dots tell to be ComfyUI's.
 COMFY_LOOK = re.compile(r"_attn\.(qkv|proj)|_mlp\.[02]$|mod(ulation)?\.lin$|(time|guidance)_in\.(in|out)_layer$")
 
 
 @dataclass(frozen=True)
 class Target:
-    """The layers of the network behind one name. swapped: the two halves of the rows change places.
+    """Hold the layers of the network behind one name. swapped: the two halves of the rows change places.
 
     The rows of a fused layer belong to the layers in order, to each as many as it has.
     """
@@ -83,7 +83,7 @@ class Target:
 
 
 class Names:
-    """All names by which the layers of one network are known."""
+    """Hold all names by which the layers of one network are known."""
 
     def __init__(self, layers: Iterable[str]):
         layers = tuple(layers)
@@ -96,14 +96,17 @@ class Names:
                     self._targets.setdefault(flat(spelling), target)
 
     def find(self, name: str) -> Target | None:
-        """What a file's name of a layer means here, whatever stands before it; None if nothing."""
+        """Return what a file's name of a layer means here, whatever prefixes it has; None if nothing."""
         rest: str | None = flat(name)
         while rest is not None and rest not in self._targets:
             rest = _without_prefix(rest)
         return self._targets[rest] if rest is not None else None
 
     def naming(self, name: str) -> str:
-        """Return whose naming it is: "FramePack", "HunyuanVideo" or "ComfyUI". Raises KeyError for a name unknown to `find`."""
+        """Return whose naming a name follows: "FramePack", "HunyuanVideo" or "ComfyUI".
+
+        Raises KeyError for a name unknown to `find`.
+        """
         target = self.find(name)
         if target is None:
             raise KeyError(name)
@@ -113,12 +116,12 @@ class Names:
 
 
 def flat(name: str) -> str:
-    """Return a layer's name without dots, which some programs write as underscores."""
+    """Return a layer's name with underscores for dots, as some programs write it."""
     return name.replace(".", "_")
 
 
 def is_text_encoder(key: str) -> bool:
-    """Whether a key belongs to a text encoder, which FramePack's LoRA do not change."""
+    """Return whether a key belongs to a text encoder, which FramePack's LoRA do not change."""
     return key.startswith(TEXT_ENCODERS)
 
 
@@ -127,7 +130,7 @@ def _without_prefix(name: str) -> str | None:
 
 
 def _tencent(layers: tuple[str, ...]) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """HunyuanVideo's names for as many blocks as the network has, each with the network's layers."""
+    """Yield HunyuanVideo's names for as many blocks as the network has, each with the network's layers."""
     families = (
         ("transformer_blocks", "double_blocks", DUAL),
         ("single_transformer_blocks", "single_blocks", SINGLE),

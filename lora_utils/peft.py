@@ -1,6 +1,6 @@
-"""How PEFT and diffusers scale an adapter: in a file's metadata, or in adapter_config.json beside it. Needs no torch.
+"""Read how PEFT and diffusers scale an adapter: from a file's metadata, or from adapter_config.json beside it.
 
-https://huggingface.co/docs/peft/package_reference/lora: lora_alpha, alpha_pattern, use_rslora.
+https://huggingface.co/docs/peft/package_reference/lora: lora_alpha, alpha_pattern, use_rslora. Needs no torch.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from pathlib import Path
 
 from lora_utils.files import Header, LoraError
 
-# What one expression can do to one name is over at once: both are short, and of three quantifiers two repeat without an end.
+# Limits that keep matching one expression with one name quick: both are short, and few quantifiers repeat without an end.
 LONGEST_PATTERN, LONGEST_NAME, MOST_QUANTIFIERS, MOST_ENDLESS = 200, 120, 3, 2
-# Layers are named by expressions to be named by few of them.
+# A file needs few expressions: it uses them to name many layers at once.
 MOST_EXPRESSIONS = 16
 QUANTIFIER, ENDLESS = re.compile(r"[*+?{]"), re.compile(r"[*+]|\{\d*,\}")
-# Groups that are repeated, repetitions of three digits and more, references to groups, and what only (?...) can say.
+# Expressions that are not tried: those with repeated groups, repetitions of three digits and more, references to groups, and
+# extensions that begin with (? other than (?:.
 UNREAD = re.compile(r"\)[*+{]|\{(?!\d{1,2}(?:,\d{0,2})?\})|\\[0-9]|\(\?(?!:)")
-# A module's name itself, with dots that may be written as underscores.
+# A module's plain name rather than an expression; its dots may be written as underscores.
 PLAIN = re.compile(r"[\w.-]+")
-# What stands before a module's own name in a file, one after the other; PEFT's expressions are for that name.
+# Prefixes that may stand before a module's own name in a file, one after the other; PEFT's expressions are for the own name.
 PREFIXES = ("base_model.model.", "base_model.", "diffusion_model.", "transformer.", "unet.", "model.", "module.", "_orig_mod.")
 KEY, CONFIG, MODEL = "lora_adapter_metadata", "adapter_config.json", "adapter_model.safetensors"
-# PEFT writes half a kilobyte, and a line for each layer that has an alpha of its own.
+# Bytes. PEFT writes half a kilobyte, and a line for each layer that has an alpha of its own.
 LONGEST_CONFIG = 2**20
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """alpha: where a file says one for all its layers. own: those of some layers, by name or expression, in the file's order.
+    """Hold what is said of an adapter's scale.
 
-    stabilised: the root of the rank divides, not the rank. dora: the file says that it is one.
+    alpha: one for all layers, or None. own: alphas of some layers, by name or expression, in the file's order. stabilised:
+    alpha is divided by the root of the rank, not by the rank. dora: the file says that it is a DoRA.
     """
 
     alpha: float | None = None
@@ -44,7 +46,7 @@ class Scaling:
     dora: bool = False
 
     def alpha_of(self, name: str) -> float | None:
-        """The alpha of a layer, by its name in the file: that of the first name or expression in `own` that means it."""
+        """Return the alpha of a layer, by its name in the file: that of the first key of `own` that means it, else `alpha`."""
         places = [self._names[end] for end in _ends(name) if end in self._names]
         places += [place for place, pattern in self._expressions if means(pattern, name)]
         return list(self.own.values())[min(places)] if places else self.alpha
@@ -60,7 +62,10 @@ class Scaling:
 
 
 def config_beside(path: Path) -> Path | None:
-    """PEFT writes an adapter's alpha into a file beside it; only beside a file of PEFT's own name it is that one's."""
+    """Return the adapter_config.json beside a file, into which PEFT writes the adapter's alpha; None without one.
+
+    Only beside a file of PEFT's own name does it belong to that file.
+    """
     if path.name != MODEL:
         return None
     beside = path.with_name(CONFIG)
@@ -68,7 +73,10 @@ def config_beside(path: Path) -> Path | None:
 
 
 def scaling_metadata(path: Path, header: Header) -> Mapping[str, str]:
-    """The file's own metadata, and what stands beside it. Raises LoraError ("unreadable", "config")."""
+    """Return the file's own metadata, with the adapter_config.json beside it where that is needed.
+
+    Raises LoraError ("unreadable", "config").
+    """
     beside = config_beside(path)
     if beside is None or KEY in header.metadata:
         return header.metadata
@@ -77,7 +85,7 @@ def scaling_metadata(path: Path, header: Header) -> Mapping[str, str]:
             data = stream.read(LONGEST_CONFIG + 1)
         if len(data) > LONGEST_CONFIG:
             raise ValueError(f"it has more than {LONGEST_CONFIG // 2**20} MB")
-        # UTF-8 and UTF-16, with a byte order mark or without.
+        # `json.loads` reads UTF-8 and UTF-16, with a byte order mark or without.
         return {KEY: json.dumps(json.loads(data)), **header.metadata}
     except OSError as error:
         raise LoraError("unreadable", file=str(beside), reason=error.strerror or str(error)) from None
@@ -86,10 +94,10 @@ def scaling_metadata(path: Path, header: Header) -> Mapping[str, str]:
 
 
 def config_of(metadata: Mapping[str, str], file: str = "") -> Scaling:
-    """What is said of the transformer's adapter; nothing where nobody says anything.
+    """Return what metadata say of the transformer's adapter; a plain `Scaling` where they say nothing.
 
-    Raises LoraError ("config"), naming `file`, for what is there and cannot be understood: a LoRA of another strength looks
-    like a bad one.
+    Raises LoraError ("config" or "not_finite"), naming `file`, for what is there and cannot be understood: a LoRA of another
+    strength looks like a bad one.
     """
     try:
         document = json.loads(metadata.get(KEY) or "{}")
@@ -118,20 +126,26 @@ def config_of(metadata: Mapping[str, str], file: str = "") -> Scaling:
 
 
 def means(pattern: str, name: str) -> bool:
-    """Whether a key of alpha_pattern speaks of the layer of this name in a file: its end, or a regular expression for it, as
-    PEFT reads them. Of an expression that `first_unread` finds only the former is tried."""
+    """Return whether a key of alpha_pattern means the layer of this name in a file.
+
+    As PEFT reads it, a key is the end of the name or a regular expression for it. A key that `first_unread` would find is tried
+    only as an end.
+    """
     if f".{name}".endswith(f".{pattern}"):
         return True
     if len(name) > LONGEST_NAME or not _is_read(pattern):
         return False
     expression = re.compile(pattern)
-    # PEFT's own is "(.*\.)?({pattern})$" for the module's own name.
+    # PEFT matches "(.*\.)?({pattern})$" with the module's own name.
     starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
     return any(expression.fullmatch(name, start) for start in starts) or any(map(expression.fullmatch, _without_prefixes(name)))
 
 
 def first_unread(metadata: Mapping[str, str]) -> str | None:
-    """The first expression of alpha_pattern that is none, whose reading could take for ever, or that is one too many."""
+    """Return the first expression of alpha_pattern that cannot be used, or None.
+
+    It is no regular expression, matching it could take for ever, or it is one more than MOST_EXPRESSIONS.
+    """
     expressions = [pattern for pattern in config_of(metadata).own if not PLAIN.fullmatch(pattern)]
     unread = (pattern for pattern in expressions if not _is_read(pattern))
     return next(unread, expressions[MOST_EXPRESSIONS] if len(expressions) > MOST_EXPRESSIONS else None)
@@ -150,7 +164,7 @@ def _is_read(pattern: str) -> bool:
 
 
 def _ends(name: str) -> list[str]:
-    """A name and what follows each of its dots, with underscores for dots."""
+    """Return a name and what follows each of its dots, with underscores for dots."""
     return [_flat(name), *(_flat(name[dot.end() :]) for dot in re.finditer(r"\.", name))]
 
 

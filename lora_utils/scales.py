@@ -1,4 +1,7 @@
-"""How strongly a file's updates act at strength 1. Needs no torch: a file is refused before anything is loaded."""
+"""Determine how strongly a file's updates act at strength 1.
+
+Needs no torch, so that a file is refused before anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from lora_utils.files import Header, LoraError
 from lora_utils.formats import DORA_FLAG, STABILISED_FLAG, Entry, Layout
 from lora_utils.peft import Scaling, config_of, first_unread, scaling_metadata
 
-# What float16 can hold. Trainers' scales are between a hundredth and a hundred; with 1e308 every number becomes infinite.
+# The largest number of float16. Trainers' scales are between 0.01 and 100; with 1e308 every number would become infinite.
 LARGEST_SCALE = 65504.0
-# One number of each dtype; those that struct does not know are widened first.
+# struct's format of one number of each dtype; `read_number` widens the dtypes that struct does not know.
 NUMBERS = {
     "F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b",
     "U64": "<Q", "U32": "<I", "U16": "<H", "U8": "<B", "BOOL": "<?",
@@ -20,14 +23,13 @@ NUMBERS = {
 
 
 def scale_of(entry: Entry, alpha: float | None, said: Scaling, stabilised: bool) -> float:
-    """alpha / rank, or alpha / sqrt(rank) where the file says that it is rank-stabilised (https://arxiv.org/abs/2312.03732);
-    without an alpha 1.
+    """Return alpha / rank, or alpha / sqrt(rank) where the file says that it is rank-stabilised; 1 without an alpha.
 
-    alpha: that of the file's own tensors, None without one. stabilised: what the flag beside them says; it speaks of LoRA
-    alone, because its trainer passes it over for other kinds. LyCORIS' `rs_lora` in a file's metadata changes nothing: the
-    alpha that it writes has been multiplied by sqrt(rank), so that alpha / rank is right.
+    Rank-stabilised: https://arxiv.org/abs/2312.03732. alpha: that of the file's own tensors, None without one. stabilised: what
+    the flag beside them says; it speaks of LoRA alone, because its trainer ignores it for other kinds. LyCORIS' `rs_lora` in a
+    file's metadata changes nothing: the alpha that it writes has been multiplied by sqrt(rank), so that alpha / rank is right.
 
-    Two whole matrices have no rank, and LyCORIS ignores their alpha.
+    Two whole matrices have no rank, and LyCORIS ignores their alpha: their scale is 1.
     """
     if not entry.rank:
         return 1.0
@@ -39,8 +41,10 @@ def scale_of(entry: Entry, alpha: float | None, said: Scaling, stabilised: bool)
 
 
 def check_alphas(path: Path, header: Header, layout: Layout) -> None:
-    """Raises LoraError for a file that says in a way that is not understood how strongly it acts, or far too strongly, and
-    for one that says it is a DoRA."""
+    """Check how strongly a file says that it acts.
+
+    Raises LoraError if it is not understood or far too strong, and for a file that says it is a DoRA.
+    """
     scaling = scaling_metadata(path, header)
     said = config_of(scaling, str(path))
     if pattern := first_unread(scaling):
@@ -53,7 +57,7 @@ def check_alphas(path: Path, header: Header, layout: Layout) -> None:
     for entry in layout.entries:
         key = entry.keys.get("alpha")
         scale = scale_of(entry, read_number(path, header, key) if key else None, said, stabilised)
-        # NaN is no less than anything.
+        # Written with `not`, so that NaN, which compares false with every number, is refused too.
         if not abs(scale) <= LARGEST_SCALE:
             name = key or f"lora_alpha ({entry.name})"
             if not math.isfinite(scale):
@@ -62,7 +66,7 @@ def check_alphas(path: Path, header: Header, layout: Layout) -> None:
 
 
 def read_number(path: Path, header: Header, key: str) -> float:
-    """The value of a tensor of one number. Raises LoraError ("unreadable", "damaged")."""
+    """Return the value of a tensor of one number. Raises LoraError ("unreadable", "damaged", "dtype")."""
     begin, end = header.places[key]
     try:
         with path.open("rb") as stream:

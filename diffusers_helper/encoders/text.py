@@ -32,7 +32,7 @@ UNUSED_LAYERS = 2
 
 @dataclass(frozen=True)
 class TextEncoders:
-    """Holds the two language models that read a prompt, each with its tokenizer."""
+    """Hold the two language models that read a prompt, each with its tokenizer."""
 
     tokenizer: PreTrainedTokenizerFast
     llama: LlamaModel
@@ -92,9 +92,9 @@ def language_layers(encoders: TextEncoders) -> dict[str, nn.Module]:
 
 
 def text_weight_groups(encoders: TextEncoders) -> WeightGroups:
-    """Return how the encoders' weights go to the card: the language model's layer by layer, once for a prompt.
+    """Return the encoders' weight groups: the language model's layers pass through the card one by one, once for a prompt.
 
-    Embeddings and CLIP stay there meanwhile.
+    Embeddings and CLIP stay on the card meanwhile.
     """
     llama = encoders.llama
     always = [llama.embed_tokens, llama.rotary_emb, llama.norm, encoders.clip]
@@ -105,7 +105,7 @@ def text_weight_groups(encoders: TextEncoders) -> WeightGroups:
 def encode_prompt(encoders: TextEncoders, prompt: str) -> TextEmbedding:
     """Encode a prompt by both language models.
 
-    No padding is needed for the exact result: the language model is causal, so what would follow the prompt cannot change it.
+    Leaving the padding out changes nothing: the language model is causal, so what would follow the prompt cannot change it.
     """
     text = TEMPLATE.replace("{}", prompt)
     every = encoders.tokenizer(text).input_ids

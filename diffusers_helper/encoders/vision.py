@@ -28,9 +28,9 @@ class VisionPreprocessing:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> VisionPreprocessing:
-        """Make it from preprocessor_config.json's content.
+        """Return the preprocessing that preprocessor_config.json describes.
 
-        Raises an error of Python's own for values that are no sizes or colours.
+        Raises TypeError, ValueError or AttributeError for values that are no sizes or colours.
         """
         size = document.get("size", {})
         return cls(
@@ -54,7 +54,7 @@ class VisionPreprocessing:
 
 @dataclass(frozen=True)
 class VisionEncoder:
-    """Holds the vision model that reads the start picture, and what prepares the picture for it."""
+    """Hold the vision model that reads the start picture, and what prepares the picture for it."""
 
     model: SiglipVisionModel
     preprocess: VisionPreprocessing

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-# What one step takes before anything is measured, in tensors of all tokens; at 18,300 tokens in 16 bits it is 2.5 GiB.
+# What one step takes before anything is measured, in tensors (tokens, width); at 18,300 tokens in 16 bits it is 2.5 GiB.
 TENSORS = 24
 # Share added to what was measured, for gaps between tensors: with a card as full as the measure said, the second section of a
 # film at 960x960 in 16 GiB ran out of memory.

@@ -1,4 +1,4 @@
-"""Wrap what streaming asks of a card.
+"""Define what streaming asks of a card, and provide it for CUDA.
 
 The interface is small, so that tests can put a card in its place that is late, full or broken.
 """

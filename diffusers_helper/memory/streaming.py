@@ -135,7 +135,7 @@ class Ring:
         finally:
             group.point(None)
             slot.free = self._device.mark()
-        # After this group was queued, so that staging in host memory overlaps with its computation.
+        # They are fetched after this group was queued, so that staging in host memory overlaps with its computation.
         for other in following:
             if self._holding(other) is None:
                 self._fetch(other, keep=(group, *following))

@@ -47,7 +47,7 @@ def opaque(name: str, kernel: Kernel) -> Kernel:
 
 
 def _load_sage() -> Kernel:
-    # 1.x and 2.x share this function; 2.x chooses the kernel for the card itself.
+    # SageAttention 1.x and 2.x have this function; 2.x chooses the kernel for the card itself.
     sageattn = importlib.import_module("sageattention").sageattn
     return opaque("sage", lambda q, k, v: sageattn(q, k, v, tensor_layout="NHD"))
 
@@ -142,7 +142,7 @@ def _try(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Kernel | 
 
 
 def kernel_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that tell that a kernel does not work here.
+    """Return the exceptions by which a kernel reports that it does not work here.
 
     Kernels raise them for an unsupported card, shape or build, and triton for a kernel or C file that it cannot compile.
     """

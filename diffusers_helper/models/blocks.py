@@ -108,7 +108,7 @@ class Conditioning(nn.Module):
 
 
 class GatedProjection(nn.Module):
-    """Holds the input projection of a feed-forward under the name `proj`."""
+    """Hold the input projection of a feed-forward under the name `proj`."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -209,7 +209,7 @@ class RefinerBlock(nn.Module):
 
 
 class TokenRefiner(nn.Module):
-    """Holds the refiner's blocks under the name of the hub's checkpoint."""
+    """Hold the refiner's blocks under the name of the hub's checkpoint."""
 
     def __init__(self, dim: int, heads: int, ratio: float, layers: int):
         super().__init__()
@@ -245,11 +245,11 @@ class DualBlock(nn.Module):
         self.ff, self.ff_context = FeedForward(dim, ratio), FeedForward(dim, ratio)
 
     def together(self) -> tuple[tuple[Linear, ...], ...]:
-        """Return the layers that see the same input, in the order of `fused`."""
+        """Return groups of layers that see the same input, in the order of `fused`."""
         return self.attn.latent_layers(), self.attn.text_layers()
 
     def fused(self) -> tuple[Fused | None, ...]:
-        """Return views over the weights of `together` where they lie now."""
+        """Return a view over the weights of each group of `together`, where they lie now, or None."""
         return tuple(fuse(layers) for layers in self.together())
 
     def forward(
@@ -299,11 +299,11 @@ class SingleBlock(nn.Module):
         self.proj_out = Linear(dim + hidden, dim)
 
     def together(self) -> tuple[tuple[Linear, ...], ...]:
-        """Return the layers that see the same input, in the order of `fused`."""
+        """Return groups of layers that see the same input, in the order of `fused`."""
         return ((*self.attn.latent_layers(), self.proj_mlp),)
 
     def fused(self) -> tuple[Fused | None, ...]:
-        """Return views over the weights of `together` where they lie now."""
+        """Return a view over the weights of each group of `together`, where they lie now, or None."""
         return tuple(fuse(layers) for layers in self.together())
 
     def forward(

@@ -57,9 +57,9 @@ def emulated(
     largest: Tensor | None = None,
     added: LowRank | None = None,
 ) -> Tensor:
-    """Compute in float32 what the card's units compute, and the low-rank addition in wide numbers.
+    """Compute a `Product` as the card's units do, but in float32, with the low-rank addition in wide numbers.
 
-    A `Product` for tests and for the probe.
+    It serves tests and the probe.
     """
     q, scale = _tokens_narrowed(x, largest)
     y = (q.float() @ weight.float().t()) * scale * weight_scale.float().t() + bias.float()

@@ -42,7 +42,7 @@ def pooled(field: Tensor, factor: int) -> Tensor:
 
 
 def pad_to_multiple(x: Tensor, multiples: Sequence[int]) -> Tensor:
-    """Replicate-pad the last three dimensions at their ends to whole multiples."""
+    """Pad the last three dimensions at their ends to whole multiples, by repeating the edges."""
     pads = []
     for size, multiple in zip(reversed(x.shape[-3:]), reversed(multiples), strict=True):
         pads += [0, -size % multiple]

@@ -55,9 +55,10 @@ class TileDecoder:
     layout: torch.memory_format | None = field(default=None, kw_only=True)
 
     def tile(self, z: Tensor, cache: CausalCache | None = None) -> Tile:
-        """Decode (1, 16, T, h, w) to (1, 3, 4 T - 3, 8 h, 8 w), all in one piece.
+        """Decode (1, 16, T, h, w) to (1, 3, 4 T - 3, 8 h, 8 w), all in one piece; there are 4 T frames if the cache has earlier
+        ones.
 
-        There are 4 T frames where the cache holds what came before.
+        Yields the share of the work that is done after each layer, and returns the frames.
         """
         net: Layer = self.vae.decoder
         shares = iter(layer_shares(self.vae, z.shape[2]))
