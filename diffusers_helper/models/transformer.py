@@ -109,10 +109,7 @@ class JobTables:
 
 @dataclass(frozen=True)
 class SectionTables:
-    """Hold what every step of a section shares.
-
-    clean: (1, clean tokens, dim), in the order 4x, 2x, 1x. rope: (2, tokens, 1, D).
-    """
+    """Hold what a section's steps share. clean: (1, clean tokens, dim), in the order 4x, 2x, 1x. rope: (2, tokens, 1, D)."""
 
     clean: Tensor
     rope: Tensor
