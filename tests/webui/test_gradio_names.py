@@ -148,7 +148,7 @@ def test_uvicorn_still_has() -> None:
 
 async def _has_all(make: Callable[[], H11Protocol]) -> None:
     connection = make()
-    names = "app cycle transport loop timeout_keep_alive on_response_complete _unset_keepalive_if_required".split()
+    names = ["app", "cycle", "transport", "loop", "timeout_keep_alive", "on_response_complete", "_unset_keepalive_if_required"]
     gone = [name for name in names if not hasattr(connection, name)]
     said = f"uvicorn {uvicorn.__version__} has no {gone} any more: Connection of webui/http/connection.py depends on them."
     assert not gone, said
