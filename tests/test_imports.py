@@ -83,8 +83,8 @@ MAY_PRINT = ("launch.py", COMMAND_LINE, "miniature/", "benchmarks/")
 LONGEST = 400
 # Of tests, what is over it still; it wants to be two.
 LONG_STILL = {"tests/webui/http/test_server.py"}
-# What every page and panel is made of: gradio\'s documented class of components.
-OF_GRADIO = {"gradio.components.Component"}
+# What every page and panel is made of: gradio's documented class of components, and of looks.
+OF_GRADIO = {"gradio.components.Component", *(f"gradio.themes.{name}" for name in ("Base", "Default", "colors", "sizes"))}
 
 
 @cache

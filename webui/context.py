@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 from urllib.parse import quote
 
-from gradio.blocks import Block
-
 from eichi_utils.files.folders import OutputFolders
 from eichi_utils.files.paths import DEFAULT_UPLOADS, PRESETS, SETTINGS
 from eichi_utils.jobs.queue import Jobs
@@ -23,6 +21,7 @@ from eichi_utils.user_data.log_file import Log
 from eichi_utils.user_data.settings import AppSettings, JsonFile
 from locales import Translator
 from webui.forms.damaged_files import DamagedFiles
+from webui.gradio_compat import Block
 from webui.http.path_check import OwnFiles
 
 

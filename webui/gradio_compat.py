@@ -18,7 +18,7 @@ from typing import Any
 import gradio as gr
 from gradio import processing_utils, route_utils, routes, state_holder, utils
 from gradio.block_function import BlockFunction
-from gradio.blocks import Block
+from gradio.blocks import Block as Block
 from gradio.components import Component
 from gradio.data_classes import BlocksConfigDict, PredictBody
 from gradio.data_classes import FileData as FileData

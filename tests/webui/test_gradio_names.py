@@ -42,8 +42,9 @@ GRADIO = {
     "state_holder": "SessionState",
     "utils": "get_upload_folder",
     "processing_utils": "save_file_to_cache _check_allowed",
-    "gradio.data_classes": "FileData ImageData PredictBody",
-    "gradio.blocks": "BlockFunction",
+    "gradio.data_classes": "BlocksConfigDict FileData ImageData PredictBody",
+    "gradio.blocks": "Block",
+    "gradio.block_function": "BlockFunction",
     "parser": "upload_dir upload_id upload_progress _files_to_close_on_error _current_part on_headers_finished "
     "on_part_end parse",
     "parser._current_part": "file field_name",

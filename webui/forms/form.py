@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import gradio as gr
-from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.files.folders import OutputFolders
@@ -24,6 +23,7 @@ from eichi_utils.requests.kinds import kinds_of
 from eichi_utils.requests.request import Request
 from locales import Translator, table
 from webui.forms import fields
+from webui.gradio_compat import Block
 
 C = TypeVar("C", bound=Component)
 

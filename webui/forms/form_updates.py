@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.requests import modes
 from eichi_utils.requests.request import Request, to_json
 from eichi_utils.requests.transfer import usable
 from webui.forms.form import Form
-from webui.gradio_compat import number_of
+from webui.gradio_compat import Block, number_of
 from webui.panels.model_panel import ModelPanel
 
 # With another model, size or number of steps comes what the model panel shows of it: the list of models and of sizes too.

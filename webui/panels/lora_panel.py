@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.files.safe_reading import parse_json
@@ -28,6 +27,7 @@ from eichi_utils.user_data.presets import lora_presets
 from webui.context import QUIET, Context, event_of
 from webui.forms import fields, words
 from webui.forms.form import Form
+from webui.gradio_compat import Block
 from webui.panels.named_panel import unknown
 from webui.static_files import IN_BROWSER, call
 

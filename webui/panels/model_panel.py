@@ -8,13 +8,13 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.requests.request import Request
 from webui.context import QUIET, Context, event_of
 from webui.forms.action_result import clicked, may_be_held
 from webui.forms.form import Form, size_labels
+from webui.gradio_compat import Block
 from webui.static_files import element
 
 # What the undo says instead of an example's number.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gradio as gr
-from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.files.names import visible_name
@@ -16,6 +15,7 @@ from webui.context import QUIET
 from webui.forms import fields
 from webui.forms.action_result import ActionResult
 from webui.forms.form import Form
+from webui.gradio_compat import Block
 
 
 class Store(Protocol):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.problems import Problem, UserError
@@ -20,6 +19,7 @@ from webui.forms.form import Form
 from webui.forms.form_updates import FormUpdates
 from webui.forms.uploads import keep_pictures
 from webui.forms.words import NOT_YET
+from webui.gradio_compat import Block
 from webui.panels.named_panel import NamedPanel, Undo
 
 

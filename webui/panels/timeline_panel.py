@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.blocks import Block
 from gradio.components import Component
 
 from eichi_utils.files.safe_reading import parse_json
@@ -25,7 +24,7 @@ from webui.context import QUIET, Context
 from webui.forms import fields
 from webui.forms.action_result import clicked
 from webui.forms.form import Form
-from webui.gradio_compat import served_copy
+from webui.gradio_compat import Block, served_copy
 from webui.live import timeline
 from webui.panels.metadata_panel import SectionPromptOffer
 from webui.static_files import IN_BROWSER, call, element

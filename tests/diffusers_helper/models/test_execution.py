@@ -41,9 +41,9 @@ def set_from_outside(file: Path) -> list[int]:
     found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        for target in (part for whole in targets for part in (whole.elts if isinstance(whole, ast.Tuple) else [whole])):
-            if isinstance(target, ast.Attribute) and ast.unparse(target.value) in ("net", "transformer", "loaded.value"):
-                found.append(node.lineno)
+        parts = (part for whole in targets for part in (whole.elts if isinstance(whole, ast.Tuple) else [whole]))
+        attributes = (part for part in parts if isinstance(part, ast.Attribute))
+        found += [node.lineno for part in attributes if ast.unparse(part.value) in ("net", "transformer", "loaded.value")]
     return found
 
 
