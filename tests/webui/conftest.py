@@ -7,10 +7,11 @@ import inspect
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import gradio
@@ -139,9 +140,18 @@ class Site:
 
 @pytest.fixture(scope="session", autouse=True)
 def signatures_are_read_once() -> Iterator[None]:
-    """For each of a page's hundreds of components gradio asks anew what its constructors take: a quarter of a page's making."""
+    """For each of a page's hundreds of components gradio asks anew what its constructors take: a quarter of a page's making.
+
+    Of each component in an answer it asks that too: a quarter of the answer's.
+    """
+    signature, once = inspect.signature, functools.cache(inspect.signature)
+
+    def known(function: Callable, **settings: Any) -> inspect.Signature:
+        return (once if isinstance(function, Hashable) else signature)(function, **settings)
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(inspect, "getfullargspec", functools.cache(inspect.getfullargspec))
+        patched.setattr(inspect, "signature", known)
         yield
 
 

@@ -20,7 +20,6 @@ from tests.webui.browsing import (
     asks,
     can_start,
     cannot_start,
-    double_click_start,
     eventually,
     fill,
     fits,
@@ -42,29 +41,43 @@ FOLLOWING = """() => {
   return calls.find(call => call.trigger_after === changes.id).id; }"""
 
 
-@pytest.mark.parametrize("language,width,height", [("en", 1280, 900), ("ja", 390, 844)])
-def test_from_a_picture_to_a_film(serve, open_page, tower, language, width, height):
-    """Prompt and length lay below the first screen, behind the model and its examples; a phone cut off the result's line."""
-    t = Translator(language)
-    site = serve("reverse", language, others=True)
-    page = open_page(site.url, "/", width, height)
+def edges(page, place: str) -> tuple[float, float, float]:
+    """Top, bottom and right edge in the window."""
+    at = page.locator(place).bounding_box()
+    return at["y"], at["y"] + at["height"], at["x"] + at["width"]
 
-    def box(place: str) -> tuple[float, float, float]:
-        """Top, bottom and right edge in the window."""
-        at = page.locator(place).bounding_box()
-        return at["y"], at["y"] + at["height"], at["x"] + at["width"]
 
+def begins_in_view(page, language: str, width: int, height: int) -> None:
+    """Wait until everything that a film needs stands on the first screen."""
     expect(page.locator("html")).to_have_attribute("lang", language)
     cannot_start(page)
     fits(page, width)
-    eventually(page, lambda: box("#start")[1] <= height)
+    eventually(page, lambda: edges(page, "#start")[1] <= height)
     for first in ("#image", "#prompt textarea", "#seconds", "#quick label >> nth=0"):
-        eventually(page, lambda first=first: box(first)[0] >= 0 and box(first)[1] <= box(".eichi-start")[0])
+        eventually(page, lambda at=first: 0 <= edges(page, at)[0] and edges(page, at)[1] <= edges(page, ".eichi-start")[0])
 
+
+def stays_in_view(page, width: int, height: int) -> None:
+    """Scroll down; film, progress and Start stay in view wherever the page is scrolled to."""
+    expect(page.locator("#viewer .facts")).not_to_be_empty()
+    eventually(page, lambda: edges(page, "#viewer .facts")[2] <= width)
+    fits(page, width)
+    page.evaluate("scrollTo(0, 2000)")
+    eventually(page, lambda: page.evaluate("scrollY") > 0)
+    for name in ("#viewer", "#start"):
+        eventually(page, lambda name=name: 0 <= edges(page, name)[0] < height)
+
+
+def test_from_a_picture_to_a_film(serve, open_page, tower):
+    """Prompt and length lay below the first screen, behind the model and its examples."""
+    width, height, t = 1280, 900, EN
+    site = serve("reverse", "en")
+    page = open_page(site.url, "/", width, height)
+    begins_in_view(page, "en", width, height)
     fill(page, tower)
     page.locator("#quick label").nth(1).click()
     shows(page, "#summary", "73")
-    eventually(page, lambda: box("#start")[0] < height)
+    eventually(page, lambda: edges(page, "#start")[0] < height)
 
     site.engine.hold.clear()
     page.click("#start")
@@ -93,14 +106,7 @@ def test_from_a_picture_to_a_film(serve, open_page, tower, language, width, heig
     answer = page.request.get(site.url + link.get_attribute("href"))
     assert answer.status == 200 and answer.headers["content-type"] == "video/mp4"
     expect(preview).to_be_hidden()
-    expect(page.locator("#viewer .facts")).not_to_be_empty()
-    eventually(page, lambda: box("#viewer .facts")[2] <= width)
-    fits(page, width)
-    # Film, progress and Start stay in view wherever the page is scrolled to.
-    page.mouse.wheel(0, 2000)
-    eventually(page, lambda: page.evaluate("scrollY") > 0)
-    for name in ("#viewer", "#start"):
-        eventually(page, lambda name=name: 0 <= box(name)[0] < height)
+    stays_in_view(page, width, height)
 
 
 def test_stops_queue_and_a_second_tab(serve, open_page, tower):
@@ -127,15 +133,6 @@ def test_stops_queue_and_a_second_tab(serve, open_page, tower):
     until(page, "stopped")
     until(other, "stopped")
     assert [job.view.state for job in site.jobs.all()] == ["stopped", "stopped"]
-
-
-def test_a_double_click_on_start(serve, open_page, tower):
-    """It used to make two films."""
-    site = serve("reverse", "en")
-    page = open_page(site.url)
-    fill(page, tower)
-    double_click_start(page)
-    assert len(site.jobs.all()) == 1
 
 
 def test_the_film_grows_without_flicker_and_the_bar_never_falls(serve, open_page, tower):
@@ -261,11 +258,13 @@ def test_one_frame_with_references(serve, open_page, tower):
     assert [control.index for control in request.controls] == [10, 10] and request.target_index == 6
 
 
-def test_waiting_jobs_and_going_on_from_a_film(serve, open_page, tower):
-    language, width = "ja", 390
+def test_waiting_jobs_and_going_on_from_a_film_on_a_telephone(serve, open_page, tower):
+    """A phone cut off the result's line."""
+    language, width, height = "ja", 390, 844
     t = Translator(language)
     site = serve("reverse", language)
-    page = open_page(site.url, "/", width, 900)
+    page = open_page(site.url, "/", width, height)
+    begins_in_view(page, language, width, height)
     fill(page, tower)
     site.engine.hold.clear()
     page.click("#start")
@@ -288,7 +287,7 @@ def test_waiting_jobs_and_going_on_from_a_film(serve, open_page, tower):
     expect(page.locator("#queue .title")).to_be_hidden()
     until(page, "finished")
     eventually(page, lambda: all(job.view.ended for job in site.jobs.all()))
-    expect(page.locator("#viewer .facts")).not_to_be_empty()
+    stays_in_view(page, width, height)
     assert [job.request.prompt for job in site.jobs.all() if job.view.state == "finished"] == [PROMPT, "three", "two"]
 
     # The film's last frame becomes the next film's start, or its end.

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy
 import pytest
 from playwright.sync_api import expect
-from safetensors.numpy import save_file
 
 from eichi_utils.files.latent_header import read_info
 from eichi_utils.files.pictures import fitted_size
 from locales import Translator
 from tests.eichi_utils.helpers import latent_file
-from tests.webui.browsing import can_start, cannot_start, fill, fits, heard, holds, reload, shows, until
+from tests.webui.browsing import (
+    FOLDER,
+    PROMPT,
+    can_start,
+    cannot_start,
+    fill,
+    fits,
+    heard,
+    holds,
+    reload,
+    shows,
+    type_in,
+    until,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -26,33 +37,27 @@ LANGUAGE, WIDTH, HEIGHT = "ja", 390, 844
 
 @pytest.fixture
 def files(tmp_path: Path, engine, tower: str) -> dict[str, str]:
-    """Of every kind; "good" lies in the output folder."""
+    """One too small; "good" lies in the output folder."""
     height, width = fitted_size(tower, 640)
     engine.outputs.mkdir()
-    broken = numpy.full((1, 16, 2, height // 8, width // 8), numpy.nan, numpy.float32)
-    save_file({"history_latents": broken}, tmp_path / "nan.safetensors")
-    (tmp_path / "cat.safetensors").write_bytes(b"a picture of a cat")
     return {
-        "cat": str(tmp_path / "cat.safetensors"),
-        "nan": str(tmp_path / "nan.safetensors"),
         "small": latent_file(tmp_path / "small.safetensors", 6, 64, 96),
         "good": latent_file(engine.outputs / "earlier.safetensors", 10, height, width),
     }
 
 
 def test_an_earlier_film_comes_after_the_new_one(serve, open_page, tower, files):
-    """Each wrong file says what is wrong beside its place and keeps the film from starting; the right one says what it is."""
+    """A wrong file says what is wrong beside its place and keeps the film from starting; the right one says what it is."""
     t = Translator(LANGUAGE)
     site = serve("reverse", LANGUAGE)
     page = open_page(site.url, "/", WIDTH, HEIGHT)
     fill(page, tower)
     page.locator("#latents > button").click()
-    for name in ("cat", "nan", "small"):
-        page.set_input_files("#append_latents input[type=file]", files[name])
-        shows(page, BESIDE, f"{name}.safetensors", *(["96 x 64"] if name == "small" else []))
-        cannot_start(page)
-        page.locator(CLEAR).first.click()
-        can_start(page)
+    page.set_input_files("#append_latents input[type=file]", files["small"])
+    shows(page, BESIDE, "small.safetensors", "96 x 64")
+    cannot_start(page)
+    page.locator(CLEAR).first.click()
+    can_start(page)
 
     page.locator("#latents-chosen input").click()
     page.get_by_role("option", name="earlier.safetensors").click()
@@ -70,8 +75,17 @@ def test_an_earlier_film_comes_after_the_new_one(serve, open_page, tower, files)
     can_start(page)
     fits(page, WIDTH)
 
+    # What is saved and where, on a telephone.
+    page.locator("#output > button").click()
+    type_in(page, FOLDER, "cats")
+    fits(page, WIDTH)
+    can_start(page)
+
     page.click("#start")
     until(page, "finished")
+    page.click("#viewer .metadata summary")
+    shows(page, "#viewer .metadata dl", PROMPT, t("page.field.output_folder"), "cats")
+    fits(page, WIDTH)
     (job,) = site.jobs.all()
     request = job.request
     assert (request.append_trim_start, request.film_trim_end, request.join_latents, request.save_latents) == (2, 1, 4, True)

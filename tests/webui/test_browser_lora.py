@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 
 from eichi_utils.exchange.metadata import read_document
+from eichi_utils.files.picture_files import FORMAT_NAMES
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models import pool as loading
 from eichi_utils.models.catalogue import Models
@@ -190,6 +191,14 @@ def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_
     press(tab, "#quick label >> nth=1")
     press(tab, "#timeline [data-section='1']")
     holds(tab, "#section-number textarea", "1")
+    # What is no picture is refused in the page's language, and a narrow place shows the whole sentence.
+    (tmp_path / "words.txt").write_text("no picture")
+    tab.set_input_files("#section-picture input[type=file]", tmp_path / "words.txt")
+    line = tab.locator("#section-picture > .eichi-wrong")
+    expect(line).to_have_text(t("problem.picture_unknown_format", file="words.txt", formats=FORMAT_NAMES))
+    ends = "at => document.querySelector(at).getBoundingClientRect().bottom"
+    eventually(tab, lambda: tab.evaluate(ends, "#section-picture > .eichi-wrong") <= tab.evaluate(ends, "#section-picture"))
+    fits(tab, 390)
     expect(tab.locator("#section-lora-scale")).to_be_visible()
     # Left empty, it was made 0 by gradio.
     scale, lora_of_1 = "#section-lora-scale input[type=number]", tab.locator("#timeline [data-section='1'] .lora")

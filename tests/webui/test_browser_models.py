@@ -8,16 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from playwright.sync_api import Locator, expect
-from torch import Tensor
 
-from diffusers_helper.vae.frames import FRAMES_PER_LATENT
 from eichi_utils.exchange.metadata import read_document
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models import hub
 from eichi_utils.models.catalogue import Models
-from eichi_utils.render import section_loop
+from eichi_utils.models.description import Example
 from eichi_utils.render.engine import Engine
 from eichi_utils.requests import modes
 from locales import Translator
@@ -38,11 +35,17 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Models:
 
 
 @pytest.fixture
-def jobs(models: Models, tmp_path: Path) -> Iterator[Jobs]:
-    """The real worker."""
+def worker(models: Models, tmp_path: Path) -> Iterator[Jobs]:
+    """The real one."""
     jobs = Jobs(Engine(models, tmp_path / "outputs", "cpu"))
     yield jobs
     jobs.close(60)
+
+
+@pytest.fixture
+def jobs(request: pytest.FixtureRequest, jobs: Jobs) -> Jobs:
+    """The real worker where a test asks for it."""
+    return request.getfixturevalue("worker") if "worker" in request.fixturenames else jobs
 
 
 def chosen(page, name: str) -> Locator:
@@ -54,36 +57,44 @@ def offers(page, *sizes: int) -> None:
     eventually(page, lambda: page.evaluate(SIZES), list(sizes))
 
 
-@pytest.mark.parametrize(
-    "mode,language,width,height", [("reverse", "en", 1280, 900), ("forward", "ja", 390, 844), ("single", "ru", 1280, 900)]
-)
-def test_an_example_becomes_a_film(
-    serve, open_page, models, jobs, monkeypatch, mode: str, language: str, width: int, height: int
-) -> None:
-    """Every page offers the miniature; a click on an example and one on Start make a film, with nothing to download."""
-    if mode == "forward":
-        # Decoding is most of the time, and the same as the other mode's.
-        monkeypatch.setattr(section_loop, "decode_frames", grey)
-    t = Translator(language)
-    page = open_page(serve(mode, language, models=models).url, "/", width, height)
-    expect(chosen(page, "model")).to_have_text(t("page.model.miniature_sizes", smallest=128, largest=192))
-    shows(page, "#model label:not(.selected)", "42")
+def take_example(page, example: Example) -> None:
+    """A seed, a click on an example, and one on Start."""
     offers(page, *SMALL)
-    fits(page, width)
-
     type_in(page, SEED, "7")
-    example = models.examples("miniature")[2]
     page.locator(EXAMPLES, has_text=example.prompt).click()
     expect(page.locator("#image img")).to_be_visible()
     holds(page, "#prompt textarea", example.prompt)
     holds(page, SEED, "7")
     can_start(page)
     page.click("#start")
+
+
+def test_an_example_becomes_a_film(serve, open_page, models, worker) -> None:
+    """The page offers the miniature; a click on an example and one on Start make a film, with nothing to download."""
+    page = open_page(serve("reverse", "en", models=models).url)
+    example = models.examples("miniature")[2]
+    take_example(page, example)
     until(page, "finished", FILM_PATIENCE)
-    (job,) = jobs.all()
+    (job,) = worker.all()
     stored = read_document(job.view.files[0])
     assert (stored["model"], stored["size"], stored["steps"], stored["seed"]) == ("miniature", 128, 15, 7)
     assert stored["prompt"] == example.prompt and [notice.key for notice in job.view.notices] == ["processor"]
+
+
+@pytest.mark.parametrize(("mode", "language", "width", "height"), [("forward", "ja", 390, 844), ("single", "ru", 1280, 900)])
+def test_every_page_offers_the_miniature(serve, open_page, models, mode: str, language: str, width: int, height: int) -> None:
+    """As the standard page does, and asks the worker for the same. That makes such films, without a page, in other tests."""
+    t, site = Translator(language), serve(mode, language, models=models)
+    page = open_page(site.url, "/", width, height)
+    expect(chosen(page, "model")).to_have_text(t("page.model.miniature_sizes", smallest=128, largest=192))
+    shows(page, "#model label:not(.selected)", "42")
+    fits(page, width)
+    example = models.examples("miniature")[2]
+    take_example(page, example)
+    until(page, "finished")
+    (request,) = site.engine.seen
+    assert (request.mode, request.model, request.size, request.steps, request.seed) == (mode, "miniature", 128, 15, 7)
+    assert request.prompt == example.prompt
 
 
 def test_an_example_can_be_taken_back(serve, open_page, models, tower: str, tmp_path: Path) -> None:
@@ -137,23 +148,19 @@ def test_another_model_brings_its_sizes_and_loses_nothing(serve, open_page, mode
     expect(page.locator("#image img")).to_have_count(1)
 
 
-def test_a_reload_shows_the_jobs_model(serve, open_page, models, jobs, tower: str) -> None:
+def test_a_reload_shows_the_jobs_model(serve, open_page, models, worker, tower: str) -> None:
     """The page begins with the miniature, but the running job is one of the other model (and fails for want of a network)."""
     kind = {"model": "framepack", "size": 512, "image": tower, "prompt": "x"}
     site = serve("reverse", "en", models=models)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hub, "snapshot_download", _offline)
-        jobs.submit(modes.from_json({"mode": "reverse", **kind}))
+        worker.submit(modes.from_json({"mode": "reverse", **kind}))
         page = open_page(site.url)
         until(page, "failed")
         eventually(page, lambda: len(page.evaluate(SIZES)), 10)
     expect(chosen(page, "model")).to_contain_text("FramePack")
     expect(chosen(page, "size")).to_have_text("512 px")
     expect(page.locator(EXAMPLES)).to_have_count(0)
-
-
-def grey(vae: object, latents: Tensor, *_: object) -> Iterator[Tensor]:
-    yield torch.zeros(1, 3, FRAMES_PER_LATENT * latents.shape[2] - 3, 8 * latents.shape[3], 8 * latents.shape[4])
 
 
 def _offline(*args: object, **settings: object) -> None:

@@ -380,28 +380,20 @@ def film(tmp_path: Path, step_seconds: float, descriptors: int = 256) -> Iterato
 @pytest.mark.process
 @unix
 def test_sigterm_stops_the_film_and_then_the_program(tmp_path: Path) -> None:
-    """SIGTERM, as of service managers and containers, ended the process at once: the film had no end, the log none either."""
-    with film(tmp_path, 0.1) as (program, url):
-        assert urllib.request.urlopen(f"{url}/pulse/reverse").status == 200
-        program.terminate()
-        out, _ = program.communicate(timeout=20)
-        assert out == "Stopped\n" and program.returncode == 0
-    assert (tmp_path / "errors").read_text() == ""
+    """SIGTERM, as of service managers and containers, ended the process at once: the film had no end, the log none either.
 
-
-@pytest.mark.process
-@unix
-def test_a_handler_that_works_keeps_nobody_from_the_end(tmp_path: Path) -> None:
-    """A page's handler that read a large file kept the program from ending for as long as that took, films and all; and a
-    traceback said that it had been cancelled."""
+    A page's handler that read a large file kept the program from ending for as long as that took, films and all; and a
+    traceback said that it had been cancelled.
+    """
     with film(tmp_path, 0.1) as (program, url), ExitStack() as held:
         place = ("127.0.0.1", int(url.rpartition(":")[2]))
+        assert urllib.request.urlopen(f"{url}/pulse/reverse").status == 200
         for path in ("slow", "pulse/reverse", "slow"):
             visitor = held.enter_context(socket.create_connection(place, 10))
             visitor.sendall(f"GET /{path} HTTP/1.1\r\nhost: {place[0]}\r\n\r\n".encode())
         assert [program.stdout.readline() for _ in range(2)] == ["Working\n"] * 2
         program.terminate()
-        out, _ = program.communicate(timeout=20)
+        out, _ = program.communicate(timeout=60)
         assert out == "Stopped\n" and program.returncode == 0
     assert (tmp_path / "errors").read_text() == ""
 

@@ -117,19 +117,18 @@ def test_a_browser_cannot_name_any_file(page, tower: str, tmp_path: Path):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("language,width,height", [("en", 1280, 900), ("ja", 390, 844)])
-def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path, language, width, height):
+def test_pictures_and_prompts_of_sections(serve, open_page, tower, tmp_path):
     """Set on two sections, out as a ZIP and in again, carried into the film's metadata, there again after reloads.
 
     A picture whose upload was still running when another cell was clicked came into that cell, or was lost. A text file on a
     picture's place took the picture away, or was refused in English at the window's edge. Pasting took it away where the
     clipboard held no picture or could not be read.
     """
-    t, site = Translator(language), serve("reverse", language)
+    t, site, width = EN, serve("reverse", "en"), 1280
     colours = {1: "red", 2: "blue"}
     for section, colour in colours.items():
         Image.new("RGB", (64, 64), colour).save(tmp_path / f"{section}.png")
-    page = open_page(site.url, "/", width, height)
+    page = open_page(site.url)
     fill(page, tower, "She dances.")
     image, shown = page.locator("#image img"), page.locator("#section-picture img")
 

@@ -6,7 +6,9 @@ import json
 import os
 from pathlib import Path
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 
 from eichi_utils.files.latent_header import read_info
 from eichi_utils.files.pictures import fitted_size
@@ -80,8 +82,13 @@ def test_the_panel_follows_the_form(page, mode: str, tower: str, tmp_path: Path)
     assert ("one more section between, in all" in words.summary(built.form.t, *bridged)) is (mode == "reverse")
     assert "96 × 64" in told_of(small)[0] and "joined" not in told_of(small)[1]
     assert told_of(str(tmp_path / "cat.safetensors"))[0] == told_of("")[0] == ""
-    told = built.start.on_change(built.values(image=tower, prompt="x", append_latents=small))
-    assert "96 x 64" in told[built.start.field_problems]["append_latents"] and told[built.start.start]["interactive"] is False
+    height, width = fitted_size(tower, 640)
+    broken = numpy.full((1, 16, 2, height // 8, width // 8), numpy.nan, numpy.float32)
+    save_file({"history_latents": broken}, tmp_path / "nan.safetensors")
+    for wrong, said in (("cat", "cat.safetensors"), ("nan", "nan.safetensors"), ("small", "96 x 64")):
+        path = str(tmp_path / f"{wrong}.safetensors")
+        told = built.start.on_change(built.values(image=tower, prompt="x", append_latents=path))
+        assert said in told[built.start.field_problems]["append_latents"] and told[built.start.start]["interactive"] is False
     told |= built.start.on_change(built.values(image=tower, prompt="x", append_latents=good, append_trim_start=10))
     assert told[built.start.field_problems]["append_trim_start"].startswith("good.safetensors has 10 latents")
     assert str(tmp_path) not in told[built.start.problems]
