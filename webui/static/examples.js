@@ -1,12 +1,12 @@
 // A model's examples, pictures with prompts, and the way back to what an example took the place of.
-import { make, makeButton } from './dom.js';
+import { make, makeButton, showList } from './dom.js';
 
 /** undo: what its click carries in place of an example's number. */
 export function showExamples({ element, props, trigger, watch }, { undo }) {
   const find = (name) => element.querySelector(name);
 
-  function cell(example, index) {
-    const button = makeButton('', '', () => trigger('click', { index }));
+  function cell(example) {
+    const button = makeButton('', '', () => trigger('click', { index: example.index }));
     button.append(Object.assign(make('img'), { src: example.url, alt: '' }), example.prompt);
     return button;
   }
@@ -19,7 +19,8 @@ export function showExamples({ element, props, trigger, watch }, { undo }) {
     find('.title').hidden = !examples.length;
     find('.row').hidden = !examples.length;
     find('.title').textContent = value.title || '';
-    find('.row').replaceChildren(...examples.map(cell));
+    const numbered = examples.map((example, index) => ({ ...example, index }));
+    showList(find('.row'), numbered, (example) => JSON.stringify(example), cell);
   }
 
   find('.undo').addEventListener('click', () => trigger('click', { index: undo }));

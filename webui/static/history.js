@@ -1,5 +1,5 @@
 // The jobs that have ended: how each ended and why, and what it left.
-import { make } from './dom.js';
+import { make, showList } from './dom.js';
 
 // Pixels up to which a page is a phone's, which has no room for a list that opens by itself.
 const NARROW = 800;
@@ -30,7 +30,7 @@ export function showHistory({ element, props, watch }) {
     const { jobs = [], title = '' } = props.value || {};
     details.hidden = !jobs.length;
     summary.textContent = title;
-    element.querySelector('ol').replaceChildren(...jobs.map(line));
+    showList(element.querySelector('ol'), jobs, (job, place) => JSON.stringify([place, job]), line);
     if (!isChosen) details.open = window.innerWidth > NARROW && jobs.some((job) => job.state !== 'finished');
   }
 

@@ -1,6 +1,6 @@
 // The strip of a film's sections, and the values of single sections: JSON in hidden boxes, so that one cell's components serve a
 // hundred sections. Functions with `all` take and return the JSON of all sections' values.
-import { make } from './dom.js';
+import { make, makeButton, showList } from './dom.js';
 
 // An upload takes its time, and another cell may be open when it is there: file -> the section that it was dropped on.
 const dropped = new Map();
@@ -74,19 +74,21 @@ export function show({ element, props, trigger, watch }) {
   const strip = element.querySelector('.strip');
   let selected = null;
 
-  function draw(cell) {
-    const button = make('button', cell.tone + (cell.gone ? ' gone' : ''));
-    button.type = 'button';
-    button.dataset.section = cell.number;
-    button.setAttribute('role', 'option');
-    button.setAttribute('aria-selected', cell.number === selected);
-    button.append(...cellParts(cell));
-    button.addEventListener('click', () => {
+  function createCell(cell) {
+    const button = makeButton('', '', () => {
       selected = cell.number;
       redraw();
       trigger('click', { section: cell.number });
     });
+    button.dataset.section = cell.number;
+    button.setAttribute('role', 'option');
     return button;
+  }
+
+  function fillCell(button, cell) {
+    button.className = cell.tone + (cell.gone ? ' gone' : '');
+    button.setAttribute('aria-selected', cell.number === selected);
+    button.replaceChildren(...cellParts(cell));
   }
 
   function redraw() {
@@ -94,7 +96,7 @@ export function show({ element, props, trigger, watch }) {
     const left = strip.scrollLeft;
     const focused = document.activeElement?.closest?.('[data-section]')?.dataset.section;
     strip.setAttribute('aria-label', label);
-    strip.replaceChildren(...cells.map(draw));
+    showList(strip, cells, (cell) => cell.number, createCell, fillCell);
     strip.scrollLeft = left;
     if (focused !== undefined) strip.querySelector(`[data-section="${focused}"]`)?.focus({ preventScroll: true });
   }
