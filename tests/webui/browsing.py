@@ -16,8 +16,12 @@ PATIENCE = 60_000
 # For a film that is really made.
 FILM_PATIENCE = 300_000
 PROMPT = "The girl dances gracefully."
-# For a context's `add_init_script`: an element's attribute says that the form is filled and takes what is typed.
-MARK_FILLED = "document.addEventListener('eichi-filled', () => { document.documentElement.dataset.filled = ''; });"
+# For a context's `add_init_script`. The form is inert from the first question on until the answer has filled it; that it was,
+# and is no more, an attribute says.
+MARK_FILLED = """new MutationObserver(changes => {
+  if (changes.some(change => change.oldValue !== null && change.target.matches('.eichi-form:not([inert])')))
+    document.documentElement.dataset.filled = '';
+}).observe(document, { subtree: true, attributeFilter: ['inert'], attributeOldValue: true });"""
 SEED, SECONDS, FOLDER = "#seed :is(textarea, input)", "#seconds input[type=number]", "#output_folder :is(textarea, input)"
 
 

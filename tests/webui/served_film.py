@@ -2,13 +2,15 @@
 
     python -m tests.webui.served_film DESCRIPTORS SECONDS_PER_STEP FLAGS...
 
-Besides the server's address it prints how the film ended. At /slow is a handler that works for a minute.
+Besides the server's address it prints how the film ended. The film waits in its middle until /begin is asked for. At /slow is a
+handler that works for a minute.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+import threading
 import time
 from pathlib import Path
 from types import MappingProxyType
@@ -33,10 +35,10 @@ def main(descriptors: int, step_seconds: float, flags: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     picture = str(Path(gradio.__file__).parent / "media_assets" / "images" / "tower.jpg")
 
+    begun = threading.Event()
+
     def engine(models: object, outputs: Path, *args: object, **settings: object) -> FakeEngine:
-        fake = FakeEngine(outputs, step_seconds)
-        fake.hold.set()
-        return fake
+        return FakeEngine(outputs, step_seconds, begun)
 
     class Busy(Jobs):
         def __init__(self, execute: FakeEngine, watchers: list):
@@ -48,6 +50,10 @@ def main(descriptors: int, step_seconds: float, flags: list[str]) -> None:
             sys.stdout.write(f"{type(event).__name__}\n")
             sys.stdout.flush()
 
+    def begin(request: object) -> PlainTextResponse:
+        begun.set()
+        return PlainTextResponse("begun")
+
     def slow(request: object) -> PlainTextResponse:
         sys.stdout.write("Working\n")
         sys.stdout.flush()
@@ -58,7 +64,7 @@ def main(descriptors: int, step_seconds: float, flags: list[str]) -> None:
 
     def with_slow(*args: Any, **settings: Any) -> FastAPI:
         site = build(*args, **settings)
-        site.router.routes.insert(0, Route("/slow", slow))
+        site.router.routes[:0] = [Route("/slow", slow), Route("/begin", begin)]
         return site
 
     app.build = with_slow

@@ -54,7 +54,7 @@ def begins_in_view(page, language: str, width: int, height: int) -> None:
     fits(page, width)
     eventually(page, lambda: edges(page, "#start")[1] <= height)
     for first in ("#image", "#prompt textarea", "#seconds", "#quick label >> nth=0"):
-        eventually(page, lambda at=first: 0 <= edges(page, at)[0] and edges(page, at)[1] <= edges(page, ".eichi-start")[0])
+        eventually(page, lambda at=first: edges(page, at)[0] >= 0 and edges(page, at)[1] <= edges(page, ".eichi-start")[0])
 
 
 def stays_in_view(page, width: int, height: int) -> None:

@@ -371,7 +371,10 @@ def film(tmp_path: Path, step_seconds: float, descriptors: int = 256) -> Iterato
     with (tmp_path / "errors").open("wb") as errors:
         program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
-            yield program, program.stdout.readline().strip()
+            url = program.stdout.readline().strip()
+            # A busy machine takes longer to start the server than the film would take.
+            assert urllib.request.urlopen(f"{url}/begin", timeout=60).status == 200
+            yield program, url
         finally:
             program.kill()
             program.communicate()
@@ -385,7 +388,7 @@ def test_sigterm_stops_the_film_and_then_the_program(tmp_path: Path) -> None:
     A page's handler that read a large file kept the program from ending for as long as that took, films and all; and a
     traceback said that it had been cancelled.
     """
-    with film(tmp_path, 0.1) as (program, url), ExitStack() as held:
+    with film(tmp_path, 0.5) as (program, url), ExitStack() as held:
         place = ("127.0.0.1", int(url.rpartition(":")[2]))
         assert urllib.request.urlopen(f"{url}/pulse/reverse").status == 200
         for path in ("slow", "pulse/reverse", "slow"):
