@@ -323,7 +323,7 @@ def test_importing_leaves_torch_and_the_home_folder_as_they_were(probe):
 
 def test_nothing_is_global():
     """`global` is state that two jobs share without knowing: the original's stop button stopped the wrong one."""
-    every = (*PRODUCT, *TESTS)
+    every = [file for file in (*PRODUCT, *TESTS) if "global " in (ROOT / file).read_text(encoding="utf-8")]
     found = {file: [node.lineno for node in ast.walk(tree(file)) if isinstance(node, ast.Global)] for file in every}
     assert only_wrong(found) == {}
 
