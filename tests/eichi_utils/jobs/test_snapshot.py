@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from eichi_utils.jobs.events import Event, Finished, Notice, Saved, Share, Stage, Started, Step, StopLevel
+from eichi_utils.jobs.events import DecodeProgress, Event, Finished, Notice, Saved, Stage, Started, Step, StopLevel
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.jobs.snapshot import NEVER, PARTS, Job, Snapshot, current_of
 from eichi_utils.jobs.view import View
@@ -39,7 +39,7 @@ def changed(jobs: tuple[Job, ...], others: tuple[Job, ...]) -> set[str]:
     ("event", "parts"),
     [
         (Stage(at=2.0, name="text"), set()),
-        (Share(at=2.0, done=0.5), set()),
+        (DecodeProgress(at=2.0, done=0.5), set()),
         (Notice(at=2.0, key="no_effect"), set()),
         (Step(at=2.0, section=0, step=0), set()),
         (Step(at=2.0, section=0, step=0, preview=b"webp"), {"preview"}),
