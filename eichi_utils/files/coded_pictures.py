@@ -1,7 +1,7 @@
-"""Read from coded pictures how much decoding them takes.
+"""Read from coded pictures how much work decoding them is.
 
-A file's boxes say how large a picture is shown; a decoder does what the coded picture says, and scales it afterwards. The
-layouts are those of the AV1 Bitstream & Decoding Process Specification, and of HEVC (ITU-T H.265).
+A file's boxes give the size in which a picture is shown, but a decoder decodes the size in the coded picture and scales it
+afterwards. The layouts are those of the AV1 Bitstream & Decoding Process Specification, and of HEVC (ITU-T H.265).
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-# Of a unit, what is read: HEVC's settings come latest to a picture's size, behind eight levels of 11 bytes.
+# Bytes that are read of a unit: HEVC's settings have the picture's size after at most eight levels of 11 bytes.
 HEAD = 256
-# AV1's kinds of units (6.2.2): settings, and what starts a frame.
+# Types of AV1 units (6.2.2): a sequence header, and those that start a frame.
 SEQUENCE, FRAMES = 1, (3, 6, 7)
-# Both choices of settings that a frame makes itself (AV1, 6.4.1), and frames that need their size said (7.20).
+# The value that leaves a choice to the frame (AV1, 6.4.1), and the type of frames that always give their own size (7.20).
 SELECT, SWITCH = 2, 3
-# HEVC's settings (7.4.2.2), and the largest number of a unit that has pixels.
+# Type of HEVC's sequence settings (7.4.2.2), and the largest type of a unit with pixels.
 HEVC_SEQUENCE, HEVC_PIXELS = 33, 31
-# Bytes of an HEVC pixel of 16 bits whose colours are as fine as its light; others have fewer.
+# Bytes of an HEVC pixel of 16 bits without chroma subsampling; others have fewer.
 HEVC_PIXEL = 6
 NO_SETTINGS, CUT_OFF = "a picture in it has no settings that can be read", "a picture in it is cut off"
 TOO_MANY = "its pictures are made of too many parts"
@@ -26,9 +26,10 @@ TOO_MANY = "its pictures are made of too many parts"
 
 @dataclass(frozen=True)
 class Coded:
-    """Hold what a decoder makes of a coded picture.
+    """Hold the size of what a decoder makes of a coded picture.
 
-    width, height: of its largest frame. pixel: bytes of each of its pixels. units: parts of which it is made.
+    width, height: of its largest frame. frames: how many, some AV1 frames counted as four. pixel: bytes per pixel. units: parts
+    of which it is made.
     """
 
     width: int
@@ -40,9 +41,9 @@ class Coded:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """Hold settings of AV1 frames (5.5). sides: bits of a width and of a height that a frame has of its own.
+    """Hold the settings of AV1 frames (5.5). sides: bits of the width and height in a frame that gives its own.
 
-    time, name: bits of a frame's time and of its number. screen, integer: whether a frame has these choices.
+    time, name: bits of a frame's time and number. screen, integer: the choices that may be left to a frame.
     """
 
     width: int
@@ -57,7 +58,7 @@ class _Sequence:
 
 
 class _Bits:
-    """Read numbers of single bits. Raises SyntaxError at the end."""
+    """Read numbers bit by bit. Raises SyntaxError at the end."""
 
     def __init__(self, data: bytes | memoryview):
         self._whole, self._left = int.from_bytes(data, "big"), 8 * len(data)
@@ -69,7 +70,7 @@ class _Bits:
         return self._whole >> self._left & (1 << count) - 1
 
     def variable(self) -> int:
-        """Return a number that as many zeros stand before as it has bits (ue(v), uvlc())."""
+        """Return a number that is preceded by as many zeros as it has bits (ue(v), uvlc())."""
         zeros = 0
         while not self.take(1):
             zeros += 1
@@ -77,9 +78,9 @@ class _Bits:
 
 
 def av1_picture(data: memoryview, most: int) -> Coded:
-    """Return what libavif decodes of a coded picture: all of its frames, also those that are never shown.
+    """Return what libavif decodes of a coded picture: all its frames, also those that are never shown.
 
-    Reads heads of units only. Raises SyntaxError for more than `most` units, and for a frame before any settings.
+    Reads only the beginnings of units. Raises SyntaxError for more than `most` units, and for a frame before any settings.
     """
     at = units = frames = width = height = pixel = 0
     sequence = None
@@ -103,7 +104,7 @@ def av1_picture(data: memoryview, most: int) -> Coded:
 
 
 def _length(data: memoryview, at: int) -> tuple[int, int]:
-    """Return a number of seven bits a byte (AV1, 4.10.5), and what stands behind it; -1 if it has no end."""
+    """Return a number of seven bits per byte (AV1, 4.10.5), and the offset after it; -1 if it has no end."""
     number = 0
     for place, byte in enumerate(data[at : at + 8]):
         number |= (byte & 127) << 7 * place
@@ -134,7 +135,7 @@ def _av1_sequence(bits: _Bits) -> _Sequence:
             integer = SELECT if bits.take(1) else bits.take(1)
         bits.take(3 * hints)
     bits.take(3)
-    # Whatever the samples, libavif keeps those of more than 8 bits in two bytes.
+    # libavif keeps samples of more than 8 bits in two bytes.
     deep = bits.take(1)
     if profile == 2 and deep:
         bits.take(1)
@@ -143,7 +144,7 @@ def _av1_sequence(bits: _Bits) -> _Sequence:
 
 
 def _operating_points(bits: _Bits) -> int:
-    """Read over what an AV1 sequence says of times and operating points (5.5.1); return how many bits a frame's time has."""
+    """Skip an AV1 sequence's times and operating points (5.5.1); return the bits of a frame's time."""
     delay = time = 0
     if bits.take(1):
         bits.take(64)
@@ -168,10 +169,11 @@ def _operating_points(bits: _Bits) -> int:
 
 
 def _frame(bits: _Bits, sequence: _Sequence) -> tuple[int, int, int]:
-    """Return the width and height of an AV1 frame (5.9.2), and as how many such frames it counts; none if it shows another one.
+    """Return the width and height of an AV1 frame (5.9.2), and how many frames it counts as: 0 if it only shows another one.
 
-    A frame that says its own size, as layers do, may have any that its numbers hold: decoders do not compare it with the
-    sequence's. It counts as four where these have no more bits than the sequence's size.
+    A frame that gives its own size, as layers do, may have any that its numbers can hold: decoders do not compare it with the
+    sequence's. If these numbers have no more bits than the sequence's size needs, it is at most twice as wide and high, and
+    counts as four frames of the sequence's size.
     """
     if sequence.reduced:
         return sequence.width, sequence.height, 1
@@ -193,14 +195,14 @@ def _frame(bits: _Bits, sequence: _Sequence) -> tuple[int, int, int]:
 
 
 def _bits_of(side: int) -> int:
-    """Return how many bits sides up to this one need, which are written less one."""
+    """Return the number of bits for sides up to this one; what is stored is the side less one."""
     return max(1, (side - 1).bit_length())
 
 
 def hevc_picture(settings: Iterable[memoryview], data: memoryview, most: int) -> Coded:
-    """Return what libheif decodes of a coded picture: all of its frames, of which it shows one.
+    """Return what libheif decodes of a coded picture: all its frames, of which it shows one.
 
-    settings: contents of `hvcC` boxes (ISO/IEC 14496-15, 8.3.3). data: units, each behind its length in four bytes.
+    settings: contents of `hvcC` boxes (ISO/IEC 14496-15, 8.3.3). data: units, each after its length in four bytes.
     Raises SyntaxError for more than `most` units, and if there are no settings.
     """
     frames, sizes, units = 0, list[tuple[int, int]](), 0
@@ -212,7 +214,7 @@ def hevc_picture(settings: Iterable[memoryview], data: memoryview, most: int) ->
         if kind == HEVC_SEQUENCE:
             sizes.append(_hevc_size(unit))
         elif kind <= HEVC_PIXELS:
-            # The first part of a frame says so.
+            # The first bit after the unit's header marks the first part of a frame.
             frames += unit[2] >> 7
     if not sizes:
         raise SyntaxError(NO_SETTINGS)
@@ -220,7 +222,7 @@ def hevc_picture(settings: Iterable[memoryview], data: memoryview, most: int) ->
 
 
 def _hevc_units(data: memoryview) -> Iterator[memoryview]:
-    """Give the beginning of each unit."""
+    """Yield the beginning of each unit."""
     at = 0
     while at + 4 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
@@ -232,8 +234,8 @@ def _hevc_units(data: memoryview) -> Iterator[memoryview]:
 
 
 def _hevc_settings(box: memoryview) -> Iterator[memoryview]:
-    """Give the beginning of each unit in a box of settings."""
-    # Lengths of other than four bytes are none that libheif reads.
+    """Yield the beginning of each unit in a box of settings."""
+    # libheif reads only lengths of four bytes.
     if len(box) < 23 or box[21] & 3 != 3:
         raise SyntaxError(NO_SETTINGS)
     at = 23
@@ -248,12 +250,12 @@ def _hevc_settings(box: memoryview) -> Iterator[memoryview]:
 
 
 def _hevc_size(unit: memoryview) -> tuple[int, int]:
-    """Return the width and height of a sequence's settings (H.265, 7.3.2.2)."""
-    # A 3 keeps two zeros from looking like a unit's start (7.4.1).
+    """Return the width and height in a sequence's settings (H.265, 7.3.2.2)."""
+    # A byte 3 keeps two zeros from looking like the start of a unit (7.4.1).
     bits = _Bits(unit[2:].tobytes().replace(b"\0\0\3", b"\0\0"))
     bits.take(4)
     layers = bits.take(3)
-    # Profile and level, of the whole and of each layer (7.3.3).
+    # Skips profile and level, of the whole and of each layer (7.3.3).
     bits.take(1 + 88 + 8)
     flags = [(bits.take(1), bits.take(1)) for _ in range(layers)]
     bits.take(2 * (8 - layers) if layers else 0)

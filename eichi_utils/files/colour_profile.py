@@ -1,8 +1,8 @@
-"""Judge a colour profile (ICC.1:2022) by its tables before Little CMS reads it.
+"""Check a colour profile (ICC.1:2022) by its tables before Little CMS reads it.
 
-Little CMS follows what a table says as often as it says it: one of elements that all lie at one place kept it busy for minutes.
-Here a profile keeps the tags alone by which a picture's colours become those of the connection space, each of a kind whose
-work its size bounds. What the tags hold is counted for each, also where they lie at one place, as the three curves of grey do.
+Little CMS reads data again for every reference in a table: one whose elements all lie at one place kept it busy for minutes.
+Here a profile keeps only the tags that convert a picture's colours to the connection space, and only types of tags whose work
+is bounded by their size. The numbers in each tag are counted even if tags share a place, as the three curves of grey do.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ import math
 import struct
 from collections.abc import Iterator
 
-# Profiles of printers and scanners have up to 4 MB.
+# Largest profile in bytes; those of printers and scanners have up to 4 MB.
 MOST_BYTES = 16 * 2**20
-# Little CMS's own limit (MAX_TABLE_TAG); it takes a profile of more for a broken one.
+# Largest number of tags, Little CMS's own limit (MAX_TABLE_TAG); it rejects a profile with more as broken.
 MOST_TAGS = 100
-# Numbers in all tables and curves. Those of printers have three tables of 17 ** 4 colours, which are 750,000.
+# Largest number of values in all tables and curves. Printers have three tables of 17 ** 4 colours, which are 750,000.
 MOST_NUMBERS = 2 * 2**20
-# Of one curve (ICC.1:2022, 10.10 gives none): scanners write 4096; Little CMS refuses more than this.
+# Largest number of points of a curve; ICC.1:2022, 10.10 gives no limit. Scanners write 4096; Little CMS refuses more than this.
 MOST_POINTS = 0x7FFF
 MOST_CHANNELS = 4
 
 HEAD, ENTRY = 128, 12
-# Of scanners and cameras, screens, printers, and colour spaces: not of links, names or effects.
+# Classes of scanners and cameras, screens, printers and colour spaces; links, names and effects are no device's.
 CLASSES = (b"scnr", b"mntr", b"prtr", b"spac")
 CURVES = (b"rTRC", b"gTRC", b"bTRC", b"kTRC")
 POINTS = (b"wtpt", b"bkpt", b"rXYZ", b"gXYZ", b"bXYZ")
-# D2B0 to D2B3, whose elements may be anything, are missing here; browsers know nothing of them either.
+# D2B0 to D2B3, whose elements may be anything, are left out; browsers do not support them either.
 TABLES = (b"A2B0", b"A2B1", b"A2B2")
-# Numbers that a parametric curve of each function has (table 68).
+# Number of parameters of each type of parametric curve (table 68).
 PARAMETERS = (1, 3, 4, 5, 7)
 
 
 def judged_profile(data: bytes) -> bytes:
-    """Return a profile with the tags alone that colours of a picture need.
+    """Return a profile that keeps only the tags needed to convert a picture's colours.
 
-    Raises ValueError, saying why in English, if one of them is none, or they hold more than any device's.
+    Raises ValueError, with the reason in English, if one of them is invalid or they hold more than any device's.
     """
     if len(data) > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES // 2**20} MB")
@@ -55,12 +55,12 @@ def judged_profile(data: bytes) -> bytes:
         if numbers > MOST_NUMBERS:
             raise ValueError(f"its tables have more than {MOST_NUMBERS} numbers")
         kept += struct.pack(">4sII", name, at, size)
-    # Places count from the profile's beginning, and stay where they are.
+    # Offsets count from the profile's beginning, so the data must stay where they are.
     return data[:HEAD] + struct.pack(">I", len(kept) // ENTRY) + kept + data[HEAD + 4 + len(kept) :]
 
 
 def _numbers(name: bytes, tag: memoryview) -> int:
-    """Return how many numbers a reader makes of a tag. Raises ValueError."""
+    """Return how many numbers a reader makes of a tag. Raises ValueError for an invalid tag."""
     kind = bytes(tag[:4])
     if name in POINTS and kind == b"XYZ " and len(tag) >= 20:
         return 3
@@ -77,7 +77,7 @@ def _numbers(name: bytes, tag: memoryview) -> int:
 
 
 def _curve(data: memoryview) -> tuple[int, int]:
-    """(numbers, bytes) of a curve (10.6, 10.18). Raises ValueError."""
+    """Return the count of numbers and the bytes of a curve (10.6, 10.18). Raises ValueError."""
     kind, count, function = bytes(data[:4]), 0, 0
     if len(data) >= 12:
         (count,), (function,) = struct.unpack_from(">I", data, 8), struct.unpack_from(">H", data, 8)
@@ -89,7 +89,7 @@ def _curve(data: memoryview) -> tuple[int, int]:
 
 
 def _channels(data: memoryview) -> tuple[int, int]:
-    """(in, out) of a table; as many as pictures have, and as many as the connection space."""
+    """Return the input and output channels of a table: as many as pictures have, and the connection space's three."""
     into, out = data[8], data[9]
     if not 1 <= into <= MOST_CHANNELS or out != 3:
         raise ValueError(f"a table has {into} channels, and {out} behind it")
@@ -97,7 +97,7 @@ def _channels(data: memoryview) -> tuple[int, int]:
 
 
 def _old_table(tag: memoryview, width: int) -> int:
-    """Return the numbers of a table of 8 or 16 bits (10.10, 10.11). width: bytes of a number."""
+    """Return the count of numbers in a table of 8 or 16 bits (10.10, 10.11). width: bytes of a number."""
     (into, out), grid, points, start = _channels(tag), tag[10], (256, 256), 48
     if width == 2:
         points, start = struct.unpack_from(">HH", tag.tobytes().ljust(52, b"\0"), 48), 52
@@ -108,7 +108,7 @@ def _old_table(tag: memoryview, width: int) -> int:
 
 
 def _stages(tag: memoryview) -> Iterator[int]:
-    """Give the numbers of each stage of a table with curves around it (10.12), wherever the stages lie."""
+    """Yield the count of numbers in each stage of a table with curves around it (10.12), wherever the stages lie."""
     into, out = _channels(tag)
     for place, curves in zip(struct.unpack_from(">5I", tag, 12), (out, 0, out, 0, into), strict=True):
         at = place

@@ -1,8 +1,8 @@
-"""Judge a HEIF or AVIF file (ISO/IEC 23008-12) by its boxes before a library decodes it.
+"""Check a HEIF or AVIF file (ISO/IEC 23008-12) by its boxes before a library decodes it.
 
-A picture may be made of others by name, and libheif decodes what a name means as often as it stands there: five overlays of
-five overlays of one picture are a hundred pictures in 1.7 kB. Telephones write grids of some tens of tiles. And a coded picture
-may be larger than the boxes say: both libraries decode it whole and then look what was wanted.
+A picture may be made of others by reference, and libheif decodes a referenced one each time: five overlays of five overlays of
+one picture are a hundred pictures in 1.7 kB. Telephones write grids of some tens of tiles. A coded picture may also be larger
+than the boxes say: both libraries decode it whole, and only then look at the size that was wanted.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from eichi_utils.files.coded_pictures import av1_picture
 from eichi_utils.files.film_boxes import box_head
 from eichi_utils.files.heif_items import MOST_DECODED, MOST_UNITS, TOO_LARGE, Items, Tally, boxes, check_sides
 
-# What a picture of 100 megapixels in tiles needs is a hundredth.
+# Largest number of boxes, and bytes of a head; 100 megapixels in tiles need a hundredth.
 MOST_BOXES, MOST_HEAD = 64, 8 * 2**20
-# Of an animation; libavif makes an entry of 64 bytes for each before it shows the first one.
+# Largest number of an animation's frames; libavif makes an entry of 64 bytes for each before it shows the first one.
 MOST_FRAMES = 100_000
-# Boxes between a film and its tables (ISO/IEC 14496-12, 8.3 to 8.5), and the tables of which there may be one each.
+# Boxes between a track and its tables (ISO/IEC 14496-12, 8.3 to 8.5), and the tables that may be there once.
 OUTER = (b"trak", b"mdia", b"minf", b"stbl")
 TABLES = (b"tkhd", b"stsd", b"stsz", b"stco", b"co64", b"stsc")
 
 
 def check_heif(file: BinaryIO) -> int:
-    """Refuse a HEIF or AVIF file that makes much of little; leaves the stream at its beginning.
+    """Refuse a HEIF or AVIF file that would take far more work than its size; leaves the stream at its beginning.
 
-    Returns how many bytes of decoded frames its largest picture has. Takes time in proportion to its head. Raises SyntaxError.
+    Returns the bytes of decoded frames of its largest picture. Takes time in proportion to its head. Raises SyntaxError.
     """
     size, at, found, held = file.seek(0, 2), 0, set[bytes](), 0
     for _ in range(MOST_BOXES):
@@ -56,7 +56,7 @@ def check_heif(file: BinaryIO) -> int:
 
 
 def _check_tracks(film: memoryview, file: BinaryIO, size: int) -> int:
-    """Return how many bytes the first frames of all tracks of AV1 have. Raises SyntaxError if they are too large."""
+    """Return the bytes of the first frames of all AV1 tracks. Raises SyntaxError if they are too large."""
     tally, pixels, held, units = Tally(), 0, 0, MOST_UNITS
     for kind, track in boxes(film, tally):
         if kind != b"trak":
@@ -73,7 +73,7 @@ def _check_tracks(film: memoryview, file: BinaryIO, size: int) -> int:
         file.seek(at)
         coded = av1_picture(memoryview(file.read(length)), units)
         header = tables.get(b"tkhd", memoryview(b""))
-        # Behind times and numbers, in a format with 16 bits behind the point (8.3.2).
+        # The sides follow times and numbers, as fixed-point numbers with 16 fraction bits (8.3.2).
         place = 88 if any(header[:1]) else 76
         sides = struct.unpack_from(">HxxHxx", header, place) if len(header) >= place + 8 else (0, 0)
         check_sides(coded, sides)
@@ -85,7 +85,7 @@ def _check_tracks(film: memoryview, file: BinaryIO, size: int) -> int:
 
 
 def _tables(data: memoryview, found: dict[bytes, memoryview], tally: Tally) -> None:
-    """Take note of a track's tables. Raises SyntaxError for a second one of a kind."""
+    """Collect a track's tables. Raises SyntaxError for a second one of a type."""
     for kind, content in boxes(data, tally):
         if kind in OUTER:
             _tables(content, found, tally)
@@ -96,7 +96,7 @@ def _tables(data: memoryview, found: dict[bytes, memoryview], tally: Tally) -> N
 
 
 def _numbers(tables: dict[bytes, memoryview], kind: bytes, form: str, start: int = 4) -> list[tuple[int, ...]]:
-    """Return the entries of a table (8.6, 8.7) that stand there; their count is written at `start`."""
+    """Return the entries that a table (8.6, 8.7) really holds; their promised count is at `start`."""
     data, each = tables.get(kind, memoryview(b"")), struct.calcsize(form)
     if len(data) < start + 4:
         return []
@@ -106,7 +106,7 @@ def _numbers(tables: dict[bytes, memoryview], kind: bytes, form: str, start: int
 
 
 def _frames(tables: dict[bytes, memoryview]) -> int:
-    """Return how many frames a track's pieces promise."""
+    """Return the number of frames that a track's chunks promise. Raises SyntaxError for chunks out of order."""
     pieces = len(tables.get(b"stco", b"")) // 4 + len(tables.get(b"co64", b"")) // 8
     runs = _numbers(tables, b"stsc", ">III")
     after = [first for first, _, _ in runs[1:]] + [pieces + 1]
@@ -116,7 +116,7 @@ def _frames(tables: dict[bytes, memoryview]) -> int:
 
 
 def _first_sample(tables: dict[bytes, memoryview]) -> tuple[int, int]:
-    """Return place and length of a track's first frame; no length if it has none."""
+    """Return offset and length of a track's first frame; the length is 0 if it has none."""
     places = _numbers(tables, b"stco", ">I") or _numbers(tables, b"co64", ">Q")
     sizes = tables.get(b"stsz", memoryview(b""))
     if not places or len(sizes) < 12:

@@ -1,4 +1,4 @@
-"""Add up what a HEIF or AVIF file's head (ISO/IEC 23008-12) says of its pictures, and what is coded in them."""
+"""Add up the decoding work of the pictures in a HEIF or AVIF file (ISO/IEC 23008-12), from its head and the coded pictures."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from typing import BinaryIO
 from eichi_utils.files.coded_pictures import Coded, av1_picture, hevc_picture
 from eichi_utils.files.film_boxes import box_head
 
-# In the head. A picture of 100 megapixels has 400 tiles of 512 x 512 pixels, each with a box that tells of it.
+# Largest number of boxes and names in the head. 100 megapixels have 400 tiles of 512 x 512 pixels, each with its own box.
 MOST_ITEMS = 20_000
-# Pixels that one picture may make a library decode: libheif does 40 million a second, libavif 20 million of a photo and 140 of
-# one colour. 100 million in tiles that stand over the edge, with what telephones measure beside a photo, like distance, in a
-# quarter of the size; or 60 million with their transparency.
+# Largest number of pixels that a library decodes for one picture: libheif does 40 million per second, libavif 20 million of a
+# photo and 140 of one colour. This allows 100 million in tiles that reach over the edge, with a telephone's further
+# measurements, such as distance, in a quarter of the size; or 60 million with their transparency.
 MOST_DECODED = 160_000_000
 TOO_LARGE = f"it is made of more than {MOST_DECODED // 10**6} megapixels"
-# What starting to decode takes is as long as this many pixels.
+# Starting to decode a picture takes as long as this many pixels.
 LEAST = 16_384
-# A grid of turned tiles, each with its transparency.
+# Deepest nesting: a grid of turned tiles, each with its transparency.
 DEEPEST = 4
-# Bytes of EXIF and colour profiles, which are copied for each picture that they belong to. A photo has some kilobytes.
+# Largest number of bytes of EXIF and colour profiles, which are copied for each picture that they belong to. A photo has some
+# kilobytes.
 MOST_COPIED = 64 * 2**20
-# Encoders store tiles that are alike once: bytes by which a picture's parts may be more than the file.
+# Bytes by which a picture's parts may exceed the file, since encoders store equal tiles once.
 MOST_SHARED = 16 * 2**20
-# Of all coded pictures together; one has four.
+# Largest number of units of all coded pictures together; one picture has four.
 MOST_UNITS = 20_000
-# Encoders fill up a picture's sides to whole blocks.
+# Encoders pad a picture's sides to whole blocks of this size.
 BLOCK = 64
 NESTED = "a picture in it is made of others, and these of others"
 MORE_THAN_THE_FILE = "its pictures hold more than the file"
@@ -48,7 +49,7 @@ class Tally:
 
 
 def boxes(data: memoryview, tally: Tally) -> Iterator[tuple[bytes, memoryview]]:
-    """Give the kind and content of each box. Raises SyntaxError for many, or if one is larger than what holds it."""
+    """Yield the type and content of each box. Raises SyntaxError for too many, or one that is larger than its container."""
     at = 0
     while at + 8 <= len(data):
         tally.add(1)
@@ -60,9 +61,9 @@ def boxes(data: memoryview, tally: Tally) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def check_sides(coded: Coded, said: tuple[int, int]) -> None:
-    """Raise SyntaxError if a coded picture is larger than it is said to be.
+    """Raise SyntaxError if a coded picture is larger than its box says (`said`: width, height).
 
-    libavif decodes it as it is, and scales it down afterwards.
+    libavif decodes it in its own size, and scales it down afterwards.
     """
     if coded.width > said[0] + BLOCK or coded.height > said[1] + BLOCK:
         sides = f"{coded.width} x {coded.height} pixels, and is said to have {said[0]} x {said[1]}"
@@ -71,9 +72,9 @@ def check_sides(coded: Coded, said: tuple[int, int]) -> None:
 
 @dataclass(frozen=True)
 class _Work:
-    """Hold what decoding an item takes. held: bytes of its frames. packed: bytes that are read for it. pixel: bytes of one.
+    """Hold what decoding an item takes. held: bytes of its frames. packed: bytes that are read for it. pixel: bytes per pixel.
 
-    levels: of others below it. single: whether it is one frame with nothing beside.
+    levels: of items below it. single: whether it is one frame and nothing else.
     """
 
     pixels: int
@@ -85,11 +86,11 @@ class _Work:
 
 
 class Items:
-    """Hold what the head of a file says of the pictures in it.
+    """Hold what a file's head says of the pictures (items) in it.
 
-    sides: width and height by item. parts: what an item is made of, once for each time it is named. beside: what is decoded
-    with it, like its transparency. kinds: of items. settings: HEVC's, by item. stored: bytes of an item. pieces: where they
-    stand, in the file or, if the first one says so, in a box of the head. about: pairs of items, of which one tells about the
+    sides: width and height by item. parts: the items that an item is made of, once for each reference. beside: items decoded
+    with it, such as its transparency. kinds: item types. settings: HEVC's, by item. stored: bytes of an item. pieces: where
+    these lie, in the file or, if the first number is 1, in a box of the head. about: pairs of items, of which one describes the
     other.
 
     size: of the file.
@@ -126,7 +127,7 @@ class Items:
                         owned += boxes(content, self.tally)
                     elif inner == b"ipma":
                         properties += self._properties(content)
-        # Tiles are no pictures of their own.
+        # Profiles of tiles are not copied, since tiles are no pictures of their own.
         tiles = {part for parts in self.parts.values() for part in parts}
         self.copied = sum(self.stored.get(item, 0) for item, _ in self.about)
         for item, number in properties:
@@ -134,18 +135,18 @@ class Items:
                 self._own(item, *owned[number - 1], copied=item not in tiles)
 
     def check(self) -> int:
-        """Return how many bytes of decoded frames the largest picture has.
+        """Return the bytes of decoded frames of the largest picture.
 
-        Raises SyntaxError if a picture takes more than MOST_DECODED pixels, or is nested deeper than DEEPEST, or if what is
-        told of pictures is more than MOST_COPIED, or an item, or all parts of a picture, are larger than the file, or one is
-        larger than it is said to be.
+        Raises SyntaxError if a picture takes more than MOST_DECODED pixels or is nested deeper than DEEPEST, if descriptions of
+        pictures exceed MOST_COPIED, if an item or all parts of a picture are larger than the file, or if a picture is larger
+        than its box says.
         """
         if self.copied > MOST_COPIED or max(self.stored.values(), default=0) > self.size:
             raise SyntaxError(MORE_THAN_THE_FILE)
         held = 0
         for item in {*self.kinds, *self.parts, *self.beside}:
             work = self._work(item, 0)
-            # Of a single frame, the picture's size tells.
+            # A single frame is judged by the picture's size.
             if work.pixels > MOST_DECODED and not work.single:
                 raise SyntaxError(TOO_LARGE)
             if work.packed > self.size + MOST_SHARED:
@@ -154,7 +155,7 @@ class Items:
         return held
 
     def _own(self, item: int, kind: bytes, data: memoryview, *, copied: bool) -> None:
-        """Take note of a property of an item (6.5): its size, of which the largest counts, and its settings."""
+        """Read a property of an item (6.5): its size, of which the largest counts, or its settings."""
         if kind == b"ispe" and len(data) >= 12:
             size = struct.unpack_from(">II", data, 4)
             self.sides[item] = max(self.sides.get(item, (0, 0)), size, key=lambda sides: sides[0] * sides[1])
@@ -163,7 +164,7 @@ class Items:
         self.copied += len(data) if copied else 0
 
     def _work(self, item: int, above: int) -> _Work:
-        """Return what an item takes to decode."""
+        """Return what decoding an item takes. Raises SyntaxError if it is nested too deeply."""
         if item not in self.works:
             if above > DEEPEST:
                 raise SyntaxError(NESTED)
@@ -190,12 +191,12 @@ class Items:
         return self.works[item]
 
     def _coded(self, item: int) -> Coded | None:
-        """Return what is coded in an item; None in one that is made of others, or is no picture. Raises SyntaxError."""
+        """Return what is coded in an item; None if it is made of others or is no picture. Raises SyntaxError."""
         kinds = self.kinds.get(item, set()) & {b"av01", b"hvc1"}
         if not kinds or not self.stored.get(item):
             return None
         pieces, settings = self.pieces[item], self.settings.get(item, [])
-        # Tiles that are alike stand at one place.
+        # Equal tiles may lie at one place, and are read once.
         key = (frozenset(kinds), tuple(pieces), *map(id, settings))
         if key not in self.coded:
             self.read += self.stored[item]
@@ -211,7 +212,7 @@ class Items:
         return coded
 
     def _content(self, item: int) -> memoryview:
-        """Return an item's bytes. Raises SyntaxError where readers would not agree on them."""
+        """Return an item's bytes. Raises SyntaxError where readers could read different ones."""
         pieces = self.pieces[item]
         if item in self.twice or any(method > 1 or (not length and len(pieces) > 1) for method, _, length in pieces):
             raise SyntaxError("the place of a picture in it is not clear")
@@ -228,9 +229,9 @@ class Items:
         return memoryview(result)
 
     def _kinds(self, data: memoryview) -> None:
-        """Take note of the kinds of items (ISO/IEC 14496-12, 8.11.6). Raises SyntaxError for an overlay.
+        """Read the types of items (ISO/IEC 14496-12, 8.11.6). Raises SyntaxError for an overlay.
 
-        How large a canvas an overlay has stands with the pixels, and no program writes them.
+        The size of an overlay's canvas is stored with the pixels, and no program writes overlays.
         """
         for kind, content in boxes(data[8 if any(data[:1]) else 6 :], self.tally):
             form = {b"\2": ">HxxI", b"\3": ">IxxI"}.get(bytes(content[:1]))
@@ -242,7 +243,7 @@ class Items:
             self.kinds.setdefault(item, set()).add(name)
 
     def _references(self, data: memoryview) -> None:
-        """Take note of what is made of what (8.11.12), and of what belongs to a picture, like its transparency."""
+        """Read which items are made of which (8.11.12), and which belong to a picture, such as its transparency."""
         width = "I" if any(data[:1]) else "H"
         for kind, content in boxes(data[4:], self.tally):
             head = struct.calcsize(">" + width + "H")
@@ -262,7 +263,7 @@ class Items:
                     self.beside.setdefault(name, []).append(item)
 
     def _places(self, data: bytes) -> None:
-        """Add up how many bytes each item has, piece by piece (ISO/IEC 14496-12, 8.11.3). Raises SyntaxError."""
+        """Add up the bytes of each item, piece by piece (ISO/IEC 14496-12, 8.11.3). Raises SyntaxError."""
         stream = io.BytesIO(data)
 
         def number(width: int) -> int:
@@ -286,11 +287,11 @@ class Items:
                 number(index if version else 0)
                 at, own = start + number(offset), number(length)
                 self.pieces.setdefault(item, []).append((method, at, own))
-                # No length is the rest of the file.
+                # Length 0 means the rest of the file.
                 self.stored[item] = self.stored.get(item, 0) + (own or self.size)
 
     def _properties(self, data: memoryview) -> Iterator[tuple[int, int]]:
-        """Give (item, number of a property) of each property that an item has (9.3)."""
+        """Yield (item, number of a property) for each property of an item (9.3). Raises SyntaxError."""
         if len(data) < 8:
             return
         form, width = ">IB" if data[0] else ">HB", 1 + (data[3] & 1)

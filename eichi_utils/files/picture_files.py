@@ -1,7 +1,7 @@
-"""Open picture files of a list of formats, whatever their names say.
+"""Open picture files of a list of formats, whatever their suffixes are.
 
-Pillow would hand PostScript to Ghostscript, read forty formats that nobody tries, and refuse a good PNG for a text of more than
-a megabyte. It sees no texts of PNGs here; png_chunks.py reads those.
+Pillow alone would hand PostScript to Ghostscript, read forty formats that nobody tries, and refuse a good PNG for a text of
+more than a megabyte. It sees no texts of PNGs here; png_chunks.py reads those.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from eichi_utils.files.picture_parts import Parts, avif_without_exif, gif_parts,
 from eichi_utils.files.safe_reading import open_regular
 from eichi_utils.files.tiff_tags import TIFF_MAGICS, check_tiff
 
-# Pillow's names, and what people call them; HEIF has a reader of its own.
+# Pillow's names of the formats, and their common names; HEIF has a reader of its own.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PSD")
 FORMAT_NAMES = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC/HEIF, PSD"
 SUFFIXES = (
@@ -35,11 +35,11 @@ SUFFIXES = (
 )  # fmt: skip
 # 100 megapixels decode to 400 MB; more is a scan or an accident, and costs more memory than the model's own buffers.
 MAX_PIXELS = 100_000_000
-# What decodes to as much memory from fewer: libwebp holds two canvases and libavif its own picture beside Pillow's. Pillow
-# unpacks the BMPs that are packed in Python, a fifth of a second a megapixel.
+# Limits for formats that need more memory per pixel: libwebp holds two canvases, and libavif its own picture besides Pillow's.
+# Pillow unpacks run-length encoded BMPs in Python, a fifth of a second per megapixel.
 MOST_PIXELS = {"WEBP": 52_000_000, "AVIF": 60_000_000}
 MOST_PACKED = 5_000_000
-# EXIF's numbers of what a viewer does to the stored picture.
+# EXIF orientation -> how a viewer turns the stored picture.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -49,7 +49,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What decoders report damaged files with.
+# Exceptions that decoders raise for damaged files.
 DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, RuntimeError, MemoryError, ArithmeticError,
     AttributeError, AssertionError, struct.error, zlib.error,
@@ -57,25 +57,27 @@ DAMAGE = (
 
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 AVIF_BRANDS = {b"avif", b"avis"}
-# A file's brands stand in its first box; no program writes twenty.
+# Bytes of a file's beginning that hold its brands; no program writes twenty of them.
 HEAD = 128
-# Files with brands are read whole before their size is known. A larger one waits for all the room that pictures have.
+# Files with brands (HEIF, AVIF) are read whole before their size is known. One larger than this waits for all the room of
+# pictures.
 LARGE_FILE = 16 * 2**20
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-# What Pillow unpacks of one chunk (PngImagePlugin.MAX_TEXT_CHUNK) before it refuses the picture.
+# Largest chunk that Pillow unpacks (PngImagePlugin.MAX_TEXT_CHUNK); it refuses a picture with a larger one.
 MOST_UNPACKED = 2**20
-# Profiles of printers and scanners have up to 4 MB.
+# Largest profile in bytes; those of printers and scanners have up to 4 MB.
 MOST_PROFILE = 16 * 2**20
-# 150 MB in parts of 1 kB; empty ones would keep a reader busy for minutes.
+# Largest number of chunks, 150 MB in parts of 1 kB; empty ones would keep a reader busy for minutes.
 MOST_CHUNKS = 200_000
-# A PNG's samples a pixel by its colour type; and bytes that zlib can make of one (RFC 1951: 258 of two bits).
+# A PNG's samples per pixel by colour type, and the largest number of bytes that zlib can make of one (RFC 1951: 258 of two
+# bits).
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 MOST_INFLATED = 1032
 
 
 class TooManyPixelsError(Image.DecompressionBombError):
-    """Say that a picture has more pixels than are decoded of its format."""
+    """Report that a picture has more pixels than are decoded in its format. most: the limit."""
 
     def __init__(self, width: int, height: int, most: int):
         super().__init__(f"{width} x {height} pixels")
@@ -86,8 +88,8 @@ class TooManyPixelsError(Image.DecompressionBombError):
 def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
     """Open a picture without decoding it, if it has one of the formats that this program reads.
 
-    source: a path, which must be a regular file's, or a stream of bytes.
-    Raises UnidentifiedImageError for other formats, TooManyPixelsError for more than its format's limit, else one of DAMAGE.
+    source: the path of a regular file, or a stream of bytes. Raises UnidentifiedImageError for other formats,
+    TooManyPixelsError for more pixels than its format's limit, or one of DAMAGE.
     """
     with ExitStack() as stack:
         file = stack.enter_context(open_regular(source)) if isinstance(source, (str, Path)) else source
@@ -122,7 +124,7 @@ def opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
 
 
 def picture_format(path: str | Path) -> str:
-    """Return the format of a picture file in Pillow's words, whatever its name says; "" if it is none that is read."""
+    """Return Pillow's name of a picture file's format, whatever its suffix is; "" if it is none that is read."""
     try:
         with opened(path) as picture:
             return picture.format or ""
@@ -131,15 +133,15 @@ def picture_format(path: str | Path) -> str:
 
 
 def orientation(picture: Image.Image) -> int:
-    """Return the EXIF orientation of an opened picture, 1 to 8; 1 where there is none, or none that can be read.
+    """Return the EXIF orientation of an opened picture, 1 to 8; 1 if there is none that can be read.
 
-    Of a TIFF too: Pillow turns those itself, and gives the upright size from the beginning.
+    A TIFF gives 1 as well: Pillow turns those itself and reports the upright size from the beginning.
     """
     return orientation_in(picture.info.get("exif") or b"")
 
 
 def exif(path: str | Path) -> dict[int, int | bytes]:
-    """Return what a picture's EXIF says (see exif.py). Raises as `opened` does."""
+    """Return a picture's EXIF tags (see exif.py). Raises as `opened`."""
     with opened(path) as picture:
         if picture.format == "TIFF":
             with open_regular(path) as file:
@@ -154,7 +156,7 @@ def exif(path: str | Path) -> dict[int, int | bytes]:
 def _check_size(picture: Image.Image) -> None:
     width, height = picture.size
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        # A tile is decoded whole, whatever the picture's size, and the last ones may stand over its edges.
+        # Tiles are decoded whole, and those at the edges may be larger than the rest of the picture.
         tile = [picture.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
         wide, high = (
             -(-side // own) * own if isinstance(own, int) and own > 0 else side
@@ -176,16 +178,16 @@ def _check_size(picture: Image.Image) -> None:
 
 
 def _calm() -> None:
-    """Have Pillow say nothing of large pictures: there is a limit of our own.
+    """Silence Pillow's warning of large pictures for the whole process, since this program has its own limits.
 
-    From now on: Pillow says it when pixels are read too, and taking a filter back would take it from other threads.
+    It stays off: Pillow also warns when pixels are read, and removing the filter would remove it for other threads.
     """
     if not any(form == "ignore" and kind is Image.DecompressionBombWarning for form, _, kind, *_ in warnings.filters):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def _brands(head: bytes) -> set[bytes]:
-    """Return what the first box of an MP4-like file (ISO/IEC 14496-12, 4.3) says it is; nothing of other files."""
+    """Return the brands in the first box of an MP4-like file (ISO/IEC 14496-12, 4.3); none for other files."""
     if head[4:8] != b"ftyp":
         return set()
     end = min(int.from_bytes(head[:4], "big"), len(head))
@@ -193,9 +195,9 @@ def _brands(head: bytes) -> set[bytes]:
 
 
 def _png_parts(file: BinaryIO) -> Parts:
-    """Look through a PNG's chunks, and leave the stream at its beginning.
+    """Choose the parts of a PNG that Pillow gets, and leave the stream at its beginning.
 
-    Raises SyntaxError for an endless lot of them, and for pixels that cannot all be there: Pillow shows those as black ones.
+    Raises SyntaxError for more than MOST_CHUNKS chunks, and if pixels must be missing, which Pillow would show as black.
     """
     ranges: list[tuple[int, int]] = []
     exif, profile, profiled, start, at = b"", b"", False, 0, len(PNG_MAGIC)
@@ -208,7 +210,7 @@ def _png_parts(file: BinaryIO) -> Parts:
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         after = at + 12 + length
         if kind == b"iCCP" and profiled:
-            # The first one counts; ten thousand others would be unpacked for nothing.
+            # The first profile counts; unpacking thousands of others would take long.
             hidden = True
         elif kind == b"iCCP":
             profiled = True
@@ -216,7 +218,7 @@ def _png_parts(file: BinaryIO) -> Parts:
             hidden = len(unpacked) > MOST_UNPACKED
             profile = unpacked if hidden and len(unpacked) <= MOST_PROFILE else b""
         else:
-            # A small letter first: not needed to show the picture. Frames of animations are.
+            # A chunk whose type begins with a small letter is not needed to show the picture, except for frames of animations.
             if kind == b"eXIf" and length <= MOST_UNPACKED:
                 exif = file.read(length)
             elif kind == b"IHDR":
@@ -238,7 +240,7 @@ def _png_parts(file: BinaryIO) -> Parts:
 
 
 def _png_size(head: bytes) -> int:
-    """Return how many bytes the pixels of a PNG have at least before they are packed. head: the first 10 bytes of its IHDR."""
+    """Return the smallest number of bytes of a PNG's unpacked pixels. head: the first 10 bytes of its IHDR."""
     if len(head) < 10:
         return 0
     width, height, bits, colours = struct.unpack(">IIBB", head)
@@ -246,15 +248,15 @@ def _png_size(head: bytes) -> int:
 
 
 def _unpacked(data: bytes) -> bytes:
-    """Return the profile in a chunk, or one byte more than the longest that is read; nothing if it was not packed well."""
+    """Return the profile in a chunk, cut one byte after the longest that is read; b"" if it is damaged."""
     try:
-        # Behind the name and its end stands the way of packing.
+        # The packed data follow the name, its end and the compression method.
         return zlib.decompressobj().decompress(data[data.find(b"\0") + 2 :], MOST_PROFILE + 1)
     except zlib.error:
         return b""
 
 
-# What starts files of these formats; the rest is recognised by Pillow.
+# Beginnings of files whose parts are examined here; Pillow recognizes the others.
 WATCHED = {"PNG": PNG_MAGIC, "JPEG": b"\xff\xd8\xff", "GIF": (b"GIF87a", b"GIF89a"), "TIFF": TIFF_MAGICS, "PSD": b"8BPS"}
 WALKS = {"PNG": _png_parts, "JPEG": jpeg_parts, "GIF": gif_parts, "PSD": psd_parts}
 PLAIN_FORMATS = ("WEBP", "BMP")

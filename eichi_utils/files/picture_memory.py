@@ -1,4 +1,4 @@
-"""Know before a picture is decoded how much memory that takes, and have pictures wait until there is room for them."""
+"""Estimate how much memory decoding a picture takes, and make pictures wait until there is room."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from PIL import Image, TiffImagePlugin
 
 from diffusers_helper.memory.trimming import trim
 
-# Of pictures that are being decoded, one or all of them together. 100 megapixels of 16 bits in three colours that are packed as
-# one piece take as much.
+# Largest memory for decoding pictures, of one or all together. 100 megapixels of three 16-bit colours packed as one piece take
+# this much.
 MOST_MEMORY = 960 * 2**20
-# What is freed in larger pieces is given back to the system at once.
+# Memory from this size on is given back to the system at once when it is freed.
 LARGE = 64 * 2**20
-# Bytes that Pillow keeps for a pixel; 4 in other modes.
+# Bytes per pixel that Pillow keeps, by mode; 4 in other modes.
 PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 RESULT = 4
-# Where an opened picture says what its reader will hold besides, as far as the file's parts told.
+# Key in a picture's `info` for the bytes that its reader holds besides, as far as the file's parts told.
 BESIDE = "bytes_beside"
-# What readers hold beside that while they decode, as measured. libwebp has canvases of the whole animation, libheif a picture
-# of its own, and a copy of it in RGB. libavif has such a copy beside its frames, which the file's head tells of: as much as one
-# of 16 bits with transparency, or more.
+# Bytes per pixel that readers hold besides while they decode, as measured. libwebp has canvases of the whole animation, libheif
+# its own picture and a copy of it in RGB. libavif has such a copy besides its frames, whose size the file's head gives: as much
+# as for 16 bits with transparency, or more.
 READERS = {"WEBP": 12, "AVIF": 4, "HEIF": 6}
 AVIF_FRAME = 8
-# Of a HEIF with more than 8 bits whose colours are as fine as its light, and of its transparency.
+# Bytes per pixel for a HEIF of more than 8 bits without chroma subsampling, and for its transparency.
 DEEP, DEEP_ALPHA = 12, 5
 
 
 def needed_bytes(picture: Image.Image) -> int:
-    """Return how many bytes an opened picture takes at most while it is loaded and made RGB."""
+    """Return the largest number of bytes that loading an opened picture and converting it to RGB takes."""
     beside = picture.info.get(BESIDE, 0)
     pixels = picture.width * picture.height
     own, each = PIXEL.get(picture.mode, 4), READERS.get(picture.format or "", 0)
@@ -46,12 +46,12 @@ def needed_bytes(picture: Image.Image) -> int:
 
 
 def _piece(picture: TiffImagePlugin.TiffImageFile) -> int:
-    """Return the bytes of a strip or tile (TIFF 6.0, sections 3 and 15), packed and unpacked, which libtiff holds whole."""
+    """Return the packed and unpacked bytes of a strip or tile (TIFF 6.0, sections 3 and 15), which libtiff holds whole."""
     if not picture.tile or picture.tile[0].codec_name != "libtiff":
         return 0
     tags = picture.tag_v2
     bits, samples = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)), tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
-    # JPEG in YCbCr is unpacked to four bytes.
+    # JPEG in YCbCr is unpacked to four bytes per pixel.
     each = max(samples * max(bits) / 8, 4 if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 6 else 0)
     width, height = tags.get(TiffImagePlugin.TILEWIDTH), tags.get(TiffImagePlugin.TILELENGTH)
     sizes = tags.get(TiffImagePlugin.TILEBYTECOUNTS)
@@ -64,7 +64,7 @@ def _piece(picture: TiffImagePlugin.TiffImageFile) -> int:
 
 
 class Room:
-    """Let threads decode pictures side by side as long as there is room, in the order in which they came."""
+    """Let threads decode pictures in parallel as long as there is memory, in the order in which they came."""
 
     def __init__(self, size: int):
         self._size = self._free = size
@@ -74,9 +74,10 @@ class Room:
 
     @contextmanager
     def taken(self, need: int) -> Iterator[None]:
-        """Wait for room of `need` bytes, and hold it; a picture that needs more than there is gets all of it.
+        """Wait for `need` bytes of room and hold them during the block. A picture that needs more than all gets all.
 
-        A thread that holds some already gets more without waiting: two that wait for each other would do so for ever.
+        A thread that already holds room gets more without waiting, since two threads could otherwise wait for each other for
+        ever.
         """
         if getattr(self._mine, "holds", False):
             yield

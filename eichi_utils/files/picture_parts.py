@@ -1,4 +1,4 @@
-"""Leave out of picture files what readers would spend minutes or gigabytes on, and what nobody needs to see the picture.
+"""Leave out parts of picture files on which readers would spend minutes or gigabytes, and which the picture does not need.
 
 Each walk here is linear in the file's size, and ends at a limit.
 """
@@ -20,28 +20,29 @@ if TYPE_CHECKING:
 
 Ranges = tuple[tuple[int, int], ...]
 
-# Profiles of printers have sixty segments; nobody writes hundreds of others.
+# Largest number of a JPEG's segments. A printer's profile has sixty; more than some hundreds are not written by any program.
 MOST_SEGMENTS = 10_000
-# Progressive pictures have ten scans, the most thoroughly packed ones twenty. Each is a way through all pixels, and takes two
-# seconds for a milliard of them; ten scans of a photo go through 14 components.
+# Largest number of scans, and of pixels of all components in them. Progressive pictures have ten scans, the best packed ones
+# twenty. Each is a pass over all pixels, and takes two seconds per billion; ten scans of a photo go through 14 components.
 MOST_SCANS, MOST_SCANNED = 100, 1_500_000_000
-# Pixels of the largest picture that is read; larger ones are refused for that.
+# Pixels of the largest picture that is read; larger ones are refused anyway.
 MOST_COUNTED = 100_000_000
-# Of a frame's head: components have three bytes each, and pictures have four at most.
+# Bytes of a frame header that are read; components have three bytes each, and pictures have four at most.
 MOST_FRAME = 64
-# 25 MB of comments in blocks of 255 bytes, the largest.
+# Largest number of a GIF's blocks, 25 MB of comments in blocks of 255 bytes.
 MOST_BLOCKS = 100_000
-# A PSD has a hundred resources, with paths a thousand; and 30,000 pixels each way (Photoshop's own limit).
+# Largest number of a PSD's resources (usually a hundred, with paths a thousand), and of pixels each way (Photoshop's own
+# limit).
 MOST_RESOURCES, PSD_SIDE = 10_000, 30_000
-# What a picture of 100 megapixels in tiles needs is a hundredth.
+# Largest number of boxes, and bytes of a head; 100 megapixels in tiles need a hundredth.
 MOST_BOXES, MOST_HEAD = 64, 8 * 2**20
 
-# JPEG markers (ITU-T T.81, table B.1) that a length follows, for Pillow as for libjpeg; a scan starts with the last.
+# JPEG markers (ITU-T T.81, table B.1) that are followed by a length, for Pillow and libjpeg alike.
 WITH_LENGTH = frozenset((*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDA, 0xF0), 0xFE))
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
-# What a frame begins with: Huffman or arithmetic codes, in one scan or progressive.
+# Markers of frames with Huffman or arithmetic codes, in one scan or progressive; and the progressive ones.
 FRAMES, PROGRESSIVE = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA), (0xC2, 0xCA)
-# Neither a byte 0xFF of the pixels, nor where decoding can start anew, nor padding.
+# A marker that is no byte 0xFF of the pixels, no restart marker and no padding.
 MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 STEP = 2**20
 
@@ -51,9 +52,9 @@ PSD_PROFILE = b"\x04\x0f"
 
 @dataclass(frozen=True)
 class Parts:
-    """Show Pillow a part of a file: byte ranges (start, end) in the order of reading, behind a head of other bytes.
+    """Describe the part of a file that Pillow gets: a head, then byte ranges (start, end) in the order of reading.
 
-    exif, profile: what it does not get to see, and is needed. beside: bytes that its decoder will hold beside the picture.
+    exif, profile: data from the parts left out that are needed. beside: bytes that the decoder holds besides the picture.
     """
 
     ranges: Ranges
@@ -63,12 +64,12 @@ class Parts:
     head: bytes = b""
 
     def stream(self, file: BinaryIO) -> BinaryIO:
-        """Return the part of `file` as a stream that reads as if there were nothing else."""
+        """Return the part of `file` as a stream."""
         return io.BufferedReader(_Spliced(file, self.ranges, self.head))
 
 
 def jpeg_parts(file: BinaryIO) -> Parts:
-    """Keep of a JPEG's head what its pixels and colours need. Raises SyntaxError for endless lots of segments or scans."""
+    """Keep the segments of a JPEG that its pixels and colours need. Raises SyntaxError for too many segments or scans."""
     size = file.seek(0, io.SEEK_END)
     kept, exif, at, beside = [(0, 2)], b"", 2, 0
     frame = _Frame()
@@ -101,14 +102,14 @@ def jpeg_parts(file: BinaryIO) -> Parts:
 
 
 def _needed(marker: int, start: bytes) -> bool:
-    """Say whether a segment bears on the pixels or their colours. start: of what it holds."""
+    """Say whether a segment affects the pixels or their colours. start: the first bytes of its content."""
     if 0xE0 <= marker <= 0xEF or marker == 0xFE:
         return (marker, start[:5]) in ((0xE0, b"JFIF\0"), (0xEE, b"Adobe")) or (marker == 0xE2 and start == b"ICC_PROFILE\0")
     return True
 
 
 def _next_marker(file: BinaryIO, at: int) -> tuple[int, int]:
-    """Return the first marker from a place on, and its place; -1 at the file's end. What stands between is nothing."""
+    """Return the first marker from an offset on, and its offset; -1 at the file's end. Other bytes between are skipped."""
     last, step = b"", 64
     while True:
         file.seek(at)
@@ -125,7 +126,7 @@ def _next_marker(file: BinaryIO, at: int) -> tuple[int, int]:
 class _Frame:
     """Hold what a JPEG's frame header says (T.81, B.2.2).
 
-    coefficients: numbers of all components, of which there are fewer where their sampling is coarser.
+    coefficients: of all components; components with coarser sampling have fewer.
     """
 
     pixels: int = 0
@@ -134,7 +135,7 @@ class _Frame:
     progressive: bool = False
 
     def with_head(self, marker: int, head: bytes) -> _Frame:
-        """Return the larger one of this frame and another."""
+        """Return this frame or the one of another header, whichever is larger."""
         height, width, components = struct.unpack_from(">xHHB", head.ljust(6, b"\0"))
         factors = [(one >> 4, one & 15) for one in head[7 : 6 + 3 * components : 3]]
         most = max((across for across, _ in factors), default=0) * max((down for _, down in factors), default=0)
@@ -143,17 +144,18 @@ class _Frame:
         return max(self, other, key=lambda frame: frame.coefficients)
 
     def kept(self, first: int) -> int:
-        """Return how many bytes libjpeg keeps until the last scan: two for each number, unless one scan brings all of them.
+        """Return the bytes that libjpeg keeps until the last scan: two per coefficient, unless one scan brings them all.
 
-        first: components that the first scan brings.
+        first: components in the first scan.
         """
         return 2 * self.coefficients if self.progressive or first < self.components else 0
 
 
 def _kept_bytes(file: BinaryIO, at: int, frame: _Frame) -> int:
-    """Return how many bytes libjpeg keeps until the last scan.
+    """Return the bytes that libjpeg keeps until the last scan.
 
-    at: of the first scan's marker. Raises SyntaxError for more scans than MOST_SCANS, or than go well with so many pixels.
+    at: offset of the first scan's marker. Raises SyntaxError for more scans than MOST_SCANS, or for too many with so many
+    pixels.
     """
     first, scanned = 0, 0
     for components in _scans(file, at):
@@ -165,7 +167,7 @@ def _kept_bytes(file: BinaryIO, at: int, frame: _Frame) -> int:
 
 
 def _scans(file: BinaryIO, at: int) -> Iterator[int]:
-    """Give how many components each scan brings. Raises SyntaxError for more scans than MOST_SCANS."""
+    """Yield the number of components in each scan. Raises SyntaxError for more scans than MOST_SCANS."""
     scans = markers = 0
     while True:
         file.seek(at)
@@ -190,14 +192,14 @@ def _scans(file: BinaryIO, at: int) -> Iterator[int]:
             if marker in WITH_LENGTH:
                 here += max(2, int.from_bytes(data[here : here + 2], "big"))
         else:
-            # Half a marker may stand at the end.
+            # The data may end inside a marker.
             here = max(here, len(data) - 1)
         at += here
 
 
 @dataclass(frozen=True)
 class Scans:
-    """Hold what decoding a JPEG takes: pixels of all components in all scans, bytes that are kept until the last, markers."""
+    """Hold what decoding a JPEG takes: pixels of all components in all scans, bytes kept until the last one, and markers."""
 
     scanned: int
     kept: int
@@ -205,7 +207,7 @@ class Scans:
 
 
 def jpeg_scans(data: bytes, most: int) -> Scans:
-    """Return what a JPEG takes that stands in another file. Raises SyntaxError for more than `most` markers."""
+    """Return what decoding a JPEG inside another file takes. Raises SyntaxError for more than `most` markers."""
     frame, components, scanned, markers, at = _Frame(), list[int](), 0, 0, 0
     while found := MARKER.search(data, at):
         marker, at, markers = found[1][0], found.end(), markers + 1
@@ -224,7 +226,7 @@ def jpeg_scans(data: bytes, most: int) -> Scans:
 
 
 def gif_parts(file: BinaryIO) -> Parts:
-    """Keep of what stands before a GIF's first frame how it is shown. Raises SyntaxError for an endless lot of blocks."""
+    """Keep only the blocks before a GIF's first frame that say how it is shown. Raises SyntaxError for too many blocks."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     data = io.BufferedReader(_Spliced(file, ((0, size),)), STEP)
@@ -259,9 +261,9 @@ def gif_parts(file: BinaryIO) -> Parts:
 
 
 def psd_parts(file: BinaryIO) -> Parts:
-    """Leave out a PSD's resources (Adobe Photoshop File Formats Specification), of which Pillow would keep all.
+    """Leave out a PSD's resources (Adobe Photoshop File Formats Specification), all of which Pillow would keep.
 
-    Raises SyntaxError for an endless lot of them, or of rows.
+    Raises SyntaxError for too many resources or rows.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -272,7 +274,7 @@ def psd_parts(file: BinaryIO) -> Parts:
     (colours,) = struct.unpack_from(">I", start, 26)
     if max(height, width) > PSD_SIDE:
         raise SyntaxError(f"more than {PSD_SIDE} pixels each way")
-    # The palette, which has this size; other modes have nothing that Pillow reads.
+    # A palette has this size; Pillow reads no such data in other modes.
     palette = start[26:] + file.read(768) if colours == 768 else bytes(4)
     file.seek(30 + colours)
     (length,) = struct.unpack(">I", file.read(4).rjust(4, b"\0"))
@@ -283,7 +285,7 @@ def psd_parts(file: BinaryIO) -> Parts:
         head = file.read(7)
         if at >= end or len(head) < 7:
             break
-        # A name, filled up with its length to an even number, and the length of what follows.
+        # A name, padded with its length to an even number of bytes, and the length of the data.
         at += 6 + (head[6] + 2 & ~1)
         file.seek(at)
         (own,) = struct.unpack(">I", file.read(4).rjust(4, b"\0"))
@@ -296,9 +298,9 @@ def psd_parts(file: BinaryIO) -> Parts:
 
 
 def avif_without_exif(file: BinaryIO) -> BinaryIO:
-    """Return an AVIF file whose EXIF has another name, so that no reader takes it for one.
+    """Return an AVIF file whose EXIF item has another type, so that no reader uses it.
 
-    How it is turned stands in boxes of its own (ISO/IEC 23008-12, 6.5.10). Raises SyntaxError for an endless head.
+    Its rotation is in boxes of its own (ISO/IEC 23008-12, 6.5.10). Raises SyntaxError for too large a head.
     """
     data, at = bytearray(file.read()), 0
     for _ in range(MOST_BOXES):
@@ -319,7 +321,7 @@ def avif_without_exif(file: BinaryIO) -> BinaryIO:
 
 
 def _rename_exif(data: bytearray, at: int, end: int) -> None:
-    """Rename items' kinds (ISO/IEC 14496-12, 8.11.6): 8 or 10 bytes behind the name of their box."""
+    """Change EXIF items' types (ISO/IEC 14496-12, 8.11.6), which are 8 or 10 bytes after the name of their box."""
     while (at := data.find(b"infe", at, end)) >= 0:
         for place in (at + 12, at + 14):
             if data[place : place + 4] == b"Exif" and place + 4 <= end:
@@ -328,7 +330,7 @@ def _rename_exif(data: bytearray, at: int, end: int) -> None:
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
-    """Return ranges of which none begins where the one before it ends."""
+    """Return the ranges with adjacent ones merged."""
     result: list[tuple[int, int]] = []
     for start, end in ranges:
         if result and result[-1][1] == start:
@@ -338,7 +340,7 @@ def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
 
 
 class _Spliced(io.RawIOBase):
-    """Ranges of a file, read as if they were one, behind a head."""
+    """Read ranges of a file as if they were one stream, after a head."""
 
     def __init__(self, file: BinaryIO, ranges: tuple[tuple[int, int], ...], head: bytes = b""):
         self._file, self._ranges, self._head, self._at = file, ranges, head, 0

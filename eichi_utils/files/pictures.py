@@ -1,4 +1,4 @@
-"""Users' pictures: what can be read, and how everything readable becomes upright 8-bit RGB in sRGB."""
+"""Check users' pictures, and turn every readable one into upright 8-bit RGB in sRGB."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ MIN_SIDE = 16
 MAX_BYTES = 150 * 2**20
 # EXIF orientations in which the stored picture lies on its side.
 LYING = (5, 6, 7, 8)
-# Pixels that are converted at a time: floating-point numbers of a whole picture would be eight times the picture.
+# Pixels that are converted at a time: a whole picture in floating point would take eight times the memory of the picture.
 STRIP = 2**20
 ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
-# What each way to store transparency is read as before anything is done with it.
+# Modes with premultiplied or indexed transparency, and 1-bit pictures -> the plain mode they are converted to first.
 PLAIN = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA", "1": "L"}
 
 
 def picture_problem(field: str, path: Any) -> Problem | None:
-    """None if `open_picture(path)` will work, otherwise what is wrong with the file. Decodes it, to find truncation."""
+    """Return why `open_picture(path)` would fail, or None. Decodes the picture, since a truncated file shows only then."""
     if not isinstance(path, (str, Path)):
         return Problem(field, "wrong_type", {"value": str(path)[:80]})
     if not str(path):
@@ -47,7 +47,7 @@ def picture_problem(field: str, path: Any) -> Problem | None:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether UTF-8, and so a file's metadata, can hold the text; half a surrogate pair or a byte of a file name cannot."""
+    """Say whether a text has a form in UTF-8, as metadata need; lone surrogates and undecodable file names have none."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -57,10 +57,13 @@ def is_unicode(text: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _judged(path: str, mtime_ns: int, size: int) -> Problem | None:
-    """Kept by file state: a page asks again at every key the user presses, and decoding a photo takes a tenth of a second."""
+    """Return what is wrong with a picture, cached by the file's state.
+
+    A page asks again at every key pressed, and decoding a photo takes a tenth of a second.
+    """
 
     def tried(picture: Image.Image) -> Image.Image:
-        # Nobody keeps the result, which is to be gone before the next one takes the room.
+        # The result is dropped here, so that its memory is free before the next picture is decoded.
         as_rgb(picture)
         return picture
 
@@ -72,7 +75,7 @@ def _judged(path: str, mtime_ns: int, size: int) -> Problem | None:
 
 
 def fitted_size(path: str | Path, size: int) -> tuple[int, int]:
-    """(height, width) a film from this picture would have; reads only the file's head. Raises OSError or ValueError."""
+    """Return the (height, width) of a film made from this picture. Reads only the file's head. Raises OSError or ValueError."""
     try:
         with opened(path) as picture:
             width, height = picture.size
@@ -84,18 +87,19 @@ def fitted_size(path: str | Path, size: int) -> tuple[int, int]:
 
 
 def open_picture(path: str | Path, field: str = "image") -> Image.Image:
-    """Return the picture as upright RGB in sRGB: EXIF orientation applied, colours converted through the file's profile,
-    transparency laid on white, 16 bits scaled to 8, first frame of an animation.
+    """Return the picture as upright RGB in sRGB.
 
-    A profile that cannot be used is left out; see `profile_problem`. Raises UserError if the file cannot be used.
+    EXIF orientation is applied, colours are converted through the file's profile, transparency is laid on white, 16 bits are
+    scaled to 8, and of an animation the first frame is taken. A profile that cannot be used is left out; see `profile_problem`.
+    Raises UserError if the file cannot be used.
     """
     return _read(path, field, as_rgb)
 
 
 def open_mask(path: str | Path, field: str = "mask") -> Image.Image:
-    """Return a mask as upright 8-bit grey: white keeps, black hides; its numbers are no colours, and no profile changes them.
+    """Return a mask as upright 8-bit grey: white keeps, black hides. Its values are not colours, so no profile is applied.
 
-    Where a picture has transparent parts, its alpha is the mask.
+    If the picture has transparent parts, its alpha is the mask. Raises UserError if the file cannot be used.
     """
 
     def read(picture: Image.Image) -> Image.Image:
@@ -113,13 +117,13 @@ def open_mask(path: str | Path, field: str = "mask") -> Image.Image:
 def small_picture(source: str | Path | BinaryIO, side: int, most: int = MAX_PIXELS) -> Image.Image:
     """Return a thumbnail as upright RGB, of at most `side` pixels each way.
 
-    Raises UserError if there is none to be made, or the picture has more than `most` pixels.
+    Raises UserError if the picture cannot be read, or has more than `most` pixels.
     """
     return _read(source, "", lambda picture: _shrunk(picture, side), most)
 
 
 def profile_problem(field: str, path: str | Path) -> Problem | None:
-    """Return why a picture's colours are taken for sRGB although its file has a profile, or None. Decodes nothing."""
+    """Return why a picture's colours are taken as sRGB although its file has a profile, or None. Decodes nothing."""
     try:
         state = Path(path).stat()
     except (OSError, ValueError):
@@ -130,20 +134,20 @@ def profile_problem(field: str, path: str | Path) -> Problem | None:
 
 @lru_cache(maxsize=64)
 def _profile_reason(path: str, mtime_ns: int, size: int) -> str:
-    """Kept by file state, as `_judged`."""
+    """Return why a picture's profile cannot be used, "" if it can; cached by the file's state, as `_judged`."""
     try:
         with opened(path) as picture:
             Conversion(picture)
     except ProfileError as error:
         return str(error)[:200]
     except (*DAMAGE, Image.DecompressionBombError):
-        # What else is wrong, `picture_problem` says.
+        # `picture_problem` reports other damage.
         pass
     return ""
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """Return a loaded picture as upright RGB in sRGB; nothing else of EXIF than its orientation is looked at."""
+    """Return a loaded picture as upright RGB in sRGB. Of its EXIF only the orientation is used."""
     try:
         convert = Conversion(picture)
     except ProfileError:
@@ -166,7 +170,7 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 def _read(
     source: str | Path | BinaryIO, field: str, read: Callable[[Image.Image], Image.Image], most: int = MAX_PIXELS
 ) -> Image.Image:
-    """Return what is made of a loaded picture. Raises UserError if it cannot be loaded or made."""
+    """Return the result of `read` for a loaded picture. Raises UserError if it cannot be loaded or converted."""
     values: dict[str, Any] = {"file": str(source) if isinstance(source, (str, Path)) else ""}
     try:
         if isinstance(source, (str, Path)):
@@ -183,7 +187,7 @@ def _read(
                     picture.load()
                     return read(picture)
                 finally:
-                    # Else its pixels would stay until the caller is done.
+                    # Otherwise its pixels would stay in memory until the caller is done.
                     picture.close()
     except Image.DecompressionBombError as error:
         limit = error.most if isinstance(error, TooManyPixelsError) else most
@@ -208,7 +212,7 @@ def _check_file(path: Path, field: str, values: dict[str, Any]) -> None:
 
 
 def _in_strips(picture: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Return a picture of another mode, upright, made of `convert`ed strips; only one needs room beside the two pictures."""
+    """Return an upright picture of `mode` made of strips that `convert` returns; only one strip is in memory besides."""
     turned = orientation(picture)
     width, height = picture.size
     result = Image.new(mode, (height, width) if turned in LYING else (width, height))
@@ -216,7 +220,7 @@ def _in_strips(picture: Image.Image, mode: str, convert: Callable[[Image.Image],
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         strip = convert(picture.crop((0, top, width, bottom)))
-        # Where EXIF turns the first row to the bottom or to the right, strips come in reverse.
+        # Orientations that move the first row to the bottom or to the right reverse the order of the strips.
         at = height - bottom if turned in (3, 4, 6, 7) else top
         upright = strip.transpose(TURNS[turned]) if turned in TURNS else strip
         result.paste(upright, (at, 0) if turned in LYING else (0, at))
@@ -236,9 +240,9 @@ def _grey(strip: Image.Image) -> Image.Image:
 
 
 def _white(picture: Image.Image) -> float:
-    """Return the number that is white in a picture of numbers; 0 in others.
+    """Return the value of white in a picture of 16-bit integers or floating-point numbers; 0 for other modes.
 
-    Integer pictures hold 16 bits whatever container they use; floating-point ones hold 0 to 1 by convention.
+    Integer pictures hold 16 bits, whatever their container; floating-point ones hold 0 to 1 by convention.
     """
     if picture.mode == "F":
         return 1.0 if _extremes(picture)[1] <= 1.0 else 65535.0
@@ -246,7 +250,7 @@ def _white(picture: Image.Image) -> float:
 
 
 def _extremes(picture: Image.Image) -> tuple[float, float]:
-    """Return the least and the greatest number of a picture of one band. Raises ValueError for one of several."""
+    """Return the smallest and the largest value of a picture with one band. Raises ValueError for several bands."""
     least, greatest = picture.getextrema()
     if isinstance(least, tuple) or isinstance(greatest, tuple):
         raise ValueError(f"a picture of mode {picture.mode} has several bands")

@@ -1,6 +1,6 @@
-"""Judge a TIFF (TIFF 6.0, and BigTIFF) by its tags before Pillow reads it.
+"""Check a TIFF (TIFF 6.0, and BigTIFF) by its tags before Pillow reads it.
 
-Strips and tiles are places in the file, and may all be one: libtiff reads, turns over and unpacks each of them again.
+Strips and tiles are offsets in the file, and may all be the same: libtiff reads, byte-swaps and unpacks each of them again.
 """
 
 from __future__ import annotations
@@ -19,46 +19,47 @@ from PIL import ExifTags, TiffTags
 from eichi_utils.files.picture_parts import MOST_SCANNED, jpeg_scans
 
 TIFF_MAGICS = (b"MM\0*", b"II*\0", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")
-# Types, and their bytes; and those whose items are bytes.
+# Bytes of each tag type; and the types that are strings of bytes.
 TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 TIFF_BYTES = (1, 2, 7)
-# Whole numbers as numpy calls them; negative ones are too large to be any.
+# Integer types -> numpy's names. Signed ones are read as unsigned, so that negative numbers are too large to be valid.
 WHOLE = {1: "u1", 3: "u2", 4: "u4", 6: "u1", 8: "u2", 9: "u4", 13: "u4", 16: "u8", 17: "u8", 18: "u8"}
-# A TIFF has thirty tags, of a camera a hundred; their numbers say where its strips are, and become Python's.
+# Largest number of tags in a directory and of numbers in all. A TIFF has thirty tags, a camera's a hundred; their numbers say
+# where strips are, and become Python's integers.
 MOST_TAGS, MOST_NUMBERS = 4096, 8 * 2**20
-# Tags that name the place of other directories.
+# Tags that hold the offset of other directories.
 GROUPS = (*TiffTags.TAGS_V2_GROUPS, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
-# Of strips and of tiles.
+# Tags of offsets and lengths, each for strips and for tiles.
 COMPRESSION, PLACES, LENGTHS = 259, (273, 324), (279, 325)
 PIXEL_TAGS = (COMPRESSION, *PLACES, *LENGTHS)
 NOT_PACKED, JPEGS = 1, {6, 7}
-# Rows of a long scan, or of three planes of a picture, each in a strip of its own. Pillow reads those that are not packed one
-# by one, and takes a second for as many.
+# Largest number of strips: rows of a long scan, or of three planes of a picture, each in its own strip. Pillow reads unpacked
+# ones one by one, and takes a second for this many.
 MOST_STRIPS = 100_000
-# Of all JPEGs: 100 megapixels in tiles of 64 x 64 pixels have a dozen each.
+# Largest number of markers in all JPEGs: 100 megapixels in tiles of 64 x 64 pixels have a dozen each.
 MOST_MARKERS = 500_000
 
 
 @dataclass
 class _Pixels:
-    """Hold how a directory's pixels are packed, where, and in how many bytes."""
+    """Hold how a directory's pixels are compressed, and the offsets and lengths of their strips."""
 
     compressions: set[int] = field(default_factory=set)
     places: list[numpy.ndarray] = field(default_factory=list)
     lengths: list[numpy.ndarray] = field(default_factory=list)
 
     def add(self, tag: int, values: numpy.ndarray) -> None:
-        """Take note of a tag of PIXEL_TAGS; of two of a kind, readers take one or the other."""
+        """Add a tag of PIXEL_TAGS. If there are two of a kind, readers may use either, so both count."""
         if tag == COMPRESSION:
-            # Another number than a whole one is none that libtiff takes.
+            # libtiff takes no compression that is not an integer.
             self.compressions.update(map(int, values[:1]) if len(values) else (-1,))
         else:
             (self.places if tag in PLACES else self.lengths).append(values)
 
     def check(self, file: BinaryIO, size: int) -> int:
-        """Return how many bytes libjpeg keeps. Raises SyntaxError as `check_tiff` does.
+        """Return the bytes that libjpeg keeps. Raises SyntaxError as `check_tiff`.
 
-        Of pixels that are not packed, Pillow takes as many bytes as there must be, whatever the tags say.
+        For uncompressed pixels Pillow reads as many bytes as are needed, whatever the tags say.
         """
         if max(sum(map(len, self.places)), sum(map(len, self.lengths))) > MOST_STRIPS:
             raise SyntaxError(f"more than {MOST_STRIPS} strips")
@@ -69,7 +70,7 @@ class _Pixels:
         return self._jpegs(file, size) if self.compressions & JPEGS else 0
 
     def _jpegs(self, file: BinaryIO, size: int) -> int:
-        # Without a length, libtiff takes what there is.
+        # Without a length, libtiff reads to the end of the file.
         pairs = zip_longest(chain(*self.places), chain(*self.lengths), fillvalue=size)
         parts, scanned, kept, left = Counter((int(at), int(length)) for at, length in pairs), 0, 0, MOST_MARKERS
         for (at, length), times in parts.items():
@@ -84,10 +85,10 @@ class _Pixels:
 
 
 def check_tiff(file: BinaryIO) -> int:
-    """Return how many bytes libjpeg keeps of a TIFF's JPEGs, and leave the stream at its beginning.
+    """Return the bytes that libjpeg keeps of a TIFF's JPEGs, and leave the stream at its beginning.
 
     Looks at every directory that Pillow reads of the first picture: its own, and the groups of tags in it. Raises SyntaxError
-    if tags hold more than the file, or packed pixels do, or if JPEGs have more scans than go well with their pixels.
+    if tags or compressed pixels hold more than the file, or if JPEGs have too many scans for their pixels.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -119,9 +120,9 @@ def check_tiff(file: BinaryIO) -> int:
 
 
 def _tiff_tags(file: BinaryIO, order: str, large: bool, at: int, size: int) -> Iterable[tuple[int, int, bytes, int]]:
-    """Give each tag of a directory, its type, what stands in its place, and how many bytes a reader gets for it."""
+    """Yield each tag of a directory, its type, the bytes in its entry, and the number of bytes that a reader gets for it."""
     if at > size - 8:
-        # No directory has room there.
+        # There is no room for a directory.
         return
     file.seek(at)
     count = struct.unpack(order + ("Q" if large else "H"), file.read(8 if large else 2))[0]
@@ -139,7 +140,7 @@ def _tiff_tags(file: BinaryIO, order: str, large: bool, at: int, size: int) -> I
 
 
 def _values(file: BinaryIO, order: str, large: bool, kind: int, data: bytes, length: int) -> numpy.ndarray:
-    """Return a tag's whole numbers; none if it has others. length: of its bytes."""
+    """Return a tag's integers, none if it has other values. length: of its data in bytes."""
     width = WHOLE.get(kind)
     if not width:
         return numpy.zeros(0, "u8")
