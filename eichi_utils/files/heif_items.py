@@ -42,7 +42,7 @@ class Tally:
         self._count = 0
 
     def add(self, number: int) -> None:
-        """Count so many more. Raises SyntaxError where they are too many."""
+        """Add `number` to the count. Raises SyntaxError above MOST_ITEMS."""
         self._count += number
         if self._count > MOST_ITEMS:
             raise SyntaxError(f"more than {MOST_ITEMS} boxes and names in its head")

@@ -23,7 +23,8 @@ Ranges = tuple[tuple[int, int], ...]
 # Largest number of a JPEG's segments. A printer's profile has sixty; more than some hundreds are not written by any program.
 MOST_SEGMENTS = 10_000
 # Largest number of scans, and of pixels of all components in them. Progressive pictures have ten scans, the best packed ones
-# twenty. Each is a pass over all pixels, and takes two seconds per billion; ten scans of a photo go through 14 components.
+# twenty. Each is a pass over all pixels, and takes two seconds per billion pixels; ten scans of a photo go through 14
+# components.
 MOST_SCANS, MOST_SCANNED = 100, 1_500_000_000
 # Pixels of the largest picture that is read; larger ones are refused anyway.
 MOST_COUNTED = 100_000_000

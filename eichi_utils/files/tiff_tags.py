@@ -29,7 +29,7 @@ WHOLE = {1: "u1", 3: "u2", 4: "u4", 6: "u1", 8: "u2", 9: "u4", 13: "u4", 16: "u8
 MOST_TAGS, MOST_NUMBERS = 4096, 8 * 2**20
 # Tags that hold the offset of other directories.
 GROUPS = (*TiffTags.TAGS_V2_GROUPS, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
-# Tags of offsets and lengths, each for strips and for tiles.
+# Tags of the compression, and of offsets and lengths, each for strips and for tiles.
 COMPRESSION, PLACES, LENGTHS = 259, (273, 324), (279, 325)
 PIXEL_TAGS = (COMPRESSION, *PLACES, *LENGTHS)
 NOT_PACKED, JPEGS = 1, {6, 7}
