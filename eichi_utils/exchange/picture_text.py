@@ -34,7 +34,7 @@ BESIDE = ("mode", FILES)
 SAID = ("prompt", "seed", "negative_prompt", "seconds")
 # Characters: a longer `prompt` text is no prompt, and a longer field is not taken over.
 MOST_PROMPT, MOST_TAKEN = 2**20, 20 * MAX_PROMPT_CHARACTERS
-# What Pillow and its readers of EXIF raise for damaged files.
+# Exceptions that Pillow and its readers of EXIF raise for damaged files.
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error, Image.DecompressionBombError)
 
 
