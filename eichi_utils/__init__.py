@@ -1,5 +1,5 @@
-"""The application: requests, plans, jobs and files. Nothing here imports gradio.
+"""Hold the application: requests, plans, jobs and files. Nothing here imports gradio.
 
-The upper half (request, plan and the three modes, events, view, jobs, metadata, pictures, paths) imports no torch either,
-so that `--help`, `--dry-run` and the pages answer at once.
+Only what computes imports torch (most of `render`, a part of `models`, `exchange.latent_files`; tests/test_imports.py lists
+it), so that `--help`, `--dry-run` and the pages answer at once.
 """

@@ -1,4 +1,4 @@
-"""What can be wrong with a user's input, as plain data. Pages and command line turn it into sentences."""
+"""Describe what is wrong with a user's input as plain data, which pages and command line turn into sentences."""
 
 from __future__ import annotations
 
@@ -7,33 +7,36 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# `t(key, **values)`: a sentence in the user's language. The languages themselves are known to pages and command line only.
+# `t(key, **values)` returns a sentence in the user's language. Only pages and command line know the languages.
 Translate = Callable[..., str]
-# Of a value in a sentence: more than any path or list of names that somebody reads.
+# Longest value in a sentence, in characters; more than any path or list of names that somebody reads.
 MOST_CHARACTERS = 4000
-# Of a value that is only shown because it is wrong.
+# Longest value that is only shown because it is wrong, in characters.
 MOST_SHOWN = 80
-# Of problems that are found at once; nobody mends more in one go.
+# Most problems that are reported at once; nobody corrects more in one go.
 MOST_PROBLEMS = 100
 
 
 def shown(value: Any) -> Any:
-    """Return a short text of any wrong value for a sentence; one that can be said and stored, whatever the value is.
+    """Return a short text for any wrong value, which a sentence can contain.
 
-    A number or text of usual length stays what it is.
+    A float, or an integer of fewer than about 20 digits, is returned as it is; a text is cut to MOST_SHOWN characters.
     """
     if isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**20):
         return value
     try:
         text = str(value)
     except (ValueError, RecursionError):
-        # Python refuses to write integers of thousands of digits.
+        # Python raises ValueError for integers of thousands of digits.
         text = type(value).__name__
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def sayable(text: str) -> str:
-    """Return a text of limited length that every stream and file can hold: half a surrogate pair becomes a question mark."""
+    """Return a text of at most MOST_CHARACTERS characters and an ellipsis, with lone surrogates replaced by question marks.
+
+    Every stream and file can hold it: a lone surrogate cannot be encoded as UTF-8.
+    """
     if len(text) > MOST_CHARACTERS:
         text = f"{text[:MOST_CHARACTERS]}\N{HORIZONTAL ELLIPSIS}"
     return text.encode(errors="replace").decode()
@@ -41,11 +44,11 @@ def sayable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing the user can mend.
+    """Describe one thing that is wrong and that the user can correct.
 
-    field: the request field it belongs to ("" when it belongs to none, such as a checkpoint).
+    field: the request field it belongs to; "" if it belongs to none, such as a damaged checkpoint.
     key: the sentence's key below `problem.` in the locales.
-    values: what the sentence names; language-free. Texts among them are cut and cleaned, so that the sentence can be said.
+    values: what the sentence names, in no language. Texts among them are cut and cleaned by `sayable`.
     """
 
     field: str
@@ -60,14 +63,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Remark:
-    """Something the user should know of a file or a choice that can be used. key: below `notice.` in the locales."""
+    """Describe something the user should know about a file or a choice that can be used all the same.
+
+    key: the sentence's key below `notice.` in the locales. values: what the sentence names.
+    """
 
     key: str
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class UserError(Exception):
-    """Work cannot start or go on for reasons the user can mend; carries all of them at once."""
+    """Signal that work cannot start or go on for reasons the user can correct; `problems` has all of them."""
 
     def __init__(self, problems: Iterable[Problem]):
         self.problems = tuple(problems)

@@ -1,1 +1,1 @@
-"""A plan becomes files: one driver for all modes."""
+"""Turn a plan into films and pictures on the disk, by one driver for all modes."""

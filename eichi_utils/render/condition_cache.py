@@ -1,7 +1,7 @@
-"""What encoders made of prompts and pictures, on disk: who asks for the same again needs no encoder.
+"""Keep the encoders' results for prompts and pictures on disk, so that the same inputs need no encoder the next time.
 
-A file holds what an encoder gave, to the bit. Its key is what that depends on: the encoder's files, its dtype, device and
-libraries, and the text or the picture's pixels as they are encoded.
+A file holds an encoder's result bit for bit. Its key covers all that the result depends on: the encoder's files, its dtype,
+device and libraries, and the text or the pixels that are encoded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from eichi_utils.files.disk_cache import DiskCache, key_of
 if TYPE_CHECKING:
     from eichi_utils.models.pool import ModelPool
 
-# Another number wherever the same key would mean another content: the prompt's template, preprocessing, names in a file.
+# To be raised whenever the same key would mean other content: a new prompt template, preprocessing, or name in a file.
 FORMAT = 2
 TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 VISION = ("image_encoder", "feature_extractor")
@@ -35,7 +35,10 @@ CHECKSUM = "sha256"
 
 
 class ConditionCache:
-    """Of the model that the pool lends now; `None` is what the encoders still have to make."""
+    """Look up and keep encoded prompts and pictures for the model that the pool lends now.
+
+    Look-ups return None for what an encoder still has to compute.
+    """
 
     def __init__(self, pool: ModelPool):
         self._pool = pool
@@ -43,7 +46,7 @@ class ConditionCache:
         self._prompts, self._pictures = pool.caches.prompts, pool.caches.pictures
 
     def prompt(self, text: str) -> TextEmbedding | None:
-        """Return the embedding of a prompt, or None."""
+        """Return the kept embedding of a prompt, or None."""
         found = self._read(self._prompts, self._prompt_key(text), ("tokens", "pooled", "counts"))
         if found is None:
             return None
@@ -51,13 +54,13 @@ class ConditionCache:
         return TextEmbedding(found["tokens"].float(), found["pooled"].float(), read, written)
 
     def keep_prompt(self, text: str, made: TextEmbedding) -> TextEmbedding:
-        """Keep the embedding that was made of a prompt, and return it."""
+        """Keep the embedding of a prompt, and return it."""
         tensors = {"tokens": made.tokens, "pooled": made.pooled, "counts": torch.tensor([made.read, made.written])}
         self._write(self._prompts, self._prompt_key(text), tensors)
         return made
 
     def image(self, picture: Image.Image) -> Tensor | None:
-        """The vision encoder's tokens."""
+        """Return the vision encoder's kept tokens of a picture, (1, n, width) float32, or None."""
         return self._picture("vision", picture)
 
     def keep_image(self, picture: Image.Image, made: Tensor) -> Tensor:
@@ -65,7 +68,7 @@ class ConditionCache:
         return self._keep_picture("vision", picture, made)
 
     def latents(self, picture: Image.Image) -> Tensor | None:
-        """The VAE's latents."""
+        """Return the VAE's kept latents of a picture, (1, 16, 1, h, w) float32, or None."""
         return self._picture("vae", picture)
 
     def keep_latents(self, picture: Image.Image, made: Tensor) -> Tensor:
@@ -102,14 +105,17 @@ class ConditionCache:
         return self._made_by("vae")
 
     def _made_by(self, *components: str) -> tuple[str, ...]:
-        """Everything but the input. Devices and libraries round differently, and a film must not depend on what was kept."""
+        """Return all that a result depends on except the input: format, files of the components, dtype, device and libraries.
+
+        Devices and libraries round differently, and a film must not depend on what was kept.
+        """
         place = device_name(self._pool.placement.device)
         files = [folder_identity(self._pool.folder(name)) for name in components]
         libraries = (torch.__version__, transformers.__version__, diffusers.__version__)
         return (str(FORMAT), *components, *files, str(self._dtype), place, *map(str, libraries))
 
     def _read(self, cache: DiskCache, key: str, names: tuple[str, ...]) -> dict[str, Tensor] | None:
-        """The tensors of these names, or None if there are none, or only damaged ones."""
+        """Return the tensors of these names from a key's file; None if there is none, or a damaged one, which is discarded."""
         path = cache.find(key)
         if path is None:
             return None
@@ -129,13 +135,13 @@ class ConditionCache:
             cache.add(key, len(data), lambda path: path.write_bytes(data))
 
     def _narrowed(self, tensor: Tensor) -> Tensor:
-        """In the dtype it was computed in, where widening gives the same back."""
+        """Return a floating-point tensor in the encoder's dtype if no value changes by that, else as it is."""
         narrow = tensor.to(self._dtype) if tensor.is_floating_point() else tensor
         return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
 def _checksum(tensors: Mapping[str, Tensor], key: str) -> bytes:
-    """Return a hash of the tensors and of what they are kept as: a whole file under another's name is not that one's."""
+    """Return the SHA-256 of the tensors and of their key, so that an intact file under another key's name is refused too."""
     total = hashlib.sha256(key.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,4 +1,4 @@
-"""From files and prompts to what the networks read."""
+"""Open a plan's pictures and masks, fit them to the film's size, and convert them to the tensors that networks read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from eichi_utils.requests.plan import Plan
 
 @dataclass(frozen=True)
 class Pictures:
-    """A plan's pictures, all fitted to the size of the start picture, and its masks, fitted likewise."""
+    """Hold a plan's pictures and masks by name, all scaled and cropped to the film's size, `height` x `width` pixels."""
 
     height: int
     width: int
@@ -36,10 +36,11 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Everything a film is sampled from; tensors float32 on the CPU.
+    """Hold everything a film is sampled from; tensors are float32 on the CPU.
 
-    prompts: embedding by prompt. image: the vision encoder's tokens (1, n, width), or None. latents: (1, 16, 1, h, w) by
-    picture. masks: (1, 1, 1, h, w) by name. append: what comes after the film.
+    prompts: embedding by prompt. image: the vision encoder's tokens (1, n, width), or None. latents: (1, 16, 1, h, w) by the
+    picture's name. masks: (1, 1, 1, h, w) by name. negative: embedding of the negative prompt, None without guidance by it.
+    append: the earlier film's latents that follow this film.
     """
 
     prompts: Mapping[str, TextEmbedding]
@@ -51,7 +52,10 @@ class Conditions:
 
 
 def fit_pictures(plan: Plan, size: int) -> Pictures:
-    """Open and fit a plan's pictures. Raises UserError if one cannot be used."""
+    """Open a plan's pictures and masks, and scale and crop them to one size, chosen by the start picture's proportions.
+
+    size: the size family, about the square root of the pixels. Raises UserError if a file cannot be used.
+    """
     start = open_picture(plan.pictures["start"])
     height, width = bucket(size, start.height, start.width)
     by_name, masks = {}, {}
@@ -59,25 +63,25 @@ def fit_pictures(plan: Plan, size: int) -> Pictures:
         picture = start if path == plan.pictures["start"] else open_picture(path, name)
         by_name[name] = cover_crop(picture, height, width)
         if mask := plan.masks.get(name):
-            # The mask takes its picture's way through scaling and cropping, even when its own proportions differ.
+            # A mask is first stretched to its picture's size, so that both are cropped alike even if its proportions differ.
             resized = open_mask(mask, name).resize(picture.size, Image.Resampling.BILINEAR)
             masks[name] = cover_crop(resized, height, width)
     return Pictures(height, width, by_name, masks)
 
 
 def profile_problems(plan: Plan) -> list[Problem]:
-    """Return which pictures are taken for sRGB, because their colour profiles cannot be used, and why."""
+    """Return a problem for each picture whose colour profile cannot be used, and which is read as sRGB instead."""
     paths = dict.fromkeys(plan.pictures.values())
     return [problem for path in paths if (problem := profile_problem("", path))]
 
 
 def pixels_of(picture: Image.Image) -> Tensor:
-    """RGB -> (1, 3, 1, H, W) in -1..1."""
+    """Return an RGB picture's pixels as float32 (1, 3, 1, H, W) in -1..1."""
     values = torch.from_numpy(numpy.array(picture)).float() / 127.5 - 1.0
     return values.permute(2, 0, 1)[None, :, None]
 
 
 def encode_mask(mask: Image.Image) -> Tensor:
-    """Grey, H x W -> (1, 1, 1, H/8, W/8) in 0..1: the mean of each latent cell."""
+    """Return a grey mask of H x W pixels as float32 (1, 1, 1, H/8, W/8) in 0..1: the mean over each latent cell."""
     cells = mask.resize((mask.width // SPATIAL, mask.height // SPATIAL), Image.Resampling.BOX)
     return torch.from_numpy(numpy.array(cells)).float()[None, None, None] / 255.0

@@ -1,4 +1,4 @@
-"""One driver for every plan: a generator of events that turns a request into files and never asks for the mode."""
+"""Carry out any plan: a generator of events that turns a request into files and never asks for the mode."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 
 
 def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop) -> Generator[Event, None, None]:
-    """Do the whole job. Ends with Finished or Stopped; whatever goes wrong is raised, a user's mistake as UserError.
+    """Run a whole job and yield its events, of which the last is Finished or Stopped.
 
-    The request's seed must be drawn (not -1). Files so far are complete at every event, and carry the precision that was
-    chosen for "auto".
+    request: its seed must be drawn already (not -1). pool: lends the networks. outputs: names the files. stop: how soon to end.
+    At every event the files written so far are complete; they record the precision that was chosen for "auto".
+    Errors are raised, those that the user can correct as UserError.
     """
     job = JobRun(request, plan, pool, outputs, stop)
     with pool.interruptible(job.tick):
@@ -45,23 +46,23 @@ def run(request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: S
 
 
 class JobRun:
-    """One job on its way. `events` is the way, from top to bottom; every other method is a piece of it."""
+    """Hold one job while it runs. `events` is the whole course in order; every other method is a step of it."""
 
     def __init__(self, request: Request, plan: Plan, pool: ModelPool, outputs: Outputs, stop: Stop):
         self.request, self.plan, self.pool, self.outputs, self.stop = request, plan, pool, outputs, stop
         self._began = time.monotonic()
-        # Frames of the result that are on the disk, and who wrote files, the result's first.
+        # Frames of the result that are on the disk, the start picture's file, and what writes the others, the result's first.
         self._frames = 0
         self._start: list[str] = []
         self._writers: tuple[JoinedFilm | FilmFiles, ...] = ()
 
     def tick(self) -> None:
-        """Raise Interrupted once the job shall end now."""
+        """Raise Interrupted if the job was told to stop NOW."""
         if self.stop.level >= StopLevel.NOW:
             raise Interrupted
 
     def events(self) -> Iterator[Event]:
-        """Go from the request to its files, and say what happens on the way."""
+        """Carry out the request from the checks to the last file, and yield what happens."""
         yield Stage(at=self._began, name="check")
         needed = self._requirements()
         notices = [*self._lora_notices(), *self._picture_notices()]
@@ -71,7 +72,7 @@ class JobRun:
         yield from [*notices, *self._notices(needed)]
         with suppress(Interrupted):
             yield from self._download(needed.missing)
-            # Of files that were not there before, only what is published was known.
+            # Before the download only the published model's figures were known; the files themselves decide.
             self._decide(self.pool.requirements(self.request, self.plan) if needed.missing else needed)
             conditions = yield from self._encode(pictures)
             yield self._write_start(pictures)
@@ -79,18 +80,21 @@ class JobRun:
         yield self._ending()
 
     def _requirements(self) -> Requirements:
-        """Check the request's fields, the model's files and this machine, before anything is downloaded or loaded."""
+        """Check the request's fields, the model's files and this machine, and return what the job needs.
+
+        Nothing is downloaded or loaded before. Raises UserError.
+        """
         if problems := self.request.check():
             raise UserError(problems)
         return self.pool.requirements(self.request, self.plan)
 
     def _lora_notices(self) -> Iterator[Notice]:
-        """Say what of the LoRA files is left out."""
+        """Yield notices about what is left out of the LoRA files."""
         for remark in remarks(self.request.loras, self.pool.files, self.plan.checkpoint):
             yield _notice(remark.key, **remark.values)
 
     def _picture_notices(self) -> Iterator[Notice]:
-        """Say which pictures' colour profiles cannot be used."""
+        """Yield notices about pictures whose colour profiles cannot be used."""
         for problem in profile_problems(self.plan):
             yield _notice("picture_profile", **problem.values)
 
@@ -106,7 +110,7 @@ class JobRun:
         )
 
     def _notices(self, needed: Requirements) -> Iterator[Notice]:
-        """Say what the user may not expect of a request that will be carried out, and what it needs."""
+        """Yield notices about what the user may not expect of this request, and about the memory and disk it needs."""
         if self.request.merge_loras and len({section.lora_strengths for section in self.plan.sections}) > 1:
             yield _notice("lora_merged_again")
         for name in self.request.idle():
@@ -116,21 +120,21 @@ class JobRun:
         yield _needs(needed.choice, self.pool, figures(needed, disk_free(self.outputs.folder)))
 
     def _download(self, missing: Sequence[Place]) -> Iterator[Notice]:
-        """Fetch what is missing of the model."""
+        """Download the model's missing components; raises Interrupted when told to stop NOW."""
         for place in missing:
             yield _notice("downloading", repository=place.repository, folder=place.folder)
             if not self.pool.files.download(place, lambda: self.stop.level < StopLevel.NOW):
                 raise Interrupted
 
     def _decide(self, needed: Requirements) -> None:
-        """From here on networks are kept, and files say, as was decided."""
+        """Fix how the job runs: the pool keeps networks, and files record the precision, as was chosen."""
         self.pool.follow_choice(needed.choice)
         self.request = replace(self.request, precision=needed.choice.precision)
 
     def _encode(self, pictures: Pictures) -> Generator[Event, None, Conditions]:
-        """Make of prompts and pictures what is sampled from."""
+        """Encode prompts and pictures to the conditions that are sampled from."""
         conditions: Conditions | None = None
-        # Generators are closed where they are left: what they have on loan stays with nobody.
+        # A generator that is left early is closed here, so that it gives back the networks it was lent.
         with closing(encode_conditions(self.request, self.plan, pictures, self.pool)) as events:
             for event in events:
                 self.tick()
@@ -143,14 +147,14 @@ class JobRun:
         return conditions
 
     def _write_start(self, pictures: Pictures) -> Saved:
-        """Write the fitted start picture, which a job's files begin with."""
+        """Write the start picture, scaled and cropped to the film's size, as the job's first file."""
         path = self.outputs.path(".png" if self.plan.output == "film" else "_input.png")
         write_png(path, pictures.start, png_info(self.request))
         self._start = [str(path)]
         return Saved(at=time.monotonic(), path=str(path), kind="start")
 
     def _write_film(self, conditions: Conditions) -> Iterator[Event]:
-        """Sample, decode and write section after section, and what is appended."""
+        """Sample, decode and write the sections one after another, then the film with the appended one."""
         film, joined = FilmFiles(self.request, self.plan, self.outputs), JoinedFilm(self.request, self.outputs)
         self._writers = joined, film
         with film.writer, joined.stream:
@@ -158,7 +162,7 @@ class JobRun:
             yield from self._counted(film.rest())
 
     def _written(self, conditions: Conditions, film: FilmFiles, joined: JoinedFilm) -> Iterator[Event]:
-        """Write what is decoded, until all is or the user has enough."""
+        """Write the frames as they are decoded, until all are or the job is told to stop; yield the events."""
         with (
             suppress(Interrupted),
             closing(sample_film(self.request, self.plan, conditions, self.pool, self.stop)) as events,
@@ -178,13 +182,13 @@ class JobRun:
                     return
 
     def _counted(self, saved: Iterator[Saved]) -> Iterator[Saved]:
-        """Pass on what is written, and remember how much of the result there is."""
+        """Yield the events on, and remember how many frames of the result are on the disk."""
         for event in saved:
             self._frames = event.frames or self._frames
             yield event
 
     def _ending(self) -> Finished | Stopped:
-        """Say that the result is whole, or how far it is."""
+        """Return Finished if all frames of the result are on the disk, else Stopped."""
         files = existing([*(file for writer in self._writers for file in writer.files), *self._start])
         at, frames = time.monotonic(), self._frames
         done: dict[str, Any] = {"at": at, "files": files, "frames": frames, "took": at - self._began}
@@ -192,7 +196,7 @@ class JobRun:
 
 
 def result_frames(plan: Plan) -> int:
-    """Return the frames of what a job is for: the film with what is appended to it, or one picture."""
+    """Return how many frames a job's result has: those of the film with the appended one, or 1 for a picture."""
     return whole_frames(plan) if plan.output == "film" else 1
 
 
@@ -201,7 +205,7 @@ def _notice(key: str, **values: Any) -> Notice:
 
 
 def _needs(choice: ExecutionChoice, pool: ModelPool, values: Mapping[str, Any]) -> Notice:
-    """Say what is needed and what there is."""
+    """Return the notice of what memory and disk the job needs and has, worded by how the precision was chosen."""
     if pool.card is None:
         return _notice("processor", **values)
     if not choice.chosen:
@@ -210,14 +214,16 @@ def _needs(choice: ExecutionChoice, pool: ModelPool, values: Mapping[str, Any]) 
 
 
 def _with_rest_of(film: FilmFiles, events: Iterator[Event]) -> Iterator[Event]:
-    """Pass events on. Where they end in an error, what is finished of the film is kept as when a run is stopped: hours of work
-    may lie before it."""
+    """Yield the events on; if they end in an error, write the rest of the film first, as when a run is stopped.
+
+    Hours of work may precede the error.
+    """
     broken = True
     try:
         yield from events
         broken = False
     except GeneratorExit:
-        # Nobody waits for anything any more.
+        # The caller closed the generator: no further events may be yielded.
         broken = False
         raise
     finally:

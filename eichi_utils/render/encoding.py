@@ -1,4 +1,4 @@
-"""Encode what a film is sampled from: prompts and pictures, as far as nobody did before."""
+"""Encode what a film is sampled from, prompts and pictures, as far as the cache does not have it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def encode_conditions(
     request: Request, plan: Plan, pictures: Pictures, pool: ModelPool
 ) -> Generator[Event | Conditions, None, None]:
-    """Encode all that a plan's sections are sampled from; the last thing yielded is the Conditions."""
+    """Encode all that a plan's sections are sampled from; yield events, and the Conditions last."""
     negative = request.negative_prompt if request.cfg_scale != 1.0 else None
     cache = ConditionCache(pool)
     yield Stage(at=time.monotonic(), name="text")
@@ -52,7 +52,10 @@ def encode_conditions(
 
 
 def appended_latents(append: Append) -> LatentClip:
-    """Read what comes after the film, without what is left out at its ends."""
+    """Read the latents that are appended to the film, without those that are cut off at their ends.
+
+    Raises UserError if the file cannot be used.
+    """
     info, latents = read_latents(append.file)
     return trim(info, latents, append.skip_start, append.skip_end)
 
@@ -71,7 +74,7 @@ def _embeddings(
 
 
 def _cut_prompts(embeddings: Mapping[str, TextEmbedding]) -> Iterator[Notice]:
-    """Say which prompts were longer than what the encoder reads."""
+    """Yield a notice for each prompt that is longer than the encoder reads, with both lengths in tokens."""
     for embedding in embeddings.values():
         if embedding.read < embedding.written:
             values = {"read": embedding.read, "written": embedding.written}
@@ -79,7 +82,7 @@ def _cut_prompts(embeddings: Mapping[str, TextEmbedding]) -> Iterator[Notice]:
 
 
 def _image_tokens(start: Image.Image, cache: ConditionCache, pool: ModelPool) -> Tensor:
-    """Return what the vision encoder makes of the start picture."""
+    """Return the vision encoder's tokens of the start picture, (1, n, width), from the cache or the encoder."""
     image = cache.image(start)
     if image is None:
         with pool.vision() as encoder:
@@ -88,7 +91,7 @@ def _image_tokens(start: Image.Image, cache: ConditionCache, pool: ModelPool) ->
 
 
 def _latents(pictures: Pictures, cache: ConditionCache, pool: ModelPool) -> dict[str, Tensor]:
-    """Return the latents of each picture by its name."""
+    """Return the latents (1, 16, 1, h, w) of each picture by its name, from the cache or the VAE."""
     found = {name: made for name, picture in pictures.by_name.items() if (made := cache.latents(picture)) is not None}
     if missing := [name for name in pictures.by_name if name not in found]:
         with pool.vae(pictures.height * pictures.width) as vae:

@@ -1,4 +1,4 @@
-"""From a request to its events with real networks: what the pages' worker and the command line both run."""
+"""Carry out requests with the networks of this machine, for the pages' worker and for the command line."""
 
 from __future__ import annotations
 
@@ -29,19 +29,22 @@ from eichi_utils.requests.request import Request
 if TYPE_CHECKING:
     from eichi_utils.models.pool import ModelPool
 
-# The devices of diffusers_helper.memory.memory and kernels of diffusers_helper.models.attention, for checks without torch.
+# Names of the devices of diffusers_helper.memory.memory and of the kernels of diffusers_helper.models.attention, repeated here
+# because those modules import torch.
 DEVICE = re.compile(r"auto|cpu(:0)?|cuda(:[0-9]{1,3})?")
 ATTENTION = ("auto", "sage", "flash3", "flash", "xformers", "sdpa")
 
 
 @dataclass
 class Engine:
-    """models: where each model is. attention: a kernel's name, or "auto". reserve_gb: GiB of a card left to others.
-    compiler: "auto" or "off". cache_gb: GB of the disk for what takes time to make again; 0 keeps nothing.
-    allowed: folders beside `outputs` that requests may name, None for any. timings: where it is kept how long runs took.
+    """Carry out requests, and judge beforehand whether this machine can.
 
-    The reserve may change at any time, and counts from the next job on. torch is imported at the first job, not when the engine
-    is made: a page can be served before.
+    models: where each model is. outputs: folder of results. device: "auto", "cpu" or "cuda:N". attention: a kernel's name, or
+    "auto". reserve_gb: GiB of a card left to other programs; it may be changed at any time, for the next job. compiler: "auto"
+    or "off". cache_gb: GB of the disk for results that take time to make again; 0 keeps nothing. allowed: folders beside
+    `outputs` that requests may name, None for any. timings: keeps how long runs took.
+
+    torch is imported at the first job, not when the engine is made: a page can be served before.
     """
 
     models: Models = field(default_factory=Models)
@@ -56,12 +59,15 @@ class Engine:
 
     @property
     def folders(self) -> OutputFolders:
-        """Return where results may go."""
+        """Return the folders that results may be written to."""
         return OutputFolders(self.outputs, self.allowed)
 
     @cached_property
     def pool(self) -> ModelPool:
-        """Return the pool of networks, made when it is first asked for; that imports torch."""
+        """Return the pool of networks, made at the first access; that imports torch.
+
+        Raises UserError for a folder, device or kernel that does not exist.
+        """
         from eichi_utils.models.pool import ModelPool
 
         settings = {"reserve_gb": self.reserve_gb, "compiler": self.compiler, "cache_gb": self.cache_gb}
@@ -69,11 +75,14 @@ class Engine:
 
     @cached_property
     def card(self) -> Card | None:
-        """The card that networks will run on, as its driver described it when first asked; torch is not imported."""
+        """Return the card that networks run on, as its driver described it at the first access, or None; without torch."""
         return self._card()
 
     def forecast(self, request: Request) -> tuple[dict[str, Any], tuple[Problem, ...]]:
-        """Return what a checked request needs, as `requirements.figures`, and what is too small now; torch is not imported."""
+        """Return the figures of what a checked request needs (`requirements.figures`), and problems for what is too small now.
+
+        torch is not imported.
+        """
         memory, card = requirements.host_memory(), self._card()
         machine = self._machine(memory.total, memory.available, card, card.free if card else 0)
         found = requirements.requirements(request, request.plan(), self.models.files(request.model), machine)
@@ -81,19 +90,23 @@ class Engine:
         return requirements.figures(found, free), found.problems
 
     def never_fits(self, request: Request) -> tuple[Problem, ...]:
-        """Return what is too small for a checked request even when nothing else runs, a disk for downloads too; without torch.
+        """Return problems for memory, card and disk that are too small for a checked request even when nothing else runs.
 
-        What is too small just now may be free when the job's turn comes: the driver judges that then.
+        What is merely occupied now may be free when the job's turn comes; the driver judges that then. torch is not imported.
         """
         total, card = requirements.host_memory().total, self._card()
         if card is None and self.device.partition(":")[0] != "cpu":
-            # A card of another maker; only torch knows it.
+            # The card may be another maker's, which only torch knows.
             return ()
         machine = self._machine(total, total, card, card.total if card else 0)
         return requirements.requirements(request, request.plan(), self.models.files(request.model), machine).problems
 
     def _machine(self, total: int, host: int, card: Card | None, on_card: int) -> requirements.Machine:
-        """Return a machine with so many bytes of memory for networks, and on a card, the reserve included."""
+        """Return the machine that networks run on.
+
+        total: bytes of memory in all. host: bytes of memory that networks can have. on_card: the same of the card, before the
+        reserve is taken off.
+        """
         if card is None:
             return requirements.Machine(host, total=total)
         narrow = requirements.narrow_format(card.capability)
@@ -106,9 +119,9 @@ class Engine:
         return found[index] if index < len(found) else None
 
     def problems(self, request: Request) -> tuple[Problem, ...]:
-        """Return everything about models, device and output folder that keeps a job from starting, before it is submitted.
+        """Return everything about models, device and output folder that keeps a job from starting; call it before submitting.
 
-        What takes the networks' libraries, ten seconds to import, is looked at only where the rest is right.
+        Checks that import the networks' libraries, which takes ten seconds, are made only if all others pass.
         """
         if problems := self.problems_without_torch(request) or self.never_fits(request):
             return problems
@@ -121,7 +134,10 @@ class Engine:
         return ()
 
     def problems_without_torch(self, request: Request | None) -> tuple[Problem, ...]:
-        """Return what is wrong with settings and folders, and what models cannot do. request: None if it is unreadable."""
+        """Return problems of the settings, the folders, and what the model cannot do of a request.
+
+        request: None if it is unreadable; then the models' folder is checked instead of the model.
+        """
         folder = self.folders.problem(request.output_folder if request else "")
         models = self.models.problems(request) if request else ModelFiles(self.models.folder).folder_problems()
         return (*self._settings_problems(), *([folder] if folder else ()), *models)
@@ -137,8 +153,8 @@ class Engine:
                 yield Problem(name, "out_of_range", {"value": value, "min": 0, "max": most})
 
     def __call__(self, request: Request, job_id: str, stop: Stop) -> Generator[Event, None, None]:
-        """Carry out a request, giving its events; the last is Finished or Stopped, and what it raises fails the job."""
-        # The first import of the networks' libraries takes seconds; the observer is told before.
+        """Carry out a request and yield its events, of which the last is Finished or Stopped; what is raised fails the job."""
+        # Importing the networks' libraries takes seconds the first time, so this event comes before.
         yield Stage(at=time.monotonic(), name="start")
         from eichi_utils.render.driver import run
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the film or picture, and what was asked for beside it. Deletes nothing but what it wrote itself.
+"""Write a run's files: the film or picture, and what was asked for beside it. Only files that the run wrote are deleted.
 
     J_LATENTS.mp4                        the film; with `keep_section_videos` also those after each section
     J_SECTION.png, J_0_end.png           `section_stills`; the second where section 0 is a film's end without a final frame
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 
 class FilmFiles:
-    """Writes what is decoded. files: what exists of it, the result first."""
+    """Write a run's film or picture, stills, frames and latents as they are decoded.
+
+    files: paths of what exists, the result first. writer: must be entered as a context manager around `save` and `rest`.
+    """
 
     def __init__(self, request: Request, plan: Plan, outputs: Outputs):
         self.request, self.plan, self.outputs = request, plan, outputs
@@ -43,11 +46,11 @@ class FilmFiles:
         self._pngs = FramePngs(request, plan, outputs)
         self._newest: Path | None = None
         self._last: Decoded | None = None
-        # Whether all frames of the last section that are final were given to the PNGs.
+        # Whether all final frames of the last section were written as PNGs.
         self._settled = False
 
     def save(self, decoded: Decoded) -> Iterator[Saved]:
-        """The film so far, or the picture, and what belongs to the section; each a complete file."""
+        """Write the film so far or the picture, and the section's stills and frames; yield a Saved for each complete file."""
         self._last, self._settled = decoded, False
         if self.plan.output == "picture":
             path = self.outputs.path("_oneframe.png")
@@ -62,7 +65,7 @@ class FilmFiles:
         self._settled = True
 
     def rest(self) -> Iterator[Saved]:
-        """At the end of a run, or where it stopped or failed: frames that are as they are now, and the latents of the film."""
+        """Write what waits for the end of a run, however it ends: the frames that were still open, and the film's latents."""
         if self._last is None or self.plan.output == "picture":
             return
         if self._settled:
@@ -94,18 +97,21 @@ class FilmFiles:
 
 
 class FramePngs:
-    """Single frames as files: stills of sections, and all that were asked for."""
+    """Write single frames as PNG files: the sections' stills, and the frames that the request asks for."""
 
     def __init__(self, request: Request, plan: Plan, outputs: Outputs):
         self.request, self.plan, self.outputs = request, plan, outputs
-        # A picture has neither.
+        # Only film requests have stills and frames.
         self._stills = isinstance(request, FilmRequest) and request.section_stills
         self._frames = request.save_frames if isinstance(request, FilmRequest) else "none"
         self._done = 0
         self._announced: set[int] = set()
 
     def add(self, frames: numpy.ndarray) -> Iterator[Saved]:
-        """The next final frames (frames, height, width, 3) uint8 at the film's growing side, in the order of playing."""
+        """Write what is wanted of the next final frames, and yield a Saved for each still and each new folder of frames.
+
+        frames: (frames, height, width, 3) uint8, at the film's growing side, in the order of playing.
+        """
         plan = self.plan
         first = plan.frames - self._done - len(frames) if plan.grows == "front" else self._done
         self._done += len(frames)
@@ -113,7 +119,7 @@ class FramePngs:
             own = plan.section_frames(number)
             new = range(max(own.start, first), min(own.stop, first + len(frames)))
             if self._stills and own[-1] in new:
-                # The existing program's name, by which its users find the film's last picture.
+                # `_0_end` is the existing program's name, by which its users find the film's last picture.
                 ends = number == 0 and plan.grows == "front" and not plan.opening
                 path = self.outputs.path("_0_end.png" if ends else f"_{number}.png")
                 self._write(path, frames[own[-1] - first], number, own[-1])

@@ -1,4 +1,7 @@
-"""What the film is so far: latents to look back at, and pixels still to be blended. The growing side is decided here."""
+"""Hold what exists of a film: its latents, which sections look back at, and the frames that are still to be blended.
+
+Only this module distinguishes the sides at which a film grows.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ Side = Literal["front", "back"]
 
 
 class History:
-    """Latents of the film, growing at one side, with zeros where nothing is yet. float32 on the CPU.
+    """Hold the latents of a film that grows at one side, with zeros where nothing is yet; float32 on the CPU.
 
-    shown: latents that belong to the film; what an opening puts there only to be looked at does not.
+    shown: number of latents that belong to the film. Latents of an opening that is only looked at are not counted.
     """
 
     def __init__(self, grows: Side, height: int, width: int):
@@ -29,12 +32,12 @@ class History:
         self._latents = torch.zeros(1, CHANNELS, sum(CONTEXT), height, width)
 
     def grow(self, latents: Tensor, *, shown: bool = True) -> None:
-        """Join (1, 16, T, h, w) at the growing edge."""
+        """Join latents (1, 16, T, h, w) to the growing edge. shown: whether they belong to the film."""
         self._latents = joined(latents, self._latents, self.grows)
         self.shown += latents.shape[2] if shown else 0
 
     def edge(self, count: int, skip: int = 0) -> Tensor:
-        """`count` latents in the order of time, `skip` away from the growing edge."""
+        """Return `count` latents in the order of time, after passing over `skip` at the growing edge."""
         total = self._latents.shape[2]
         begin = skip if self.grows == "front" else total - skip - count
         return self._latents[:, :, begin : begin + count]
@@ -45,7 +48,10 @@ class History:
         return self.edge(self.shown)
 
     def read(self, ref: Ref, pictures: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
-        """The latents a reference stands for, (1, 16, len(ref.at), h, w). masks: (1, 1, 1, h, w), 1 keeps, 0 hides."""
+        """Return the latents that a reference stands for, (1, 16, len(ref.at), h, w).
+
+        pictures: latents (1, 16, 1, h, w) by name. masks: (1, 1, 1, h, w) by name; 1 keeps a cell, 0 hides it.
+        """
         count = len(ref.at)
         if ref.source == "history":
             latents = self.edge(count, ref.skip)
@@ -59,16 +65,16 @@ class History:
 
 
 def joined(new: Tensor, old: Tensor, grows: Side) -> Tensor:
-    """new beside old along time, on the growing side."""
+    """Concatenate latents along time, with `new` on the growing side of `old`."""
     return torch.cat([new, old] if grows == "front" else [old, new], dim=2)
 
 
 class OverlapBlend:
-    """Blends each newly decoded stretch into the film, and says which frames no later section can change.
+    """Blend each newly decoded stretch of frames into the film, and tell which frames no later section can change.
 
-    Every stretch begins or ends with `overlap` frames that the film has already; only the frames within `overlap` of the
-    growing edge stay open, so only those are kept, as they were decoded. finish: what becomes of a final frame at once, where
-    it was decoded.
+    Every stretch begins or ends with `overlap` frames that the film has already. Only the frames within `overlap` of the
+    growing edge stay open, so only those are kept, as they were decoded. finish: applied to final frames at once, on the device
+    where they were decoded.
     """
 
     def __init__(self, grows: Side, section_latents: int, finish: Callable[[Tensor], Tensor] = rounded_on_host):
@@ -78,7 +84,7 @@ class OverlapBlend:
         self.open: Tensor | None = None
 
     def begin(self, count: int) -> None:
-        """A stretch of `count` frames was decoded, or is about to be; its frames are added next."""
+        """Begin a stretch of `count` frames, which `add` is given next."""
         # Where the film's open frames and the new open ones begin in the stretch.
         self._old, self._new = (count - self.overlap, 0) if self.grows == "front" else (0, count - self.overlap)
         self._at = 0
@@ -86,7 +92,7 @@ class OverlapBlend:
         self._edge: list[Tensor] = []
 
     def add(self, piece: Tensor) -> None:
-        """The stretch's next frames, (1, 3, n, H, W)."""
+        """Take the stretch's next frames, (1, 3, n, H, W), and blend those that the film has already."""
         old, new = self._old, self._new
         for at, frames in cut(piece, self._at, (old, old + self.overlap, new, new + self.overlap)):
             if self.open is not None and old <= at < old + self.overlap:
@@ -100,16 +106,19 @@ class OverlapBlend:
         self._at += piece.shape[2]
 
     def end(self) -> tuple[Tensor, Tensor]:
-        """Return the finished frames of a stretch that is whole, possibly none, and those that are open now."""
+        """Return the stretch's final frames, possibly none, and the frames that are open now; call it after the last `add`."""
         final, edge = self._final, torch.cat(self._edge, dim=2)
         self.open, self._final, self._edge = edge, [], []
-        # Of the right kind even where there is none.
+        # Without final frames, finishing an empty tensor gives the right dtype and device.
         return torch.cat(final, dim=2) if final else self.finish(edge[:, :, :0]), edge
 
 
 def cut(piece: Tensor, begin: int, places: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
-    """A piece whose first frame has the number `begin`, cut along time wherever a place lies inside of it; with the number of
-    each part's first frame."""
+    """Cut frames (1, 3, n, H, W) along time at the given frame numbers.
+
+    begin: the number of the piece's first frame. places: frame numbers; those outside of the piece cut nothing. Yields the
+    number of each part's first frame, and the part.
+    """
     end = begin + piece.shape[2]
     inside = sorted({begin, end, *(place for place in places if begin < place < end)})
     for at, to in pairwise(inside):

@@ -1,4 +1,4 @@
-"""The film with what is appended to it, as files: its frames as they are decoded, and its latents."""
+"""Write the film that is joined to an earlier one: its frames as they are decoded, and its latents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class JoinedFilm:
-    """Nothing is written where nothing is appended. files: what exists of it, the film first."""
+    """Write the joined film of a job; nothing is written for a job that appends none.
+
+    files: paths of what is written, the film first. stream: must be entered as a context manager around `add` and `save`.
+    """
 
     def __init__(self, request: Request, outputs: Outputs):
         self.request, self.outputs = request, outputs
@@ -38,7 +41,10 @@ class JoinedFilm:
         self.stream.add(images(stretch.final).numpy())
 
     def save(self, joined: Joined) -> Iterator[Saved]:
-        """Both names are the existing program's."""
+        """Finish the film's file and write its latents if the request wants them; yield a Saved event for each.
+
+        The file names are the existing program's.
+        """
         path = self.outputs.path("_combined.mp4")
         self.stream.write(path)
         self.files = [str(path)]
@@ -46,7 +52,7 @@ class JoinedFilm:
         if isinstance(self.request, FilmRequest) and self.request.save_latents:
             path = self.outputs.path("_combined_tensors.safetensors")
             own, *others = joined.clip.parts
-            # The film's latents alone are in a file of their own.
+            # The latents of the film without the appended one are in the file that this part names.
             parts = {**own, "file": self.outputs.path(".safetensors").name}, *others
             write_clip(path, LatentClip(joined.clip.latents, parts), self.request)
             self.files.append(str(path))
@@ -54,9 +60,9 @@ class JoinedFilm:
 
 
 def decode_film(pool: ModelPool, latents: Tensor, path: Path, crf: int, tags: Mapping[str, str]) -> Iterator[int]:
-    """Decode latents (1, 16, T, h, w) in one go and write the film: yields how many of the 4 T - 3 frames are done.
+    """Decode latents (1, 16, T, h, w) in one go and write them as an MP4; yields how many of the 4 T - 3 frames are done.
 
-    The file stands when the last number was taken, and does not appear otherwise.
+    path: of the film. crf: its quality. tags: its metadata. The file appears only when the generator has run to its end.
     """
     frames = 0
     with FilmStream(path.parent, crf, tags) as film, pool.vae(latents.numel()) as vae:

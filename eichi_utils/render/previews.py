@@ -1,4 +1,4 @@
-"""Small pictures of what is being sampled, made where it is sampled and brought to the host while that goes on."""
+"""Make previews of latents on the device where they are sampled, and fetch them while sampling goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eichi_utils.exchange.video import animated_webp
 
 @dataclass(frozen=True)
 class SampledStep:
-    """A finished step. latents: its x0, (1, 16, T, h, w). preview: an animated WebP."""
+    """Hold a finished step. latents: its x0, (1, 16, T, h, w). preview: x0 as an animated WebP."""
 
     step: int
     latents: Tensor
@@ -27,10 +27,11 @@ class SampledStep:
 def with_previews(
     steps: Iterator[tuple[int, Tensor]], matrix: PreviewMatrix, device: torch.device, card: Device | None
 ) -> Generator[SampledStep, None, None]:
-    """Yields every (step, x0) when it is done; x0 on `device`.
+    """Yield each step of (step, x0) with its preview, as soon as it is done.
 
-    A card's work is queued: it gets the next step before the host waits for this one, so that it never waits for the host.
-    Without a card (None) a step is done when it is yielded.
+    matrix: from latents to colours. device: where x0 is. card: the same device if it is a card, else None.
+    A card's work is queued: the next step is queued before the host waits for this one, so that the card never waits for the
+    host. Without a card a step is done when `steps` yields it.
     """
     weights = preview_weights(matrix, device)
     queued: deque[tuple[int, Tensor, Callable[[], Tensor]]] = deque()

@@ -1,4 +1,4 @@
-"""The section loop: from conditions to latents and pixels, for any plan. No files and no encoders here."""
+"""Sample and decode the sections of any plan, from conditions to latents and pixels; nothing here reads files or encodes."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ if TYPE_CHECKING:
     from eichi_utils.jobs.queue import Stop
     from eichi_utils.models.pool import ModelPool
 
-# Tables of one prompt are 56 MB at full size; a section needs at most two, its neighbours often the same.
+# Prompts whose tables are kept: one's are 56 MB at full size; a section needs at most two, its neighbours often the same.
 KEPT_TABLES = 4
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A section in pixels: `final` frames nothing will change any more, finished, and `open` ones at the growing edge.
+    """Hold a section in pixels and latents.
 
-    Both are (1, 3, frames, H, W), the open ones in about -1..1. latents: the section's own, (1, 16, T, h, w). film: those of
-    the film so far, in the order of playing.
+    final: frames that nothing changes any more, (1, 3, frames, H, W), as `finish` returned them. open: frames at the growing
+    edge that the next section blends with its own, (1, 3, frames, H, W), in about -1..1. latents: the section's own, (1, 16, T,
+    h, w). film: latents of the film so far, in the order of playing.
     """
 
     section: int
@@ -54,14 +55,14 @@ class Decoded:
 
 @dataclass(frozen=True)
 class FramesBatch:
-    """Finished frames (1, 3, frames, H, W) of the film that was joined to another, in the order of playing."""
+    """Hold the next final frames (1, 3, frames, H, W) of the film that is joined to an earlier one, in the order of playing."""
 
     final: Tensor
 
 
 @dataclass(frozen=True)
 class Joined:
-    """The last of that film's frames was given out; these are its latents."""
+    """Hold the joined film's latents; it follows the last FramesBatch."""
 
     clip: LatentClip
 
@@ -74,9 +75,10 @@ def sample_film(
     stop: Stop,
     finish: Callable[[Tensor], Tensor] = rounded_on_host,
 ) -> Generator[Event | Decoded | FramesBatch | Joined, None, None]:
-    """Sample and decode section after section: Stage and Step events, and one Decoded each; then what is appended.
+    """Sample and decode a plan's sections one after another, and then join the film to the one it appends.
 
-    Ends early, after the step in hand, when told to stop NOW. finish: what becomes of a frame as soon as it is final.
+    Yields events, one Decoded for each section, and what `append_film` yields. Ends early, after the current step, when told to
+    stop NOW. finish: applied to frames as soon as they are final.
     """
     sampler = SectionSampler(request, plan, conditions)
     side = None if request.vae_tile is None else request.vae_tile // SPATIAL
@@ -96,10 +98,12 @@ def sample_film(
 
 
 class SectionDecoder:
-    """Decodes the sections of one film in order: each latent once after those before it, as `plan.vae_cache` says, or with the
-    section beside it again, so that the blend has two versions of that one.
+    """Decode the sections of one film in order.
 
-    finish: what becomes of a frame as soon as it is final. side: as in `decode_frames`.
+    With `plan.vae_cache` each latent is decoded once, after those before it. Without, the neighbouring section is decoded again
+    with each section, and its two versions are blended.
+    finish: applied to frames as soon as they are final. side: a tile's side in latent cells, None for whole frames where they
+    fit.
     """
 
     def __init__(self, plan: Plan, finish: Callable[[Tensor], Tensor], side: int | None):
@@ -112,8 +116,10 @@ class SectionDecoder:
     def section(
         self, history: History, added: int, number: int, pool: ModelPool, stop: Stop
     ) -> Generator[DecodeProgress, None, tuple[Tensor, Tensor] | None]:
-        """Return the final frames and the open ones, as in `Decoded`, of a film that grew by `added` latents; None when told to
-        stop NOW."""
+        """Decode a film that grew by `added` latents in section `number`.
+
+        Returns the final and the open frames, as in `Decoded`, or None when told to stop NOW.
+        """
         latents = history.film if number == 0 else history.edge(added + self._overlap)
         final: list[Tensor] = []
         if self._blend:
@@ -142,9 +148,11 @@ def append_film(
     finish: Callable[[Tensor], Tensor],
     side: int | None,
 ) -> Iterator[Event | FramesBatch | Joined]:
-    """The film, what lies between, and the appended latents, decoded as one: a Stretch for each part, and Joined.
+    """Join the sampled film to the appended latents, with sampled or interpolated latents between, and decode the whole.
 
+    Yields events, a FramesBatch for each decoded piece, and Joined at the end; ends early when told to stop NOW.
     The whole is decoded anew because the decoder looks back: a part that was decoded alone would begin with a jump.
+    Raises ValueError if the conditions have no latents to append.
     """
     number = sampler.sections
     film, appended = sampler.history.film, sampler.conditions.append
@@ -176,10 +184,10 @@ def append_film(
 def decoding(
     pool: ModelPool, latents: Tensor, known: TileCache | CausalCache | None, side: int | None
 ) -> Iterator[Iterator[Tensor | DecodeProgress]]:
-    """The frames of these latents as soon as they are final, and how far it is whenever another hundredth is done. Nothing is
-    on loan any more when the block is left.
+    """Provide an iterator over the decoded frames of latents and a DecodeProgress at every hundredth of the work.
 
-    known: what was decoded before; in a `CausalCache` each latent is decoded once, as `plan.vae_cache` says.
+    known: what earlier calls for the same film have decoded; with a `CausalCache` each latent is decoded once, after those
+    before it. side: a tile's side in latent cells, or None. The VAE is given back when the block is left.
     """
     with pool.vae(latents.numel()) as vae:
         if isinstance(known, CausalCache):
@@ -191,7 +199,7 @@ def decoding(
 
 
 def by_hundredths(parts: Iterator[Tensor | float]) -> Iterator[Tensor | DecodeProgress]:
-    """Frames as they come, and of the shares between them those that are worth telling."""
+    """Yield the frames on, and the shares of the work between them (0 to 1) as DecodeProgress, at most one for a hundredth."""
     told = 0.0
     for part in parts:
         if isinstance(part, Tensor):
@@ -202,9 +210,9 @@ def by_hundredths(parts: Iterator[Tensor | float]) -> Iterator[Tensor | DecodePr
 
 
 class SectionSampler:
-    """Samples the sections of one film in order.
+    """Sample the sections of one film in order.
 
-    Noise comes from one CPU generator, section after section, so that a seed means the same film on every card.
+    The noise of all sections comes from one generator on the CPU, so that a seed means the same film on every card.
     """
 
     def __init__(self, request: Request, plan: Plan, conditions: Conditions):
@@ -219,7 +227,7 @@ class SectionSampler:
         self._kept: dict[tuple, JobTables] = {}
 
     def grow(self, latents: Tensor, closing: Ref | None) -> int:
-        """Put a section's latents at the growing edge, and what closes the film; returns how many latents that is."""
+        """Join a section's latents to the growing edge, and the closing latent if there is one; return how many were joined."""
         self.history.grow(latents)
         if closing is None:
             return latents.shape[2]
@@ -227,12 +235,15 @@ class SectionSampler:
         return latents.shape[2] + 1
 
     def turn_to(self, history: History, pictures: Mapping[str, Tensor]) -> None:
-        """Look at another history from now on, and at these pictures too."""
+        """Replace the history that sections look at, and add pictures (latents by name) that they may refer to."""
         self.history = history
         self.conditions = replace(self.conditions, latents={**self.conditions.latents, **pictures})
 
     def section(self, section: Section, number: int, pool: ModelPool, stop: Stop) -> Generator[Event, None, Tensor | None]:
-        """Stage and Step events; returns the latents (1, 16, T, h, w) on the CPU, or None when told to stop NOW."""
+        """Sample section `number` and yield its Stage and Step events.
+
+        Returns the latents (1, 16, T, h, w) on the CPU, or None when told to stop NOW.
+        """
         yield Stage(at=time.monotonic(), name="sample", section=number)
         request, matrix = self.request, pool.files.describe().preview
         loras = section_loras(request, section)
@@ -251,9 +262,10 @@ class SectionSampler:
     def sample(
         self, net: PackedTransformer, section: Section, caches: tuple[StepCache | None, StepCache | None]
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yields (step, x0); the last x0, (1, 16, T, h, w) float32 on the network's device, is the section.
+        """Sample a section and yield (step, x0) after each step.
 
-        caches: for the pass with the prompt and the one with the negative prompt; each serves this section only.
+        x0: the estimate of the clean latents, (1, 16, T, h, w) float32 on the network's device; the last one is the section.
+        caches: step caches for the pass with the prompt and the one with the negative prompt; each serves this section only.
         """
         request = self.request
         tokens = len(section.frames) * self.height * self.width // 4
@@ -278,7 +290,7 @@ class SectionSampler:
             if negative is not None:
                 other = net.step(x, step, negative, around, caches[1])
                 velocity = guide(velocity, other, request.cfg_scale, request.guidance_rescale)
-            # The reference subtracts from the rounded x that the network saw.
+            # The reference implementation subtracts from x as the network saw it, rounded to its dtype.
             return x.to(net.dtype).float() - sigmas[step] * velocity
 
         yield from unipc(denoise, noise.to(net.device), sigmas)
@@ -288,17 +300,17 @@ class SectionSampler:
         return Clean(torch.cat(read, dim=2), [time for ref in refs for time in ref.at])
 
     def _tables(self, net: PackedTransformer, section: Section, prompt: str | None, levels: tuple[float, ...]) -> JobTables:
-        """Made once for a prompt, its noise levels and the LoRA and their strengths, which act on the tables too."""
+        """Return a prompt's tables, kept for the same noise levels, LoRA and strengths, which change the tables too."""
         key = prompt, levels, section.lora_strengths, net.execution.branches, strengths(net)
         tables = self._kept.pop(key, None) or self._make_tables(net, prompt, levels)
-        # Last in the dictionary is last used.
+        # Inserting at the end keeps the dictionary in the order of use.
         self._kept[key] = tables
         if len(self._kept) > KEPT_TABLES:
             del self._kept[next(iter(self._kept))]
         return tables
 
     def _make_tables(self, net: PackedTransformer, prompt: str | None, levels: tuple[float, ...]) -> JobTables:
-        """For a prompt of the plan, or for the negative prompt (None)."""
+        """Make the tables of a prompt of the plan, or of the negative prompt (None)."""
         embedding = self.conditions.negative if prompt is None else self.conditions.prompts[prompt]
         if embedding is None:
             raise ValueError("there is no negative prompt")
@@ -307,14 +319,14 @@ class SectionSampler:
 
 
 def section_loras(request: Request, section: Section) -> tuple[Lora, ...]:
-    """The request's LoRA as strong as the section wants them."""
+    """Return the request's LoRA with the strengths that the section has for them."""
     if section.lora_strengths is None:
         return request.loras
     return tuple(replace(lora, strength=strength) for lora, strength in zip(request.loras, section.lora_strengths, strict=True))
 
 
 def step_cache(request: Request) -> StepCache | None:
-    """A fresh cache, or None where the request wants every step computed."""
+    """Return a new step cache of the request's kind, or None if every step is to be computed."""
     if request.step_cache == "none":
         return None
     kind = {"teacache": TeaCache, "first_block": FirstBlockCache}[request.step_cache]
