@@ -1,1 +1,1 @@
-"""Run jobs one after another, keep what was run, and tell of it."""
+"""Queue jobs, run them one after another, remember them, and tell pages, log and alarm what happens."""

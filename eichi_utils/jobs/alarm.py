@@ -1,4 +1,4 @@
-"""A sound when a film is done, on the machine that makes it. It never fails a job and never makes the worker wait."""
+"""Play a sound when a job has ended, on the machine that runs it; this never fails a job nor makes the worker wait."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from eichi_utils.problems import UserError
 from eichi_utils.setup.console import is_terminal, write
 from eichi_utils.user_data.settings import CHOICES, AppSettings
 
-# The setting, called as in the existing program's file.
+# Name of the setting, the same as in the existing program's file.
 ALARM = "alarm_on_completion"
-# The existing program's beep on Windows' side of WSL: 1000 Hz for half a second.
+# Command for the Windows side of WSL: the existing program's beep, 1000 Hz for half a second.
 WSL_BEEP = ("powershell.exe", "-NoProfile", "-Command", "[console]::beep(1000,500)")
 MAC_SOUND = "/System/Library/Sounds/Glass.aiff"
-# The sound theme that Linux desktops bring along, and a sample of ALSA's for its player, which reads no Ogg.
+# A sound of the theme that Linux desktops bring along, and one of ALSA's samples for its player, which reads no Ogg.
 FREEDESKTOP_SOUND = "/usr/share/sounds/freedesktop/stereo/complete.oga"
 ALSA_SOUND = "/usr/share/sounds/alsa/Front_Center.wav"
-# A player that hangs, for want of a sound server, is ended after this long.
+# Seconds after which a player is ended; without a sound server some hang.
 PLAYER_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Watches jobs (`Jobs.watchers`), and sounds when one has finished or failed, if the settings say so at that moment.
+    """Play a sound when a job has finished or failed, as a watcher (`queue.Jobs`), if the settings say so at that moment.
 
-    A job that the user stopped ends in silence: who stopped it knows. play: makes the sound, and may take its time.
+    A job that the user stopped ends without a sound, because the user knows. play: makes the sound; it may take long.
     """
 
     settings: AppSettings
     play: Callable[[], object] = lambda: play_sound()
 
     def __call__(self, job: Job, event: Event) -> None:
-        """Sound in a thread of its own at the end of a job that was not stopped."""
+        """Start a thread that plays the sound, if the event is the end of a job that was not stopped."""
         if isinstance(event, (Finished, Failed)):
-            # The file of the settings may be held by another program, and a sound takes as long as it takes.
+            # Reading the settings may have to wait for another program, and playing a sound takes its time.
             threading.Thread(target=self.sound, args=(job.request.mode,), name="eichi-alarm", daemon=True).start()
 
     def sound(self, mode: str) -> None:
-        """Play it, unless it is switched off."""
+        """Play the sound unless the mode's settings switch it off; unreadable settings count as the default."""
         try:
             wanted = self.settings.choice(mode, ALARM)
         except UserError:
@@ -56,7 +56,10 @@ class Alarm:
 
 
 def play_sound(platform: str = sys.platform, environment: Mapping[str, str] = os.environ) -> str:
-    """Play the system's sound and wait for its end; what has sounded, or "" where nothing can."""
+    """Play the system's sound and wait for its end.
+
+    Returns what played it: "winsound", a command's name, "bell" for the terminal's, or "" if nothing could.
+    """
     if platform == "win32" and _windows_sound():
         return "winsound"
     for command in players(platform, environment):
@@ -66,7 +69,7 @@ def play_sound(platform: str = sys.platform, environment: Mapping[str, str] = os
 
 
 def players(platform: str, environment: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Commands that may make a sound here, the best first."""
+    """Return the commands that may play a sound on this system, the best first; none on Windows."""
     if platform == "win32":
         return []
     if platform == "darwin":
@@ -88,7 +91,7 @@ def _windows_sound() -> bool:
 
 def _played(command: tuple[str, ...]) -> bool:
     try:
-        # `run` waits for the child, also for one that it had to end: none is left behind.
+        # `run` waits for the child even after ending it at the timeout, so that no process is left behind.
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
@@ -103,7 +106,7 @@ def _played(command: tuple[str, ...]) -> bool:
 
 
 def _bell() -> bool:
-    """The terminal's, where the program has one. A file that its output goes to gets no control characters."""
+    """Ring the terminal's bell and tell whether there is a terminal; a file as stderr gets no control characters."""
     if not is_terminal(sys.stderr):
         return False
     write(sys.stderr, "\a")

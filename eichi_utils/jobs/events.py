@@ -1,5 +1,8 @@
-"""What a running job reports: plain data, in order. `at` is the time of `time.monotonic()`:
-seconds that no change of the clock touches, in which a computer that sleeps counts on Windows and not elsewhere."""
+"""Define the events that a running job yields in order, as plain data.
+
+`at` is the time of `time.monotonic()`: seconds that no change of the clock touches. The time that a computer sleeps counts on
+Windows and not elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from typing import Any
 
 from eichi_utils.problems import Problem
 
-# In the order of a run; "sample", "decode" and "save" repeat for every section.
+# Names of stages in the order of a run; "sample", "decode" and "save" repeat for every section.
 STAGES = ("start", "check", "text", "vision", "encode", "load", "sample", "decode", "save")
 
 
 class StopLevel(enum.IntEnum):
-    """How soon to stop; a higher level overrides a lower one."""
+    """Name how soon a job shall stop; a higher level overrides a lower one."""
 
     NONE = 0
     JOB = 1  # finish this job, drop the jobs that wait
@@ -25,14 +28,18 @@ class StopLevel(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Say that something has happened, and when."""
+    """Tell that something has happened, at the time `at`."""
 
     at: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Event):
-    """First event: the size of the whole job."""
+    """Tell the size of the whole job, before it downloads or loads anything.
+
+    sections: number of them, joining another film counted as one more. steps: of a section. frames: of the result. width,
+    height: in pixels. seed: the one that was drawn.
+    """
 
     sections: int
     steps: int
@@ -44,7 +51,7 @@ class Started(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Event):
-    """Work of this kind begins; `section` from 0, or None before the first."""
+    """Tell that a stage of the work begins. name: one of STAGES. section: from 0, or None before the first."""
 
     name: str
     section: int | None = None
@@ -52,7 +59,7 @@ class Stage(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):
-    """Something the user should know; key below `notice.` in the locales."""
+    """Tell the user something worth knowing. key: the sentence's key below `notice.` in the locales. values: what it names."""
 
     key: str
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -60,8 +67,11 @@ class Notice(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Event):
-    """A denoising step is done. section, step: from 0. preview: an animated WebP of the latents, or None. computed: False where
-    the step cache took the place of the network."""
+    """Tell that a denoising step is done.
+
+    section, step: from 0. preview: an animated WebP of the latents, or None. computed: False if the step cache replaced the
+    network.
+    """
 
     section: int
     step: int
@@ -71,17 +81,18 @@ class Step(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeProgress(Event):
-    """So much of the stage in hand is done: 0 to 1."""
+    """Tell which share of the current stage is done, 0 to 1."""
 
     done: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A file is complete on disk. kind: "start", "so_far" (the film up to now), "film", "joined" (the film with what is
-    appended to it), "picture", "still", "frames" (folder), "latents".
+    """Tell that a file is complete on disk.
 
-    replaces: the path of a file of this job that was deleted for it.
+    kind: "start", "so_far" (the film up to now), "film", "joined" (the film with the appended one), "picture", "still",
+    "frames" (folder), "latents". section: from 0, None if the file belongs to none. frames: of the result in this file, 0 if it
+    is not the result. replaces: the path of an older file of this job that was deleted, or "".
     """
 
     path: str
@@ -93,7 +104,10 @@ class Saved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Ended(Event):
-    """The last event of a job is exactly one of the three kinds below. files: what exists, the result first."""
+    """Tell that the job has ended: exactly one of the three subclasses is a job's last event.
+
+    files: paths of what exists, the result first. frames: of the result on the disk. took: seconds.
+    """
 
     files: tuple[str, ...] = ()
     frames: int = 0
@@ -102,18 +116,18 @@ class Ended(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Ended):
-    """Say that all that was asked for is made."""
+    """Tell that all that was asked for is made."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped(Ended):
-    """Say that somebody ended the job before it was done. level: how soon it was to end."""
+    """Tell that somebody stopped the job before it was done. level: how soon it was to stop."""
 
     level: StopLevel = StopLevel.NOW
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed(Ended):
-    """Say that the job could not go on, and why."""
+    """Tell that the job could not go on, and why."""
 
     problems: tuple[Problem, ...] = ()

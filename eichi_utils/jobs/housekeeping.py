@@ -1,4 +1,4 @@
-"""What is tidied up at the start and then again and again, beside everything else: unfinished files, old uploads."""
+"""Delete unfinished files and unused uploads, at the program's start and then regularly, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from eichi_utils.user_data.settings import AppSettings
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two rounds, and between two looks at what passes: a fast network brings gigabytes in a minute. And between two
-# looks at how much of the disk is free.
+# Seconds between two rounds, between two looks at gradio's folder of uploads (a fast network fills it with gigabytes in a
+# minute), and between two looks at the free space of its disk.
 HOUR, MINUTE, SOON = 3600.0, 60.0, 5.0
-# Levels below folders of results: users sort them into folders of their own.
+# Levels below a folder of results that are searched for unfinished files: users sort results into folders of their own.
 RESULT_LEVELS = 8
-# Settings, see `settings.CHOICES`, and their least and greatest values.
+# Names of settings (`settings.CHOICES`), and their least and greatest values.
 DAYS, GIGABYTES = "uploads_days", "uploads_gb"
 LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType({DAYS: (1, 36_500), GIGABYTES: (0.1, 100_000)})
 
 
 class Housekeeper:
-    """A thread that tidies up now and then. It waits for nobody and nobody for it.
+    """Run the thread that deletes files; it blocks no other thread, and none waits for it.
 
-    uploads: folder of kept pictures. passing: gradio's own folder of uploads; None where it belongs to other programs too.
-    presets: folder of favourites. results: folders of films. others: further folders where unfinished files may lie.
+    settings, mode: where limits of uploads are set. jobs: returns the jobs, whose requests name uploads. uploads: folder of
+    kept pictures. passing: gradio's own folder of uploads; None if other programs use it too. presets: folder of favourites.
+    results: folders of films. others: further folders where unfinished files may lie.
     """
 
     def __init__(
@@ -58,11 +59,11 @@ class Housekeeper:
         self._thread = threading.Thread(target=self._work, name="eichi-housekeeper", daemon=True)
 
     def start(self) -> None:
-        """Begin the rounds, in a thread that the program's end does not wait for."""
+        """Start the thread; the program's end does not wait for it."""
         self._thread.start()
 
     def close(self) -> None:
-        """Begin no further round; one that runs is let go with the program."""
+        """Begin no further round; one that is running ends with the program."""
         self._closed.set()
 
     def _work(self) -> None:
@@ -76,12 +77,12 @@ class Housekeeper:
             self._wait()
 
     def _wait(self) -> None:
-        """Wait for a minute, or until the passing files' disk has become too full."""
+        """Wait for a minute, or until the disk of gradio's uploads has become too full."""
         until = time.monotonic() + MINUTE
         full = self._is_full()
         while (left := until - time.monotonic()) > 0 and not self._closed.wait(min(left, SOON)):
             before, full = full, self._is_full()
-            # One that has stayed full has nothing left there to delete.
+            # If the disk was full before too, what can be deleted there is already gone.
             if full and not before:
                 return
 
@@ -89,25 +90,28 @@ class Housekeeper:
         return self.passing is not None and shortage(self.passing) > 0
 
     def begin(self) -> int:
-        """Remove the unfinished files that earlier runs have left. Returns how many."""
+        """Remove the unfinished files that earlier runs of the program left, and return how many."""
         results = self.results.folders
-        # While a folder is not there, whether it can be written is tried above it (`paths.is_writable`). Other programs' files
-        # lie there too, and in the temporary folder, where ZIPs are unpacked; so nothing below is looked through.
+        # Whether a missing folder could be written is tried in the folders above it (`paths.is_writable`), and ZIPs are
+        # unpacked in the temporary folder. Other programs use these folders too, so their subfolders are not searched.
         above = [parent for folder in (*self.folders, *results) for parent in folder.parents[:2]]
         removed = remove_abandoned(self.folders) + remove_abandoned(results, RESULT_LEVELS)
         return removed + remove_abandoned([Path(tempfile.gettempdir()), *above], 0)
 
     def look(self) -> int:
-        """Hold the passing files below their bound. Returns how many were deleted."""
+        """Delete from gradio's folder of uploads what exceeds its limit, and return how many files."""
         return purge_passing(self.passing) if self.passing else 0
 
     def round(self) -> int:
-        """Delete the uploads that nobody needs. Returns how many."""
+        """Delete the uploads that nothing needs and that are too old or take too much room; return how many files, with `look`.
+
+        The limits are the settings'; if these cannot be read, no uploads are deleted.
+        """
         deleted = self.look()
         try:
             days, gigabytes = (max(LIMITS[name][0], float(self.settings.choice(self.mode, name))) for name in (DAYS, GIGABYTES))
         except UserError as error:
-            # Settings that cannot be read now may say something else.
+            # Unreadable settings may ask to keep more than the default, so nothing is deleted.
             logger.warning("no uploads are deleted: %s", error)
             return deleted
         deleted += purge(self.uploads, days, gigabytes, self.needed)
@@ -116,13 +120,13 @@ class Housekeeper:
         return deleted
 
     def needed(self) -> frozenset[str] | None:
-        """The names of files that are needed; None where not everything that may name some can be read."""
+        """Return the names of uploads that results, jobs or favourites need; None if one of these sources cannot be read."""
         results = self.results.names()
         if results is None:
             return None
         try:
             kept, _ = favourites(self.presets).read()
-            # Also of one that was damaged and set aside, whose favourites somebody may bring back.
+            # Files of favourites that were set aside as damaged count too: somebody may repair them.
             digits = frozenset().union(*(digits_in(file) for file in self.presets.glob("*.json*")))
         except (UserError, OSError):
             return None

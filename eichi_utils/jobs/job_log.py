@@ -1,4 +1,4 @@
-"""What happened to each job, as lines of the log: what was asked for, how far it came, its files, and how it ended."""
+"""Write what happens to each job into the log: its request, progress, files, and how it ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ PROGRESS_STEP = 10
 
 
 class JobLog:
-    """Watches jobs (`Jobs.watchers`). One runs at a time; of those that wait only their end is told, where they are dropped."""
+    """Log the events of jobs, as a watcher (`queue.Jobs`).
+
+    One job runs at a time; a waiting job is mentioned only when it is dropped. t: returns a sentence of the log's language.
+    """
 
     def __init__(self, log: Log, t: Translate):
         self.log, self.t = log, t
@@ -26,7 +29,7 @@ class JobLog:
         self._percent = 0
 
     def __call__(self, job: Job, event: Event) -> None:
-        """Write the lines of an event, and before a job's first what was asked for."""
+        """Write the lines of an event; before a job's first event write its request."""
         if isinstance(event, Stopped) and job.id != self._job:
             self.log.say(self.t("story.dropped", job=job.id))
             return
@@ -76,7 +79,7 @@ class JobLog:
 
 
 def request_text(request: Request) -> str:
-    """The request in a line of JSON: mode, prompt, seed, and what is not as usual."""
+    """Return a request as one line of JSON: mode, model, prompt, seed, size, steps, and the fields that are not the default."""
     usual = to_json(type(request)())
     told: dict[str, Any] = {
         name: value
@@ -87,7 +90,7 @@ def request_text(request: Request) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Return a duration in words of no language: m:ss, or h:mm:ss."""
+    """Format a duration in seconds as m:ss, or h:mm:ss from an hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,7 +1,7 @@
-"""Jobs belong to the server: one worker thread runs them in order, everybody else only looks.
+"""Queue jobs on the server: one worker thread runs them in order, pages and other observers only read their state.
 
-Whatever happens in a run or in a watcher, a job ends in exactly one way, and the next one begins. So one function here catches
-everything: `attempt`.
+Whatever happens in a run or in a watcher, a job ends in exactly one way, and the next one begins. Therefore one function here,
+`attempt`, catches every exception.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from eichi_utils.requests.request import Request, requests_of_batch
 
 logger = logging.getLogger(__name__)
 
-# News that wait for a watcher that hangs, before more are passed over; they hold previews, some 50 KB each.
+# Most events that wait for a slow watcher; further ones are left out. Many hold a preview of some 50 KB.
 MOST_NEWS = 500
-# Jobs that wait, weeks of work; and jobs that have ended and are remembered, many more than pages list. Each takes some 35 KB.
+# Most jobs that wait, weeks of work; and most ended jobs that are remembered, many more than pages list. Each takes some 35 KB.
 MOST_WAITING, MOST_ENDED = 1000, 500
-# Of those that did not finish, so many are remembered however long ago it was: pages list them (`webui/live/history.py`).
+# Newest stopped or failed jobs that are remembered however long ago they ended: pages list them (`webui/live/history.py`).
 MOST_UNFINISHED = 20
-# Seconds that the end of the program waits for watchers to hear the last of it.
+# Seconds that the end of the program waits for watchers to handle the last events.
 HEARING_SECONDS = 5.0
-# Between the end of a worker that ended by itself and the next one.
+# Seconds between the end of a worker that broke down and the start of the next one.
 PAUSE_SECONDS = 0.1
-# Of the first version: what grows from there is a whole number in a browser as well, which has 53 bits for it.
+# Bits of the first version number, so that browsers, which have 53 bits for a whole number, can count on from it exactly.
 VERSION_BITS = 48
 
 
 class Stop:
-    """How soon a running job shall end. Set by anybody, read by the driver; never falls back to a lower level."""
+    """Hold how soon a running job shall end. Any thread sets it and the driver reads it; the level only rises."""
 
     def __init__(self) -> None:
         self._level = StopLevel.NONE
@@ -48,11 +48,11 @@ class Stop:
 
     @property
     def level(self) -> StopLevel:
-        """Return how soon the job shall end; NONE while it may go on."""
+        """Return how soon the job shall end; NONE if it may go on."""
         return self._level
 
     def request(self, level: StopLevel) -> None:
-        """Have the job end as soon as this, or sooner if that was asked for already."""
+        """Raise the level to this one, unless it is higher already."""
         with self._lock:
             self._level = max(self._level, level)
 
@@ -60,12 +60,12 @@ class Stop:
 Execute = Callable[[Request, str, Stop], Generator[Event, None, None]]
 
 
-# Told of each event of each job, with the job as it is after it.
+# Is called with each event of each job, and the job as it is after that event.
 Watcher = Callable[[Job, Event], None]
 
 
 def attempt(work: Callable[..., Any], *arguments: Any) -> BaseException | None:
-    """Call it; what it raised, whatever that is: also an exit, or a panic inside a library."""
+    """Call `work` with the arguments and return what it raised, even SystemExit or a panic in a library; None if nothing."""
     try:
         work(*arguments)
     except BaseException as error:
@@ -74,18 +74,18 @@ def attempt(work: Callable[..., Any], *arguments: Any) -> BaseException | None:
 
 
 class Listener:
-    """A watcher in a thread of its own: it hears everything in order, and nothing that it does reaches anybody else."""
+    """Call a watcher in a thread of its own, with every event in order, so that its errors and delays affect nothing else."""
 
     def __init__(self, watcher: Watcher):
         self._watcher = watcher
         self._news: queue.Queue[tuple[Job, Event] | None] = queue.Queue(MOST_NEWS)
-        # Whether it failed at the newest event, and whether it was passed over: each is logged once.
+        # Whether it failed at the newest event, and whether it missed the newest one: each is logged once.
         self._failing = self._behind = False
         self._thread = threading.Thread(target=self._listen, name="eichi-watcher", daemon=True)
         self._thread.start()
 
     def tell(self, job: Job, event: Event) -> None:
-        """Returns at once; a watcher that is far behind misses the event."""
+        """Hand over an event and return at once; a watcher that is MOST_NEWS events behind misses it."""
         try:
             self._news.put_nowait((job, event))
             self._behind = False
@@ -95,7 +95,7 @@ class Listener:
                 logger.warning("%s hangs, and is not told everything", type(self._watcher).__name__)
 
     def close(self, deadline: float) -> None:
-        """Let it hear what it was told, until that moment of `time.monotonic()`."""
+        """Wait until the watcher has handled all events, at most until `deadline`, a time of `time.monotonic()`."""
         try:
             self._news.put(None, timeout=max(0.0, deadline - time.monotonic()))
         except queue.Full:
@@ -114,11 +114,11 @@ class Listener:
 
 
 class Jobs:
-    """Submitted jobs in order of submission. `execute(request, job_id, stop)` does one and yields its events.
+    """Hold the submitted jobs in the order of running, and run them in a worker thread.
 
-    The worker thread is the only place that runs `execute`, and so the only one that uses the GPU. Should it end by itself, its
-    job has failed and another worker goes on.
-    watchers: each is called in a thread of its own, and may raise or take as long as it likes.
+    execute: `execute(request, job_id, stop)` runs a job and yields its events. Only the worker thread calls it, so only that
+    thread uses the GPU. If the thread breaks down, its job has failed and another worker goes on.
+    watchers: each is called in a thread of its own, and may raise or take any time.
     """
 
     def __init__(self, execute: Execute, watchers: Sequence[Watcher] = ()):
@@ -127,8 +127,8 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._stops: dict[str, Stop] = {}
         self._changed = threading.Condition()
-        # Of all that can be seen of the jobs. In another process it begins elsewhere, so that a page that was open over a new
-        # start of the program does not take its own version for that of other jobs.
+        # The version of all jobs. Each process begins with another number, so that a page that stays open while the program is
+        # started anew does not take its old version for one of the new jobs.
         self._version = secrets.randbits(VERSION_BITS)
         self._snapshot = Snapshot(NEVER).next(self._version, ())
         self._closed = self._left = False
@@ -136,8 +136,11 @@ class Jobs:
         self._thread.start()
 
     def submit(self, request: Request) -> Job:
-        """Append a job for each film of the request's batch and return the first; a random seed is drawn now. Checks nothing of
-        it: that is `request.check()`'s. Raises UserError, with nothing submitted, if too many jobs would wait."""
+        """Append a job for each film of the request's batch and return the first; a random seed is drawn now.
+
+        The request must have been checked (`request.check()`). Raises UserError, with nothing submitted, if too many jobs would
+        wait.
+        """
         films = requests_of_batch(request)
         with self._changed:
             waiting = sum(job.view.state == "waiting" for job in self._jobs.values())
@@ -147,7 +150,7 @@ class Jobs:
             submitted = time.monotonic()
             first = ""
             for one in films:
-                # Of a hundred in the same millisecond two may well be equal.
+                # Ids are made of the time in milliseconds and random digits: among a hundred of one batch two may be equal.
                 name = next(name for name in iter(new_job_id, None) if name not in self._jobs)
                 first = first or name
                 self._jobs[name] = Job(name, one, asked=request, batch=first, submitted=submitted, version=self._version + 1)
@@ -157,7 +160,7 @@ class Jobs:
             return self._jobs[first]
 
     def get(self, job_id: str) -> Job | None:
-        """The job; None for one that was never there or is forgotten."""
+        """Return the job with this id; None if there was none or it is forgotten."""
         with self._changed:
             return self._jobs.get(job_id)
 
@@ -166,19 +169,21 @@ class Jobs:
         return self.snapshot().jobs
 
     def current(self) -> Job | None:
-        """The running job, else the next waiting one, else the one that ended last, else None."""
+        """Return the running job, else the next waiting one, else the one that ended last, else None."""
         return self.snapshot().current
 
     def snapshot(self) -> Snapshot:
-        """Return all jobs as they are, and at which version what is shown of them changed last."""
+        """Return all jobs as they are now, with the versions at which the parts that are shown changed last."""
         with self._changed:
             if self._snapshot.version != self._version:
                 self._snapshot = self._snapshot.next(self._version, tuple(self._jobs.values()))
             return self._snapshot
 
     def stop(self, level: StopLevel) -> None:
-        """Stop the running job, or the next one if none has begun, and drop what waits of its batch. JOB lets it finish and
-        drops every job that waits."""
+        """Stop the running job, or the next one if none runs, and drop the waiting jobs of its batch.
+
+        At the level JOB the running job finishes, and all waiting jobs are dropped.
+        """
         with self._changed:
             current = self.current()
             for job in self._jobs.values():
@@ -189,14 +194,14 @@ class Jobs:
                     self._record(job.id, Stopped(at=time.monotonic(), level=level))
 
     def remove(self, job_id: str) -> None:
-        """Drop a waiting job; one that runs or has ended is left as it is."""
+        """Drop a waiting job; a running or ended one is left as it is."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job and job.view.state == "waiting":
                 self._record(job_id, Stopped(at=time.monotonic(), level=StopLevel.JOB))
 
     def move(self, job_id: str, places: int) -> None:
-        """Let a waiting job come earlier (negative) or later among those that wait, as far as there are places."""
+        """Move a waiting job by so many places, earlier if negative, among the waiting jobs; at most to their first or last."""
         with self._changed:
             waiting = [job.id for job in self._jobs.values() if job.view.state == "waiting"]
             if job_id not in waiting:
@@ -210,14 +215,14 @@ class Jobs:
             self._tell()
 
     def follow(self, job_id: str) -> Iterator[View]:
-        """The job's views as they change, ending with the one that has ended. Views in between may be passed over.
+        """Yield a job's views as they change, the last one after the job has ended; views in between may be left out.
 
-        Of a job that is forgotten there is none.
+        The views end early if the job is forgotten; for an unknown job there is none.
         """
         version = NEVER
         while True:
             with self._changed:
-                # In short waits: on Windows a Ctrl-C is not seen during a long one.
+                # The waits are short because on Windows Ctrl-C is not noticed during a wait.
                 while (job := self._jobs.get(job_id)) and job.version == version:
                     self._changed.wait(0.5)
             if job is None:
@@ -228,7 +233,10 @@ class Jobs:
                 return
 
     def close(self, timeout: float | None = None) -> None:
-        """Stop what runs, drop what waits and wait for the worker, and a little for the watchers."""
+        """Stop the running job, drop the waiting ones, and wait for the worker, then at most HEARING_SECONDS for the watchers.
+
+        timeout: seconds to wait for the worker, None without limit.
+        """
         self.stop(StopLevel.JOB)
         self.stop(StopLevel.NOW)
         with self._changed:
@@ -247,12 +255,12 @@ class Jobs:
             return self._jobs[job_id]
 
     def _tell(self) -> None:
-        """The jobs are others than before: the next version. Called with the lock."""
+        """Count the version up after a change of the jobs, and wake all who wait; the caller holds the lock."""
         self._version += 1
         self._changed.notify_all()
 
     def _next_job(self) -> Job | None:
-        """The next waiting job, marked as running; None when closed."""
+        """Wait for the next waiting job, mark it as running and return it; None once closed."""
         with self._changed:
             while True:
                 waiting = [job for job in self._jobs.values() if job.view.state == "waiting"]
@@ -267,7 +275,10 @@ class Jobs:
                 self._changed.wait()
 
     def _forget(self) -> bool:
-        """Forget the oldest of the jobs that have ended, if any; called with the lock, where jobs come and go."""
+        """Forget the oldest ended jobs beyond MOST_ENDED, and tell whether there were any; the caller holds the lock.
+
+        The newest MOST_UNFINISHED of those that did not finish are kept.
+        """
         ended = sorted((job for job in self._jobs.values() if job.view.ended), key=lambda job: job.view.now)
         unfinished = [job.id for job in ended if job.view.state != "finished"][-MOST_UNFINISHED:]
         forgotten = [job.id for job in ended[:-MOST_ENDED] if job.id not in unfinished]
@@ -276,7 +287,7 @@ class Jobs:
         return bool(forgotten)
 
     def _supervise(self) -> None:
-        """Have a worker until the last one left in order."""
+        """Run workers one after another until one returns because the queue is closed."""
         while not self._left:
             attempt(self._run_worker)
             if not self._left:
@@ -289,7 +300,7 @@ class Jobs:
         worker.join()
 
     def _fail_running_job(self) -> None:
-        """After a worker that ended by itself: its job has failed."""
+        """Record as failed the job of a worker that broke down."""
         logger.error("the worker ended by itself; another one goes on")
         for job in self.all():
             if job.view.state == "running":
@@ -301,7 +312,7 @@ class Jobs:
         self._left = True
 
     def _run_to_ending(self, job: Job) -> None:
-        """Run a job to its ending."""
+        """Run a job and make sure that it ends: an exception, or a run without a last event, ends it as failed."""
         error = attempt(self._run, job)
         left = self.get(job.id)
         if error is None and left and not left.view.ended:
@@ -313,7 +324,7 @@ class Jobs:
             self._fail(job.id, problems)
 
     def _run(self, job: Job) -> None:
-        # Closed here and now: what a run has on loan or open is given back before the next one begins.
+        # Closing the generator gives back what the run was lent or has open, before the next run begins.
         with closing(self._execute(job.request, job.id, self._stops[job.id])) as events:
             for event in events:
                 self._record(job.id, event)
@@ -326,19 +337,19 @@ class Jobs:
         self._record(job_id, Failed(at=now, problems=problems, files=existing(view.files), frames=view.frames, took=took))
 
     def _record(self, job_id: str, event: Event) -> None:
-        """Of what comes after an ending nothing counts."""
+        """Add an event to a job's view and hand it to the watchers; events after the job's end are ignored."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None or job.view.ended:
                 return
             job = self._publish(job_id, job.view.after(event))
-            # Under the lock, so that all hear the same order.
+            # Holding the lock gives all watchers the same order.
             for listener in self._listeners:
                 listener.tell(job, event)
 
 
 def problems_of(error: BaseException) -> tuple[Problem, ...]:
-    """What to tell the user about an exception that ended a job."""
+    """Return the problems that tell the user about an exception that ended a job."""
     if isinstance(error, UserError):
         return error.problems
     if isinstance(error, OSError) and error.errno in DISK_FULL:

@@ -1,7 +1,7 @@
-"""All jobs at one moment, and which of what is shown of them changed since an earlier one.
+"""Hold all jobs at one moment, and tell which parts of what is shown of them changed since an earlier one.
 
-Jobs have one version, a number that grows with every change of any of them (`queue.Jobs`). Whoever shows something keeps the
-version of what is shown, and asks what is newer.
+All jobs share one version, a number that grows with every change of any of them (`queue.Jobs`). A page keeps the version that
+it shows, and asks what is newer.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from types import MappingProxyType
 from eichi_utils.jobs.view import View
 from eichi_utils.requests.request import Request
 
-# Older than every version.
+# A version older than all others.
 NEVER = -1
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it was: the request with its seed, and what is to be seen of it.
+    """Hold a job as it was at one moment.
 
-    asked: what was submitted: with -1 for a random seed, and with the number of films. batch: the id of the first of the jobs
-    that were submitted together. submitted: as events' `at`. version: of all jobs, when this one changed last.
+    request: of one film, with its seed drawn. asked: the request as submitted, with -1 for a random seed and the number of
+    films. batch: the id of the first of the jobs that were submitted together. submitted: a time as events' `at`. view: what
+    observers see. version: the version of all jobs at this one's last change.
     """
 
     id: str
@@ -58,7 +59,8 @@ def _ended(jobs: Jobs, current: Job) -> Hashable:
     return current.id, current.view.state, tuple(job.id for job in jobs if job.view.ended)
 
 
-# What is shown -> what it depends on, of the jobs and the current one of them. Progress changes with every version.
+# Parts that are shown, and a function of the jobs and the current job whose value changes whenever the part does. Progress
+# changes with every version, and so needs none.
 PARTS: Mapping[str, Callable[[Jobs, Job], Hashable]] = MappingProxyType(
     {"preview": _preview, "result": _result, "stops": _stops, "queue": _waiting, "history": _ended}
 )
@@ -66,9 +68,10 @@ PARTS: Mapping[str, Callable[[Jobs, Job], Hashable]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The jobs in their order at a version. current: the running one, else the next that waits, else the one that ended last.
+    """Hold the jobs in their order at one version.
 
-    changed: part -> the version at which it was seen to be another one than before.
+    current: the running job, else the next waiting one, else the one that ended last. changed: part -> the version at which its
+    state was first seen to differ from before. states: part -> its state, by PARTS.
     """
 
     version: int

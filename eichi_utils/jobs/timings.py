@@ -1,7 +1,7 @@
-"""How long runs took on this machine, and how long a request would take by that. Without torch.
+"""Measure how long runs took on this machine, and estimate by that how long a request would take; without torch.
 
-Only runs of the very same kind are compared (model, mode, precision, tokens of a step, step cache, ...): for another kind there
-is no estimate rather than a wrong one. What scales is scaled: steps, sections and films of a batch.
+Only runs of the very same kind are compared (model, mode, precision, tokens of a step, step cache, ...): another kind has no
+estimate rather than a wrong one. The time is scaled by the number of steps, sections and films.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from eichi_utils.user_data.settings import JsonFile
 
 logger = logging.getLogger(__name__)
 
-# Kinds of runs that are remembered; those that were made longest ago go.
+# Most kinds of runs that are remembered; those measured longest ago are removed.
 KEPT = 200
-# A year; what says more was not measured.
+# Largest credible time, a year in seconds; a file with more is damaged.
 LONGEST = 366 * 24 * 3600
 
 
 @dataclass(frozen=True)
 class RunTimes:
-    """Of one run. start: seconds before the first sampling. step: of a computed step. share: of the steps that were computed.
-    section: seconds for a section besides its steps: preparing, decoding, saving."""
+    """Hold the times of one run, in seconds.
+
+    kind: as `kind_of`. start: before the first sampling. step: of a computed step. share: computed steps / all steps, the
+    others being left out by the step cache. section: of a section besides its steps: preparing, decoding, saving.
+    """
 
     kind: str
     start: float
@@ -40,7 +43,7 @@ class RunTimes:
     section: float
 
     def seconds(self, request: Request) -> float:
-        """How long the request would take, the whole batch."""
+        """Estimate how many seconds a request of this kind takes, all films of its batch together."""
         plan = request.plan()
         sampled = len(plan.samplings) * request.steps * self.share * self.step
         return self.start + request.batch * (sampled + plan.parts * self.section)
@@ -48,7 +51,11 @@ class RunTimes:
 
 @dataclass
 class Stopwatch:
-    """Measures a run by its events."""
+    """Measure a run by its events.
+
+    Times are as events' `at`. began, ended: first and last event. sampled: begin of the first sampling. newest: newest step of
+    the current section. between: seconds between a step and the one before it in its section, for computed steps.
+    """
 
     request: Request
     began: float | None = None
@@ -63,7 +70,7 @@ class Stopwatch:
     between: list[float] = field(default_factory=list)
 
     def see(self, event: Event) -> None:
-        """Note the times of an event; all of a job's are to come here, in their order."""
+        """Note the time of an event; must be called with all of a job's events in order."""
         self.began = event.at if self.began is None else self.began
         match event:
             case Started():
@@ -72,7 +79,7 @@ class Stopwatch:
                 self.sampled = event.at if self.sampled is None else self.sampled
                 self.newest = None
             case Step():
-                # The first step of a section also waits for the weights: that is the section's.
+                # The first step of a section also waits for the weights, so its time counts as the section's.
                 if event.computed and self.newest is not None:
                     self.between.append(event.at - self.newest)
                 self.newest = event.at
@@ -82,7 +89,7 @@ class Stopwatch:
                 self.ended = event.at
 
     def taken(self) -> RunTimes | None:
-        """None unless the run was finished, and has two steps to measure between."""
+        """Return the run's times; None unless it finished and a section had two steps to measure between."""
         if self.ended is None or self.sampled is None or self.began is None or not self.between:
             return None
         step = statistics.median(self.between)
@@ -92,16 +99,16 @@ class Stopwatch:
 
 
 class Timings:
-    """The newest run of each kind, in a file of the settings."""
+    """Keep the times of the newest run of each kind in `timings.json`, among the settings."""
 
     def __init__(self, file: JsonFile | None = None):
         self.file = file or JsonFile(place(SETTINGS) / "timings.json")
 
     def keep(self, taken: RunTimes) -> tuple[Problem, ...]:
-        """A film is not lost because its time cannot be written down: whatever is wrong is returned and logged."""
+        """Write a run's times into the file; problems are logged and returned, not raised, since the film is made anyway."""
 
         def change(document: dict[str, Any]) -> None:
-            # Last in the file is newest.
+            # Entries are in the order of time, the newest last.
             document.pop(taken.kind, None)
             document[taken.kind] = {name: value for name, value in asdict(taken).items() if name != "kind"}
             for kind in list(document)[:-KEPT]:
@@ -116,7 +123,7 @@ class Timings:
         return notes
 
     def seconds(self, request: Request, height: int, width: int) -> float | None:
-        """How long a checked request would take at this size in pixels; None where no such run was measured."""
+        """Estimate how many seconds a checked request takes at this size in pixels; None if no such run was measured."""
         kind = kind_of(request, height, width)
         try:
             document, _ = self.file.read()
@@ -127,7 +134,10 @@ class Timings:
 
 
 def kind_of(request: Request, height: int, width: int) -> str:
-    """What two runs must have in common for one to say how long the other takes."""
+    """Return a text of everything that two runs must have in common for their times to be comparable.
+
+    height, width: in pixels.
+    """
     plan = request.plan()
     cache = request.step_cache if request.step_cache == "none" else f"{request.step_cache}:{request.cache_threshold:g}"
     parts = {
@@ -143,7 +153,7 @@ def kind_of(request: Request, height: int, width: int) -> str:
         "frames": getattr(request, "save_frames", "none"),
     }
     if plan.append:
-        # The whole is decoded once more.
+        # A joined film is decoded once more as a whole.
         parts["join"] = "sampled" if plan.append.bridge else "straight"
     return " ".join(f"{name}={value}" for name, value in parts.items())
 

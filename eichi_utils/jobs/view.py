@@ -1,4 +1,4 @@
-"""What an observer sees of a job: the fold of its events. A late observer of the newest view has missed nothing."""
+"""Fold a job's events into a view, so that an observer who comes late and sees only the newest view has missed nothing."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from eichi_utils.jobs.events import (
 )
 from eichi_utils.problems import Problem
 
-# Shares of the whole job: everything before the first step, then per section sampling and the rest (decode, save).
-# Of the rest, decoding is nearly all. Only the look of the bar depends on them; the time left is measured.
+# Assumed shares of time, which only the progress bar uses; the time left is measured. Everything before the first step, of the
+# whole job; sampling, of a section; and decoding, of the rest of a section (decoding and saving).
 PREPARATION = 0.04
 SAMPLING = 0.85
 DECODING = 0.95
@@ -32,11 +32,15 @@ DECODING = 0.95
 
 @dataclass(frozen=True)
 class View:
-    """state: "waiting", "running", "finished", "stopped" or "failed". fraction: 0 to 1 of the whole job, never falling.
+    """Hold what an observer sees of a job after some of its events.
 
-    section, step: finished ones of the current section count; made: those that are in the result on the disk; times are as
-    events' `at`. all_steps, computed_steps: of the whole job so far, and those of them that the step cache did not leave out.
-    share: of the stage in hand that is done, where it says so.
+    stage: name of the current one, "" before the first and after the end. section: the current one, from 0, of `sections`.
+    made: sections that are in the result on the disk. step: finished steps of the current section, of `steps`. share: done part
+    of the current stage, 0 to 1, if its events tell. all_steps, computed_steps: steps of the whole job so far, and those that
+    the step cache did not replace. fraction: done part of the whole job, 0 to 1; it never falls. frames: of
+    the result on the disk. started, now, sampling_since, section_since: times as events' `at` of the job's start, its newest
+    event, its first sampling and the current section's. preview: an animated WebP. film, picture: path of the result, or "".
+    files: what exists, the result first. stopping: the level at which the job was told to stop.
     """
 
     state: Literal["waiting", "running", "finished", "stopped", "failed"] = "waiting"
@@ -68,19 +72,19 @@ class View:
 
     @property
     def ended(self) -> bool:
-        """Say whether the job is over, in whichever way."""
+        """Tell whether the job has finished, was stopped or has failed."""
         return self.state in ("finished", "stopped", "failed")
 
     @property
     def elapsed(self) -> float:
-        """Seconds from start to the newest event."""
+        """Return the seconds from the job's start to its newest event."""
         return self.now - self.started
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate at the time of the newest event: from whole sections once there are any, from steps before.
+        """Estimate the seconds from the newest event to the end: by whole sections once there are any, by steps before.
 
-        None while nothing is known: before the first step, and while the first section is decoded.
+        None before the first step, while the first section is decoded, and after the end.
         """
         if self.ended or self.sampling_since is None:
             return None
@@ -94,11 +98,11 @@ class View:
 
     @property
     def film_seconds(self) -> float:
-        """Return how long the film that is on the disk plays."""
+        """Return the playing time in seconds of the result that is on the disk."""
         return self.frames / FPS
 
     def after(self, event: Event) -> View:
-        """The view when this event has happened too."""
+        """Return the view after one more event."""
         view = replace(self, now=event.at)
         match event:
             case Started():
@@ -147,7 +151,6 @@ class View:
         made = self.made
         if event.kind in ("so_far", "film", "joined", "picture") and event.section is not None:
             made = max(made, event.section + 1)
-        # The result first.
         files = (event.path, *others) if event.kind in ("so_far", "film", "joined", "picture") else (*others, event.path)
         return replace(self, film=film, picture=picture, made=made, frames=event.frames or self.frames, files=files)
 
