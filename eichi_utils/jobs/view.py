@@ -37,10 +37,10 @@ class View:
     stage: name of the current one, "" before the first and after the end. section: the current one, from 0, of `sections`.
     made: sections that are in the result on the disk. step: finished steps of the current section, of `steps`. share: done part
     of the current stage, 0 to 1, if its events tell. all_steps, computed_steps: steps of the whole job so far, and those that
-    the step cache did not replace. fraction: done part of the whole job, 0 to 1; it never falls. frames: of
-    the result on the disk. started, now, sampling_since, section_since: times as events' `at` of the job's start, its newest
-    event, its first sampling and the current section's. preview: an animated WebP. film, picture: path of the result, or "".
-    files: what exists, the result first. stopping: the level at which the job was told to stop.
+    the step cache did not replace. fraction: done part of the whole job, 0 to 1; it never falls. frames: of the result on the
+    disk. started, now, sampling_since, section_since: times as events' `at` of the job's start, its newest event, its first
+    sampling and the current section's. preview: an animated WebP. film, picture: path of the result, or "". files: what exists,
+    the result first. stopping: the level at which the job was told to stop.
     """
 
     state: Literal["waiting", "running", "finished", "stopped", "failed"] = "waiting"

@@ -1,1 +1,1 @@
-"""Models: where they come from, what they need, and the pool that lends their networks."""
+"""Find and download models, decide what they need of memory and disk, and lend their networks from a pool."""

@@ -1,4 +1,4 @@
-"""Writes a checkpoint with LoRA merged into it, in the layout of the one it is made from, a tensor at a time."""
+"""Write a checkpoint with LoRA merged into it, in the layout of the original one, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from eichi_utils.requests.loras import Lora
 from lora_utils.files import Header, read_header, write_stream
 
 STEM, INDEX = "diffusion_pytorch_model", "diffusion_pytorch_model.safetensors.index.json"
-# A folder that has files in it keeps its name.
+# What `rename` and `rmdir` raise for a target folder that has files in it.
 FULL_FOLDER = (errno.ENOTEMPTY, errno.EEXIST)
 NARROW = ("F8_E4M3", "F8_E5M2")
 
 
 def bake(loras: Sequence[Lora], source: Path, target: Path) -> Iterator[Path]:
-    """Merge the files into the transformer in folder `source` and write it to folder `target`; yields each file's place there
-    as it is finished.
+    """Merge LoRA files into the transformer in folder `source`, write it to folder `target`, and yield each finished file's
+    path.
 
-    Raises UserError, before anything is written, if a file does not fit, or the target has something in it or too little room;
-    and CheckpointError if the source is not whole. The folder takes its name when it is whole: what is stopped leaves nothing,
-    and of two at once the second to end raises UserError.
+    The folder gets its name only when it is complete: an interrupted bake leaves nothing, and if two run at once, the second to
+    end raises UserError. Raises UserError, before anything is written, if a LoRA file does not fit, or the target is not empty
+    or has too little room; and CheckpointError if the source is incomplete or damaged.
     """
     size = checkpoint.check_transformer(source)
     change = LoraMerge(loras, shapes_of(checkpoint.meta_transformer(source)))
@@ -42,7 +42,7 @@ def bake(loras: Sequence[Lora], source: Path, target: Path) -> Iterator[Path]:
         raise UserError([Problem("out", "folder_not_empty", {"folder": str(target)})])
     if problem := folder_problem(target, size):
         raise UserError([problem])
-    # Nobody else looks for what a bake that was killed has left: there may be 24 GB of it anywhere.
+    # A bake that was killed leaves up to 24 GB in whichever folder it wrote to, which only the next bake there can find.
     remove_abandoned([target.parent], 0)
     unfinished = target.with_name(f"{own_prefix()}{secrets.token_hex(4)}.part")
     unfinished.mkdir(parents=True)
@@ -58,7 +58,7 @@ def bake(loras: Sequence[Lora], source: Path, target: Path) -> Iterator[Path]:
             index["metadata"] = {**(kept if isinstance(kept, dict) else {}), "total_size": written}
             (unfinished / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(source / "config.json", unfinished / "config.json")
-        # Only an empty folder goes.
+        # `rmdir` removes an empty folder only.
         if target.is_dir():
             target.rmdir()
         unfinished.rename(target)
@@ -70,7 +70,7 @@ def bake(loras: Sequence[Lora], source: Path, target: Path) -> Iterator[Path]:
 
 
 def _unwritten(target: Path, error: OSError) -> Problem:
-    """Why a checkpoint did not get into its folder."""
+    """Return the problem that tells why a checkpoint could not be written into its folder."""
     if error.errno in FULL_FOLDER:
         return Problem("out", "folder_not_empty", {"folder": str(target)})
     if error.errno in DISK_FULL:
@@ -80,10 +80,10 @@ def _unwritten(target: Path, error: OSError) -> Problem:
 
 def _write_merged(file: Path, target: Path, change: LoraMerge, loras: Sequence[Lora]) -> None:
     header = read_header(file)
-    # What is stored as 8-bit floats becomes 16 bits where it is changed; see `lora_utils.factors.merged`.
+    # A changed tensor that was stored as 8-bit floats is stored in 16 bits; see `lora_utils.factors.merged`.
     dtypes = {name: "BF16" if kept in NARROW and change.changes(name) else kept for name, kept in header.dtypes.items()}
     strengths = json.dumps([{"file": Path(lora.file).name, "strength": lora.strength} for lora in loras])
-    # Read, not mapped: a mapped file that becomes shorter ends the whole program.
+    # The file is read, not mapped: a mapped file that another program shortens crashes this one.
     with Reader(read_headers([file])) as reader:
         parts = (_bytes(change(name, reader.tensor(name))) for name in header.shapes)
         write_stream(target, Header(dtypes, header.shapes, {**header.metadata, "merged_loras": strengths}), parts)

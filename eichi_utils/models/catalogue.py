@@ -1,4 +1,4 @@
-"""The models a request can name, which of them this machine has, and which one a user means who names none."""
+"""List the models that a request can name, and choose the default one by what this machine has."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from eichi_utils.requests.request import MODELS, Request
 
 @dataclass(frozen=True)
 class Models:
-    """folder: what `--models` names, the place of "framepack"; None is the hub cache. miniature: the small model's folder."""
+    """Find the files of the two models.
+
+    folder: of the real model, "framepack", as `--models` names it; None is the hub cache. miniature: the small model's folder.
+    """
 
     folder: Path | None = None
     miniature: Path = MINIATURE
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The models to choose from, the real one first."""
+        """Return the names of the models to choose from, the real one first; the miniature only if its folder exists."""
         return ("framepack", "miniature") if self.miniature.is_dir() else ("framepack",)
 
     def files(self, name: str) -> ModelFiles:
-        """Return where a model's files are: the miniature's folder, or the folder or cache of the others."""
+        """Return where a model's files are: in the miniature's folder, or for any other name in the real model's."""
         return ModelFiles(self.miniature if name == "miniature" else self.folder)
 
     def gigabytes(self, checkpoint: str) -> float:
-        """How much of the real model has to be downloaded, about; 0 when it is there."""
+        """Return about how many gigabytes of the real model have to be downloaded for a checkpoint; 0 if it is there."""
         return sum(place.gigabytes for place in self.files("framepack").missing(checkpoint))
 
     def files_for(self, request: Request) -> ModelFiles:
@@ -42,7 +45,11 @@ class Models:
         return self.files(request.model)
 
     def default(self, checkpoint: str) -> str:
-        """The model for a user who names none: the real one where it is or where a folder says so, else the miniature."""
+        """Return the name of the model for a user who names none.
+
+        It is the real one if its files are there, if a folder was named for it, or if there is no miniature; else the
+        miniature.
+        """
         if self.folder is not None and is_same(self.folder, self.miniature):
             return "miniature"
         if self.folder is not None or "miniature" not in self.names or not self.files("framepack").missing(checkpoint):
@@ -50,14 +57,14 @@ class Models:
         return "miniature"
 
     def sizes(self, name: str) -> tuple[int, ...]:
-        """Size families to offer; those of the hub's models where the description is damaged, which `problems` says."""
+        """Return the size families to offer for a model; if its description is damaged, which `problems` reports, the hub's."""
         try:
             return self.files(name).sizes
         except UserError:
             return ModelFiles().sizes
 
     def recommended(self, name: str, kind: type[Request]) -> Mapping[str, Any]:
-        """The mode's fields that the model has a better default for, with their values; `model` is one of them."""
+        """Return the values that a model recommends for fields of a mode's requests (`kind`), and its name as `model`."""
         known = {field.name for field in fields(kind)}
         try:
             values = self.files(name).describe().recommended
@@ -75,7 +82,7 @@ class Models:
     def problems(self, request: Request) -> tuple[Problem, ...]:
         """Return what keeps the request's model from carrying it out, as far as it can be seen without loading anything."""
         if request.model not in MODELS:
-            # Said of the field itself.
+            # The check of the field itself reports this.
             return ()
         try:
             return files_problems(request, self.files_for(request))

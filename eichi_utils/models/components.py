@@ -1,4 +1,4 @@
-"""A model's components: is each whole, judged by its files' headers, and loading it onto the CPU."""
+"""Check by its files' headers whether a model's component is complete, and load components onto the CPU."""
 
 from __future__ import annotations
 
@@ -33,20 +33,23 @@ from eichi_utils.models.hub import PREPROCESSOR_FILE, STEMS
 
 T = TypeVar("T", bound=PreTrainedModel | ModelMixin)
 
-# What the libraries' configuration classes and layers raise for values that no model can have.
+# Exceptions that the libraries' configuration classes and layers raise for values that no model can have.
 ConfigTrouble = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError)
 
 
 def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLHunyuanVideo:
-    """Load the VAE onto the CPU, with its convolutions through oneDNN where there is one."""
+    """Load the VAE onto the CPU; its convolutions run through oneDNN if torch has it."""
     vae = pretrained(AutoencoderKLHunyuanVideo, folder, dtype)
     use_onednn(vae)
     return vae
 
 
 def pretrained(kind: type[T], folder: Path, dtype: torch.dtype, tick: Tick = never) -> T:
-    """Load a network of a library's class from a folder. tick: is called for every tensor of transformers' networks."""
-    # Both libraries' own types of it say less than that it is of this class.
+    """Load a network of transformers' or diffusers' class from a folder onto the CPU.
+
+    tick: called for every tensor of transformers' networks; what it raises interrupts the loading.
+    """
+    # The libraries' type hints of `from_pretrained` do not say that it returns this class.
     load: Callable[..., T] = kind.from_pretrained
     with checkpoint.quiet(tick):
         model = load(folder, torch_dtype=dtype, local_files_only=True)
@@ -66,7 +69,7 @@ def _check_vae(folder: Path) -> None:
 def _check_encoder(config_class: type, model_class: type, folder: Path) -> None:
     module = _meta(folder, lambda document: model_class(config_class.from_dict(document)))
     found = read_headers(weight_files(folder, STEMS["text_encoder"]))
-    # Published files name the level of the enclosing class, which transformers 5 left out of its own names.
+    # Tensor names in published files begin with a level of the enclosing class, which transformers 5 has removed from its own.
     plain = {_plain(name): shape for name, shape in found.shapes.items()}
     files = {_plain(name): file for name, file in found.files.items()}
     expected = {_plain(name): shape for name, shape in checkpoint.shapes_of(module).items()}
@@ -74,7 +77,10 @@ def _check_encoder(config_class: type, model_class: type, folder: Path) -> None:
 
 
 def _meta(folder: Path, make: Callable[[dict[str, Any]], Any]) -> nn.Module:
-    """The module that a folder's config.json describes, without memory."""
+    """Return the module that a folder's config.json describes, on the meta device, which takes no memory.
+
+    Raises CheckpointError if there is no such module.
+    """
     path = folder / "config.json"
     document = read_json(path)
     try:
@@ -95,7 +101,7 @@ def _check_tokenizer(folder: Path, load: Callable[[Path], Any]) -> None:
     if not path.is_file() and not (folder / "vocab.json").is_file():
         raise CheckpointError("file_missing", file=str(path))
     try:
-        # Read first, because tokenizers reports a damaged file with an error of no class of its own.
+        # The file is parsed here first, because the tokenizers library raises a plain Exception for a damaged one.
         if path.is_file() and not isinstance(read_json(path).get("model"), dict):
             raise ValueError("tokenizer.json has no model")
         load(folder)

@@ -1,9 +1,9 @@
-"""What a models folder says of itself in `eichi.json`, for models other than the hub's: sizes, settings, preview, examples.
+"""Read `eichi.json`, in which a models folder describes a model other than the hub's: sizes, settings, preview, examples.
 
     {"name": "miniature", "sizes": [128, 160, 192], "size": 128, "steps": 15, "checkpoints": ["framepack", "framepack_f1"],
      "preview": {"rows": [[r, g, b], ...], "bias": [r, g, b]}, "examples": [{"picture": "../examples/a.png", "prompt": "..."}]}
 
-Every entry may be missing, and others are ignored.
+Every entry may be missing, and unknown ones are ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RECOMMENDED = ("size", "steps", "seconds", "step_cache")
 
 @dataclass(frozen=True)
 class Example:
-    """A start picture's path and a prompt that suits it."""
+    """Hold the path of a start picture, and a prompt that suits it."""
 
     picture: str
     prompt: str
@@ -37,9 +37,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Description:
-    """sizes: size families the model was made for; empty if it does not say. recommended: request field -> value.
+    """Hold what a models folder says about its model.
 
-    checkpoints: what its one transformer was trained to serve; empty for a published one, which serves what its name says.
+    sizes: size families that the model was made for; empty if it does not say. recommended: request field -> value. preview:
+    from latents to colours. checkpoints: names of the checkpoints that its one transformer was trained to serve; empty for a
+    published transformer, which serves the one of its folder's name.
     """
 
     name: str = ""
@@ -51,9 +53,9 @@ class Description:
 
 
 def read_description(folder: Path) -> Description:
-    """The description in a folder; an empty one where there is no file. Raises UserError if the file cannot be understood.
+    """Read the description in a models folder; without a file it is empty. Raises UserError if the file cannot be understood.
 
-    Examples whose picture is not there are left out: a folder may be copied without them.
+    Examples whose picture does not exist are left out: a folder may be copied without them.
     """
     path = folder / FILE
     try:
@@ -107,7 +109,7 @@ def _examples(entries: list[Any], folder: Path) -> list[Example]:
     for entry in entries:
         texts = {item.name: _typed(entry[item.name], str, "examples") for item in fields(Example)}
         picture = real(folder / texts["picture"])
-        # What is served to browsers lies with the model, or in the folder of examples beside it.
+        # Pictures are served to browsers, so only those in the model's folder or the folder `examples` beside it are allowed.
         inside = any(picture.is_relative_to(real(place)) for place in (folder, folder.parent / "examples"))
         if inside and picture.suffix.lower() in PICTURE_SUFFIXES and picture.is_file():
             examples.append(Example(str(picture), texts["prompt"]))

@@ -1,6 +1,6 @@
-"""Room on disk: for what a request makes, how many files of which kind it leaves, and for models that are not there yet.
+"""Estimate the disk space for what a request makes and for models to be downloaded, and count a request's files by kind.
 
-Without torch.
+torch is not imported.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ from eichi_utils.requests.film_request import FilmRequest
 from eichi_utils.requests.plan import Plan
 from eichi_utils.requests.request import Request
 
-# Segments and film stand side by side, each with about a tenth of a byte for a pixel at a usual CRF and up to 1.5 at the
-# lowest; with some room the promise holds for noise too.
+# Most bytes for a pixel of a film, at a usual CRF and below LOSSLESS_CRF. While a film is written its segments and the film
+# itself are on the disk, each with about 0.1 bytes for a pixel at a usual CRF and up to 1.5 at the lowest; the rest is a margin
+# for noise.
 BYTES_PER_PIXEL, LOSSLESS_BYTES_PER_PIXEL, LOSSLESS_CRF = 1.0, 4.0, 10
 SPARE_BYTES = 16 * 2**20
-# A PNG of a noisy frame takes as much as its pixels.
+# A PNG of a noisy frame takes as many bytes as its pixels.
 PNG_BYTES_PER_PIXEL = 3.0
-# float32, 16 channels; a latent cell is 8 x 8 pixels.
+# Latents are float32 with 16 channels; a cell is 8 x 8 pixels.
 LATENT_BYTES_PER_PIXEL = 4 * 16 / 64
 
 
 def extra_counts(request: Request, plan: Plan) -> dict[str, int]:
-    """Files by kind: "section_videos" beside the film, "section_stills", "frames", "latents", and "joined" (the film with what
-    is appended to it); only kinds that there will be."""
+    """Count the files that a request makes beside its film or picture.
+
+    Returns kind -> number for the kinds with any: "section_videos", "section_stills", "frames", "latents", and "joined" (the
+    film with the appended one).
+    """
     if not isinstance(request, FilmRequest):
         return {}
     sections = len(plan.sections)
@@ -45,13 +49,13 @@ def extra_counts(request: Request, plan: Plan) -> dict[str, int]:
 
 
 def made_bytes(request: Request, plan: Plan, height: int, width: int) -> int:
-    """Return the disk space to ask for before a request of these pixels is begun."""
+    """Return the bytes of disk that must be free before a request is begun. height, width: of the film, in pixels."""
     films = output_bytes(written_frames(plan), height, width, getattr(request, "crf", 0))
     return films + extra_bytes(request, plan, height, width)
 
 
 def extra_bytes(request: Request, plan: Plan, height: int, width: int) -> int:
-    """Disk space to ask for besides that of the film."""
+    """Return the bytes of disk for the files that a request makes beside its films. height, width: in pixels."""
     counts = extra_counts(request, plan)
     total = PNG_BYTES_PER_PIXEL * (counts.get("frames", 0) + counts.get("section_stills", 0))
     if "latents" in counts:
@@ -63,27 +67,27 @@ def extra_bytes(request: Request, plan: Plan, height: int, width: int) -> int:
 
 
 def output_bytes(frames: int, height: int, width: int, crf: int) -> int:
-    """Disk space to ask for before films of so many frames and pixels are begun."""
+    """Return the bytes of disk that must be free before films of so many frames in all are begun. height, width: in pixels."""
     return SPARE_BYTES + int(frames * height * width * film_bytes_per_pixel(crf))
 
 
 def film_bytes_per_pixel(crf: int) -> float:
-    """Return the most bytes that a pixel of one frame takes in a film of this quality, as measured."""
+    """Return the most bytes that a pixel of one frame takes while a film of this quality (CRF) is written, as measured."""
     return BYTES_PER_PIXEL if crf >= LOSSLESS_CRF else LOSSLESS_BYTES_PER_PIXEL
 
 
 def download_bytes(files: ModelFiles, missing: Sequence[Place]) -> int:
     """Return about how many bytes are still to be downloaded for these components.
 
-    What is there of them already is left out: their own files, and what interrupted downloads of their repositories left.
-    Repositories hold other models too, whose files help nobody here.
+    Their own files that exist, and interrupted downloads from their repositories, are taken off. Other files of the
+    repositories are not, since they belong to other models.
     """
     needed = sum(max(0, int(place.gigabytes * 1e9) - files.present_bytes(place)) for place in missing)
     return max(0, needed - sum(files.interrupted_bytes(repository) for repository in {place.repository for place in missing}))
 
 
 def download_problems(files: ModelFiles, missing: Sequence[Place]) -> tuple[Problem, ...]:
-    """Whether the disk has room for what is missing."""
+    """Return a problem if the disk has too little room for downloading these components."""
     needed, free = download_bytes(files, missing), disk_free(files.cache)
     if needed <= free:
         return ()
@@ -92,7 +96,7 @@ def download_problems(files: ModelFiles, missing: Sequence[Place]) -> tuple[Prob
 
 
 def disk_free(folder: Path) -> int:
-    """Bytes; a folder that does not exist yet is judged by the nearest one above it that does."""
+    """Return the free bytes of a folder's disk; if the folder does not exist yet, the nearest existing one above it counts."""
     place = folder.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -100,5 +104,8 @@ def disk_free(folder: Path) -> int:
 
 
 def gib(size: int) -> str:
-    """Return bytes as GiB for reading. A small amount is shown as 0.1, so that only nothing, or less, reads as 0.0."""
+    """Format a number of bytes as GiB with one digit after the point.
+
+    Every positive number below 0.1 GiB becomes "0.1", so that "0.0" means that there is nothing.
+    """
     return f"{max(size / 2**30, 0.1 if size > 0 else 0.0):.1f}"

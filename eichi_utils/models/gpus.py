@@ -1,4 +1,4 @@
-"""NVIDIA cards as their driver describes them (NVML), in a millisecond: for what has to answer before torch is there."""
+"""Ask the driver (NVML) about this machine's NVIDIA cards, which takes a millisecond, for answers before torch is imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pynvml
 
 @dataclass(frozen=True)
 class Card:
-    """total, free: bytes. capability: of computing, such as (8, 9). uuid: "GPU-..."."""
+    """Describe a card. capability: CUDA's compute capability, such as (8, 9). total, free: bytes of memory. uuid: "GPU-..."."""
 
     name: str
     driver: str
@@ -24,7 +24,7 @@ class Card:
 
 
 def cards() -> tuple[Card, ...]:
-    """Return the cards that a program may use here, in its order; empty without a working driver."""
+    """Return the cards that this process may use, in CUDA's order; none without a working driver."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
@@ -56,7 +56,10 @@ def _described() -> Iterator[Card]:
 
 
 def visible(found: Sequence[Card], wanted: str | None) -> tuple[Card, ...]:
-    """Return those that the variable CUDA_VISIBLE_DEVICES leaves: numbers, or beginnings of names such as "GPU-8d2e"."""
+    """Return the cards that the variable CUDA_VISIBLE_DEVICES leaves, in its order.
+
+    wanted: the variable's value, numbers or beginnings of UUIDs such as "GPU-8d2e", separated by commas; None leaves all.
+    """
     if wanted is None:
         return tuple(found)
     chosen = []
@@ -65,7 +68,7 @@ def visible(found: Sequence[Card], wanted: str | None) -> tuple[Card, ...]:
             named = [found[int(word)]] if 0 <= int(word) < len(found) else []
         else:
             named = [card for card in found if card.uuid.startswith(word)]
-        # The first that names no card, or more than one, ends the list.
+        # As in CUDA, the first entry that names no card, or more than one, ends the list.
         if len(named) != 1:
             break
         chosen += named

@@ -1,6 +1,6 @@
 """Ask the system how much memory this process may have: `requirements` decides by it, `doctor` shows it. Without torch.
 
-psutil knows the computer's memory; the limits of a container or of a service (cgroups) it does not.
+psutil knows the computer's memory but not the limits of a container or of a service (cgroups), which are read here.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from pathlib import Path, PurePosixPath
 import psutil
 
 PROC = Path("/proc/self")
-# What Linux writes where a group of the first version has no limit: the largest whole number of pages.
+# Linux writes the largest whole number of pages for a cgroup of version 1 without a limit; this many bytes or more mean that.
 UNLIMITED = 2**60
-# Of a control group's memory, what the system gives up as soon as somebody needs it: pages of files that nobody locked.
+# Counters of a cgroup's memory that the system gives up as soon as it is needed: pages of files that nobody locked.
 RECLAIMABLE = ("inactive_file", "active_file")
 
 
 @dataclass(frozen=True)
 class HostMemory:
-    """total: bytes of physical memory, or of the smallest limit above this process. available: bytes it can still have."""
+    """Hold the memory of this process.
+
+    total: bytes of physical memory, or of the smallest limit on this process. available: bytes that it can still have.
+    """
 
     total: int
     available: int
 
 
 def host_memory(proc: Path = PROC) -> HostMemory:
-    """Return what there is for weights: free swap is none, and every limit above this process counts."""
+    """Return the memory that there is for weights, by all limits on this process, without swap. proc: its folder in /proc."""
     system = psutil.virtual_memory()
     totals, free = [system.total], [system.available]
     for limit, left in control_groups(proc):
@@ -41,15 +44,15 @@ def host_memory(proc: Path = PROC) -> HostMemory:
 
 
 def own_memory() -> int:
-    """Return the bytes that this process has taken; pages of files are the system's."""
+    """Return the bytes of memory that this process has taken, without pages of files, which are the system's."""
     info = psutil.Process().memory_info()
     return getattr(info, "private", info.rss - getattr(info, "shared", 0))
 
 
 def control_groups(proc: Path = PROC) -> Iterator[tuple[int, int]]:
-    """Yield (limit, what is left of it) of the process's own control group and of each above it that has a limit, in bytes.
+    """Yield (limit, what is left of it) in bytes, for the process's cgroup and each above it that has a limit on memory.
 
-    Both versions of Linux's control groups are read; elsewhere there are none.
+    Both versions of Linux's cgroups are read; other systems have none.
     """
     for folder, top, version in _memory_groups(proc):
         while True:
@@ -65,22 +68,22 @@ def _limits(folder: Path, version: int) -> Iterator[tuple[int, int]]:
         used = int((folder / ("memory.current" if version == 2 else "memory.usage_in_bytes")).read_text())
         counted = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
-        # The topmost group has no figures of its own.
+        # The topmost cgroup has no such files.
         return
-    # In the first version these are of the group alone; those that begin with total_ have the groups below it too.
+    # In version 1 these counters are of the cgroup alone; those that begin with `total_` include the cgroups below it.
     given_up = sum(int(counted.get(name if version == 2 else f"total_{name}", 0)) for name in RECLAIMABLE)
     for name in names:
         try:
             limit = int((folder / name).read_text())
         except (OSError, ValueError):
-            # "max", or a system that does not know it.
+            # The file has "max" for no limit, or does not exist on this system.
             continue
         if limit < UNLIMITED:
             yield limit, limit - used + given_up
 
 
 def _memory_groups(proc: Path) -> Iterator[tuple[Path, Path, int]]:
-    """Yield (the process's own group, the topmost that can be seen, version), as folders, for each hierarchy with memory."""
+    """Yield (folder of the process's cgroup, folder of the topmost visible one, version) for each hierarchy with memory."""
     try:
         own = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
         mounts = [line.split(" ") for line in (proc / "mountinfo").read_text().splitlines()]
@@ -96,7 +99,7 @@ def _memory_groups(proc: Path) -> Iterator[tuple[Path, Path, int]]:
             continue
         paths = [path for _, names, path in own if (names == "" if version == 2 else "memory" in names.split(","))]
         if paths:
-            # A container may see a part of the tree, whose place in the whole is the mount's root.
+            # A container may see only a part of the tree of cgroups; the mount's root is that part's path in the whole.
             root, top = PurePosixPath(fields[3]), Path(fields[4])
             path = PurePosixPath(paths[0])
             inside = path.relative_to(root) if path.is_relative_to(root) else PurePosixPath()
@@ -104,7 +107,7 @@ def _memory_groups(proc: Path) -> Iterator[tuple[Path, Path, int]]:
 
 
 def commit_available() -> int:
-    """Return the bytes that Windows lets programs still ask for: its memory and page file, less what was promised already."""
+    """Return the bytes that Windows still lets programs commit: memory and page file, less what is committed already."""
 
     class Status(ctypes.Structure):
         _fields_ = (

@@ -1,6 +1,6 @@
-"""Where a model's components lie: in a plain folder, or in a cache of the Hugging Face hub, and fetching what is missing.
+"""Find a model's components in a plain folder or in a cache of the Hugging Face hub, and download the missing ones.
 
-Nothing is loaded here and torch is not needed: a page asks before the first job which models are there.
+Nothing is loaded here and torch is not imported: a page asks before the first job which models are there.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from eichi_utils.models.description import Description, read_description
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import SIZES, Request
 
-# The hub's client library has another name in other releases; its base error is what the hub's own derives from.
+# Base error of the HTTP library that huggingface_hub uses, which is requests in some releases and httpx in others.
 ConnectionTrouble: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the hub keeps a component: repository, and folder in it ("" is its root). gigabytes: about, to download."""
+    """Name where the hub keeps a component.
+
+    folder: in the repository, "" for its root. gigabytes: size of the download, about.
+    """
 
     repository: str
     folder: str
@@ -45,61 +48,65 @@ PLACES = {
     "image_encoder": Place(REDUX, "image_encoder", 0.9),
     "feature_extractor": Place(REDUX, "feature_extractor"),
 }
-# In a folder of one's own the transformers stand beside the other components; F1's may be absent if one serves both.
+# Names of the transformers' folders in a plain models folder, the preferred first; F1's own may be absent if one serves both.
 LOCAL_FOLDERS = {"framepack": ("transformer",), "framepack_f1": ("transformer_f1", "transformer")}
 SHARED = tuple(name for name in PLACES if name not in LOCAL_FOLDERS)
-# Names of the files of weights, without their endings; and of the one file that other components need.
+# Stems of the names of weight files, and names of the files of components without weights (a tokenizer needs one of the two).
 STEMS = {
     **dict.fromkeys(("framepack", "framepack_f1", "vae"), "diffusion_pytorch_model"),
     **dict.fromkeys(("text_encoder", "text_encoder_2", "image_encoder"), "model"),
 }
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 PREPROCESSOR_FILE = "preprocessor_config.json"
-# Size families offered for the hub's models; smaller ones are for models that say so themselves.
+# Size families offered for the hub's models; smaller ones are offered for models whose description has them.
 HUB_SIZES = tuple(size for size in SIZES if size >= 384)
 
 
 class DownloadStopped(Exception):
-    """Nobody wants the download any more."""
+    """Signal that a download was ended because it is no longer wanted."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """models: a folder with `transformer`, `vae`, ... inside, or a hub cache folder; None is this program's own cache."""
+    """Find and download the files of one model.
+
+    models: a plain folder with `transformer`, `vae`, ... inside, or a hub cache folder; None is the cache that the hub's
+    variables name, or this program's own.
+    """
 
     models: Path | None = None
 
     @property
     def own_folder(self) -> bool:
-        """Whether the models are a plain folder rather than a hub cache."""
+        """Tell whether `models` is a plain folder rather than a hub cache."""
         names = (*SHARED, *LOCAL_FOLDERS["framepack_f1"])
         return self.models is not None and any((self.models / name).is_dir() for name in names)
 
     @property
     def cache(self) -> Path:
-        """The hub cache: the given one, else what the hub's variables name, else this program's own."""
+        """Return the folder of the hub cache: the given one, else what the hub's variables name, else this program's own."""
         if self.models is not None:
             return self.models
         home = os.environ.get("HF_HUB_CACHE") or (os.environ["HF_HOME"] + "/hub" if os.environ.get("HF_HOME") else "")
         return Path(home) if home else DEFAULT_MODELS
 
     def describe(self) -> Description:
-        """What the folder says of itself; the hub's models say nothing. Raises UserError if it cannot be understood."""
+        """Return the folder's description, which is empty for the hub's models. Raises UserError if it cannot be understood."""
         return read_description(self.models) if self.models is not None else Description()
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Size families to offer."""
+        """Return the size families to offer. Raises UserError if the description cannot be understood."""
         return self.describe().sizes or HUB_SIZES
 
     def folder_problems(self) -> tuple[Problem, ...]:
-        """Whether there is such a folder at all."""
+        """Return a problem if the given folder does not exist."""
         if self.models is None or self.models.is_dir():
             return ()
         return (Problem("models", "models_missing", {"folder": str(self.models)}),)
 
     def problems(self, request: Request) -> tuple[Problem, ...]:
-        """What these models cannot do of a request, beside what is wrong with the request itself."""
+        """Return what keeps these models from carrying out a request that is right in itself."""
         if missing := self.folder_problems():
             return missing
         try:
@@ -109,17 +116,20 @@ class ModelFiles:
         return size_problems(request, sizes) if sizes else ()
 
     def missing(self, checkpoint: str) -> list[Place]:
-        """What has to be downloaded before this checkpoint can run; empty when complete, or with a folder of one's own."""
+        """Return the components to download before this checkpoint can run; none if complete, or with a plain models folder."""
         return self.missing_of(checkpoint, *SHARED)
 
     def missing_of(self, *names: str) -> list[Place]:
-        """The same of single components."""
+        """Return those of the named components that have to be downloaded; none with a plain models folder."""
         if self.own_folder:
             return []
         return [PLACES[name] for name in names if self._is_missing(name)]
 
     def shares_transformer(self, checkpoint: str) -> bool:
-        """Whether F1 has to make do with a standard transformer, because a folder of one's own has no other."""
+        """Tell whether F1 has to use the standard transformer, because a plain models folder has no other.
+
+        A transformer that its description declares for F1 too is not meant. Raises UserError as `describe`.
+        """
         if checkpoint != "framepack_f1" or self.models is None or not self.own_folder:
             return False
         if (self.models / "transformer_f1").is_dir():
@@ -127,7 +137,7 @@ class ModelFiles:
         return checkpoint not in self.describe().checkpoints
 
     def folder(self, name: str) -> Path:
-        """Where a component lies. Raises CheckpointError if it is not there."""
+        """Return the folder of a component. Raises CheckpointError if there is none."""
         if self.models is not None and self.own_folder:
             candidates = [self.models / local for local in LOCAL_FOLDERS.get(name, (name,))]
         else:
@@ -138,9 +148,9 @@ class ModelFiles:
         raise CheckpointError("file_missing", file=str(candidates[0] if candidates else PLACES[name].repository))
 
     def download(self, place: Place, wanted: Callable[[], bool] = lambda: True) -> bool:
-        """Fetch one component; goes on where an interrupted download stopped.
+        """Download one component, and return True; an interrupted download is continued.
 
-        Ends early, and returns False, once `wanted()` is. Raises UserError if the hub cannot be reached.
+        Ends early and returns False as soon as `wanted()` is false. Raises UserError if the hub cannot be reached.
         """
         pattern = f"{place.folder}/*" if place.folder else "*"
         if not wanted():
@@ -163,7 +173,7 @@ class ModelFiles:
         return 0 if folder is None else sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
     def interrupted_bytes(self, repository: str) -> int:
-        """Return the bytes of downloads from a repository that were interrupted, and go on from there."""
+        """Return the bytes of interrupted downloads from a repository, which the next download continues."""
         return sum(file.stat().st_size for file in (self._repository_folder(repository) / "blobs").glob("*.incomplete"))
 
     def _repository_folder(self, repository: str) -> Path:
@@ -177,7 +187,7 @@ class ModelFiles:
         return [folder / place.folder for folder in newest_first]
 
     def _is_missing(self, name: str) -> bool:
-        """Whether a component lacks a file. A damaged one is reported by the pool's check, not downloaded over."""
+        """Tell whether a component lacks a file. Damaged files count as present: the pool's check reports them."""
         try:
             folder = self.folder(name)
             if name in STEMS:
@@ -191,14 +201,20 @@ class ModelFiles:
 
 
 def size_problems(request: Request, sizes: tuple[int, ...]) -> tuple[Problem, ...]:
-    """Whether a model with these sizes was not made for the request's. A size of no model is the request's own problem."""
+    """Return a problem if a model was not made for the request's size. sizes: the model's size families.
+
+    A size that no model has is reported by the check of the request itself.
+    """
     if request.size in sizes or request.size not in SIZES:
         return ()
     return (Problem("size", "size_not_of_model", {"value": request.size, "sizes": ", ".join(map(str, sizes))}),)
 
 
 def _progress_while(wanted: Callable[[], bool]) -> type[tqdm]:
-    """A progress bar for the hub's downloads that ends them when they are no longer wanted: it is asked at every piece."""
+    """Return a progress bar class for the hub's downloads that raises DownloadStopped once `wanted()` is false.
+
+    The hub's library updates the bar after every piece of a file, so that a download ends soon.
+    """
 
     class Progress(tqdm):
         def update(self, n: float | None = 1) -> bool | None:

@@ -1,6 +1,6 @@
-"""Networks in memory and on a card: which stay, which leave, and what of one passes through a card too small for it.
+"""Keep networks in memory and on a card: decide which stay, which leave, and which are streamed through a card.
 
-Nothing here knows what a network is for, nor where it came from.
+Nothing here depends on what a network is for, nor where it came from.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from eichi_utils.models.requirements import ExecutionChoice, NetworkMemory, lock
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What is loaded; equality decides about loading again.
+    """Identify a loaded network; one with an unequal spec is loaded anew.
 
-    storage: the 8-bit format of the blocks' weights, or None. merged: the files that are worked into the weights.
+    component: its name in the pool. folder: of its files. storage: the 8-bit format of the blocks' weights, or None. merged:
+    key of the LoRA files that are merged into the weights.
     """
 
     component: str
@@ -38,8 +39,11 @@ class NetworkSpec:
 
 @dataclass
 class Loaded:
-    """A network in memory. value: what is lent. modules: its weights are theirs. branches: what tells its side branches from
-    others; None where a file could not be used half-way."""
+    """Hold a network in memory.
+
+    value: what is lent. modules: the modules with its weights. streamer: brings the weights to a card, None if it moves whole.
+    branches: identifies its side branches; None while they are changed, and if a LoRA file failed in between.
+    """
 
     spec: NetworkSpec
     value: Any
@@ -49,12 +53,16 @@ class Loaded:
 
     @property
     def bytes(self) -> int:
-        """Return how many bytes its weights take, wherever they lie."""
+        """Return the bytes of its weights, wherever they lie."""
         return sum(memory.module_bytes(module) for module in self.modules)
 
 
 class LoadedNetworks:
-    """By component, the one used last at the end. card: None where everything is computed in the computer's memory."""
+    """Keep networks by component, and lend them on a card or, if there is none (None), in the computer's memory.
+
+    budget: divides the card between weights and computing. room: makes room on the card if memory runs out. loaded: component
+    -> network, the one used last at the end.
+    """
 
     def __init__(self, card: Device | None, budget: Budget):
         self.card, self.budget = card, budget
@@ -65,21 +73,21 @@ class LoadedNetworks:
 
     @property
     def card_bytes(self) -> int:
-        """What streamed networks have of the card now."""
+        """Return the bytes of the card that streamed networks take now."""
         return sum(loaded.streamer.card_bytes for loaded in self.loaded.values() if loaded.streamer)
 
     def follow_choice(self, choice: ExecutionChoice) -> None:
-        """Keep and drop networks as was decided, from the next loan on. Until then nothing is dropped."""
+        """Keep and drop networks as this choice says, from the next loan on; without a choice none is dropped."""
         self._choice = choice
 
     def drop(self, component: str) -> None:
-        """Let go of a network, if it is there."""
+        """Remove a network from memory and card, if it is loaded."""
         loaded = self.loaded.pop(component, None)
         if loaded and loaded.streamer:
             loaded.streamer.close()
 
     def drop_all(self) -> None:
-        """Let go of every network."""
+        """Remove every network from memory and card."""
         while self.loaded:
             self.drop(next(iter(self.loaded)))
 
@@ -92,11 +100,12 @@ class LoadedNetworks:
         groups: Callable[[Any], WeightGroups] | None = None,
         work: int = 0,
     ) -> Iterator[Loaded]:
-        """Lend a network where it is computed with.
+        """Lend a network inside of the block, on the device that computes.
 
-        change: what is done to the value before it is counted and moved: given its side branches, returns those it has then.
-        groups: how it is streamed to a card; without, it moves whole. work: how much there is to do; tokens of a step, in the
-        transformer.
+        spec: what is wanted. load: loads it if it is not there, and returns its value and the modules with its weights. change:
+        called with the value and what identifies its side branches, before the weights are counted and moved; returns what
+        identifies them afterwards. groups: returns the weight groups by which it is streamed to a card; without, it moves
+        whole. work: how much there is to compute, in any unit; for the transformer the tokens of a step.
         """
         if spec.component in self.loaded and self.loaded[spec.component].spec != spec:
             self.drop(spec.component)
@@ -105,7 +114,7 @@ class LoadedNetworks:
         if loaded is None:
             value, modules = load()
             loaded = Loaded(spec, value, modules)
-        # Last in the dictionary is last used.
+        # Inserting at the end keeps the dictionary in the order of use.
         self.loaded[spec.component] = loaded
         before, loaded.branches = loaded.branches, None
         loaded.branches = change(loaded.value, before)
@@ -126,7 +135,7 @@ class LoadedNetworks:
 
     @contextmanager
     def _measured(self, card: Device, kind: tuple[NetworkSpec, int]) -> Iterator[None]:
-        """Remember what computing takes inside of the block besides what was on the card before."""
+        """Measure the bytes of the card that are taken inside of the block beyond those before it, for this kind of work."""
         card.reset_peak()
         before = card.allocated()
         try:
@@ -135,7 +144,10 @@ class LoadedNetworks:
             self.budget.measure(kind, card.peak() - before)
 
     def _stream(self, card: Device, loaded: Loaded, groups: WeightGroups, kind: tuple[NetworkSpec, int]) -> None:
-        """As much of the network onto the card as fits beside its computing; the rest passes through."""
+        """Put as much of a network onto the card as fits beside its computing; the rest is streamed through.
+
+        kind: the network's spec, and the tokens of a step, 0 if it has none.
+        """
         if loaded.streamer is None:
             loaded.streamer = Streamer(card, groups)
             loaded.streamer.lock(self._choice.locked if self._choice else lockable(self.memory.now().total))
@@ -148,13 +160,16 @@ class LoadedNetworks:
         streamer.fit(self.budget.for_weights(available, max(work, streamer.job_bytes)))
 
     def _drop_all_but(self, lent: str) -> None:
-        """Make room for a network before it is loaded."""
+        """Drop the networks that the choice does not keep beside the one to be lent."""
         if self._choice is not None:
             for component in self.loaded.keys() - self._choice.beside[lent] - {lent}:
                 self.drop(component)
 
     def _make_card_room(self, card: Device, wanted: Loaded, work: int | None) -> None:
-        """Others leave the card: all of them for what is streamed or was never measured (None), else as many as it needs."""
+        """Make other networks leave the card until the wanted one fits.
+
+        work: bytes that computing with it takes; None if it is streamed or was never measured: then all others leave.
+        """
         for loaded in self.loaded.values():
             short = None if work is None else wanted.bytes + work + self.budget.reserve - card.free()
             if loaded is wanted:
@@ -168,11 +183,11 @@ class LoadedNetworks:
                     memory.move(module, torch.device("cpu"))
 
     def _free(self) -> int | None:
-        """Bytes of the card that computing may take."""
+        """Return the bytes of the card that computing may take; None without a card."""
         return None if self.card is None else self.card.free() - self.budget.reserve
 
     def _make_room(self) -> bool:
-        """Memory ran out: everything leaves the card but what is lent. False if nothing else was there."""
+        """Make all networks but the lent one leave the card; return False if that gave nothing back."""
         if self.card is None:
             return False
         before = self.card.allocated()

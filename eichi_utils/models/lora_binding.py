@@ -1,4 +1,4 @@
-"""LoRA files and the transformer: side branches beside its weights, or merged into them."""
+"""Bind LoRA files to the transformer, as side branches beside its weights or merged into them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from lora_utils.peft import scaling_metadata
 
 
 def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Weights that a LoRA can change, by layer."""
+    """Return the shapes of the weights that a LoRA can change, by layer."""
     return {name: tuple(layer.weight.shape) for name, layer in layers(net).items()}
 
 
 def read_updates(loras: Sequence[Lora], shapes: Shapes) -> list[Iterator[Update]]:
-    """The updates of each file, read as they are asked for. Raises UserError for files that do not fit, or that change
-    meanwhile.
+    """Return an iterator over each file's updates, which reads them one by one.
 
-    They are read, not mapped: a mapped file that becomes shorter ends the whole program.
+    shapes: of the weights by layer. Raises UserError for files that do not fit; the iterators raise it for files that have
+    changed since. Files are read, not mapped: a mapped file that another program shortens crashes this one.
     """
     judged = layouts(loras, shapes)
     return [_updates(number, lora.path, *known) for number, (lora, known) in enumerate(zip(loras, judged, strict=True))]
@@ -55,7 +55,10 @@ def _updates(number: int, path: Path, header: Header, layout: Layout) -> Iterato
 
 
 def fingerprints(loras: Sequence[Lora]) -> tuple[tuple, ...]:
-    """Which files these are; another one under the same name is another file. Raises UserError for one that is gone."""
+    """Return what identifies the contents of these files, so that a replaced file counts as another one.
+
+    Raises UserError for a file that does not exist.
+    """
     found = []
     for number, lora in enumerate(loras):
         try:
@@ -66,21 +69,21 @@ def fingerprints(loras: Sequence[Lora]) -> tuple[tuple, ...]:
 
 
 def merge_key(loras: Sequence[Lora]) -> tuple:
-    """What merged weights depend on besides the checkpoint."""
+    """Return a key of all that merged weights depend on besides the checkpoint: the files and their strengths."""
     return tuple(zip(fingerprints(loras), (lora.strength for lora in loras), strict=True))
 
 
 def bind(net: PackedTransformer, loras: Sequence[Lora], bound: tuple | None = ()) -> tuple:
-    """Give the network the branches of these files, each file one slot, unless it has them; and set their strengths.
+    """Give the network the side branches of these files, one slot for each file, unless it has them; and set their strengths.
 
-    bound: the fingerprints of the files whose branches it has, None where they are unknown. Returns those of the files whose
-    branches it has then. Raises UserError for a file that cannot be used; branches of those before it are left out too.
+    bound: fingerprints of the files whose branches it has, None if unknown. Returns the fingerprints of these files. Raises
+    UserError for a file that cannot be used; then the network has no branches at all.
     """
     wanted = fingerprints(loras)
     if bound != wanted:
         remove_branches(net)
         found = enumerate(read_updates(loras, shapes_of(net)))
-        # All are made before one is given: a file that cannot be read to its end leaves the network without any.
+        # All branches are made before the first is added, so that a file that cannot be read leaves the network without any.
         made = [(update.layer, _branch(update, slot, net.dtype)) for slot, of_file in found for update in of_file]
         places = layers(net)
         for layer, branch in made:
@@ -90,7 +93,7 @@ def bind(net: PackedTransformer, loras: Sequence[Lora], bound: tuple | None = ()
 
 
 def _branch(update: Update, slot: int, dtype: torch.dtype) -> SideBranch:
-    # Copies: parts of a fused layer's factors are windows into the whole, which would stay in memory with each.
+    # The factors are copied, because those of a fused layer's parts are views that would keep the whole in memory.
     if isinstance(update, Kronecker):
         left, right = (factor.to(dtype, copy=True) for factor in (update.left, update.right))
         return KroneckerBranch(slot, left, right, update.scale, update.rows)
@@ -112,9 +115,10 @@ def load_transformer(
     cache: DiskCache,
     tick: Tick = never,
 ) -> PackedTransformer:
-    """The transformer of a folder with these files merged into it; see `checkpoint.load_transformer`.
+    """Load the transformer of a folder with LoRA merged into its weights; see `checkpoint.load_transformer`.
 
-    cache: where weights of 8 bits are kept. tick: is called for every tensor.
+    merged_in: LoRA to merge. beside_card: whether weights are copied to a card. cache: where 8-bit weights are kept. tick:
+    called for every tensor. Raises UserError for LoRA files that do not fit, CheckpointError for a folder that cannot be used.
     """
     change = LoraMerge(merged_in, shapes_of(checkpoint.meta_transformer(folder))) if merged_in else None
     kept = cached_weights(cache, folder, dtype, storage, merged_in, device, beside_card)
@@ -122,9 +126,9 @@ def load_transformer(
 
 
 class LoraMerge:
-    """change(name, tensor) for loading a checkpoint: the same sum as the branches make, worked into the weights.
+    """Merge LoRA into weights while a checkpoint is loaded, as a `checkpoint.Change`; the result equals that of side branches.
 
-    Raises UserError for files that do not fit weights of these shapes.
+    shapes: of the weights by layer. Raises UserError for files that do not fit them.
     """
 
     def __init__(self, loras: Sequence[Lora], shapes: Shapes):
@@ -134,9 +138,9 @@ class LoraMerge:
                 self._additions[f"{update.layer}.weight"].append((update, lora.strength))
 
     def changes(self, name: str) -> bool:
-        """Say whether one of the files changes the weight of this name."""
+        """Tell whether one of the files changes the tensor of this name."""
         return name in self._additions
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor with what the files add to the weight of this name."""
+        """Return the tensor of this name with the files' updates added."""
         return merged(tensor, self._additions[name]) if self.changes(name) else tensor

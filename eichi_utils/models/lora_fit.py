@@ -1,4 +1,4 @@
-"""Whether LoRA files fit a model, what of them does, and how much memory that takes; without torch."""
+"""Judge whether LoRA files fit a model, which of their updates do, and how much memory they take; without torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from eichi_utils.requests.loras import Lora, file_state, layout_of, layouts, lor
 from lora_utils.files import Header, LoraError, read_header
 from lora_utils.formats import Layout, Report, Shapes, factor_numbers
 
-# The published transformer: width, and the layers of its parts as (rows, columns) in widths; see "HunyuanVideo", table 2, and
-# the hub's checkpoint. Both checkpoints have the same.
+# Sizes of the published transformers: width, numbers of blocks, and the layers of each kind of block as (rows, columns) in
+# multiples of the width; from "HunyuanVideo", table 2, and the hub's checkpoints, which are both alike.
 WIDTH, DUAL_BLOCKS, SINGLE_BLOCKS, REFINER_BLOCKS = 3072, 20, 40, 2
 ATTENTION = dict.fromkeys(("attn.to_q", "attn.to_k", "attn.to_v"), (1, 1))
 DUAL = {
@@ -28,7 +28,7 @@ DUAL = {
 SINGLE = {"norm.linear": (3, 1), **ATTENTION, "proj_mlp": (4, 1), "proj_out": (1, 5)}
 REFINER = {**ATTENTION, "attn.to_out.0": (1, 1), "ff.net.0.proj": (4, 1), "ff.net.2": (1, 4), "norm_out.linear": (2, 1)}
 REFINED, EMBEDDED = "context_embedder.time_text_embed", "time_text_embed"
-# In numbers.
+# Shapes of the layers outside of blocks.
 REST = {
     "x_embedder.proj": (WIDTH, 16, 1, 2, 2),
     "context_embedder.proj_in": (WIDTH, 4096),
@@ -54,7 +54,11 @@ REST = {
 
 @dataclass(frozen=True)
 class Fit:
-    """One file: what of it is used, or why it cannot be. readable: whether that is for what it holds."""
+    """Hold how a LoRA file fits a model.
+
+    report: what of it is used, None if it cannot be. problem: why it cannot be used. readable: False if the file itself cannot
+    be read, so that the problem is not about this model.
+    """
 
     report: Report | None = None
     problem: Problem | None = None
@@ -62,7 +66,7 @@ class Fit:
 
 
 def published_layers() -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights that a LoRA can change, by layer, of the hub's transformers."""
+    """Return the shapes of the weights that a LoRA can change, by layer, for the hub's transformers."""
     blocks = (
         ("transformer_blocks", DUAL_BLOCKS, DUAL),
         ("single_transformer_blocks", SINGLE_BLOCKS, SINGLE),
@@ -78,17 +82,20 @@ def published_layers() -> dict[str, tuple[int, ...]]:
 
 
 def shapes_in(files: ModelFiles, checkpoint_name: str) -> Mapping[str, tuple[int, ...]]:
-    """The same of a checkpoint's transformer; before it is downloaded, of the published one."""
+    """Return the shapes of the weights that a LoRA can change, by layer, for a checkpoint's transformer.
+
+    If its files cannot be read, as before the download, those of the published one are returned.
+    """
     try:
         shapes = read_headers(weight_files(files.folder(checkpoint_name), STEMS[checkpoint_name])).shapes
     except CheckpointError:
         return published_layers()
-    # Of norms and biases, which have one dimension, a LoRA changes none.
+    # Norms and biases have one dimension, and a LoRA cannot change them.
     return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) > 1}
 
 
 def fit(lora: Lora, shapes: Shapes, field: str = "loras/0") -> Fit:
-    """field: of the file's slot, for the problem."""
+    """Judge how a LoRA file fits a transformer. shapes: of its weights by layer. field: the slot's, for the problem."""
     try:
         found = _fit(lora.path, file_state(lora.path), tuple(shapes.items()))
     except LoraError as error:
@@ -98,7 +105,10 @@ def fit(lora: Lora, shapes: Shapes, field: str = "loras/0") -> Fit:
 
 @lru_cache(maxsize=64)
 def _fit(path: Path, state: tuple, layers: tuple[tuple[str, tuple[int, ...]], ...]) -> Fit:
-    """Kept by file state: a page asks again at every key the user presses, and a large file's header takes 30 ms."""
+    """Judge a file, and remember the result by the file's state.
+
+    A page asks again at every key that the user presses, and reading a large file's header takes 30 ms.
+    """
     try:
         header = read_header(path)
     except LoraError as error:
@@ -110,7 +120,7 @@ def _fit(path: Path, state: tuple, layers: tuple[tuple[str, tuple[int, ...]], ..
 
 
 def fit_problems(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> tuple[Problem, ...]:
-    """Of readable files, why they cannot be used with this model; what is wrong with a file by itself says `Lora.check`."""
+    """Return why readable files cannot be used with this model; `Lora.check` reports what is wrong with a file itself."""
     known = [(number, lora) for number, lora in enumerate(loras) if isinstance(lora.file, str)]
     if not known:
         return ()
@@ -120,20 +130,23 @@ def fit_problems(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str)
 
 
 def reports(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> list[Report]:
-    """What each file will do. Raises UserError with every file that does not fit, before anything is loaded."""
+    """Return for each file what of it is used with this model; nothing is loaded.
+
+    Raises UserError with a problem for every file that cannot be used.
+    """
     if not loras:
         return []
     return [layout.report for _, layout in layouts(loras, shapes_in(files, checkpoint_name))]
 
 
 def remarks(loras: Sequence[Lora], files: ModelFiles, checkpoint_name: str) -> Iterator[Remark]:
-    """What the user should know about files that can be used, but not whole. Raises UserError as `reports` does."""
+    """Yield remarks about files that can be used in part only. Raises UserError as `reports` does."""
     for lora, report in zip(loras, reports(loras, files, checkpoint_name), strict=True):
         yield from report_remarks(lora.file, report)
 
 
 def report_remarks(file: str, report: Report) -> Iterator[Remark]:
-    """What is left out of a file: whole updates, or what stands beside updates that all fit."""
+    """Yield remarks about what is left out of a file: updates of layers, biases or other keys, and text encoders' updates."""
     if report.used < report.found:
         values = {"file": file, "used": report.used, "found": report.found, "example": report.unknown[0]}
         yield Remark("lora_partial", values)
@@ -148,9 +161,10 @@ def report_remarks(file: str, report: Report) -> Iterator[Remark]:
 
 
 def size_with(size: ModelSize, loras: Sequence[Lora], merge: bool, files: ModelFiles, checkpoint_name: str) -> ModelSize:
-    """A model's size with these files beside its weights, or merged into them: then they are in memory while it is loaded.
+    """Return a model's size enlarged by LoRA files, beside its weights or merged into them.
 
-    Files that cannot be used take nothing: they are told elsewhere.
+    Files to be merged count because they are in memory while the model is loaded. If a file cannot be used, which is reported
+    elsewhere, the size is returned unchanged.
     """
     if not loras:
         return size
@@ -174,7 +188,7 @@ def _larger(size: TransformerSize, found: Sequence[tuple[Header, Layout]], merge
         return replace(larger, rest=size.rest + whole)
     return replace(
         larger,
-        # What is not always on a card is in memory, unlike the weights beside it that come from their file.
+        # Side branches that are not always on a card lie in memory, unlike weights that are read from their file.
         rest=size.rest + whole - always,
         block_rest=size.block_rest + max(parts["block"].values(), default=0),
         job=size.job + max(parts["job"].values(), default=0),

@@ -1,8 +1,8 @@
-"""Networks on loan: found in a folder or on the hub, checked before work starts, kept or dropped by bytes.
+"""Lend a model's networks: find their files, check them before work starts, and keep or drop them by their bytes.
 
     with pool.transformer("framepack") as net: ...
 
-Nobody holds a network beyond the block, so the pool alone decides what stays on the card and in memory.
+No caller holds a network beyond the block, so the pool alone decides what stays on the card and in memory.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ from eichi_utils.requests.loras import Lora
 from eichi_utils.requests.plan import Plan
 from eichi_utils.requests.request import Request
 
-# Tokens of a section in the usual size, where nobody says how many there are.
+# Tokens of a step that are assumed if the caller names no number: those of a section in the usual size.
 USUAL_TOKENS = 18_500
 
 
 class ModelPool:
-    """Networks of one model at a time. models: a folder with `transformer`, `vae`, ... inside, or a hub cache folder; None is
-    this program's own cache.
+    """Lend the networks of one model at a time.
 
-    reserve_gb: GiB of the card that are left to others. compiler: "auto", or "off" for blocks as they are written. cache_gb: GB
-    of the disk for what takes time to make again; 0 keeps nothing. card: in the place of the device's own, for tests.
+    models: as in `ModelFiles`. device: "auto", "cpu" or "cuda:N". attention: a kernel's name, or "auto". reserve_gb: GiB of the
+    card that are left to other programs. compiler: "auto", or "off" to run blocks without compiling them. cache_gb: GB of the
+    disk for results that take time to make again; 0 keeps nothing. card: replaces the device's own, for tests.
 
-    Raises UserError if the folder, the device or a forced attention kernel does not exist.
+    Raises UserError if the folder, the device or the named attention kernel does not exist, or a number is out of range.
     """
 
     def __init__(
@@ -108,29 +108,32 @@ class ModelPool:
         self._tick: Tick = never
 
     def use(self, files: ModelFiles) -> None:
-        """Lend another model's networks from now on; those of the one before are dropped at once."""
+        """Lend the networks of these files from now on; if they are another model's, the old networks are dropped at once."""
         if files != self.files:
             self.networks.drop_all()
             self.files = files
 
     def reserve(self, gigabytes: float) -> None:
-        """GiB of the card that are left to others from the next loan on."""
+        """Leave so many GiB of the card to other programs, from the next loan on."""
         self.budget.reserve = int(gigabytes * 2**30)
 
     def missing(self, checkpoint_name: str) -> list[Place]:
-        """What has to be downloaded before this checkpoint can run."""
+        """Return the components that have to be downloaded before this checkpoint can run."""
         return self.files.missing(checkpoint_name)
 
     def folder(self, name: str) -> Path:
-        """Where a component lies. Raises CheckpointError if it is not there."""
+        """Return the folder of a component. Raises CheckpointError if there is none."""
         return self.files.folder(name)
 
     def check(self, checkpoint_name: str) -> None:
-        """Raises UserError with everything that is missing or damaged, before anything is loaded."""
+        """Check a checkpoint's transformer and the shared components by their files' headers, without loading them.
+
+        Raises UserError with everything that is missing or damaged.
+        """
         self.check_parts(checkpoint_name, *SHARED)
 
     def check_parts(self, *names: str) -> None:
-        """The same for single components."""
+        """Check the named components only, as `check` does."""
         wrong = []
         for name in names:
             try:
@@ -141,9 +144,9 @@ class ModelPool:
             raise UserError(wrong)
 
     def requirements(self, request: Request, plan: Plan) -> Requirements:
-        """Return how a request whose fields are right is carried out here.
+        """Return how a request with valid fields is carried out here, and what it needs.
 
-        Raises UserError where the model's files cannot make it or are damaged, and where memory, card or disk are too small.
+        Raises UserError if the model's files are not made for it or are damaged, or if memory, card or disk are too small.
         """
         if problems := files_problems(request, self.files):
             raise UserError(problems)
@@ -155,7 +158,7 @@ class ModelPool:
         return found
 
     def machine(self) -> Machine:
-        """Return what networks can have here, the reserve left out."""
+        """Return the memory and the card that networks can have here, without the reserve."""
         memory_here = self.networks.memory.now()
         host, total = memory_here.available, memory_here.total
         if self.card is None:
@@ -165,27 +168,30 @@ class ModelPool:
         return Machine(host, self.card.free() + on_card - self.budget.reserve, wide, self.narrow, total)
 
     def follow_choice(self, choice: ExecutionChoice) -> None:
-        """Keep and drop networks as was decided, from the next loan on. Until then nothing is dropped."""
+        """Keep and drop networks as this choice says, from the next loan on; without a choice none is dropped."""
         self.networks.follow_choice(choice)
 
     @cached_property
     def narrow(self) -> str:
-        """The 8-bit format for this card."""
+        """Return the 8-bit format for this card: "float8" if it multiplies such weights directly, else "int8"."""
         return "int8" if self.product is None else "float8"
 
     @cached_property
     def product(self) -> Product | None:
-        """How float8 weights are multiplied here; found out when first asked for, by a small product."""
+        """Return the function that multiplies float8 weights here, tried out at the first access; None if there is none."""
         return choose_product(self.placement.device)
 
     @cached_property
     def passes(self) -> Passes:
-        """How blocks are run here; found out when the first transformer is lent, because that takes seconds on a card."""
+        """Return how the transformer's blocks are run here, compiled or not.
+
+        It is found out when the first transformer is lent, because that takes seconds on a card.
+        """
         return choose_passes(self.placement.device, self._compiler)
 
     @contextmanager
     def interruptible(self, tick: Tick) -> Iterator[None]:
-        """Inside of the block, loading, encoding and decoding call tick again and again."""
+        """Make loading, encoding and decoding call `tick` frequently inside of the block, so that it can raise to end them."""
         self._tick = tick
         try:
             yield
@@ -201,14 +207,16 @@ class ModelPool:
         merge: bool = False,
         tokens: int = USUAL_TOKENS,
     ) -> Iterator[PackedTransformer]:
-        """precision: as in a request. loras: beside the weights, where a strength changes at once, or merged into them.
+        """Lend a transformer with LoRA, ready to run on this machine.
 
-        tokens: of a step, about, which says how much of a card weights may take.
+        precision: as in a request. merge: whether the LoRA are merged into the weights, instead of beside them, where changing
+        a strength needs no loading. tokens: of a step, about; they decide how much of a card weights may take.
+        Raises UserError if the checkpoint does not exist or a LoRA file does not fit.
         """
         folder = self._folder(checkpoint_name)
         dtype, storage = memory.weight_format(precision, self.placement)
         merged, beside = (loras, ()) if merge else ((), loras)
-        # The slot is one for both checkpoints: two transformers of 26 GB are never kept at once.
+        # Both checkpoints have the same component name, so that two transformers of 26 GB are never kept at once.
         spec = NetworkSpec("transformer", folder, dtype, storage, merge_key(merged))
         device = self.placement.device
 
@@ -226,7 +234,7 @@ class ModelPool:
             yield loaded.value.running_with(self._execution(loaded))
 
     def _execution(self, loaded: Loaded) -> Execution:
-        """Return what a lent transformer runs with here."""
+        """Return the kernel, compiled blocks, product and weights that a lent transformer runs with here."""
         return Execution(
             attend=self.attention.kernel,
             passes=self.passes,
@@ -237,7 +245,10 @@ class ModelPool:
 
     @contextmanager
     def vae(self, work: int = 0) -> Iterator[AutoencoderKLHunyuanVideo]:
-        """work: how much there is to do, in any unit: room on a card is made by what the same amount was seen to take."""
+        """Lend the VAE.
+
+        work: how much there is to compute, in any unit; room on a card is made by what the same amount was measured to take.
+        """
         folder, dtype = self._folder("vae"), self.placement.encoder
         spec = NetworkSpec("vae", folder, dtype)
         with (
@@ -248,7 +259,7 @@ class ModelPool:
 
     @contextmanager
     def text(self) -> Iterator[TextEncoders]:
-        """Lend the text encoders, and drop them afterwards: no other work needs them."""
+        """Lend the text encoders, and drop them afterwards, because no other work needs them."""
         spec = NetworkSpec("text_encoder", self._folder("text_encoder"), self.placement.encoder)
         try:
             with self.networks.loan(spec, self._load_text, groups=text_weight_groups) as loaded, ExitStack() as around:
@@ -256,16 +267,16 @@ class ModelPool:
                 if loaded.streamer:
                     around.enter_context(loaded.streamer.job())
                     around.enter_context(lent_while_called(language_layers(encoders), loaded.streamer))
-                # After those: a layer that is broken off was lent, and is given back.
+                # This is entered last, so that a layer that is interrupted was lent before, and is given back.
                 around.enter_context(between_layers(self._tick, encoders.llama, encoders.clip))
                 yield encoders
         finally:
-            # 15 GB that only prompts need, also where they were not encoded: the transformer takes their place.
+            # These 15 GB serve prompts only, and the transformer needs their room, even if encoding failed.
             self.networks.drop(spec.component)
 
     @contextmanager
     def vision(self) -> Iterator[VisionEncoder]:
-        """Lend the encoder of the start picture."""
+        """Lend the vision encoder, which reads the start picture."""
         spec = NetworkSpec("image_encoder", self._folder("image_encoder"), self.placement.encoder)
         with self.networks.loan(spec, self._load_vision) as loaded, between_layers(self._tick, loaded.value.model):
             yield loaded.value
@@ -293,7 +304,7 @@ class ModelPool:
         return VisionEncoder(model, VisionPreprocessing.from_json(document)), (model,)
 
     def _check(self, name: str) -> None:
-        """Look at a component's files, unless they are those that were found good before. Raises CheckpointError."""
+        """Check a component's files, unless they are unchanged since they passed. Raises CheckpointError."""
         folder = self.files.folder(name)
         files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
         if self._checked.get(name) != (folder, files):
@@ -302,5 +313,5 @@ class ModelPool:
 
 
 def checkpoint_problem(error: CheckpointError) -> Problem:
-    """Return what the user is told of a checkpoint that cannot be used."""
+    """Return the problem that tells the user why a checkpoint cannot be used."""
     return Problem("models", f"checkpoint_{error.key}", error.values)

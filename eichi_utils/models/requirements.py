@@ -1,6 +1,6 @@
-"""What a run needs, what this machine has, and how the one is made with the other: decided once, before anything is loaded.
+"""Compare what a run needs with what this machine has, and choose its precision, before anything is loaded; without torch.
 
-The sentence before a run, the plan that is printed and the pool that lends networks all go by `choose`. Without torch.
+The forecast before a run, the printed plan and the pool that lends networks all use `choose`, so that they agree.
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.plan import Plan, Section
 from eichi_utils.requests.request import Request
 
-# GiB of a card that are left to others where nobody says anything else, and at most.
+# GiB of a card that are left to other programs, by default and at most.
 RESERVE_GB, MOST_RESERVED = 0.5, 80
-# Of a picture, 729, and of a prompt, at most 256.
+# Tokens of the start picture, 729, and of a prompt, at most 256.
 CONTEXT_TOKENS = 985
-# Bytes of a number: on a card everything is computed in 16 bits, on a CPU in 32 unless told otherwise.
+# Bytes of a number in computing: on a card always 16 bits, on a CPU 32 unless a request says otherwise.
 CARD_BYTES, HOST_BYTES = 2, 4
 EIGHT_BITS = ("int8", "float8")
-# Of the computer's memory, beside networks, while one runs on a card: torch, its driver, the compiler and the buffers that
-# weights pass through. benchmarks.film grew by 2.8 GiB more than the transformer's weights, of which the VAE was 0.46.
+# Bytes of the computer's memory that are taken beside networks while one runs on a card: by torch, its driver, the compiler and
+# the buffers that weights are streamed through. benchmarks.film grew by 2.8 GiB more than the transformer's weights, of which
+# the VAE was 0.46.
 WORKING_BYTES = 5 * 2**29
-# Networks that are lent by turns, once in every section.
+# Networks that are lent alternately, once in every section, and so must be in memory together.
 TOGETHER = MappingProxyType({"transformer": ("vae",), "vae": ("transformer",)})
-# In the order of what loading them takes. The text encoder never stays: it is large, and only prompts need it.
+# Networks that may stay in memory, those that take longest to load first. The text encoder never stays: it is large, and only
+# prompts need it.
 DEAREST = ("transformer", "vae", "image_encoder")
-# Of the computer's memory, what weights may lock; more starves the system.
+# Share of the computer's memory that weights may lock; more would leave too little to the system.
 LOCKED_SHARE = 0.5
-# Compute capability of the first cards that multiply 8-bit floating-point numbers.
+# Compute capability of the first cards with units for 8-bit floating-point numbers.
 FLOAT8_CAPABILITY = (8, 9)
-# Cells by which the decoder's tiles overlap.
+# Latent cells by which the decoder's tiles overlap.
 TILE_OVERLAP = 8
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of the computer's memory, and of the card's, computing included; 0 without a card."""
+    """Hold bytes of the computer's memory (host) and of the card's that are needed, computing included; 0 without a card."""
 
     host: int
     card: int
@@ -54,9 +56,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Machine:
-    """What can be had: bytes of memory and of the card, None without one. wide, narrow: the precisions that "auto" means.
+    """Hold what a machine has for networks.
 
-    total: bytes of memory that the machine has, or that this process may ever have; 0 counts as `host`.
+    host: bytes of the computer's memory that can be had now. card: bytes of the card, None without one. wide, narrow: the
+    precisions that "auto" chooses from. total: bytes of memory that this process may have at most; 0 counts as `host`.
     """
 
     host: int
@@ -67,27 +70,28 @@ class Machine:
 
 
 class NetworkMemory:
-    """What networks of this process can have of the computer's memory.
+    """Measure how much of the computer's memory the networks of this process can have.
 
-    What the process took since this was made is theirs: weights, and what the first use of a card takes.
+    What the process has taken since this object was made counts as theirs: weights, and what the first use of a card takes.
     """
 
     def __init__(self) -> None:
         self._began = own_memory()
 
     def now(self) -> HostMemory:
-        """Return the memory that there is for networks now, with what they hold already."""
+        """Return the memory that networks can have now, including what they hold already."""
         found = host_memory()
         return replace(found, available=found.available + max(0, own_memory() - self._began))
 
 
 @dataclass(frozen=True)
 class ExecutionChoice:
-    """How a film is made: its precision, and what that needs. instead: what 16 bits would have needed, where they do not fit.
+    """Hold how a film is made: the transformer's precision, and what it needs.
 
-    chosen: whether there was a choice. beside: of each stage's network, those that stay in memory while it is lent; the others
-    are dropped before it is loaded. locked: bytes of weights that may be locked in memory. peak: bytes of the computer's memory
-    that the whole takes with all that stays; at least `needs.host`.
+    instead: what 16 bits would have needed, None unless 8 bits were chosen because those do not fit. chosen: whether the
+    precision was chosen here and not by the request. beside: name of a lent network -> names of those that stay in memory
+    meanwhile; the others are dropped before it is loaded. locked: bytes of weights that may be locked in memory. peak: bytes of
+    the computer's memory that are taken at most, with all that stays; at least `needs.host`.
     """
 
     precision: str
@@ -100,11 +104,11 @@ class ExecutionChoice:
 
 
 def needs(size: ModelSize, precision: str, tokens: int, *, on_card: bool) -> Needs:
-    """Return the least with which every network of a film is loaded once. precision: of the transformer, as in a request.
-    tokens: of a step.
+    """Return the least memory with which every network of a film is loaded only once.
 
-    Stages follow each other, and what was lent can be dropped; but every section is sampled and then decoded, so the
-    transformer and the VAE are in memory together. Loading 26 GB anew for each section takes longer than sampling it.
+    precision: of the transformer, as in a request. tokens: of a step.
+    Stages follow each other, and a network can be dropped after its stage; but every section is sampled and then decoded, so
+    the transformer and the VAE are in memory together. Loading 26 GB anew for each section would take longer than sampling it.
     """
     every = stages(size, precision, tokens, on_card=on_card)
     together = {stage: sum(every[name].host for name in (stage, *TOGETHER.get(stage, ()))) for stage in every}
@@ -113,7 +117,7 @@ def needs(size: ModelSize, precision: str, tokens: int, *, on_card: bool) -> Nee
 
 
 def stages(size: ModelSize, precision: str, tokens: int, *, on_card: bool) -> dict[str, Needs]:
-    """Return what the network of each stage of a film takes, by its name in the pool."""
+    """Return what the network of each stage of a film needs, by its name in the pool. precision, tokens: as in `needs`."""
     own = CARD_BYTES if on_card else HOST_BYTES
     found = {"transformer": transformer_needs(size.transformer, precision, tokens, on_card=on_card)}
     for name, part in (("text_encoder", size.text), ("image_encoder", size.vision), ("vae", size.vae)):
@@ -125,15 +129,17 @@ def stages(size: ModelSize, precision: str, tokens: int, *, on_card: bool) -> di
 def beside_networks(size: ModelSize, stage: str, *, on_card: bool) -> int:
     """Return the bytes of the computer's memory that a stage takes beside networks.
 
-    What a film remembers while it is sampled and decoded counts too: it lies there where the card has no room for it.
+    The decoder's causal cache counts too, while a film is sampled and decoded: it lies there if the card has no room for it.
     """
     film = size.film * (CARD_BYTES if on_card else HOST_BYTES) if stage in TOGETHER else 0
     return film + (WORKING_BYTES if on_card else 0)
 
 
 def transformer_needs(size: TransformerSize, precision: str, tokens: int, *, on_card: bool) -> Needs:
-    """The least that sampling takes. What only tables are made of stays in the files, beside a card and where they have its
-    type."""
+    """Return the least memory that sampling needs. precision, tokens: as in `needs`.
+
+    With a card, weights that only a prompt's tables are computed from stay in their files if they have the card's dtype.
+    """
     wide = CARD_BYTES if on_card or precision == "bfloat16" else HOST_BYTES
     narrow = 1 if precision in EIGHT_BITS else wide
     if not on_card:
@@ -145,8 +151,11 @@ def transformer_needs(size: TransformerSize, precision: str, tokens: int, *, on_
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a request needs on a machine. disk: bytes for what it makes and what has to be downloaded, which is `missing`.
-    problems: what keeps it from being made; then `choice` is what comes nearest."""
+    """Hold what a request needs on a machine.
+
+    disk: bytes for what it makes and for the download of the `missing` components. problems: what is too small for it; if
+    memory or card are, `choice` is the one that needs least.
+    """
 
     machine: Machine
     choice: ExecutionChoice
@@ -156,12 +165,12 @@ class Requirements:
 
 
 def files_problems(request: Request, files: ModelFiles) -> tuple[Problem, ...]:
-    """Return why these model files cannot carry out a request, and which of its LoRA files do not fit them."""
+    """Return what keeps these model files from carrying out a request, and which of its LoRA files do not fit them."""
     return (*files.problems(request), *fit_problems(request.loras, files, request.checkpoint))
 
 
 def requirements(request: Request, plan: Plan, files: ModelFiles, machine: Machine) -> Requirements:
-    """Return how a request is carried out on this machine with model files that can."""
+    """Return how a request is carried out on a machine, with model files that have passed `files_problems`."""
     height, width = fitted_size(request.image, request.size)
     cells = film_cells(plan, height // CELL, width // CELL, request.vae_tile)
     size = with_film(model_size(files, plan.checkpoint), cells)
@@ -180,9 +189,9 @@ def requirements(request: Request, plan: Plan, files: ModelFiles, machine: Machi
 
 
 def choose(size: ModelSize, precision: str, tokens: int, machine: Machine) -> ExecutionChoice:
-    """Return how a film is made here: with "auto" on a card 16 bits where they fit, else 8; otherwise what was asked for.
+    """Choose how a film is made: "auto" on a card becomes 16 bits if they fit, else 8 bits; other precisions stay.
 
-    Without a card "auto" stays as it is. Raises UserError where nothing fits.
+    Without a card "auto" stays too. tokens: of a step. Raises UserError if nothing fits.
     """
     on_card = machine.card is not None
     free = on_card and precision == "auto"
@@ -196,13 +205,13 @@ def choose(size: ModelSize, precision: str, tokens: int, machine: Machine) -> Ex
 
 
 def _with_residents(choice: ExecutionChoice, size: ModelSize, tokens: int, machine: Machine) -> ExecutionChoice:
-    """Return the choice with what stays in memory beside each network, as far as there is room."""
+    """Return the choice with the networks that stay in memory beside each lent one, as far as there is room."""
     on_card = machine.card is not None
     every = {name: stage.host for name, stage in stages(size, choice.precision, tokens, on_card=on_card).items()}
     beside, peak = {}, 0
     for lent, own in every.items():
         taken, stay = own + beside_networks(size, lent, on_card=on_card), set()
-        # What has to stay comes first, and then what takes longest to load.
+        # Networks that have to stay come first, then those that take longest to load.
         for other in (*TOGETHER.get(lent, ()), *DEAREST):
             if other != lent and other not in stay and taken + every[other] <= machine.host:
                 stay.add(other)
@@ -213,12 +222,12 @@ def _with_residents(choice: ExecutionChoice, size: ModelSize, tokens: int, machi
 
 
 def lockable(total: int) -> int:
-    """Return how many bytes of weights may be locked where a process may have so many in all."""
+    """Return how many bytes of weights may be locked in memory. total: bytes that this process may have in all."""
     return int(LOCKED_SHARE * total)
 
 
 def too_little(choice: ExecutionChoice, machine: Machine) -> Iterator[Problem]:
-    """What is too small for it."""
+    """Yield problems for the machine's memory and card if they are too small for a choice."""
     if choice.needs.host > machine.host:
         values = {"needed": gib(choice.needs.host), "free": gib(machine.host)}
         narrow = choice.precision in EIGHT_BITS
@@ -228,7 +237,10 @@ def too_little(choice: ExecutionChoice, machine: Machine) -> Iterator[Problem]:
 
 
 def figures(needed: Requirements, disk_free: int) -> dict[str, Any]:
-    """Return what is needed and what there is, in GiB, for sentences; those of a card are "" without one."""
+    """Return the figures for sentences about what is needed and what there is.
+
+    disk_free: bytes. The figures are texts in GiB, beside the precision's name; those of a card are "" without one.
+    """
     choice, machine = needed.choice, needed.machine
     instead = choice.instead or Needs(0, 0)
     return {
@@ -245,22 +257,22 @@ def figures(needed: Requirements, disk_free: int) -> dict[str, Any]:
 
 
 def step_tokens(section: Section, height: int, width: int) -> int:
-    """About how many tokens a step has; height, width: of the latents."""
+    """Return about how many tokens a step of a section has. height, width: of the latents, in cells."""
     clean = sum(len(ref.at) for ref in section.clean)
     coarse = sum(len(ref.at) / part for ref, part in ((section.clean_2x, 8), (section.clean_4x, 64)) if ref)
     return int((len(section.frames) + clean + coarse) * (height // 2) * (width // 2)) + CONTEXT_TOKENS
 
 
 def most_tokens(plan: Plan, height: int, width: int) -> int:
-    """Of a step of the plan's largest section; height, width: of the latents."""
+    """Return about how many tokens a step of the plan's largest section has. height, width: of the latents, in cells."""
     return max(step_tokens(section, height, width) for section in plan.samplings)
 
 
 def film_cells(plan: Plan, height: int, width: int, tile: int | None = None) -> int:
-    """Of a latent, where the film is decoded in order and remembers something for each of them, else 0.
+    """Return how many cells of a latent the decoder's causal cache holds values for; 0 if the film is decoded without one.
 
-    height, width: in cells. tile: side in pixels of the tiles that are asked for, None for whole frames where they fit. Tiles
-    overlap, and each remembers all of its own.
+    height, width: of the latents, in cells. tile: side in pixels of the tiles that the request asks for, None for whole frames
+    where they fit. Tiles overlap and each has a cache of its own, so that cells in the overlap count more than once.
     """
     side = (tile or 0) // CELL
     again = (side / (side - TILE_OVERLAP)) ** 2 if TILE_OVERLAP < side < max(height, width) else 1.0
@@ -268,5 +280,8 @@ def film_cells(plan: Plan, height: int, width: int, tile: int | None = None) -> 
 
 
 def narrow_format(capability: tuple[int, int]) -> str:
-    """The 8-bit format for a card: multiplied as it is where there are units for it, else the more exact one."""
+    """Return the 8-bit format for a card of this compute capability.
+
+    It is "float8" if the card multiplies it directly, else "int8", which is more exact.
+    """
     return "float8" if capability >= FLOAT8_CAPABILITY else "int8"

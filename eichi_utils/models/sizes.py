@@ -1,4 +1,4 @@
-"""How large a model is, from its files' headers: in numbers, not bytes, because precision is chosen later. Without torch."""
+"""Count a model's parameters by its files' headers; they are not bytes, because precision is chosen later. Without torch."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from diffusers_helper.checkpoints.files import CheckpointError, Shapes, Tensors,
 from eichi_utils.models.hub import STEMS, ModelFiles
 
 BLOCK = re.compile(r"(single_)?transformer_blocks\.\d+\.")
-# Of a block, what only tables are made of before the first step.
+# Layers of a block that only a prompt's tables are computed from, before the first step.
 TABLES = ("norm1.linear.", "norm1_context.linear.", "norm.linear.")
-# Others of that kind, each a part that comes to the card on its own.
+# Other parts that only tables are computed from; each comes to the card on its own.
 JOB = ("time_text_embed.", "context_embedder.", "image_projection.", "norm_out.")
 LAYER = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.\d+\.")
-# Spatial side and frames of the smallest tile that is decoded, and tensors of its widest layer that are alive together.
+# Side in pixels and frames of the smallest tile that is decoded, and how many tensors of its widest layer exist at a time.
 TILE, TILE_FRAMES, TILE_TENSORS = 128, 21, 6
-# Convolutions of the VAE's decoder that look back in time, each at two frames; the block of upsamplers' names says its size.
+# Names of the VAE decoder's upsamplers, and of its parts with convolutions that look back in time, each at two frames. The
+# upsamplers before a convolution's block tell the size of its frames.
 UPSAMPLER = re.compile(r"decoder\.up_blocks\.(\d+)\.upsamplers\.")
 LOOKS_BACK = re.compile(r"decoder\.(?:up_blocks\.(\d+)\.|mid_block\.|conv_(in|out)\.)")
-# Latent frames that its attention looks back at, by keys and values; as diffusers_helper.vae.causal_cache says.
+# Latent frames whose keys and values the decoder's attention looks back at, as in diffusers_helper.vae.causal_cache.
 ATTENTION_LATENTS = 33
-# The type that encoders are computed in beside a card, in the words of safetensors.
+# Dtypes by safetensors' names in which the encoders, and the transformer, are computed on a card.
 CARD_TYPE = "F16"
-# The same for the transformer.
 TRANSFORMER_TYPE = "BF16"
 
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """Numbers. whole: everything. linear: matrices of blocks, which 8 bits are for; rest: what else runs at every step of
-    them. block_linear, block_rest: the same of the largest block. job: the largest part that only tables are made of.
-    always: what stays on a card. width: of a token. copied: beside blocks, what has another type in its file than on a card."""
+    """Count a transformer's parameters.
+
+    whole: all. linear: weight matrices of blocks, which 8-bit formats store; rest: the blocks' other parameters that every step
+    needs. block_linear, block_rest: the same of the largest block. job: the largest part that only a prompt's tables are
+    computed from. always: parameters that stay on a card. width: of a token. copied: parameters outside of blocks that have
+    another dtype in their file than on a card, and so are copied to memory.
+    """
 
     whole: int
     linear: int
@@ -48,10 +52,11 @@ class TransformerSize:
 
 @dataclass(frozen=True)
 class EncoderSize:
-    """Numbers. whole: of all weights. card: what a card holds of them at a time. work: what computing takes besides.
+    """Count an encoder's or the VAE's parameters, and the numbers that computing takes.
 
-    mapped: weights that stay in their files beside a card, because there they have the type that they are computed in.
-    causal_cache: what a film that is decoded in order remembers for each cell of a latent (`causal_cache_bytes`).
+    whole: all parameters. card: those that a card holds at a time. work: numbers that computing takes besides. mapped:
+    parameters that stay in their files with a card, because they are stored in the dtype of computing. causal_cache: numbers
+    that the decoder's causal cache holds for each cell of a latent.
     """
 
     whole: int
@@ -63,7 +68,7 @@ class EncoderSize:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """film: numbers that a film remembers while its sections are sampled and decoded."""
+    """Hold the sizes of a model's networks. film: numbers that the decoder's causal cache holds while a film is made."""
 
     transformer: TransformerSize
     text: EncoderSize
@@ -72,7 +77,7 @@ class ModelSize:
     film: int = 0
 
 
-# The hub's models, before they are downloaded.
+# Sizes of the hub's models, used before they are downloaded.
 PUBLISHED = ModelSize(
     TransformerSize(
         whole=12_874_314_816, linear=9_059_696_640, rest=2_109_440, block_linear=226_492_416, block_rest=55_808,
@@ -85,7 +90,7 @@ PUBLISHED = ModelSize(
 
 
 def model_size(files: ModelFiles, checkpoint: str) -> ModelSize:
-    """Of the files that are there; of the hub's models where one is missing."""
+    """Return the size of the model in these files; if one is missing or is not such a model's, that of the hub's models."""
     try:
         names = checkpoint, "text_encoder", "text_encoder_2", "image_encoder", "vae"
         found = {name: read_headers(weight_files(files.folder(name), STEMS[name])) for name in names}
@@ -98,19 +103,19 @@ def model_size(files: ModelFiles, checkpoint: str) -> ModelSize:
             EncoderSize(vision, vision),
             vae_size(found["vae"].shapes),
         )
-    # What is missing or another model's is said elsewhere.
+    # Missing files and those of other models are reported elsewhere.
     except (CheckpointError, LookupError, ValueError):
         return PUBLISHED
 
 
 def transformer_size(shapes: Shapes) -> TransformerSize:
-    """Return how many numbers a transformer's parts have. shapes: of all its tensors, by name."""
+    """Count the parameters of a transformer's parts. shapes: of all its tensors, by name."""
     linear, rest, job = Counter(), Counter(), Counter()
     always = 0
     for name, shape in shapes.items():
         kind, part = part_of(name)
         if kind == "block":
-            # Matrices are linear layers' weights.
+            # Tensors of two dimensions are the weights of linear layers.
             (linear if len(shape) == 2 else rest)[part] += prod(shape)
         elif kind == "job":
             job[part] += prod(shape)
@@ -130,16 +135,19 @@ def transformer_size(shapes: Shapes) -> TransformerSize:
 
 
 def part_of(name: str) -> tuple[str, str]:
-    """Of a transformer's tensor or layer: "block", "job" or "always", and which of these parts."""
+    """Return how a transformer's tensor or layer is used, "block", "job" or "always", and the name of its part."""
     block = BLOCK.match(name)
     if block:
-        # A layer's name has no dot at its end.
+        # The dot is added because the name of a layer, unlike a tensor's, ends without one.
         return ("job" if f"{name[block.end() :]}.".startswith(TABLES) else "block"), block.group()
     return ("job", name.split(".")[0]) if f"{name}.".startswith(JOB) else ("always", "")
 
 
 def text_size(language: Shapes, clip: Shapes) -> EncoderSize:
-    """The language model passes through a card layer by layer, two at a time; the rest stays there meanwhile."""
+    """Return the size of the two text encoders. language, clip: shapes of their tensors, by name.
+
+    The language model's layers are streamed through a card, two at a time; the rest stays there meanwhile.
+    """
     layers = Counter()
     for name, shape in language.items():
         if layer := LAYER.match(name):
@@ -149,7 +157,7 @@ def text_size(language: Shapes, clip: Shapes) -> EncoderSize:
 
 
 def vae_size(shapes: Shapes) -> EncoderSize:
-    """work: of decoding in the smallest tiles, about."""
+    """Return the VAE's size; `work` is about what decoding in the smallest tiles takes. shapes: of its tensors, by name."""
     whole = _numbers(shapes)
     blocks = (shape for name, shape in shapes.items() if name.startswith("decoder.up_blocks.") and len(shape) == 5)
     # The last block works at the picture's own size, and has the narrowest layers.
@@ -159,13 +167,18 @@ def vae_size(shapes: Shapes) -> EncoderSize:
 
 
 def with_film(size: ModelSize, cells: int) -> ModelSize:
-    """For a film with so many cells in a latent that is decoded in order; 0 for any other. What it remembers is there twice
-    until a stretch is decoded."""
+    """Return the size with a film's causal cache, which exists twice while a stretch is decoded.
+
+    cells: of a latent, as `requirements.film_cells`; 0 for a film without the cache.
+    """
     return replace(size, film=2 * size.vae.causal_cache * cells)
 
 
 def _causal_cache(shapes: Shapes) -> int:
-    """Without the borders of frames, which are few, and as if no upsampler doubled time."""
+    """Count the numbers that the decoder's causal cache holds for each cell of a latent.
+
+    The borders of frames, which are few, are left out, and upsamplers count as if none doubled time.
+    """
     upsamplers = {int(found.group(1)) for name in shapes if (found := UPSAMPLER.match(name))}
     total = 0
     for name, shape in shapes.items():
@@ -179,7 +192,7 @@ def _causal_cache(shapes: Shapes) -> int:
 
 
 def _copied(found: Tensors) -> int:
-    """Beside a card; without one the whole is counted."""
+    """Count the parameters outside of blocks that have another dtype in the file than on a card."""
     return sum(
         prod(shape)
         for name, shape in found.shapes.items()

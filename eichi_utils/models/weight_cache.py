@@ -1,4 +1,4 @@
-"""A transformer's weights of 8 bits, on disk: quantising 18 GB takes longer than reading 9."""
+"""Cache a transformer's 8-bit weights on disk, because quantising 18 GB takes longer than reading 9 GB."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from lora_utils.peft import config_beside
 
 logger = logging.getLogger(__name__)
 
-# Another number wherever the same key would mean other weights.
+# To be raised whenever the same key would mean other weights.
 FORMAT = 2
 
 
 class CachedWeights:
-    """`checkpoint.SlabStore` for one key. beside_card: weights are copied to a card, and shall be locked in memory."""
+    """Load and save the weights of one key, as a `checkpoint.SlabStore`.
+
+    beside_card: whether weights are copied to a card, so that they are read into memory and locked there, instead of mapped.
+    """
 
     def __init__(self, cache: DiskCache, key: str, beside_card: bool):
         self._cache, self._key, self._beside_card = cache, key, beside_card
 
     def load(self, places: Mapping[str, Place], size: int) -> Tensor | None:
-        """Return the saved buffer with these places, or None; a file that cannot be used is deleted."""
+        """Return the saved buffer of `size` bytes with these places, or None; a file that cannot be used is deleted."""
         path = self._cache.find(self._key)
         if path is None:
             return None
@@ -42,7 +45,7 @@ class CachedWeights:
             return None
 
     def save(self, arena: Arena) -> None:
-        """Keep a filled buffer where cache and disk have room for it."""
+        """Save a filled buffer if cache and disk have room for it."""
         if self._cache.add(self._key, arena.bytes, lambda path: slab_file.write(path, arena, self._key)):
             logger.info("%.2f GiB of 8-bit weights are kept for the next start in %s", arena.bytes / 2**30, self._cache.folder)
 
@@ -56,9 +59,10 @@ def cached_weights(
     device: torch.device,
     beside_card: bool,
 ) -> CachedWeights | None:
-    """For the weights that these files, formats and LoRA make; None where nothing is kept.
+    """Return the cache entry for the weights that a checkpoint and LoRA give in a format; None if they are not to be cached.
 
-    Weights of 16 and 32 bits are in the checkpoint's own files, where they are read as fast.
+    storage: the 8-bit format, or None for wider weights: those are read as fast from the checkpoint's own files. merged: LoRA
+    that are merged into the weights. device: where the weights are quantised.
     """
     if storage is None or not cache.limit:
         return None
