@@ -40,7 +40,7 @@ VERSION_BITS = 48
 
 
 class Stop:
-    """Hold how soon a running job shall end. Any thread sets it and the driver reads it; the level only rises."""
+    """Hold how soon a running job shall end. Any thread may raise the level, and the driver reads it; it never falls."""
 
     def __init__(self) -> None:
         self._level = StopLevel.NONE

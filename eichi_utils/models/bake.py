@@ -29,8 +29,7 @@ NARROW = ("F8_E4M3", "F8_E5M2")
 
 
 def bake(loras: Sequence[Lora], source: Path, target: Path) -> Iterator[Path]:
-    """Merge LoRA files into the transformer in folder `source`, write it to folder `target`, and yield each finished file's
-    path.
+    """Write the transformer in `source`, with LoRA files merged into it, to `target`; yield each finished file's path there.
 
     The folder gets its name only when it is complete: an interrupted bake leaves nothing, and if two run at once, the second to
     end raises UserError. Raises UserError, before anything is written, if a LoRA file does not fit, or the target is not empty

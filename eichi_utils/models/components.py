@@ -79,7 +79,7 @@ def _check_encoder(config_class: type, model_class: type, folder: Path) -> None:
 def _meta(folder: Path, make: Callable[[dict[str, Any]], Any]) -> nn.Module:
     """Return the module that a folder's config.json describes, on the meta device, which takes no memory.
 
-    Raises CheckpointError if there is no such module.
+    Raises CheckpointError if the file is missing or describes no such module.
     """
     path = folder / "config.json"
     document = read_json(path)

@@ -24,7 +24,10 @@ class Card:
 
 
 def cards() -> tuple[Card, ...]:
-    """Return the cards that this process may use, in CUDA's order; none without a working driver."""
+    """Return the cards that this process may use; none without a working driver.
+
+    They are in the driver's order, or in that of CUDA_VISIBLE_DEVICES.
+    """
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

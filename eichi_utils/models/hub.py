@@ -128,7 +128,7 @@ class ModelFiles:
     def shares_transformer(self, checkpoint: str) -> bool:
         """Tell whether F1 has to use the standard transformer, because a plain models folder has no other.
 
-        A transformer that its description declares for F1 too is not meant. Raises UserError as `describe`.
+        It has not if the folder's description says that the transformer serves F1 too. Raises UserError as `describe`.
         """
         if checkpoint != "framepack_f1" or self.models is None or not self.own_folder:
             return False

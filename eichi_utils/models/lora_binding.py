@@ -77,7 +77,7 @@ def bind(net: PackedTransformer, loras: Sequence[Lora], bound: tuple | None = ()
     """Give the network the side branches of these files, one slot for each file, unless it has them; and set their strengths.
 
     bound: fingerprints of the files whose branches it has, None if unknown. Returns the fingerprints of these files. Raises
-    UserError for a file that cannot be used; then the network has no branches at all.
+    UserError for a file that cannot be used; then no branch of any of the files is added.
     """
     wanted = fingerprints(loras)
     if bound != wanted:
@@ -126,7 +126,7 @@ def load_transformer(
 
 
 class LoraMerge:
-    """Merge LoRA into weights while a checkpoint is loaded, as a `checkpoint.Change`; the result equals that of side branches.
+    """Add LoRA to weights while a checkpoint is loaded, as a `checkpoint.Change`: the same sum that side branches compute.
 
     shapes: of the weights by layer. Raises UserError for files that do not fit them.
     """

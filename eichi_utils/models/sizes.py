@@ -56,7 +56,7 @@ class EncoderSize:
 
     whole: all parameters. card: those that a card holds at a time. work: numbers that computing takes besides. mapped:
     parameters that stay in their files with a card, because they are stored in the dtype of computing. causal_cache: numbers
-    that the decoder's causal cache holds for each cell of a latent.
+    that the decoder's causal cache holds for each cell of a latent (`causal_cache_bytes` in diffusers_helper.vae.causal_cache).
     """
 
     whole: int
