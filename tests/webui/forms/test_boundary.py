@@ -247,7 +247,7 @@ def test_a_page_whose_loading_fails_is_there_all_the_same(whole_page, at_once, m
 def test_megabytes_of_text_are_not_kept(whole_page, at_once):
     """Gradio keeps what each of the last 500 tabs has sent, of any length."""
     page = whole_page("single")
-    call = next(call for call in page.fns.values() if call.name == "look")
+    call = next(call for call in page.fns.values() if call.name == "on_change")
     lines = said(page, call, ask(page, call, ["x" * (MOST_CHARACTERS + 1)] * len(call.inputs)))
     assert lines == [Translator("en")("problem.page_too_much", most=MOST_CHARACTERS)]
 
