@@ -86,6 +86,14 @@ def test_streamed_is_resident_is_plain(long_net, change, share, slots):
     assert torch.equal(velocity(long_net, GIVEN), plain)
 
 
+def test_weights_that_are_asked_for_too_early(long_net):
+    """Before `fit`, or outside of `job`, the error was about `None` and named no weights."""
+    streamer = Streamer(FakeDevice(), long_net.weight_groups())
+    for name in ("dual/0", "time"):
+        with pytest.raises(RuntimeError, match=name), streamer.lend(name):
+            pass
+
+
 def test_bytes_are_counted_three_ways(long_net):
     """What the streamer says, what the card counts, and what the network's tensors add up to."""
     device = FakeDevice()

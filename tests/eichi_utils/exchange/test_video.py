@@ -260,3 +260,10 @@ def test_a_stream_of_frames_is_the_film_of_all_of_them(tmp_path: Path) -> None:
         stream.add(moving(3))
         raise RuntimeError("as if broken")
     assert names_in(tmp_path) == {"a.mp4", "b.mp4"}
+
+
+def test_a_film_needs_frames(tmp_path: Path) -> None:
+    """Written without any it ended in an error about `None`."""
+    with pytest.raises(ValueError, match="a film needs frames"), FilmStream(tmp_path / "out", 18, {}) as stream:
+        stream.write(tmp_path / "out" / "a.mp4")
+    assert names_in(tmp_path) == set()
