@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Sets FramePack-eichi up beside itself and starts it.
+"""Set FramePack-eichi up in the folder of this file and start it.
 
-Standard library only: this file runs before anything is installed. It has `.venv` made and filled (see
-eichi_utils/setup/environment.py) and starts the wanted part with the environment's own Python. Everything it says goes to
-stderr, so that stdout stays the child's. It has to parse on Python 3.7, so that an old Python gets a sentence instead of a
-syntax error.
+Standard library only: this file runs before anything is installed. It lets
+eichi_utils/setup/environment.py make and fill `.venv`, and starts the wanted part with the Python of that environment. It
+prints everything to stderr, so that stdout belongs to the program it starts. It has to parse on Python 3.7, so that an old
+Python prints a sentence instead of a syntax error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent
 
 OLDEST_PYTHON = (3, 10)
 
-# What `eichi` is told first; tests compare them with its own list.
+# Commands of `eichi_utils.cli`, which cannot be imported yet; a test compares them with its own list.
 CLI_COMMANDS = ("demo", "doctor", "render", "lora", "cache", "sections", "tensors")
 
 COMMANDS = MappingProxyType(
@@ -38,13 +38,13 @@ COMMANDS = MappingProxyType(
         "f1": ("webui/endframe_ichi_f1.py",),
         "oneframe": ("webui/oneframe_ichi.py",),
         **{name: ("eichi_utils/cli/__main__.py", name) for name in CLI_COMMANDS},
-        # Files beside each other on as many processors as there are; each process holds PyTorch and a browser, so at most four.
-        # In the order of tests/conftest.py: pytest-xdist would begin with the files of most tests, not with the dear ones.
+        # One process for each processor, at most four, because each holds PyTorch and a browser. Test files start in the order
+        # of tests/conftest.py: pytest-xdist would begin with the files that have most tests, not with the slowest ones.
         "test": ("-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"),
     }
 )
 
-# Flags of `setup`.
+# Flags of `setup`, with whether optional packages for faster attention are installed.
 SPEED_UPS = MappingProxyType({"--speed-ups": True, "--no-speed-ups": False})
 
 HELP = """\
@@ -86,12 +86,16 @@ MENU_LINKS = (
 
 
 class UsageError(Exception):
-    """The arguments name no known command."""
+    """Report a command line that names no known command."""
 
 
 @dataclass(frozen=True)
 class Invocation:
-    """What the arguments ask for: `child` is for the environment's Python, empty to set up only."""
+    """Hold what the command line asks for.
+
+    child: arguments for the environment's Python, empty to set up only. test: also install what the tests need. optional:
+    whether packages for faster attention are installed from now on; None leaves the earlier choice.
+    """
 
     child: tuple[str, ...]
     test: bool = False
@@ -99,7 +103,7 @@ class Invocation:
 
 
 def version_problem(version: tuple[int, int]) -> str | None:
-    """Why this program cannot run on that Python, or None."""
+    """Return a sentence that says why this program cannot run on a Python (major, minor), or None if it can."""
     if version >= OLDEST_PYTHON:
         return None
     return (
@@ -109,7 +113,10 @@ def version_problem(version: tuple[int, int]) -> str | None:
 
 
 def parse(arguments: tuple[str, ...]) -> Invocation:
-    """Reads a command line with a command in it; everything after the command is the child's."""
+    """Read a command line that begins with a command; the arguments after it are passed on to the child unread.
+
+    Raises UsageError for an unknown command or unknown flags of `setup`.
+    """
     command, rest = arguments[0], tuple(arguments[1:])
     if command == "setup" and set(rest) <= {"--test", *SPEED_UPS} and not set(rest) >= set(SPEED_UPS):
         optional = next((SPEED_UPS[flag] for flag in rest if flag in SPEED_UPS), None)
@@ -120,7 +127,7 @@ def parse(arguments: tuple[str, ...]) -> Invocation:
 
 
 def menu_table() -> dict[str, tuple[str, tuple[str, ...]]]:
-    """The menu: number -> (label, command line for `parse`)."""
+    """Return the menu: the number to type -> (label, command line for `parse`)."""
     return {
         str(first + offset): (f"{title}: {language}", (*command, "--lang", code, "--inbrowser"))
         for first, title, command in MENU_GROUPS
@@ -129,7 +136,7 @@ def menu_table() -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def report_failure(error: Exception, root: Path) -> None:
-    """Tells the user what went wrong and what to do."""
+    """Tell the user what failed during the set-up, what to do about it, and where the full log is."""
     say()
     say("Setting up FramePack-eichi failed.")
     for line in getattr(error, "tail", ()):
@@ -145,11 +152,12 @@ def report_failure(error: Exception, root: Path) -> None:
 
 
 def start(root: Path, arguments: tuple[str, ...]) -> int:
-    """Runs the environment's Python and returns its exit code.
+    """Run the environment's Python with the arguments and return its exit code.
 
-    A file of ours is run in the user's current folder, to which paths in the arguments are relative; the tests in their own.
-    Where the system can, this process becomes the child, so that signals and the exit code are its own.
-    Windows cannot: there Ctrl-C reaches the child as well, which gets the time it needs to end.
+    arguments: either a file of the repository, which runs in the user's current folder because paths in the arguments are
+    relative to it, or "-m" and a module (the tests), which runs in the repository.
+    On POSIX systems this process becomes the child, so that signals and the exit code are the child's. Windows has no such
+    call: there Ctrl-C reaches both processes, and this one waits until the child has ended.
     """
     if arguments[0] == "-m":
         os.chdir(str(root))
@@ -169,7 +177,7 @@ def start(root: Path, arguments: tuple[str, ...]) -> int:
 
 
 def ask_menu(read=input) -> tuple[str, ...] | None:
-    """Shows the menu and returns the chosen command line, or None to quit."""
+    """Show the menu and return the chosen command line, or None to quit. read: returns the line that the user types."""
     table = menu_table()
     for first, title, _ in MENU_GROUPS:
         say(title)
@@ -193,7 +201,7 @@ def ask_menu(read=input) -> tuple[str, ...] | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Does what the command line asks for and returns the exit code."""
+    """Do what the command line asks for and return the exit code, also after Ctrl-C."""
     try:
         with console.ending_as_interrupted():
             return carry_out(arguments)
@@ -203,7 +211,7 @@ def main(arguments: list[str]) -> int:
 
 
 def carry_out(arguments: list[str]) -> int:
-    """Does it; an interrupt is passed on."""
+    """Do what the command line asks for and return the exit code. Passes KeyboardInterrupt on."""
     problem = version_problem(sys.version_info[:2])
     if problem:
         say(problem)

@@ -1,4 +1,7 @@
-"""Texts in four languages: `t = Translator("ja"); t("page.start")`. Keys are dotted; a missing one falls back to English."""
+"""Translate the program's texts into four languages: `t = Translator("ja"); t("page.start")`.
+
+Keys are dotted. A key that a language lacks falls back to English.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,16 @@ LANGUAGES = ("ja", "en", "zh-tw", "ru")
 
 @cache
 def table(language: str) -> Mapping[str, str]:
-    """All texts of a language, by dotted key."""
+    """Return all texts of a language by their dotted keys, read once from its JSON file."""
     return json.loads((Path(__file__).parent / f"{language}.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
 class Translator:
-    """`translator(key, **values)` is the text with its `{placeholders}` filled in.
+    """Translate keys into texts: `translator(key, **values)` is the text with its `{placeholders}` filled in.
 
-    mode: whose words to use where modes differ; such a text has a key of its own, as "page.field.batch:single".
+    language: one of LANGUAGES, else ValueError. mode: the mode whose wording is used where modes differ; such a text has a key
+    of its own, as "page.field.batch:single".
     """
 
     language: str = "en"
@@ -44,7 +48,7 @@ class Translator:
 
 
 def preferred_language(environment: Mapping[str, str], default: str = "en") -> str:
-    """The language of the user's system from LC_ALL, LC_MESSAGES or LANG, where it is one of ours."""
+    """Return the system's language from LC_ALL, LC_MESSAGES or LANG, or `default` where it is none of LANGUAGES."""
     name = next((environment[key] for key in ("LC_ALL", "LC_MESSAGES", "LANG") if environment.get(key)), "")
     code = name.split(".")[0].replace("_", "-").lower()
     if code in LANGUAGES:

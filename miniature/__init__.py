@@ -1,1 +1,4 @@
-"""A small FramePack in the hub's layout, for trying the program out without a GPU and without downloads."""
+"""Train, check and export a small FramePack model in the layout of Hugging Face Hub checkpoints.
+
+With it the program can be tried out without a GPU and without downloads.
+"""

@@ -1,7 +1,7 @@
-"""The packed transformer over batches whose samples have sections of different kinds, for training.
+"""Run the packed transformer over training batches whose samples are sections of different kinds.
 
-The same modules as `PackedTransformer.step`, without its tables. All captions of a batch have the same number of tokens, so
-that attention needs no mask and runs its fastest kernel.
+It uses the same modules as `PackedTransformer.step`, without the tables that are computed once for a job or section. All
+captions of a batch have the same number of tokens, so that attention needs no mask and runs its fastest kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ LONGEST = 4
 
 @dataclass(frozen=True)
 class Times:
-    """Time positions of a section's parts; clean are the start picture and the latent at the growing edge."""
+    """Hold the time positions of a section's parts, in latent frames.
+
+    clean: the start picture and the latent next to the section. two, four: history latents that are patched at 2x and 4x.
+    noisy: the latents to sample.
+    """
 
     clean: tuple[int, int]
     two: range
@@ -36,28 +40,31 @@ class Times:
 
 
 def reverse_times(padding: int) -> Times:
-    """Return the positions of a section of the standard mode. padding: windows between it and the start picture."""
+    """Return the time positions of a standard-mode section. padding: sections between it and the start picture."""
     start, _, frames, after, two, four = lay(1, padding * SECTION, SECTION, *CONTEXT)
     return Times((start[0], after[0]), two, four, frames)
 
 
 def forward_times() -> Times:
-    """Return the positions of a section of the F1 mode."""
+    """Return the time positions of an F1-mode section."""
     start, four, two, one, frames = lay(1, CONTEXT[2], CONTEXT[1], CONTEXT[0], SECTION)
     return Times((start[0], one[0]), two, four, frames)
 
 
 def single_times() -> Times:
-    """Return the positions of a one-frame request without controls, at its usual indices."""
+    """Return the time positions of a one-frame request without control pictures, at its default indices."""
     return Times((0, 10), range(11, 13), range(13, 29), range(9, 10))
 
 
-# Films' kinds of sections: reverse with padding 0 to 3, then forward. Their token counts are equal.
+# Positions of each kind of film section: standard mode with padding 0 to 3, then F1 mode. Their token counts are equal.
 FILM_TIMES = (*(reverse_times(padding) for padding in range(LONGEST)), forward_times())
 
 
 def rope_table(times: Times, height: int, width: int, config: TransformerConfig, device: torch.device) -> Tensor:
-    """(2, tokens, 1, head_dim) for latents of height x width, in the order 4x, 2x, 1x, noisy."""
+    """Return the rotary position table (2, tokens, 1, head_dim) of a section whose latents are height x width.
+
+    Tokens are in the order 4x history, 2x history, clean, noisy.
+    """
     grid, axes, theta = (height // 2, width // 2), config.rope_axes_dim, config.rope_theta
     fields = [(times.four, 4), (times.two, 2), (times.clean, 1), (times.noisy, 1)]
     parts = []
@@ -69,8 +76,11 @@ def rope_table(times: Times, height: int, width: int, config: TransformerConfig,
 
 @dataclass(frozen=True)
 class Inputs:
-    """noisy (B, 16, T, h, w); clean (B, 16, 2, h, w), two (.., 2, ..), four (.., 16, ..); rope (2, B or 1, tokens, 1, D);
-    sigma (B,); guidance (B,), times 1000; text (B, n, 96), pooled (B, 64), image (B, 16, 64)."""
+    """Hold what the transformer reads for a batch of B sections.
+
+    noisy (B, 16, T, h, w); clean (B, 16, 2, h, w), two (.., 2, ..), four (.., 16, ..); rope (2, B or 1, tokens, 1, D);
+    sigma (B,); guidance (B,), times 1000; text (B, n, 96), pooled (B, 64), image (B, 16, 64).
+    """
 
     noisy: Tensor
     clean: Tensor
@@ -85,7 +95,10 @@ class Inputs:
 
 
 def patched(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """(B, channels, T, h, w) -> (B, tokens, dim): the convolution, whose stride is its kernel, as one matrix product."""
+    """Turn latents (B, channels, T, h, w) into patch embeddings (B, tokens, dim).
+
+    The stride of the convolution is its kernel size, so that it is one matrix product.
+    """
     t, h, w = conv.kernel_size
     x = pad_to_multiple(x, conv.kernel_size) if conv.kernel_size != (1, 2, 2) else x
     x = rearrange(x, "b c (t kt) (h kh) (w kw) -> b (t h w) (c kt kh kw)", kt=t, kh=h, kw=w)
@@ -93,7 +106,10 @@ def patched(conv: nn.Conv3d, x: Tensor) -> Tensor:
 
 
 def velocity(net: PackedTransformer, inputs: Inputs, passes: Passes = EAGER) -> Tensor:
-    """(B, 16, T, h, w), float32."""
+    """Predict the flow velocity (noise minus data) of a batch, (B, 16, T, h, w) in float32.
+
+    passes: how the blocks are run, plain or compiled.
+    """
     _, _, frames, height, width = inputs.noisy.shape
     times = inputs.sigma * 1000.0
     conditioning = net.time_text_embed(times, inputs.pooled, inputs.guidance)

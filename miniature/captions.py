@@ -1,4 +1,4 @@
-"""The small language of the clips: fixed phrases first, then other ways to say the same."""
+"""Write captions for the training clips in a small fixed language: one phrase for each motion, then other wordings of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIRECTIONS = ("left", "right", "up", "down")
 # Kinds of clips with the number of their directions.
 KINDS = {"move": 4, "pan": 4, "zoom": 2, "grow": 2, "turn": 2, "still": 1}
 
-# For each kind and direction the ways to say it; the first is the fixed phrase of the first lessons.
+# Wordings of each kind and direction; the first one is the only one that the first lessons use.
 _WHERE = {"left": "to the left", "right": "to the right", "up": "up", "down": "down"}
 PHRASES = {
     **{
@@ -48,7 +48,7 @@ PHRASES = {
     ("still", 0): ("Nothing moves.", "A still picture."),
 }
 
-# Words of users' prompts that no clip has, so that the tokenizer does not fall back to letters for them.
+# Words of users' prompts that no caption has. The tokenizer learns them too, so that it need not spell them in letters.
 COMMON_WORDS = (
     "a an and the of in on at with from into over under behind before after while then slowly quickly gently smoothly "
     "person man woman girl boy child people face hair hand eyes smile smiles walks runs dances waves looks talks jumps "
@@ -58,41 +58,41 @@ COMMON_WORDS = (
 )
 
 
-# What a camera's sentence may go on with; it changes nothing.
+# Endings that a camera caption may have; they do not change what happens in the clip.
 TAILS = ("on the tower", "on the lion", "on the face", "over the city", "across the field", "in soft light")
-# Prompts of people who do not know the language: a gentle push-in answers them.
+# Parts of prompts by people who do not know the captions' language. Clips with such prompts zoom in gently.
 _SUBJECTS = "person woman girl boy dog cat lion tower tree car"
 _ACTIONS = "walks runs dances waves talks jumps looks|up smiles moves|gently turns|around"
 _MANNERS = "slowly|gently|in the wind|with clear movements|in beautiful soft light, cinematic and detailed"
 
 
 def caption(kind: str, direction: int, shape: str, colour: str, phrase: int = 0) -> str:
-    """phrase: number of the wording, taken modulo how many there are."""
+    """Return the caption of a motion. phrase: number of the wording, taken modulo the number of wordings."""
     phrases = PHRASES[kind, direction]
     return phrases[phrase % len(phrases)].format(shape=shape, colour=colour)
 
 
 def with_tail(sentence: str, tail: int) -> str:
-    """Return a camera's sentence that goes on with one of `TAILS`, and means the same."""
+    """Return a camera caption with one of `TAILS` as its ending; it means the same."""
     return f"{sentence[:-1]} {TAILS[tail]}."
 
 
 def everyday_captions() -> list[str]:
-    """Return prompts as people write them who do not know the language of the scenes."""
+    """Return prompts such as people write who do not know the captions' language."""
     manners = ("", *(f" {manner}" for manner in _MANNERS.split("|")))
     parts = product(_SUBJECTS.split(), (action.replace("|", " ") for action in _ACTIONS.split()), manners)
     return [f"The {subject} {action}{manner}." for subject, action, manner in parts]
 
 
 def trained_captions() -> list[str]:
-    """All sentences that training uses, the empty one included."""
+    """Return all captions that training uses, including the empty one."""
     camera = [sentence for key, phrases in PHRASES.items() if key[0] in ("pan", "zoom") for sentence in phrases]
     tails = [with_tail(sentence, tail) for sentence, tail in product(camera, range(len(TAILS)))]
     return [*every_caption(), *tails, *everyday_captions(), ""]
 
 
 def every_caption() -> list[str]:
-    """All sentences of the language, without repeats. The tokenizers are made from them: a change here needs new weights."""
+    """Return all captions of the language once. The tokenizers are made from them, so a change here needs new weights."""
     sentences = []
     for key, phrases in PHRASES.items():
         for phrase, shape, colour in product(range(len(phrases)), SHAPES, COLOURS):

@@ -1,7 +1,7 @@
-"""Endless procedural clips with captions and ground truth, as a pure function of their seeds.
+"""Generate procedural video clips with captions and ground truth; every clip is a pure function of its seed.
 
-A clip is a picture of the bank seen by a camera that may pan or zoom, and mostly one shape in front that may move, grow or
-turn. `scenes` draws what happens, `render` makes the pixels; both are deterministic, on any device.
+A clip shows a picture of the bank through a camera that may pan or zoom, mostly with one shape in front that may move, grow or
+turn. `scenes` draws what happens at random, `render` makes the pixels; both give the same values on every device.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from miniature.pictures import PLAIN, hue, radius
 
 # Seeds from here on are for evaluation and never trained on.
 HELD_OUT = 1 << 30
-# Frames of a section, over which the distances below are covered.
+# Frames of a section; the distances and factors below are for one section.
 SECTION = 36
-# Share of the picture's side that a shape moves or the camera pans in a section.
+# Shares of the picture's side: a shape's way and a camera's pan.
 MOVE, PAN = 0.3, 0.22
 ZOOM, GROW = 1.35, 1.6
 TURN = math.pi / 2
@@ -34,10 +34,11 @@ VECTORS = ((-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0))
 
 @dataclass(frozen=True)
 class Scenes:
-    """What happens in B clips; tensors (B,) unless said.
+    """Hold what happens in B clips; tensors are (B,) unless said otherwise.
 
-    kind, direction, shape, colour, phrase: indices into the language. place: (B, 2) centre of the shape in 0..1 at the first
-    frame. size: its radius as a share of the side. speed: factor on all distances. view: share of the bank's picture seen.
+    kind, direction, shape, colour, phrase: indices into the tables of `miniature.captions`. place: (B, 2) centre of the
+    shape in 0..1 at the first frame. size: its radius as a share of the side. turn: its angle at the first frame, in radians.
+    speed: factor on all distances. background: index into the bank. view: share of the bank's picture that the camera sees.
     """
 
     seeds: Tensor
@@ -57,7 +58,7 @@ class Scenes:
         return len(self.seeds)
 
     def captions(self) -> list[str]:
-        """Return a caption for each scene."""
+        """Return the caption of each scene."""
         columns = (self.kind, self.direction, self.shape, self.colour, self.phrase)
         return [
             caption(KIND_NAMES[k], d, SHAPE_NAMES[s], COLOUR_NAMES[c], p)
@@ -65,12 +66,12 @@ class Scenes:
         ]
 
     def turned_to(self, direction: int) -> Scenes:
-        """The same scenes with another direction."""
+        """Return the same scenes with another direction of motion, an index."""
         return replace(self, direction=torch.full_like(self.direction, direction))
 
     @property
     def distance(self) -> Tensor:
-        """Share of the side that moves and pans cover in one section."""
+        """Return the share of the picture's side that moves and pans cover in one section, (B,)."""
         base = torch.where(self.kind == KIND_NAMES.index("pan"), PAN, MOVE)
         return base * self.speed
 
@@ -78,10 +79,11 @@ class Scenes:
 def scenes(
     seeds: Tensor, pictures: int, kinds: Mapping[str, float], phrases: int = 1, speeds: float = 0.1, simple: float = 0.3
 ) -> Scenes:
-    """Draw scenes.
+    """Draw one random scene for each seed.
 
-    pictures: size of the bank. kinds: share of each kind. phrases: wordings used. speeds: spread around 1.
-    simple: share of shapes that stand before a plain gradient. A camera never looks at one: nothing would be seen to move.
+    pictures: size of the bank. kinds: share of each kind. phrases: number of wordings used. speeds: spread of the speed
+    around 1. simple: share of moving shapes that stand in front of a plain gradient. Pans and zooms never have such a
+    background, because no motion would be visible in it.
     """
     weights = torch.tensor([kinds.get(name, 0.0) for name in KIND_NAMES], device=seeds.device)
     bounds = torch.cumsum(weights / weights.sum(), 0)
@@ -91,7 +93,7 @@ def scenes(
     plain = int(PLAIN * pictures)
     place, before_plain = uniform(seeds, 10), (uniform(seeds, 15) < simple) & ~at_camera
     background = torch.where(before_plain, place * plain, plain + place * (pictures - plain)).long()
-    # A zoom begins closer, so that zooming out for two sections stays on the picture.
+    # A zoom begins with a smaller view, so that zooming out for two sections does not leave the picture.
     view = between(seeds, 11, 0.5, 0.72) * torch.where(kind == KIND_NAMES.index("zoom"), 0.75, 1.0)
     return Scenes(
         seeds=seeds,
@@ -110,7 +112,10 @@ def scenes(
 
 
 def render(scene: Scenes, bank: Tensor, frames: Tensor, height: int, width: int) -> Tensor:
-    """(B, 3, T, height, width) in -1..1. frames: (T,) frame numbers, of which 36 make a section; bank: (N, 3, S, S) uint8."""
+    """Render scenes to pixels (B, 3, T, height, width) in -1..1.
+
+    frames: (T,) frame numbers; a section has 36. bank: the background pictures, (N, 3, S, S) uint8.
+    """
     time = frames.to(bank.device).float()[None] / SECTION
     picture = _background(scene, bank, time, height, width)
     names = [KIND_NAMES.index(name) for name in ("move", "grow", "turn", "still")]
@@ -123,7 +128,10 @@ def render(scene: Scenes, bank: Tensor, frames: Tensor, height: int, width: int)
 
 
 def motion(scene: Scenes, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Offset of the shape (B, T, 2) in shares of the side, growth (B, T) and turn (B, T) at `time` (1, T) sections."""
+    """Return the shape's offset (B, T, 2) in shares of the side, its scale (B, T) and its rotation (B, T) in radians.
+
+    time: (1, T), in sections.
+    """
     way = time * scene.speed[:, None]
     vectors = torch.tensor(VECTORS, device=time.device)[scene.direction]
     sign = torch.where(scene.direction == 0, 1.0, -1.0)[:, None]
@@ -136,7 +144,10 @@ def motion(scene: Scenes, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def camera(scene: Scenes, time: Tensor) -> tuple[Tensor, Tensor]:
-    """Offset (B, T, 2) of the view in shares of its side, and its scale (B, T); the picture goes the other way."""
+    """Return the camera's offset (B, T, 2), in shares of its view's side, and the scale of the view (B, T).
+
+    The picture seems to move in the opposite direction. time: (1, T), in sections.
+    """
     way = time * scene.speed[:, None]
     vectors = torch.tensor(VECTORS, device=time.device)[scene.direction]
     pan = (scene.kind == KIND_NAMES.index("pan")).float()[:, None]
@@ -151,7 +162,7 @@ def _background(scene: Scenes, bank: Tensor, time: Tensor, height: int, width: i
     steps = time if bool(moving.any()) else time[:, :1] * 0
     offset, scale = camera(scene, steps)
     t = steps.shape[1]
-    # The start does not depend on the direction, or it would give the direction away.
+    # The first view must not depend on the direction: the network could read the direction from it.
     spare = 1 - scene.view[:, None]
     centre = between(scene.seeds, 13, -0.35, 0.35, 2) * spare
     small = min(height, width)
@@ -169,7 +180,7 @@ def _background(scene: Scenes, bank: Tensor, time: Tensor, height: int, width: i
 
 
 def _shape(scene: Scenes, time: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Coverage (B, T, H, W) in 0..1 and colours (B, 3, T, H, W) in -1..1."""
+    """Return the shape's coverage of each pixel (B, T, H, W) in 0..1, and its colours (B, 3, T, H, W) in -1..1."""
     device = time.device
     small = min(height, width)
     offset, growth, turned = motion(scene, time)

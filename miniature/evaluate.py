@@ -1,7 +1,7 @@
-"""`python -m miniature.evaluate [FOLDER] [--json] [--only vae,sprites,...] [--sheets DIR]`: is the miniature what it claims?
+"""Measure how good the miniature is: `python -m miniature.evaluate [FOLDER] [--json] [--only vae,sprites,...] [--sheets DIR]`.
 
 Everything runs on the CPU through the program's own code (ModelPool, requests, plans, sample_film) on held-out scenes.
-Every figure comes with what it must reach and whether it does.
+A figure is printed with the bound that it must keep, if it has one, and whether it does.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from miniature.train import WEIGHTS
 from miniature.train_vae import psnr
 
 SIDE, STEPS, SECTION_SECONDS = 128, 15, 1.2
-# dB of a 16-component PCA of 8x8 patches plus 1.5.
+# Least PSNR of each photo through the VAE: 1.5 dB above a PCA of 8x8 patches with 16 components.
 PHOTOS = {"tower": 23.3, "lion": 26.4, "cheetah": 28.8}
 LOOKED_AT = ("tower", "lion", "cheetah", "groot")
-# Frame at which the way is measured: later ones may have the shape leaving the picture.
+# Frame at which a shape's way is measured: in later frames the shape may have left the picture.
 LATE = 30
 MODES: dict[str, type[Request]] = {"reverse": ReverseRequest, "forward": ForwardRequest}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """value against a bound: at least, or at most if `at_most`. No bound: for information."""
+    """Hold a measured value and its bound: the least allowed value, or the largest if `at_most`. None: no bound."""
 
     name: str
     value: float
@@ -60,19 +60,22 @@ class Figure:
 
     @property
     def holds(self) -> bool | None:
-        """Say whether the value keeps its bound; None where it has none."""
+        """Return whether the value keeps its bound, or None where it has none."""
         if self.bound is None:
             return None
         return bool(self.value <= self.bound if self.at_most else self.value >= self.bound)
 
 
 def decibels(made: Tensor, true: Tensor) -> float:
-    """PSNR of values in -1..1."""
+    """Return the PSNR in dB of pixels in -1..1; `made` is clamped to that range first."""
     return psnr((made.clamp(-1, 1) - true).square().mean().item())
 
 
 class Evaluation:
-    """The checkpoint's networks, held-out scenes, and the figures of each part. sheets: folder for pictures, or None."""
+    """Measure a checkpoint on held-out scenes; `parts` maps the name of each part to a call that yields its figures.
+
+    count: scenes of each kind. sheets: folder for contact sheets, or None for none.
+    """
 
     def __init__(self, folder: Path, count: int, sheets: Path | None):
         self.pool = ModelPool(folder, device="cpu")
@@ -92,12 +95,12 @@ class Evaluation:
         }
 
     def scenes(self, kind: str, count: int) -> Scenes:
-        """Return `count` scenes of a kind, whose seeds no training saw."""
+        """Return `count` scenes of a kind, whose seeds training never uses."""
         seeds = torch.arange(HELD_OUT + 1000, HELD_OUT + 1000 + count)
         return scenes(seeds, len(self.pictures), {kind: 1.0})
 
     def vae(self) -> Iterator[Figure]:
-        """Photos and clips through the VAE alone."""
+        """Measure the VAE alone: encode and decode photos and clips."""
         with self.pool.vae() as vae:
             for name, bound in PHOTOS.items():
                 x = pixels_of(cover_crop(Image.open(photo(name)).convert("RGB"), 160, 160))
@@ -117,7 +120,10 @@ class Evaluation:
             yield Figure("weaker colour axis against brightness, dB", min(axes[1:]) - axes[0], -3.0)
 
     def kind(self, kind: str, count: int, bound: float) -> Iterator[Figure]:
-        """One section of scenes of a kind in both layouts, against the truths of all directions."""
+        """Make a film of one section of each scene of a kind, in both modes, and compare it with the true clips of all directions.
+
+        bound: least share of films that must be nearest to the clip of their caption's direction.
+        """
         scene = self.scenes(kind, count)
         frames = torch.arange(SECTION + 1)
         for mode in MODES:
@@ -152,7 +158,10 @@ class Evaluation:
             yield Figure(f"{kind} {mode}: first frame below the VAE's own, worst dB", max(first))
 
     def sections(self) -> Iterator[Figure]:
-        """Films of two and of four sections: each section against a still film, and the joins against their neighbours."""
+        """Make films of two and of four sections, and measure each section and the joins between them.
+
+        A section is compared with a still film of the start picture, a join with the changes between the frames around it.
+        """
         for sections, count in ((2, 4), (4, 2)):
             scene = self.scenes("move", count)
             for mode in MODES:
@@ -177,7 +186,7 @@ class Evaluation:
                 yield Figure(f"{sections} sections {mode}: jump at the joins", _mean(jumps), 3.0, at_most=True)
 
     def end(self, count: int = 4) -> Iterator[Figure]:
-        """Films with an end picture, against the same without."""
+        """Measure how much nearer a film's last frame comes to the end picture when the request has one."""
         scene, gains = self.scenes("move", count), []
         for number in range(count):
             one = _one(scene, number)
@@ -192,14 +201,17 @@ class Evaluation:
         yield Figure("end picture: nearer by, the least of them, dB", min(gains))
 
     def time(self) -> Iterator[Figure]:
-        """One section of 160x160 in 25 steps, every one computed; alone it includes loading the networks."""
+        """Time one section of 160x160 in 25 steps, every one computed.
+
+        When this part runs first, the time includes loading the networks.
+        """
         x = pixels_of(cover_crop(Image.open(photo("tower")).convert("RGB"), 160, 160))[:, :, 0]
         began = time.perf_counter()
         self.film("reverse", x, "The camera zooms in.", size=160, steps=25)
         yield Figure("one section at 160x160, 25 steps, seconds", time.perf_counter() - began, 8.0, at_most=True)
 
     def photos(self) -> Iterator[Figure]:
-        """Pans and zooms over photos, which nothing was trained on; the eye has the last word."""
+        """Measure pans and zooms over photos, which no network was trained on; look at the contact sheets too."""
         photos = [cover_crop(Image.open(photo(name)).convert("RGB"), 256, 256) for name in LOOKED_AT]
         pictures = torch.stack([torch.from_numpy(numpy.array(picture)).permute(2, 0, 1) for picture in photos])
         frames = torch.arange(SECTION + 1)
@@ -221,7 +233,7 @@ class Evaluation:
             yield Figure(f"photos, {kind}: error of the pixels against a still film's", error / still)
 
     def single(self) -> Iterator[Figure]:
-        """The one-frame mode: the picture at the end of the first section."""
+        """Measure the one-frame mode, whose picture shows the end of the first section."""
         count = min(self.count, 12)
         scene, right, gains = self.scenes("move", count), 0, []
         for number in range(count):
@@ -248,9 +260,10 @@ class Evaluation:
         size: int = SIDE,
         steps: int = STEPS,
     ) -> tuple[Tensor, Tensor, Conditions]:
-        """Pixels (1, 3, frames, H, W), the last sampled section's latents, and what it was made from.
+        """Make a film or a single picture through the program's own code.
 
-        start, end: (1, 3, H, W) in -1..1.
+        mode: a key of MODES, or "single". start, end: pictures (1, 3, H, W) in -1..1. Returns the pixels (1, 3, frames, H, W),
+        the latents of the section that was sampled last, and the encoded conditions.
         """
         with tempfile.TemporaryDirectory() as temporary:
             common = {
@@ -275,16 +288,17 @@ class Evaluation:
         return shown, latents, conditions
 
     def sheet(self, name: str, clip: Tensor) -> None:
-        """(1, 3, T, H, W) as a strip."""
+        """Save a clip (1, 3, T, H, W) as one picture, its frames side by side, where a folder for sheets was given."""
         if self.sheets:
             self.sheets.mkdir(parents=True, exist_ok=True)
             _picture(clip[0].permute(0, 2, 1, 3).flatten(2)[None]).save(self.sheets / f"{name}.png")
 
 
 def along(film: Tensor, truth: Tensor, one: Scenes) -> float:
-    """How far the shape got along its way, as a share of the truth.
+    """Return how far the shape moved in its direction, as a share of its way in the true clip; 0 where it is not found.
 
-    The shape is where, among the pixels that change in the truth, the colour is like its own; both are measured alike.
+    Only pixels that change in the true clip count, weighted by how near their colour is to the shape's; the centre of these
+    weights is the shape's place. The true clip and the film are measured in the same way.
     """
     vector = torch.tensor(VECTORS[int(one.direction)])
     ys, xs = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
@@ -300,13 +314,13 @@ def along(film: Tensor, truth: Tensor, one: Scenes) -> float:
             places.append(torch.stack([(weight * xs).sum(), (weight * ys).sum()]))
         ways.append(((places[1] - places[0]) @ vector).item())
         masses.append(likeness.sum().item())
-    # A shape that is gone, or spread over everything, has a place too: the middle of what changes.
+    # A shape that vanished, or whose colour is everywhere, would have a centre too, which means nothing.
     there = 0.4 < masses[1] / max(masses[0], 1e-6) < 2.5
     return ways[1] / ways[0] if there and abs(ways[0]) > 1 else 0.0
 
 
 def joins(film: Tensor, sections: int) -> list[float]:
-    """For each join the largest change from frame to frame there, against the mean of those around."""
+    """Return for each join the largest change between two frames there, divided by the mean change in the frames around it."""
     steps = film.diff(dim=2).abs().mean(dim=(0, 1, 3, 4))
     jumps = []
     for at in range(SECTION, sections * SECTION, SECTION):
@@ -316,7 +330,7 @@ def joins(film: Tensor, sections: int) -> list[float]:
 
 
 def document(figures: list[Figure]) -> str:
-    """JSON: a list of figures, each with whether it holds."""
+    """Return the figures as JSON: a list of objects, each with whether its bound holds."""
     return json.dumps([{**vars(figure), "holds": figure.holds} for figure in figures], indent=1)
 
 
@@ -339,12 +353,12 @@ def _saved(pixels: Tensor, path: Path) -> str:
 
 
 def photo(name: str) -> Path:
-    """A photo that comes with gradio."""
+    """Return the path of a photo that is part of the gradio package."""
     return next((Path(importlib.util.find_spec("gradio").origin).parent / "media_assets" / "images").glob(f"{name}.jp*g"))
 
 
 def main() -> int:
-    """1 if a figure misses its bound."""
+    """Evaluate the checkpoint that the command line names; return 1 if a figure misses its bound, else 0."""
     parser = argparse.ArgumentParser(prog="python -m miniature.evaluate", description=__doc__.splitlines()[0])
     default = Path(__file__).parent / "checkpoint"
     parser.add_argument("folder", type=Path, nargs="?", default=default if default.is_dir() else WEIGHTS)

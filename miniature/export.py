@@ -1,7 +1,7 @@
-"""`python -m miniature.export`: the trained weights as a checkpoint in the hub's layout, `miniature/checkpoint`.
+"""Export the trained weights as a checkpoint in the hub's layout, `miniature/checkpoint`: `python -m miniature.export`.
 
-Networks come from `miniature/weights`, the VAE's decoder scaled to what 16 bits hold (`vae.level`). Added are `eichi.json` (the
-preview matrix fitted to these latents, sizes, recommended settings and examples) and the model card.
+It copies the networks from `miniature/weights`, scales the VAE's decoder to what 16 bits hold (`vae.level`), and adds the model
+card and `eichi.json`: the preview matrix fitted to these latents, sizes, recommended settings and examples.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMPONENTS = (
 )  # fmt: skip
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 LIMIT = 25_000_000
-# What `eichi_utils.models.description` reads besides the preview. One transformer was trained for both layouts.
+# Fields of eichi.json that `eichi_utils.models.description` reads besides the preview. One transformer serves both modes.
 DESCRIPTION = {
     "name": "miniature", "sizes": [128, 160, 192], "size": 128, "steps": 15, "seconds": 1.0,
     "checkpoints": ["framepack", "framepack_f1"],
@@ -46,15 +46,15 @@ EXAMPLES = (
     ("orange_circle.jpg", "The orange circle moves up."),
     ("blue_star.jpg", "The blue star grows."),
 )
-# Seeds of the pictures the preview is fitted to; far from those of the evaluation.
+# First seed of the pictures that the preview is fitted to; the evaluation uses none of them.
 PREVIEW_SEEDS = HELD_OUT + 500_000
 
 
 @torch.no_grad()
 def fitted_preview(vae: AutoencoderKLHunyuanVideo, pictures: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Least squares from latents to the mean colour of each cell in 0..1: rows (16, 3), bias (3,), share of variance.
+    """Fit a linear preview by least squares: from a latent cell to the mean colour in 0..1 of the pixels it stands for.
 
-    pictures: (B, 3, H, W) in -1..1.
+    pictures: (B, 3, H, W) in -1..1. Returns the matrix (16, 3), the bias (3,), and the share of variance that is explained.
     """
     z = passes.encode(vae, pictures) * vae.config.scaling_factor
     x = z.permute(0, 2, 3, 1).flatten(0, 2).double()
@@ -66,12 +66,18 @@ def fitted_preview(vae: AutoencoderKLHunyuanVideo, pictures: Tensor) -> tuple[Te
 
 
 def described() -> dict[str, Any]:
-    """`eichi.json` without the preview. The examples lie beside the checkpoint, so that exporting leaves them alone."""
+    """Return the content of `eichi.json` without the preview.
+
+    The examples lie beside the checkpoint's folder, so that an export, which replaces the folder, keeps them.
+    """
     return {**DESCRIPTION, "examples": [{"picture": f"../examples/{name}", "prompt": prompt} for name, prompt in EXAMPLES]}
 
 
 def export(weights: Path, folder: Path) -> Path:
-    """Replaces `folder` as a whole. Raises ValueError if the checkpoint is larger than it may be."""
+    """Write the checkpoint from the networks below `weights`, replacing `folder` as a whole, and return `folder`.
+
+    Raises ValueError, and changes nothing, if the checkpoint would be larger than LIMIT bytes.
+    """
     with quiet():
         vae = AutoencoderKLHunyuanVideo.from_pretrained(weights / "vae", torch_dtype=torch.float32).eval()
     pictures = bank(torch.arange(PREVIEW_SEEDS, PREVIEW_SEEDS + 24), 128).float() / 127.5 - 1
@@ -84,7 +90,7 @@ def export(weights: Path, folder: Path) -> Path:
             shutil.copytree(weights / name, new / name)
         exponents = passes.exponents_for(vae, passes.encode(vae, pictures))
         if any(exponents):
-            # A checkpoint that is exported again has them already.
+            # An exported VAE that is exported again is levelled already: its exponents are all 0.
             passes.level(vae, exponents)
             save_half(vae.state_dict(), new / "vae" / WEIGHTS_FILE, torch.float16, **{LEVELS: json.dumps(exponents)})
         (new / "eichi.json").write_text(json.dumps(document, indent=2) + "\n")
@@ -99,7 +105,7 @@ def export(weights: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Write the checkpoint that ships from the weights of the training."""
+    """Export the checkpoint to the folder that the command line names, and print its size."""
     parser = argparse.ArgumentParser(prog="python -m miniature.export", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--to", type=Path, default=CHECKPOINT)

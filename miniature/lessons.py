@@ -1,4 +1,4 @@
-"""The transformer's curriculum, and the pool of encoded clips it draws from."""
+"""Define the curriculum of the transformer's training, and keep the pool of encoded clips that its batches are drawn from."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from miniature.training import Session
 
 @dataclass(frozen=True)
 class Lesson:
-    """What clips are made of.
+    """Describe the clips and steps of one part of the curriculum.
 
-    kinds, phrases, speeds, simple: as in `clips.scenes`. sections: length of the clips. single: share of steps for the
-    one-frame mode. shift: range of the time shift of the noise levels; where it is high, so is the noise, and only the
-    caption can tell where things go. tails, everyday, empty: shares of camera captions with a tail, of push-ins with an
-    everyday prompt, of all with none. share: of the steps, among lessons at the same time. pool: clips kept. early: 1 draws
-    all sections of a clip equally often, more the first ones more often.
+    kinds, phrases, speeds, simple: as in `clips.scenes`. sections: length of the clips. single: share of steps that
+    train the one-frame mode. shift: range of the time shift of the noise schedule; a high shift means much noise, where only
+    the caption tells the direction of motion. height, width: of the clips, in pixels. tails, everyday, empty: shares of camera
+    captions with an ending, of zooms in with an everyday prompt, of all clips without a prompt. share: of the steps, among
+    lessons that run at the same time. pool: number of clips kept. early: 1 draws all sections of a clip equally often, a
+    larger number draws the first ones more often.
     """
 
     kinds: Mapping[str, float]
@@ -47,7 +48,7 @@ class Lesson:
     early: float = 1.5
 
     def batch(self, full: int) -> int:
-        """Clips of a step: `full` at 128x128, fewer of larger ones."""
+        """Return the number of clips in a step: `full` at 128x128 pixels, fewer of larger ones, at least 1."""
         return max(1, round(full * 128 * 128 / (self.height * self.width)))
 
 
@@ -82,12 +83,12 @@ SIZES = (
     replace(SMALLER, height=176, width=96, share=0.09),
     replace(SMALLER, height=192, width=192, share=0.1),
 )
-# (share of the run at which they end, lessons); lessons of equal clips share a pool.
-# What was weakest after them: zooms, and the last sections of long films.
+# Lessons for what was weakest after SIZES: zooms, and the last sections of long films.
 WEAKEST = tuple(
     replace(lesson, kinds={"move": 0.32, "pan": 0.2, "zoom": 0.34, "grow": 0.06, "turn": 0.04, "still": 0.04}, early=1.0)
     for lesson in SIZES
 )
+# For each stage: (share of the run at which the lessons end, lessons). Lessons whose clips have equal sizes share a pool.
 STAGES = {
     "a": ((0.25, (FIRST,)), (0.6, (SECOND,)), (1.0, (THIRD,))),
     "b": ((1.0, SIZES),),
@@ -96,10 +97,11 @@ STAGES = {
 
 
 class Pool:
-    """Clips as latents, replaced in a ring, on the device.
+    """Keep P encoded clips of S sections on the device, and replace the oldest ones in turn.
 
-    latents: (P, 16, 1 + 9 S, h, w), the first one that of the first frame alone. ends: (P, 16, S, h, w), the last frames of
-    the sections, each encoded alone. image: (P, 16, 64). row: (P,) of the caption among those of its length, `lengths`.
+    latents: (P, 16, 1 + 9 S, h, w), the first of which is the first frame encoded alone. ends: (P, 16, S, h, w), the last
+    frame of each section encoded alone. image: (P, 16, 64), tokens of the first frame. lengths: (P,) number of the caption's
+    tokens. row: (P,) row of the caption among the captions with as many tokens. chunk: clips encoded at a time.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class Pool:
             self.refresh(lesson)
 
     def refresh(self, lesson: Lesson) -> None:
-        """Replace the oldest chunk."""
+        """Replace the oldest chunk of clips by new ones of the lesson."""
         seeds = self.session.seeds(self._drawn + 1, self.chunk, HELD_OUT)
         self._drawn += 1
         chosen = scenes(seeds, len(self.pictures), lesson.kinds, lesson.phrases, lesson.speeds, lesson.simple)
@@ -140,7 +142,10 @@ class Pool:
         self._at = (self._at + self.chunk) % self.size
 
     def draw(self, random: numpy.random.Generator, count: int) -> tuple[int, Tensor]:
-        """A caption length, by how common it is, and `count` rows with it. Very rare ones would fill batches with copies."""
+        """Draw a caption length and `count` clips whose captions have it; returns the length and the clips' rows, (count,).
+
+        Frequent lengths are drawn more often. Rare ones (fewer than 8 clips) are left out: batches would hold copies.
+        """
         lengths, common = numpy.unique(self.lengths, return_counts=True)
         weights = numpy.where(common >= min(8, common.max()), common, 0)
         length = int(random.choice(lengths, p=weights / weights.sum()))
@@ -149,7 +154,7 @@ class Pool:
 
 
 def said(chosen: Scenes, lesson: Lesson) -> list[str]:
-    """A caption for each scene, with what the lesson wants beyond the scene's own sentence."""
+    """Return a caption for each scene; some are empty, everyday prompts or have an ending, as often as the lesson says."""
     columns = (chosen.kind, chosen.direction, uniform(chosen.seeds, 70, 2), choice(chosen.seeds, 71, 1 << 20))
     captions, everyday = chosen.captions(), everyday_captions()
     for i, (kind, direction, (first, second), number) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
@@ -167,7 +172,11 @@ def said(chosen: Scenes, lesson: Lesson) -> list[str]:
 def encoded(
     vae: AutoencoderKLHunyuanVideo, siglip: SiglipVisionModel, chosen: Scenes, pictures: Tensor, lesson: Lesson
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents (B, 16, 1 + 9 S, h, w) and ends (B, 16, S, h, w), both scaled as in the program, and image tokens."""
+    """Render and encode scenes of S sections.
+
+    Returns the latents (B, 16, 1 + 9 S, h, w) and the sections' last frames (B, 16, S, h, w), both times the VAE's scaling
+    factor, and the image tokens of the first frames (B, 16, 64).
+    """
     frames = torch.arange(SECTION * lesson.sections + 1)
     pixels = render(chosen, pictures, frames, lesson.height, lesson.width)
     scale = vae.config.scaling_factor

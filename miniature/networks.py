@@ -1,4 +1,4 @@
-"""The miniature's other networks: configurations, first weights, tokenizers, and what they make of captions."""
+"""Build and load the miniature's transformer, encoders and tokenizers, and encode captions with them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ EXTRACTOR = {
 
 
 def new_transformer() -> PackedTransformer:
-    """Every block starts as the identity and the velocity as 0: what feeds gates and the output starts at zero."""
+    """Return a new transformer in which every block is the identity and the predicted velocity is 0.
+
+    The layers that make the gates and the output start at zero.
+    """
     net = PackedTransformer(TransformerConfig.from_json(TRANSFORMER))
     for name, module in net.named_modules():
         if name.endswith(("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear")) or name == "proj_out":
@@ -62,15 +65,19 @@ def new_transformer() -> PackedTransformer:
 
 
 def by_muon(name: str) -> bool:
-    """Matrices inside blocks. What embeds time, pixels and the output is not a map between hidden states."""
+    """Return whether a parameter of this name takes the Muon optimizer's steps: the matrices between hidden states.
+
+    The layers that embed time and pixels or make the output do not.
+    """
     inside = any(part in name for part in (".attn.", ".ff", "proj_mlp", "image_projection", "context_embedder.proj_in"))
     return inside or (name.startswith("single_") and "proj_out" in name)
 
 
 def build_encoders(folder: Path, seed: int = 0) -> None:
-    """Write text and vision encoders and their tokenizers below `folder`. They stay as they are here: nothing trains them.
+    """Write the text and vision encoders and their tokenizers below `folder`. Nothing trains them afterwards.
 
-    With weights this large every word leaves its mark on the hidden states; the usual 0.02 would drown it.
+    Their random weights are large, so that every word changes the hidden states clearly; with the usual deviation of 0.02 the
+    words would hardly differ.
     """
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
@@ -123,7 +130,7 @@ def _spread(net: nn.Module) -> None:
 
 
 def load_text(folder: Path, device: torch.device) -> TextEncoders:
-    """Load both text encoders and their tokenizers in 32 bits, without the layers that prompts do not pass."""
+    """Load both text encoders in float32 and their tokenizers, without the layers that prompts do not use."""
     with quiet():
         tokenizer, tokenizer_2 = load_tokenizer(folder / "tokenizer"), load_tokenizer_2(folder / "tokenizer_2")
         llama = LlamaModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
@@ -132,23 +139,27 @@ def load_text(folder: Path, device: torch.device) -> TextEncoders:
 
 
 def load_vision(folder: Path, device: torch.device) -> SiglipVisionModel:
-    """Load the encoder of the start picture in 32 bits."""
+    """Load the SigLIP encoder of the start picture in float32."""
     with quiet():
         return SiglipVisionModel.from_pretrained(folder / "image_encoder", torch_dtype=torch.float32).eval().to(device)
 
 
 @torch.no_grad()
 def image_tokens(siglip: SiglipVisionModel, pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) in -1..1 -> (B, 16, 64); the program scales with Pillow instead, a few levels apart."""
+    """Encode pictures (B, 3, H, W) in -1..1 with SigLIP into tokens (B, 16, 64).
+
+    The program itself resizes with Pillow, whose pixels differ by a few levels of 256.
+    """
     small = F.interpolate(pixels.float(), (IMAGE_SIDE, IMAGE_SIDE), mode="bicubic", antialias=True)
     return siglip(pixel_values=small.clamp(-1, 1)).last_hidden_state
 
 
 @dataclass(frozen=True)
 class CaptionBank:
-    """Features of captions, grouped by their number of tokens so that no batch needs padding or a mask.
+    """Hold encoded captions, grouped by their number of tokens so that no batch needs padding or a mask.
 
-    place: caption -> (tokens, row). tokens: by count, (n, count, 96). pooled: by count, (n, 64).
+    place: caption -> (number of tokens, row in that group). tokens: number of tokens -> (n, tokens, 96). pooled: number of
+    tokens -> (n, 64).
     """
 
     place: dict[str, tuple[int, int]]
@@ -157,7 +168,7 @@ class CaptionBank:
 
 
 def caption_bank(encoders: TextEncoders, captions: Sequence[str], device: torch.device, dtype: torch.dtype) -> CaptionBank:
-    """Encode each caption once, and return the results by their number of tokens, so that batches need no padding."""
+    """Encode each caption once, and group the results by their number of tokens."""
     place, tokens, pooled = {}, {}, {}
     for caption in captions:
         made = encode_prompt(encoders, caption)

@@ -1,4 +1,4 @@
-"""Parameters of a network as one vector, and an optimizer over it whose steps can be replayed as a CUDA graph.
+"""Hold a network's parameters as one vector, and optimize it in steps that can be replayed as a CUDA graph.
 
 Matrices take Muon's steps (orthogonalised momentum; Jordan et al. 2024, with the scale of Liu et al. 2025, "Muon is
 scalable"), which move weak directions such as a colour axis as fast as strong ones; everything else takes Adam's.
@@ -12,13 +12,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-# Slots begin at multiples of this many numbers, so that every view is aligned for matrix units.
+# Each parameter begins at a multiple of this many numbers, so that every view is aligned for the GPU's matrix units.
 ALIGN = 64
+# Coefficients of the quintic iteration of Jordan et al. 2024.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class FlatParameters:
-    """One float32 master vector; the network's parameters become views of its copy in `dtype`, their gradients of `grad`."""
+    """Hold all trained parameters of a network in one float32 vector, `master`.
+
+    The network's parameters become views of `compute`, its copy in `dtype`, and their gradients views of `grad`.
+    """
 
     def __init__(self, net: nn.Module, dtype: torch.dtype):
         self.named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
@@ -37,13 +41,13 @@ class FlatParameters:
             p.grad = self.grad[begin : begin + p.numel()].view(p.shape)
 
     def state(self, vector: Tensor) -> dict[str, Tensor]:
-        """The tensors of a vector of this layout by parameter name."""
+        """Split a vector of this layout into copies of its tensors, by parameter name."""
         pairs = zip(self.named, self.begins, strict=True)
         return {name: vector[begin : begin + p.numel()].view(p.shape).clone() for (name, p), begin in pairs}
 
 
 def orthogonalised(x: Tensor, steps: int = 5) -> Tensor:
-    """(n, rows, columns) -> nearly the orthogonal factors of their polar decompositions, by Newton-Schulz."""
+    """Return nearly the orthogonal polar factors of matrices (n, rows, columns), by `steps` Newton-Schulz iterations."""
     wide = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if wide else x
     dtype = torch.bfloat16 if x.is_cuda else torch.float32
@@ -56,10 +60,11 @@ def orthogonalised(x: Tensor, steps: int = 5) -> Tensor:
 
 
 class Optimizer:
-    """`step` reads flat.grad, moves flat.master, and keeps the exponential mean of the weights in `ema`.
+    """Optimize the parameters of `flat`: `step` reads flat.grad and changes flat.master and flat.compute.
 
-    rate: learning rate, a tensor so that replayed steps see it change. A step with a gradient that is not finite moves
-    nothing. by_muon: whether a matrix of this name takes Muon's steps.
+    by_muon: whether a matrix of this name takes Muon's steps. decay: weight decay of matrices. ema: decay of the exponential
+    mean of the weights, which is kept in the attribute `ema`. The attribute `rate` is the learning rate, a tensor so that
+    replayed CUDA graphs see it change; `skipped` counts the steps whose gradient was not finite.
     """
 
     def __init__(self, flat: FlatParameters, by_muon: Callable[[str], bool], decay: float = 0.01, ema: float = 0.998):
@@ -80,7 +85,10 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, clip: float = 1.0) -> None:
-        """Change all weights by one step. clip: longest gradient; one that is not finite changes nothing and is counted."""
+        """Change all weights by one step. A gradient that is not finite changes no weight and is counted in `skipped`.
+
+        clip: largest norm of the gradient; a longer one is scaled down to it.
+        """
         flat = self.flat
         grad = flat.grad.float()
         norm = grad.norm()
@@ -95,7 +103,7 @@ class Optimizer:
         update = mean / (square.sqrt() + 1e-8)
         for (rows, columns), begins in self.groups.items():
             ends = [begin + rows * columns for begin in begins]
-            # Nesterov: the gradient counts once more.
+            # Nesterov momentum: the gradient is mixed into the mean once more.
             nesterov = [torch.lerp(grad[a:b], self.mean[a:b], 0.95) for a, b in zip(begins, ends, strict=True)]
             new = orthogonalised(torch.stack(nesterov).view(-1, rows, columns)) * (0.2 * max(rows, columns) ** 0.5)
             for part, a, b in zip(new.flatten(1), begins, ends, strict=True):
@@ -103,6 +111,6 @@ class Optimizer:
         rate = self.rate * finite
         flat.master.mul_(1 - rate * self.decay).sub_(rate * update)
         flat.compute.copy_(flat.master)
-        # Early on a long mean would remember the start.
+        # A short mean at first: a long one would still hold the initial weights.
         decay = torch.minimum(torch.full_like(self.count, self.ema_decay), (1 + self.count) / (10 + self.count))
         self.ema.lerp_(flat.master, 1 - decay)

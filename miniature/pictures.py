@@ -1,6 +1,6 @@
-"""Procedural pictures: gradients, textures, and "dead leaves", which have the statistics of photos.
+"""Generate procedural pictures: gradients, textures, and "dead leaves", which have the statistics of photos.
 
-Dead leaves are shapes of all sizes laid over one another until nothing of the ground is seen. Like photos, and unlike
+Dead leaves are shapes of all sizes laid over one another until the background is covered. Like photos, and unlike
 smooth noise, they have edges of every length, flat and textured regions side by side, and a 1/f spectrum.
 """
 
@@ -20,9 +20,9 @@ PLAIN, PHOTOS = 0.12, 0.63
 
 
 def radius(angle: Tensor, corners: Tensor, inner: Tensor) -> Tensor:
-    """Polar outline of a star with straight edges: 1 at each of the corners, `inner` between them.
+    """Return the radius at an angle of a star with straight edges: 1 at each corner, `inner` half-way between two corners.
 
-    With inner = cos(pi / corners) it is a regular polygon, with 64 corners a circle.
+    With inner = cos(pi / corners) the star is a regular polygon, with 64 corners nearly a circle.
     """
     beta = math.pi / corners
     a = torch.remainder(angle, 2 * beta)
@@ -31,20 +31,20 @@ def radius(angle: Tensor, corners: Tensor, inner: Tensor) -> Tensor:
 
 
 def hue(angle: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """(..., 3) colours in about 0..1; angle in turns."""
+    """Return RGB colours (..., 3) in about 0..1. angle: the hue in turns, 0 is red."""
     offsets = torch.tensor([0.0, 1 / 3, 2 / 3], device=angle.device)
     wheel = torch.cos(2 * math.pi * (angle[..., None] - offsets))
     return value[..., None] * (1 + saturation[..., None] * 0.6 * wheel)
 
 
 def plane(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """y and x of a square's pixels in -1..1, each (size, size)."""
+    """Return the coordinates y and x of a square picture's pixels in -1..1, each (size, size)."""
     line = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
     return torch.meshgrid(line, line, indexing="ij")
 
 
 def gradients(seeds: Tensor, size: int) -> Tensor:
-    """Smooth two-colour grounds, (B, 3, size, size) in -1..1."""
+    """Return linear gradients between two colours, (B, 3, size, size) in -1..1."""
     y, x = plane(size, seeds.device)
     turn = between(seeds, 1, 0, 2 * math.pi)[:, None, None]
     along = (torch.cos(turn) * x + torch.sin(turn) * y)[:, None] * 0.5 + 0.5
@@ -54,7 +54,7 @@ def gradients(seeds: Tensor, size: int) -> Tensor:
 
 
 def textures(seeds: Tensor, size: int) -> Tensor:
-    """Clouds, stone and cloth: coloured fractal noise, (B, 3, size, size) in -1..1."""
+    """Return coloured fractal noise that looks like clouds, stone or cloth, (B, 3, size, size) in -1..1."""
     fields = fractal(seeds, 5, size, 3, (3, 6, 12, 24, 48, 96, 192), 0.7)
     ridged = choice(seeds, 6, 3)[:, None, None, None] == 0
     fields = torch.where(ridged, 1.2 - 2.0 * fields.abs(), fields)
@@ -69,11 +69,11 @@ def textures(seeds: Tensor, size: int) -> Tensor:
 
 
 def photo_like(seeds: Tensor, size: int) -> Tensor:
-    """Dead leaves with textures, shading, haze and different sharpness, (B, 3, size, size) in -1..1."""
+    """Return dead-leaves pictures with textures, shading, haze and different sharpness, (B, 3, size, size) in -1..1."""
     b, device = len(seeds), seeds.device
     y, x = plane(size, device)
     fine = size - size % 2
-    # Two stretched along one axis and the other: fur, grass, bark, water.
+    # Noise stretched along either axis looks like fur, grass, bark or water.
     wide, tall = (fractal(seeds, channel, size, 1, (16, 32, 64, fine), 0.9) for channel in (22, 23))
     wide = F.interpolate(wide[:, :, :, : size // 6], (size, size), mode="bilinear")
     tall = F.interpolate(tall[:, :, : size // 6], (size, size), mode="bilinear")
@@ -82,7 +82,7 @@ def photo_like(seeds: Tensor, size: int) -> Tensor:
     palette = hue(hues, between(seeds, 26, 0.05, 0.65, 4), between(seeds, 27, 0.1, 0.95, 4))
     u = {name: uniform(seeds, 30 + k, LEAVES) for k, name in enumerate(LEAF)}
     smallest = between(seeds, 28, 0.03, 0.14)[:, None]
-    # Cubic law of sizes between the smallest and 0.9: the same look at every scale.
+    # Sizes between the smallest and 0.9 with a density of size ** -3, which looks the same at every scale.
     sizes = (smallest**-2 - u["size"] * (smallest**-2 - 0.9**-2)) ** -0.5
     picture = palette[:, 0, :, None, None] + 0.12 * noise[:, :1]
     horizon = (uniform(seeds, 29) < 0.4)[:, None, None, None]
@@ -90,7 +90,7 @@ def photo_like(seeds: Tensor, size: int) -> Tensor:
     rows = torch.arange(b, device=device)
     for k in range(LEAVES):
         v = {name: value[:, k, None, None] for name, value in u.items()}
-        # Where there is a sky it stays open above the middle.
+        # In a picture with a sky no leaf has its centre in the upper part.
         top = torch.where(horizon[:, 0], -0.1, -1.2)
         dx, dy = x - (v["x"] * 2.4 - 1.2), y - (top + v["y"] * (1.2 - top))
         turn = 2 * math.pi * v["turn"]
@@ -117,7 +117,10 @@ def photo_like(seeds: Tensor, size: int) -> Tensor:
 
 
 def streaked(seeds: Tensor, pictures: Tensor) -> Tensor:
-    """Pictures as a moving camera sees them: blurred along their rows, or rarely columns. (B, 3, S, S) uint8, likewise."""
+    """Return pictures with the motion blur of a moving camera, along rows or, for a quarter of them, columns.
+
+    pictures: (B, 3, S, S) uint8; the result is of the same kind.
+    """
     made = torch.empty_like(pictures)
     upright = uniform(seeds, 60) < 0.25
     reach = (2 ** between(seeds, 61, 4.5, 7)).long()
@@ -128,7 +131,7 @@ def streaked(seeds: Tensor, pictures: Tensor) -> Tensor:
         length = min(int(reach[i]), x.shape[2] // 2 - 1)
         x = F.avg_pool2d(F.pad(x[None], (length, length, 0, 0), mode="reflect"), (1, 2 * length + 1), 1)[0]
         mean = x.mean((1, 2), keepdim=True)
-        # Averaging takes the contrast away; shapes over it are added later, sharp.
+        # Averaging takes contrast away, so some is given back.
         x = mean + (x - mean) * (contrast[i] / (x - mean).std().clamp_min(0.01)).clamp(1.0, 6.0)
         x = x.transpose(1, 2) if upright[i] else x
         made[i] = (x * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -141,7 +144,10 @@ LEAF = (
 
 
 def bank(seeds: Tensor, size: int, batch: int = 64) -> Tensor:
-    """A picture for each seed, (B, 3, size, size) uint8: first the plain gradients, then photo-like ones, then textures."""
+    """Return a picture for each seed, (B, 3, size, size) uint8: first gradients, then photo-like pictures, then textures.
+
+    batch: pictures made at a time, which bounds the memory.
+    """
     made = torch.empty(len(seeds), 3, size, size, dtype=torch.uint8, device=seeds.device)
     first, second = int(PLAIN * len(seeds)), int((PLAIN + PHOTOS) * len(seeds))
     for make, part in ((gradients, range(first)), (photo_like, range(first, second)), (textures, range(second, len(seeds)))):
