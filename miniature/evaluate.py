@@ -120,7 +120,7 @@ class Evaluation:
             yield Figure("weaker colour axis against brightness, dB", min(axes[1:]) - axes[0], -3.0)
 
     def kind(self, kind: str, count: int, bound: float) -> Iterator[Figure]:
-        """Make a film of one section of each scene of a kind, in both modes, and compare it with the true clips of all directions.
+        """Make a film of one section of each scene in both modes, and compare it with the true clips of all directions.
 
         bound: least share of films that must be nearest to the clip of their caption's direction.
         """

@@ -1,4 +1,4 @@
-"""A quick look during training: do held-out clips go where their captions say?"""
+"""Check quickly during training whether films of held-out scenes move as their captions say."""
 
 from __future__ import annotations
 
@@ -30,8 +30,12 @@ def probe(
     dtype: torch.dtype,
     steps: int = 10,
 ) -> dict[str, float]:
-    """For moves, pans and zooms in both directions of time: share of scenes nearest to the right truth among those of
-    all directions, and the error of the latents as a share of a still film's."""
+    """Measure moves, pans and zooms in the reverse and the forward layout.
+
+    count: scenes of each kind. steps: of the sampling. Returns for each kind and layout the share of films that are nearest to
+    the true clip of their own direction among those of all directions ("move_reverse"), and the error of their latents as a
+    share of the error of a still film ("move_reverse_error").
+    """
     figures = {}
     lesson = replace(lesson, sections=1)
     for kind in ("move", "pan", "zoom"):
@@ -61,10 +65,10 @@ def sampled(
     steps: int,
     noise_seed: int = 0,
 ) -> Tensor:
-    """First sections of films, (B, 16, 9, h, w) float32.
+    """Sample the first sections of B films, (B, 16, 9, h, w) in float32.
 
-    texts: their captions, of the bank. start: (B, 16, 1, h, w), scaled, and image: (B, 16, 64), both in the network's dtype.
-    layout: index into FILM_TIMES.
+    texts: their captions, which the bank holds. start: latents of the start pictures (B, 16, 1, h, w), times the VAE's scaling
+    factor, and image: their tokens (B, 16, 64), both in the network's dtype. layout: index into FILM_TIMES.
     """
     b, _, _, h, w = start.shape
     film = torch.zeros(b, 16, 9, h, w, device=start.device)

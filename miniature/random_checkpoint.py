@@ -1,6 +1,6 @@
-"""A small checkpoint with random weights in the hub's layout: every component real, nothing learnt.
+"""Write a small checkpoint with random weights in the hub's layout; every component is of the real class.
 
-For tests, and for trying the whole path where no trained checkpoint is present. Its films are noise.
+It is for tests, and for trying the whole program where no trained checkpoint is present. Its films are noise.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from diffusers_helper.models.transformer import PackedTransformer, TransformerCo
 
 TEXT_WIDTH, POOLED_WIDTH, IMAGE_WIDTH = 32, 32, 32
 
-# How Llama 3 splits text before merging bytes. Trained on the template itself every piece becomes one token, so the template
-# is as long as with the published vocabulary: 95.
+# How Llama 3 splits text before it merges bytes. The tokenizer is trained on the prompt template itself, so that every piece of
+# it becomes one token and the template has 95 tokens, as with the published vocabulary.
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,7 +42,7 @@ BEGIN, END, HEADER, HEADER_END, PADDING = (
 
 
 def build(folder: Path, seed: int = 0) -> Path:
-    """Write all components below `folder` and return it. The global random state is left as it was."""
+    """Write all components below `folder` and return it. Torch's global random state does not change."""
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         _transformer(folder / "transformer")
@@ -93,7 +93,10 @@ def _transformer(folder: Path) -> None:
 
 
 def llama_tokenizer(sentences: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Llama 3's splitting, trained on the template and on sentences whose words shall be one token each."""
+    """Return a byte-level BPE tokenizer that splits text as Llama 3 does.
+
+    It is trained on the prompt template and on `sentences`, whose words become one token each.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -118,7 +121,7 @@ def llama_tokenizer(sentences: Sequence[str] = ()) -> PreTrainedTokenizerFast:
 
 
 def clip_tokenizer(texts: Sequence[str] = (TEMPLATE.lower(),), vocabulary: int = 900) -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with merges learnt from lower-case texts, until so many pieces are known."""
+    """Return CLIP's byte-pair tokenizer with merges learnt from lower-case texts, until `vocabulary` pieces are known."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,9 +1,9 @@
-"""What the transformer itself samples, as lessons for the decoder: a pool of first sections whose first frame is known.
+"""Train the decoder on latents that the transformer itself has sampled: a pool of first sections with known first frames.
 
-The first frame of a film is the user's own picture, and its latent is exact. Yet it breaks where sampling made what follows
-too loud: the group norms of the decoder span all frames of a time tile. Latents that are worn on purpose are not what sampling
-does, so the decoder is shown the real ones, as the program decodes them: the start picture's own latent and the first four
-sampled ones, which are the film's first time tile.
+The first frame of a film is the user's own picture, and its latent is exact. Yet its pixels are wrong where the sampled latents
+after it are too large, because the group norms of the decoder span all frames of a time tile. Latents that are damaged on
+purpose (`vae.worn`) differ from what sampling makes. So the decoder is trained on sampled ones, as the program decodes them:
+the start picture's own latent and the first four sampled ones, which are the film's first time tile.
 """
 
 from __future__ import annotations
@@ -27,33 +27,39 @@ from miniature.probe import sampled
 from miniature.train_transformer import WEIGHTS_FILE, load_vae
 from miniature.training import Session, load_into
 
-# Pans and zooms lost most of their first frames.
+# Shares of the kinds of scenes: the first frames of pans and zooms were worst.
 SCENES = {"move": 1.0, "pan": 2.0, "zoom": 2.0}
-# Reverse and forward first sections, by their place in FILM_TIMES, in turn; and the steps they take.
+# Chunks take these in turn: the layout of the first section (reverse or forward, as indices into FILM_TIMES), and its steps.
 LAYOUTS, STEPS = (0, 4), (15, 15, 10, 10, 12, 12)
-# Sampled latents of a time tile, frames that a latent becomes, pixels of a cell's side.
+# Sampled latents in a time tile, frames for each latent, pixels along the side of a latent cell.
 TILE, FRAMES, CELL = 4, 4, 8
-# Scenes drawn for each that is sampled. Half are as they come, half those whose start is loudest: vivid or dark corners.
+# Scenes drawn for each one that is sampled. Half of the sampled ones are taken as they come, the others are those whose start
+# latents have the largest values, as vivid or dark corners have.
 DRAWN = 4
+# Standard deviations beyond which a latent's value counts as large.
 LOUD = 2.0
-# Root mean square distance from the truth, in unit variance, at which a cell of a sampled latent counts for 1/e.
+# Root mean square error of a sampled latent cell, in unit variance, at which its true pixels have the weight 1/e.
 NEAR = 0.3
-# Weight of what the decoder made before, where the truth does not count, and dB that its first frame may be below its own.
+# Weight of the frames that the decoder made before this stage, where the true ones do not count; they are used only if
+# their first frame lost fewer dB than BROKEN (`below`).
 BEFORE, BROKEN = 0.3, 1.0
-# Weights of the first frame, and of all others together.
+# Weights in the loss: the first frame, and all others together.
 FIRST, OTHERS = 2.0, 0.3
-# dB that are added to what a first frame lost for the chance that it is drawn, and the most that counts.
+# The chance to draw a section grows with the dB that its first frame lost, plus FLOOR; losses above MOST count as MOST.
 FLOOR, MOST = 0.3, 15.0
 # Clips encoded or decoded at a time, which bounds the memory.
 PART = 32
-# Share of the run's time, and seconds, in which the pool is first filled.
+# Limits of the time in which the pool is first filled: a share of the run's time, and seconds.
 SHARE, LONGEST = 0.1, 40.0
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """pool: sections kept. chunk: of them made at a time. batch: of a training step. side: of their frames, in pixels.
-    watched: sections that are only looked at, of each sort."""
+    """Hold the sizes of the pool.
+
+    pool: sections kept. chunk: sections made at a time. batch: sections of a training step. side: of their frames, in pixels.
+    watched: sections of each sort that are only measured, never trained on.
+    """
 
     pool: int = 3072
     chunk: int = 128
@@ -64,11 +70,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Sections:
-    """B first sections.
+    """Hold the first sections of B films as training data.
 
-    latents: (B, 16, 5, h, w), unscaled, the start picture's own in front. target: (B, 3, 17, H, W) in -1..1, the first frame
-    that of the truth. weight: (B, 1, 4, h, w) of the other frames' target. alone: (B,) mean square error of the start picture's
-    latent decoded alone by the decoder before this stage. lost: (B,) dB that the first frame is below that.
+    latents: (B, 16, 5, h, w), unscaled; the first one is the start picture's own. target: (B, 3, 17, H, W) in -1..1, whose
+    first frame is the true one. weight: (B, 1, 4, h, w), of the other frames' targets. alone: (B,) mean square error of the
+    start picture's latent when the decoder before this stage decodes it alone. lost: (B,) dB by which the first frame is worse.
     """
 
     latents: Tensor
@@ -79,21 +85,21 @@ class Sections:
 
 
 def below(error: Tensor, alone: Tensor) -> Tensor:
-    """dB that mean square errors are below those of pictures alone, 0 to MOST."""
+    """Return by how many dB (0 to MOST) mean square errors are worse than those of pictures decoded alone, (B,)."""
     lost = 10 * torch.log10(error.clamp_min(1e-9) / alone.clamp_min(1e-9))
     return torch.nan_to_num(lost, MOST, MOST, 0.0).clamp(0, MOST)
 
 
 def first_errors(made: Tensor, true: Tensor) -> Tensor:
-    """Mean square errors (B,) of the first frames of clips, or of pictures."""
+    """Return the mean square errors (B,) of the first frames of clips (B, 3, T, H, W), or of pictures (B, 3, H, W)."""
     a, b = (x[:, :, 0] if x.ndim == 5 else x for x in (made, true))
     return (a.detach().float().clamp(-1, 1) - b.float()).square().flatten(1).mean(1)
 
 
 class SampledPool:
-    """First sections of training scenes on the device, renewed where the decoder has learned them.
+    """Keep sampled first sections of training scenes on the device, and replace those that the decoder has learned.
 
-    Those whose first frame is worst with the decoder as it was when they were last seen are drawn most often.
+    A section is drawn the more often, the worse its first frame was when the decoder last decoded it.
     """
 
     def __init__(self, session: Session, folder: Path, pictures: Tensor, sizes: Sizes):
@@ -103,7 +109,7 @@ class SampledPool:
         load_into(self.net, folder / "transformer" / WEIGHTS_FILE)
         self.net.to(device, dtype).requires_grad_(False)
         self.encoder = load_vae(folder, session)
-        # The decoder before this stage; what runs through one in training may be more than float16 holds.
+        # The decoder before this stage, in the session's type: activations in training may exceed float16.
         self.before = copy.deepcopy(self.encoder).to(dtype)
         self.siglip = load_vision(folder, device)
         said = [
@@ -117,16 +123,16 @@ class SampledPool:
         self.target = torch.zeros(sizes.pool, 3, 1 + TILE * FRAMES, side, side, device=device, dtype=dtype)
         self.weight = torch.zeros(sizes.pool, 1, TILE, cells, cells, device=device, dtype=dtype)
         self.alone = torch.ones(sizes.pool, device=device)
-        # Places that are still empty have less than nothing.
+        # -1 marks places that are still empty.
         self.lost = torch.full((sizes.pool,), -1.0, device=device)
         self.rows = torch.zeros(sizes.batch, dtype=torch.long, device=device)
         self._drawn = 0
-        # In both layouts; training never sees them.
+        # One chunk of each layout that is only measured, never trained on.
         aside = [self._made(self.before) for _ in LAYOUTS]
         self.watched = self._watched(aside)
 
     def fill(self) -> None:
-        """Make sections until the pool is full or the time for it is over, at least one chunk."""
+        """Make sections until the pool is full or its time is over, at least one chunk, and log how good they are."""
         began, made = time.monotonic(), 0
         limit = min(SHARE * self.session.seconds, LONGEST)
         while made == 0 or (made < self.sizes.pool and time.monotonic() - began < limit):
@@ -142,7 +148,7 @@ class SampledPool:
         )
 
     def renew(self, decoder: AutoencoderKLHunyuanVideo) -> None:
-        """A new chunk in empty places, or else in those of what `decoder`, which is in training, does best by now."""
+        """Put a new chunk into empty places, or else in place of the sections that `decoder`, in training, decodes best."""
         new = self._made(decoder)
         rows = self.lost.argsort()[: len(new.lost)]
         for name, value in vars(new).items():
@@ -150,12 +156,12 @@ class SampledPool:
             store[rows] = value[: len(rows)].to(store.dtype)
 
     def draw(self) -> None:
-        """Choose the sections of the next step."""
+        """Choose the sections of the next training step at random."""
         chances = torch.where(self.lost < 0, 0.0, self.lost + FLOOR)
         self.rows.copy_(torch.multinomial(chances, self.sizes.batch, replacement=True))
 
     def loss(self, decoder: AutoencoderKLHunyuanVideo) -> tuple[Tensor, Tensor]:
-        """Of the sections that were drawn; and the errors of their first frames along the opponent axes."""
+        """Return the loss of the sections that were drawn, and their first frames' errors along the opponent axes, (3,)."""
         z, target = self.latents[self.rows], self.target[self.rows]
         weight = _over_pixels(self.weight[self.rows])
         made = passes.decode(decoder, z)
@@ -166,9 +172,12 @@ class SampledPool:
 
     @torch.no_grad()
     def figures(self, decoder: AutoencoderKLHunyuanVideo) -> dict[str, float]:
-        """PSNR of the first frames of sections that training never sees, mean and worst, and how much that is below the start
-        picture decoded alone by the same decoder: of scenes as they come, and of those whose first frames the decoder before
-        this stage made worst."""
+        """Measure a decoder on sections that training never uses.
+
+        Returns the PSNR in dB of their first frames, mean and worst, and by how much it is below that of the start picture
+        decoded alone by the same decoder, mean and most. "plain" are scenes as they come, "hard" those whose first frames were
+        worst with the decoder before this stage.
+        """
         figures = {}
         dtype = decoder.post_quant_conv.weight.dtype
         for name, (latents, true) in self.watched.items():
@@ -188,7 +197,7 @@ class SampledPool:
             torch.cat(parts) for parts in zip(*((each.latents, each.target[:, :, 0], each.lost) for each in aside), strict=True)
         )
         count = min(self.sizes.watched, len(lost))
-        # The first half of a chunk is of scenes as they come.
+        # The first half of a chunk holds scenes as they come.
         half = self.sizes.chunk // 2 or 1
         plain = torch.cat([torch.arange(half) + k * self.sizes.chunk for k in range(len(aside))])
         plain = plain[:: max(1, len(plain) // count)][:count].to(lost.device)
@@ -197,7 +206,7 @@ class SampledPool:
 
     @torch.no_grad()
     def _made(self, decoder: AutoencoderKLHunyuanVideo) -> Sections:
-        """The next chunk. decoder: by which the first frames are judged."""
+        """Sample the next chunk of sections. decoder: decodes the first frames that `lost` is measured on."""
         number, chunk, side = self._drawn, self.sizes.chunk, self.sizes.side
         self._drawn += 1
         scale, dtype = self.encoder.config.scaling_factor, self.session.dtype
@@ -227,13 +236,18 @@ class SampledPool:
         return Sections(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
 
     def _judged(self, decoder: AutoencoderKLHunyuanVideo, chosen: Scenes, own: Tensor, film: Tensor) -> Sections:
-        """Targets: the truth where what was sampled is near it. Further away it would teach the decoder the mean of all that
-        may have been meant, which is a blur; there it stays with what the decoder made before, unless that broke."""
+        """Make the targets and weights of sampled sections, and measure their first frames.
+
+        own: (B, 16, 1, h, w), unscaled latents of the start pictures. film: (B, 16, 4, h, w), sampled latents. The target is
+        the true clip where a sampled latent is near the true one. Elsewhere the true pixels would teach the decoder the mean of
+        many possible pictures, which is a blur; there the target is what the decoder made before this stage, unless its first
+        frame was broken.
+        """
         scale, dtype, side = self.encoder.config.scaling_factor, self.session.dtype, self.sizes.side
         true = render(chosen, self.pictures, torch.arange(1 + TILE * FRAMES), side, side)
         truth = passes.encode(self.encoder, true.to(self.encoder.dtype))[:, :, 1:].float() * scale
         square = (film - truth).square().mean(1, keepdim=True)
-        # A cell's own error is as uneven as noise.
+        # The error of a single cell is noisy, so it is averaged over 3x3 cells.
         square = F.avg_pool3d(F.pad(square, (1, 1, 1, 1, 0, 0), mode="replicate"), (1, 3, 3), 1)
         near = torch.exp(-square / NEAR**2)
         latents = torch.cat([own.float(), film / scale], dim=2)
@@ -250,7 +264,7 @@ class SampledPool:
 
 
 def _over_pixels(x: Tensor) -> Tensor:
-    """A number for each cell of sampled latents (B, 1, T, h, w), for each of the pixels that the cell becomes."""
+    """Repeat the value of each latent cell (B, 1, T, h, w) for all pixels of the cell, (B, 1, 4 T, 8 h, 8 w)."""
     return x.repeat_interleave(FRAMES, 2).repeat_interleave(CELL, 3).repeat_interleave(CELL, 4)
 
 

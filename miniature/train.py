@@ -1,7 +1,7 @@
-"""`python -m miniature.train vae|transformer --minutes M [--resume]`: train one of the two networks until the time is over.
+"""Train one of the two networks until the time is over: `python -m miniature.train vae|transformer --minutes M [--resume]`.
 
-Under `torchrun --nproc-per-node N -m miniature.train ...` it uses N cards. Weights are written all along, so that a run that
-is cut off can be resumed; only weights are kept, the optimizer starts anew.
+Under `torchrun --nproc-per-node N -m miniature.train ...` it uses N cards. Weights are written during the run, so that a run
+that is cut off can be resumed. Only weights are kept: the optimizer starts anew.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image
 
 
 def needed(network: str, stage: str, resume: bool) -> tuple[str, ...]:
-    """Folders that a stage begins with."""
+    """Return the folders below --weights that a stage needs before it can begin."""
     if network == "transformer":
         return ("vae", *ENCODERS, *(("transformer",) if resume else ()))
     if stage == "sampled":
@@ -32,7 +32,7 @@ def needed(network: str, stage: str, resume: bool) -> tuple[str, ...]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train one network for so many minutes, from the start or from saved weights, and save it."""
+    """Train the network that the command line names, and save its weights."""
     parser = argparse.ArgumentParser(prog="python -m miniature.train", description=__doc__.splitlines()[0])
     parser.add_argument("network", choices=("vae", "transformer"))
     parser.add_argument("--minutes", type=float, default=9.0, help="the whole run, start and saving included")
@@ -65,14 +65,14 @@ def main(arguments: list[str] | None = None) -> None:
         from miniature import train_vae
 
         torch.backends.cudnn.benchmark = True
-        # As below: the stage "sampled" runs the transformer.
+        # For the reason below: the stage "sampled" runs the transformer.
         torch.backends.cuda.enable_cudnn_sdp(False)
         until = options.pictures_until
         train_vae.train(options.weights, session, options.resume, rate, until, options.photos, stage)
     else:
         from miniature import train_transformer
 
-        # With cuDNN's kernel allowed (torch 2.11, H200) training at these shapes ends in an illegal memory access.
+        # With cuDNN's attention kernel (torch 2.11, H200), training at these shapes fails with an illegal memory access.
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cuda.enable_flash_sdp(options.attention == "flash")
         train_transformer.train(options.weights, session, options.resume, rate, options.last, stage)

@@ -1,4 +1,4 @@
-"""Training of the transformer by flow matching: one network for all kinds of sections, on a curriculum of clips."""
+"""Train the transformer by flow matching: one network for all kinds of sections, on a curriculum of clips."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ from miniature.probe import probe
 from miniature.training import LOOK, Session, Stepper, cosine, load_into, save_half
 
 Shape = tuple[int, int, int]
-# Its multiples are spread evenly over 0..1.
+# Golden ratio: the fractional parts of its multiples are spread evenly over 0..1.
 GOLDEN = 0.61803
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-# Film sections with an end picture, of those that are the film's last.
+# Share of the films that have an end picture.
 END_SHARE = 0.35
+# Largest noise level that is mixed into sampled history latents.
 HISTORY_NOISE = 0.25
 
 
 class Course:
-    """The losses of film sections and single pictures over a pool; every tensor they read stays where it is."""
+    """Compute the losses of film sections and single pictures over a pool of clips.
+
+    Every tensor that they read keeps its address, as replayed CUDA graphs need.
+    """
 
     def __init__(self, net: PackedTransformer, pool: Pool, lesson: Lesson, batch: int, passes: Passes):
         self.net, self.pool, self.batch, self.passes = net, pool, batch, passes
@@ -45,25 +49,28 @@ class Course:
         device = pool.latents.device
         h, w = pool.latents.shape[-2:]
         self.films = torch.stack([rope_table(times, h, w, net.config, device) for times in FILM_TIMES])
-        # Laid out as the films' are, or the blocks would be compiled again.
+        # In the memory layout of `films`: with another one the blocks would be compiled again.
         self.single = rope_table(single_times(), h, w, net.config, device)[:, None].repeat(1, batch, 1, 1, 1)
         self.rows = torch.zeros(batch, dtype=torch.long, device=device)
         self.shift = torch.zeros(2, device=device)
 
     def set(self, rows: Tensor, lesson: Lesson) -> None:
-        """Put the next batch where the captured passes read it. rows: numbers of scenes."""
+        """Copy the next batch to where the captured passes read it. rows: (batch,) places of the clips in the pool."""
         self.rows.copy_(rows)
         self.shift.copy_(torch.tensor([math.log(value) for value in lesson.shift]))
 
     def film(self, length: int) -> tuple[Tensor, Tensor]:
-        """Loss of one section of each clip, whose captions are `length` tokens; and those of reverse and forward ones."""
+        """Return the loss of one section of each clip, and the mean losses of reverse and of forward sections, (2,).
+
+        length: number of tokens of all captions in the batch.
+        """
         pool, rows, b, s = self.pool, self.rows, self.batch, self.sections
         latents, ends = pool.latents[rows], pool.ends[rows]
         device = rows.device
         chance = torch.rand(5, b, device=device)
-        # More often the first ones, which every film has.
+        # The first sections are drawn more often: every film has them.
         reverse, number = chance[3] < 0.5, (s * chance[4] ** self.early).long().clamp_max(s - 1)
-        # A film that ends with this section, although the clip goes on.
+        # For some samples the film ends with this section, although the clip goes on.
         cut = reverse & (chance[0] < 0.5)
         with_end = (chance[1] < END_SHARE).to(latents.dtype).view(b, 1, 1, 1, 1)
         zeros = torch.zeros_like(latents[:, :, :1]).expand(-1, -1, HISTORY, -1, -1)
@@ -78,7 +85,7 @@ class Course:
         history = _taken(line, where)
         alone = torch.cat([torch.zeros_like(history[:, 1:]), own_end], dim=1)
         history = torch.where(cut.view(b, 1, 1, 1, 1), alone, history)
-        # Pictures of the user are exact; what was sampled before is not.
+        # Only sampled history gets noise: the user's own pictures are exact.
         sampled = (where > HISTORY) & (where < HISTORY + 1 + 9 * s) & ~cut[:, None]
         level = sampled * (chance[2] < 0.6)[:, None] * torch.rand(b, 1, device=device) * HISTORY_NOISE
         history = history + level.view(b, -1, 1, 1, 1).to(history.dtype) * torch.randn_like(history)
@@ -92,7 +99,7 @@ class Course:
         return errors.mean(), figures.detach()
 
     def picture(self, length: int) -> tuple[Tensor, Tensor]:
-        """Loss of the one-frame mode, whose target is the first section's last frame."""
+        """Return the loss of the one-frame mode, whose target is the first section's last frame, and the same twice, (2,)."""
         pool, rows = self.pool, self.rows
         start = pool.latents[rows][:, :, :1]
         clean = torch.cat([start, torch.zeros_like(start)], dim=2)
@@ -101,7 +108,7 @@ class Course:
         return loss, loss.detach().expand(2)
 
     def _errors(self, target: Tensor, clean: Tensor, two: Tensor, four: Tensor, rope: Tensor, length: int) -> Tensor:
-        """Mean square error of the velocity for each sample, (B,)."""
+        """Return the mean square error of the predicted velocity for each sample, (B,), at random noise levels."""
         b, device = len(target), target.device
         factor = torch.exp(self.shift[0] + torch.rand(b, device=device) * (self.shift[1] - self.shift[0]))
         time = torch.rand(b, device=device)
@@ -126,7 +133,7 @@ class Course:
 
 
 def _taken(line: Tensor, where: Tensor) -> Tensor:
-    """line (B, T, ...) at where (B, n) -> (B, n, ...)."""
+    """Return the items (B, n, ...) of `line` (B, T, ...) at the indices `where` (B, n)."""
     return line[torch.arange(len(line), device=line.device)[:, None], where]
 
 
@@ -144,9 +151,11 @@ def train(
     reuse: int = 24,
     probes: int = 16,
 ) -> None:
-    """Write `transformer/` below `folder`, which has the VAE and the encoders.
+    """Train the transformer and write `transformer/` below `folder`, which has the VAE and the encoders.
 
-    batch: clips of a step at 128x128. chunk: clips encoded at a time. reuse: steps for each new chunk.
+    resume: begin with the saved weights. peak, last: highest learning rate, and its share that is left at the end. pictures,
+    detail: number and side of the background pictures. batch: clips of a step at 128x128. chunk: clips encoded at a time.
+    reuse: steps for each new chunk. probes: scenes of each kind in a probe.
     """
     device = session.device
     weights = folder / "transformer" / WEIGHTS_FILE
@@ -195,7 +204,7 @@ def train(
             counts.clear()
             session.log(shapes=[_shape(lesson) for lesson in lessons])
         optimizer.rate.fill_(cosine(session.progress, peak, last))
-        # All ranks take the same kind of step, the shorter one would wait for the longer.
+        # All ranks take the same kind of step: a rank with a shorter one would wait for the others.
         lesson = min(lessons, key=lambda lesson: (counts[_shape(lesson)] + 1) / lesson.share)
         shape = _shape(lesson)
         single = (counts[shape] * GOLDEN) % 1 < lesson.single
@@ -231,7 +240,10 @@ def _bound(function: Callable[[int], tuple[Tensor, Tensor]], length: int) -> Cal
 
 
 def load_vae(folder: Path, session: Session) -> AutoencoderKLHunyuanVideo:
-    """Frozen; in float16 on a card, which keeps three bits more of the latents than bfloat16."""
+    """Load the VAE for use without training.
+
+    It is in float16 on a card, which keeps three bits more of the latents than bfloat16, and in float32 on a CPU.
+    """
     vae = AutoencoderKLHunyuanVideo(**passes.VAE_CONFIG)
     load_into(vae, folder / "vae" / WEIGHTS_FILE)
     dtype = torch.float16 if session.device.type == "cuda" else torch.float32

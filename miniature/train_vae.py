@@ -1,11 +1,12 @@
-"""Training of the VAE in four stages.
+"""Train the VAE in four stages.
 
-First: pictures through the exact 2-D form, then pictures and clips in turn; then the latents' statistics are folded in.
-Second: on from there, with the latents held near those of the first stage, so that a transformer trained on them can stay.
-Clips now come as the program decodes them: with the picture's own latent in front, and worn as sampling leaves them, or cut
-out of a longer film. Motion blur, which the first stage never saw, is added.
-Decoder: the same without the encoder, whose latents stay as they are; short, and cheap enough for a processor.
-Sampled: the decoder again, with clean clips and with sections that the transformer itself has sampled (`sampled.py`).
+First: pictures alone through the exact 2-D form, then pictures and clips in turn; at the end the latents' statistics are folded
+into the weights.
+Second: training goes on, with a loss that holds the latents near those of the first stage, so that a transformer trained on them
+stays usable. Clips are now decoded as the program does it: with the picture's own latent in front and damaged as by
+sampling (`vae.worn`), or cut out of a longer film. Some pictures have motion blur, which the first stage never saw.
+Decoder: as the second stage, but the encoder is frozen; short, and cheap enough for a CPU.
+Sampled: the decoder alone again, with clean clips and with sections that the transformer itself has sampled (`sampled.py`).
 """
 
 from __future__ import annotations
@@ -33,37 +34,38 @@ from miniature.training import LOOK, Session, Stepper, cosine, load_into, metada
 KINDS = {"move": 3, "pan": 2, "zoom": 2, "grow": 1, "turn": 1, "still": 0.5}
 # Batches rendered at a time.
 BLOCK = 32
+# Most noise that is added to latents before they are decoded, as a share of their size.
 NOISE = 0.15
-# Chunks of sampled sections made anew at each tenth of the run.
+# Chunks of sampled sections that are replaced at each tenth of the run.
 RENEWED = 2
-# What a latent's distance from the first stage's costs, in their unit variance.
+# Weight of the squared distance between a latent and that of the first stage, in unit variance.
 ANCHOR = 0.3
-# Of the joined clips that are not worn.
+# Most noise of joined clips whose latents are not damaged by `vae.worn`, as a share of their size.
 LITTLE_NOISE = 0.05
-# Of a checkpoint's VAE: what `level` was given.
+# Metadata key of a checkpoint's VAE: the exponents that `vae.level` was given.
 LEVELS = "levels"
 STAGES = ("first", "second", "decoder", "sampled")
 DECODER_ONLY = ("decoder", "sampled")
-# Steps in turn: pictures alone, then with clips, then the later stages, and the last.
+# Kinds of steps, taken in turn: the first stage's beginning and its rest, the second and decoder stages, the sampled stage.
 PICTURES, MIXED, LATER = ("pictures",), ("pictures", "clips", "clips"), ("pictures", "joined", "cut", "joined")
 SAMPLED = ("sampled", "clean", "pictures", "sampled", "cut", "clean", "sampled", "joined")
 
 
 def picture_batch(seeds: Tensor, pictures: Tensor, side: int) -> Tensor:
-    """(B, 3, side, side): single frames of clips."""
+    """Render the first frames of random clips, (B, 3, side, side) in -1..1."""
     scene = scenes(seeds, len(pictures), KINDS, simple=0.15, speeds=0.3)
     return render(scene, pictures, torch.zeros(1), side, side)[:, :, 0]
 
 
 def clip_batch(seeds: Tensor, pictures: Tensor, side: int, frames: int) -> Tensor:
-    """(B, 3, frames, side, side): clips that begin somewhere in the first section."""
+    """Render clips that begin at a random frame below 20, the same for all of them, (B, 3, frames, side, side) in -1..1."""
     scene = scenes(seeds, len(pictures), KINDS, simple=0.2, speeds=0.6)
     begin = int(choice(seeds[:1], 90, 20))
     return render(scene, pictures, torch.arange(begin, begin + frames), side, side)
 
 
 def psnr(mse: float) -> float:
-    """dB of values in -1..1."""
+    """Return the PSNR in dB of a mean square error of values in -1..1."""
     return float(10 * numpy.log10(4 / max(mse, 1e-12)))
 
 
@@ -83,10 +85,12 @@ def train(
     side: int = 96,
     sizes: Sizes | None = None,
 ) -> None:
-    """Write `vae/` below `folder`: config and float16 weights, statistics folded. photos: pictures to watch, by PSNR.
+    """Train the VAE and write `vae/` below `folder`: config and float16 weights with the latents' statistics folded in.
 
-    frames: of a clip, 4 k + 1. stage: one of STAGES; the later ones need the weights of the first, and "sampled" all networks.
-    sizes: of that stage's pool.
+    peak: highest learning rate. pictures_until: share of the first stage without clips. photos: folder of pictures whose PSNR
+    is logged. stage: one of STAGES; the later ones need the weights of the first, and "sampled" all networks. pictures, detail:
+    number and side of the background pictures. batch, clips: pictures and clips of a step. frames: of a clip, 4 k + 1. side: of
+    pictures and clips, in pixels. sizes: of the pool of the stage "sampled".
     """
     torch.manual_seed(0)
     vae = AutoencoderKLHunyuanVideo(**passes.VAE_CONFIG)
@@ -95,7 +99,7 @@ def train(
     if resume or later:
         load_into(vae, weights)
         if LEVELS in (known := metadata_of(weights)):
-            # Steps are as large as the weights were when they were trained.
+            # Undo the levelling: learning rates suit weights of the size that training gave them.
             passes.level(vae, [-exponent for exponent in json.loads(known[LEVELS])])
     vae.to(session.device)
     if stage in DECODER_ONLY:
@@ -132,7 +136,10 @@ def train(
         return ANCHOR * ((z - before).float() * vae.config.scaling_factor).square().mean()
 
     def joined(worn: bool = True) -> tuple[Tensor, Tensor]:
-        """The picture's own latent in front. Its frame counts twice as much as those of the rest together."""
+        """Return the loss of clips whose first latent is that of the first frame encoded alone.
+
+        That frame counts twice as much as all others together. worn: damage the other latents as sampling does.
+        """
         z, own = passes.encode(encoder, moving)[:, :, 1:], passes.encode(encoder, moving[:, :, 0])
         rest = passes.noisy(passes.worn(z), NOISE) if worn else passes.noisy(z, LITTLE_NOISE)
         made = passes.decode(vae, torch.cat([own[:, :, None], rest], dim=2))
@@ -141,7 +148,7 @@ def train(
         return value + 2 * alone + anchored(own, moving[:, :, 0]), axes
 
     def cut() -> tuple[Tensor, Tensor]:
-        """Begun at the second latent, whose last frame is all that is made of it."""
+        """Return the loss of clips decoded from their second latent on, which then stands for its last frame alone."""
         z = passes.encode(encoder, moving)
         value, axes = passes.loss(passes.decode(vae, passes.noisy(z[:, :, 1:], NOISE)), moving[:, :, 4:], z)
         return value + anchored(z, moving), axes
@@ -208,12 +215,12 @@ def train(
 
 
 def whole(vae: AutoencoderKLHunyuanVideo, flat: FlatParameters, optimizer: Optimizer) -> dict[str, Tensor]:
-    """All weights, those that are trained as their mean."""
+    """Return all weights of the VAE; the trained ones are their exponential mean."""
     return {**vae.state_dict(), **flat.state(optimizer.ema)}
 
 
 def fold_statistics(session: Session, net: AutoencoderKLHunyuanVideo, source: Tensor, side: int) -> None:
-    """Fold the statistics of the latents into the weights."""
+    """Measure the latents' mean and deviation, and fold them into the weights, so that latents have unit variance."""
     with torch.no_grad():
         seeds = session.seeds(1, 256, HELD_OUT)
         z = passes.encode(net, picture_batch(seeds, source, side)).transpose(0, 1).flatten(1)
@@ -234,9 +241,12 @@ def _log(session: Session, kind: str, total: Tensor, count: int) -> None:
 def photo_figures(
     vae: AutoencoderKLHunyuanVideo, photos: Path | None, encoder: AutoencoderKLHunyuanVideo | None = None, side: int = 160
 ) -> dict[str, float]:
-    """PSNR of each photo in the folder, as one frame. encoder: whose latents are decoded, if not the VAE's own."""
+    """Return the PSNR in dB of each photo in the folder, encoded and decoded as one frame.
+
+    encoder: the VAE whose encoder is used, if not the one that decodes.
+    """
     figures, encoder = {}, vae if encoder is None else encoder
-    # An encoder that is not trained stays in float32 where the decoder is in 16 bits.
+    # Encoder and decoder may have different types.
     first, second = encoder.quant_conv.weight, vae.post_quant_conv.weight
     for path in sorted(photos.glob("*.*")) if photos else ():
         picture = cover_crop(Image.open(path).convert("RGB"), side, side)
@@ -255,7 +265,7 @@ def _watch(
     photos: Path | None,
     pool: SampledPool | None,
 ) -> None:
-    """Photos, and what was sampled, with the mean weights."""
+    """Log the PSNR of photos and of sampled sections with the mean weights, then put the current weights back."""
     flat.compute.copy_(optimizer.ema)
     session.log(**photo_figures(vae, photos, encoder), **(pool.figures(vae) if pool is not None else {}))
     flat.compute.copy_(flat.master)

@@ -1,4 +1,4 @@
-"""What both trainings share: the clock, the cards, replayed steps, the log, and weights on disk."""
+"""Share what both trainings need: time limit, devices and ranks, CUDA graphs of steps, log, and files of weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from miniature.optimizer import FlatParameters, Optimizer
 
-# Steps between two looks at the clock; a look waits for the cards.
+# Steps between two looks at the clock; each look waits for the cards.
 LOOK = 20
 
 
 class Session:
-    """Device, ranks, deadline and log of one training run. Started by torchrun it spans several cards, else one.
+    """Hold device, ranks, deadline and log of one training run, which begins now and may take `minutes`.
 
-    began: `time.time()` at which the budget of `minutes` starts to run. graphs: replay steps as CUDA graphs.
+    Started by torchrun it spans several cards, else one. out: folder of the log. device: "cpu", else a card where there is one.
+    graphs: replay steps as CUDA graphs, on a card. progress: share of the time that is over, 0 to 1.
     """
 
     def __init__(self, minutes: float, out: Path, device: str = "auto", graphs: bool = True):
@@ -44,7 +45,7 @@ class Session:
         out.mkdir(parents=True, exist_ok=True)
 
     def log(self, **values: Any) -> None:
-        """One JSON line to the screen and to log.jsonl, from the first rank only."""
+        """Write values as one JSON line to the screen and to log.jsonl; only the first rank does."""
         if self.rank:
             return
         values = {key: round(v, 5) if isinstance(v, float) else v for key, v in values.items()}
@@ -54,8 +55,8 @@ class Session:
             stream.write(line + "\n")
 
     def running(self) -> bool:
-        """Count a step; False when the time is over. All ranks agree, on the slowest one's clock."""
-        # On a CPU a look costs nothing, and twenty steps may be minutes.
+        """Count a step and return whether there is time for it. All ranks agree: the clock of the slowest one counts."""
+        # On a CPU a look costs nothing, and twenty steps may take minutes.
         if self.steps % LOOK == 0 or self.device.type == "cpu":
             elapsed = torch.tensor([time.time() - self.began], device=self.device, dtype=torch.float64)
             if self.world > 1:
@@ -67,25 +68,31 @@ class Session:
         return self.progress < 1.0
 
     def share(self, grad: Tensor) -> None:
-        """Average gradients over the cards."""
+        """Average gradients over the cards, in place."""
         if self.world > 1:
             dist.all_reduce(grad)
             grad.div_(self.world)
 
     def seeds(self, number: int, count: int, limit: int) -> Tensor:
-        """Seeds that no other block and no other rank gets, as long as fewer than `limit` are drawn."""
+        """Return the seeds of block `number`, (count,) int64.
+
+        No other block and no other rank gets the same ones, as long as fewer than `limit` are drawn in all.
+        """
         first = ((number * self.world + self.rank) * count) % limit
         return torch.arange(first, first + count, device=self.device)
 
     def close(self) -> None:
-        """Leave the group of processes, after all of them came here."""
+        """Wait for all ranks, then leave their process group."""
         if self.world > 1:
             dist.barrier()
             dist.destroy_process_group()
 
 
 def cosine(progress: float, peak: float, last: float = 0.01, warm: float = 0.01) -> float:
-    """Learning rate: linear to `peak` over the first `warm` of the time, then a half cosine to `last` of it."""
+    """Return the learning rate at a progress of 0 to 1.
+
+    It grows linearly to `peak` over the first `warm` of the time, then falls as a half cosine to `last` times `peak`.
+    """
     if progress < warm:
         return peak * (progress + 1e-4) / warm
     done = min((progress - warm) / (1 - warm), 1.0)
@@ -93,21 +100,20 @@ def cosine(progress: float, peak: float, last: float = 0.01, warm: float = 0.01)
 
 
 class Stepper:
-    """Forward and backward passes and the optimizer's step, each replayed as a CUDA graph where there is a card.
-
-    `add(name, function)`: function reads only tensors that stay where they are, and returns (loss, figures to log).
-    `run(name)` does one step and returns what the function returned.
-    """
+    """Run forward and backward passes and the optimizer's step, each replayed as a CUDA graph where there is a card."""
 
     def __init__(self, session: Session, flat: FlatParameters, optimizer: Optimizer):
         self.session, self.flat, self.optimizer = session, flat, optimizer
         self._passes: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {}
         self._move: Callable[[], Any] | None = None
-        # One arena for all passes: they never run at the same time, and what one returns is read before the next runs.
+        # All graphs share one memory pool: they never run at the same time, and a result is read before the next pass runs.
         self._arena = torch.cuda.graph_pool_handle() if session.graphs else None
 
     def add(self, name: str, function: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        """Capture a pass, forward and backward. function: returns the loss, and figures to show."""
+        """Capture a forward and backward pass under a name.
+
+        function: returns the loss and figures to log; it reads only tensors whose addresses stay the same.
+        """
 
         def both() -> tuple[Tensor, Tensor]:
             self.flat.grad.zero_()
@@ -118,15 +124,15 @@ class Stepper:
         self._passes[name] = self._graphed(both, self._arena)
 
     def has(self, name: str) -> bool:
-        """Say whether a pass of this name was captured."""
+        """Return whether a pass of this name was captured."""
         return name in self._passes
 
     def clear(self) -> None:
-        """Forget the passes, whose tensors are about to go."""
+        """Forget all passes, because the tensors that they read are about to be freed."""
         self._passes.clear()
 
     def run(self, name: str) -> tuple[Tensor, Tensor]:
-        """Run a pass and one step of the optimizer; return its loss and figures, which the next run overwrites."""
+        """Run a pass and one step of the optimizer. Returns its loss and figures, which the next run overwrites."""
         result = self._passes[name]()
         self.session.share(self.flat.grad)
         if self._move is None:
@@ -155,7 +161,7 @@ class Stepper:
 
 
 def save_half(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype, **metadata: str) -> None:
-    """Write tensors in 16 bits; whole or not at all. metadata: texts for the file's header."""
+    """Write tensors in a 16-bit `dtype` to a file, as a whole or not at all. metadata: texts for the file's header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     save_file(
@@ -165,11 +171,11 @@ def save_half(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype, **meta
 
 
 def load_into(net: nn.Module, path: Path) -> None:
-    """Load weights of a file, of whatever precision, into a network of exactly these names."""
+    """Load the weights of a file, of any precision, into a network that has exactly these names of parameters."""
     net.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()}, strict=True)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """Texts of a file's header."""
+    """Return the texts in the header of a safetensors file."""
     with safe_open(path, "pt") as file:
         return file.metadata() or {}

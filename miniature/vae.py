@@ -1,7 +1,7 @@
-"""Training passes over diffusers' AutoencoderKLHunyuanVideo: the same modules and values, made for many small clips.
+"""Run diffusers' AutoencoderKLHunyuanVideo in training: the same modules and values, but fast for many small clips.
 
-A picture is a clip of one frame, and with replicated padding in front of time a causal convolution over one frame is a
-2-D one whose kernel is the sum over time. `encode` and `decode` therefore take (B, C, H, W) as well as (B, C, T, H, W).
+A picture is a clip of one frame. With replicated padding before the first frame, a causal convolution over one frame is a 2-D
+convolution whose kernel is the sum over time. `encode` and `decode` therefore take (B, C, H, W) as well as (B, C, T, H, W).
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from torch import Tensor, nn
 
 VAE_CONFIG = {"block_out_channels": (16, 32, 64, 64), "layers_per_block": 1, "norm_num_groups": 8}
 LATENTS = 16
-# The class's default; times it, folded latents have unit variance.
+# The class's default scaling factor. After `fold`, latents times this factor have unit variance.
 SCALING = 0.476986
-# Orthonormal: brightness, red against blue, green against both.
+# Orthonormal axes of colours: brightness, red against blue, green against both.
 OPPONENT = ((0.57735, 0.57735, 0.57735), (0.70711, 0.0, -0.70711), (-0.40825, 0.81650, -0.40825))
-# Of what runs through the decoder; a sixteenth of what 16 bits hold, for pictures that are louder than those it was seen with.
+# Largest activation that `level` leaves in the decoder: a sixteenth of what float16 holds, since other pictures may have larger
+# activations than those that were measured.
 LOUDEST = 4096.0
-# log of the posterior's variance, which nobody samples from: the program takes the mode.
+# Logarithm of the posterior's variance, the same for all latents: the program takes the mode and never samples.
 LOG_VARIANCE = -6.0
 
 
 class EdgePad(torch.autograd.Function):
-    """Replicate padding whose backward pass adds the borders instead of using atomics for every element."""
+    """Pad by replicating the edges, with a backward pass that sums the borders instead of one atomic addition per element."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pads: tuple[int, ...]) -> Tensor:
-        """Pad x at its edges by their own values. pads: before and after, the last axis first."""
+        """Pad x by repeating its edge values. pads: sizes before and after, for the last axis first."""
         ctx.pads = pads
         return F.pad(x, pads, mode="replicate")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Add the gradients of what was padded to those of the edges."""
+        """Add the gradients of the padding to those of the edges."""
         for axis, (before, after) in enumerate(zip(ctx.pads[::2], ctx.pads[1::2], strict=True)):
             dim = grad.ndim - 1 - axis
             size = grad.shape[dim] - before - after
@@ -52,7 +53,7 @@ class EdgePad(torch.autograd.Function):
 
 
 def conv(module: nn.Module, x: Tensor) -> Tensor:
-    """A HunyuanVideoCausalConv3d, or a plain Conv3d of size 1."""
+    """Apply a HunyuanVideoCausalConv3d, or a plain Conv3d of size 1, to a picture (B, C, h, w) or a clip (B, C, t, h, w)."""
     inner = getattr(module, "conv", module)
     weight, bias, stride = inner.weight, inner.bias, inner.stride
     edge = weight.shape[-1] // 2
@@ -76,7 +77,7 @@ def resnet(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def attention(module: nn.Module, x: Tensor) -> Tensor:
-    """One head over all cells of a frame and of the frames before it."""
+    """Apply single-head attention: each cell attends to all cells of its frame and of the frames before it."""
     frames = x.shape[2] if x.ndim == 5 else 1
     flat = x.flatten(2)
     y = norm(module.group_norm, flat).transpose(1, 2)
@@ -98,18 +99,18 @@ def middle(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def upsampled(module: nn.Module, x: Tensor) -> Tensor:
-    """Return x larger by the module's factors: (B, C, h, w) of pictures, (B, C, t, h, w) of clips."""
+    """Upsample pictures (B, C, h, w) or clips (B, C, t, h, w) by the module's factors, nearest neighbour, then convolve."""
     factors = tuple(int(factor) for factor in module.upsample_factor)
     if x.ndim == 4:
         return conv(module.conv, F.interpolate(x, scale_factor=factors[1:], mode="nearest"))
-    # The first frame is alone in its latent.
+    # The first latent stands for one frame only, so it is not repeated in time.
     times = torch.cat([x[:, :, :1], x[:, :, 1:].repeat_interleave(factors[0], 2)], dim=2)
     wide = times.repeat_interleave(factors[1], 3).repeat_interleave(factors[2], 4)
     return conv(module.conv, wide)
 
 
 def encode(vae: AutoencoderKLHunyuanVideo, x: Tensor) -> Tensor:
-    """Pixels -> means of the posterior, not scaled: (B, 16, h, w) of pictures, (B, 16, t, h, w) of clips."""
+    """Encode pixels to the means of the posterior, not scaled: (B, 16, h, w) of pictures, (B, 16, t, h, w) of clips."""
     net = vae.encoder
     x = conv(net.conv_in, x)
     for block in net.down_blocks:
@@ -122,7 +123,7 @@ def encode(vae: AutoencoderKLHunyuanVideo, x: Tensor) -> Tensor:
 
 
 def decode(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
-    """Means of the posterior -> pixels, both as in `encode`."""
+    """Decode unscaled latents, as `encode` returns them, to pixels."""
     net = vae.decoder
     x = middle(net.mid_block, conv(net.conv_in, conv(vae.post_quant_conv, z)))
     for block in net.up_blocks:
@@ -134,7 +135,10 @@ def decode(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
 
 
 def noisy(z: Tensor, most: float) -> Tensor:
-    """Latents with noise of 0 to `most` of their channels' size, so that the decoder forgives what sampling leaves wrong."""
+    """Add noise to latents, so that the decoder tolerates the errors that sampling leaves.
+
+    About half of the samples get none, the others up to `most` times the root mean square of each channel.
+    """
     dims = (0, *range(2, z.ndim))
     size = z.detach().square().mean(dims, keepdim=True).sqrt()
     level = (torch.rand(len(z), *(1,) * (z.ndim - 1), device=z.device) * 2 - 1).clamp_min(0) * most
@@ -142,11 +146,12 @@ def noisy(z: Tensor, most: float) -> Tensor:
 
 
 def worn(z: Tensor) -> Tensor:
-    """Latents of clips (B, C, T, h, w) as sampling makes them: softer by up to a 3x3 mean, up to 15 percent too weak or strong,
-    and what lies beyond two standard deviations up to twice as far beyond.
+    """Damage latents of clips (B, C, T, h, w) in the way sampling does.
 
-    A dark and vivid corner became 40 percent too loud in sampling, which was more than the decoder had ever seen: through the
-    group norms it took the whole clip along, the first frame too, which was exact.
+    They become softer by up to a 3x3 mean and up to 15 percent too small or too large; values beyond two standard deviations
+    move up to twice as far out. In a sampled film the latents of a dark and vivid corner were 40 percent too large, more than
+    the decoder had ever seen. Through the group norms they changed the whole clip, even its first frame, whose latent was
+    exact.
     """
     limit = 2 / SCALING
     soft = F.avg_pool3d(F.pad(z, (1, 1, 1, 1, 0, 0), mode="replicate"), (1, 3, 3), 1)
@@ -156,12 +161,18 @@ def worn(z: Tensor) -> Tensor:
 
 
 def opponents(difference: Tensor) -> Tensor:
-    """(B, 3, ...) along the three opponent axes; without constant tensors, which a CUDA graph could not copy to the card."""
+    """Project colour differences (B, 3, ...) on the three opponent axes.
+
+    It uses no constant tensor, because copying one to the card cannot be captured in a CUDA graph.
+    """
     return torch.stack([sum(c * difference[:, k] for k, c in enumerate(row)) for row in OPPONENT], dim=1)
 
 
 def loss(made: Tensor, true: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss, and the mean square error of each opponent axis (3,) for the log."""
+    """Return the loss of decoded pixels, and the mean square error along each opponent axis, (3,), for the log.
+
+    made, true: pixels of pictures or clips in -1..1. z: their latents, which a small term keeps from growing.
+    """
     difference = made.float() - true.float()
     axes = opponents(difference)
     total = (axes[:, :1].abs().mean() + 3 * axes[:, 1:].abs().mean()) / 3
@@ -174,10 +185,10 @@ def loss(made: Tensor, true: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def level(vae: AutoencoderKLHunyuanVideo, exponents: Sequence[int]) -> None:
-    """Divide what runs through the decoder's up blocks by 2**exponent, one for each of them, in place: the same pictures, since
-    every path from there to the pixels begins with a group norm. The first block's is 0: what enters it is not scaled.
+    """Divide the activations of each of the decoder's up blocks by 2**exponent, by changing the weights in place.
 
-    Nothing in training holds these sizes, and 3e6 where 16 bits end at 65504 is no picture on a card.
+    The decoded pictures stay the same, because every path from there to the pixels begins with a group norm. The first block's
+    exponent is 0: its input is not scaled. Training does not limit activations: they reached 3e6, and float16 ends at 65504.
     """
     blocks = vae.decoder.up_blocks
     for number, (block, exponent) in enumerate(zip(blocks, exponents, strict=True)):
@@ -194,7 +205,7 @@ def level(vae: AutoencoderKLHunyuanVideo, exponents: Sequence[int]) -> None:
 
 @torch.no_grad()
 def exponents_for(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> list[int]:
-    """What `level` must be given for latents z (B, 16, h, w) to stay below LOUDEST in every up block."""
+    """Return the exponents for `level` with which latents z (B, 16, h, w) stay below LOUDEST in every up block."""
     found, handles = [], []
     for block in vae.decoder.up_blocks:
         largest = []
@@ -203,7 +214,7 @@ def exponents_for(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> list[int]:
         def note(_: nn.Module, x: tuple[Tensor, ...], y: Tensor, seen: list[Tensor] = largest) -> None:
             seen.extend(t.abs().max() for t in (*x, y))
 
-        # A block's first module is the only one to see what the block before upsampled.
+        # Inputs are measured too: the block before upsampled the first one.
         handles += [module.register_forward_hook(note) for module in block.resnets]
     try:
         vae.decode(z[:, :, None])
@@ -215,7 +226,10 @@ def exponents_for(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> list[int]:
 
 @torch.no_grad()
 def fold(vae: AutoencoderKLHunyuanVideo, mean: Tensor, std: Tensor) -> None:
-    """Make `scaling_factor` times the latents mean 0 and std 1, where they had `mean` and `std` (16,); exact, in place."""
+    """Change the weights, in place and exactly, so that latents times `scaling_factor` have mean 0 and standard deviation 1.
+
+    mean, std: (16,), of each channel of the unscaled latents so far.
+    """
     size = (std * vae.config.scaling_factor).double()
     first, second = vae.quant_conv, vae.post_quant_conv
     weight, bias = first.weight[:LATENTS].double(), first.bias[:LATENTS].double()
