@@ -1,1 +1,1 @@
-"""What the README's figures were measured with."""
+"""Measure the speed, memory and quality figures of the README."""

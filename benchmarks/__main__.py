@@ -1,7 +1,7 @@
-"""`python -m benchmarks ["step --sizes 640x608" decode ...] [--minutes N] [--json]`: several programs, their tables last.
+"""Run several benchmarks and print their tables: `python -m benchmarks ["step --sizes 640x608" decode ...] [--json]`.
 
 Each runs in a process of its own, so that none sees the others' memory. One that fails or takes too long does not stop the
-rest.
+others; the tables come at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ PROGRAMS = ("step", "decode", "section", "load", "lora", "film")
 
 
 def run(program: str, arguments: list[str], minutes: float) -> tuple[str, str]:
-    """What it printed, and why it is not whole, or "". Its progress goes to this process's stderr."""
+    """Run one benchmark in a process of its own, whose progress goes to this process's stderr.
+
+    Returns what it printed, and the reason why that is incomplete, or "".
+    """
     command = [sys.executable, "-m", f"benchmarks.{program}", *arguments]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60 * minutes)
@@ -26,7 +29,7 @@ def run(program: str, arguments: list[str], minutes: float) -> tuple[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """1 if a program failed."""
+    """Run the benchmarks that the command line names; return 1 if one failed, else 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("programs", nargs="*", default=PROGRAMS, help="names, each in quotes with its flags; default: all")
     parser.add_argument("--minutes", type=float, default=20.0, help="at most, for each")

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.decode [--sizes 640x608] [--latents 9,18] [--only own] [--steps N] [--json]`: frames from latents.
+"""Time the decoding of latents to frames: `python -m benchmarks.decode [--sizes 640x608] [--latents 9,18] [--json]`.
 
-diffusers' AutoencoderKLHunyuanVideo with random weights in the published architecture: as it is (the first row), with its tiles
-in space, and through `diffusers_helper.vae.vae_decode`: alone, with the tiles that a film's stretch before left, with
-compiled normalisation, and within 3 GiB. --tiny: a small architecture, for a machine without a card.
+The VAE is diffusers' AutoencoderKLHunyuanVideo with random weights in the published architecture. Rows: as it is (the first
+one), with its own tiles in space, and through `diffusers_helper.vae.vae_decode`: alone, with the tiles that were kept from the
+part of the film decoded before, with compiled normalisation, and within 3 GiB. --tiny: a small architecture, for a machine
+without a card.
 """
 
 from __future__ import annotations
@@ -34,16 +35,17 @@ from diffusers_helper.vae.vae_decode import Decoder, TileCache, side_for
 from diffusers_helper.vae.vae_layers import norm_silu
 
 TINY = {"block_out_channels": (8, 16, 32, 32), "layers_per_block": 1, "norm_num_groups": 4}
+# New latents of a section.
 NEW = 9
 
 
 def default(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
-    """Decode z (1, 16, t, h, w) by the class of diffusers as it comes: (1, 3, frames, height, width) on the CPU."""
+    """Decode z (1, 16, t, h, w) with diffusers' class in its defaults; returns (1, 3, frames, height, width) on the CPU."""
     return vae.decode(z).sample.cpu()
 
 
 def tiled(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
-    """Decode by the class of diffusers in its own tiles."""
+    """Decode with diffusers' class in its own tiles."""
     vae.use_tiling = True
     made = vae.decode(z).sample.cpu()
     vae.use_tiling = False
@@ -51,14 +53,15 @@ def tiled(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
 
 
 def own(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
-    """Decode by this program, in whole frames."""
+    """Decode with this program's decoder, in whole frames."""
     return joined(Decoder(vae), z)
 
 
 def own_next(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
-    """Without the tiles that a forward film's stretch before has decoded: those with none of the nine newest latents.
+    """Decode the next part of a forward film, whose older time tiles were kept from the part before.
 
-    Their frames are zeros here, so this row's difference says nothing.
+    Kept are the tiles that hold none of the nine newest latents. Their frames are zeros here, so this row's difference from the
+    first row means nothing.
     """
     ratio = vae.temporal_compression_ratio
     length, stride = vae.tile_sample_min_num_frames // ratio + 1, vae.tile_sample_stride_num_frames // ratio
@@ -68,18 +71,18 @@ def own_next(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
 
 
 def own_compiled(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
-    """Decode by this program, with norm and activation compiled."""
+    """Decode with this program's decoder, its normalisation and activation compiled."""
     # One compilation serves all calls: torch keeps it with the function.
     return joined(Decoder(vae, norm_silu=torch.compile(norm_silu, dynamic=True)), z)
 
 
 def own_small(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> Tensor:
-    """Decode by this program, in squares of which one takes 3 GiB."""
+    """Decode with this program's decoder, in square tiles of which one takes at most 3 GiB."""
     return joined(Decoder(vae, side_for(vae, *z.shape[2:], 3 * GIB)), z)
 
 
 def joined(decoder: Decoder, z: Tensor, tile_cache: TileCache | None = None) -> Tensor:
-    """Return all frames of a decoding one after another, on the CPU."""
+    """Decode z and return all frames joined, on the CPU."""
     return torch.cat([frames.cpu() for frames in decoder.frames(z, tile_cache)], dim=2)
 
 
@@ -94,7 +97,10 @@ CASES: Mapping[str, Callable[[AutoencoderKLHunyuanVideo, Tensor], Tensor]] = {
 
 
 def operations(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width: int) -> float:
-    """Of all convolutions of decoding in one piece, two for each weight and cell, as diffusers' class computes them."""
+    """Return the floating-point operations of all convolutions when latents are decoded in one piece, as diffusers does.
+
+    Each weight counts two operations for each output cell.
+    """
     frames, rows, columns, total = latents, height, width, 0.0
     net = vae.decoder
 
@@ -116,7 +122,7 @@ def operations(vae: AutoencoderKLHunyuanVideo, latents: int, height: int, width:
 def measure(
     fields: dict, sizes: list[tuple[int, int]], lengths: list[int], cases: list[str], steps: int, device: str
 ) -> Iterator[Row]:
-    """Time each case at each size and length, and give a row for each. lengths: in latents. fields: of the decoder's config."""
+    """Time each case at each size and length, and yield a row for each. lengths: in latents. fields: of the VAE's config."""
     where = placement(device)
     place, dtype = where.device, where.encoder
     rate = matrix_rate(place, dtype)

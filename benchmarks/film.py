@@ -1,8 +1,8 @@
-"""`python -m benchmarks.film [--size 640] [--precision auto] [--card-gib 8] [--seconds 2.4] [--steps 25]`: a whole film.
+"""Measure a whole film: `python -m benchmarks.film [--size 640] [--precision auto] [--card-gib 8] [--seconds 2.4]`.
 
-Random weights of the published size (43 GB) are written to the disk, and the program makes a film of them from its loading to
-the last frame, with --card-gib of the card. Seconds of each part, and the peaks of both memories: the computer's once with
-the files' pages, which the system takes back when it needs them, and once without. --tiny: a small checkpoint.
+It writes random weights of the published size (43 GB) to the disk, and lets the program make a film with them, from loading to
+the last frame, with --card-gib of the card. It prints the seconds of each part, and the peaks of both memories: the computer's
+with and without the pages of mapped files, which the system takes back when it needs them. --tiny: a small checkpoint.
 """
 
 from __future__ import annotations
@@ -65,17 +65,19 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
     ),
     "vae": AutoencoderKLHunyuanVideo,
 }  # fmt: skip
+# Seed of the film, and seconds between two looks at the memory.
 SEED, PERIOD = 7, 0.02
-# Of /proc/PID/status: what is no file's, and what is.
+# Fields of /proc/PID/status: memory that belongs to no file, and pages of mapped files.
 KINDS = (("RssAnon", "RssShmem"), ("RssFile",))
 
 
 @dataclass(frozen=True)
 class Result:
-    """seconds: of each stage, by name, a film's sections together. step_ms: median of the time between two steps of a section.
+    """Hold the measurements of one film.
 
-    gpu_gib: of the card at most, gaps included. host_gib: resident at most; host_peaks: of each stage, and without pages of
-    files.
+    seconds: of each stage by its name, those of all sections together. step_ms: median time between two steps of a section.
+    gpu_gib: peak of the card's memory, fragmentation included. host_gib: peak of resident memory. host_peaks: of each stage,
+    the peaks in GiB with and without pages of files.
     """
 
     size: str
@@ -89,7 +91,10 @@ class Result:
 
 
 def write_model(folder: Path, tiny: bool, device: torch.device) -> Path:
-    """All components with random weights; tokenizers know few words, which changes no size of a computation."""
+    """Write all components with random weights into `folder` and return it.
+
+    The tokenizers know few words, which changes the size of no computation. tiny: the small random checkpoint as it is.
+    """
     build(folder)
     if tiny:
         return folder
@@ -107,10 +112,9 @@ def write_model(folder: Path, tiny: bool, device: torch.device) -> Path:
 
 
 class HostWatch:
-    """A context: what this process takes of the computer, looked at every 20 ms and as each stage ends; nothing where the
-    system does not tell.
+    """Watch this process's memory while the context is open: every 20 ms, and at the end of each stage.
 
-    peaks: of each stage, (GiB resident, GiB of them that are no file's).
+    peaks: of each stage by its name, (GiB resident, GiB of them that belong to no file); empty where the system has no /proc.
     """
 
     def __init__(self) -> None:
@@ -128,7 +132,7 @@ class HostWatch:
         self._look()
 
     def enter(self, stage: str) -> None:
-        """The stage before ends here. It is looked at once more: a short one may have had no look yet."""
+        """Begin a stage. The stage before is looked at once more, because a short one may have had no look yet."""
         self._look()
         self.stage = stage
 
@@ -150,7 +154,7 @@ class HostWatch:
 
 
 def stages(events: Iterator[Event], watch: HostWatch) -> tuple[dict[str, float], float, int, str]:
-    """Return the seconds by stage, median milliseconds between two steps of a section, frames, and the chosen precision."""
+    """Read a run's events, and return the seconds by stage, the median ms between two steps, the frames and the precision."""
     seconds: dict[str, float] = defaultdict(float)
     since, before, steps, frames, precision = time.monotonic(), 0.0, [], 0, ""
     for event in events:
@@ -165,7 +169,7 @@ def stages(events: Iterator[Event], watch: HostWatch) -> tuple[dict[str, float],
             precision = event.values["precision"]
         elif isinstance(event, Step):
             if event.step == 0:
-                # It waits for the weights, and in the first section for the compiler.
+                # The first step waits for the weights, and in the first section for the compiler.
                 seconds[f"first step of section {event.section + 1}"] = event.at - since
             else:
                 steps.append(1000 * (event.at - before))
@@ -174,7 +178,7 @@ def stages(events: Iterator[Event], watch: HostWatch) -> tuple[dict[str, float],
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
-    """Make a film as the program does, and return its times and peaks. folder: for the picture, the film and the weights."""
+    """Make a film as the program does, and return its times and peaks. folder: where the picture and the film are written."""
     where = placement(options.device)
     card = CudaDevice(where.device, int(options.card_gib * GIB)) if where.device.type == "cuda" else None
     picture = folder / "start.png"
@@ -197,7 +201,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def table(result: Result, where: dict[str, object]) -> str:
-    """Return the result as a Markdown table. where: what `machine` says."""
+    """Return the result as a Markdown table. where: what `machine` returned."""
     lines = [
         f"{where['device']}, torch {where['torch']}: {result.size}, {result.precision}, {result.frames} frames\n",
         "| | |",
@@ -229,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = placement(options.device).device
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.model is None:
-            # Written by a process of its own: this one's peak is the film's.
+            # Written by another process, so that the peak of this one is the film's.
             command = [sys.executable, "-c", "import sys; from benchmarks.film import write; write(*sys.argv[1:])"]
             subprocess.run([*command, f"{folder}/model", "tiny" if options.tiny else "full", str(device)], check=True)
             options.model = Path(folder) / "model"
@@ -238,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def write(folder: str, size: str, device: str) -> None:
-    """What `main` lets another process do."""
+    """Write the random checkpoint; `main` calls it in another process. size: "tiny" or "full"."""
     write_model(Path(folder), size == "tiny", torch.device(device))
 
 

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.load [--sizes full] [--only "own, int8"] [--folder DIR] [--json]`: loading, beside diffusers'.
+"""Time loading the transformer: `python -m benchmarks.load [--sizes full] [--only "own, int8"] [--folder DIR] [--json]`.
 
 Random weights in the published architecture are written to the disk in the hub's shards, and every case loads them in a process
-of its own, whose peak is its alone. diffusers' from_pretrained is the first row. A case has loaded when every page of every
-weight was read, because whoever maps a file has read nothing yet. The system's cache drops the files before, where it can.
+of its own, whose memory peak is its alone. diffusers' from_pretrained is the first row. A case has loaded when every page of
+every weight was read, because mapping a file reads nothing yet. Before each case the files are dropped from the system's page
+cache, where the system can do that.
 --sizes: full (26 GB) or middle (1 GB). --folder: on which disk. --tiny: a small architecture.
 """
 
@@ -37,7 +38,7 @@ SIZES = {
     "middle": TransformerConfig(num_attention_heads=16, num_layers=1, num_single_layers=3, num_refiner_layers=1),
     "tiny": TINY,
 }
-# Storage, and whether the slabs were kept by a start before; None is diffusers' class.
+# Storage of the weights, and whether an earlier start has kept the prepared slabs; None is diffusers' class.
 CASES: Mapping[str, tuple[str | None, bool] | None] = {
     "diffusers": None,
     "own": (None, False),
@@ -48,12 +49,15 @@ CASES: Mapping[str, tuple[str | None, bool] | None] = {
 }
 DTYPE = torch.bfloat16
 SHARD_BYTES, PAGE, PIECE = 10 * 10**9, 4096, 2**24
-# A weight of a block, of which so many numbers are compared.
+# The weight that is compared between the cases, and how many of its numbers.
 PROBE, PROBED = "single_transformer_blocks.0.proj_out", 10_000
 
 
 def write_checkpoint(folder: Path, config: TransformerConfig, device: torch.device) -> int:
-    """Tensor by tensor, made on the device; the bytes of the weights."""
+    """Write a checkpoint with random weights, tensor by tensor, and return the bytes of the weights.
+
+    device: where the random numbers are made.
+    """
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in PackedTransformer(config).state_dict().items()}
     folder.mkdir(parents=True)
@@ -82,7 +86,7 @@ def write_checkpoint(folder: Path, config: TransformerConfig, device: torch.devi
 
 
 def forget(folder: Path) -> None:
-    """Let the system's cache drop all files below; it keeps them where it does not know how."""
+    """Drop all files of weights below a folder from the system's page cache, where the system can do that."""
     for file in folder.rglob("*.safetensors"):
         with file.open("r+b") as stream:
             os.fsync(stream.fileno())
@@ -91,7 +95,7 @@ def forget(folder: Path) -> None:
 
 
 def read_rate(folder: Path) -> float:
-    """Bytes a second of reading the checkpoint's first shard from beginning to end."""
+    """Measure the bytes a second of reading the checkpoint's first shard from beginning to end."""
     forget(folder)
     file, buffer, done = min(folder.glob("*.safetensors")), bytearray(PIECE), 0
     began = time.perf_counter()
@@ -102,13 +106,16 @@ def read_rate(folder: Path) -> float:
 
 
 def touch(net: nn.Module) -> int:
-    """Read a byte of every page."""
+    """Read a byte of every page of the weights, so that mapped files are really read; returns the sum of the bytes."""
     tensors = (*net.parameters(), *net.buffers())
     return sum(int(tensor.detach().reshape(-1).view(torch.uint8)[::PAGE].sum()) for tensor in tensors if tensor.numel())
 
 
 def load(case: str, folder: Path, kept: Path, device: torch.device) -> nn.Module:
-    """As the program does beside a card, or diffusers."""
+    """Load the transformer in one of CASES: as the program does beside a card, or by diffusers.
+
+    kept: folder of the cache of prepared slabs.
+    """
     if (choice := CASES[case]) is None:
         return HunyuanVideoFramepackTransformer3DModel.from_pretrained(folder, torch_dtype=DTYPE, local_files_only=True)
     storage, again = choice
@@ -118,7 +125,7 @@ def load(case: str, folder: Path, kept: Path, device: torch.device) -> nn.Module
 
 
 def one_case(case: str, folder: Path, kept: Path, device: torch.device) -> dict[str, object]:
-    """In this process: seconds, peaks, and some of the weights."""
+    """Run one case in this process and return its seconds, its memory peaks and some of the weights."""
     began = time.perf_counter()
     net = load(case, folder, kept, device)
     touch(net)
@@ -137,7 +144,7 @@ def in_own_process(case: str, folder: Path, kept: Path, device: torch.device) ->
 
 
 def bytes_read(case: str, config: TransformerConfig, total: int, kept: Path) -> int:
-    """From the disk: all weights, or kept slabs and what is in none of them."""
+    """Return how many bytes a case reads from the disk: all weights, or the kept slabs and the weights outside of them."""
     if not (CASES[case] and CASES[case][1]):
         return total
     with torch.device("meta"):
@@ -147,7 +154,7 @@ def bytes_read(case: str, config: TransformerConfig, total: int, kept: Path) -> 
 
 
 def measure(size: str, cases: list[str], folder: Path, device: torch.device) -> Iterator[Row]:
-    """Write a checkpoint of a size, load it in each way, and give a row for each. folder: on the disk that is measured."""
+    """Write a checkpoint of a size, load it in each case, and yield a row for each. folder: on the disk that is measured."""
     config, model, kept = SIZES[size], folder / size, folder / f"{size}-kept"
     total = write_checkpoint(model, config, device)
     rate = read_rate(model)
@@ -169,14 +176,14 @@ def measure(size: str, cases: list[str], folder: Path, device: torch.device) -> 
 
 
 def run(options: argparse.Namespace, folder: Path) -> list[Row]:
-    """Measure all sizes that the command line names."""
+    """Measure all sizes that the command line names, and return the rows."""
     device = placement(options.device).device
     sizes = ["tiny"] if options.tiny else (options.sizes or options.usual_sizes).split(",")
     return shown(row for size in sizes for row in measure(size, options.only or list(CASES), folder, device))
 
 
 def main() -> None:
-    """Measure the ways to load, or as a child process one of them, and print the figures."""
+    """Measure all cases of loading, or in a child process one of them, and print the figures."""
     parser = make_parser("load", __doc__, "full", list(CASES))
     parser.add_argument("--folder", type=Path, help="an existing folder on the disk to read from; default: a temporary one")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.lora [--size 640x608] [--precision bfloat16] [--rank 32] [--steps 5] [--json]`: what a LoRA costs.
+"""Measure what a LoRA costs: `python -m benchmarks.lora [--size 640x608] [--precision bfloat16] [--rank 32] [--json]`.
 
-Random weights of the published transformer and a LoRA on all linears of its blocks are written to the disk. The program's own
-pool loads the one, and steps are timed; then it gets the other beside the weights, and the same steps are timed again, and once
-more after another strength. All in one process, so that times compare, with what the computer's memory held at most before the
-LoRA was applied and after. --card-gib: all of the card that may be taken. --folder: where to write; the transformer stays there
+It writes random weights of the published transformer, and a LoRA on all linear layers of its blocks, to the disk. The program's
+own pool loads the transformer, and steps are timed without the LoRA, with it, and with it at another strength. All of this
+happens in one process, so that the times can be compared, and the peaks of the computer's memory before and after the LoRA was
+applied are measured too. --card-gib: all of the card that may be taken. --folder: where to write; the transformer stays there
 for the next run. --tiny: a small architecture.
 """
 
@@ -35,13 +35,17 @@ from eichi_utils.requests.loras import Lora
 from lora_utils.files import Header, write_stream
 
 CHECKPOINT, FILE = "framepack", "lora.safetensors"
+# The two strengths of the LoRA.
 STRENGTH, OTHER = 0.8, -0.5
 
 
 @dataclass(frozen=True)
 class Measured:
-    """ready_ms: until the network and its tables are there. first_ms: the first step, with what is compiled for it; step_ms:
-    median of the others. Peaks: anonymous_gib of the computer's memory without pages of files, gpu_gib of the card's."""
+    """Hold the measurements of one phase.
+
+    ready_ms: until the network and its tables are there. first_ms: the first step, compilation included. step_ms: median of the
+    other steps. anonymous_gib, gpu_gib: peaks of the computer's memory without pages of files, and of the card's.
+    """
 
     ready_ms: float
     first_ms: float
@@ -52,9 +56,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Result:
-    """file_mib: of the LoRA. cost: of a step beside one without, in percent. host_above_gib: of the two peaks.
+    """Hold the measurements of all three phases.
 
-    difference: of the velocity with the LoRA from that without, relative; 0 would be a LoRA that does nothing.
+    file_mib: size of the LoRA file. cost: percent by which a step is slower with the LoRA. host_above_gib: by how much the peak
+    of the computer's memory is higher with the LoRA. difference: of the velocity with the LoRA from that without, relative; 0
+    would mean that the LoRA does nothing.
     """
 
     size: str
@@ -71,9 +77,9 @@ class Result:
 
 
 def write(folder: str, size: str, rank: str, device: str) -> None:
-    """A transformer, unless the folder has one, and a LoRA on all of its blocks' linears, in PEFT's names.
+    """Write a transformer, unless the folder has one, and a LoRA on all linear layers of its blocks, in PEFT's names.
 
-    In a process of its own, whose peak is not the other's.
+    `main` calls it in another process, so that its memory does not count in the measured peak.
     """
     config, place = TINY if size == "tiny" else TransformerConfig(), torch.device(device)
     if not (Path(folder) / "transformer").exists():
@@ -94,7 +100,10 @@ def write(folder: str, size: str, rank: str, device: str) -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
-    """Sample without a LoRA, with one, and with it at another strength, and return the three."""
+    """Time steps without a LoRA, with it, and with it at another strength, and return all figures.
+
+    Raises SystemExit if the pool loaded the network again for a LoRA, because then nothing could be compared.
+    """
     where = placement(options.device)
     card = CudaDevice(where.device, int(options.card_gib * GIB)) if where.device.type == "cuda" and options.card_gib else None
     pool = ModelPool(folder, device=options.device, card=card, reserve_gb=0.0)
@@ -121,7 +130,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         return Measured(1000 * ready, 1000 * first, step, anonymous, gpu_peak(where.device))
 
     without, beside, other = phase(), phase(lora(folder, STRENGTH)), phase(lora(folder, OTHER))
-    # Each loan is a network of its own; its layers are those of the one that was loaded.
+    # Each loan is another network object, but its layers must be those that were loaded once.
     if any(net.proj_out is not nets[0].proj_out for net in nets):
         raise SystemExit("the network was loaded again")
     exact: Tensor = made[0]
@@ -146,7 +155,7 @@ def lora(folder: Path, strength: float) -> Lora:
 
 
 def table(result: Result, where: dict[str, object]) -> str:
-    """Return the result as a Markdown table with its costs in a sentence below it."""
+    """Return the result as a Markdown table, with a sentence about the costs below it. where: what `machine` returned."""
     lines = [
         f"{where['device']}, torch {where['torch']}: {result.size}, {result.precision}, rank {result.rank} on {result.layers} "
         f"layers, a file of {result.file_mib:.0f} MiB\n",

@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: time, peak memory, floors, random weights, tables."""
+"""Measure times, peak memory and matrix rates for the speed benchmarks; fill random weights; print tables."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from torch import Tensor, nn
 from benchmarks.quality import machine
 
 GIB = 2**30
-# Of pictures for the small architecture, where nothing is said.
+# Default picture size with --tiny.
 TINY_SIZE = "64x48"
 
 
 @dataclass(frozen=True)
 class Row:
-    """milliseconds: median. ratio: how many times as fast as the size's first row. error: relative, against that row's output.
-    gpu_gib, host_gib: peaks; the host's is the process's so far. floor: milliseconds at the measured matrix product's rate."""
+    """Hold the figures of one case at one size.
+
+    milliseconds: median. ratio: how many times as fast as the first row of this size. error: relative, against the output of
+    that row. gpu_gib, host_gib: memory peaks; the host's is that of the process so far. floor: milliseconds that the operations
+    would take at the measured rate of a large matrix product, or the bytes at the disk's measured rate.
+    """
 
     size: str
     case: str
@@ -39,7 +43,10 @@ class Row:
 
 
 def timed(function: Callable[[], Any], device: torch.device, runs: int) -> float:
-    """Median milliseconds of `runs` calls after one that does not count; by the card's own clock where there is one."""
+    """Return the median milliseconds of `runs` calls, after one that does not count.
+
+    On a card they are measured by CUDA events.
+    """
     function()
     times = []
     for _ in range(runs):
@@ -59,25 +66,25 @@ def timed(function: Callable[[], Any], device: torch.device, runs: int) -> float
 
 
 def finish(device: torch.device) -> None:
-    """Wait for what the card was told to do."""
+    """Wait until the card has done everything that was queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def forget_peak(device: torch.device) -> None:
-    """Give back what torch holds of a card unused, and let its highest memory be counted from now on."""
+    """Free the card memory that torch caches, and begin to count the card's memory peak anew."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def gpu_peak(device: torch.device) -> float:
-    """Return the most GiB of a card that tensors had at once since `forget_peak`; 0 for a CPU."""
+    """Return the peak GiB of tensors on a card since `forget_peak`; 0 for a CPU."""
     return torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else 0.0
 
 
 def host_peak() -> float:
-    """GiB of this process at most so far; 0 where the system does not tell through /proc."""
+    """Return the peak GiB of resident memory of this process so far; 0 where the system has no /proc."""
     try:
         with Path("/proc/self/status").open(encoding="ascii") as lines:
             return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
@@ -86,7 +93,7 @@ def host_peak() -> float:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product here; 2 n^3 of them for n x n matrices."""
+    """Measure the floating-point operations a second of a large matrix product; n x n matrices take 2 n^3 of them."""
     n = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return 2 * n**3 / (timed(lambda: a @ b, device, 5) / 1000)
@@ -94,9 +101,9 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 @torch.no_grad()
 def randomise(net: nn.Module) -> None:
-    """Values that depend on a parameter's name alone: the same in any class that has the names. Norms stay near 1.
+    """Fill a network with random values that depend on the parameters' names alone, so that two classes get the same.
 
-    Weights have the size with which torch makes a linear layer, 1 / sqrt(3 inputs).
+    Weights have the deviation that torch gives a linear layer, 1 / sqrt(3 inputs); scales of norms are near 1.
     """
     for name, parameter in net.named_parameters():
         generator = torch.Generator(parameter.device).manual_seed(zlib.crc32(name.encode()))
@@ -120,7 +127,10 @@ def line(row: Row) -> str:
 
 
 def shown(rows: Iterator[Row]) -> list[Row]:
-    """All rows, each on stderr as soon as it is there: what a later case breaks is not lost."""
+    """Print each row to stderr as soon as it is measured, and return all rows.
+
+    So the earlier rows are not lost when a later case fails.
+    """
     collected = []
     for row in rows:
         sys.stderr.write(line(row) + "\n")
@@ -130,7 +140,7 @@ def shown(rows: Iterator[Row]) -> list[Row]:
 
 
 def report(rows: Sequence[Row], device: torch.device, as_json: bool) -> str:
-    """Return the rows as a Markdown table under the name of the machine, or as JSON with it."""
+    """Return the rows as a Markdown table below the name of the machine, or as JSON that includes it."""
     where = machine(device)
     if as_json:
         return json.dumps({"machine": where, "rows": [asdict(row) for row in rows]}, indent=1)
@@ -143,18 +153,21 @@ def report(rows: Sequence[Row], device: torch.device, as_json: bool) -> str:
 
 
 def pair(text: str) -> tuple[int, int]:
-    """640x608: width, then height."""
+    """Parse a picture size such as "640x608" into width and height."""
     width, height = (int(part) for part in text.split("x"))
     return width, height
 
 
 def sizes_of(options: argparse.Namespace) -> list[tuple[int, int]]:
-    """(width, height) of each picture to measure with, of `make_parser`'s flags."""
+    """Return (width, height) of each picture size that the flags of `make_parser` name, or of the default ones."""
     return [pair(text) for text in (options.sizes or (TINY_SIZE if options.tiny else options.usual_sizes)).split(",")]
 
 
 def make_parser(program: str, about: str, sizes: str, cases: Sequence[str]) -> argparse.ArgumentParser:
-    """The flags that every speed benchmark has."""
+    """Make a parser with the flags that every speed benchmark has.
+
+    about: the program's module docstring, whose first line is shown. sizes: the default of --sizes. cases: choices of --only.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}", description=about.splitlines()[0])
     parser.add_argument("--sizes", help=f"of pictures; default: {sizes}, with --tiny {TINY_SIZE}")
     parser.set_defaults(usual_sizes=sizes)

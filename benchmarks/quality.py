@@ -1,7 +1,8 @@
-"""`python -m benchmarks.quality [FOLDER] [--json] [--count N] [--steps N] [--caches]`: what 8-bit weights and step caches cost.
+"""Measure what 8-bit weights and step caches cost in quality: `python -m benchmarks.quality [FOLDER] [--count N] [--caches]`.
 
-The same films with each setting, against full precision with every step computed, through the program's own section loop.
---caches: the step caches at several thresholds instead, for comparing them where they compute equally many steps.
+The same films are made with each setting by the program's own section loop, and compared with those of full precision with
+every step computed. --caches: measure the step caches at several thresholds instead, to compare them where they compute the
+same number of steps.
 """
 
 from __future__ import annotations
@@ -57,13 +58,17 @@ CACHES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 MODES: tuple[type[Request], ...] = (ReverseRequest, ForwardRequest)
-# Of the kinds that the miniature was taught.
+# Kinds of scenes that the miniature was trained on, with their shares.
 KINDS = {"move": 2.0, "pan": 1.0, "zoom": 1.0}
 
 
 @dataclass(frozen=True)
 class Row:
-    """Means over all films of a case, and the worst. error: of the sampled latents, relative. decibels: PSNR of the film."""
+    """Hold the means over all films of a case, and the worst values.
+
+    error: of the sampled latents, relative. decibels: PSNR of the film. seconds: of sampling and decoding a film. megabytes: of
+    the transformer's weights.
+    """
 
     case: str
     films: int
@@ -79,7 +84,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Film:
-    """Hold what a case made of a scene: latents and pixels, computed steps, and seconds of sampling."""
+    """Hold the film of a scene in one case: its latents and pixels, the number of computed steps, and the seconds it took."""
 
     latents: Tensor
     pixels: Tensor
@@ -88,7 +93,10 @@ class Film:
 
 
 def prepared(pool: ModelPool, count: int, folder: Path, steps: int) -> Iterator[tuple[Request, Plan, Conditions]]:
-    """`count` held-out scenes in both film modes, encoded."""
+    """Yield request, plan and encoded conditions for `count` held-out scenes, each in both film modes.
+
+    folder: where the start pictures are written.
+    """
     pictures = bank(torch.arange(HELD_OUT + 9000, HELD_OUT + 9032), 256)
     scene = scenes(torch.arange(HELD_OUT + 3000, HELD_OUT + 3000 + count), len(pictures), KINDS)
     starts = render(scene, pictures, torch.arange(1), SIDE, SIDE)
@@ -105,7 +113,7 @@ def prepared(pool: ModelPool, count: int, folder: Path, steps: int) -> Iterator[
 
 
 def film(request: Request, plan: Plan, conditions: Conditions, pool: ModelPool) -> Film:
-    """One section. A step counts as computed if the last block ran."""
+    """Make a film of one section. A step counts as computed if the transformer's last block ran."""
     calls: list[int] = []
     with pool.transformer(plan.checkpoint, request.precision) as net:
         hook = net.single_transformer_blocks[-1].register_forward_hook(lambda *_: calls.append(1))
@@ -118,7 +126,7 @@ def film(request: Request, plan: Plan, conditions: Conditions, pool: ModelPool) 
 
 
 def measure(pool: ModelPool, count: int, cases: Mapping[str, Mapping[str, Any]], steps: int) -> Iterator[Row]:
-    """Film `count` scenes in every case, and give a row with the differences from the first case's films for each."""
+    """Make films of `count` scenes in every case, and yield a row for each with the differences from the first case's films."""
     with tempfile.TemporaryDirectory() as folder:
         jobs = list(prepared(pool, count, Path(folder), steps))
     exact: list[Film] = []
@@ -146,12 +154,12 @@ def measure(pool: ModelPool, count: int, cases: Mapping[str, Mapping[str, Any]],
 
 
 def mean(values: list[float]) -> float:
-    """Return the arithmetic mean."""
+    """Return the arithmetic mean of the values."""
     return sum(values) / len(values)
 
 
 def table(rows: list[Row]) -> str:
-    """In Markdown."""
+    """Return the rows as a Markdown table."""
     lines = [
         "| | computed steps | error of the latents, mean (worst) | PSNR of the film, dB (worst) | s a film | weights, MB |",
         "|---|---|---|---|---|---|",
@@ -166,7 +174,7 @@ def table(rows: list[Row]) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """Of the transformer's weights: which checkpoint the figures are of."""
+    """Return a short hash of the transformer's weights, which tells the figures of one checkpoint from those of another."""
     digest = hashlib.sha256()
     for file in weight_files(folder, STEMS["framepack"]):
         digest.update(file.read_bytes())
@@ -174,13 +182,13 @@ def fingerprint(folder: Path) -> str:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Name what measures: the card or the CPU, the processor, torch."""
+    """Describe the machine that measures: the card or the CPU, the processor's kind, torch's version."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return {"device": name, "processor": platform.machine(), "torch": torch.__version__}
 
 
 def main() -> None:
-    """Compare a checkpoint's precisions or step caches, and print the rows."""
+    """Compare the precisions or step caches of a checkpoint, and print the rows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent.parent / "miniature" / "checkpoint")
     parser.add_argument("--count", type=int, default=8, help="scenes; each is filmed in both modes")

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.record ["step --sizes 640x608" ...] [--folder DIR] [--margin 15]`: keep a run's figures, compare them.
+"""Record benchmark figures and compare them with earlier ones: `python -m benchmarks.record [--folder DIR] [--margin 15]`.
 
-Runs the programs that this machine can run within a couple of minutes, keeps what they found as one JSON file, and says what
-is worse, by more than the margin, than the median of the machine's last five records. Used by hand: figures of a busy
-machine say little, and nothing is compared between machines.
+It runs the benchmarks that this machine can do within a couple of minutes, keeps their figures as one JSON file, and prints
+which are worse, by more than the margin, than the median of this machine's last five records. It is started by hand: figures of
+a busy machine mean little, and machines are never compared with each other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from eichi_utils.models.host_memory import host_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "records"
-# With a card in the published architecture, without one in a small one, whose pictures are as large as the time allows.
+# Default programs: in the published architecture on a card; without a card in a small one, with pictures as large as time
+# allows.
 ON_A_CARD = (
     'step --sizes 640x608 --only diffusers --only "own, compiled" --only "own, float8"',
     'decode --sizes 640x608 --latents 10 --only "diffusers, tiles in space" --only own',
@@ -46,25 +47,28 @@ WITHOUT_A_CARD = (
     "lora --tiny --size 256x256 --precision int8 --rank 4 --steps 7",
     "quality --count 1 --steps 6",
 )
-# Those whose figures stand beside a baseline of the same run; `film` and `tabs` have none.
+# Programs whose figures are relative to a baseline of the same run; those of `film` and `tabs` are not.
 PROGRAMS = ("step", "decode", "section", "load", "lora", "quality")
 VERSIONS = ("torch", "diffusers", "transformers", "accelerate", "numpy")
-# How many records of the machine are looked at, the newest.
+# Number of the machine's newest records that are compared.
 COMPARED = 5
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A figure's kind. more: more is better. slack: in the figure's own unit, a difference that is none whatever the margin."""
+    """Describe a kind of figure.
+
+    more: larger values are better. slack: differences up to this size, in the figure's own unit, never count.
+    """
 
     name: str
     more: bool = False
     slack: float = 0.0
 
 
-# Times are ratios of two that were taken in one run. Errors and numbers of steps say nothing about speed, and change with no
-# machine: what makes them worse is a fault. Errors of 1e-4 are rounding.
+# Times are recorded as ratios of two times of the same run. Errors and numbers of steps do not depend on the machine: where
+# they are worse, the code has a fault. Errors of 1e-4 are rounding.
 FASTER = Kind("times as fast as the first", more=True)
 ERROR = Kind("relative error", slack=1e-4)
 CARD = Kind("GiB of the card", slack=0.05)
@@ -76,10 +80,11 @@ KINDS = {kind.name: kind for kind in (FASTER, ERROR, CARD, COMPUTER, STEPS, SLOW
 
 @dataclass(frozen=True)
 class Record:
-    """figures: by "program line: case: kind". failed: programs without figures, and why. at: ISO 8601, UTC.
+    """Hold the figures of one run of this program.
 
-    machine: what must be the same for two records to be compared. versions: of Python and packages. changed: whether files of
-    the commit were.
+    at: time in ISO 8601, UTC. changed: whether files differed from the commit. machine: what must be the same in two records
+    that are compared. versions: of Python and packages. figures: by "program line: case: kind". failed: programs without
+    figures, and why.
     """
 
     at: str
@@ -93,7 +98,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Change:
-    """A figure beside the median of `records` earlier ones; percent: how much worse, below 0 better."""
+    """Hold a figure and the median of the same figure in `records` earlier records.
+
+    percent: by how much it is worse, below 0 better. worse: whether that is more than the margin and the slack.
+    """
 
     name: str
     value: float
@@ -104,7 +112,7 @@ class Change:
 
 
 def machine_kind(device: torch.device) -> dict[str, Any]:
-    """Return the processor's model, its cores that this process may use, whole GiB of memory, and the card with its GiB."""
+    """Describe the machine: processor, cores that this process may use, whole GiB of memory, card with its GiB, system."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     card = ""
     if device.type == "cuda":
@@ -120,7 +128,7 @@ def machine_kind(device: torch.device) -> dict[str, Any]:
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's model, as Linux or else Python knows it."""
+    """Return the processor's model from Linux's cpuinfo, or else from Python's platform module."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -130,7 +138,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def commit(root: Path = ROOT) -> tuple[str, bool]:
-    """Return the commit of this folder and whether its files differ from it; "" where there is no git or no repository."""
+    """Return the commit of this folder and whether tracked files differ from it; "" without git or a repository."""
     found = []
     for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
         try:
@@ -144,12 +152,15 @@ def commit(root: Path = ROOT) -> tuple[str, bool]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of what computes."""
+    """Return the versions of Python and of the packages in VERSIONS."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONS}}
 
 
 def figures_of(program: str, document: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the ("case: kind", figure) pairs of what a program printed with --json; the first row is what others are beside."""
+    """Yield ("case: kind", figure) pairs from what a program printed with --json.
+
+    The first row of a size is the baseline, which has no figures of its own apart from its computed steps.
+    """
     if program == "lora":
         ratio = document["beside"]["step_ms"] / document["without"]["step_ms"]
         yield f"{document['precision']}: {SLOWER.name}", ratio
@@ -166,13 +177,16 @@ def figures_of(program: str, document: Mapping[str, Any]) -> Iterator[tuple[str,
             yield f"{name}: {ERROR.name}", row["error"]
             if row.get("gpu_gib"):
                 yield f"{name}: {CARD.name}", row["gpu_gib"]
-            # Of the others it is the whole process's, all cases together.
+            # Only `load` runs each case in its own process; elsewhere this is the peak of all cases so far.
             if program == "load":
                 yield f"{name}: {COMPUTER.name}", row["host_gib"]
 
 
 def measured(lines: Sequence[str], minutes: float) -> tuple[dict[str, float], dict[str, str]]:
-    """Run the programs one after the other; return the figures of those that ended well, and why the others did not."""
+    """Run programs one after the other; returns the figures of those that succeeded, and the reasons of those that failed.
+
+    lines: names of programs with their flags. minutes: time limit of each.
+    """
     figures, failed = {}, {}
     for line in lines:
         program, *flags = shlex.split(line)
@@ -188,7 +202,7 @@ def measured(lines: Sequence[str], minutes: float) -> tuple[dict[str, float], di
 
 
 def read(path: Path) -> Record:
-    """Return a record. Raises OSError, or ValueError with a reason for what is none."""
+    """Read a record from a file. Raises OSError, or ValueError with a reason if the file holds no record."""
     document = read_json(path)
     if not isinstance(document, dict):
         raise ValueError("it is no record")
@@ -205,7 +219,7 @@ def read(path: Path) -> Record:
 
 
 def read_all(folder: Path) -> tuple[list[Record], list[str]]:
-    """Return the folder's records, the oldest first, and a sentence for each file that is left out."""
+    """Read all records of a folder; returns them, the oldest first, and a sentence for each file that is left out."""
     records, left_out = [], []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -216,7 +230,10 @@ def read_all(folder: Path) -> tuple[list[Record], list[str]]:
 
 
 def compared(record: Record, earlier: Sequence[Record], margin: float) -> list[Change]:
-    """Return each figure that the last five records of the machine have, beside their median; margin: percent."""
+    """Compare a record with the last five of the same machine.
+
+    Returns a Change for each figure that at least one of them has. margin: percent by which a figure may be worse.
+    """
     same = [other for other in earlier if other.machine == record.machine][-COMPARED:]
     changes = []
     for name, value in record.figures.items():
@@ -232,7 +249,7 @@ def compared(record: Record, earlier: Sequence[Record], margin: float) -> list[C
 
 
 def keep(record: Record, folder: Path) -> Path:
-    """Write a record as a file of its own and return its path. Raises OSError."""
+    """Write a record to a new file in a folder, named by its time and commit, and return the path. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{datetime.fromisoformat(record.at):%Y%m%d-%H%M%S-%f}-{record.commit[:7] or 'no-commit'}.json"
     with written_atomically(path) as temporary:
@@ -241,7 +258,7 @@ def keep(record: Record, folder: Path) -> Path:
 
 
 def table(changes: Sequence[Change]) -> str:
-    """In Markdown."""
+    """Return the changes as a Markdown table."""
     lines = ["| | now | median | of | worse by |", "|---|---|---|---|---|"]
     for change in changes:
         mark = " **worse**" if change.worse else ""
@@ -252,7 +269,7 @@ def table(changes: Sequence[Change]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """1 if a figure is worse by more than the margin, or a program failed."""
+    """Record a run and print the comparison; return 1 if a figure is worse by more than the margin or a program failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__.splitlines()[0])
     parser.add_argument("programs", nargs="*", help="each in quotes with its flags; default: what this machine can run")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the records; default: benchmarks/records")

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.section [--sizes 640x608] [--only own] [--sampling 25] [--json]`: a section, from noise to frames.
+"""Time a whole section from noise to frames: `python -m benchmarks.section [--sizes 640x608] [--only own] [--sampling 25]`.
 
-Sampling with every step computed, then decoding the nine new latents beside nine that the film has already. Random weights in
-the published architecture; diffusers' two classes in their defaults are the first row. --tiny: a small architecture.
+It samples with every step computed, then decodes the nine new latents together with nine that the film has already. Weights are
+random, in the published architecture; diffusers' two classes in their defaults are the first row. --tiny: a small architecture.
 """
 
 from __future__ import annotations
@@ -32,11 +32,15 @@ from diffusers_helper.memory.memory import placement
 from diffusers_helper.models.transformer import TransformerConfig
 from diffusers_helper.sampling import schedule, unipc
 
+# Cases that are measured without --only.
 CHOSEN = ("diffusers", "own", "own, compiled", "own, float8")
 
 
 def sampled(work: Work, net: torch.nn.Module, ours: bool, sigmas: list[float]) -> Tensor:
-    """The section's latents, (1, 16, 9, h, w); everything that is computed once a section or job is computed here."""
+    """Sample a section and return its latents, (1, 16, 9, h, w).
+
+    The time includes the tables that are computed once for a job or section. ours: net is this program's class.
+    """
     job, section = work.tables(net, sigmas[:-1]) if ours else (None, None)
 
     def denoise(x: Tensor, step: int) -> Tensor:
@@ -49,7 +53,7 @@ def sampled(work: Work, net: torch.nn.Module, ours: bool, sigmas: list[float]) -
 
 @torch.inference_mode()
 def measure(options: argparse.Namespace) -> Iterator[Row]:
-    """Time a whole section, sampling and decoding, in each case, and give a row for each."""
+    """Time a whole section, sampling and decoding, in each case and size, and yield a row for each."""
     where = placement(options.device)
     place, dtype = where.device, where.transformer
     config, fields = (TINY, decode.TINY) if options.tiny else (TransformerConfig(), {})

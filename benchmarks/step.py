@@ -1,9 +1,10 @@
-"""`python -m benchmarks.step [--sizes 640x608,512x512] [--only own] [--steps N] [--json]`: one step, beside diffusers'.
+"""Measure how long one step takes, beside diffusers': `python -m benchmarks.step [--sizes 640x608] [--only own] [--steps N]`.
 
-Random weights in the published architecture, made on the device. diffusers' HunyuanVideoFramepackTransformer3DModel as it is is
-each size's first row; its group offload by leaves with a stream; accelerate's hooks for every leaf, without overlap, stand for
-swapping parameter by parameter. Own cases hold on the card what the program holds there while it samples; "streamed" may take
---card-gib of the card. --tiny: a small architecture, for a machine without a card.
+Weights are random, in the published architecture, and made on the device. The first row of each size is diffusers'
+HunyuanVideoFramepackTransformer3DModel as it is. Further rows: the same with diffusers' group offload by leaves with a stream,
+and with accelerate's hooks for every leaf, which swap parameter by parameter without overlap. This program's own cases hold on
+the card what the program holds there while it samples; "streamed" may take --card-gib of the card. --tiny: a small
+architecture, for a machine without a card.
 """
 
 from __future__ import annotations
@@ -51,19 +52,20 @@ from diffusers_helper.models.transformer import (
 )
 from eichi_utils.requests.plan import CONTEXT, lay
 
+# Noisy latent frames, and numbers of text and image tokens.
 WINDOW, TEXT, IMAGE = 9, 60, 729
 TINY = TransformerConfig(
     num_attention_heads=2, attention_head_dim=16, num_layers=1, num_single_layers=1, num_refiner_layers=1, text_embed_dim=32,
     pooled_projection_dim=16, rope_axes_dim=(4, 6, 6), image_proj_dim=12,
 )  # fmt: skip
 SIGMA, GUIDANCE = 0.7, 10.0
-# Seconds of a case's own work before it is timed: a card that rested runs some per cent faster, until it is warm.
+# Seconds that each case runs before it is timed: a card that rested is some per cent faster until it is warm.
 WARM = 10.0
 Run = Callable[[], Tensor]
 
 
 class Work:
-    """Random inputs of one step of the standard mode's second section at height x width pixels."""
+    """Hold random inputs for a step of the standard mode's second section, at height x width pixels."""
 
     def __init__(self, config: TransformerConfig, height: int, width: int, device: torch.device, dtype: torch.dtype):
         generator = torch.Generator(device).manual_seed(0)
@@ -79,7 +81,7 @@ class Work:
         self.image = random(1, IMAGE, config.image_proj_dim)
 
     def theirs(self, net: nn.Module, x: Tensor | None = None, sigma: float = SIGMA) -> Run:
-        """A pass of diffusers' class, over x where given."""
+        """Return a call that runs diffusers' network once. x: the noisy latents, else this object's own. sigma: noise level."""
         dtype, device = self.x.dtype, self.device
 
         def times(values: object) -> Tensor:
@@ -104,19 +106,22 @@ class Work:
         return lambda: net(**given, return_dict=False)[0]
 
     def own(self, net: PackedTransformer) -> Run:
-        """Return a call of this program's network for one step, its tables made before."""
+        """Return a call that runs one step of this program's network, whose tables are made before."""
         job, section = self.tables(net, [SIGMA])
         return lambda: net.step(self.x, 0, job, section)
 
     def tables(self, net: PackedTransformer, sigmas: list[float]) -> tuple[JobTables, SectionTables]:
-        """Return the tables of a job and of a section: everything that the steps do not change."""
+        """Return the tables of a job and of a section: all that is computed once and not in every step."""
         job = net.prepare_job(self.text, self.pooled, self.image, GUIDANCE, sigmas)
         parts = Clean(self.latents[2], self.clean), Clean(self.latents[2], self.two), Clean(self.latents[16], self.four)
         return job, net.prepare_section(self.times, *self.grid, *parts)
 
 
 def tokens_of(work: Work) -> int:
-    """All tokens of a step: noisy and clean patches, 2x and 4x padded to whole ones, text and picture."""
+    """Return the number of tokens of a step: noisy and clean patches, 2x and 4x history patches, text and image tokens.
+
+    History latents are padded to whole patches.
+    """
     rows, columns = work.grid
     patches = (
         (WINDOW + 2) * (rows // 2) * (columns // 2) + -(-rows // 4) * -(-columns // 4) + 4 * -(-rows // 8) * -(-columns // 8)
@@ -125,7 +130,7 @@ def tokens_of(work: Work) -> int:
 
 
 def empty(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Made where it will be, so that no copy lies anywhere else."""
+    """Make a network with random weights directly on the device, without a copy in other memory."""
     with torch.device("meta"):
         net = make().to(dtype)
     net = net.to_empty(device=device).requires_grad_(False).eval()
@@ -134,9 +139,9 @@ def empty(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtyp
 
 
 def theirs(config: TransformerConfig, device: torch.device, dtype: torch.dtype, offload: str) -> nn.Module:
-    """Return the network of diffusers with random weights.
+    """Make diffusers' network with random weights.
 
-    offload: "group" or "sequential", its ways to stream weights; "" keeps them all where they are.
+    offload: "group" or "sequential", two ways to stream weights to the device; "" keeps them all on the device.
     """
     fields = {name: getattr(config, name) for name in TransformerConfig.__dataclass_fields__}
     net = empty(lambda: HunyuanVideoFramepackTransformer3DModel(**fields), device, dtype)
@@ -150,9 +155,9 @@ def theirs(config: TransformerConfig, device: torch.device, dtype: torch.dtype, 
 def own(
     config: TransformerConfig, device: torch.device, dtype: torch.dtype, storage: str | None, fuse: bool
 ) -> PackedTransformer:
-    """Return this program's network with random weights.
+    """Make this program's network with random weights.
 
-    storage: how its weights are kept, None for `dtype`. fuse: whether elementwise work is fused.
+    storage: "int8" or "float8", how its weights are kept; None for `dtype`. fuse: whether elementwise operations are compiled.
     """
     net = empty(lambda: PackedTransformer(config), device, dtype)
     if storage:
@@ -166,7 +171,7 @@ def own(
 
 
 def join(net: PackedTransformer) -> None:
-    """Neighbours without a gap, as they lie in a slab."""
+    """Move the weights that are used together next to each other in memory, as they lie in a slab."""
     for row in net.weight_groups().contiguous:
         whole = torch.cat([tensor.data for tensor in row])
         for tensor, part in zip(row, whole.split([len(tensor) for tensor in row]), strict=True):
@@ -174,7 +179,7 @@ def join(net: PackedTransformer) -> None:
 
 
 def forget_tables(net: PackedTransformer) -> None:
-    """Let go of what only tables are made of, as the program has it on no card while it samples."""
+    """Free the weights that only the job's tables are made of: the program has them on no card while it samples."""
     for modules in net.weight_groups().job.values():
         for module in modules:
             for tensor in (*module.parameters(), *module.buffers()):
@@ -182,7 +187,11 @@ def forget_tables(net: PackedTransformer) -> None:
 
 
 def streamed(net: PackedTransformer, card: Device, tokens: int, itemsize: int) -> tuple[PackedTransformer, Streamer]:
-    """The network with its weights in host memory, and on the card as many as fit beside the step's estimated activations."""
+    """Return the network with its weights in host memory, streamed to the card, and the streamer to be closed.
+
+    As many weights stay on the card as fit beside the estimated activations of a step. tokens: of a step. itemsize: bytes of an
+    activation's number.
+    """
     streamer = Streamer(card, net.weight_groups())
     streamer.lock(streamer.step_bytes)
     streamer.fit(Budget(0).for_weights(card.free(), Budget(0).estimate(tokens, net.config.dim, itemsize)))
@@ -201,23 +210,29 @@ CASES: Mapping[str, tuple] = {
     "own, float8, streamed": (own, "float8", True),
 }
 
-# What has nowhere to stream to without one.
+# Cases that stream weights to a card, and so need one.
 ON_A_CARD = ("diffusers, leaves offloaded", "own, compiled, streamed", "own, float8, streamed")
 
 
 def operations(config: TransformerConfig, tokens: int) -> float:
-    """24 d^2 in linears for a token and block (two operations a weight), 4 N^2 d in attention a block. In dual blocks latent
-    and text tokens have weights of their own, but each token passes one set."""
+    """Return the floating-point operations of a step with N tokens and a width of d.
+
+    A block takes 24 d^2 for each token in linear layers (two operations a weight) and 4 N^2 d in attention. In dual blocks
+    latent and text tokens have different weights, but each token passes one set.
+    """
     blocks = config.num_layers + config.num_single_layers
     return blocks * (24 * config.dim**2 * tokens + 4 * tokens**2 * config.dim)
 
 
-# Not inference mode, as in the program: tensors of which that is true can be given no other memory.
+# As in the program this is not inference mode: the data of an inference tensor cannot be replaced.
 @torch.no_grad()
 def measure(
     config: TransformerConfig, sizes: list[tuple[int, int]], cases: list[str], steps: int, device: str, card_gib: float = 6.0
 ) -> Iterator[Row]:
-    """Every case is built once and sees all sizes; a case's rows come together. card_gib: all that "streamed" may take."""
+    """Time each case at all sizes, and yield a row for each. A case is built once for all sizes.
+
+    card_gib: all of the card that "streamed" cases may take.
+    """
     where = placement(device)
     place, dtype = where.device, where.transformer
     rate = matrix_rate(place, dtype)

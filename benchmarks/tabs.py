@@ -1,13 +1,13 @@
-"""`python -m benchmarks.tabs [--tabs 20] [--others behind] [--runs 4] [--seconds 2] [--steps 15] [--json]`: tabs while a film
-runs.
+"""Measure what open browser tabs cost while a film is made: `python -m benchmarks.tabs [--tabs 20] [--others behind] [--json]`.
 
-A real server in a process of its own makes the same small film on the CPU, with two tabs open and with many. How long
-a click waits for its answer meanwhile, and how much longer the film takes. Browser and film share this machine's processors.
+A real server in a process of its own makes the same small film on the CPU, with two tabs open and with many. Measured are how
+long a click waits for its answer meanwhile, and how much longer the film takes. Browser and film share this machine's
+processors.
 
 --others behind: the further tabs lie behind an empty one in a window of their own, which needs a screen (`xvfb-run -a python -m
-benchmarks.tabs` where there is none). seen: all are in view, each in its own window, and this machine draws them all without a
-card. clients: plain clients ask what tabs in view would, as those of other machines do: what the server alone takes from the
-film.
+benchmarks.tabs` where there is none). seen: all tabs are in view, each in its own window, and this machine draws them all
+without a card. clients: plain HTTP clients send the requests of visible tabs, as browsers on other machines would: this shows
+what the server alone takes from the film.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
-# Where a tab asks: webui/live/polling.py's, which a benchmark may not import.
+# Address that tabs poll, as in webui/live/polling.py, which a benchmark may not import.
 ADDRESS = "/pulse"
-# A run that takes longer than this has met a server that hangs.
+# Seconds after which a run fails, because the server must hang.
 LONGEST = 300.0
-# Seconds between two clicks: a person clicks, and looks.
+# Seconds between two clicks, as of a person who looks at the result.
 PAUSE = 2.0
-# In the page: the time from a click on another length to the line that says what will come out of it, in milliseconds.
+# JavaScript for the page: it clicks on another length, and returns the milliseconds until the summary line changes.
 CLICK = """() => new Promise((done, failed) => {
   const summary = document.querySelector('#summary'), before = summary.innerText, since = performance.now();
   const seen = new MutationObserver(() => {
@@ -54,7 +54,10 @@ CLICK = """() => new Promise((done, failed) => {
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds of a run, medians; milliseconds of clicks during the runs with many tabs, and with two; shares of a processor."""
+    """Hold the measurements: median seconds of a film with two tabs ("alone") and with all, and milliseconds of clicks.
+
+    load_seconds: until a further tab is there. server_share: of one processor, by an idle server with all tabs open.
+    """
 
     tabs: int
     others: str
@@ -69,7 +72,7 @@ class Result:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p95 and the largest, rounded to milliseconds."""
+    """Return the median (p50), p95 and the largest value, rounded to tenths."""
     ordered = sorted(values)
     at = {"p50": 0.5, "p95": 0.95, "max": 1.0}
     return {name: round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1) for name, share in at.items()}
@@ -77,10 +80,10 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 @contextmanager
 def server(folder: Path) -> Iterator[tuple[str, int]]:
-    """The pages with the miniature, on a free port: address and process id."""
+    """Run the program's server with the miniature on a free port while the context is open; yields address and process id."""
     flags = ["--port", "0", "--lang", "en", "--out", str(folder), "--cache-gb", "0", "--device", "cpu"]
     command = [sys.executable, str(ROOT / "webui" / "endframe_ichi.py"), *flags]
-    # No real model is looked for, so that the page begins with the miniature everywhere.
+    # An empty model folder, so that the page begins with the miniature on every machine.
     environment = {**os.environ, "HF_HUB_CACHE": str(folder / "hub"), "HF_HOME": str(folder / "hub")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment)
     try:
@@ -102,7 +105,7 @@ def busy(url: str) -> bool:
 
 
 def wait_until(url: str, wanted: bool) -> float:
-    """When it became so, on the monotonic clock."""
+    """Wait until a job runs (wanted) or none does, and return the monotonic time. Raises RuntimeError after LONGEST seconds."""
     deadline = time.monotonic() + LONGEST
     while busy(url) != wanted:
         if time.monotonic() > deadline:
@@ -112,15 +115,18 @@ def wait_until(url: str, wanted: bool) -> float:
 
 
 def processor_seconds(pid: int) -> float:
-    """What a process has used so far, all threads."""
+    """Return the processor seconds that all threads of a process have used so far."""
     return sum(psutil.Process(pid).cpu_times()[:2])
 
 
 def run(url: str, page: Any, others: Sequence[Any]) -> tuple[float, list[float]]:
-    """One film: its seconds, and milliseconds of clicks meanwhile, in the tabs in turn."""
+    """Make one film; returns its seconds, and the milliseconds of clicks meanwhile, which go to the tabs in turn.
+
+    page: the tab that starts it. others: the tabs that are clicked.
+    """
     page.wait_for_selector("#start:enabled")
     with ThreadPoolExecutor(1) as pool:
-        # Watched while the click is under way: with many tabs it comes back when the film is half done.
+        # Watch in a thread: with many tabs the click returns only when the film is half done.
         begins = pool.submit(wait_until, url, True)
         page.click("#start")
         began = begins.result()
@@ -135,7 +141,7 @@ def run(url: str, page: Any, others: Sequence[Any]) -> tuple[float, list[float]]
 
 @contextmanager
 def clients(url: str, count: int) -> Iterator[None]:
-    """So many threads that ask as a tab does, and fetch each preview."""
+    """Run `count` threads while the context is open that poll the server as visible tabs do, and fetch each preview."""
     done = threading.Event()
 
     def ask(number: int) -> None:
@@ -162,7 +168,10 @@ def clients(url: str, count: int) -> Iterator[None]:
 
 @contextmanager
 def window(chromium: str, url: str, count: int) -> Iterator[None]:
-    """So many tabs behind an empty one, from when they have loaded. Nobody drives that browser: a driven one shows all tabs."""
+    """Open `count` tabs behind an empty one in a browser window; the context begins when they have loaded.
+
+    Playwright does not control this browser, because it would keep all tabs in view. Raises RuntimeError if they do not load.
+    """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         flags = [flag for flag in FLAGS.split() if "background" not in flag]
         command = [chromium, *flags, "--no-default-browser-check", f"--user-data-dir={profile}", "about:blank", *[url] * count]
@@ -183,7 +192,7 @@ def window(chromium: str, url: str, count: int) -> Iterator[None]:
 
 
 def family_seconds(pid: int) -> float:
-    """Processor seconds of a process and all that it started."""
+    """Return the processor seconds of a process and of all processes below it."""
     total = 0.0
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
@@ -194,7 +203,7 @@ def family_seconds(pid: int) -> float:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
-    """Open a server with many tabs in a browser, and return what they cost films, clicks and the processor."""
+    """Make films with two tabs and with many, and return their times and those of clicks. folder: of the server's files."""
     from playwright.sync_api import sync_playwright
 
     with server(folder) as (url, pid), sync_playwright() as playwright:
@@ -225,14 +234,14 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
                 seconds.append(took)
                 waited += milliseconds
 
-        # Half of them before and half after, so that a machine that grows slower counts for both.
+        # Half of the runs with two tabs come before and half after, so that a machine that slows down affects both kinds.
         films(options.runs // 2, [clicker], alone, alone_clicks)
         since, count = time.monotonic(), options.tabs - 2
         others = [opened() for _ in range(count)] if options.others == "seen" else []
         behind = window(options.chromium, url, count) if options.others == "behind" else nullcontext()
         with behind, clients(url, count if options.others == "clients" else 0):
             load = (time.monotonic() - since) / count
-            # Nobody can click what lies behind.
+            # Only visible tabs can be clicked.
             films(options.runs, [clicker, *others], together, clicks)
             before = processor_seconds(pid)
             time.sleep(2)
@@ -257,7 +266,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def table(result: Result) -> str:
-    """Return the result as lines of names and figures."""
+    """Return the result as aligned lines of names and figures."""
     rows = [
         ("film with 2 tabs", f"{result.alone_seconds:.2f} s"),
         (f"film with {result.tabs} tabs, {result.others}", f"{result.together_seconds:.2f} s"),

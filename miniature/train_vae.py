@@ -2,8 +2,8 @@
 
 First: pictures alone through the exact 2-D form, then pictures and clips in turn; at the end the latents' statistics are folded
 into the weights.
-Second: training goes on, with a loss that holds the latents near those of the first stage, so that a transformer trained on them
-stays usable. Clips are now decoded as the program does it: with the picture's own latent in front and damaged as by
+Second: training goes on, with a loss that holds the latents near those of the first stage, so that a transformer trained on
+them stays usable. Clips are now decoded as the program does it: with the picture's own latent in front and damaged as by
 sampling (`vae.worn`), or cut out of a longer film. Some pictures have motion blur, which the first stage never saw.
 Decoder: as the second stage, but the encoder is frozen; short, and cheap enough for a CPU.
 Sampled: the decoder alone again, with clean clips and with sections that the transformer itself has sampled (`sampled.py`).
