@@ -1,1 +1,1 @@
-"""What every request passes before a page sees it: doors, login, bodies, connections."""
+"""Check every HTTP request before a page sees it: connections, host and origin, login, size of the body, file paths."""

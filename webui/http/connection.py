@@ -1,8 +1,8 @@
-"""One connection: how long it may keep silent, and what it has a claim to.
+"""Limit how long one HTTP connection may stay silent, and state what would be lost if it were closed.
 
-A connection that has a request of the server's is never cut: a film's stream or a download may take as long as it takes. What
-is cut is one that sends no request, or only parts of one, and one whose answer nobody takes; and where room is wanted, one of
-who was not let in.
+A connection whose request is being answered is never closed: a stream of a film or a download may take any time. Closed are
+connections that send no request or only part of one, and those whose client does not read the answer. When the server needs
+room, a connection that was not let in (no login) is closed too.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from webui.http.gate import Claim, Gate
 
-# Where a request's scope has the function by which the doors let it in: `Connection.let_in`.
+# The key in a request's scope of the function that the doors call to let it in: `Connection.let_in`.
 LET_IN = "eichi.let_in"
 
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds. head: for a request's first lines, from their first byte or the connection's beginning. idle: between requests.
+    """Hold the timeouts of a connection, in seconds.
 
-    stalled: without a byte of an answer taken; long, for a browser takes nothing of a film that is paused.
+    head: for the request line and headers, from their first byte or the connection's beginning. idle: between two requests.
+    stalled: without the client reading a byte of the answer; long, because a browser reads nothing of a paused film.
     """
 
     head: float = 15.0
@@ -33,9 +34,9 @@ class Patience:
 
 
 class Connection(H11Protocol):
-    """A connection that does not wait for ever.
+    """Speak HTTP/1.1 on one connection, with timeouts and with a place counted by the gate.
 
-    Of uvicorn 0.54's class it uses `app`, `cycle`, `transport` and `_unset_keepalive_if_required` (`test_gradio_names.py`).
+    From uvicorn 0.54's class it uses `app`, `cycle`, `transport` and `_unset_keepalive_if_required` (`test_gradio_names.py`).
     """
 
     REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 15\r\nContent-Length: 0\r\n\r\n"
@@ -48,7 +49,7 @@ class Connection(H11Protocol):
         self._head: asyncio.TimerHandle | None = None
         self._taken: asyncio.TimerHandle | None = None
         self._left = False
-        # Of the last request: whether the doors let it in, and by a login.
+        # Whether the doors let the last request in, and whether they did so by a login.
         self._let_in, self._known = False, False
         self._doors, self.app = self.app, self._ask
 
@@ -58,12 +59,15 @@ class Connection(H11Protocol):
         await self._doors({**scope, LET_IN: self.let_in}, receive, send)
 
     def let_in(self, known: bool) -> None:
-        """Give way no more until this request is answered. known: whether by a login; then it also waits longer than others."""
+        """Protect the connection from being closed for others until this request is answered.
+
+        known: whether it was let in by a login; then it also keeps a claim (Claim.KNOWN) between requests.
+        """
         self._let_in, self._known = True, known
         self._note()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Come in, if the gate lets one more from that address; else say so and close."""
+        """Take a place at the gate and wait for the first request; answer 503 and close if the gate has no room."""
         address = str((transport.get_extra_info("peername") or ("",))[0])
         if not self.gate.enter(address):
             transport.write(self.REFUSAL)
@@ -75,7 +79,7 @@ class Connection(H11Protocol):
         self._head = self.loop.call_later(self.patience.head, self._cut)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give the place back, and stop the clocks."""
+        """Give the place at the gate back and cancel the timers."""
         if self._address is None:
             return
         self._leave()
@@ -86,7 +90,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what comes, within the time that a request's head may take."""
+        """Parse the received bytes, and start or stop the timer for a request's head."""
         if self._address is None or self.transport.is_closing():
             return
         if self._head is None and self._between():
@@ -98,29 +102,28 @@ class Connection(H11Protocol):
         self._note()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, and for the answer to be taken."""
+        """Wait for the next request, and watch whether the client reads the answer."""
         super().on_response_complete()
         self._note()
         self._watch()
 
     def pause_writing(self) -> None:
-        """Watch whether what waits to be sent is taken."""
+        """Watch whether the client reads the bytes that wait to be sent."""
         super().pause_writing()
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer to what is no HTTP, or end the connection where an answer is being sent."""
-        # What is no HTTP may come while an answer is being sent; then there is nothing to say it with.
+        """Answer malformed HTTP with 400, or close the connection if another answer is being sent on it."""
         if self._between():
             super().send_400_response(msg)
         else:
             self.transport.abort()
 
     def claim(self) -> Claim:
-        """What would be lost with it.
+        """Return what would be lost if the connection were closed.
 
-        Of who was not let in only a whole request counts, which can be nothing but a login, until there is an answer: a body
-        that does not come and an answer that is not taken are no reason to stay.
+        A client that was not let in has a claim only with a complete request without an answer so far, which can only be a
+        login: an unfinished body or an answer that is not read gives none.
         """
         if not self._let_in:
             asks = not self._between() and not self.cycle.more_body and not self.cycle.response_started
@@ -130,7 +133,7 @@ class Connection(H11Protocol):
         return Claim.KNOWN if self._known else Claim.NONE
 
     def give_way(self) -> None:
-        """End, and be counted no more."""
+        """Close the connection at once and free its place at the gate."""
         self._leave()
         self.transport.abort()
 
@@ -145,7 +148,7 @@ class Connection(H11Protocol):
             self.gate.note(self, self._address, self._between() or not self._let_in)
 
     def _between(self) -> bool:
-        """Whether no request is being answered."""
+        """Tell whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def _cut(self) -> None:
@@ -154,7 +157,10 @@ class Connection(H11Protocol):
             self.transport.abort()
 
     def _watch(self, before: int | None = None) -> None:
-        """Cut the connection once nothing of what waits to be sent has been taken for long."""
+        """Close the connection if the client reads nothing of the answer for `patience.stalled` seconds.
+
+        before: bytes that waited to be sent at the previous look, None for a first one.
+        """
         if self._taken and before is None:
             return
         self._taken = None

@@ -1,6 +1,6 @@
-"""The doors: what every request passes before any page, gradio's own routes included, sees it, and every answer on its way out.
+"""Check every request before a page or a route of gradio's sees it, and set the headers of every answer.
 
-From outside in: what proxies said, the name that was asked for, the page that asks, the login, the size of what is sent.
+In order: headers of proxies, the Host header, the Origin of the asking page, the login, the size of the body.
 """
 
 from __future__ import annotations
@@ -36,43 +36,50 @@ from webui.http.login import Login
 from webui.http.login_page import FORM_BYTES, LOGIN, LOGOUT, LoginPage
 from webui.http.server import is_loopback
 
-# Bytes of a request that is no upload: a page's form with a hundred sections of long Japanese prompts has 1.5 million.
+# The most bytes of a request other than an upload: a form with a hundred sections of long Japanese prompts has 1.5 million.
 BODY_BYTES = 2 << 20
-# Bytes of such requests at once.
+# The most bytes of all such requests at the same time.
 HELD_BYTES = 32 << 20
-# What an upload's own lines add to its files.
+# Bytes that an upload's multipart lines may add to its files.
 FRAME_BYTES = 1 << 20
-# Seconds that are waited for a body, and bytes a second that must come beyond them; of waiting alone, not of our own work.
+# Seconds to wait for a body, plus one second for each BODY_RATE bytes that came. Only waiting counts, not the server's work.
 BODY_SECONDS, BODY_RATE = 30.0, 2048
-# And for a login's, of whom nobody knows yet: one packet, which even a bad connection sends a third time by then.
+# The same for a login's body, whose sender is unknown: one packet, which a bad connection has sent three times by then.
 LOGIN_SECONDS = 8.0
-# Seconds that the rest of a refused body is taken without a look at it, so that the answer is read before the connection ends.
+# Seconds to read and discard the rest of a refused body, so that the client reads the answer before the connection closes.
 DRAIN_SECONDS = 2.0
-# And of an upload that is too large, of who was let in, as long as it comes.
+# The same for an upload that is too large, whose sender was let in, as long as bytes keep coming.
 LARGE_DRAIN_SECONDS = 30.0
 
 HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?")
-# Said of a request by whoever passed it on. Gradio believes them all.
+# Headers that a proxy adds to a request it forwards. Gradio trusts all of them, whoever sent them.
 SAID_BY_PROXIES = re.compile(rb"forwarded|x-forwarded-.*|x-real-ip|x-gradio-server")
-# A browser asks for it without its cookies. There is nothing to install, and nothing in it that is not on the login's page.
+# Browsers ask for it without their cookies, so it needs no login. It reveals nothing that the login page does not.
 MANIFEST = "/manifest.json"
 
 logger = logging.getLogger(__name__)
 
 
 class Cut(HTTPException, MultiPartException):
-    """A body that is not read to its end. As gradio's parser of uploads knows it, it deletes what had come."""
+    """Report a request body that is not read to its end.
+
+    It is a MultiPartException too, so that gradio's parser of uploads deletes the parts that it has stored.
+    """
 
     def __init__(self, status: int, message: str):
         super().__init__(status, message)
-        # Gradio tells a file that is too large from other errors by these words.
+        # Gradio recognises a file that is too large by these words.
         self.message = f"{message} (maximum allowed size)" if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else message
 
 
 @dataclass(frozen=True)
 class Rules:
-    """server: the address that is listened at. names: others by which it may be called. proxies: addresses or networks
-    whose word counts. root: the path at which a proxy has the program, "" or "/eichi". upload_bytes: of one upload."""
+    """Hold what the doors let in.
+
+    server: the address that is listened at. names: further host names by which it may be called. proxies: addresses or
+    networks of trusted proxies. root: the path at which a proxy serves the program, "" or "/eichi". upload_bytes: the most
+    bytes of one upload.
+    """
 
     server: str = "127.0.0.1"
     names: tuple[str, ...] = ()
@@ -81,10 +88,11 @@ class Rules:
     upload_bytes: int = 512 << 20
 
     def is_called(self, name: str) -> bool:
-        """Whether a request may name this host.
+        """Tell whether a request's Host header may have this name.
 
-        A page from elsewhere reaches us by a name of its own that it lets mean our address. So names have to be known, while
-        an address in numbers can be no one's page; on a loopback address, only those of this machine are meant.
+        DNS rebinding: a foreign page reaches this server by a name of its own that it points at this address. So host names
+        have to be known, while a numeric address belongs to no foreign page; a server at a loopback address takes only
+        loopback addresses.
         """
         name = name.lower().rstrip(".")
         if name in (*self.names, "localhost", self.server.lower()):
@@ -97,9 +105,9 @@ class Rules:
 
 
 class Doors:
-    """Passes on to `app` what may come in.
+    """Pass to `app` the requests that may come in, and answer the others.
 
-    login: None where none is asked for. t: the language of what is said. pages: the paths where pages begin, without `root`.
+    login: None where no login is required. t: the language of the sentences. pages: mode -> path of its page, without `root`.
     """
 
     def __init__(self, app: ASGIApp, rules: Rules, t: Translator, login: Login | None, pages: Mapping[str, str]):
@@ -107,10 +115,10 @@ class Doors:
         self.login = login
         self.pages = frozenset(pages.values())
         self.page = LoginPage(login, t, rules.root, self.pages)
-        # Bytes of bodies that are being read or worked at.
+        # Bytes of the bodies of requests that are not answered yet.
         self.held = 0
         replace_parts()
-        # uvicorn has types of its own for what starlette's are of.
+        # Any: uvicorn's own ASGI types differ from starlette's.
         proxied: Any = ProxyHeadersMiddleware
         self._proxied = proxied(self._open, list(rules.proxies))
 
@@ -124,7 +132,7 @@ class Doors:
             await self._proxied(self._without_hearsay(scope), receive, send)
 
     def _without_hearsay(self, scope: Scope) -> Scope:
-        """The request as it was sent to the nearest proxy that is trusted; what anybody else says of it is left out."""
+        """Return the request's scope without forwarding headers, except those set by a trusted proxy."""
         client = (scope.get("client") or ("",))[0]
         headers = list(scope["headers"])
         if client in self._proxied.trusted_hosts:
@@ -140,7 +148,7 @@ class Doors:
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["headers"] = [pair for pair in scope["headers"] if not SAID_BY_PROXIES.fullmatch(pair[0])]
         root, path = self.rules.root, scope["path"]
-        # A proxy may have cut its own path off, or not.
+        # A proxy may or may not have removed its own path.
         if root and not f"{path}/".startswith(f"{root}/"):
             scope["path"] = root + path
             scope["raw_path"] = root.encode() + scope.get("raw_path", path.encode())
@@ -172,7 +180,7 @@ class Doors:
             await self.app(scope, visit.receive, visit.send)
 
     async def _upload(self, visit: _Visit) -> None:
-        """Pass an upload on. That it cannot be kept, as where a disk is full, is a sentence and no traceback."""
+        """Pass an upload to the application; answer with a sentence if it cannot be stored, as on a full disk."""
         try:
             need_room(upload_folder())
             await self.app(visit.scope, visit.receive, visit.send_unless_broken)
@@ -186,13 +194,13 @@ class Doors:
         await visit.refuse(self._say(visit.headers, HTTPStatus.INSUFFICIENT_STORAGE, sentence))
 
     def _refusal(self, scope: Scope, headers: Headers, local: str) -> Response | None:
-        """The answer to what may not come in, or has to come in elsewhere."""
+        """Return the answer to a request that is refused or redirected, None if it may come in. local: path without `root`."""
         hosts = [HOST.fullmatch(host) for host in headers.getlist("host")]
         if len(hosts) != 1 or not hosts[0] or not self.rules.is_called(hosts[0]["six"] or hosts[0]["name"]):
             host = ", ".join(headers.getlist("host"))[:100]
             return self._say(headers, HTTPStatus.FORBIDDEN, self.t("page.door.host", host=host))
         wrong = fault(self.inner(local), scope["query_string"], headers)
-        # What there is and what not is told to who may come in.
+        # Which routes exist is not revealed before the login.
         if wrong and wrong[0] != HTTPStatus.NOT_FOUND:
             return self._say(headers, wrong[0], self.t(f"page.door.{wrong[1]}"))
         if not self._is_own(scope, headers):
@@ -215,9 +223,10 @@ class Doors:
         return None
 
     def _is_own(self, scope: Scope, headers: Headers) -> bool:
-        """Whether no other site's page has the browser ask this.
+        """Tell whether the request does not come from another site's page (by Origin and Sec-Fetch-Site).
 
-        Of another's pages only links count, which show a page or a file and change nothing. What is no browser says neither.
+        From other sites only links (a GET that opens a document) are allowed, because they change nothing. Clients that are
+        no browser send neither header.
         """
         origins, site = headers.getlist("origin"), headers.get("sec-fetch-site", "none")
         if len(origins) > 1 or not all(self._is_origin(origin, scope, headers) for origin in origins):
@@ -231,18 +240,18 @@ class Doors:
         place = place_of(origin)
         if place == place_of(f"http://{headers['host']}"):
             return True
-        # A proxy that does not say what it was called; only the name given for it then counts.
+        # The proxy does not forward its host name; then only the names given on the command line count.
         return scope["peer"] in self._proxied.trusted_hosts and place in [(name, None) for name in self.rules.names]
 
     def inner(self, local: str) -> str:
-        """A path as the page's own application has it, whichever page's it is."""
+        """Return a path below its page's own path: "/f1/gradio_api/upload" becomes "/gradio_api/upload"."""
         for page in self.pages - {"/"}:
             if local.startswith(page):
                 return local[len(page) - 1 :]
         return local
 
     def most(self, method: str, local: str) -> int:
-        """The bytes that a request may bring."""
+        """Return the most bytes that the body of a request may have."""
         if method in ("GET", "HEAD"):
             return 0
         if local == LOGIN:
@@ -250,7 +259,7 @@ class Doors:
         return self.rules.upload_bytes + FRAME_BYTES if self.is_upload(local) else BODY_BYTES
 
     def is_upload(self, local: str) -> bool:
-        """Say whether a path is that of gradio's uploads."""
+        """Tell whether a path is that of gradio's uploads."""
         return self.inner(local).rstrip("/") == UPLOAD
 
     def too_large(self, most: int) -> str:
@@ -267,7 +276,7 @@ class Doors:
 
 
 class _Visit:
-    """One request: its body is counted and timed, its answer gets the headers that all have."""
+    """Read one request's body under limits of size and time, and send its answer with the security headers."""
 
     def __init__(self, doors: Doors, scope: Scope, receive: Receive, send: Send):
         self.doors, self.scope = doors, scope
@@ -275,19 +284,19 @@ class _Visit:
         self.headers = Headers(scope=scope)
         self.local = scope["path"][len(doors.rules.root) :] or "/"
         self.most = doors.most(scope["method"], self.local)
-        # Of what is no upload, each byte is in memory until the answer is complete.
+        # The body of anything but an upload is in memory until the answer is complete, so its JSON values are counted.
         self.values = None if doors.is_upload(self.local) else Values()
         self.held = 0
         self._all_read = int(self.headers.get("content-length", 0)) == 0 and "transfer-encoding" not in self.headers
         self._bytes, self._waited, self._begun, self._refused = 0, 0.0, False, False
         self._drain_seconds = DRAIN_SECONDS
-        # A body that was taken before the application asked for it.
+        # A message that was received before the application asked for it.
         self._taken: Message | None = None
 
     async def take_empty_body(self) -> None:
-        """Take the body of a request that has none to bring: proxies send even GET in pieces, of which the end is one.
+        """Read the empty body of a request that may have none, such as a GET that a proxy sends in chunks. Raises Cut.
 
-        Whoever ends a connection on which something was not taken cuts the answer off. Raises Cut.
+        Closing a connection with unread bytes would cut the answer off.
         """
         if self.most == 0:
             while not self._all_read:
@@ -313,7 +322,7 @@ class _Visit:
             raise Cut(HTTPStatus.REQUEST_TIMEOUT, self.doors.t("page.door.slow")) from None
         self._waited += loop.time() - began
         if message["type"] == "http.disconnect":
-            # An answer that has begun meanwhile had no need of the body.
+            # The answer has begun meanwhile, so the application did not need the body.
             if self._begun:
                 return message
             raise Cut(HTTPStatus.BAD_REQUEST, "disconnected")
@@ -334,7 +343,7 @@ class _Visit:
             raise Cut(HTTPStatus.SERVICE_UNAVAILABLE, self.doors.t("page.door.busy"))
 
     async def _rest(self) -> Message:
-        """What comes of a body that the application had no need of for its answer; too much is as good as nothing."""
+        """Return the next message of a body that the application answered without; a disconnect if it is too large."""
         message = await self._receive()
         self._bytes += len(message.get("body", b""))
         self._all_read = not message.get("more_body", False)
@@ -346,7 +355,7 @@ class _Visit:
             of_file = not self._refused and FILE.match(self.doors.inner(self.local)) is not None
             headers = outgoing(message.get("headers", ()), of_file, self._is_trusted())
             if not self._all_read:
-                # Else the rest of the body keeps the connection for as long as it comes.
+                # Otherwise the rest of the body would keep the connection open for as long as it comes.
                 headers["connection"] = "close"
             message = {**message, "headers": headers.raw}
         elif not self._all_read and not message.get("more_body", False):
@@ -356,18 +365,18 @@ class _Visit:
         await self._send(message)
 
     def _is_trusted(self) -> bool:
-        """Whether browsers take what is sent for unchanged: nobody is between them and us who could read it."""
+        """Tell whether browsers take the address for a trustworthy origin: https or loopback."""
         host = HOST.fullmatch(self.headers.get("host", ""))
         return self.scope["scheme"] == "https" or (host is not None and is_loopback(host["six"] or host["name"].lower()))
 
     async def send_unless_broken(self, message: Message) -> None:
-        """Send, but leave what is said of an error inside to who is told of the error itself."""
+        """Send a message, except an answer with status 500: the caller of the application handles the error itself."""
         begins_well = message["type"] == "http.response.start" and message["status"] != HTTPStatus.INTERNAL_SERVER_ERROR
         if self._begun or begins_well:
             await self.send(message)
 
     async def refuse(self, response: Response) -> None:
-        """Answer without the body."""
+        """Send an answer without reading the rest of the request's body."""
         self._refused = True
         if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and self.doors.is_upload(self.local):
             self._drain_seconds = LARGE_DRAIN_SECONDS
@@ -376,12 +385,12 @@ class _Visit:
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _drain(self) -> None:
-        """Throw away what comes of the body for a while: many clients send all before they read the answer."""
+        """Discard the rest of the body for a limited time: many clients send all of it before they read the answer."""
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._read_on(), self._drain_seconds)
 
     async def _read_on(self) -> None:
-        """Take what comes, until there is no more. Raises TimeoutError when nothing comes for a while."""
+        """Read the body to its end. Raises TimeoutError when nothing comes for DRAIN_SECONDS."""
         while not self._all_read:
             message = await asyncio.wait_for(self._receive(), DRAIN_SECONDS)
             self._all_read = not message.get("more_body", False)

@@ -1,4 +1,4 @@
-"""Events that no page of ours sends are answered with a sentence, and a line of the log."""
+"""Answer malformed gradio events, which no page of this program sends, with a sentence and a line of the log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class RefusedEvent(Exception):
-    """An event that no page of ours sends. key: the end of a sentence's, such as "page.door.word"."""
+    """Report an event that no page of this program sends. key: the end of a sentence's key such as "page.door.word"."""
 
     def __init__(self, status: int, key: str):
         super().__init__(key)
@@ -24,9 +24,9 @@ class RefusedEvent(Exception):
 
 
 def answers_to_errors(t: Translator) -> dict[str, Any]:
-    """Settings of a page's application by which events that no page sends are answered with a sentence, and a line of the log.
+    """Return FastAPI settings for a page's application: handlers that answer malformed events with a sentence and log them.
 
-    Gradio's own application answers to what is no event with all of it.
+    Without them FastAPI's answer would repeat the whole body of a request that fails its validation.
     """
 
     async def refused(request: Request, error: RefusedEvent) -> Response:

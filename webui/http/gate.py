@@ -1,4 +1,4 @@
-"""How many connections there may be, and who makes room for whom."""
+"""Limit how many connections are open at once, and choose which one is closed to make room for a new one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 
 from webui.http.login import network
 
-# Connections at once: where descriptors are plenty or are not counted (Windows), and where they are few.
+# Connections at once: the most, also where descriptors are not counted (Windows), and the least, where they are few.
 MOST, LEAST = 400, 8
 # Seconds between two lines about connections that were refused.
 QUIET = 60.0
@@ -19,8 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class Claim(IntEnum):
-    """What is lost with a connection, the least first: nothing, a logged-in browser's next request's way, a login that is being
-    looked at; and a request of who was let in, which no other takes the place of."""
+    """Rank what would be lost if a connection were closed, the least first.
+
+    NONE: nothing. KNOWN: a logged-in browser's connection between two requests. LOGIN: a login that is being checked.
+    REQUEST: a request that was let in; such a connection is never closed to make room.
+    """
 
     NONE = 0
     KNOWN = 1
@@ -29,35 +32,35 @@ class Claim(IntEnum):
 
 
 class Claimant(Protocol):
-    """A connection, as the gate sees it."""
+    """Describe what the gate needs of a connection."""
 
     def claim(self) -> Claim:
-        """Return what would be lost with it."""
+        """Return what would be lost if the connection were closed."""
         ...
 
     def give_way(self) -> None:
-        """End, and be counted no more."""
+        """Close the connection at once and free its place at the gate."""
         ...
 
 
 class Gate:
-    """Who may come in: so many connections at all, and half of them from one address; loopback and proxies count as many.
+    """Admit at most `most` connections, and at most half of them from one address, except loopback addresses and proxies.
 
-    One more takes the place of one with a lesser claim than a request's, if there is one: of the least, that of the address
-    with most connections which has waited longest. So who is not let in keeps nobody out, however many connections he holds.
-    Used by the event loop's thread alone.
+    If there is no room, a connection with a lesser claim than `Claim.REQUEST` is closed for the new one: among those with the
+    least claim, the longest waiting one of the address with most connections. So clients without a login cannot block others,
+    however many connections they hold. Not thread-safe: only the event loop's thread uses it.
     """
 
     def __init__(self, most: int, proxies: tuple[str, ...] = ()):
         self.most = most
         self.proxies = tuple(ipaddress.ip_network(proxy, strict=False) for proxy in proxies)
         self._of: dict[str, int] = {}
-        # In the order in which they began to wait.
+        # Connection -> its network, in the order in which they began to wait.
         self._waiting: dict[Claimant, str] = {}
         self._refused, self._told = 0, -QUIET
 
     def enter(self, address: str) -> bool:
-        """Whether there is room for one more from that address, which then is taken."""
+        """Take a place for a connection from an address; return False if there is none."""
         of = network(address)
         crowded = self._of.get(of, 0) >= max(LEAST, self.most // 2) and not self._many(address)
         if (crowded or sum(self._of.values()) >= self.most) and not self._make_room(of if crowded else None):
@@ -67,21 +70,24 @@ class Gate:
         return True
 
     def leave(self, address: str) -> None:
-        """Give back the room that `enter` has taken for a connection from that address."""
+        """Give back the place that `enter` has taken for a connection from that address."""
         of = network(address)
         self._of[of] -= 1
         if not self._of[of]:
             del self._of[of]
 
     def note(self, connection: Claimant, address: str, waits: bool) -> None:
-        """Note whether a connection waits to be let in with a request, or has been."""
+        """Note whether a connection waits (has no request, or one that was not let in) and so may be closed for another."""
         if not waits:
             self._waiting.pop(connection, None)
         else:
             self._waiting.setdefault(connection, network(address))
 
     def _make_room(self, of: str | None) -> bool:
-        """End a connection, of those from one address or of all. Whether there was one that may be ended."""
+        """Close the waiting connection with the least claim; return False if there is none that may be closed.
+
+        of: only connections from this network; None for all.
+        """
         found = (
             (connection.claim(), -self._of[whose], connection)
             for connection, whose in self._waiting.items()
@@ -94,7 +100,7 @@ class Gate:
         return True
 
     def _many(self, address: str) -> bool:
-        """Whether several users may come from that address."""
+        """Tell whether several users may share an address: loopback, a proxy, or one that is no IP address."""
         try:
             ip = ipaddress.ip_address(address)
         except ValueError:

@@ -1,11 +1,11 @@
-"""How much a JSON body would become, counted by its signs while it comes: reading it stops everything else meanwhile."""
+"""Limit the number of values in a JSON body while its bytes come in, because parsing a huge one blocks the event loop."""
 
 from __future__ import annotations
 
 import re
 
-# Signs outside of strings: brackets, commas, and quotes that begin one. Each value has one to three of them, and the largest
-# form, with a hundred sections, some thousand. And levels of one body.
+# The most structural characters outside of strings (brackets, commas, opening quotes), and the deepest nesting. A value has one
+# to three such characters; the largest form, with a hundred sections, has some thousand.
 SIGNS, LEVELS = 100_000, 64
 
 STRUCTURE = re.compile(rb'["\[\]{},]')
@@ -13,7 +13,7 @@ IN_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 
 
 class Values:
-    """Counts signs and levels of a JSON text that comes in pieces. Whether it is JSON at all is for who reads it to find."""
+    """Count structural characters and nesting levels of a JSON text that comes in pieces. The syntax is not checked here."""
 
     def __init__(self) -> None:
         self.signs, self.level = 0, 0
@@ -21,9 +21,9 @@ class Values:
         self._before = b""
 
     def are_too_many(self, piece: bytes) -> bool:
-        """Take the next piece. Whether there are more than anybody needs, or bytes that no UTF-8 JSON has.
+        """Count the next piece; return True if there are too many, or a zero byte, which JSON in UTF-8 never has.
 
-        Other encodings have a zero in each of the signs that are counted here.
+        Other encodings of JSON (UTF-16, UTF-32) have a zero byte in each structural character.
         """
         piece, at = self._before + piece, 0
         self._before = b""
@@ -31,13 +31,13 @@ class Values:
             return True
         while at < len(piece):
             if self._in_string:
-                # It matches nothing at least.
+                # The pattern always matches, at least the empty string.
                 at = text.end() if (text := IN_STRING.match(piece, at)) else at
                 if piece[at : at + 1] == b'"':
                     self._in_string = False
                     at += 1
                 else:
-                    # Nothing more, or a backslash without what it stands before.
+                    # The piece ends, perhaps with a backslash whose next character is still to come.
                     self._before = piece[at:]
                     break
             found = STRUCTURE.search(piece, at)

@@ -1,7 +1,7 @@
-"""Names, passwords, sessions: who may come in, and how slowly one may guess.
+"""Check names and passwords, slow down guessing, and keep the sessions of those who logged in.
 
-A password is kept as a slow hash only. `python -m webui.http.login NAME` asks for one and prints the line for `--auth-file`.
-Not by starlette's SessionMiddleware: its sessions lie in the browser, where nobody can end them.
+A password is kept only as a slow hash (scrypt). `python -m webui.http.login NAME` asks for one and prints the line for
+`--auth-file`. Starlette's SessionMiddleware is not used: its sessions lie in the browser, so the server cannot end them.
 """
 
 from __future__ import annotations
@@ -28,28 +28,29 @@ from eichi_utils.files.safe_reading import UnsafeError, read_text
 COST = MappingProxyType({"n": 2**15, "r": 8, "p": 1})
 MEMORY = 64 << 20
 HASHED = "scrypt:"
-# Passwords that are tried at once, and that wait for it. Browsers that were let in before have as many of their own to wait,
-# and are tried one at a time.
+# Passwords hashed at once: of unknown browsers, and of browsers that logged in before. The most tries of each kind that are
+# hashed or wait for it.
 AT_ONCE, KNOWN_AT_ONCE, WAITING = 2, 1, 16
-# Longer ones are wrong; nobody types them, and hashing them takes time.
+# The most characters of a password; longer ones are refused without hashing, which takes time.
 LONGEST = 1024
-# Of a file of names and passwords.
+# The most bytes of a file of names and passwords.
 LARGEST = 64 << 10
-# Wrong passwords without a delay; then 1, 2, 4... seconds from one address until the next is looked at, at most so many.
-# A name has to wait less, and in line: somebody else may be guessing at it.
+# From the FREE-th wrong password on, each next try is delayed by 1, 2, 4... seconds: at most ADDRESS_WAITS for an address or
+# browser, and at most NAME_WAITS for a name, because somebody else may be guessing at it. Tries at a name wait in line, as long
+# as the line takes at most LONGEST_LINE seconds.
 FREE, ADDRESS_WAITS, NAME_WAITS, LONGEST_LINE = 5, 30.0, 3.0, 15.0
 # Seconds after which a failure is forgotten; addresses and browsers that are remembered.
 FORGOTTEN, REMEMBERED = 900.0, 4096
-# Lines that names stand in; with some twenty tries a second, nobody makes all of them slow before the first is forgotten.
+# Waiting lines that names are hashed to; at some twenty tries a second, nobody can slow all of them before the first recovers.
 LINES = 4096
-# Seconds that a session lasts without a visit, and at all; sessions at once.
+# Seconds that a session lasts without a request, and in all; the most sessions at once.
 IDLE, LONGEST_SESSION, SESSIONS = 86_400.0, 30 * 86_400.0, 1000
 
 logger = logging.getLogger(__name__)
 
 
 class AuthError(ValueError):
-    """Names and passwords that cannot be read. key: of a sentence; line: of the file, from 1."""
+    """Report names and passwords that cannot be read. key: of a sentence; line: number of the file's line, from 1."""
 
     def __init__(self, key: str, line: int = 0):
         super().__init__(key)
@@ -57,15 +58,15 @@ class AuthError(ValueError):
 
 
 def hashed(password: str, salt: bytes | None = None) -> str:
-    """Return what is kept of a password: `scrypt:SALT:HASH`, both in Base64."""
+    """Return the hash that is kept of a password, as `scrypt:SALT:HASH` with both in Base64. salt: 16 bytes, random if None."""
     salt = salt or secrets.token_bytes(16)
-    # Half a surrogate pair, as of a command line that is no UTF-8, has bytes as well.
+    # "surrogateescape": a password from a command line that is not UTF-8 has lone surrogates, which stand for its bytes.
     digest = hashlib.scrypt(password.encode("utf-8", "surrogateescape"), salt=salt, maxmem=MEMORY, **COST)
     return HASHED + ":".join(base64.b64encode(part).decode() for part in (salt, digest))
 
 
 def matches(password: str, kept: str) -> bool:
-    """Whether it is the password of which `hashed` has kept this."""
+    """Tell whether a password is the one that `hashed` returned `kept` for."""
     salt = base64.b64decode(kept.removeprefix(HASHED).partition(":")[0])
     return secrets.compare_digest(hashed(password, salt), kept)
 
@@ -86,7 +87,7 @@ def account(text: str) -> tuple[str, str]:
 
 
 def accounts_of(path: Path) -> dict[str, str]:
-    """Read a file with a "user:password" in each line; empty ones and those that begin with # are left out.
+    """Read a file with one "user:password" per line; empty lines and those that begin with # are skipped.
 
     Raises AuthError, OSError.
     """
@@ -109,7 +110,7 @@ def accounts_of(path: Path) -> dict[str, str]:
 
 @dataclass
 class Failures:
-    """Wrong passwords of late. until: when the next may come."""
+    """Hold one guesser's recent wrong passwords: their count, the time of the last, and until when the next one must wait."""
 
     count: int = 0
     last: float = 0.0
@@ -117,7 +118,7 @@ class Failures:
 
 
 class Throttle:
-    """Who has guessed wrong how often: an address, a name, a browser that was let in before. Knows the last `REMEMBERED`."""
+    """Delay tries after wrong passwords, by key: an address, a name's line or a known browser. Keeps the last `REMEMBERED`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
@@ -127,24 +128,27 @@ class Throttle:
         return len(self._of)
 
     def wait(self, key: str) -> float:
-        """Return the seconds until a password of this one is looked at."""
+        """Return the seconds until a key's next password may be checked."""
         known = self._of.get(key)
         return max(0.0, known.until - self._clock()) if known else 0.0
 
     def count(self, key: str, longest: float) -> None:
-        """Note a wrong password. It is noted before it is looked at, so that many at once are no way around."""
+        """Count a try as wrong before it is checked, so that many tries at once do not escape the delay.
+
+        longest: the longest delay in seconds until the next try.
+        """
         now, known = self._clock(), self._of.pop(key, Failures())
         if now - known.last > FORGOTTEN:
             known = Failures()
         count = known.count + 1
-        # The exponent is bounded, for a number of seconds past all bounds is no float.
+        # The exponent is bounded because a power beyond the range of a float raises OverflowError.
         delay = min(2.0 ** min(count - FREE, 16), longest) if count >= FREE else 0.0
         self._of[key] = Failures(count, now, max(now, known.until) + delay)
         while len(self._of) > REMEMBERED:
             self._of.popitem(last=False)
 
     def take_back(self, key: str) -> None:
-        """Note that the last one was right after all. Earlier ones stay: who has a password of his own may guess at others'."""
+        """Take back the last try, which was right. Earlier ones stay, since a user may also guess others' passwords."""
         known = self._of.pop(key, None)
         if known and known.count > 1:
             self._of[key] = Failures(known.count - 1, known.last)
@@ -152,7 +156,7 @@ class Throttle:
 
 @dataclass
 class Session:
-    """Holds who was let in, and when: `began`, and `seen` last, both of a clock that nobody sets."""
+    """Hold whose session it is, and when it began and was last used, in seconds of a monotonic clock."""
 
     user: str
     began: float
@@ -161,9 +165,10 @@ class Session:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a login. token: of the session, known: by which the browser is recognised; "" where it failed.
+    """Hold the outcome of a login.
 
-    wait: seconds until the next try, where this one was not even looked at.
+    token: of the new session, "" if the login failed. known: a token by which the browser is recognised later, "" likewise.
+    wait: seconds until the next try, if this one was refused without checking the password; else 0.
     """
 
     token: str = ""
@@ -173,9 +178,9 @@ class Answer:
 
 @dataclass
 class Login:
-    """Lets in who knows a name and its password. accounts: user -> password, or what `hashed` returned of it.
+    """Check logins and keep their sessions. accounts: user -> password, or what `hashed` returned for it.
 
-    Used by the event loop's thread alone; passwords are hashed in others.
+    Not thread-safe: only the event loop's thread uses it; passwords are hashed in other threads.
     """
 
     accounts: Mapping[str, str]
@@ -185,25 +190,25 @@ class Login:
 
     def __post_init__(self) -> None:
         self.accounts = {user: kept if kept.startswith(HASHED) else hashed(kept) for user, kept in self.accounts.items()}
-        # What an unknown name's password is compared with, so that it takes as long.
+        # The hash that an unknown name's password is compared with, so that the answer takes as long as for a known name.
         self._nobody = hashed(secrets.token_urlsafe())
         self._throttle = Throttle(self.clock)
         self._lines, self._key = Throttle(self.clock), secrets.token_bytes(32)
-        # By whether the browser is recognised.
+        # Keys: whether the browser is recognised.
         self._busy = {False: 0, True: 0}
         self._places = {False: asyncio.Semaphore(AT_ONCE), True: asyncio.Semaphore(KNOWN_AT_ONCE)}
 
     async def enter(self, user: str, password: str, address: str, known: str = "") -> Answer:
-        """Look at a name and a password. known: what the browser was given with an earlier session.
+        """Check a name and a password, and begin a session if they are right.
 
-        A browser that was let in before is slowed by its own mistakes only, and waits in a line of such: nobody else can
-        lock its owner out.
+        known: the token that the browser was given with an earlier session. A recognised browser is delayed only by its own
+        mistakes and waits in a line of recognised ones, so that nobody else can lock its owner out.
         """
         recognised = user in self.accounts and self._known.get(_digest(known)) == user
         who = f"browser {_digest(known)}" if recognised else f"address {network(address)}"
         name = "" if recognised else self._line(user)
         wait = self._throttle.wait(who)
-        # At a name others may be guessing: its turn is waited for here, as long as the line is short.
+        # Others may be guessing at the same name, so this try waits its turn here as long as the line is short.
         pause = self._lines.wait(name)
         if self._busy[recognised] >= WAITING or pause > LONGEST_LINE:
             wait = max(wait, pause - LONGEST_LINE, 1.0)
@@ -228,7 +233,7 @@ class Login:
         return self._begin(user)
 
     def user(self, token: str) -> str | None:
-        """Whose session it is, if it has not ended; this visit makes it last."""
+        """Return the user of a session's token and renew the session; None if it has ended or is unknown."""
         key, now = _digest(token), self.clock()
         session = self._sessions.get(key)
         if session and (now - session.seen > IDLE or now - session.began > LONGEST_SESSION):
@@ -239,13 +244,14 @@ class Login:
         return session.user if session else None
 
     def leave(self, token: str) -> None:
-        """End a session."""
+        """End the session of a token."""
         self._sessions.pop(_digest(token), None)
 
     def _line(self, user: str) -> str:
-        """The line of a name, whether somebody has it or not: one that was slow from the first try would be told by that.
+        """Return the waiting line of a name, as a number below LINES in text. Unknown names have one too.
 
-        There are so many and no more, and which names share one nobody can find out: the key is of this run.
+        Otherwise the delay would reveal which names exist. The key of the hash is random for each run of the server, so that
+        nobody can find out which names share a line.
         """
         digest = hashlib.blake2b(user.encode("utf-8", "surrogatepass"), key=self._key, digest_size=8).digest()
         return str(int.from_bytes(digest, "big") % LINES)
@@ -266,7 +272,7 @@ class Login:
 
 
 def network(address: str) -> str:
-    """What counts as one address: all that one subscriber has, which of IPv6 is a /64."""
+    """Return what counts as one client address: an IPv4 address, or a whole /64 network of IPv6, which one subscriber has."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -277,17 +283,17 @@ def network(address: str) -> str:
 
 
 def _digest(token: str) -> str:
-    """A token's key: looking it up in a table tells by its time nothing of the tokens."""
+    """Return the key under which a token is kept: a hash, so that the time of a look-up reveals nothing of the tokens."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _shown(text: str) -> str:
-    """Somebody's text as one short word of a log."""
+    """Return a client's text shortened and quoted for the log."""
     return repr(text[:64])
 
 
 def main(arguments: list[str]) -> int:
-    """Ask for a password and write the line for a file of names and passwords."""
+    """Ask for a password and print the line for a file of names and passwords. Returns the exit code."""
     if len(arguments) != 1 or ":" in arguments[0]:
         sys.stderr.write("usage: python -m webui.http.login NAME\n")
         return 2

@@ -1,4 +1,4 @@
-"""The page that asks for name and password, and the way out again: plain HTML, one for all pages of the program."""
+"""Serve the login page and the logout: plain HTML without gradio, the same for all pages of the program."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ from webui import static_files
 from webui.http.login import LONGEST_SESSION, Login
 
 LOGIN, LOGOUT = "/login", "/logout"
-# Bytes of a form with a name and a password.
+# The most bytes of a form with a name and a password.
 FORM_BYTES = 16 << 10
 
 
 class LoginPage:
-    """Answers at `LOGIN` and `LOGOUT`, and knows a browser again. pages: where it may go afterwards."""
+    """Answer requests to `LOGIN` and `LOGOUT`, and find the user of a request by its cookies.
+
+    root: the path at which a proxy serves the program. pages: the paths to which a browser may go after the login.
+    """
 
     def __init__(self, login: Login | None, t: Translator, root: str, pages: frozenset[str]):
         self.login, self.t, self.root, self.pages = login, t, root, pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Show the form, look at what it sends, or end the session."""
+        """Answer with the form, check what it sends, or end the session."""
         request = Request(scope, receive)
         login, leaving = self.login, request.url.path == self.root + LOGOUT
-        # Only the button ends a session: a link may stand on anybody's page.
+        # Only a POST ends a session: any site's page could link to this address.
         if login is None or (leaving and request.method != "POST"):
             response: Response = RedirectResponse(f"{self.root}/", HTTPStatus.SEE_OTHER)
         elif leaving:
@@ -42,12 +45,12 @@ class LoginPage:
             response = await self._enter(login, request)
         else:
             response = self._form(request)
-        # Nothing of it is for a cache: whose page it is changes with the cookie.
+        # The answer depends on the cookie, so it must not be cached.
         response.headers["cache-control"] = "no-store"
         await response(scope, receive, send)
 
     def user(self, headers: Headers, scope: Scope) -> str | None:
-        """Return who asks; None for nobody that is known, or where no login is asked for."""
+        """Return the user whose session a request's cookies name; None without a session or where no login is required."""
         return self.login and self.login.user(_cookies(headers).get(_name("session", scope), ""))
 
     async def _enter(self, login: Login, request: Request) -> Response:
@@ -101,7 +104,7 @@ class LoginPage:
         return HTMLResponse(page.substitute({key: escape(text) for key, text in words.items()}), status)
 
     def _next(self, request: Request) -> str:
-        """The page that was asked for, if it is one of ours."""
+        """Return the path of the page to go to after the login: the one asked for if it is one of `pages`, else "/"."""
         asked = request.query_params.get("next", "/").rstrip("/") + "/"
         return asked if asked in self.pages else "/"
 
@@ -115,5 +118,5 @@ def _cookies(headers: Headers) -> dict[str, str]:
 
 
 def _name(what: str, scope: Scope) -> str:
-    """A cookie's name. Browsers keep cookies by host whatever the port, and there may be another program at another port."""
+    """Return a cookie's name, with the port: browsers keep cookies by host, and another port may have another program."""
     return f"eichi-{what}-{(scope.get('server') or ('', 0))[1]}"

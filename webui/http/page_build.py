@@ -1,7 +1,7 @@
-"""Which page a tab shows, and that its events reach no other.
+"""Identify the build of a page, and refuse events of a tab that shows another build.
 
-Gradio knows the functions of a page by their numbers. In a tab that was open while another page, another version or the program
-with other flags took the address, the same numbers mean others: a switch's was a Stop button's.
+Gradio numbers the functions of a page. If a tab stays open while another page, another version or the program with other flags
+takes the address, the same numbers mean other functions: a switch could press the Stop button.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from webui.gradio_compat import described
 HEADER = "x-eichi-build"
 # Gradio's routes that call a function of a page, below the page's own path.
 EVENTS = re.compile(r"/gradio_api/(?:run|api)(?:/|$)")
-# Hexadecimal digits; they are no secret.
+# Hexadecimal digits of a build's name; it is no secret.
 DIGITS = 32
 
 
 def build_of(page: gr.Blocks, mode: str, place: str, language: str) -> str:
-    """Return the name of a page as it was built: the same after a plain restart, another one where anything of it is another.
+    """Return a hash that identifies a built page: the same after a plain restart, another one if anything in it differs.
 
-    place: the path at which it is, for the same page may be at one path now and at another one later.
+    place: the path at which the page is served, because the same page may have another path in another run.
     """
     seen = json.dumps([mode, place, language, sources(), described(page)], default=str)
     return hashlib.sha256(seen.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]
@@ -41,7 +41,7 @@ def build_of(page: gr.Blocks, mode: str, place: str, language: str) -> str:
 
 @cache
 def sources() -> str:
-    """Return a hash of the pages' own sources: the version of what their functions mean, and of what browsers do with them."""
+    """Return a hash of the sources of `webui`: all Python files and the files of `static/`."""
     folder, found = Path(__file__).parents[1], hashlib.sha256(static_files.version().encode())
     for path in sorted(folder.rglob("*.py")):
         found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -49,7 +49,7 @@ def sources() -> str:
 
 
 class SameBuild:
-    """In front of an application: events of a tab that shows another page than the one at their address are answered with 409.
+    """Answer events with 409 if their tab shows another build than the page at their address (ASGI middleware).
 
     builds: path of a page, "/" or "/f1/" -> `build_of` it; filled by the time of the first request.
     """
@@ -58,7 +58,7 @@ class SameBuild:
         self.app, self.builds, self.t = app, builds, t
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse the event of a page that another has taken the place of, with a sentence; pass on all others."""
+        """Refuse an event of another build with a sentence; pass on all other requests."""
         if scope["type"] == "http" and self._is_foreign(scope):
             sentence = self.t("page.door.build")
             # Gradio's pages show what stands at "error".
@@ -68,7 +68,7 @@ class SameBuild:
             await self.app(scope, receive, send)
 
     def _is_foreign(self, scope: Scope) -> bool:
-        """Whether it is an event, and not one of the page that is at its address."""
+        """Tell whether a request is an event that does not name the build of the page at its address."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         place = max((place for place in self.builds if path.startswith(place)), key=len, default="")
         if not place or not EVENTS.match(path[len(place) - 1 :]):

@@ -1,7 +1,7 @@
-"""Which files a browser may name and see: what was uploaded, results, and examples; never a file because a request names it.
+"""Decide which files a browser may name and see: uploads, results and examples, and no other file of the machine.
 
-Three places ask, each for all pages: the page itself for files in components (`gradio_compat.CheckedBlocks`), the form for
-paths in texts (`Form.document`), and `ServedFiles` for addresses.
+Three places ask, each for all pages: `gradio_compat.CheckedBlocks` for files in components, `Form.document` for paths in texts,
+and `ServedFiles` for addresses of files.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from eichi_utils.files.temporary import PREFIX, is_unfinished
 from webui.gradio_compat import is_upload, upload_folder
 
-# Gradio's two addresses of a file, whatever page they are below.
+# Gradio's two forms of a file's address, below any page's path.
 ADDRESS = re.compile(r"/gradio_api/file[=/](.*)", re.DOTALL)
 # A name that no file has.
 NOWHERE = "\0"
-# What a browser would run with the page's rights, if a picture were called so.
+# Media types, guessed from a file's name, that a browser could run with the page's rights.
 RUN = re.compile(r"text/(html|xml|javascript)|application/(.*\+)?(xml|javascript|pdf|x-shockwave-flash)|image/svg\+xml")
 
 
 @dataclass(frozen=True)
 class OwnFiles:
-    """folders: whose files pages take and show, beside gradio's folder of uploads; files: single ones, such as examples.
+    """Hold the files that browsers may name.
 
-    closed: folders of which nothing is shown wherever they lie.
+    folders: whose files may be named, beside gradio's folder of uploads. files: single files, such as examples.
+    closed: folders whose files are refused even inside of `folders`.
     """
 
     folders: tuple[Path, ...]
@@ -40,41 +41,41 @@ class OwnFiles:
     closed: tuple[Path, ...] = ()
 
     def holds(self, path: Any) -> bool:
-        """Tell whether a browser may name this file, which need not be there; where links lead counts. Opens nothing."""
+        """Tell whether a browser may name this path, which need not exist. Links are resolved; nothing is opened."""
         if not isinstance(path, str) or not path or "\0" in path:
             return False
         if path in self.files:
             return True
         try:
             return self._is_inside(Path(os.path.abspath(path)))
-        # A name that is too long, a circle of links, a folder that may not be entered.
+        # The name is too long, links form a circle, or a folder may not be entered.
         except (OSError, ValueError, RuntimeError):
             return False
 
     def serves(self, path: str) -> bool:
-        """Tell whether it is such a file, is there, and is nothing that a browser would run."""
+        """Tell whether a path may be named, is an existing file, and is nothing that a browser would run."""
         if not self.holds(path) or not os.path.isfile(path):
             return False
-        # Gradio itself offers uploads only to download.
+        # Gradio itself serves uploads only as downloads.
         return is_upload(path) or not RUN.fullmatch(mimetypes.guess_type(path)[0] or "")
 
     def _is_inside(self, path: Path) -> bool:
         roots = [(Path(os.path.abspath(folder)), folder.resolve()) for folder in (upload_folder(), *self.folders)]
-        # By its name first: on Windows merely looking for \\host\share\... logs in there.
+        # Compare names before the file system is touched: on Windows, resolving \\host\share\... logs in at that host.
         if not any(path.is_relative_to(root) for both in roots for root in both):
             return False
         real = path.resolve()
         if any(real.is_relative_to(folder.resolve()) for folder in self.closed):
             return False
-        # A pipe or a folder is no file.
+        # Pipes, devices and folders are refused.
         shown = any(_is_shown(real.relative_to(root), root == roots[0][1]) for _, root in roots if real.is_relative_to(root))
         return shown and (real.is_file() or not real.exists())
 
 
 def _is_shown(rest: Path, uploaded: bool) -> bool:
-    """Tell whether a path below a folder is of a file that pages show: hidden ones are unfinished ones, and locks.
+    """Tell whether a path below an allowed folder is neither hidden nor below a hidden folder: those are unfinished or locks.
 
-    uploaded: whether the folder is that of uploads, where a user's file is called as it was on the user's computer.
+    uploaded: whether the folder is that of uploads, where a file keeps the user's own name, which may begin with a dot.
     """
     *folders, name = rest.parts or ("",)
     hidden = name.startswith(PREFIX) or is_unfinished(name) if uploaded else name.startswith(".")
@@ -82,15 +83,15 @@ def _is_shown(rest: Path, uploaded: bool) -> bool:
 
 
 class ServedFiles:
-    """In front of an application: of gradio's addresses of files, those of files that are not shown lead nowhere."""
+    """Hide the files that are not served from gradio's addresses of files (ASGI middleware)."""
 
     def __init__(self, app: ASGIApp, serves: Callable[[str], bool]):
         self.app, self.serves = app, serves
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on a request; one for a file that is not served gets the name of one that is not there."""
+        """Pass on a request; if it asks for a file that is not served, replace its path by one that does not exist."""
         asked = ADDRESS.search(scope["path"]) if scope["type"] == "http" else None
         if asked and not await run_in_threadpool(self.serves, asked[1]):
-            # Gradio asks for the login first, and then finds no such file.
+            # Gradio checks the login first, and then answers that there is no such file.
             scope = {**scope, "path": f"{scope['path'][: asked.start(1)]}{NOWHERE}"}
         await self.app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The listening socket, and the server behind it from its start to its end."""
+"""Open the listening socket, and run the HTTP server on it from start to shutdown."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from webui.http.gate import LEAST, MOST, Gate
 
 # Ports tried before giving up.
 PORTS_TRIED = 100
-# Connections that wait to be accepted. The event loop takes so many at once before it looks at any of them.
+# The most connections that wait to be accepted. The event loop accepts up to as many before it handles any of them.
 BACKLOG = 32
-# File descriptors that are left to the films: weights, pictures, the film's own files, threads and pipes.
+# File descriptors reserved for making films: weights, pictures, the film's own files, threads and pipes.
 FOR_FILMS = 64
-# Descriptors of a connection: its socket, and the file that is sent or received.
+# File descriptors per connection: its socket, and the file that is sent or received.
 EACH = 2
-# Descriptors asked for where a system gives more to those who ask (macOS begins with 256).
+# The soft limit of file descriptors to ask the system for (macOS begins with 256).
 WANTED = 4096
-# Seconds to wait for a descriptor.
+# Seconds to wait until the next try when no descriptor is free.
 PAUSE = 0.05
-# Seconds that what is cancelled at the end has for its own ends, twice.
+# Seconds that cancelled tasks have to end at shutdown, and again as many for asynchronous generators.
 CUT_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
 
 class Listener(socket.socket):
-    """Accepts while there are descriptors, and turns away who comes when there are none.
+    """Accept connections, and close new ones at once while no file descriptor is free.
 
-    The event loop would try again and again, each time as often as connections may wait, and log each try. Turning away takes
-    a descriptor as well: one that is held for it.
+    Otherwise the event loop would try again without end, each time as often as connections may wait, and log each try.
+    Accepting a connection only to close it takes a descriptor too, so a spare one is kept for that.
     """
 
     def __init__(self, family: int):
@@ -53,7 +53,7 @@ class Listener(socket.socket):
         self._spare = os.open(os.devnull, os.O_RDONLY)
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Return the next connection and where it comes from. Raises OSError; where no descriptor is left, BlockingIOError."""
+        """Return the next connection's socket and its address. Raises OSError; BlockingIOError if no descriptor is free."""
         try:
             return super().accept()
         except OSError as error:
@@ -64,13 +64,13 @@ class Listener(socket.socket):
         try:
             super().accept()[0].close()
         except OSError:
-            # Another thread was quicker. Whoever waits can be seen only by trying, so not too often.
+            # Another thread took the descriptor. Pause, because the event loop tries again at once.
             time.sleep(PAUSE)
         self._spare = _opened_again()
         raise BlockingIOError(errno.EAGAIN, "no file descriptor was left")
 
     def close(self) -> None:
-        """Stop listening, and give the spare descriptor back."""
+        """Stop listening, and close the spare descriptor."""
         if self._spare >= 0:
             os.close(self._spare)
             self._spare = -1
@@ -78,7 +78,7 @@ class Listener(socket.socket):
 
 
 def _opened_again() -> int:
-    """A descriptor to hold; waits for one."""
+    """Return a new spare descriptor; wait until one is free."""
     while True:
         try:
             return os.open(os.devnull, os.O_RDONLY)
@@ -89,11 +89,14 @@ def _opened_again() -> int:
 
 
 class Server(uvicorn.Server):
-    """Says where it is as soon as it answers."""
+    """Serve an ASGI application through `Connection`, and print the address once it answers.
+
+    gate: which counts the connections. url: the address to print, "" for none. inbrowser: whether to open it in a browser.
+    """
 
     def __init__(self, app: Any, gate: Gate, url: str = "", inbrowser: bool = False, patience: Patience | None = None):
         connection = functools.partial(Connection, gate=gate, patience=patience or Patience())
-        # Without handlers of its own: what the server has to say goes where everything goes. Forwarded headers are the doors'.
+        # log_config=None: uvicorn's messages go to the program's log. proxy_headers=False: `Doors` reads forwarded headers.
         super().__init__(
             uvicorn.Config(
                 app,
@@ -111,7 +114,7 @@ class Server(uvicorn.Server):
         self._url, self._inbrowser = url, inbrowser
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer, then print the address and open it in a browser, if asked to."""
+        """Begin to answer, then print the address and open it in a browser if wanted."""
         await super().startup(sockets)
         if self._url:
             write(sys.stdout, f"{self._url}\n")
@@ -119,17 +122,17 @@ class Server(uvicorn.Server):
             webbrowser.open(self._url)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until told to end; but for the end as uvicorn does.
+        """Serve until the process is told to end. Only the end differs from uvicorn's.
 
-        That waits for handlers which work in threads, where nothing can interrupt them, for as long as they like: here the film
-        comes to its end meanwhile.
+        Uvicorn's would wait without a limit for handlers that work in threads, which nothing can interrupt, while here the
+        worker has to end its film.
         """
         loop = (self.config.get_loop_factory() or asyncio.new_event_loop)()
         asyncio.set_event_loop(loop)
         try:
             loop.run_until_complete(self.serve(sockets))
         finally:
-            # What is left behind goes with the process.
+            # Errors of tasks that are left behind do not matter: the process ends.
             loop.set_exception_handler(lambda *_: None)
             try:
                 with _no_tracebacks():
@@ -139,14 +142,14 @@ class Server(uvicorn.Server):
                 loop.close()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End as uvicorn does, without the tracebacks of what is cut off."""
+        """Shut down as uvicorn does, without the tracebacks of interrupted requests."""
         with _no_tracebacks():
             await super().shutdown(sockets)
 
 
 @contextmanager
 def _no_tracebacks() -> Iterator[None]:
-    """Every open tab holds a stream; that it is cut off now is no error worth a traceback."""
+    """Silence uvicorn's error log inside: open requests of tabs that are cut off at the end are no errors."""
     said = logging.getLogger("uvicorn.error")
     level = said.level
     said.setLevel(logging.CRITICAL)
@@ -157,7 +160,7 @@ def _no_tracebacks() -> Iterator[None]:
 
 
 async def _cut_off() -> None:
-    """Cancel what still runs in the loop, and wait a moment for it."""
+    """Cancel all other tasks of the event loop, and wait at most twice CUT_SECONDS for their ends."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
@@ -168,7 +171,7 @@ async def _cut_off() -> None:
 
 
 def room() -> int:
-    """Connections for which there are file descriptors beside those of the films, with as many as the system gives."""
+    """Raise the process's limit of file descriptors as far as allowed, and return how many connections it has room for."""
     try:
         import resource
     except ImportError:
@@ -184,12 +187,12 @@ def room() -> int:
 
 
 def room_of(limit: int, used: int) -> int:
-    """Connections where a process may have `limit` descriptors, and has `used` before the first."""
+    """Return how many connections fit if a process may have `limit` file descriptors and already has `used` of them."""
     return min(max((limit - used - FOR_FILMS - BACKLOG) // EACH, LEAST), MOST)
 
 
 def is_loopback(server: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Tell whether only this machine can reach an address to listen at."""
     try:
         return ipaddress.ip_address(server).is_loopback
     except ValueError:
@@ -197,12 +200,15 @@ def is_loopback(server: str) -> bool:
 
 
 def listen(server: str, port: int) -> socket.socket:
-    """A listening socket at the port or the next free one; port 0 lets the system choose."""
+    """Return a socket that listens at the port or the next free one of PORTS_TRIED; port 0 lets the system choose.
+
+    Raises OSError if none is free.
+    """
     family, *_, place = socket.getaddrinfo(server, port, type=socket.SOCK_STREAM)[0]
     last = min(port + PORTS_TRIED, 65536) - 1
     for number in range(port, last + 1):
         listener = Listener(family)
-        # Elsewhere the option means "take over a port in use", the opposite of looking for a free one.
+        # On Windows the option would take over a port that is in use.
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -218,6 +224,6 @@ def listen(server: str, port: int) -> socket.socket:
 
 
 def address(server: str, listener: socket.socket) -> str:
-    """Where a browser on this machine finds the listener."""
+    """Return the http address at which a browser on this machine reaches the listener."""
     host = "127.0.0.1" if server in ("0.0.0.0", "::") else server
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
