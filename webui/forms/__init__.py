@@ -1,1 +1,1 @@
-"""A page's form: its fields, what is read of them and written into them, and what is said beside them."""
+"""Build a page's form: its fields, reading a request from them, writing one into them, and the messages beside them."""

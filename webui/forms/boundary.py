@@ -1,6 +1,6 @@
-"""The boundary of the page handlers: whatever goes wrong in one ends in a sentence on the page, and its cause in the log.
+"""Catch every exception of the page handlers: show a sentence on the page, and write the cause into the log.
 
-The form stays as it was. Gradio itself would answer with an error whose text is the exception's, such as `'seconds'`.
+The form stays as it was. Gradio itself would show the exception's text, such as `'seconds'`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from webui.forms import words
 from webui.gradio_compat import AnsweredBlocks, Event, can_be_sent, unchanged, was_raised_while_reading
 from webui.static_files import element
 
-# Of a refused value's description, in the log: a browser may send megabytes.
+# The most characters of an error's text in the log: a refused value may have megabytes.
 SHOWN_CHARACTERS = 300
-# Characters of text in one question of a page. Prompts for a hundred sections are half a million.
+# The most characters of text in one event. Prompts for a hundred sections have half a million.
 MOST_CHARACTERS = 4_000_000
 
 logger = logging.getLogger(__name__)
 
 
 class ErrorBoundary(AnsweredBlocks):
-    """A page no handler of which shows an error of its own. `message` is where it says what went wrong.
+    """Build a page whose handlers' errors are shown in `message` as sentences.
 
-    Every handler's answer has one value more, for `message`, so that a handler need not know of it; one that has something to
-    say there itself has it among its outputs.
+    Every handler's answer gets one more value, for `message`, so that a handler need not know of it; a handler that writes
+    there itself has it among its outputs.
     """
 
     def __init__(self, t: Translator, **settings: Any):
@@ -39,12 +39,12 @@ class ErrorBoundary(AnsweredBlocks):
         self.t = t
 
     def place(self) -> gr.HTML:
-        """Put `message` here; to be called once, inside of the page."""
+        """Create `message` at the current place of the page and return it; call it once, inside the page's block."""
         self.message = element("messages", {}, "showMessages", elem_id="told", padding=False)
         return self.message
 
     async def answer(self, event: Event, inputs: list[Any], run: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-        """Return an event's answer; where making it fails, one that says why and leaves all else as it was."""
+        """Return an event's answer; if its handler fails, one that says why in `message` and changes nothing else."""
         said = gr.skip()
         try:
             if sum(len(value) for value in inputs if isinstance(value, str)) > MOST_CHARACTERS:
@@ -63,14 +63,16 @@ class ErrorBoundary(AnsweredBlocks):
 
 
 def message_value(t: Translator, problems: Iterable[Problem], look: str = "wrong") -> dict[str, Any]:
-    """The value of `message` that shows these sentences. look: "wrong", or "note" where nothing failed."""
+    """Return the value of `message` that shows these problems. look: "wrong", or "note" where nothing failed."""
     lines = [words.problem_sentence(t, problem) for problem in problems]
     return {"lines": lines, "look": look, "at": time.monotonic_ns(), "close": t("page.close")} if lines else {}
 
 
 def sendable(data: list[Any]) -> list[Any]:
-    """Return an answer as gradio's JSON can hold it: without halves of surrogate pairs, which names of files and what was typed
-    may have, and without integers of more than 64 bits."""
+    """Return an answer's values as gradio's JSON can hold them.
+
+    Lone surrogates, which file names and typed text may have, become "?", and integers of more than 64 bits become text.
+    """
     return data if can_be_sent(data) else _whole(data)
 
 
@@ -85,7 +87,10 @@ def _whole(value: Any) -> Any:
 
 
 def problems_at(error: Exception) -> tuple[Problem, ...]:
-    """What to tell the user about an exception that ended a handler: what can be mended, else that the log has the cause."""
+    """Return what to tell the user about an exception that ended a handler.
+
+    That is what the user can mend, if anything; else that it failed and that the log has the cause.
+    """
     if was_raised_while_reading(error):
         return (Problem("", "page_value"),)
     problems = problems_of(error)

@@ -1,6 +1,7 @@
-"""Files of the user's that were found damaged and set aside: told on the page that is loaded next, whoever found them.
+"""Report the user's files that were found damaged and set aside, on the page that is loaded next.
 
-Who reads a file first may speak to no user: the start of the program, the end of a film, another program.
+The code that finds a damaged file often has no page to report it on: the start of the program, the end of a film, the command
+line.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from pathlib import Path
 from eichi_utils.problems import Problem
 from eichi_utils.user_data.settings import FIELD, PARTLY
 
-# What the name of such a file holds, followed by when that was (see `settings.JsonFile`).
+# The mark in the name of a file that was set aside, followed by the local time of that (see `settings.JsonFile`).
 SIGN, STAMP, STAMP_LENGTH = ".damaged-", "%Y%m%d_%H%M%S", 15
-# What was set aside so long before the pages were made, while the program started, is news too.
+# Files that were set aside at most so many seconds before the pages were built, while the program started, are reported too.
 STARTING_SECONDS = 300.0
 
 
 class DamagedFiles:
-    """folders: where to look. Each file is told once, on one page."""
+    """Find files that were set aside, and report each of them once, on one page. folders: where to look. Thread-safe."""
 
     def __init__(self, *folders: Path):
         self._folders = folders
@@ -29,7 +30,10 @@ class DamagedFiles:
         self._lock = threading.Lock()
 
     def news(self, notes: Sequence[Problem] = ()) -> list[Problem]:
-        """Return what was set aside and not told yet. notes: what was said of such files just now, which come first."""
+        """Return a problem for each file that was set aside and not reported yet.
+
+        notes: problems that the caller has just found; those about files set aside come first and count as reported.
+        """
         told = [note for note in notes if "kept" in note.values]
         found = [path for folder in self._folders for path in sorted(folder.glob(f"*{SIGN}*"))]
         with self._lock:
@@ -40,7 +44,7 @@ class DamagedFiles:
 
 
 def _problem(path: Path) -> Problem:
-    """Return what to tell of a file that was set aside."""
+    """Return the problem that reports a file that was set aside."""
     values = {"file": str(path.with_name(path.name.partition(SIGN)[0])), "kept": path.name}
     if PARTLY in path.name.partition(SIGN)[2]:
         return Problem(FIELD, "settings_partly_damaged", values)
@@ -48,7 +52,7 @@ def _problem(path: Path) -> Problem:
 
 
 def _set_aside_at(path: Path) -> float:
-    """Return when by the file's name, in seconds since the epoch; 0 for a name that does not say."""
+    """Return the time in the name of a file that was set aside, in seconds since the epoch; 0 if it has none."""
     try:
         return time.mktime(time.strptime(path.name.partition(SIGN)[2][:STAMP_LENGTH], STAMP))
     except (ValueError, OverflowError):

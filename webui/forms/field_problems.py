@@ -1,6 +1,7 @@
-"""What is wrong with a field, shown at the field itself: one element that is never seen and writes beside the others.
+"""Show what is wrong with a field at the field itself, by one invisible element whose script writes beside the others.
 
-A field's component has the class `field-NAME`; `keyframes/3` and `controls/0/mask` are shown at the nearest place that has one.
+A field's component has the class `field-NAME`. A problem of a part, such as `keyframes/3` or `controls/0/mask`, is shown at the
+nearest component with such a class.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from webui.static_files import element
 
 
 def field_problems(t: Translator) -> gr.HTML:
-    """Return the element; its value is `words.problems_by_field`. What is no picture it refuses in the page's language."""
+    """Return the element; its value is `words.problems_by_field`.
+
+    Its script also refuses dropped or pasted files that are no pictures, with a sentence in the page's language.
+    """
     said = {
         "no_picture_in_clipboard": t("page.paste.no_picture"),
         "clipboard_refused": t("page.paste.refused"),

@@ -1,4 +1,4 @@
-"""Gradio's components with one change: a wrong value reaches the request's own checks, not a toast."""
+"""Adapt gradio's components so that a wrong value reaches the request's own checks instead of raising gradio's error."""
 
 from __future__ import annotations
 
@@ -11,83 +11,83 @@ from webui.gradio_compat import FileData, ImageData, served_copy
 from webui.quick_start import without_stubs
 
 UPLOAD_HEIGHT = 64
-# The class of boxes where a new name is typed or a known one chosen (`static/input_guards.js`).
+# The CSS class of boxes where a new name is typed or a known one chosen (`static/input_guards.js`).
 NAME_CLASS = "eichi-name"
 
-# Otherwise gradio would write a file beside this one. `is_template` says: in the browser, the class derived from.
+# Otherwise gradio would write a stub file beside this one. `is_template`: the browser uses the base class's component.
 with without_stubs():
 
     class Number(gr.Number):
-        """A number box that passes on whatever was typed; empty is None."""
+        """Pass on whatever was typed into a number box; None if it is empty."""
 
         is_template = True
 
         def preprocess(self, payload: float | None) -> Any:
-            """Return what was typed, without what adding up in binary leaves behind."""
+            """Return the typed number without binary rounding errors."""
             return _rounded(payload)
 
     class Slider(gr.Slider):
-        """A slider that passes on whatever was typed into its box."""
+        """Pass on whatever was typed into a slider's box, also outside of its limits."""
 
         is_template = True
 
         def preprocess(self, payload: float | None) -> Any:
-            """Return what was typed, without what adding up in binary leaves behind."""
+            """Return the typed number without binary rounding errors."""
             return _rounded(payload)
 
     class Radio(gr.Radio):
-        """A choice that may be of an older list than the server's, as in a tab that was open while the server started anew."""
+        """Pass on a choice that may be missing in the server's list, as from a tab that was open while the server restarted."""
 
         is_template = True
 
         def preprocess(self, payload: Any) -> Any:
-            """Return what was chosen, whether or not it is to be had."""
+            """Return the chosen value, whether or not it is in the list."""
             return payload
 
     class Dropdown(gr.Dropdown):
-        """A choice of a list that changes while the page is open."""
+        """Pass on a choice from a list that changes while the page is open."""
 
         is_template = True
 
         def preprocess(self, payload: Any) -> Any:
-            """Return what was chosen, whether or not it is to be had."""
+            """Return the chosen value, whether or not it is in the list."""
             return payload
 
     class File(gr.File):
-        """A file as the path of what was uploaded, whatever it is, so that checks can name what is wrong with it."""
+        """Pass on the path of an uploaded file of any kind, so that the checks can say what is wrong with it."""
 
         is_template = True
 
         def preprocess(self, payload: Any) -> Any:
-            """Return the path of what was uploaded, or None. payload: gradio's FileData."""
+            """Return the path of the uploaded file, or None. payload: gradio's FileData."""
             return payload.path if payload else None
 
         def postprocess(self, value: Any) -> Any:
-            """Return gradio's FileData of a path; None of one that leads to no file."""
+            """Return gradio's FileData for a path; None if there is no such file."""
             if not value or not Path(value).is_file():
                 return None
             path, size = served_copy(value, self), Path(value).stat().st_size
             return FileData(path=path, orig_name=Path(value).name, size=size)
 
     class Picture(gr.Image):
-        """A picture as the path of the very file that was uploaded, so that checks can name its damage."""
+        """Pass on the path of the original uploaded picture, without decoding it, so that checks can say what is damaged."""
 
         is_template = True
 
         def preprocess(self, payload: Any) -> Any:
-            """Return the path of what was uploaded, or None. payload: gradio's ImageData."""
+            """Return the path of the uploaded picture, or None. payload: gradio's ImageData."""
             return payload.path if payload else None
 
         def postprocess(self, value: Any) -> Any:
-            """Return gradio's ImageData of a path; None of one that leads to no file."""
-            # A job from the command line names a file anywhere; gradio shows only what lies in its cache.
+            """Return gradio's ImageData for a path; None if there is no such file."""
+            # A loaded request may name a file in any folder; gradio shows only files in its cache.
             if not value or not Path(value).is_file():
                 return None
             return ImageData(path=served_copy(value, self), orig_name=Path(value).name)
 
 
 def picture(**settings: Any) -> Picture:
-    """A place for a picture: upload, drop or paste. Its class is what `field_problems` knows it by."""
+    """Return a component that takes a picture by upload, drop or paste; `field_problems` finds it by its CSS class."""
     return Picture(
         type="filepath",
         image_mode=None,
@@ -99,10 +99,10 @@ def picture(**settings: Any) -> Picture:
 
 
 def upload(label: str, elem_id: str) -> File:
-    """A low place to drop one file."""
+    """Return a component of small height that takes one file by upload or drop."""
     return File(label=label, height=UPLOAD_HEIGHT, elem_id=elem_id, elem_classes="eichi-drop", min_width=220)
 
 
 def _rounded(value: Any) -> Any:
-    # The browser's steps add up in binary: 0.30000000000000004.
+    # The browser adds a slider's steps in binary floating point: 0.30000000000000004.
     return round(value, 6) if isinstance(value, float) else value

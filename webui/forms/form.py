@@ -1,4 +1,4 @@
-"""Request field <-> component: a page adds its fields, the form reads a request from them and writes one."""
+"""Bind the fields of a request to a page's components: read a request from them, and write one into them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ C = TypeVar("C", bound=Component)
 
 @dataclass(frozen=True)
 class FieldBinding:
-    """One field's components; `read` takes their values, `write` returns as many."""
+    """Hold one field's components; `read` makes the field's value of theirs, `write` returns a value for each of them."""
 
     components: tuple[Component, ...]
     read: Callable[..., Any]
@@ -38,7 +38,7 @@ class FieldBinding:
 
 
 class Form:
-    """The fields of one mode's request that a page shows. Those it does not show are what the model recommends."""
+    """Hold the fields of one mode's request that a page shows. Fields it does not show have the model's recommended values."""
 
     def __init__(
         self,
@@ -48,7 +48,11 @@ class Form:
         folders: OutputFolders | None = None,
         holds: Callable[[str], bool] = lambda path: True,
     ):
-        """holds: whether a browser may name the file of that path."""
+        """Begin a form without fields.
+
+        kind: the mode's class of requests. folders: allowed output folders, None to leave them unchecked. holds: tells
+        whether a browser may name the file at a path.
+        """
         self.kind = kind
         self.t = t
         self.models = models
@@ -56,24 +60,24 @@ class Form:
         self.holds = holds
         self.defaults = models.recommended(models.default(kind.checkpoint), kind)
         self.entries: dict[str, FieldBinding] = {}
-        # Updates that close what shows a part of a field, such as one section, when the field is filled from elsewhere. Any: a
-        # column among them is no component to gradio's types.
+        # Updates that close the editor of a part of a field, such as one section, when the field is filled by something else.
+        # Any: a column among the keys is no component to gradio's types.
         self.closed: dict[Any, Any] = {}
-        # Components of the program's own values, which no request has, by name (`settings.CHOICES`).
+        # Components of the program's own settings, which are in no request, by name (`settings.CHOICES`).
         self.program: dict[str, Component] = {}
         # The page's `ModelPanel`.
         self.model: Any = None
-        # Called with a `FormUpdates` once the page has all its fields.
+        # Functions called with a `FormUpdates` once the page has all its fields.
         self.wirings: list[Callable[[Any], None]] = []
-        # What shows things that other pages and programs change -> its update for a page that was just loaded.
+        # Component whose content other pages and programs change -> function that returns its update when a page is loaded.
         self.fresh: dict[Component, Callable[[], Any]] = {}
-        # Called with the event after which a page that was loaded is filled.
+        # Functions called with the event that has filled a loaded page.
         self.after_load: list[Callable[[Any], Any]] = []
         self._kinds = kinds_of(kind)
         self._blank = {field.name: field.default for field in dataclasses.fields(kind)}
 
     def has(self, name: str) -> bool:
-        """Whether the mode has such a field."""
+        """Tell whether the mode's requests have a field of this name."""
         return name in self._kinds
 
     def field_kind(self, name: str) -> Any:
@@ -81,11 +85,11 @@ class Form:
         return self._kinds[name]
 
     def default(self, name: str) -> Any:
-        """A new page's value."""
+        """Return a field's value on a new page."""
         return self.defaults.get(name, self._blank[name])
 
     def choices(self, name: str) -> tuple:
-        """What a new page offers of the field's choices: models that are there, and the model's sizes."""
+        """Return the choices of a field that a new page offers: only installed models, and only the model's sizes."""
         offered = {"model": self.models.names, "size": self.models.sizes(self.default("model"))}
         return offered.get(name, self.field_kind(name).choices)
 
@@ -98,7 +102,12 @@ class Form:
         write: Callable[[Any], tuple] = lambda value: (value,),
         beside: Component | None = None,
     ) -> C:
-        """Tie components to a field; returns the first. beside: what its problems are shown at, by default the first."""
+        """Bind components to a field; return the first one.
+
+        read: makes the field's value of the components' values; write: makes a tuple of their values of the field's.
+        beside: the component at which the field's problems are shown, by default the first. Raises KeyError for an unknown
+        field.
+        """
         if name not in self._kinds:
             raise KeyError(f"{self.kind.__name__} has no field {name}")
         self.entries[name] = FieldBinding((first, *others), read, write)
@@ -107,11 +116,11 @@ class Form:
         return first
 
     def text(self, name: str, **settings: Any) -> gr.Textbox:
-        """Put a box for a text into the page, tied to a field. settings: of the component."""
+        """Put a text box into the page, bound to a field. settings: of the component."""
         return self.add(name, gr.Textbox(value=self.default(name), **self._words(name), **settings))
 
     def picture(self, name: str, **settings: Any) -> fields.Picture:
-        """Put a place for a picture into the page, tied to a field."""
+        """Put a place for a picture into the page, bound to a field; its empty value is ""."""
         return self.add(
             name,
             fields.picture(label=self.t(f"page.field.{name}"), placeholder=self.t("page.picture.placeholder"), **settings),
@@ -120,7 +129,7 @@ class Form:
         )
 
     def slider(self, name: str, step: float, **settings: Any) -> fields.Slider:
-        """Put a slider into the page, tied to a field, within its limits."""
+        """Put a slider with the field's limits into the page, bound to a field."""
         limits = self.field_kind(name)
         box = fields.Slider(
             minimum=limits.min,
@@ -133,7 +142,7 @@ class Form:
         return self.add(name, box)
 
     def number(self, name: str, step: float = 1, **settings: Any) -> Component:
-        """A number box."""
+        """Put a number box with the field's limits into the page, bound to a field."""
         limits = self.field_kind(name)
         box = fields.Number(
             value=self.default(name),
@@ -146,9 +155,9 @@ class Form:
         return self.add(name, box)
 
     def number_or_empty(self, name: str, empty: Any = None, **settings: Any) -> Component:
-        """A box for a number whose emptiness says "choose for me"; `empty` is the field's value for that.
+        """Put a box for an optional number into the page, bound to a field; left empty, the field's value is `empty`.
 
-        It is a box of text because gradio's number box turns emptiness into 0.
+        It is a text box because gradio's number box turns an empty box into 0.
         """
         box = gr.Textbox(
             value=_shown(self.default(name), empty),
@@ -165,40 +174,40 @@ class Form:
         )
 
     def choice(self, name: str, labels: Mapping[Any, str], **settings: Any) -> Component:
-        """One of the field's choices. labels: choice -> words, one for each."""
+        """Put radio buttons for the field's choices into the page, bound to a field. labels: words for every choice."""
         choices = [(labels[choice], choice) for choice in self.choices(name)]
         return self.add(name, fields.Radio(choices, value=self.default(name), **self._words(name), **settings))
 
     def switch(self, name: str, **settings: Any) -> gr.Checkbox:
-        """Put a checkbox into the page, tied to a field."""
+        """Put a checkbox into the page, bound to a field."""
         return self.add(name, gr.Checkbox(value=self.default(name), **self._words(name), **settings))
 
     @property
     def components(self) -> set[Block]:
-        """Return the components of all fields, which an event is given to read the form."""
+        """Return the components of all fields, which an event needs as inputs to read the form."""
         return {component for entry in self.entries.values() for component in entry.components}
 
     def document(self, values: Mapping[Component, Any]) -> dict[str, Any]:
-        """The request's JSON document as the components stand; without files that a browser may not name."""
+        """Return the request's JSON document for the components' values, without files that a browser may not name."""
         return self._document(values)[0]
 
     def _document(self, values: Mapping[Component, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """The document, and a problem for each file that is left out."""
+        """Return the document, and a problem for each file that is left out of it."""
         document: dict[str, Any] = {"mode": self.kind.mode}
         if "model" in self.entries:
             component = self.entries["model"].components[0]
             document |= self.models.recommended(values[component], self.kind)
         for name, entry in self.entries.items():
             value = entry.read(*(values[component] for component in entry.components))
-            # An emptied box of a field that needs a value is a problem to report, not the default.
+            # An empty box of a required field is reported as a problem; the default does not replace it.
             document[name] = "" if value is None and not self.field_kind(name).optional else value
         kept, left_out = with_files(document, self.holds)
         return kept, [Problem(field, "file_not_uploaded", {"file": path[-200:]}) for field, path in left_out]
 
     def read(self, values: Mapping[Component, Any]) -> tuple[Request | None, tuple[Problem, ...]]:
-        """The request, or None if a value cannot even be read; and every problem at once.
+        """Return the request, or None if a value cannot be parsed, and all problems of it at once.
 
-        The output folder's permissions are asked; nothing is written to find out, at every key that is pressed.
+        This runs at every key press, so the output folder is checked by its permissions only, without writing to it.
         """
         document, foreign = self._document(values)
         try:
@@ -215,7 +224,7 @@ class Form:
         return request, problems + self.models.problems(request)
 
     def write(self, request: Request) -> dict[Component, Any]:
-        """The value of every component for this request."""
+        """Return the values of all components that show a request."""
         updates: dict[Component, Any] = {}
         for name, entry in self.entries.items():
             updates |= zip(entry.components, entry.write(getattr(request, name)), strict=True)
@@ -228,12 +237,12 @@ class Form:
 
 @lru_cache(maxsize=8)
 def _request(document: str) -> Request:
-    """The request of a JSON document: the same one, with its plan, as long as nothing is changed."""
+    """Return the request of a JSON document, cached, so that an unchanged form keeps its request and its plan."""
     return modes.from_json(json.loads(document))
 
 
 def size_labels(sizes: Iterable[int]) -> dict[int, str]:
-    """Return what sizes are called, by size."""
+    """Return the label of each size, by size in pixels."""
     return {size: f"{size} px" for size in sizes}
 
 
@@ -242,7 +251,7 @@ def _shown(value: float | None, empty: float | None) -> str:
 
 
 def _number(text: str) -> int | float | str:
-    # Full-width digits and a decimal comma are how some of the languages type numbers.
+    # Some languages' users type full-width digits or a decimal comma.
     text = unicodedata.normalize("NFKC", text).strip().replace(",", ".")
     for kind in (int, float):
         with suppress(ValueError):

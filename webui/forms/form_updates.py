@@ -1,4 +1,4 @@
-"""Putting a request into a form that is already filled: only what differs changes, and can be taken back."""
+"""Write a request into a form that is already filled: change only the fields that differ, and allow an undo."""
 
 from __future__ import annotations
 
@@ -14,37 +14,40 @@ from webui.forms.form import Form
 from webui.gradio_compat import Block, number_of
 from webui.panels.model_panel import ModelPanel
 
-# With another model, size or number of steps comes what the model panel shows of it: the list of models and of sizes too.
+# A change of one of the fields WITH_MODEL changes the model panel too; those of LISTS have a list of choices to update.
 WITH_MODEL = ("model", "size", "steps")
 LISTS = ("model", "size")
-# What components held before, by their number on the page.
+# The values of components before a change, by the component's number on the page.
 Undo = dict[int, Any]
 
 
 class FormUpdates:
-    """Made once a page has all its fields."""
+    """Return gradio updates that write a request into a form. Create it once the page has all its fields."""
 
     def __init__(self, form: Form, model: ModelPanel):
         self.form, self.model = form, model
 
     @property
     def outputs(self) -> list[Block]:
-        """What `apply` and `restore` may return."""
+        """Return all components that `apply` and `restore` may update, in the order of the page."""
         components = self.form.components | set(self.model.outputs) | set(self.form.closed)
         return sorted(components, key=number_of)
 
     def current(self, values: Mapping[Component, Any]) -> Request:
-        """The request as the form stands; what cannot be read of it is as on a new page."""
+        """Return the request that the form shows; fields whose values cannot be parsed are as on a new page."""
         document = self.form.document(values)
         fields, _ = usable(self.form.kind.mode, {name: value for name, value in document.items() if name != "mode"})
         return self.request_with(fields)
 
     def request_with(self, fields: Mapping[str, Any]) -> Request:
-        """A new page's request with other values for some fields, in JSON form."""
+        """Return a new page's request with other values for some fields. fields: name -> value in JSON form."""
         return modes.from_json({**to_json(self.form.kind()), **self.form.defaults, **fields, "mode": self.form.kind.mode})
 
     def initial(self, fields: Mapping[str, Any]) -> dict[Component, Any]:
-        """Updates for a page that was just loaded. Only of these fields: whoever was quick has already filled others."""
+        """Return the updates for a page that was just loaded, only of these fields: a quick user may have filled others.
+
+        fields: name -> value in JSON form.
+        """
         request = self.request_with(fields)
         chosen = any(name in WITH_MODEL for name in fields)
         return self._written(request, fields) | (
@@ -52,7 +55,10 @@ class FormUpdates:
         )
 
     def apply(self, values: Mapping[Component, Any], request: Request) -> tuple[dict[Component, Any], Undo]:
-        """Updates that show the request, and what undoes them."""
+        """Return the updates that show a request, and the values that `restore` needs to undo them.
+
+        values: of the form's components now.
+        """
         before, entries = self.current(values), self.form.entries
         changed = [name for name in entries if getattr(request, name) != getattr(before, name)]
         if any(name in WITH_MODEL for name in changed):
@@ -64,7 +70,7 @@ class FormUpdates:
         return updates | (self.form.closed if updates else {}), held
 
     def restore(self, held: Undo) -> dict[Component, Any]:
-        """Updates that show again what was there before `apply`."""
+        """Return the updates that undo `apply`. held: the values that it returned."""
         updates: dict[Any, Any] = {
             component: held[number_of(component)] for component in self.form.components if number_of(component) in held
         }
@@ -78,7 +84,7 @@ class FormUpdates:
         return updates | (self.form.closed if updates else {})
 
     def _written(self, request: Request, names: Iterable[str]) -> dict[Component, Any]:
-        """Updates that show these fields."""
+        """Return the updates that show these fields of a request."""
         updates: dict[Component, Any] = {}
         for name in names:
             entry = self.form.entries[name]

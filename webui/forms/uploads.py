@@ -1,4 +1,4 @@
-"""Pictures that came through a page are kept, so that a film's metadata names files that are still there next month."""
+"""Keep the pictures that were uploaded to a page, so that the files named in a film's metadata still exist next month."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eichi_utils.user_data.passing import need_room
 
 
 def keep_pictures(request: Request, folder: Path) -> Request:
-    """The request with every picture copied from gradio's temporary folder to `folder`, once for equal content.
+    """Return the request with every picture copied from gradio's temporary folder to `folder`, once for equal content.
 
     Raises UserError if one cannot be copied, or if little of the disk is free.
     """

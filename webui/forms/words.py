@@ -1,4 +1,4 @@
-"""Plain data of the application in the words of a language."""
+"""Turn the application's language-free data (problems, notices, plans, job states) into sentences of a language."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from eichi_utils.requests.plan import FPS
 from eichi_utils.requests.request import Request
 from locales import Translator, table
 
-# A field that is merely still empty is no mistake yet, and is not shown as one.
+# Problems of fields that are still empty; they are not shown as mistakes.
 NOT_YET = ("picture_needed", "prompt_empty")
-# Fields beside the length that the number of files depends on.
+# Fields, beside the length, that decide how many files a film leaves.
 COUNTED = ("keep_section_videos", "section_stills", "save_frames", "save_latents")
 
 
 def field_label(t: Translator, field: str) -> str:
-    """The page's name of a field such as "seconds" or "controls/0/mask"; "" for one that no page shows."""
+    """Return the page's name of a field such as "seconds" or "controls/0/mask"; "" for one that no page shows."""
     name, *rest = field.split("/")
     if f"page.field.{name}" not in table("en"):
         return ""
     parts = [t(f"page.field.{name}")]
     for part in rest:
-        # Their sentences name the file, and slots may be empty.
+        # Sentences about LoRA name the file; a slot's number could mislead, since slots may be empty.
         if name == "loras" and part.isdecimal():
             continue
         if part.isdecimal():
-            # Sections are counted from 0 everywhere, references from 1.
+            # Users see sections counted from 0, references from 1.
             parts.append(str(int(part) + (name == "controls")))
         elif name == "controls":
             parts.append(t(f"page.control.{part}"))
@@ -48,8 +48,8 @@ def field_label(t: Translator, field: str) -> str:
 
 
 def problem_sentence(t: Translator, problem: Problem) -> str:
-    """Return the sentence of a problem, behind the name of its field where the sentence does not name it."""
-    # The sentences about empty fields name the field themselves, and those about LoRA the file.
+    """Return the sentence of a problem, after the name of its field unless the sentence names it itself."""
+    # Sentences about empty fields name the field; those about LoRA name the file.
     named = problem.key in NOT_YET or problem.key.startswith("lora_")
     label = "" if named else field_label(t, problem.field)
     sentence = _sentence(t, problem)
@@ -67,14 +67,17 @@ def _sentence(t: Translator, problem: Problem) -> str:
 
 
 def _without_folder(values: Mapping[str, Any]) -> dict[str, Any]:
-    """On a page a file is known by its name; where the server keeps it tells nobody anything, in a library's words neither."""
+    """Return the values that replace a file's path by its name, also inside of a library's message in "reason".
+
+    The server's folders mean nothing to the user of a page.
+    """
     file = values.get("file")
     if not file:
         return {}
     path = Path(file)
     shorter = {"file": path.name}
     if isinstance(reason := values.get("reason"), str):
-        # Messages often quote a path as Python does.
+        # Messages may contain the path as it is or as `repr` writes it.
         for written in (str(file), repr(str(file))[1:-1]):
             reason = reason.replace(written, path.name)
         shorter["reason"] = reason
@@ -82,7 +85,7 @@ def _without_folder(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notice_sentence(t: Translator, notice: Notice | Remark) -> str:
-    """Return the sentence of a notice, with fields by their names on the page."""
+    """Return the sentence of a notice, with fields called by their names on the page."""
     values = dict(notice.values)
     if notice.key == "no_effect":
         values["name"] = field_label(t, values["name"]) or values["name"]
@@ -90,7 +93,10 @@ def notice_sentence(t: Translator, notice: Notice | Remark) -> str:
 
 
 def problem_list(t: Translator, problems: tuple[Problem, ...], notes: tuple[Problem, ...] = ()) -> str:
-    """All problems as a list in HTML; what is still empty comes first and looks milder, as do notes, which keep nobody."""
+    """Return all problems as an HTML list: empty fields first and in a milder look, notes last in the same look.
+
+    notes: what does not prevent the start of a job.
+    """
     if not problems and not notes:
         return ""
     ordered = sorted(problems, key=lambda problem: problem.key not in NOT_YET)
@@ -103,7 +109,7 @@ def problem_list(t: Translator, problems: tuple[Problem, ...], notes: tuple[Prob
 
 
 def problems_by_field(t: Translator, problems: tuple[Problem, ...]) -> dict[str, str]:
-    """Field such as "seconds" or "keyframes/3" -> what is wrong there; what is merely still empty is not."""
+    """Return the sentences of problems by field, such as "seconds" or "keyframes/3"; empty fields are left out."""
     sentences: dict[str, str] = {}
     for problem in problems:
         if problem.field and problem.key not in NOT_YET:
@@ -115,9 +121,9 @@ def problems_by_field(t: Translator, problems: tuple[Problem, ...]) -> dict[str,
 def summary(
     t: Translator, request: Request | None, problems: tuple[Problem, ...], took: Callable[..., float | None] | None = None
 ) -> str:
-    """What will come out, e.g. "4 sections, 145 frames, 4.83 s"; "" while the length itself is wrong.
+    """Describe what a job will make, e.g. "4 sections, 145 frames, 4.83 s"; "" while the length itself is wrong.
 
-    took: (request, height, width) -> seconds by this machine's runs so far, as `Timings.seconds`.
+    took: (request, height, width) -> estimated seconds by this machine's runs so far, as `Timings.seconds`.
     """
     if not _has_length(request, problems):
         return ""
@@ -139,7 +145,7 @@ def summary(
 
 
 def files(t: Translator, request: Request | None, problems: tuple[Problem, ...]) -> str:
-    """Which files one film or picture leaves, in words; "" while its length, or what is saved of it, is wrong."""
+    """Describe which files one film or picture leaves; "" while its length, or a field that decides it, is wrong."""
     if not _has_length(request, problems) or {problem.field for problem in problems} & set(COUNTED):
         return ""
     plan = request.plan()
@@ -149,7 +155,7 @@ def files(t: Translator, request: Request | None, problems: tuple[Problem, ...])
 
 
 def end_of(t: Translator, view: View) -> str:
-    """Say how a job ended: finished, or how far it came and which button stopped it."""
+    """Describe how a job ended: finished, or how far it came and which button stopped it."""
     if view.state == "finished":
         return t("page.state.finished")
     if not view.sections and view.state == "stopped":
@@ -168,7 +174,7 @@ def end_of(t: Translator, view: View) -> str:
 
 
 def settings_list(t: Translator, document: Mapping[str, Any]) -> list[list[str]]:
-    """A request's document as (name, value) in its mode's words, fields without a value left out."""
+    """Return a request's document as [label, value] pairs in its mode's words, without fields that have no value."""
     pairs, kinds, t = [], modes.all_kinds(), t.of(document.get("mode", ""))
     for name, value in document.items():
         if value in ("", None, [], {}) or value is False:
@@ -182,7 +188,7 @@ def settings_list(t: Translator, document: Mapping[str, Any]) -> list[list[str]]
 
 
 def duration(seconds: float) -> str:
-    """Minutes and seconds: "1:02"; with hours from one hour on."""
+    """Return a time in minutes and seconds, "1:02", or with hours from one hour on, "1:00:02"."""
     minutes, rest = divmod(int(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -194,7 +200,7 @@ def _has_length(request: Request | None, problems: tuple[Problem, ...]) -> TypeG
 
 
 def _size(request: Request) -> tuple[int, int] | None:
-    """Height and width that the start picture leads to, or None while there is none."""
+    """Return (height, width) in pixels that follow from the start picture, or None while there is none to read."""
     try:
         return fitted_size(request.image, request.size)
     except (OSError, ValueError):
@@ -205,5 +211,5 @@ def _say(t: Translator, key: str, values: Mapping[str, Any]) -> str:
     try:
         return t(key, **values)
     except KeyError:
-        # A sentence that is missing must not take the page's other news with it.
+        # A missing sentence, or a missing value in one, must not suppress the rest of the page's answer.
         return " ".join([key, *(f"{name}={value}" for name, value in values.items())])
