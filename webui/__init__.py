@@ -1,1 +1,1 @@
-"""The pages, the only package that imports gradio."""
+"""Build and serve the pages; no other package imports gradio."""

@@ -1,4 +1,4 @@
-"""Flags, server, login, and which page is where: the only place where things are wired."""
+"""Assemble the application: read the flags, create the worker, the pages with their paths, the login and the server."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ PAGES = MappingProxyType(
         "single": ("/oneframe", oneframe_ichi.page),
     }
 )
-# What gradio is told its folder of uploads by.
+# The environment variable with gradio's folder of uploads.
 UPLOADED = "GRADIO_TEMP_DIR"
-# Seconds the worker may take to reach its next step on the way out.
+# Seconds that the worker may take to reach its next step when the program ends.
 CLOSING_SECONDS = 10
-# Seconds that a page's handlers, as the reading of a file, may take behind that; what they make by then has no page any more.
+# Seconds that handlers still running after that (such as reading a file) may take; nobody sees their results any more.
 LEAVING_SECONDS = 2
 
 logger = logging.getLogger(__name__)
 
 
 class Site(FastAPI):
-    """The application behind its doors, which are in front of everything, also of what answers to errors."""
+    """Put the doors in front of the whole application, including Starlette's own error handlers."""
 
     def __init__(self, rules: Rules, t: Translator, login: Login | None, pages: Mapping[str, str]):
         super().__init__(title="FramePack-eichi", docs_url=None, redoc_url=None, openapi_url=None)
@@ -97,14 +97,13 @@ def build(
     more_uploads: tuple[Path, ...] = (),
     notices: tuple[Problem, ...] = (),
 ) -> FastAPI:
-    """The three pages in one application: `mode`'s at "/", the others at their own paths.
+    """Return one application with the three pages: that of `mode` at "/", the others at their own paths.
 
-    models: those to choose from, by default what this machine has. auth: (user, password), or user -> password or its hash,
-    that every page asks for; who has logged in at one is known to the others. rules: of the doors in front of all, by default
-    those of a loopback address. engine: what the jobs run with, where pages may change it.
-    settings, presets: folders of what users saved.
-    more_outputs: folders beside `outputs` that pages may save to and serve. timings: for estimates. log: for pages to switch.
-    more_uploads: further folders of pictures that came through a page. notices: for every page to say.
+    models: those to choose from, by default those of this machine. auth: (user, password), or user -> password or its hash;
+    with it all pages require one common login. rules: of the doors, by default those of a loopback address.
+    engine: the one that the jobs run with, if pages may change its settings. settings, presets: folders of what users saved.
+    more_outputs: folders beside `outputs` that pages may save to and serve. timings: for estimates. log: which pages switch on
+    and off. more_uploads: further folders of uploaded pictures. notices: problems of the program that every page shows.
     """
     rules = rules or Rules()
     places = {name: "/" if name == mode else f"{path}/" for name, (path, _) in PAGES.items()}
@@ -119,7 +118,7 @@ def build(
     heads: dict[str, str] = {}
     polling.add_routes(app, jobs, t, builds, rules.root)
     static_files.add_routes(app)
-    # What is mounted at "/" takes every address that is not taken before.
+    # The page at "/" is mounted last, because a mount there takes every address that no earlier one has taken.
     damaged_files = DamagedFiles(settings, presets)
     files: OwnFiles | None = None
     for name in sorted(PAGES, key=lambda name: name == mode):
@@ -157,9 +156,9 @@ def build(
             path=root or "/",
             app_kwargs=answers_to_errors(t),
             max_file_size=rules.upload_bytes,
-            # Else some addresses of files lack what a proxy puts before them.
+            # Otherwise some addresses of files would lack the proxy's path.
             root_path=rules.root + root if rules.root else None,
-            # The form of a running job shows its pictures again after a reload.
+            # After a reload, the form of a running job shows its pictures again.
             allowed_paths=[*(str(folder.resolve()) for folder in context.files.folders), *context.files.files],
             blocked_paths=[str(folder.resolve()) for folder in context.files.closed],
             footer_links=[],
@@ -179,7 +178,7 @@ def serve(mode: str, argv: Sequence[str]) -> None:
     """Read the flags, start the worker and the server, and run until interrupted."""
     options = read_flags(argv)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    # What is started from here needs no password.
+    # Child processes must not inherit the password.
     os.environ.pop(AUTH_VARIABLE, None)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     with suppress(KeyboardInterrupt), ending_as_interrupted():
@@ -227,9 +226,12 @@ def _serve(mode: str, options: argparse.Namespace) -> None:
 def start_housekeeping(
     folders: UserFolders, saved: AppSettings, mode: str, jobs: Callable[[], Iterable[Job]], results: tuple[Path, ...]
 ) -> Housekeeper:
-    """Give gradio a folder of this program's own for what is uploaded, and begin to tidy up. results: where films lie."""
+    """Give gradio a folder of this program's own for uploads, and start to delete old files in the background.
+
+    results: folders of finished films. Returns the housekeeper, which the caller closes.
+    """
     passing = folders.cache / "uploads"
-    # Gradio's usual one is shared by all programs with gradio, lies in memory on some systems, and is never emptied.
+    # Gradio's default folder is shared by all programs with gradio, is in memory on some systems, and is never emptied.
     own = os.environ.setdefault(UPLOADED, str(passing)) == str(passing)
     keeper = Housekeeper(
         saved,
@@ -246,16 +248,16 @@ def start_housekeeping(
 
 
 def _moved(folders: UserFolders, t: Translator) -> Problem:
-    """What is said, once in the log and on every page, of a program whose own folders cannot be written."""
+    """Log and return the notice that the program's own folders cannot be written, and where files are kept instead."""
     notice = Problem("", "program_folder_read_only", {"folder": str(WEBUI), "place": str(user_home())})
     logger.warning("%s", t(f"problem.{notice.key}", **notice.values))
     return notice
 
 
 def apply_saved(settings: AppSettings, log: Log, engine: Engine, mode: str, reserve_gb: float | None) -> None:
-    """What was saved about log and card counts from the start; reserve_gb: what the command line says instead.
+    """Apply the saved settings of the log and of the reserved GPU memory at the start of the program.
 
-    Nothing of it keeps the program from starting.
+    reserve_gb: the command line's value in place of the saved one, None without. Problems are logged and do not stop the start.
     """
     try:
         set_reserve(engine, settings.choice(mode, RESERVE) if reserve_gb is None else reserve_gb)
@@ -267,7 +269,7 @@ def apply_saved(settings: AppSettings, log: Log, engine: Engine, mode: str, rese
 
 
 def _redirect(app: FastAPI, path: str, target: str, both: bool) -> None:
-    """both: also from the path with a slash at its end."""
+    """Redirect a path to a target. both: also the path with a slash at its end."""
 
     async def go() -> RedirectResponse:
         return RedirectResponse(target)

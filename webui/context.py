@@ -1,4 +1,4 @@
-"""What every page and panel is given: the jobs to look at, the words to use, and where files are served."""
+"""Hold what every page and panel needs: the jobs, the texts of a language, the folders, and which files may be shown."""
 
 from __future__ import annotations
 
@@ -26,36 +26,37 @@ from webui.http.path_check import OwnFiles
 
 
 class EventSettings(TypedDict):
-    """How gradio treats an event; the names are those of its events' parameters."""
+    """Name the parameters of a gradio event that `QUIET` sets."""
 
     queue: bool
     show_progress: Literal["full", "minimal", "hidden"]
     api_visibility: Literal["public", "private", "undocumented"]
 
 
-# Events that neither wait in gradio's queue nor show its spinner: everything here answers at once.
+# Settings of an event that neither waits in gradio's queue nor shows its spinner: every handler here answers at once.
 QUIET: EventSettings = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 def event_of(component: Block, name: str) -> Any:
-    """Return a component's event of this name, such as "change"; only the classes of components say which they have."""
+    """Return a component's event by its name, such as "change"; gradio's base class declares no events for type checkers."""
     return getattr(component, name)
 
 
 @dataclass(frozen=True)
 class Context:
-    """mode: the page's own, in whose words `t` speaks. root: the path it is mounted at, "" for "/".
+    """Hold what a page's panels share.
 
-    front: the path at which a proxy has the program, with which `root` and `links` begin; "" without one.
-    links: mode -> address of its page. has_login: whether one can leave.
+    mode: the page's mode, in whose words `t` speaks. root: the path that the page is mounted at, "" for "/".
+    front: the path at which a proxy serves the program, with which `root` and `links` begin; "" without a proxy's path.
+    links: mode -> address of its page. has_login: whether there is a login, and so a logout.
 
-    outputs, uploads: where results go, and where pictures that came through a page are kept.
+    outputs, uploads: folders of results, and of the pictures that were uploaded to a page.
     more_outputs: further folders that results may go to and are shown from. timings: of this machine's runs so far.
-    models: those to choose from. engine: whose reserve of the card the page changes; None where it changes none.
-    plain: only what the original FramePack page had. settings, presets: folders of what the user saved.
-    damaged_files: damaged files that pages tell of; the same for all pages of a server.
-    log: the program's, which the page switches on and off; None where it does not.
-    more_uploads: where pictures were kept by other versions. notices: what every page says of the program.
+    models: those to choose from. engine: whose reserve of GPU memory the page changes; None if it changes none.
+    plain: show only what the original FramePack page had. settings, presets: folders of what the user saved.
+    damaged_files: damaged files to report; the same for all pages of a server.
+    log: the program's log, which the page switches on and off; None if it does not.
+    more_uploads: folders where other versions kept uploads. notices: problems of the program that every page shows.
     """
 
     jobs: Jobs
@@ -84,37 +85,40 @@ class Context:
 
     @cached_property
     def damaged(self) -> DamagedFiles:
-        """Return the damaged files that pages tell of: those of all pages, or of this one where it is alone."""
+        """Return the reporter of damaged files: that of all pages, or one of its own for a page without a server."""
         return self.damaged_files or DamagedFiles(self.settings, self.presets)
 
     @property
     def app_settings(self) -> AppSettings:
-        """Return what the user saved as settings."""
+        """Return the user's saved settings."""
         return AppSettings(JsonFile(self.settings / "app_settings.json"))
 
     @property
     def folders(self) -> OutputFolders:
-        """Return where results may go."""
+        """Return the folders that results may go to."""
         return OutputFolders(self.outputs, self.more_outputs)
 
     def url(self, path: str) -> str:
-        """The address below which gradio serves a file, if it is of the output folder or an example."""
+        """Return the address at which gradio serves a file, if browsers may name it (`files`)."""
         return f"{self.root}/gradio_api/file={quote(Path(path).as_posix())}"
 
     @cached_property
     def files(self) -> OwnFiles:
-        """Those that pages have given out or taken in; a browser can name no other."""
+        """Return the files that browsers may name: results, uploads and examples."""
         folders = (self.uploads, *self.more_uploads, *self.folders.all)
-        # The pictures themselves, never their folders: a description may come from anywhere.
+        # Only the pictures themselves, not their folders: a model's description may name a picture in any folder.
         examples = frozenset(example.picture for name in self.models.names for example in self.models.examples(name))
         return OwnFiles(folders, examples, (self.settings, self.presets))
 
     def holds(self, path: Any) -> bool:
-        """Whether a browser may name the file."""
+        """Tell whether a browser may name the file at a path."""
         return self.files.holds(path)
 
     def job_to_fill_from(self) -> Job | None:
-        """The job whose request a freshly loaded form shows: the current one, else this mode's newest."""
+        """Return the job whose request a newly loaded form shows: the current job if it has this mode, else this mode's newest.
+
+        None if the mode has no job.
+        """
         current = self.jobs.current()
         if current and current.request.mode == self.mode:
             return current

@@ -1,4 +1,4 @@
-"""The F1 page: a film from a picture onwards, up to two minutes. Run this file to start."""
+"""Build the F1 page, which makes a film from a picture onwards, up to two minutes long. Run this file to start."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Run as a file, Python looks for packages beside this file; ours lie beside the folder.
+    # When this file is run, Python looks for packages in its folder; the project's packages are one folder above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from eichi_utils.setup.console import leave_when_told
 

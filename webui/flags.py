@@ -1,4 +1,4 @@
-"""The command line of the pages: every flag, checked before anything starts."""
+"""Read the pages' command line, and check every flag before anything starts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from webui.http.login import AuthError, account, accounts_of
 from webui.http.server import is_loopback
 
 FIRST_PORT = 7861
-# Megabytes of one upload: by default, and the most that can be said, which is more than any disk of these years holds.
+# MiB of one upload: the default limit, and the highest limit that can be set, more than today's disks hold.
 UPLOAD_MB, MOST_UPLOAD_MB = 512, 10_000_000
-# Where name and password can stand unseen by other users of the machine, who see every command line.
+# The environment variable for name and password, which other users of the machine can read in a command line.
 AUTH_VARIABLE = "EICHI_AUTH"
 NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
 
 def read_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; leaves with code 2 and a sentence if it cannot be followed.
+    """Return the parsed flags; exit with code 2 and a sentence if they are wrong.
 
-    Beside the flags: `t`, and `accounts`, name -> password or hash, of all places where such may stand; None without any.
+    Further attributes: `t`, the translator; `accounts`, user -> password or hash, from the flags, the file and the environment,
+    None if there are none.
     """
     language = preferred_language(os.environ)
     words = Translator(language)
@@ -59,7 +60,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def add_doors(parser: argparse.ArgumentParser, words: Translator) -> None:
-    """The flags that say who may come in, and how."""
+    """Add the flags about access: login, host names, proxies and the size of uploads."""
     parser.add_argument("--auth", metavar="USER:PASSWORD", help=words("page.flag.auth"))
     parser.add_argument("--auth-file", type=Path, metavar="FILE", help=words("page.flag.auth_file", variable=AUTH_VARIABLE))
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=words("page.flag.allow_host"))
@@ -71,7 +72,7 @@ def add_doors(parser: argparse.ArgumentParser, words: Translator) -> None:
 
 
 def read_folders(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Folders for results become absolute and without links."""
+    """Make the folders for results absolute and resolve their links. Exits with a sentence if one cannot be used."""
     try:
         if options.out is not None:
             options.out = resolved("--out", options.out)
@@ -81,7 +82,7 @@ def read_folders(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 
 def read_accounts(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Names and passwords: of the file and of --auth; of the environment where neither is given."""
+    """Set `accounts` from --auth-file and --auth, or from the environment if neither is given. Exits if one is malformed."""
     t, found = options.t, {}
     try:
         if options.auth_file is not None:
@@ -102,7 +103,7 @@ def read_accounts(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 
 
 def check_doors(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """End the program with a sentence if what is said of addresses, names, proxies or sizes cannot be. Tidies these flags."""
+    """Check and normalize the flags about access: address, port, sizes, host names, proxies. Exits if one is wrong."""
     t = options.t
     if not options.accounts and not is_loopback(options.server):
         parser.error(t("page.flag.auth_needed", address=options.server))

@@ -1,4 +1,4 @@
-"""What surrounds every page: title, links to the other modes, two columns, and the wiring all pages share."""
+"""Build what all pages share: title, links to the other modes, two columns, and the events between the panels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from webui.panels.settings_panel import SettingsPanel, starting_fields
 from webui.panels.start_panel import Follower, StartPanel
 from webui.static_files import call
 
-# The system's own fonts: nothing to fetch, and every script of the four languages.
+# The system's own fonts: nothing is downloaded, and they have the characters of all four languages.
 FONT = (
     "system-ui",
     "-apple-system",
@@ -41,18 +41,18 @@ FONT = (
     "sans-serif",
 )
 
-# Tabs whose state is kept. One that is forgotten is shown everything anew at its next look, and has nothing to undo.
-# Most cost some kB, but an undo may hold megabytes of prompts.
+# The most tabs whose state is kept. A tab without state gets everything anew at its next poll, and can undo nothing.
+# Most states have some kB, but an undo may hold megabytes of prompts.
 SESSIONS = 100
 
 
-# Seconds between two looks of gradio into its queue, in which nothing of ours ever waits (`QUIET`). Its own are 1 and 10 ms:
-# three pages then take a twentieth of a processor, and the interpreter from the thread that makes the film.
+# Seconds between two polls of gradio's queue, in which no event here ever waits (`QUIET`). With gradio's 1 and 10 ms, three
+# pages take 5 % of a CPU core, and the interpreter lock from the thread that makes the film.
 QUEUE_PAUSE = 0.25
 
 
 class Page(CheckedBlocks, IdleBlocks, ErrorBoundary):
-    """A page that takes no foreign file, costs nothing while nobody clicks, and shows no error but as a sentence."""
+    """Build a page that refuses foreign files, costs nothing while nobody clicks, and shows every error as a sentence."""
 
     def __init__(self, t: Translator, **settings: Any):
         super().__init__(t=t, sessions=SESSIONS, pause=QUEUE_PAUSE, **settings)
@@ -60,9 +60,10 @@ class Page(CheckedBlocks, IdleBlocks, ErrorBoundary):
 
 @contextmanager
 def page_frame(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Component, Follower]]]:
-    """A page with header, columns, result and Start; its block puts the inputs into the left column.
+    """Build a page with header, two columns, result and Start; the with block puts the inputs into the left column.
 
-    It sets `form.model`, and may add followers (`StartPanel`) for what it shows of the request.
+    Yields (page, form, followers). The block has to set `form.model`, and may add followers (`StartPanel`) for components that
+    show something of the request.
     """
     followers: dict[Component, Follower] = {}
     form = Form(MODES[context.mode], context.t, context.models, context.folders, context.holds)
@@ -92,7 +93,7 @@ def page_frame(context: Context) -> Iterator[tuple[gr.Blocks, Form, dict[Compone
 
 
 def saving_panels(context: Context, form: Form) -> SettingsPanel:
-    """What can be taken out of the form and put into it, closed."""
+    """Add the closed groups to export, import and save what the form holds; return the panel of settings."""
     t = context.t
     with gr.Accordion(t("page.exchange"), open=False, elem_id="exchange"):
         if issubclass(form.kind, FilmRequest):
@@ -104,7 +105,7 @@ def saving_panels(context: Context, form: Form) -> SettingsPanel:
 
 
 def fill_on_load(context: Context, form: Form, form_updates: FormUpdates, settings: SettingsPanel | None, blocks: Page) -> None:
-    """On load the form shows the request of the job that the page shows; else what the user begins with."""
+    """Fill the form when the page is loaded: with the request of the job shown, else with the user's starting values."""
     model = form_updates.model
     outputs = [*form_updates.outputs, *(settings.outputs if settings else []), *form.fresh, blocks.message]
 
@@ -119,7 +120,7 @@ def fill_on_load(context: Context, form: Form, form_updates: FormUpdates, settin
             return form_updates.initial(fields) | said
         return form.write(job.asked) | model.updates_for(job.asked) | said
 
-    # What somebody types before the answer would be lost in it, so the form takes nothing until then.
+    # The answer would overwrite what the user types before it, so the form is closed until then.
     blocks.load(None, None, None, js=call("form.close"), **QUIET)
     filled = blocks.load(fill, None, outputs, **QUIET)
     filled.then(None, None, None, js=call("form.open"), **QUIET)
@@ -128,7 +129,7 @@ def fill_on_load(context: Context, form: Form, form_updates: FormUpdates, settin
 
 
 def page_data(context: Context, build: str) -> dict[str, Any]:
-    """Return what the browser is told of a page (`static/page.js`). build: see `page_build.build_of`."""
+    """Return the data about a page for its scripts (`static/page.js`). build: see `page_build.build_of`."""
     return {
         "language": context.t.language,
         "build": build,
@@ -140,7 +141,7 @@ def page_data(context: Context, build: str) -> dict[str, Any]:
 
 
 def header(context: Context) -> str:
-    """Return the page's head in HTML: its name, the other modes, and the way out where there is a login."""
+    """Return the page's header in HTML: the program's name, links to all modes, and a logout button if there is a login."""
     t = context.t
     links = ""
     for mode, address in context.links.items():
@@ -148,7 +149,7 @@ def header(context: Context) -> str:
         links += f'<a href="{escape(address)}"{here}>{escape(t(f"page.mode.{mode}"))}</a>'
     leave = ""
     if context.has_login:
-        # A form, so that no other site's link ends a session.
+        # A form, because logout takes only POST: another site's link must not end a session.
         leave = escape(t("page.login.leave"))
         button = f"<button>{leave}</button>"
         leave = f'<form method="post" action="{escape(context.front)}/logout">{button}</form>'
@@ -156,7 +157,7 @@ def header(context: Context) -> str:
 
 
 def theme() -> Base:
-    """Return gradio's usual look in our colours and sizes."""
+    """Return gradio's default theme with this program's colours, sizes and fonts."""
     return Default(
         primary_hue=colors.teal,
         neutral_hue=colors.zinc,

@@ -1,6 +1,6 @@
-"""What gradio does not document or name as its own, each with the reason and the version it was seen in.
+"""Collect all uses of gradio's undocumented or private names, each with its reason and the version it was seen in.
 
-`tests/webui/test_gradio_names.py` lists it all, and says what an upgrade has taken away and what is to be done.
+`tests/webui/test_gradio_names.py` lists them all, and says which of them an upgrade has removed and what to do then.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from eichi_utils.user_data.passing import need_room
 from webui.http.addresses import WORD
 from webui.http.event_errors import RefusedEvent
 
-# Bytes of an upload between two looks at the disk; a few hundred may come at once.
+# Bytes of an upload between two checks of the free disk space; a few hundred uploads may run at once.
 LOOK_BYTES = 1 << 20
-# Files that one event may name. A form has a dozen; a hundred LoRA may be uploaded at once.
+# The most files that one event may name. A form has a dozen; a hundred LoRA may be uploaded at once.
 MOST_FILES = 300
-# Uploads whose progress is kept for who watches it. A page has one at a time.
+# The most uploads whose progress is kept for the page that shows it. A page has one at a time.
 WATCHED = 100
 
-# What a component's value is read and written by has nothing to do with these.
+# Arguments of a component that affect only its look, not how its value is read and written.
 APPEARANCE = frozenset(["value", "visible", "interactive", "label", "info", "placeholder", "open", "elem_classes", "render"])
 
 
 def number_of(component: Block) -> int:
-    """Return a component's number on its page: the order of making, and a key that outlives a session (6.31: `_id`)."""
+    """Return a component's number on its page: the order of creation, and a key that outlives a session (6.31: `_id`)."""
     return component._id
 
 
 def described(page: gr.Blocks) -> list[Any]:
-    """Return what a page is made of, as plain data: its components, and its functions with what they read and change."""
+    """Return a page's components, and its functions with their inputs and outputs, as plain data to be hashed."""
     components = [(number, type(block).__name__) for number, block in sorted(page.blocks.items())]
     functions = []
     for number, function in sorted(page.fns.items()):
@@ -62,7 +62,7 @@ def described(page: gr.Blocks) -> list[Any]:
 
 
 def upload_folder() -> Path:
-    """Return the folder into which gradio writes what is uploaded (6.31: by the environment at each call)."""
+    """Return the folder into which gradio writes uploads (6.31 reads it from the environment at each call)."""
     return Path(utils.get_upload_folder())
 
 
@@ -72,12 +72,12 @@ def is_upload(path: str) -> bool:
 
 
 def served_copy(path: str, component: Component) -> str:
-    """Return a copy of a file where browsers may see it, as gradio makes one of what a component shows."""
+    """Copy a file into gradio's cache, where browsers may see it, as gradio does for a component's value; return its path."""
     return processing_utils.save_file_to_cache(path, component.GRADIO_CACHE)
 
 
 def can_be_sent(data: list[Any]) -> bool:
-    """Tell whether gradio's kind of JSON can hold an answer: no halves of characters, no integers of more than 64 bits."""
+    """Tell whether gradio's JSON can hold an answer: without lone surrogates and integers of more than 64 bits."""
     try:
         routes.ORJSONResponse(data)
     except TypeError:
@@ -86,13 +86,13 @@ def can_be_sent(data: list[Any]) -> bool:
 
 
 def was_raised_while_reading(error: Exception) -> bool:
-    """Tell whether gradio raised it at a value that no component of the page sends."""
+    """Tell whether gradio raised an error while reading an event's inputs, at a value that no component of the page sends."""
     frames = (frame for frame, _ in walk_tb(error.__traceback__))
     return any(frame.f_code is gr.Blocks.preprocess_data.__code__ for frame in frames)
 
 
 def paths_in(value: Any) -> Iterator[Any]:
-    """Every path of a file in what a browser sent for a component: those of single ones, of lists, and inside of others."""
+    """Yield the path of every file in a value that a browser sent for a component, also in nested lists and dictionaries."""
     rest = [value]
     while rest:
         one = rest.pop()
@@ -105,7 +105,7 @@ def paths_in(value: Any) -> Iterator[Any]:
 
 
 def note_use(path: str) -> None:
-    """Let an upload count as used now; those that nobody uses are deleted some day."""
+    """Mark an upload as used now, by its modification time; uploads that are not used for long are deleted."""
     with suppress(OSError):
         if is_upload(path):
             os.utime(path)
@@ -113,32 +113,32 @@ def note_use(path: str) -> None:
 
 @dataclass(frozen=True)
 class Event:
-    """A function that an event calls: its name, and the components that it changes."""
+    """Describe the function that an event calls: its name, and the components that it changes."""
 
     name: str
     outputs: tuple[Block, ...]
 
 
 class AnsweredBlocks(gr.Blocks):
-    """A page whose events all pass `answer`. message: an output that each of them has beside its own."""
+    """Build a page whose events all go through `answer`. message: an output that each event has beside its own."""
 
     message: gr.HTML
 
     async def answer(self, event: Event, inputs: list[Any], run: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-        """Return an event's answer; `run` makes gradio's."""
+        """Return an event's answer. run: calls the event's function and returns gradio's answer."""
         raise NotImplementedError
 
     async def process_api(
         self, block_fn: BlockFunction | int, inputs: list[Any], *args: Any, **settings: Any
     ) -> dict[str, Any]:
-        """Gradio (6.31) has every event of every route come through here."""
+        """Run an event through `answer`; gradio (6.31) calls this for every event of every route."""
         function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
         make = super().process_api
         event = Event(function.name or "", tuple(function.outputs))
         return await self.answer(event, inputs, lambda: make(function, inputs, *args, **settings))
 
     def get_config_file(self) -> BlocksConfigDict:
-        """Browsers learn from this (6.31) which components an answer's values are for."""
+        """Return gradio's configuration with `message` among every event's outputs, by which browsers read an answer (6.31)."""
         config = super().get_config_file()
         for call in config.get("dependencies", []):
             if call["backend_fn"] and number_of(self.message) not in call["outputs"]:
@@ -147,7 +147,7 @@ class AnsweredBlocks(gr.Blocks):
 
 
 def unchanged(event: Event) -> dict[str, Any]:
-    """Return the answer after which every output is as it was (6.31: what `Blocks.process_api` returns)."""
+    """Return an answer that changes no output (6.31: in the form that `Blocks.process_api` returns)."""
     return {
         "data": [gr.skip() for _ in event.outputs],
         "is_generating": False,
@@ -161,49 +161,49 @@ def unchanged(event: Event) -> dict[str, Any]:
 
 
 class IdleBlocks(gr.Blocks):
-    """A page that costs the server nothing while nobody clicks, and holds no connection to it open.
+    """Build a page that costs the server nothing while nobody clicks, and holds no connection open.
 
-    Gradio (6.31) keeps a stream for each tab that has state, to forget it with the tab. Browsers open six connections to a
-    server, so the sixth tab would never load; here the oldest of so many `sessions` are forgotten instead.
+    Gradio (6.31) keeps a stream open for each tab that has state, to drop the state when the tab closes. Browsers open six
+    connections to a server, so the sixth tab would never load. Here at most `sessions` states are kept, and the oldest dropped.
 
-    pause: seconds between two looks into the queue, of gradio's own 1 and 10 ms.
+    pause: seconds between two polls of gradio's queue, in place of gradio's 1 and 10 ms.
     """
 
     def __init__(self, *, sessions: int, pause: float, **settings: Any):
-        # Making a page makes its queue.
+        # gr.Blocks.__init__ calls `queue`, which needs it.
         self._pause = pause
         super().__init__(**settings)
         self.state_session_capacity = sessions
 
     def queue(self, *args: Any, **settings: Any) -> gr.Blocks:
-        """Make the queue as gradio does, and let it look into it less often."""
+        """Create the queue as gradio does, and set the pause between two polls of it."""
         super().queue(*args, **settings)
         self._queue.sleep_when_free = self._queue.progress_update_sleep_when_free = self._pause
         return self
 
     def get_config_file(self) -> BlocksConfigDict:
-        """Return what browsers learn of the page: among it, to hold no connection open."""
+        """Return gradio's configuration for browsers, which tells them to hold no connection open."""
         config = super().get_config_file()
         config["connect_heartbeat"] = False
         return config
 
 
 class CheckedBlocks(gr.Blocks):
-    """A page whose components take no file that was not uploaded. holds: whether a browser may name a path."""
+    """Build a page whose components refuse files that a browser may not name. holds: tells whether it may name a path."""
 
     def __init__(self, *, holds: Callable[[Any], bool], **settings: Any):
         super().__init__(**settings)
         self.holds = holds
-        # Gradio (6.31: `processing_utils._check_allowed`) looks at the paths that a browser sends only on pages that it has
-        # launched itself; on a mounted one it copies any file of the server to where everybody can fetch it.
+        # Gradio (6.31: `processing_utils._check_allowed`) checks the paths that a browser sends only on pages that it has
+        # launched itself; on a mounted page it would copy any file of the server to where everybody can fetch it.
         self.has_launched = True
-        # Gradio (6.31) notes the path of each upload, for a tidying of its own that is not on.
+        # Gradio (6.31) collects the path of each upload without a limit, for its own clean-up, which is not on here.
         self.upload_file_set = _Forgetful()
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **settings: Any) -> list[Any]:
-        """Refuse what names other files, before gradio opens any (6.31: every event of every route comes through here).
+        """Check all paths in an event's inputs before gradio opens a file (6.31 calls this for every event of every route).
 
-        Raises UserError.
+        Raises UserError if a path may not be named, or if there are more than MOST_FILES.
         """
         paths = [path for value in inputs for path in paths_in(value)]
         if len(paths) > MOST_FILES:
@@ -213,7 +213,7 @@ class CheckedBlocks(gr.Blocks):
         return await super().preprocess_data(block_fn, inputs, *args, **settings)
 
     def _check_paths(self, paths: list[Any]) -> None:
-        """Note the use of files, each once. Raises UserError where one may not be named."""
+        """Check paths and mark the files as used, each once. Raises UserError if one may not be named."""
         seen = set()
         for path in paths:
             if isinstance(path, str) and path in seen:
@@ -225,19 +225,19 @@ class CheckedBlocks(gr.Blocks):
 
 
 class _Forgetful(set):
-    """A set to which nothing is added."""
+    """Replace a set of gradio's by one that stays empty."""
 
     def update(self, *others: Any) -> None:
         """Keep nothing."""
 
 
 class UploadParser(route_utils.GradioMultiPartParser):
-    """Takes an upload of many files with one descriptor, holds none of it in memory, and leaves nothing where it fails.
+    """Parse an upload of many files with one file descriptor, without holding a part in memory, and clean up if it fails.
 
-    The disk's last room is left to films.
+    It stops while some of the disk is still free, which is left to films (`need_room`).
 
-    Gradio (6.31) has a file open for each part, up to 1000, until the request ends; keeps parts that are no files in memory,
-    whatever their size; and of its errors removes the files for its own kinds only, not where a disk is full.
+    Gradio (6.31) keeps a file open for each part, up to 1000, until the request ends; keeps parts that are no files in memory,
+    whatever their size; and removes the files only after errors of its own kinds, not if the disk is full.
     """
 
     def __init__(self, headers: Headers, stream: AsyncIterator[bytes], **settings: Any):
@@ -246,67 +246,67 @@ class UploadParser(route_utils.GradioMultiPartParser):
         self._done: list[Any] = []
 
     async def _part_by_part(self, stream: AsyncIterator[bytes], border: bytes) -> AsyncGenerator[bytes, None]:
-        """What comes, cut where a part may begin, so that the one before is written and closed by then."""
+        """Yield the upload's bytes, split where a new part may begin, and close the files of the parts before it."""
         since = 0
         async for chunk in stream:
-            # Others write there as well, so what was free when the upload began says little.
+            # Check again while it runs: other uploads and films write to the same disk.
             if (since := since + len(chunk)) >= LOOK_BYTES:
                 need_room(Path(self.upload_dir or upload_folder()))
                 since = 0
             first, *others = chunk.split(border)
             for piece in (first, *(border + other for other in others)):
                 yield piece
-                # Only here is all of it on the disk.
+                # Only now is the whole part written to the disk.
                 for file in self._done:
                     file.close()
                 self._done.clear()
 
     def on_headers_finished(self) -> None:
-        """Begin a part. Raises MultiPartException for one that is no file."""
+        """Begin a part. Raises MultiPartException for a part that is no file named "files"."""
         super().on_headers_finished()
         if self._current_part.file is None or self._current_part.field_name != "files":
             raise MultiPartException("Every part of an upload has to be a file by the name of files.")
 
     def on_part_end(self) -> None:
-        """End a part, and note its file to be closed once all of it is written."""
+        """End a part, and note its file to be closed once it is written."""
         super().on_part_end()
         if self._current_part.file is not None:
             self._done.append(self._current_part.file.file)
 
     async def parse(self) -> FormData:
-        """Read it all. Raises MultiPartException, OSError, UserError."""
+        """Read the whole upload. Raises MultiPartException, OSError, UserError; then no file of it is left."""
         try:
             return await super().parse()
         except FormParserError as error:
-            # Of a border that is too long gradio (6.31) hears before it listens for such.
+            # A boundary that is too long raises this before gradio (6.31) catches such errors.
             raise MultiPartException(str(error)) from error
         except (OSError, UserError):
             for file in self._files_to_close_on_error:
-                # What has not been written yet cannot be now, either.
+                # Closing flushes, which fails again on a full disk.
                 with suppress(OSError):
                     file.close()
                 Path(file.name).unlink(missing_ok=True)
             raise
         finally:
-            # Else who watches the progress watches for ever.
+            # Otherwise the page that watches the progress would wait for ever.
             if self.upload_progress is not None and self.upload_id is not None:
                 self.upload_progress.set_done(self.upload_id)
 
 
 class UploadProgress(route_utils.FileUploadProgress):
-    """Forgets uploads of which nobody wants to know any more.
+    """Track the progress of uploads, and drop the state of those that nobody watches.
 
-    Gradio (6.31) keeps a signal for each upload that was asked for by any name, and the state of each that nobody watches.
+    Gradio (6.31) keeps a signal for each name that was ever asked for, and the state of each upload that nobody watches.
     """
 
     def track(self, upload_id: str) -> None:
-        """Begin to count an upload; of too many that nobody watches the oldest are forgotten."""
+        """Begin to track an upload, and drop the oldest ones beyond WATCHED."""
         super().track(upload_id)
         while len(self._statuses) > WATCHED:
             self.stop_tracking(next(iter(self._statuses)))
 
     async def is_tracked(self, upload_id: str) -> bool:
-        """Wait whether an upload of this name comes, and forget the question if none did."""
+        """Wait for an upload of this name; return whether it came, and drop its signal if it did not."""
         try:
             return await super().is_tracked(upload_id)
         finally:
@@ -314,22 +314,22 @@ class UploadProgress(route_utils.FileUploadProgress):
                 self._signals.pop(upload_id, None)
 
     def stop_tracking(self, upload_id: str) -> None:
-        """Forget an upload, and who has asked for it."""
+        """Drop the state and the signal of an upload."""
         super().stop_tracking(upload_id)
         self._signals.pop(upload_id, None)
 
 
 class TabState(state_holder.SessionState):
-    """What a page keeps of one tab: its states, and the components that read or write values otherwise than they did.
+    """Keep the session state of one tab: its states, and only those components whose reading or writing of values has changed.
 
-    Gradio (6.31) keeps a component of its own for each that was ever updated, and the look of all for links to a state of the
-    page, which are closed here: 700 KB of a tab.
+    Gradio (6.31) keeps a copy of each component that was ever updated, and the look of all of them for deep links, which are
+    closed here: 700 KB per tab.
     """
 
     def __init__(self, blocks: gr.Blocks):
         given: Any = SimpleNamespace(default_config=blocks.default_config, blocks=())
         super().__init__(given)
-        # A component that is not kept; gradio reads it once at once, for the answer.
+        # (key, component) that is not kept: gradio reads it once, directly after setting it, for the answer.
         self._passing: tuple[int, Any] | None = None
 
     def __getitem__(self, key: int) -> Any:
@@ -352,10 +352,10 @@ class TabState(state_holder.SessionState):
 
 
 def function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> BlockFunction:
-    """Return the function that an event asks for.
+    """Return the function that an event calls. Raises RefusedEvent if there is none, or if the session's name is malformed.
 
-    Gradio's own (6.31: `route_utils.get_fn`) makes an error of the server's of one that is not there, and first keeps a state
-    for a session of any name, however long. Raises RefusedEvent.
+    Gradio's own (6.31: `route_utils.get_fn`) answers a missing function with an internal server error, after it has created a
+    session state under a name of any length.
     """
     if body.session_hash is not None and not WORD.fullmatch(body.session_hash):
         raise RefusedEvent(HTTPStatus.BAD_REQUEST, "word")
@@ -369,12 +369,12 @@ def function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> B
 
 
 def _behaviour(component: Any) -> dict[str, Any]:
-    """What a component was made with, but for what its browser alone has to do with."""
+    """Return the arguments of a component's constructor, without those that affect only its look."""
     return {name: value for name, value in component.constructor_args.items() if name not in APPEARANCE}
 
 
 def replace_parts() -> None:
-    """Have gradio use the parts above; it (6.31) offers no other way to choose them."""
+    """Replace gradio's parts by those above; gradio (6.31) offers no setting for them."""
     route_utils.GradioMultiPartParser = UploadParser
     if not isinstance(routes.file_upload_statuses, UploadProgress):
         routes.file_upload_statuses = UploadProgress()

@@ -1,4 +1,4 @@
-"""Starting a page as a program: gradio without the work it does for its own developers."""
+"""Import gradio faster when a page is started as a program, without the stub files it writes for developers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 @contextmanager
 def without_stubs() -> Iterator[None]:
-    """Component classes made inside get no stub file.
+    """Keep gradio from writing stub files for component classes that are defined inside.
 
     For every component class, its own and others', gradio (6.31) parses the source and writes a file of type hints (.pyi)
-    beside it, and offers no way to switch that off. It leaves a class alone whose source cannot be found.
+    beside it, and offers no way to switch that off. It skips a class whose source cannot be found.
     """
 
     def no_source(thing: Any) -> NoReturn:

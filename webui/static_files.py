@@ -1,7 +1,7 @@
-"""Hand browsers the pages' own scripts, styles and templates: the files of `static/`, and calls of their functions with data.
+"""Serve the pages' own scripts, styles and templates from `static/`, and build the calls of their functions.
 
-Scripts have an address with a hash of them all, so a browser keeps them for good and never takes an old one for a new one.
-Styles and templates go with the page.
+The scripts' address contains a hash of all files, so that browsers cache them for good and never use an old version.
+Styles and templates are sent with the page.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 FOLDER = Path(__file__).with_name("static")
 STYLE = FOLDER / "style.css"
 ADDRESS = "/scripts"
-# The first script, which imports the others; and the element with what the server says of a page.
+# The first script, which imports the others; and the id of the element with the server's data about a page.
 MAIN, PAGE_ELEMENT = "main.js", "eichi-page"
 # Hexadecimal digits of a version; it is no secret.
 DIGITS = 16
-# A year, in seconds.
+# The cache-control header of scripts: a year in seconds.
 FOR_GOOD = "private, max-age=31536000, immutable"
 
 
 class BrowserEvent(TypedDict):
-    """How gradio treats an event for which the server does nothing; the names are those of its events' parameters."""
+    """Name the parameters of a gradio event that `IN_BROWSER` sets."""
 
     fn: None
     api_visibility: Literal["private"]
 
 
-# An event that the browser handles alone: its `js` is a `call`.
+# Settings of an event that the browser handles alone: its `js` is a `call`.
 IN_BROWSER: BrowserEvent = {"fn": None, "api_visibility": "private"}
-# Before the first script of a page there are only words about it.
+# The page's head is inserted before the first script; only meta data comes before that.
 FIRST_SCRIPT = b"<script"
 
 
@@ -61,7 +61,7 @@ def version() -> str:
 
 
 def call(function: str, *data: Any) -> str:
-    """Return gradio's `js` that calls a function of `eichi` in the browser: with these data, then with the event's values.
+    """Return JavaScript for an event's `js` that calls a function of `eichi` with these data, then with the event's values.
 
     function: its path below `eichi`, such as "timeline.setPrompt".
     """
@@ -70,9 +70,10 @@ def call(function: str, *data: Any) -> str:
 
 
 def element(name: str, value: Any, function: str, *data: Any, **settings: Any) -> gr.HTML:
-    """Return an element that a function of `eichi` keeps up with its value: of the template NAME.html and the style NAME.css.
+    """Return an element with the template NAME.html and the style NAME.css, whose content a function of `eichi` draws.
 
-    The function is called once with what gradio gives an element (element, props, trigger, watch), then with these data.
+    The function is called once with gradio's object {element, props, trigger, watch}, then with these data; it watches the
+    element's value. settings: of gr.HTML.
     """
     after = "".join(f", {_json(one)}" for one in data)
     style = {"css_template": text(f"{name}.css")} if (FOLDER / f"{name}.css").is_file() else {}
@@ -86,9 +87,12 @@ def element(name: str, value: Any, function: str, *data: Any, **settings: Any) -
 
 
 def page_head(front: str, page: Mapping[str, Any]) -> str:
-    """Return what a page's head begins with: its data as JSON, and the scripts. front: see `Context`; page: for `page.js`."""
+    """Return the HTML at the beginning of a page's head: its data as JSON, and its script.
+
+    front: see `Context`. page: the data, for `page.js`.
+    """
     script = f"{front}{ADDRESS}/{version()}/{MAIN}"
-    # Nothing in it may end the element that it stands in.
+    # "</script>" in the data would end the element.
     data = _json(page).replace("<", "\\u003c")
     return (
         f'<script type="application/json" id="{PAGE_ELEMENT}">{data}</script><script type="module" src="{script}"></script>\n'
@@ -96,33 +100,33 @@ def page_head(front: str, page: Mapping[str, Any]) -> str:
 
 
 def add_routes(app: FastAPI) -> None:
-    """Have the application answer with the scripts of this version, and of no other."""
+    """Add the route that serves the scripts of this version."""
     scripts = {path.name: path.read_bytes() for path in FOLDER.glob("*.js")}
 
     async def script(name: str) -> Response:
         if name not in scripts:
             return Response(status_code=HTTPStatus.NOT_FOUND)
-        # By the system's table of kinds, as Windows has it, a script may be a plain text, which browsers do not run.
+        # The type is set here: by the system's table, as on Windows, it may be text/plain, which browsers do not run.
         return Response(scripts[name], media_type="text/javascript", headers={"cache-control": FOR_GOOD})
 
     app.add_api_route(f"{ADDRESS}/{version()}/{{name}}", script)
 
 
 class PageHeads:
-    """In front of an application: its pages' answers get a head of ours before the first script.
+    """Insert this program's head into its pages' HTML, before the first script (ASGI middleware).
 
-    Gradio puts `head` into a page only when its own scripts run, and waits for no address in it; ours have to be there before.
+    Gradio adds its `head` setting only when its own scripts run, and does not wait for scripts in it; these have to run first.
 
     heads: path of a page, "/" or "/f1/" -> `page_head`; filled by the time of the first request.
     """
 
     def __init__(self, app: ASGIApp, heads: Mapping[str, str]):
         self.app, self.heads = app, heads
-        # Gradio packs pages as well, but what is packed has no place for a head.
+        # The pages are compressed here, because nothing can be inserted into what gradio has compressed.
         self._packed = GZipMiddleware(self._with_head, compresslevel=5)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Put a page's head into the answer that is a page; pass on all others."""
+        """Pass on a request; insert the head if its answer is a page."""
         is_page = scope["type"] == "http" and scope["method"] == "GET" and self._head(scope)
         await (self._packed if is_page else self.app)(scope, receive, send)
 
@@ -135,7 +139,7 @@ class PageHeads:
 
 
 class _Insert:
-    """Sends an answer on; of HTML, as a whole and with a head."""
+    """Send an answer on; collect a successful HTML answer and send it with the head inserted."""
 
     def __init__(self, send: Send, head: bytes):
         self.send, self.head = send, head

@@ -1,4 +1,4 @@
-"""Pictures for eyes: browsers know neither HEIC nor TIFF nor PSD, so pages get a small WebP in place of such a file."""
+"""Convert pictures that browsers cannot show (HEIC, TIFF, PSD ...) to a small WebP when a page asks for them."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from eichi_utils.problems import UserError
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
-# Where gradio serves files, in whatever place the pages are mounted.
+# Gradio's route for files, below any page's path.
 FILES = "/gradio_api/file="
-# How files begin that browsers show, whatever their names say.
+# First bytes of files that browsers show, whatever their names say.
 KNOWN = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
 AVIF = (b"avif", b"avis")
-# Headers that are about the file itself.
+# Headers that describe the original file.
 OF_THE_FILE = (b"content-type", b"content-length", b"content-disposition", b"accept-ranges", b"etag", b"last-modified")
-# Pixels each way; a place for a picture is smaller, its full view about as large.
+# The longest side in pixels; a form's place for a picture is smaller, its full view about as large.
 SIDE = 1280
-# Others wait here, not in threads that gradio needs; how many of them there is memory for, the reader of pictures knows.
+# Pictures decoded at once. Others wait here, not in threads that gradio needs; `small_picture` itself limits the memory.
 AT_ONCE = 2
-# An answer that names a file in place of its bytes (ASGI, "Path Send").
+# The type of an answer that names a file in place of its bytes (ASGI's "Path Send" extension).
 BY_NAME = "http.response.pathsend"
 STEP = 2**18
 
 
 class BrowserPictures:
-    """Look at what gradio's route for files answers, after it has decided who may see which file."""
+    """Replace pictures in the answers of gradio's route for files (ASGI middleware), which has checked who may see them."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]):
         self.app = app
         self._decoding = CapacityLimiter(AT_ONCE)
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
-        """Have the file of a picture that browsers do not know answered as one that they do."""
+        """Pass on a request; answer one for a picture that browsers cannot show with a WebP."""
         path = unquote(scope.get("path", "")).lower()
         if scope["type"] == "http" and FILES in path and path.endswith(SUFFIXES):
-            # The route names the file then, and does not read it.
+            # With this extension the route names the file instead of reading it.
             scope = {**scope, "extensions": {**(scope.get("extensions") or {}), BY_NAME: {}}}
             send = _Answer(send, self._decoding)
         await self.app(scope, receive, send)
 
 
 class _Answer:
-    """Pass an answer on, or what a browser can show of the file that it names."""
+    """Send an answer on; if it names a picture that browsers cannot show, send a small WebP instead."""
 
     def __init__(self, send: Send, decoding: CapacityLimiter):
         self.send, self.decoding = send, decoding
@@ -62,7 +62,7 @@ class _Answer:
             return
         started, self.start = self.start, []
         shown = b""
-        # A refusal may be a file too.
+        # A refusal may be a file too, but has no held start message.
         if started and message["type"] == BY_NAME and await to_thread.run_sync(_is_other, message["path"]):
             shown = await to_thread.run_sync(_shown, message["path"], limiter=self.decoding)
         if not shown:
@@ -82,14 +82,14 @@ class _Answer:
 
 
 def _is_other(path: str) -> bool:
-    """Whether a file begins as no picture does that browsers know."""
+    """Tell whether a file's first bytes are of no format that browsers show."""
     with Path(path).open("rb") as file:
         start = file.read(12)
     return bool(start) and not start.startswith(KNOWN) and start[8:12] not in AVIF
 
 
 def _shown(path: str) -> bytes:
-    """Return the picture as a small WebP, or nothing if it is none."""
+    """Return the picture as a small WebP, or b"" if it cannot be read."""
     stream = io.BytesIO()
     try:
         small_picture(path, SIDE).save(stream, "WEBP", quality=85)

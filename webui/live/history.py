@@ -1,4 +1,4 @@
-"""The jobs that have ended, the newest first: how each ended and why, and what it left. It stays as long as the server runs."""
+"""List the jobs that have ended since the server started, newest first: how and why each ended, and its result."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from locales import Translator
 from webui.forms import words
 from webui.live.queue import facts_of, name_of
 
-# Of the newest jobs that ended, those that are listed. One that did not finish is listed after them, too.
+# The newest ended jobs that are listed, and the older ones that did not finish, listed after them.
 MOST, MOST_UNFINISHED = 20, 20
-# Before the words, so that an end is seen at a glance without its colour.
+# Signs before the words, so that the kind of end is visible without colour.
 MARKS = MappingProxyType({"finished": "\u2713", "stopped": "\u25a0", "failed": "\u2715"})
 
 
 def history_of(t: Translator, jobs: Sequence[Job], shown: Job | None, file: Callable[[str], dict[str, str]]) -> dict[str, Any]:
-    """What the element shows of the jobs that have ended, without the one that the page shows large.
+    """Return the value of the history's element: the jobs that have ended, without the one that the page shows large.
 
-    file: path -> address and name of a result.
+    shown: that one. file: path of a result -> its address and name.
     """
     ended = [job for job in jobs if job.view.ended and job is not shown]
     ended.sort(key=lambda job: job.view.now, reverse=True)

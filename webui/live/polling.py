@@ -1,8 +1,8 @@
-"""How tabs follow a job: a small question every half second, which the server answers without gradio. Where many tabs are seen
-at once, each asks more seldom, so that a film is not slower for them.
+"""Let tabs follow a job by polling: a small request every half second, which the server answers without gradio.
 
-The answer holds the progress, where the newest preview is, and the version of everything else: only where that is another one a
-tab looks again through gradio, which costs the server twenty times as much. A tab that nobody sees asks nothing.
+If many tabs are visible at once, each polls less often, so that they do not slow the film down. The answer holds the progress,
+the address of the newest preview, and the version of everything else. Only when the version changes does a tab ask through
+gradio, which costs the server twenty times as much. A hidden tab does not poll.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from locales import Translator
 from webui.live.progress import progress_of
 
 ADDRESS = "/pulse"
-# What a tab is shown through gradio (`snapshot.PARTS`); the answers hold the rest.
+# The parts of `snapshot.PARTS` that a tab gets through gradio; the polls' answers hold the others.
 PARTS_OF_A_PAGE = ("result", "stops", "queue", "history")
-# Milliseconds between two questions of a tab while a job runs, and while none does; and questions a second of all tabs.
+# Milliseconds between two polls of a tab while a job runs, and while none does; and the most polls a second of all tabs.
 BUSY, IDLE, MOST = 500, 1000, 10
-# Milliseconds that a tab waits at most, however many there are or somebody pretends to be; and tabs that are told apart.
+# The most milliseconds that a tab waits, however many tabs there are or a client pretends to have; the most tabs counted.
 LONGEST, MOST_TABS = 3000, 1000
-# Of a tab's word, what tells it from others.
+# Characters of a tab's name that are used.
 MOST_CHARACTERS = 32
-# Seconds after which a tab that asked nothing is seen by nobody; longer than any waits.
+# Seconds without a poll after which a tab counts as closed or hidden; longer than LONGEST.
 GONE = 5.0
 
 
 class PollIntervals:
-    """The tabs that ask, and how long each of them shall wait until it asks again."""
+    """Count the tabs that poll, and decide how long each waits until its next poll."""
 
     def __init__(self) -> None:
         self._asked: dict[str, float] = {}
 
     def wait(self, tab: str, busy: bool) -> int:
-        """Milliseconds. tab: a word of its own for each."""
+        """Note a tab's poll; return the milliseconds until its next one. tab: its unique name. busy: whether a job runs."""
         now, tab = time.monotonic(), tab[:MOST_CHARACTERS]
         for other in [other for other, asked in self._asked.items() if now - asked > GONE]:
             del self._asked[other]
@@ -47,7 +47,10 @@ class PollIntervals:
 
 
 def add_routes(app: FastAPI, jobs: Jobs, t: Translator, builds: Mapping[str, str], front: str = "") -> None:
-    """What answers the questions, and the previews. builds: mode -> its page (`page_build`). front: see `Context`."""
+    """Add the routes that answer polls and serve previews.
+
+    builds: mode -> its page's build (`page_build`). front: see `Context`.
+    """
 
     intervals = PollIntervals()
 
@@ -58,7 +61,7 @@ def add_routes(app: FastAPI, jobs: Jobs, t: Translator, builds: Mapping[str, str
     async def preview(name: str) -> Response:
         job = jobs.current()
         if job is None or not job.view.preview:
-            # It ended since the tab was told; no error that a browser would complain of.
+            # The job has ended since the tab got the address. An error status would show in the browser's console.
             return Response(status_code=204)
         return Response(job.view.preview, media_type="image/webp", headers={"Cache-Control": "max-age=60"})
 
@@ -67,7 +70,7 @@ def add_routes(app: FastAPI, jobs: Jobs, t: Translator, builds: Mapping[str, str
 
 
 def poll_answer(jobs: Jobs, t: Translator, mode: str, front: str = "") -> dict[str, Any]:
-    """The answer, for a page of a mode."""
+    """Return the answer to a poll of a mode's page: version, whether jobs run or wait, progress, address of the preview."""
     seen = jobs.snapshot()
     job = seen.current
     preview = f"{front}{ADDRESS}/preview/{job.id}-{seen.changed['preview']}" if job and job.view.preview else ""

@@ -1,4 +1,4 @@
-"""The progress of a job as plain data for the element that shows it."""
+"""Describe the progress of a job as plain data for the element that shows it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from webui.forms import words
 
 
 def progress_of(t: Translator, job: Job, page_mode: str, now: float) -> dict[str, Any]:
-    """What the element shows, in words. now: the present, so that the clock goes on between two events."""
+    """Return the value of the progress element, in words.
+
+    now: the present time (monotonic seconds), so that the clock goes on between two events of the job.
+    """
     view = job.view
     mode = job.request.mode
     return {
@@ -29,7 +32,7 @@ def progress_of(t: Translator, job: Job, page_mode: str, now: float) -> dict[str
 
 
 def where(t: Translator, view: View) -> str:
-    """How far the job is: "Section 2 of 4, step 11 of 25"."""
+    """Describe how far a job is, e.g. "Section 2 of 4, step 11 of 25", or how it ended."""
     if view.ended:
         return words.end_of(t, view)
     if view.state != "running":
@@ -47,9 +50,9 @@ def where(t: Translator, view: View) -> str:
 
 
 def times(t: Translator, view: View, now: float) -> dict[str, Any]:
-    """How long it has taken, and how long it will take if that is known: a text with {elapsed} and {left}, and their seconds.
+    """Return how long a job has taken, and how long it will still take if that is known; {} while it waits.
 
-    runs: whether they go on.
+    text: with the marks {elapsed} and {left} for the browser to fill. elapsed, left: in seconds. runs: whether time goes on.
     """
     if view.state == "waiting":
         return {}

@@ -1,4 +1,4 @@
-"""The jobs that wait: a line for each, and what its buttons ask for."""
+"""List the jobs that wait: a line for each, with buttons to move or remove it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from eichi_utils.requests.plan import FPS
 from locales import Translator
 
 NAME_LENGTH = 80
-# What a button asks for -> places the job moves, or None to remove it.
+# Action of a button -> places that the job moves in the queue, or None to remove it.
 ACTIONS = {"up": -1, "down": 1, "remove": None}
 
 
 def queue_of(t: Translator, jobs: Sequence[Job]) -> dict[str, Any]:
-    """What the element shows of the jobs that wait."""
+    """Return the value of the queue's element: the jobs that wait."""
     waiting = [job for job in jobs if job.view.state == "waiting"]
     return {
         "title": t("page.progress.waiting", jobs=len(waiting)),
@@ -25,13 +25,13 @@ def queue_of(t: Translator, jobs: Sequence[Job]) -> dict[str, Any]:
 
 
 def name_of(job: Job) -> str:
-    """Return the beginning of a job's prompt, by which its user knows it."""
+    """Return the beginning of a job's prompt, at most NAME_LENGTH characters, as its name."""
     text = " ".join(job.request.prompt.split())
     return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1]}\u2026"
 
 
 def facts_of(t: Translator, job: Job) -> str:
-    """Return a job's page and length in words."""
+    """Return a job's mode and, for a film, its length in words."""
     mode = t(f"page.mode.{job.request.mode}")
     plan = job.request.plan()
     return mode if plan.output == "picture" else f"{mode}, {t('page.seconds', seconds=f'{plan.frames / FPS:.1f}')}"

@@ -1,6 +1,6 @@
-"""The strip of a film's sections in the order they are played, each with its time, its picture, its prompt and its number.
+"""Describe the timeline: a strip of a film's sections in playing order, each with its time, picture, prompt and number.
 
-It holds no values of its own: it is drawn from a request, and says which cell was clicked.
+The strip holds no values of its own: it is drawn from a request, and reports which cell was clicked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from locales import Translator
 
 
 def strip(request: FilmRequest, t: Translator, url: Callable[[str], str]) -> dict[str, Any]:
-    """What the element shows of a request whose length is possible. url: a picture's path -> its address, "" if it has none."""
+    """Return the value of the strip's element for a request whose length is valid.
+
+    url: path of a picture -> its address, "" if it has none.
+    """
     plan = request.plan()
     count = len(plan.sections)
     order = range(count) if request.mode == "forward" else range(count - 1, -1, -1)
@@ -24,7 +27,7 @@ def strip(request: FilmRequest, t: Translator, url: Callable[[str], str]) -> dic
     seconds = (plan.frames - 1) / count / FPS
     ranges = {number: f"{place * seconds:.1f}\N{EN DASH}{(place + 1) * seconds:.1f}" for place, number in enumerate(order)}
     times = {number: t("page.timeline.time", seconds=text) for number, text in ranges.items()}
-    # What was given to sections that a shorter film does not have stays in reach.
+    # Sections that the user filled but a shorter film does not have keep their cells, so that they can still be edited.
     given = {*request.section_prompts, *request.section_lora_scales, *(keyframes or ())}
     gone = sorted(given - set(order), reverse=request.mode != "forward")
     cells = [_cell(request, number, times.get(number), t, url) for number in (*gone, *order)]
