@@ -1,1 +1,1 @@
-"""The parts of a page, each with its controls and what they do."""
+"""Build the parts of a page: each module adds its controls and handles their events."""

@@ -1,4 +1,4 @@
-"""The left side of every page: pictures, prompt, length, resolution, and a closed group with the rest."""
+"""Add the left column's controls: final frame, prompt, length, resolution, and a closed group with advanced settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PICTURE_HEIGHT = 240
 
 
 def final_frame_panel(form: Form) -> None:
-    """How the film ends; how strongly its last picture holds is asked once there is one."""
+    """Add the controls of the film's end: the loop switch, and the final frame's strength once there is a final frame."""
     (picture,) = form.entries["end_image"].components
     with gr.Row(equal_height=False):
         loop = form.switch("loop", elem_id="loop", min_width=220)
@@ -28,7 +28,7 @@ def final_frame_panel(form: Form) -> None:
 
 
 def prompt_panel(context: Context, form: Form) -> None:
-    """The prompt, what the start picture says of one, and prompts that were saved."""
+    """Add the prompt's box, the offer of a prompt found in the start picture's metadata, and the saved prompts."""
     offer = None if context.plain else MetadataPanel(context, form, form.entries["image"].components[0])
     form.text("prompt", lines=3, max_lines=10, placeholder=form.t("page.prompt.example"), elem_id="prompt")
     if offer:
@@ -37,7 +37,7 @@ def prompt_panel(context: Context, form: Form) -> None:
 
 
 def length_panel(form: Form, quick: tuple[int, ...] = QUICK_SECONDS) -> None:
-    """The film's length: quick lengths and a free slider, one field."""
+    """Add the film's length, one field with a slider and buttons for quick lengths. quick: these lengths in seconds."""
     t = form.t
     with gr.Group():
         seconds = form.slider("seconds", step=0.1, elem_id="seconds")
@@ -55,7 +55,7 @@ def length_panel(form: Form, quick: tuple[int, ...] = QUICK_SECONDS) -> None:
 
 
 def size_panel(form: Form) -> None:
-    """Section size (films) and resolution."""
+    """Add the choices of the section's length (films only) and of the resolution."""
     t = form.t
     with gr.Row():
         if form.has("window"):
@@ -66,7 +66,7 @@ def size_panel(form: Form) -> None:
 
 
 def advanced_panel(context: Context, form: Form) -> None:
-    """Everything a first film does not need, closed."""
+    """Add a closed group with everything that a first film does not need; a plain page has only a part of it."""
     t = context.t
     with gr.Accordion(t("page.advanced"), open=False, elem_id="advanced"):
         with gr.Row():

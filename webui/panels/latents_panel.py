@@ -1,4 +1,4 @@
-"""Latents (tensor data): saving a film's, and an earlier film's that come after the new one."""
+"""Add the controls of latents: save those of the new film, and choose an earlier film's to append to it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from webui.forms import fields
 from webui.forms.form import Form
 
 FIELD = "append_latents"
-# Files of the output folder that are offered, the newest ones.
+# The most files of the output folder that are offered, the newest ones.
 OFFERED = 50
-# Of a prompt, in the line that says what a file is.
+# The most characters of a prompt in the line that describes a file.
 PROMPT_LENGTH = 120
 
 
 class LatentsPanel:
-    """`info`: what the chosen file is; `on_change` makes it."""
+    """Add the group of latents to a page. `info` describes the chosen file; `on_change` updates it."""
 
     def __init__(self, context: Context, form: Form):
         self.context, self.t = context, context.t
@@ -48,26 +48,29 @@ class LatentsPanel:
                 for name in ("append_trim_start", "append_trim_end", "film_trim_end"):
                     form.number(name, elem_id=name, min_width=140)
             form.slider("join_latents", step=1, elem_id="join_latents")
-        # Films that were made since the page was loaded are there too.
+        # Update the list when it is opened, so that films made since the page was loaded are in it.
         self.chosen.focus(self.offer, None, self.chosen, **QUIET)
         self.chosen.input(self.choose, self.chosen, self.file, **QUIET)
 
     def offer(self) -> Any:
-        """Return the update of the list with the latest files of latents."""
+        """Return the update of the list with the newest files of latents."""
         names = [_name(path, self.context.outputs) for path in self._recent()]
         return gr.update(choices=[(name, name) for name in names])
 
     def choose(self, name: Any) -> str | None:
-        """A browser may send any name; only a file that is offered is opened."""
+        """Return the path of the offered file with this name, None if there is none: a browser may send any name."""
         outputs = self.context.outputs
         return next((str(path) for path in self._recent() if _name(path, outputs) == name), None)
 
     def _recent(self) -> Sequence[Path]:
-        """Without unfinished ones, and links that lead elsewhere."""
+        """Return the newest files of the output folder, without unfinished ones and links to other folders."""
         return recent(self.context.outputs, self.context.holds)
 
     def on_change(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
-        """What the file is, also where it does not fit the film; what is no file of latents is said beside the field."""
+        """Return the update of `info` for the request's file, also if it does not fit the film.
+
+        A file without latents gives an empty text; its problem is shown at the field.
+        """
         if not isinstance(request, FilmRequest):
             return {}
         path = request.append_latents
@@ -76,7 +79,10 @@ class LatentsPanel:
 
 
 def recent(folder: Path, holds: Callable[[str], bool] = lambda path: True) -> Sequence[Path]:
-    """The newest files of latents in a folder and those below it; whether they hold latents is seen when one is chosen."""
+    """Return the newest safetensors files in a folder and its subfolders, newest first, at most OFFERED.
+
+    Whether a file holds latents is checked only when it is chosen. holds: tells whether a browser may name a path.
+    """
     found = [(path.stat().st_mtime, path) for path in folder.rglob("*.safetensors") if path.is_file() and holds(str(path))]
     return [path for _, path in sorted(found, reverse=True)[:OFFERED]]
 
@@ -86,12 +92,15 @@ def _name(path: Path, outputs: Path) -> str:
 
 
 def path_if_latents(path: str) -> str | None:
-    """What is shown can be downloaded, and a request from anywhere may name any file: only latents are."""
+    """Return the path if the file holds latents, else None.
+
+    A request may name any file, and a file that is shown can be downloaded, so only files of latents are shown.
+    """
     return path if path and latents_problem(FIELD, path) is None else None
 
 
 def facts(t: Translator, info: LatentInfo) -> str:
-    """Size and length, and of our own files what they were made with, as HTML."""
+    """Describe a file of latents as HTML: its size and length, and the seed and prompt if this program wrote it."""
     sizes = {"width": info.width, "height": info.height, "latents": info.latents, "frames": info.frames}
     lines = [t("page.latents.facts", seconds=f"{info.seconds:.2f}", **sizes)]
     if info.parts:

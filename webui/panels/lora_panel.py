@@ -1,7 +1,7 @@
-"""LoRA of a film: a switch, a slot for each file with its strength, what is known of the file, and sets under a name.
+"""Add a film's LoRA: a switch, a slot for each file with its strength and a description of the file, and saved sets.
 
-The slots lie as JSON in a hidden box in the browser, and their components show it: those that are not shown yet send no events
-when a request fills them, and an answer of the server must not take back what was moved meanwhile.
+The slots' values are JSON in a hidden box, and their components only show it. This is needed because gradio's hidden components
+send no events when a request fills them, and because a late answer of the server must not undo what the user moved meanwhile.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from webui.panels.named_panel import unknown
 from webui.static_files import IN_BROWSER, call
 
 SHOWN = 3
-# Files that are named one by one, where the number tells of the rest.
+# The most files that a message names; the others are only counted.
 LISTED = 3
 EMPTY = {"file": "", "strength": Lora.strength}
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Holds the components of one slot: what is seen or hidden as a whole, and its parts."""
+    """Hold the components of one slot. group: the column that is shown or hidden as a whole."""
 
     group: gr.Column
     file: gr.Dropdown
@@ -49,13 +49,16 @@ class Slot:
 
 
 class LoraPanel:
-    """scale: the slider of a single section's LoRA, where the page has one; it is shown while LoRA are on."""
+    """Add the LoRA group to a page and handle its events.
+
+    scale: the timeline's slider of a single section's LoRA strength, None without one; it is shown while LoRA are on.
+    """
 
     def __init__(self, context: Context, form: Form, page: gr.Blocks, scale: Component | None = None):
         self.context, self.form, self.t = context, form, context.t
         t = context.t
         self.presets = lora_presets(context.presets)
-        # Never seen; a label would be for nobody.
+        # Hidden, so it has no label.
         self.box = gr.Textbox("[]", elem_id="loras-json", visible="hidden", show_label=False)
         self.seen = gr.State(None)
         self.filled = gr.State([])
@@ -122,7 +125,7 @@ class LoraPanel:
             place = {"number": number, "count": max(SHOWN, number + 1), "empty": EMPTY}
             strength = [slot.strength, slot.file, self.box]
             slot.file.input(inputs=strength, outputs=self.box, js=call("loras.setFile", place), **IN_BROWSER)
-            # Its reset button, and its box when it is left, move it without an input.
+            # The slider's reset button, and leaving its box, change it without an `input` event.
             slot.strength.change(inputs=strength, outputs=self.box, js=call("loras.setStrength", place), **IN_BROWSER)
             slot.remove.click(inputs=self.box, outputs=self.box, js=call("loras.removeSlot", place), **IN_BROWSER)
         mode = self.form.kind.mode
@@ -138,7 +141,7 @@ class LoraPanel:
         outputs += [part for slot in self.slots for part in (slot.group, slot.file, slot.strength, slot.card)]
         changes = [self.switch.change, self.box.change, event_of(model, "change")]
         looked = gr.on(changes, self.on_change, shown, outputs, trigger_mode="always_last", **QUIET)
-        # As at Start: an answer to an older change can come last.
+        # Look again, as in `StartPanel.wire`, because the answer to an older change can come last.
         looked.then(self.on_change, shown, outputs, trigger_mode="always_last", **QUIET)
         known = [*outputs, self.preset]
         for scanned in (
@@ -159,9 +162,10 @@ class LoraPanel:
         return [slot.file for slot in self.slots]
 
     def on_change(self, values: Mapping[Component, Any]) -> dict[Block, Any]:
-        """The slots as the box has them, where it was filled with others, and what there is to say about their files.
+        """Return the updates that show the box's slots, where something else than the user filled it, and the files' cards.
 
-        A component that differs from a box that is as it was has been moved just now, and the box does not know it yet.
+        If a component differs from the box although the box has not changed, the user has just moved it: it is left alone, and
+        the box will follow.
         """
         on = bool(values[self.switch])
         slots = self._slots(values[self.box])
@@ -189,13 +193,13 @@ class LoraPanel:
         return updates
 
     def refresh_files(self) -> dict[Component, Any]:
-        """The folder's files and the sets to choose from; what is chosen stays, and is looked at again."""
+        """Return the updates of the lists of files and sets; the choices stay, and their cards are made anew."""
         choices = self._choices()
         files = {file: gr.update(choices=choices) for file in self._files}
         return {**files, self.preset: gr.update(choices=self._preset_names()), self.seen: None}
 
     def report_files(self) -> dict[Component, Any]:
-        """The same, and what was found: also what lies in the folder and cannot be chosen, with the reason."""
+        """Return the updates of `refresh_files`, and a message: how many files were found, and which were passed over and why."""
         there = look_through()
         said = self._note(self.t("page.lora.found", count=len(there.files)))
         if there.pickles:
@@ -206,7 +210,10 @@ class LoraPanel:
         return {**self.refresh_files(), self.said: said}
 
     def on_upload(self, uploads: Sequence[str] | None, text: str) -> dict[Component, Any]:
-        """Uploaded files into the folder, and into the first slots that are free, as far as there are any."""
+        """Keep uploaded files in the LoRA folder, and put them into the first free slots.
+
+        uploads: their paths. text: the box's JSON. Files that cannot be kept, or have no free slot, are named in a message.
+        """
         slots, problems, beyond = self._slots(text), [], []
         for upload in uploads or ():
             try:
@@ -226,7 +233,7 @@ class LoraPanel:
         return {**choices, self.box: json.dumps(slots), self.said: said + self._sentences(problems)}
 
     def apply_preset(self, name: str | None) -> dict[Component, Any]:
-        """The set of this name in the slots, and switched on."""
+        """Put the saved set of this name into the slots, and switch LoRA on."""
         try:
             values, notes = self.presets.read()
         except UserError as error:
@@ -237,7 +244,7 @@ class LoraPanel:
         return {self.switch: True, self.box: json.dumps(values[name]), self.said: self._sentences(notes)}
 
     def save_preset(self, name: str | None, text: str) -> dict[Component, Any]:
-        """The slots as a set of this name."""
+        """Save the slots that have a file as a set of this name. text: the box's JSON."""
         name = str(name or "").strip()
         chosen = [slot for slot in self._slots(text) if slot["file"]]
         try:
@@ -250,7 +257,7 @@ class LoraPanel:
         return {self.preset: gr.update(choices=self._preset_names(), value=name), self.said: said}
 
     def delete_preset(self, name: str | None) -> dict[Component, Any]:
-        """Delete a saved set, and say so; the slots stay as they are."""
+        """Delete the saved set of this name; the slots stay as they are."""
         name = str(name or "")
         try:
             if not name.strip():
@@ -262,7 +269,10 @@ class LoraPanel:
         return {self.preset: gr.update(choices=self._preset_names(), value=None), self.said: said}
 
     def _read(self, on: bool, text: str) -> Any:
-        """Off means off. What is not a list of slots is left to the request's own reading, which refuses it."""
+        """Return the field's value: no LoRA while the switch is off, else the slots that have a file.
+
+        A text that is no list of slots is passed on unchanged; the request's own parsing refuses it.
+        """
         if not on:
             return []
         try:
@@ -276,20 +286,20 @@ class LoraPanel:
 
     def _write(self, loras: Sequence[Lora]) -> tuple[bool, Any]:
         if not loras:
-            # Off; what is in the slots stays for the next time.
+            # Only the switch goes off; the slots keep their files.
             return False, gr.skip()
         slots = [{"file": lora.file, "strength": lora.strength} for lora in loras]
         return True, json.dumps(slots)
 
     def _ours(self, file: Any) -> Any:
-        """Of the files that a browser names, only those of the folder are opened, and those of films that were made here."""
+        """Return the file that a browser may name: below the LoRA folder or in a job's request; of others only the name."""
         if not isinstance(file, str) or is_below(file):
             return file
         known = {lora.file for job in self.context.jobs.all() for lora in job.request.loras}
         return file if file in known else Path(file.replace("\\", "/")).name
 
     def _slots(self, text: str) -> list[dict[str, Any]]:
-        """At least those that are always there; what is no slot is an empty one."""
+        """Return the slots of the box's JSON, at least SHOWN of them; malformed ones are empty."""
         try:
             read = parse_json(text or "[]")
         except ValueError:
@@ -299,7 +309,7 @@ class LoraPanel:
         return [{"file": self._ours(slot.get("file") or ""), "strength": slot.get("strength", Lora.strength)} for slot in slots]
 
     def _theirs(self, text: str) -> set[int]:
-        """Slots that show what the user did in them."""
+        """Return the numbers of the slots that the user changed last (marked "theirs" by `static/loras.js`)."""
         try:
             read = parse_json(text or "[]")
         except ValueError:
@@ -314,11 +324,11 @@ class LoraPanel:
         try:
             return [(name, name) for name in self.presets.read()[0]]
         except UserError:
-            # Said when one is asked for.
+            # The problem is shown when a set is loaded.
             return []
 
     def _card(self, file: Any, model: str) -> str:
-        """What a slot's file is: its picture, the words that trigger it, how much of it fits, or why it cannot be used."""
+        """Describe a slot's file as HTML: its picture, its trigger words, and how much of it fits the model or why it fails."""
         if not file or not isinstance(file, str):
             return ""
         lora, models = Lora(file), self.context.models
@@ -348,8 +358,7 @@ class LoraPanel:
 
 
 def _same(shown: Any, wanted: Any) -> bool:
-    """Whether a slider that passes on this number shows that one; it passes on rounded ones. Where it does, nothing is sent: an
-    answer of the server would take back what is moved meanwhile."""
+    """Tell whether a slider's rounded number is the wanted one; then no update is sent, which could undo a move of the user."""
     if isinstance(shown, (int, float)) and isinstance(wanted, (int, float)):
         return math.isclose(shown, wanted, abs_tol=1e-6)
     return shown == wanted

@@ -1,4 +1,4 @@
-"""How much of the card other programs keep: a setting of the machine, the same on every page, that no film carries."""
+"""Add the GPU memory reserved for other programs: a setting of the machine, the same on every page, in no request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESERVE = "reserve_gb"
 
 
 def reserve_panel(context: Context, form: Form) -> None:
-    """The slider, where there is a card. A new page shows what is set, whoever set it; so does the next start."""
+    """Add the slider if there is a GPU. Every newly loaded page shows the value now in use, and the next start uses it too."""
     engine = context.engine
     if engine is None or engine.card is None:
         return
@@ -37,19 +37,19 @@ def reserve_panel(context: Context, form: Form) -> None:
 
 
 def most_reserved(engine: Engine) -> float:
-    """GiB of the card that can be left to others: without a gigabyte nothing can be computed."""
+    """Return the most GiB of GPU memory that can be reserved; at least 1 GiB has to be left to compute anything."""
     return MOST_RESERVED if engine.card is None else min(MOST_RESERVED, max(1, engine.card.total // GIB - 1))
 
 
 def set_reserve(engine: Engine, value: float | None) -> None:
-    """What the slider's box says counts as far as the card can; while the box is empty nothing changes."""
+    """Reserve GPU memory, in GiB, within what the card allows; None or NaN, as from an empty box, changes nothing."""
     if isinstance(value, (int, float)) and not math.isnan(value):
         engine.reserve_gb = min(max(float(value), 0.0), most_reserved(engine))
 
 
 def save_reserve(context: Context, engine: Engine, value: float | None) -> None:
-    """Set it, and begin with it at the next start."""
+    """Reserve GPU memory, in GiB, now and at the next start of the program."""
     set_reserve(engine, value)
-    # It counts now in any case. That the file cannot be written is said where settings are saved.
+    # The value is in use even if it cannot be saved; the panel of settings reports a file that cannot be written.
     with suppress(UserError):
         context.app_settings.save_program({RESERVE: engine.reserve_gb})

@@ -1,4 +1,4 @@
-"""What pictures and films say of how they were made: offered where one is chosen, and taken only when asked."""
+"""Read the metadata of a chosen picture or film, and offer to take its prompt, seed or settings into the form."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHOWN_CHARACTERS = 120
 
 
 class MetadataPanel:
-    """An offer below `picture`, the start picture; or, where that is None, a place of its own for any file."""
+    """Offer the metadata of `picture`, the start picture, below it; if it is None, of any file dropped on an upload box."""
 
     def __init__(self, context: Context, form: Form, picture: Component | None = None):
         self.context, self.form, self.t, self.picture = context, form, context.t, picture
@@ -35,7 +35,7 @@ class MetadataPanel:
         self.outcome = ActionResult(self.t, "metadata-offer" if picture else "metadata-outcome")
 
     def wire(self, form_updates: FormUpdates) -> None:
-        """Tie the events to a form that has all its fields."""
+        """Connect the events, once the form has all its fields."""
         self.form_updates = form_updates
         shown = [*form_updates.outputs, *self.outcome.outputs]
         ours = [*self.outcome.outputs, *([] if self.picture else [self.upload])]
@@ -45,14 +45,14 @@ class MetadataPanel:
         self.outcome.box.click(self.apply, self.form.components | {self.outcome.about}, shown, **QUIET)
 
     def on_upload(self, path: str | None) -> dict[Component, Any]:
-        """What there is to take from a file."""
+        """Return the updates that offer what can be taken from an uploaded file, or say why nothing can."""
         emptied = {} if self.picture else {self.upload: None}
         if not path:
             return self.outcome.same()
         try:
             text = read_text(path, (self.context.uploads,))
         except UserError as error:
-            # Most pictures say nothing; what else is wrong with a start picture, the form says.
+            # Most start pictures have no metadata, and the form itself reports a start picture that cannot be read.
             return emptied | (self.outcome.nothing() if self.picture else self.outcome.refused(error.problems))
         actions, left_out = self._actions(text), text.left_out(Path(path).name)
         if not actions:
@@ -61,7 +61,7 @@ class MetadataPanel:
         return emptied | self.outcome.ask(self._offer(text, Path(path).name), actions, about, left_out)
 
     def apply(self, values: Mapping[Component, Any], event: gr.EventData) -> dict[Component, Any]:
-        """One of the offers; or what was there before."""
+        """Carry out the clicked offer: write the metadata's fields into the form, or undo that."""
         about, action = values[self.outcome.about], action_of(event)
         if about is None or action not in (*WANTED, UNDO):
             return self.outcome.nothing()
@@ -78,7 +78,7 @@ class MetadataPanel:
     def _actions(self, text: PictureText) -> dict[str, str]:
         mode = self.form.kind.mode
         found = {wanted: request_fields(text, mode, wanted)[0] for wanted in WANTED}
-        # Everything is more than prompt and seed, or not worth a choice of its own.
+        # "everything" is offered only if it has more than one field.
         more = len(found["everything"]) > 1
         useful = [wanted for wanted in WANTED if found[wanted] and (wanted != "everything" or more)]
         return {wanted: self.t(f"page.metadata.{wanted}") for wanted in useful}
@@ -93,22 +93,22 @@ class MetadataPanel:
         return self.t("page.metadata.found_prompt", file=file, prompt=prompt)
 
     def _with_pictures_here(self, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """Without pictures that are on another computer, or that a browser may not name; those of the form stay."""
+        """Return the fields without files that are not on this computer or that a browser may not name, and a note on each."""
 
         def here(path: str) -> bool:
-            # A bare name is one whose file was looked for and not found.
+            # The reader leaves a bare name for a file that it did not find.
             return Path(path).is_absolute() and self.context.holds(path) and is_file(Path(path))
 
-        # The start picture that says all this was chosen a moment ago.
+        # The start picture itself has this metadata, and stays.
         wanted = {name: value for name, value in found.items() if not (self.picture and name == "image")}
         kept, left_out = with_files(wanted, here)
         gone = [Problem(field, "picture_elsewhere", {"file": path[:200]}) for field, path in left_out]
         kinds = kinds_of(self.form.kind)
-        # The form's own file stays where the found one is not here.
+        # If the found file is not here, the form keeps its own.
         return {name: value for name, value in kept.items() if value or not isinstance(kinds.get(name), File)}, gone
 
     def _with_what_fits(self, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """Without what this page cannot show, which is named."""
+        """Return the fields that this page can show, and a note on each that is left out."""
         kept, lost = dict(found), []
         for number, control in enumerate(kept.get("controls", ())[REFERENCES:], REFERENCES):
             values = {"file": Path(control["image"]).name, "room": REFERENCES}
@@ -128,14 +128,18 @@ class MetadataPanel:
 
 
 class SectionPromptOffer:
-    """The same for the section whose picture is chosen: its prompt, for that section."""
+    """Offer the prompt in a keyframe's metadata for the section that the keyframe was given to."""
 
     def __init__(self, context: Context):
         self.t = context.t
         self.outcome = ActionResult(self.t, "section-offer")
 
     def wire(self, picture: Component, uploaded: Any, landed: Component, section: Component, prompt: Component) -> None:
-        """uploaded: the event after which `landed` holds the picture's section, "" if it is not the one that is open."""
+        """Connect the events.
+
+        uploaded: the event after which `landed` holds the section that got the picture, "" if it is not the open section.
+        section: the open section. prompt: its box.
+        """
         self.section, self.prompt = section, prompt
         uploaded.then(self.on_upload, [picture, landed], self.outcome.outputs, **QUIET)
         event_of(picture, "clear")(self.outcome.nothing, None, self.outcome.outputs, **QUIET)
@@ -143,7 +147,7 @@ class SectionPromptOffer:
         self.outcome.box.click(self.apply, answer, [prompt, *self.outcome.outputs], **QUIET)
 
     def on_upload(self, path: str | None, section: str) -> dict[Component, Any]:
-        """The prompt that a keyframe was made with: that of its section, else of its film."""
+        """Return the updates that offer the prompt a keyframe was made with: its section's prompt, else its film's."""
         try:
             text = read_text(path) if path else PictureText()
         except UserError:
@@ -157,7 +161,7 @@ class SectionPromptOffer:
         return self.outcome.ask(said, actions, {"section": section, "prompt": own})
 
     def apply(self, values: Mapping[Component, Any], event: gr.EventData) -> dict[Component, Any]:
-        """Into the section's box, or out of it again; another section that was opened since is left alone."""
+        """Write the offered prompt into the section's box, or undo that; do nothing if another section is open by now."""
         about = values[self.outcome.about]
         if about is None or about["section"] != values[self.section]:
             return self.outcome.nothing()

@@ -1,4 +1,4 @@
-"""Which model makes the film, and pictures with prompts that suit it. With the model change sizes and steps."""
+"""Add the choice of the model and its examples, and adapt sizes and steps when another model is chosen."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from webui.forms.form import Form, size_labels
 from webui.gradio_compat import Block
 from webui.static_files import element
 
-# What the undo says instead of an example's number.
+# The number that a click on Undo carries in place of an example's number.
 UNDO = -1
 
 
 class ModelPanel:
-    """The choice of a model, what it means, and its examples; wired once the page has its fields."""
+    """Add the choice of a model, a hint about it, and its examples; call `wire` once the page has all its fields."""
 
     def __init__(self, context: Context, form: Form):
         self.context, self.form, self.t = context, form, context.t
@@ -30,21 +30,21 @@ class ModelPanel:
         self.radio = form.choice("model", self._labels(), elem_id="model", elem_classes="eichi-chips")
         self.hint = gr.HTML(self._hint(model), elem_id="model-hint")
         self.examples = element("examples", self._examples(model), "showExamples", {"undo": UNDO}, elem_id="examples")
-        # The size that each model was last asked for, so that looking at another model loses nothing.
+        # Model -> the size last chosen for it, which comes back when the model is chosen again.
         self.chosen = gr.State({name: self._usual(name, "size") for name in context.models.names})
-        # Picture and prompt that an example took the place of; None when there is nothing to go back to.
+        # (picture, prompt) that an example replaced; None if there is nothing to undo.
         self.replaced = gr.State(None)
         self.asked_steps = gr.State(False)
 
     @property
     def outputs(self) -> list[Component]:
-        """What `updates_for` may return, besides the form's fields."""
+        """Return the components that `updates_for` may change, besides the form's fields."""
         return [self.hint, self.examples, self.chosen, self.asked_steps]
 
     def wire(self, on_change: Callable[..., Any], outputs: Sequence[Block]) -> None:
-        """on_change: called with the form's values after another model is chosen, to judge them by it. outputs: its."""
+        """Connect the events. on_change: checks the form's values after another model is chosen. outputs: its outputs."""
         size, steps = self._field("size"), self.form.entries["steps"].components[0]
-        # One field after the other: an event of the one would still be sent with the other's old value.
+        # Size and steps change one after the other: changed at once, an event of one would carry the other's old value.
         changed = [self.hint, self.examples] + ([] if size is None else [size])
         chosen = event_of(self.radio, "input")(self.on_model, {self.radio, self.chosen}, changed, **QUIET)
         event_of(steps, "input")(lambda: True, None, self.asked_steps, **QUIET)
@@ -57,7 +57,7 @@ class ModelPanel:
         self.examples.click(self.apply_example, [self.radio, *filled, self.replaced], [*filled, *state], **QUIET)
 
     def on_model(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """Another model: its sizes, the last one of them that was asked for, and its examples."""
+        """Return the updates for a newly chosen model: its hint, its examples, and its sizes with the one last chosen."""
         model, size = values[self.radio], self._field("size")
         if model not in self.context.models.names:
             return {self.hint: gr.skip()}
@@ -65,16 +65,23 @@ class ModelPanel:
         return updates | ({} if size is None else {size: self._sizes(model, values[self.chosen][model])})
 
     def recommend_steps(self, model: str, steps: Any, asked: bool) -> Any:
-        """The model's recommended steps, unless the user had asked for a number, here or in the request that was filled in."""
+        """Return the model's recommended steps, or `steps` if the user chose them, here or in a request written into the form.
+
+        asked: whether the user did.
+        """
         usual = [self._usual(name, "steps") for name in self.context.models.names]
         return self._usual(model, "steps") if steps in usual and not asked else steps
 
     def remember_size(self, model: str, size: int, chosen: Mapping[str, int]) -> dict[str, int]:
-        """Return the sizes that models were asked for, this one among them."""
+        """Return the last chosen sizes by model, with this one added."""
         return {**chosen, model: size} if model in self.context.models.names else dict(chosen)
 
     def apply_example(self, model: str, image: str | None, prompt: str, replaced: tuple | None, event: gr.EventData) -> tuple:
-        """Picture and prompt of the example that was clicked, or those that examples took the place of."""
+        """Return picture and prompt of the clicked example, or with Undo those that examples replaced.
+
+        replaced: (picture, prompt) that examples replaced before, or None. Returns (picture, prompt, value of the examples'
+        element, new `replaced`).
+        """
         number = clicked(event, "index")
         if number == UNDO:
             return (*(replaced or (image, prompt)), self._examples(model), None)
@@ -89,13 +96,13 @@ class ModelPanel:
         return examples[number].picture, examples[number].prompt, {**self._examples(model), "undo": undo}, replaced
 
     def refresh(self, model: str) -> dict[Component, Any]:
-        """What may have changed since the server started: a model has been downloaded."""
+        """Return the updates of the models' labels and hint, which change when a model has been downloaded."""
         labels = self._labels()
         choices = [(labels[name], name) for name in self.form.choices("model")]
         return {self.radio: gr.update(choices=choices, value=model), self.hint: self._hint(model)}
 
     def updates_for(self, request: Request) -> dict[Component, Any]:
-        """What goes with a request that is written into the form."""
+        """Return the panel's updates for a request that is written into the form."""
         size = self._field("size")
         updates = {
             **self.refresh(request.model),
@@ -114,7 +121,7 @@ class ModelPanel:
         return self.context.models.recommended(model, kind).get(field, getattr(kind, field))
 
     def _sizes(self, model: str, size: int) -> Any:
-        """The family of the model; a size from elsewhere stays in sight, so that it can be said what is wrong with it."""
+        """Return the update of the list of sizes: the model's, and `size` itself, whose problem is shown if it is another."""
         sizes = sorted({*self.context.models.sizes(model), size})
         return gr.update(choices=[(label, value) for value, label in size_labels(sizes).items()], value=size)
 

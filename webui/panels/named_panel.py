@@ -1,4 +1,4 @@
-"""Things that the user keeps under a name: choose one or type a new name, then take, save or delete it."""
+"""Add controls for values that the user saves under a name: choose or type a name, then apply, save or delete."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ from webui.gradio_compat import Block
 
 
 class Store(Protocol):
-    """Where the things are kept; every method may raise UserError."""
+    """Describe a store of named values; every method may raise UserError."""
 
     def all(self) -> tuple[dict[str, Any], tuple[Problem, ...]]:
-        """Return what is kept by name, and notes on what could not be read."""
+        """Return the saved values by name, and notes on what could not be read."""
         ...
 
     def save(self, name: str, value: Any) -> tuple[Problem, ...]:
-        """Keep a value under a name, in the place of another of that name; return the notes."""
+        """Save a value under a name, replacing an older one; return notes for the user."""
         ...
 
     def delete(self, name: str) -> tuple[Problem, ...]:
-        """Forget what is kept under a name; return the notes."""
+        """Delete the value of a name; return notes for the user."""
         ...
 
 
 @dataclass(frozen=True)
 class Undo:
-    """What an undo needs. form: what the form held. name, value: what was kept under a name, None for nothing."""
+    """Hold what an undo needs.
+
+    form: values that the form had, for undoing `apply`. name, value: the value that a name had before it was saved or deleted,
+    None if it had none; "" as name if the store has not changed.
+    """
 
     form: Any = None
     name: str = ""
@@ -51,7 +55,7 @@ Restore = Callable[[Any], dict[Component, Any]]
 
 
 class NamedPanel:
-    """kind: "prompts" or "favourites", what words and elements are named by."""
+    """Add the controls of one kind of named values. kind: "prompts" or "favourites", part of text keys and element ids."""
 
     def __init__(self, form: Form, store: Store, kind: str):
         t = form.t
@@ -76,7 +80,10 @@ class NamedPanel:
         self.outcome = ActionResult(t, f"{kind}-outcome")
 
     def wire(self, values: set[Block], read: Read, apply: Apply, restore: Restore, outputs: Sequence[Block]) -> None:
-        """values: what is read of the form. outputs: what `apply` and `restore` may change."""
+        """Connect the events.
+
+        values: the form's components that `read` and `apply` need. outputs: what `apply` and `restore` may change.
+        """
         self.read_form, self.apply_to_form, self.restore_form = read, apply, restore
         own = [self.name, *self.outcome.outputs]
         asked = values | {self.name}
@@ -86,18 +93,18 @@ class NamedPanel:
         self.outcome.box.click(self.undo, self.outcome.about, [*outputs, *own], **QUIET)
 
     def names(self) -> list[str]:
-        """All names, as far as they can be read; why not, is said when one is asked for."""
+        """Return all saved names; [] if the file cannot be read, which is reported when a name is applied or saved."""
         try:
             return list(self.store.all()[0])
         except UserError:
             return []
 
     def choices(self) -> Any:
-        """The update that offers the names there are now."""
+        """Return the update of the list with the names that are saved now."""
         return gr.update(choices=self.names())
 
     def apply(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """What is kept under the name, into the form."""
+        """Write the value saved under the chosen name into the form."""
         try:
             kept, _ = self.store.all()
             name = _known(values[self.name], kept)
@@ -109,7 +116,7 @@ class NamedPanel:
         return updates | self.outcome.done(self.t(f"page.named.{self.kind}.applied", name=name), back=Undo(form=held))
 
     def save(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """What the form holds, under the name; what had that name comes back with an undo."""
+        """Save the form's value under the typed name, with an undo that brings the name's older value back."""
         name = visible_name(str(values[self.name] or "")).strip()
         try:
             value, before = self.read_form(values), self.store.all()[0].get(name)
@@ -120,7 +127,7 @@ class NamedPanel:
         return self._named(name) | self.outcome.done(said, notes, Undo(name=name, value=before))
 
     def delete(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """Forget what is kept under the name."""
+        """Delete the value of the chosen name, with an undo."""
         try:
             kept, _ = self.store.all()
             name = _known(values[self.name], kept)
@@ -135,7 +142,7 @@ class NamedPanel:
         )
 
     def undo(self, held: Undo | None) -> dict[Component, Any]:
-        """As it was before."""
+        """Undo the last apply, save or delete. held: what `ActionResult` kept of it, None if nothing."""
         if held is None:
             return self.outcome.same()
         if not held.name:
@@ -154,11 +161,11 @@ class NamedPanel:
 
 
 def unknown(name: str) -> Problem:
-    """That nothing is kept under the name, or that there is none."""
+    """Return the problem that no value has this name, or that no name was given."""
     return Problem("presets", "preset_unknown", {"name": name}) if name else Problem("presets", "preset_name_needed")
 
 
 def _known(typed: Any, kept: Mapping[str, Any]) -> str:
-    """The name that is meant: an existing file may have names with spaces at their ends, which nobody types."""
+    """Return the chosen or typed name, without outer spaces unless a saved name has them, as in an older file."""
     name = str(typed or "")
     return name if name in kept else name.strip()

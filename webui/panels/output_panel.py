@@ -1,4 +1,4 @@
-"""What is saved and where, how many films one Start makes, and how frames are decoded."""
+"""Add the seed and the number of films, and a closed group: what is saved where, and how frames are decoded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from webui.forms.form import Form
 
 
 def seed_panel(context: Context, form: Form) -> None:
-    """The seed, and how many films it is the first of."""
+    """Add the seed, and the number of films that one Start makes with it and the seeds that follow."""
     if context.plain:
         form.number_or_empty("seed", empty=-1, elem_id="seed")
         return
@@ -19,7 +19,7 @@ def seed_panel(context: Context, form: Form) -> None:
 
 
 def output_panel(context: Context, form: Form) -> None:
-    """Closed until wanted; a plain page has none of it."""
+    """Add the closed group of output settings; a plain page has none of them."""
     if context.plain:
         return
     t = context.t

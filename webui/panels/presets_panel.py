@@ -1,4 +1,4 @@
-"""Prompts and whole forms under names, and the prompt that new pages begin with."""
+"""Add the saved prompts, the prompt that new pages begin with, and the favourites (whole requests under a name)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def prompt_presets(context: Context) -> PromptPresets:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as a panel keeps them."""
+    """Store prompts by name, for a `NamedPanel`."""
 
     file: PromptPresets
 
@@ -40,17 +40,17 @@ class Prompts:
         return {preset.name: preset.prompt for preset in found}, notes
 
     def save(self, name: str, value: str) -> tuple[Problem, ...]:
-        """Keep a prompt under a name."""
+        """Save a prompt under a name; return notes for the user."""
         return self.file.save(name, value)
 
     def delete(self, name: str) -> tuple[Problem, ...]:
-        """Forget a prompt."""
+        """Delete a prompt; return notes for the user."""
         return self.file.delete(name)
 
 
 @dataclass(frozen=True)
 class Favourites:
-    """Whole requests of one mode."""
+    """Store whole requests of one mode by name, as JSON documents, for a `NamedPanel`."""
 
     file: presets.Presets
     mode: str
@@ -61,16 +61,16 @@ class Favourites:
         return {name: value for name, value in found.items() if value["mode"] == self.mode}, notes
 
     def save(self, name: str, value: Mapping[str, Any]) -> tuple[Problem, ...]:
-        """Keep a request under a name."""
+        """Save a request under a name; return notes for the user."""
         return self.file.save(name, value)
 
     def delete(self, name: str) -> tuple[Problem, ...]:
-        """Forget a request."""
+        """Delete a request; return notes for the user."""
         return self.file.delete(name)
 
 
 class PromptsPanel:
-    """Below the prompt: closed until wanted."""
+    """Add the closed group of saved prompts below the prompt's box."""
 
     def __init__(self, context: Context, form: Form):
         self.file, self.t = prompt_presets(context), context.t
@@ -84,7 +84,7 @@ class PromptsPanel:
         self.startup.click(self.save_startup, self.prompt, [*outcome.outputs, self.panel.name], **QUIET)
 
     def save_startup(self, prompt: str) -> dict[Component, Any]:
-        """New pages begin with this prompt."""
+        """Save the prompt that new pages begin with."""
         prompt = prompt or ""
         try:
             before, _ = self.file.read()
@@ -104,19 +104,22 @@ class PromptsPanel:
 
 
 class FavouritesPanel:
-    """Everything that the form holds, its pictures too."""
+    """Add the favourites: everything that the form holds, with its pictures, under a name."""
 
     def __init__(self, context: Context, form: Form):
         self.context, self.form = context, form
         self.panel = NamedPanel(form, Favourites(favourites(context.presets), form.kind.mode), "favourites")
 
     def wire(self, form_updates: FormUpdates) -> None:
-        """Tie the events to a form that has all its fields."""
+        """Connect the events, once the form has all its fields."""
         self.form_updates = form_updates
         self.panel.wire(self.form.components, self.read, self.apply, form_updates.restore, form_updates.outputs)
 
     def read(self, values: Mapping[Component, Any]) -> dict[str, Any]:
-        """The request's document with pictures that stay. A form that is not yet filled is no mistake here."""
+        """Return the form's request as a JSON document, with its pictures copied to where they are kept.
+
+        Raises UserError if a value is wrong; empty fields are allowed.
+        """
         request, problems = self.form.read(values)
         wrong = [problem for problem in problems if problem.key not in (*NOT_YET, "section_unknown")]
         if request is None or wrong:
@@ -124,6 +127,6 @@ class FavouritesPanel:
         return to_json(keep_pictures(request, self.context.uploads))
 
     def apply(self, values: Mapping[Component, Any], document: Mapping[str, Any]) -> tuple[dict[Component, Any], Any]:
-        """Fill the form with a saved request; return the updates, and what `restore` goes back by."""
+        """Fill the form with a saved request; return the updates, and what `restore` needs to undo them."""
         fields = {name: value for name, value in document.items() if name != "mode"}
         return self.form_updates.apply(values, self.form_updates.request_with(fields))

@@ -1,4 +1,4 @@
-"""Sound and log: what the whole program does beside the films. Saved and done as it is clicked, for every page."""
+"""Add the settings of the whole program: sound, log, kept uploads. A change is saved and applied at once, for all pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Values = Mapping[str, Any]
 
 
 class ProgramPanel:
-    """Its controls, and whatever else the page has of the program's own values (`Form.program`)."""
+    """Add the program's settings, and show, reset and restore all of them that the page has (`Form.program`)."""
 
     def __init__(self, context: Context, form: Form):
         self.context, self.t, self.mode = context, context.t, form.kind.mode
@@ -86,11 +86,11 @@ class ProgramPanel:
 
     @property
     def outputs(self) -> list[Component]:
-        """What `current`, `reset` and `restore` may return."""
+        """Return the components that `current`, `reset` and `restore` may change."""
         return [*self.components.values(), *self.outcome.outputs]
 
     def wire(self) -> None:
-        """Tie the events; the controls of a log only where the program has one."""
+        """Connect the events, those of the log only if the program has one."""
         self.alarm.input(self.choose_alarm, self.alarm, self.outcome.outputs, **QUIET)
         for name, box in self.uploads.items():
             for event in (box.submit, box.blur):
@@ -102,21 +102,21 @@ class ProgramPanel:
             self.open.click(self.show_folder, None, [self.place, *self.outcome.outputs], **QUIET)
 
     def saved(self) -> dict[str, Any]:
-        """Every value of the program; the usual ones where the file cannot be read, which the first saving will say."""
+        """Return every setting of the program; the defaults if the file cannot be read, which the next saving reports."""
         try:
             return {name: self.settings.choice(self.mode, name) for name in CHOICES}
         except UserError:
             return dict(CHOICES)
 
     def current(self) -> dict[Component, Any]:
-        """What a page that is loaded shows, and why no log is written where one shall be."""
+        """Return the updates that show the settings on a loaded page, and why no log is written although it is on."""
         saved = self.saved()
         if self.context.engine:
             saved[RESERVE] = self.context.engine.reserve_gb
         return {component: saved[name] for name, component in self.components.items()} | self._about_log(saved)
 
     def choose_alarm(self, on: bool) -> dict[Component, Any]:
-        """From now on the end of a film is heard, or it is not."""
+        """Switch the sound at the end of a film on or off."""
         try:
             self.save({ALARM: on})
         except UserError as error:
@@ -124,7 +124,7 @@ class ProgramPanel:
         return self._about_log(self.saved())
 
     def choose_uploads(self, name: str, value: Any) -> dict[Component, Any]:
-        """For how long, or as how much at most, pictures are kept that nothing names any more."""
+        """Set a limit for kept uploads that nothing names any more: days, or GB in all. name: the setting's (`LIMITS`)."""
         least, most = LIMITS[name]
         try:
             if value is None:
@@ -137,17 +137,17 @@ class ProgramPanel:
         return self.outcome.nothing()
 
     def choose_log(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """A log from now on, or none, in this folder. Where that cannot be, the old one goes on."""
+        """Switch the log on or off and set its folder; if that folder cannot be used, the log stays as it was."""
         wanted = {ENABLED: values[self.writes] is True, FOLDER: str(values[self.folder] or "").strip() or CHOICES[FOLDER]}
         try:
             self.save(wanted)
         except UserError as error:
-            # The wrong name stays to be mended.
+            # The folder's box keeps the wrong name, so that the user can correct it.
             return {self.writes: self.saved()[ENABLED]} | self.outcome.refused(error.problems)
         return {self.folder: wanted[FOLDER]} | self._about_log(wanted)
 
     def show_folder(self, asker: gr.Request) -> dict[Component, Any]:
-        """Open the log's folder where the user can see it; in a browser on another machine, say where it is."""
+        """Open the log's folder on the desktop; for a browser on another machine, show its path."""
         if (log := self.log) is None:
             return self.outcome.nothing()
         name = self.saved()[FOLDER]
@@ -160,7 +160,7 @@ class ProgramPanel:
         return {self.place: gr.update(value=str(folder), visible=not opened)}
 
     def save(self, values: Values) -> None:
-        """Save values of the program, and do as they say. Raises UserError; then all is as before."""
+        """Save and apply settings of the program. values: name -> value. Raises UserError; then nothing has changed."""
         before = self.saved()
         new = {**before, **values}
         log = self.log if any(name in values for name in (ENABLED, FOLDER)) else None
@@ -178,13 +178,16 @@ class ProgramPanel:
             set_reserve(self.context.engine, values[RESERVE])
 
     def reset(self) -> tuple[dict[Component, Any], dict[str, Any]]:
-        """The usual values of everything that the page shows, and what was saved. Raises UserError."""
+        """Reset the settings that the page shows to their defaults. Raises UserError.
+
+        Returns the updates, and the values that were saved before.
+        """
         before = {name: value for name, value in self.saved().items() if name in self.components}
         self.save({name: CHOICES[name] for name in before})
         return self.current(), before
 
     def restore(self, before: Values) -> dict[Component, Any]:
-        """As it was before a reset. Raises UserError."""
+        """Undo `reset`; return the updates. before: the values that it returned. Raises UserError."""
         self.save(before)
         return self.current()
 

@@ -1,4 +1,4 @@
-"""The one-frame page's own inputs: references with their places in time, masks, and the empty context."""
+"""Add the one-frame page's own inputs: references with masks and time positions, and the empty context."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONTEXT_CHOICES = {"auto": None, "on": True, "off": False}
 
 
 def reference_panel(form: Form) -> None:
-    """Up to three references; the next place appears when the one before it is filled."""
+    """Add places for up to three references; each next place appears when the one before it is filled."""
     t, limits = form.t, form.field_kind("target_index")
     components, groups = [], []
     for number in range(REFERENCES):
@@ -48,7 +48,7 @@ def reference_panel(form: Form) -> None:
 
 
 def time_position_panel(form: Form) -> None:
-    """Where in time the new picture lies, and what stands in for the missing history."""
+    """Add the new picture's time position, and the empty context that replaces the missing history (see `SingleRequest`)."""
     t = form.t
     with gr.Row():
         form.number_or_empty("target_index", elem_id="target_index")

@@ -1,6 +1,6 @@
-"""The right side of every page: preview, film, progress, stops.
+"""Add the right column: preview, result, progress, stop buttons, queue and history.
 
-It only looks at the server's jobs, so a reload, a second tab or a closed one changes nothing.
+It only shows the server's jobs, so that reloading or closing a tab, or opening a second one, does not affect them.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from webui.live.polling import PARTS_OF_A_PAGE
 from webui.live.queue import ACTIONS, queue_of
 from webui.static_files import element
 
-# Fields of the form that a result can become.
+# Fields of the form that a result can be used for.
 USES = ("image", "end_image")
-# What the viewer says instead of a field when the folder is asked for.
+# The name that a click on the folder's button carries in place of a field.
 FOLDER = "folder"
 
 
 class ResultPanel:
-    """Viewer, progress and stop buttons; `refresh` brings a tab up to date."""
+    """Add viewer, progress, stop buttons, queue and history to a page; `refresh` brings a tab up to date."""
 
     def __init__(self, context: Context, form: Form):
         self.context, self.t = context, context.t
@@ -70,7 +70,7 @@ class ResultPanel:
             }
         self.queue = element("queue", {}, "showQueue", elem_id="queue")
         self.history = element("history", {}, "showHistory", elem_id="history")
-        # The version of the jobs that the tab was shown.
+        # The version of the jobs that the tab shows.
         self.shown = gr.State(NEVER)
         self.polling = element("polling", None, "poll", elem_id="pulse", padding=False)
 
@@ -80,7 +80,7 @@ class ResultPanel:
         return [self.viewer, self.queue, self.history, *self.stops.values(), self.shown, self.polling]
 
     def wire(self, page: gr.Blocks) -> None:
-        """Tie the events, and have a page that is loaded show what there is."""
+        """Connect the events, among them that of loading the page, after which it shows the current jobs."""
         page.load(partial(self.refresh, NEVER), None, self.outputs, **QUIET)
         self.polling.click(self.refresh, self.shown, self.outputs, **QUIET)
         for level, button in self.stops.items():
@@ -92,10 +92,10 @@ class ResultPanel:
         asked.then(self.refresh, self.shown, self.outputs, **QUIET)
 
     def use_as_input(self, event: gr.EventData) -> dict[Component, Any]:
-        """The result, or its last frame, as a picture of the form."""
+        """Put the result's picture, or its film's last frame, into the clicked field of the form. Raises UserError."""
         job = self.context.jobs.current()
         component = self.uses.get(str(clicked(event, "field")))
-        # Gradio takes an empty dictionary for a value.
+        # Not an empty dictionary, which gradio takes for a value.
         nothing = dict.fromkeys(self.uses.values(), gr.skip())
         if job is None or component is None or not job.view.ended or not (job.view.picture or job.view.film):
             return nothing
@@ -111,7 +111,7 @@ class ResultPanel:
         return {component: str(kept)}
 
     def show_folder(self, event: gr.EventData, asker: gr.Request) -> Any:
-        """Open the result's folder where the user can see it; in a browser on another machine, say where it is."""
+        """Open the result's folder on the desktop; for a browser on another machine, show its path."""
         job = self.context.jobs.current()
         if clicked(event, "field") != FOLDER or job is None or not job.view.files:
             return gr.update()
@@ -120,7 +120,7 @@ class ResultPanel:
         return gr.update(value=str(folder), visible=not opened)
 
     def on_queue_click(self, event: gr.EventData) -> None:
-        """Remove a waiting job, or let it come earlier or later. One that another tab removed, or that began, is left alone."""
+        """Remove or move the clicked waiting job; do nothing if it has begun or another tab has removed it."""
         job, action = str(clicked(event, "job")), str(clicked(event, "action"))
         if action not in ACTIONS:
             return
@@ -130,7 +130,7 @@ class ResultPanel:
             self.context.jobs.move(job, places)
 
     def refresh(self, shown: int) -> dict[Component, Any]:
-        """Everything that changed since the version that the tab was shown, and the version that it is shown now."""
+        """Return the updates of everything that changed since a version. shown: the version of the jobs that the tab shows."""
         seen = self.context.jobs.snapshot()
         job, now = seen.current, seen.newest(*PARTS_OF_A_PAGE)
         updates: dict[Component, Any] = {self.shown: now, self.polling: now}
@@ -152,7 +152,7 @@ class ResultPanel:
         result = view.picture or view.film
         labels = self.viewer.value["labels"]
         if view.state in ("running", "stopped", "failed"):
-            # A page that has run something must not look like one that never has.
+            # After a job without a result, the viewer must not look like that of a new page.
             labels = {**labels, "empty": self.t(f"page.viewer.{view.state}")}
         return {
             "labels": labels,
@@ -169,14 +169,14 @@ class ResultPanel:
         }
 
     def _file(self, path: str, frames: int = 0) -> dict[str, str]:
-        # A film that grows under one name needs a new address, or the browser would keep the old film.
+        # A growing film keeps its file name; a new address makes the browser load it again.
         return {
             "url": self.context.url(path) + (f"?frames={frames}" if frames else ""),
             "name": Path(path).name,
         }
 
     def _metadata(self, job: Job) -> list[list[str]]:
-        """What the result's file says of itself."""
+        """Return the metadata of the result's file as [label, value] pairs; those of the request if it has none."""
         try:
             document = read_document(job.view.picture or job.view.film)
         except UserError:
@@ -197,7 +197,7 @@ class ResultPanel:
 
 
 def frame_of(film: Path) -> Image.Image:
-    """Return its last frame. Raises UserError: whatever stands under a result's name by now, it need not be what was made."""
+    """Return the last frame of a film. Raises UserError if it cannot be read, as when the file was replaced by another."""
     try:
         return last_frame(film)
     except FilmLimitError as error:

@@ -1,4 +1,4 @@
-"""A film's pictures, prompts and settings as one ZIP: out of the form, and into it."""
+"""Export a film's pictures, prompts and settings from the form as one ZIP file, and import such a file."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from webui.forms.form_updates import FormUpdates
 from webui.forms.words import NOT_YET
 from webui.gradio_compat import upload_folder
 
-# A ZIP that was made to be downloaded is of no use to anybody after this time, nor are more of them.
+# Exported ZIP files are deleted after this time in seconds, and beyond this number.
 KEPT_SECONDS = 3600
 MOST_KEPT = 20
 PIECE = 2**20
 
 
 class SectionsPanel:
-    """Export, import, and what came of it."""
+    """Add the controls of export and import, and show their results."""
 
     def __init__(self, context: Context, form: Form):
         self.context, self.form, self.t = context, form, context.t
-        # Whoever knows what a ZIP holds does not know where it lies.
+        # The key of the hash in a ZIP's address, so that knowing its content does not reveal the address.
         self._secret = secrets.token_bytes()
         t = context.t
         with gr.Row(equal_height=True):
@@ -58,7 +58,7 @@ class SectionsPanel:
         self.outcome = ActionResult(t, "zip-outcome")
 
     def wire(self, form_updates: FormUpdates) -> None:
-        """Tie the events to a form that has all its fields."""
+        """Connect the events, once the form has all its fields."""
         self.form_updates = form_updates
         values = self.form.components
         self.export.click(self.export_zip, values, self.outcome.outputs, **QUIET)
@@ -67,11 +67,11 @@ class SectionsPanel:
         self.outcome.box.click(self.undo, self.outcome.about, shown, **QUIET)
 
     def export_zip(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """The form's ZIP, to download."""
+        """Export the form's request as a ZIP, and offer it as a download."""
         request, problems = self.form.read(values)
         if request is None:
             return self.outcome.refused(problem for problem in problems if problem.key not in NOT_YET)
-        # What else is wrong can be mended after the import; a choice that there is none of cannot be written.
+        # Other wrong values can be corrected after the import, but an invalid choice cannot be written into the ZIP.
         choices = {name for name in self.form.entries if isinstance(self.form.field_kind(name), Choice)}
         if wrong := [problem for problem in problems if problem.field in choices]:
             return self.outcome.refused(wrong)
@@ -86,12 +86,15 @@ class SectionsPanel:
         return self.outcome.offer(self.context.url(str(made)), made.name)
 
     def _once(self, made: Path) -> Path:
-        """The ZIP where it stays: the earlier one if there is one that holds the same, whatever time it was made."""
+        """Return the path at which an exported ZIP stays; an earlier ZIP with the same content is used again.
+
+        made: the new ZIP, in a folder of its own.
+        """
         place = made.parent.with_name(content_of(made, self._secret))
         with suppress(OSError):
             made.parent.rename(place)
             return place / made.name
-        # It is there already, and counts as made now.
+        # An equal ZIP is there already; its age is counted from now.
         with suppress(OSError, StopIteration):
             earlier = next(place.iterdir())
             os.utime(earlier)
@@ -101,7 +104,10 @@ class SectionsPanel:
         return made
 
     def import_zip(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """A ZIP into the form. The place for the next is empty again; that it is emptied means nothing."""
+        """Write the uploaded ZIP's request into the form, with an undo, and empty the upload box.
+
+        Emptying the box calls this again, without a file, which changes nothing.
+        """
         path = values[self.upload]
         if not path:
             return self.outcome.same()
@@ -116,12 +122,12 @@ class SectionsPanel:
         return updates | {self.upload: None} | self.outcome.done(said, notes, held)
 
     def undo(self, held: Any) -> dict[Component, Any]:
-        """The form as it was before the ZIP."""
+        """Return the updates that undo an import. held: what `FormUpdates.apply` returned for it, None if nothing."""
         return (self.form_updates.restore(held) if held else {}) | self.outcome.nothing()
 
 
 def content_of(archive: Path, secret: bytes) -> str:
-    """Return a word for what a ZIP holds; times do not count. It is another one for another secret."""
+    """Return a hexadecimal hash of a ZIP's file names and contents, without times, keyed with a secret."""
     total = hashlib.blake2b(key=secret, digest_size=16)
     with ZipFile(archive) as files:
         for info in files.infolist():
@@ -133,7 +139,7 @@ def content_of(archive: Path, secret: bytes) -> str:
 
 
 def _fresh_folder() -> Path:
-    """A new folder from which pages may serve; those of long ago go, and those beyond the number that is kept."""
+    """Return a new folder from which pages may serve; delete those older than KEPT_SECONDS or beyond MOST_KEPT."""
     exports = upload_folder() / "exports"
     exports.mkdir(parents=True, exist_ok=True)
     made: list[tuple[float, Path]] = []

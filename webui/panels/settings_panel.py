@@ -1,4 +1,4 @@
-"""Settings: which of a form's values the next start begins with."""
+"""Save and reset the form's values that new pages begin with."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from webui.forms.form_updates import FormUpdates
 from webui.panels.presets_panel import prompt_presets
 from webui.panels.program_panel import ProgramPanel
 
-# A value of the program.
+# The name of a program setting (`settings.CHOICES`): whether every Start saves the form's settings.
 ON_START = "save_settings_on_start"
 
 
 def setting_names(form: Form) -> list[str]:
-    """Return the fields of the page that are saved as settings; the prompt has its own place to begin with."""
+    """Return the names of the form's fields that are saved as settings, without a film's content (pictures, prompts ...)."""
     return [name for name in form.entries if name not in content_of(form.kind)]
 
 
 def starting_fields(context: Context, form: Form) -> tuple[dict[str, Any], list[Problem]]:
-    """Fields that a new page begins with, where they are not the usual ones; and what of the files was not understood."""
+    """Return the saved fields that a new page begins with, in JSON form, and notes on what of the files could not be read."""
     notes: list[Problem] = []
     fields: dict[str, Any] = {}
     try:
@@ -46,7 +46,7 @@ def starting_fields(context: Context, form: Form) -> tuple[dict[str, Any], list[
 
 
 class SettingsPanel:
-    """Save, reset, whether every Start saves; and below, what the program does beside the films."""
+    """Add the buttons Save and Reset, the switch to save at every Start, and below them the program's settings."""
 
     def __init__(self, context: Context, form: Form):
         self.form, self.t = form, context.t
@@ -67,7 +67,7 @@ class SettingsPanel:
                 component.elem_classes = [*component.elem_classes, "eichi-saved"]
 
     def wire(self, form_updates: FormUpdates, start: gr.Button) -> None:
-        """start: the button that begins a film."""
+        """Connect the events, once the form has all its fields. start: the button that starts a film."""
         self.form_updates = form_updates
         self.program.wire()
         shown = [*form_updates.outputs, *self.outcome.outputs, *self.program.outputs]
@@ -80,15 +80,15 @@ class SettingsPanel:
 
     @property
     def outputs(self) -> list[Component]:
-        """What `on_load` may return."""
+        """Return the components that `on_load` may change."""
         return [*self.outcome.outputs, *self.program.outputs]
 
     def on_load(self, notes: list[Problem]) -> dict[Component, Any]:
-        """For a page that was just loaded. notes: what was wrong with the files of settings and presets."""
+        """Return the updates for a page that was just loaded. notes: problems of the files of settings and presets."""
         return self.program.current() | (self.outcome.refused(notes) if notes else {})
 
     def save_settings(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """Save the form's settings."""
+        """Save the form's settings, with an undo."""
         try:
             before, _ = self.settings.fields(self.mode)
             notes = self.settings.save_fields(self.mode, self._wanted(values))
@@ -97,7 +97,10 @@ class SettingsPanel:
         return self.outcome.done(self.t("page.settings.saved"), notes, {"saved": before, "form": {}})
 
     def reset_settings(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """The usual settings, in the form, for new pages and of the program; what the film is made of stays."""
+        """Reset the settings to their defaults, in the form, for new pages and of the program, with an undo.
+
+        The film's content (pictures, prompts ...) stays in the form.
+        """
         try:
             before, _ = self.settings.fields(self.mode)
             shown, program = self.program.reset()
@@ -112,7 +115,7 @@ class SettingsPanel:
         return updates | shown | self.outcome.done(said, notes, {"saved": before, "form": held, "program": program})
 
     def undo(self, about: Mapping[str, Any] | None) -> dict[Component, Any]:
-        """What was saved before, and what the form held."""
+        """Undo a saving or a reset: restore the saved settings and the form. about: what was kept for it, None if nothing."""
         if about is None:
             return self.outcome.same()
         try:
@@ -124,7 +127,7 @@ class SettingsPanel:
         return self.form_updates.restore(about["form"]) | shown | self.outcome.nothing()
 
     def switch_on_start(self, on: bool) -> dict[Component, Any]:
-        """From now on every Start saves, or none does."""
+        """Switch on or off that every Start saves the form's settings."""
         try:
             self.program.save({ON_START: on})
         except UserError as error:
@@ -132,7 +135,7 @@ class SettingsPanel:
         return self.outcome.nothing()
 
     def save_on_start(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """A film was asked for."""
+        """Save the settings at a click on Start, if that is switched on and the form has no problem."""
         if not values[self.on_start]:
             return self.outcome.same()
         request, problems = self.form.read(values)
@@ -149,7 +152,7 @@ class SettingsPanel:
 
 
 def _of_a_model_here(form: Form, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what was saved for a model that this page does not begin with: its size, its steps."""
+    """Return the saved fields, without those of a model that this page does not begin with (model, size, steps ...)."""
     model = saved.get("model", "framepack")
     if model in form.models.names and ("model" in saved or model == form.default("model")):
         return dict(saved)

@@ -1,4 +1,4 @@
-"""What will come out, what still stands in the way, the seed, and Start."""
+"""Add the Start button, a summary of what it will make, and the list of problems that prevent it."""
 
 from __future__ import annotations
 
@@ -29,16 +29,18 @@ Follower = Callable[[Request | None, tuple[Problem, ...]], dict[Component, Any]]
 
 
 class StartPanel:
-    """Start is open to click only while the request has no problem, and checks again when clicked.
+    """Check the form at every change, and submit its request when Start is clicked.
 
-    followers: components of other panels that show the request, and what makes their values of it and its problems.
+    Start can be clicked only while the request has no problem, and checks again then.
+    followers: component of another panel that shows the request -> function of the request and its problems that returns the
+    panel's updates.
     """
 
     def __init__(self, context: Context, form: Form, followers: Mapping[Component, Follower]):
         self.followers = followers
         self.context, self.form, self.t = context, form, context.t
         self._submitting = threading.Lock()
-        # The request that was submitted last, and when by the monotonic clock.
+        # The request that was submitted last, and when, in seconds of the monotonic clock.
         self._submitted: tuple[Request | None, float] = (None, 0.0)
         with gr.Column(elem_classes="eichi-start", min_width=0):
             self.problems = gr.HTML(elem_id="problems")
@@ -53,26 +55,26 @@ class StartPanel:
 
     @property
     def outputs(self) -> list[Component]:
-        """What `on_change` returns."""
+        """Return the components that `on_change` may change."""
         return [self.summary, self.problems, self.field_problems, self.start, *self.followers]
 
     def wire(self, after: Any, outputs: Any, seen: Component) -> None:
-        """after: called with `seen` once a job is submitted, to show it at once. outputs: what it returns."""
-        # Typing asks often; the page answers the newest state and skips what lies between.
-        # Another model is judged together with the size that comes with it: the model panel asks for that.
+        """Connect the events. after: called with `seen` once a job is submitted, to show it at once. outputs: its outputs."""
+        # Typing causes many events; only the newest state is answered, those between are skipped.
+        # A change of the model is checked together with the size that comes with it, by an event of the model panel.
         typed = self.form.components - set(self.form.entries["model"].components)
         changes = [event_of(component, "change") for component in sorted(typed, key=number_of)]
-        # Any: of its events gradio takes any set, of `on` and `then` its types take others.
+        # Any: the types of gradio's `on` and `then` do not accept this set, which works.
         values: Any = self.form.components
         looked = gr.on(changes, self.on_change, values, self.outputs, trigger_mode="always_last", **QUIET)
-        # Answers to quick changes can overtake each other, and an old one would stay; whatever came last, this one is new.
-        # Always last here too, or gradio skips the new look while one at older values is under way.
+        # Answers to quick changes can overtake each other, and an old one would stay; so the newest values are checked again.
+        # "always_last" here too, or gradio would skip the new check while one of older values is under way.
         looked.then(self.on_change, values, self.outputs, trigger_mode="always_last", **QUIET)
         started = self.start.click(self.submit, self.form.components, self.outputs, **QUIET)
         started.then(after, seen, outputs, **QUIET)
 
     def on_change(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """What the form's values would make, and what is wrong with them."""
+        """Return the updates that show what the form's values would make, and what is wrong with them."""
         return self._shown(*self.form.read(values))
 
     def _shown(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
@@ -92,16 +94,16 @@ class StartPanel:
         }
 
     def submit(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """Queue a job, unless anything is wrong."""
+        """Submit the form's request as a job, unless anything is wrong; return the updates."""
         came = time.monotonic()
         request, problems = self.form.read(values)
         shown = self._shown(request, problems)
         if request is None or problems:
             return shown
         if problems := self._found_on_trial(request):
-            # Start stays open: such as a full disk is mended outside of the page.
+            # Start stays clickable: such a problem, for example a full disk, is solved outside of the page.
             return shown | self._said(problems)
-        # The halves of a double click come at the same time, and keeping a new picture takes a while.
+        # Both clicks of a double click come nearly at the same time, and copying a new picture takes a while.
         with self._submitting:
             request = keep_pictures(request, self.context.uploads)
             if not self._just_submitted(request, came):
@@ -110,17 +112,16 @@ class StartPanel:
         return shown
 
     def _found_on_trial(self, request: Request) -> tuple[Problem, ...]:
-        """Return what is asked before a job and not at every key that is pressed: of the folder, by writing to it, and of the
-        machine."""
+        """Return the problems that are checked only at Start: writing to the output folder, and the machine's memory."""
         folder = self.context.folders.problem(request.output_folder)
         engine = self.context.engine
         return (*([folder] if folder else ()), *(engine.never_fits(request) if engine else ()))
 
     def _just_submitted(self, request: Request, came: float) -> bool:
-        """Whether a click that came at that time is the second half of a double click.
+        """Tell whether a click is the second one of a double click, which must not make the film twice.
 
-        A film takes too long to be made twice by accident. While the first film begins, the form of the second half is read
-        for seconds: what counts is when it came.
+        came: when the click arrived, in monotonic seconds. The time of arrival counts, because reading the second click's form
+        can take seconds while the first film begins.
         """
         before, at = self._submitted
         return before == request and came - at < DOUBLE_CLICK_SECONDS
@@ -134,7 +135,7 @@ class StartPanel:
 
 
 def _notes(request: Request | None, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
-    """What of the request's pictures is left out: profiles that cannot be used."""
+    """Return notes on the request's pictures whose colour profiles cannot be used."""
     if request is None or problems:
         return ()
     paths = dict.fromkeys(request.plan().pictures.values())

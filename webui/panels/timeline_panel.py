@@ -1,7 +1,7 @@
-"""Pictures, prompts and LoRA strength of single sections: the strip, and the cell that is open for editing.
+"""Add pictures, prompts and LoRA strength of single sections: the strip of sections, and the editor of the open one.
 
-The values lie as JSON in two hidden boxes in the browser, so that one cell's components serve a hundred sections and nothing is
-lost while the server is busy.
+The values are JSON in hidden boxes in the browser, so that one editor serves a hundred sections and nothing is lost while the
+server is busy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PICTURE_HEIGHT = 200
 
 
 class TimelinePanel:
-    """`pictures`: whether sections have keyframes in this mode."""
+    """Add the strip and the editor of sections. `pictures`: whether sections have keyframes in this mode."""
 
     def __init__(self, context: Context, form: Form):
         self.context, self.form, self.t = context, form, context.t
@@ -43,12 +43,12 @@ class TimelinePanel:
         if not isinstance(request, FilmRequest):
             raise TypeError(f"{form.kind.__name__} has no sections")
         self.strip = element("timeline", timeline.strip(request, t, self._url), "timeline.show", elem_id="timeline")
-        # Never seen; a label would be for nobody.
+        # Hidden, so they have no labels.
         hidden = {"visible": "hidden", "show_label": False}
         self.prompts = gr.Textbox("{}", elem_id="section-prompts-json", **hidden)
         self.scales = gr.Textbox("{}", elem_id="section-lora-scales-json", **hidden)
         self.section = gr.Textbox("", elem_id="section-number", **hidden)
-        # Not in the editor: what is hidden there shows when the editor is shown again.
+        # Outside of the editor, because gradio shows hidden components inside it when the editor is shown again.
         if self.pictures:
             self.keyframes = gr.Textbox("{}", elem_id="keyframes-json", **hidden)
             self.landed = gr.Textbox("", elem_id="section-landed", **hidden)
@@ -75,7 +75,7 @@ class TimelinePanel:
             words = {"replace": t("page.section_prompt_mode.replace"), "extend": t("page.section_prompt_mode.extend")}
             form.choice("section_prompt_mode", words, elem_id="section_prompt_mode", elem_classes="eichi-chips")
             limits = form.field_kind("section_lora_scales").each
-            # The LoRA panel shows it while LoRA are on.
+            # `LoraPanel` shows it while LoRA are on.
             self.scale = fields.Slider(
                 minimum=limits.min,
                 maximum=limits.max,
@@ -99,7 +99,7 @@ class TimelinePanel:
             self._wire_pictures()
 
     def _wire(self) -> None:
-        # No section is open until the clicked one's values are in their boxes, or they would go to the section open before.
+        # No section is open until the clicked one's values are in the editor; otherwise they would go to the previous section.
         self.strip.click(outputs=self.section, js=call("timeline.closeSection"), **IN_BROWSER)
         data: set[Block] = {self.prompts, self.scales, *([self.keyframes] if self.pictures else [])}
         opened = [self.editor, self.title, self.prompt, self.scale, self.section]
@@ -127,7 +127,7 @@ class TimelinePanel:
         copied.then(self._picture_of, [self.section, self.keyframes], self.picture, **QUIET)
 
     def open(self, values: Mapping[Component, str], event: gr.EventData) -> dict[Component, Any]:
-        """The clicked section in the editor."""
+        """Return the updates that open the clicked section in the editor."""
         section = str(clicked(event, "section"))
         text = self.t("page.timeline.section", section=section)
         prompts, scales = _read(values[self.prompts]), _read(values[self.scales])
@@ -143,31 +143,34 @@ class TimelinePanel:
         return updates | {self.picture: self._picture_of(section, values[self.keyframes])} | self.offer.outcome.nothing()
 
     def restore(self, landed: str, section: str, keyframes: str) -> Any:
-        """The open section's own picture, where an uploaded one went to another. None is open while one is looked up."""
+        """Return the open section's own picture if an upload, shown in its place, belongs to another section; else no change.
+
+        landed: the open section if the upload belongs to it, else "". section: the open one, "" while one is being opened.
+        """
         return gr.skip() if landed or not section else self._picture_of(section, keyframes)
 
     def catch_up(self, late: str, section: str, keyframes: str) -> Any:
-        """The open section's picture that came too late for `open`."""
+        """Return the open section's picture if it was uploaded while `open` ran, else no change. late: "SECTION TIME" or ""."""
         return self._picture_of(section, keyframes) if (late or "").split(" ")[0] == section else gr.skip()
 
     def on_change(self, request: Request | None, problems: tuple[Problem, ...]) -> dict[Component, Any]:
-        """The strip of a request whose length can be understood."""
+        """Return the update of the strip, if the request's length is valid."""
         if not isinstance(request, FilmRequest) or {problem.field for problem in problems} & {"seconds", "window"}:
             return {}
-        # Of a hundred cells most show the same picture, and whether it may be shown takes a third of a millisecond.
+        # Cached, because most of a hundred cells show the same picture, and checking its path takes a third of a millisecond.
         return {self.strip: timeline.strip(request, self.t, cache(self._url))}
 
     def _picture_of(self, section: str, keyframes: str) -> str | None:
         pictures = _read(keyframes)
         path = pictures.get(section) if isinstance(pictures, dict) else None
-        # The form says so of a path that the page has not given out.
+        # The form reports a path that a browser may not name.
         return path if self.context.holds(path) else None
 
     def _write_pictures(self, keyframes: Mapping[int, str]) -> tuple[str]:
         return (json.dumps(_keyed({number: self._published(path) for number, path in keyframes.items()})),)
 
     def _published(self, path: str) -> str:
-        """A copy that browsers may see; the path itself where there is no file, which the checks will say."""
+        """Return a path that browsers may name: a copy of the file if needed; an unchanged path if there is no file."""
         is_hidden = Path(path).is_file() and not self.context.holds(path)
         return served_copy(path, self.picture) if is_hidden else path
 
@@ -176,7 +179,7 @@ class TimelinePanel:
 
 
 def _read(text: str) -> Any:
-    """A dictionary; anything else that a browser may send is left to the request's own reading, which refuses it."""
+    """Return the JSON in a hidden box, or its text if it is no JSON, which the request's own parsing refuses."""
     try:
         return parse_json(text or "{}")
     except ValueError:
