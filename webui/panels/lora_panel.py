@@ -199,7 +199,7 @@ class LoraPanel:
         return {**files, self.preset: gr.update(choices=self._preset_names()), self.seen: None}
 
     def report_files(self) -> dict[Component, Any]:
-        """Return the updates of `refresh_files`, and a message: how many files were found, and which were passed over and why."""
+        """Return the updates of `refresh_files`, and a message: how many files were found, and which were left out and why."""
         there = look_through()
         said = self._note(self.t("page.lora.found", count=len(there.files)))
         if there.pickles:

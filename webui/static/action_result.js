@@ -1,4 +1,4 @@
-// What a click has done, with buttons for what can follow, or a file that is downloaded at once.
+// Show the result of a click, with buttons for what can follow, or with a file that is downloaded at once.
 import { make, makeButton } from './dom.js';
 
 export function showActionResult({ element, props, trigger, watch }) {
@@ -20,7 +20,7 @@ export function showActionResult({ element, props, trigger, watch }) {
         ...lines.map(([look, text]) => make('p', look, text)),
         ...Object.entries(actions).map(([action, label]) => press(action, label)),
       );
-    // Asked for by a click, so it comes without a second one.
+    // The user has already clicked to get the file, so its download needs no second click.
     if (file && file.url !== downloaded) {
       downloaded = file.url;
       link.click();

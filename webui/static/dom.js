@@ -1,6 +1,6 @@
-// Making elements, and lists of them.
+// Create elements, and lists of elements.
 
-/** Return a new element: its tag, its class, what it says. */
+/** Return a new element with a tag, a class and a text. */
 export function make(tag, className = '', text = '') {
   const node = document.createElement(tag);
   if (className) node.className = className;
@@ -16,13 +16,13 @@ export function makeButton(className, text, press) {
   return button;
 }
 
-// Parent -> the children that `showList` has put into it: key -> node.
+// Parent element -> the children that `showList` has put into it, as a map of key -> node.
 const shown = new WeakMap();
 
 /**
- * Show a list in a parent, a child for each value. A child stays as long as a value has its key: one that is replaced while
- * somebody clicks on it, because an answer comes just then, would lose that click.
- * keyOf: (value, place) -> no other value's. create: value -> node. fill: (node, value, place) -> what of the node may change.
+ * Show a list in a parent element, with one child for each value. A child is kept as long as a value has its key: a click
+ * would be lost if an answer of the server replaced the child between pressing and releasing the button.
+ * keyOf: (value, place) -> a unique key. create: value -> a new node. fill: (node, value, place), updates the node.
  */
 export function showList(parent, values, keyOf, create, fill = () => {}) {
   const before = shown.get(parent) ?? new Map();

@@ -1,7 +1,7 @@
-// A model's examples, pictures with prompts, and the way back to what an example took the place of.
+// Show a model's examples, which are pictures with prompts, and a button that undoes the use of one.
 import { make, makeButton, showList } from './dom.js';
 
-/** undo: what its click carries in place of an example's number. */
+/** Show the examples. undo: the number that a click on the undo button carries in place of an example's. */
 export function showExamples({ element, props, trigger, watch }, { undo }) {
   const find = (name) => element.querySelector(name);
 

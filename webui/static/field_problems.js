@@ -1,8 +1,8 @@
-// What is wrong with a field, shown at the field itself (class `field-NAME`), or at the nearest place that has one.
+// Show what is wrong with a field at the field itself (class `field-NAME`), or at the nearest element that has such a class.
 //
-// What is dropped on a picture's place (class `eichi-picture`) and is no picture, by its kind and its name, is refused here,
-// before gradio empties the place and says so in English at the window's edge. What is pasted comes from here as if it were
-// dropped: gradio empties the place before it looks whether the clipboard holds a picture.
+// A file dropped on a place for a picture (class `eichi-picture`) that is no picture, by its media type and its name, is
+// refused here, before gradio empties the place and shows an English message at the window's edge. Pasting is handled here too,
+// as a drop, because gradio empties the place before it looks whether the clipboard holds a picture.
 import { make } from './dom.js';
 
 const PASTE = 'button[aria-label="Paste from clipboard"]';
@@ -19,7 +19,7 @@ function placeOf(field) {
   return null;
 }
 
-// What is shown or opened at a place.
+// Return a text that identifies what a place shows now: the picture, and the open section of the timeline.
 function contentOf(place) {
   const cell = place.closest('.eichi-editor')?.querySelector('[data-section]');
   return [place.querySelector('img')?.src, cell?.dataset.section].join();
@@ -37,13 +37,13 @@ function drop(place, file) {
   place.querySelector('.upload-container').dispatchEvent(dropped);
 }
 
-// The picture in the clipboard, or a sentence.
+// Return the picture in the clipboard as a file, or a sentence that says why there is none.
 async function readClipboard(words) {
   if (!navigator.clipboard?.read) return words.clipboard_refused;
   try {
     for (const item of await navigator.clipboard.read()) {
       const type = item.types.find((name) => name.startsWith('image/') && !name.includes('svg'));
-      // A name of its own, by which the timeline knows the upload.
+      // A unique name, by which the timeline recognises the upload.
       if (type) return new File([await item.getType(type)], `clipboard_${Date.now()}.${type.slice(6)}`, { type });
     }
   } catch (error) {
@@ -61,9 +61,12 @@ function writeAt(place, text) {
   if (line.textContent !== text) line.textContent = text;
 }
 
-/** suffixes: of pictures, which browsers need not know. words: what is said here without the server. */
+/**
+ * Show the problems, and refuse files that are no pictures.
+ * suffixes: of all accepted picture files, also those that browsers do not know. words: sentences shown without the server.
+ */
 export function showFieldProblems({ props, watch }, { suffixes, words }) {
-  // Place -> what was said of the file refused there, until something else is shown or opened at it.
+  // Place -> the sentence about the file refused there, kept until the place shows something else.
   const refused = new Map();
   const pasting = new Set();
   let isWaiting = false;
@@ -80,7 +83,7 @@ export function showFieldProblems({ props, watch }, { suffixes, words }) {
     if (!place || !files.length) return;
     refused.delete(place);
     const wrong = files.find((file) => !suffixes.includes(suffixOf(file)) && !isNamedPicture(file));
-    // Browsers name the kind of few of them, and gradio takes only what is named a picture.
+    // Browsers know the media types of few formats, and gradio takes only files whose type begins with "image/".
     const renamed = wrong ? null : files.find((file) => !isNamedPicture(file));
     if (renamed) {
       stop(event);
@@ -108,14 +111,14 @@ export function showFieldProblems({ props, watch }, { suffixes, words }) {
     const before = contentOf(place);
     const found = await readClipboard(words);
     pasting.delete(place);
-    // Another cell of the timeline may be open by now.
+    // Another section of the timeline may be open by now.
     if (!place.isConnected || contentOf(place) !== before) return;
     refused.delete(place);
     if (typeof found === 'string') refuse(place, found, before);
     else drop(place, found);
   }
 
-  // Place -> all that is to be said there.
+  // Return place -> all sentences to show there.
   function wanted() {
     const said = new Map();
     for (const [place, { text, content }] of refused) {
@@ -131,7 +134,7 @@ export function showFieldProblems({ props, watch }, { suffixes, words }) {
 
   function show() {
     isWaiting = false;
-    // The chooser of files would hide those whose kind the system does not know.
+    // Otherwise the file dialog would hide picture files whose type the system does not know.
     for (const input of document.querySelectorAll('.eichi-picture input[type=file]')) {
       if (!input.accept.includes(suffixes[0])) input.accept = ['image/*', ...suffixes].join();
     }
@@ -148,7 +151,7 @@ export function showFieldProblems({ props, watch }, { suffixes, words }) {
 
   for (const kind of ['drop', 'change']) document.addEventListener(kind, onFiles, true);
   document.addEventListener('click', onPaste, true);
-  // Gradio draws what is inside a closed group only when it is opened, so the page is watched.
+  // Gradio creates the contents of a closed group only when it is opened, so the page is watched for new elements.
   const form = document.querySelector('.eichi-form') || document.body;
   new MutationObserver(showSoon).observe(form, { childList: true, subtree: true });
   show();

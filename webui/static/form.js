@@ -1,8 +1,8 @@
-// The form as a whole: closed until it is filled, and kept over a reload of the page.
+// Handle the form as a whole: close it until it is filled, and keep its values over a reload of the page.
 const KEPT = 'eichi-kept';
 // Milliseconds after which a form that is not filled opens all the same.
 const LONGEST_CLOSED = 10_000;
-// Boxes of the form's fields, hidden ones too. Lists to choose from take no text, and what LoRA there are is shown elsewhere.
+// Text and number boxes of the form, hidden ones too; `nameOf` leaves some of them out.
 const BOXES = '.eichi-form :is(textarea, input[type=text], input[type=number])';
 
 let touched = false;
@@ -14,13 +14,13 @@ function setInert(inert) {
   for (const form of document.querySelectorAll('.eichi-form')) form.inert = inert;
 }
 
-/** Let the form take nothing until it is filled: what somebody types before would be lost in it. */
+/** Close the form until it is filled, because filling it would overwrite what the user types before. */
 export function close() {
   setInert(true);
   setTimeout(open, LONGEST_CLOSED);
 }
 
-/** Let the form, which is filled now, be used; say so to the document; and give it back what it held before a reload. */
+/** Open the form, which is filled now; dispatch `eichi-filled` at the document; restore what the form held before a reload. */
 export function open() {
   setInert(false);
   if (filled) return;
@@ -29,10 +29,10 @@ export function open() {
   requestAnimationFrame(restore);
 }
 
-/** Tell whether anything of the form was used since the page was loaded. */
+/** Tell whether the user has used any control of the form since the page was loaded. */
 export const isTouched = () => touched;
 
-/** Take note of the form's use from now on. */
+/** Watch from now on whether the user uses the form (`isTouched`). */
 export function noteTouches() {
   for (const kind of ['input', 'change', 'paste', 'drop', 'click']) {
     document.addEventListener(
@@ -46,7 +46,8 @@ export function noteTouches() {
   }
 }
 
-// Return the name that a box is kept by; none for what is no field of its own.
+// Return the name under which a box's value is kept, or '' for a box that is not kept: lists of choices, names to save under,
+// and the LoRA slots, which `loras.js` keeps.
 function nameOf(box) {
   if (box.getAttribute('role') === 'listbox' || box.closest('.eichi-name')) return '';
   const field = box.closest('[class*="field-"]');
@@ -57,7 +58,7 @@ function nameOf(box) {
 
 const namedBoxes = () => [...document.querySelectorAll(BOXES)].map((box) => [nameOf(box), box]).filter(([name]) => name);
 
-// What can be closed of the form. There are no boxes in it while it is.
+// Return the form's groups that can be closed. A closed group has no boxes in the document.
 const parts = () => [...document.querySelectorAll('.eichi-form [id]:has(> .label-wrap)')];
 const isOpen = (part) => part.querySelector(':scope > .label-wrap').classList.contains('open');
 const toggle = (part) => part.querySelector(':scope > .label-wrap').click();
@@ -66,7 +67,7 @@ function openAll() {
   for (const part of parts()) if (!isOpen(part)) toggle(part);
 }
 
-/** Keep what the boxes hold for the next load of the page in this tab. */
+/** Store the boxes' values for the next load of the page in this tab. */
 export async function keep() {
   const closed = parts()
     .filter((part) => !isOpen(part))
@@ -78,7 +79,7 @@ export async function keep() {
   sessionStorage.setItem(KEPT, JSON.stringify({ kept, closed }));
 }
 
-// Put kept values into their boxes; whether all stands there, and stood there before.
+// Put kept values into their boxes; return whether all boxes were there and already had their values.
 function putBack(kept) {
   const seen = new Set();
   let changed = false;
@@ -98,10 +99,11 @@ async function restore() {
   const { kept, closed } = JSON.parse(sessionStorage.getItem(KEPT) || '{"kept": {}, "closed": []}');
   sessionStorage.removeItem(KEPT);
   if (!Object.keys(kept).length) return;
-  // Meanwhile nobody types, and Start does not take what stands there before.
+  // Closed meanwhile, so that nobody types, and Start cannot submit the values from before.
   setInert(true);
   openAll();
-  // An answer to what was asked before may take a value back, and the page may have no such box at all.
+  // Repeat until all values have stayed for a while: an answer to an earlier event may overwrite one. Give up after some
+  // seconds, because the page may not have all of the boxes.
   for (let wait = 0, settled = 0; wait < 40 && settled < 6; wait++) {
     settled = putBack(kept) ? settled + 1 : 0;
     await pause(100);

@@ -1,7 +1,7 @@
-// The jobs that have ended: how each ended and why, and what it left.
+// Show the jobs that have ended: how and why each ended, and its result.
 import { make, showList } from './dom.js';
 
-// Pixels up to which a page is a phone's, which has no room for a list that opens by itself.
+// The width in pixels up to which a window is a phone's, which has no room for a list that opens by itself.
 const NARROW = 800;
 
 function line(job) {
@@ -20,7 +20,7 @@ function line(job) {
 export function showHistory({ element, props, watch }) {
   const details = element.querySelector('details');
   const summary = element.querySelector('summary');
-  // It opens by itself where there is room and something did not finish, until somebody has opened or closed it.
+  // The list opens by itself if there is room and a job did not finish, until the user opens or closes it.
   let isChosen = false;
   summary.addEventListener('click', () => {
     isChosen = true;

@@ -1,7 +1,7 @@
-// What is typed into gradio's boxes and left there stays as it was typed, so that checks can say what is wrong with it.
+// Keep what the user types into gradio's boxes as it was typed, so that the checks can say what is wrong with it.
 //
-// A slider makes nothing the least it can be, and Enter in a box of names takes the list's first name that begins to match, or
-// the first of all where nothing is typed.
+// Gradio would replace an empty box of a slider by the slider's minimum, and Enter in a box of names by the first name of the
+// list that matches, or by the first of all if nothing is typed.
 
 const LIST_KEYS = ['ArrowUp', 'ArrowDown', 'Home', 'End'];
 
@@ -9,7 +9,7 @@ function leaveEmpty(event) {
   if (event.target.dataset?.testid === 'number-input' && event.target.value === '') event.stopImmediatePropagation();
 }
 
-// Keys that choose from the list are noted at the box, until something is typed again.
+// Keep a typed name at Enter, unless the last key chose from the list, which is noted at the box.
 function leaveName(event) {
   const box = event.target;
   if (!box.closest?.('.eichi-name')) return;

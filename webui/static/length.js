@@ -1,7 +1,7 @@
-// The quick lengths and the slider: one field, which is the slider's.
+// Connect the buttons of quick lengths with the slider of the length, which alone is the form's field.
 
-/** Leaving the slider's box by a click on a quick length can empty the choice before it is read. */
+/** Return the chosen quick length; `seconds` if it was emptied, as can happen if the slider's box had the focus at the click. */
 export const choose = (chosen, seconds) => chosen ?? seconds;
 
-/** Return which of the quick lengths the slider shows, if any. */
+/** Return the quick length that equals the slider's, or null. */
 export const follow = (quick, seconds) => (quick.includes(seconds) ? seconds : null);

@@ -1,29 +1,29 @@
-// The slots of LoRA: JSON in a hidden box. Functions with `all` take and return that JSON.
+// Change the LoRA slots, which are JSON in a hidden box. Functions with `all` take and return that JSON.
 //
-// What the user moved in a slot is marked as theirs: its components show it, or already what comes next, and the server leaves
-// them alone.
+// A slot that the user changed is marked as `theirs`: its components already show that or something newer, so the server does
+// not update them.
 
-// Numbers that differ by less are the same: a slider's steps add up in binary.
+// Numbers are rounded to 1 / DIGITS, because a slider's steps add up binary rounding errors.
 const DIGITS = 1e6;
 
 const round = (strength) => (strength == null ? null : Math.round(strength * DIGITS) / DIGITS);
 const storageKey = (mode) => `eichi-loras-${mode}`;
 
-// All slots, at least `count`; a new one is `empty`.
+// Return all slots, filled up with copies of `empty` to at least `count`.
 function parse(all, count, empty) {
   const slots = JSON.parse(all || '[]');
   while (slots.length < count) slots.push({ ...empty });
   return slots;
 }
 
-/** settings: of the slot: its number, how many there are at least, and what an empty one is. */
+/** Put a file and its strength into a slot. number: the slot's. count: the least number of slots. empty: an empty slot. */
 export function setFile({ number, count, empty }, strength, file, all) {
   const slots = parse(all, count, empty);
   slots[number] = { file: file ?? '', strength: round(strength), theirs: true };
   return JSON.stringify(slots);
 }
 
-/** A slider also changes when the server moves a strength into its slot; that is in the box already. */
+/** Put a changed strength into its slot, unless the server has set it: then the box already has it. */
 export function setStrength({ number, count, empty }, strength, file, all) {
   const slots = parse(all, count, empty);
   const slot = slots[number];
@@ -45,12 +45,12 @@ export function addSlot({ count, most, empty }, all) {
   return JSON.stringify(slots);
 }
 
-/** While LoRA are off no request names their files, so a tab remembers its slots itself. */
+/** Store the slots in the tab, because no request names them while LoRA are off. */
 export function remember(mode, all) {
   if (all !== '[]') sessionStorage.setItem(storageKey(mode), all);
 }
 
-/** Return the slots again when the tab is reloaded. */
+/** Return the stored slots if the box is empty, as after a reload. */
 export function remembered(mode, all) {
   return all === '[]' ? (sessionStorage.getItem(storageKey(mode)) ?? all) : all;
 }

@@ -1,4 +1,4 @@
-// The pages' own code. `eichi` is the one name that it gives to others: Python calls these functions by it (`static_files.py`).
+// Start the pages' own scripts. `eichi` is their only global name; Python calls their functions by it (`static_files.py`).
 import { showActionResult } from './action_result.js';
 import { showExamples } from './examples.js';
 import { showFieldProblems } from './field_problems.js';
@@ -16,8 +16,8 @@ import { guardEvents } from './tab.js';
 import * as timeline from './timeline.js';
 import { showViewer } from './viewer.js';
 
-// Chinese and Japanese draw shared characters differently; the browser goes by the language. Gradio names the browser's own,
-// whatever that of the page is.
+// Set the document's language, by which browsers choose between Chinese and Japanese forms of a character. Gradio sets the
+// browser's language instead of the page's.
 function keepLanguage() {
   const root = document.documentElement;
   if (root.lang !== page.language) root.lang = page.language;

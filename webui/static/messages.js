@@ -1,6 +1,7 @@
-// What went wrong, over everything: it stays until it is closed, and the same sentence is shown once.
+// Show errors and notes above the page until the user closes them; equal sentences are shown once.
 import { make } from './dom.js';
 
+// The most sentences that are shown, the newest ones.
 const MOST = 4;
 
 export function showMessages({ element, props, watch }) {

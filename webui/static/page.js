@@ -1,2 +1,2 @@
-// What the server says of this page, as JSON in one element of its head: see `static_files.page_head`.
+// Read the server's data about this page, JSON in an element of its head (`static_files.page_head`).
 export const page = Object.freeze(JSON.parse(document.getElementById('eichi-page').textContent));

@@ -1,4 +1,4 @@
-// How far a job is: a bar, words, and a clock that goes on between two answers.
+// Show how far a job is: a bar, words, and a clock that goes on between two answers.
 import { make } from './dom.js';
 import { onAnswer } from './polling.js';
 
@@ -33,7 +33,7 @@ export function showProgress({ element }) {
     value = progress;
     since = performance.now();
     const done = find('.done');
-    // A bar of the same job only grows; a new job starts again without sliding back.
+    // The bar never shrinks during a job; for a new job it is reset without an animation.
     done.style.transition = value.job === job ? '' : 'none';
     if (value.job !== job) {
       job = value.job;

@@ -1,4 +1,4 @@
-// The jobs that wait: a line for each, with buttons that say what was clicked on which job.
+// Show the jobs that wait: a line for each, with buttons to move or remove it.
 import { make, makeButton, showList } from './dom.js';
 
 const SIGNS = Object.freeze({ up: '\u2191', down: '\u2193', remove: '\u00d7' });

@@ -1,13 +1,13 @@
-// What keeps a tab honest and its form whole where the server behind it is another one, or does not answer.
+// Protect a tab and its form's values if the server is restarted with another build of the page, or does not answer.
 //
-// Each event says which page it comes from (`http/page_build.py`). Gradio itself would take the page away and load it anew after
-// one event that got no answer, and everything that was typed would be lost.
+// Each event names the build of its page (`http/page_build.py`). Gradio itself would reload the page after one event without an
+// answer, and everything that the user typed would be lost.
 import { make, makeButton } from './dom.js';
 import { isTouched, keep } from './form.js';
 import { page } from './page.js';
 
 const RELOADED = 'eichi-reloaded';
-// Milliseconds within which no page reloads itself twice, as where two servers share an address.
+// Milliseconds within which a page does not reload itself twice, as when two servers share an address.
 const RECENTLY = 60_000;
 const EVENTS = /\/gradio_api\/(run|api)\//;
 
@@ -19,7 +19,7 @@ async function reload() {
     if (isTouched()) await keep();
     sessionStorage.setItem(RELOADED, Date.now());
   } catch {
-    // No room, or not allowed: the button was pressed all the same.
+    // The session storage is full or not allowed. Reload without keeping the values.
   }
   location.reload();
 }
@@ -34,7 +34,7 @@ function say(sentence, withButton) {
   (document.querySelector('.gradio-container') || document.body).append(bar);
 }
 
-// By itself only where nothing is lost, and not again and again.
+// Reload the page by itself if nothing would be lost and it has not just done so; else show a button to reload.
 function showAnotherPage() {
   isForeign = true;
   const reloadedRecently = Date.now() - Number(sessionStorage.getItem(RELOADED) || 0) < RECENTLY;
@@ -42,7 +42,7 @@ function showAnotherPage() {
   else reload();
 }
 
-/** Tell whether the server, whose page is of that build, still has this tab's page. */
+/** Tell whether a build, which the server has for this page, is this tab's; if not, reload or offer to. */
 export function isOwnBuild(build) {
   isForeign = build !== page.build;
   if (isForeign) {
@@ -54,13 +54,13 @@ export function isOwnBuild(build) {
   return !isForeign;
 }
 
-// What the server answers where a function fails: everything stays as it is.
+// Return an answer to an event that changes nothing, as the server sends it when a function fails.
 function unchanged(event) {
   const call = window.gradio_config.dependencies.find((dependency) => dependency.id === event.fn_index);
   return Response.json({ data: (call?.outputs || []).map(() => ({ __type__: 'update' })), is_generating: false });
 }
 
-/** From now on each event names its page, and none is without an answer. */
+/** Replace `fetch`, so that each gradio event names its page's build and gets an answer even if the server sends none. */
 export function guardEvents() {
   const send = window.fetch;
   window.fetch = async (address, settings) => {

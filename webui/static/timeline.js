@@ -1,8 +1,8 @@
-// The strip of a film's sections, and the values of single sections: JSON in hidden boxes, so that one cell's components serve a
-// hundred sections. Functions with `all` take and return the JSON of all sections' values.
+// Draw the strip of a film's sections, and change the values of single sections, which are JSON in hidden boxes, so that one
+// editor serves a hundred sections. Functions with `all` take and return the JSON of all sections' values.
 import { make, makeButton, showList } from './dom.js';
 
-// An upload takes its time, and another cell may be open when it is there: file -> the section that it was dropped on.
+// File name -> the section that the file was dropped on: when its upload ends, another section may be open.
 const dropped = new Map();
 let touched = null;
 
@@ -16,30 +16,30 @@ function put(all, section, value) {
   return JSON.stringify(values);
 }
 
-/** Open no section: until the clicked one's values are in their boxes, or they would go to the one that was open before. */
+/** Return '', for no open section, until the clicked one's values are in the editor; else they would go to the previous one. */
 export const closeSection = () => '';
 
 export const setPrompt = (value, section, all) => put(all, section, value?.trim() ? value : undefined);
 
 export const removePicture = (_, section, all) => put(all, section, undefined);
 
-/** 0 is a scale like others, 1 is what a section has without one of its own; an empty box is null, which is refused. */
+/** Set a section's LoRA scale. 1 is the default and not stored; 0 is stored; null, from an empty box, too, and is refused. */
 export const setScale = (value, section, all) => put(all, section, value === 1 ? undefined : value);
 
-/** Give an uploaded picture to the section that it was dropped on -> [all, that section if it is open]. */
+/** Give an uploaded picture to the section that it was dropped on; return [all, that section if it is open, else '']. */
 export function setPicture(value, section, all) {
   const own = dropped.get(value?.orig_name) ?? touched ?? section;
   dropped.delete(value?.orig_name);
   return [value ? put(all, own, value.path) : all, own === section ? own : ''];
 }
 
-/** Return the opened section if it has a picture that is not shown, because it came while the section was looked up. */
+/** Return "SECTION TIME" if the section's picture is not shown because it came while the section was being opened, else ''. */
 export function latePicture(shown, section, all) {
   const own = parse(all)[section];
   return own && shown?.path !== own ? `${section} ${Date.now()}` : '';
 }
 
-/** Copy keyframe 0 into even sections, 1 into odd ones. strip: the strip's value. */
+/** Copy keyframe 0 into the other even sections, and keyframe 1 into the odd ones. strip: the strip's value. */
 export function copyKeyframes(all, strip, overwrite) {
   const values = parse(all);
   for (let section = 2; section < strip.count; section++) {

@@ -1,5 +1,5 @@
-// A job's pictures: the playing preview, the film so far, the result to download. It is changed in place and only where an
-// address differs, so that nothing flickers and a film plays on.
+// Show a job's pictures: the playing preview, the film so far, and the result to download. Elements are updated in place and
+// only if an address differs, so that nothing flickers and a playing film goes on.
 import { make } from './dom.js';
 import { onAnswer } from './polling.js';
 
