@@ -72,7 +72,7 @@ def matches(password: str, kept: str) -> bool:
 
 
 def account(text: str) -> tuple[str, str]:
-    """Read "user:password" or "user:scrypt:...". Raises AuthError."""
+    """Return (user, password or hash) of a text "user:password" or "user:scrypt:SALT:HASH". Raises AuthError."""
     user, _, password = text.partition(":")
     if not user or not password:
         raise AuthError("page.flag.auth_form")

@@ -13,7 +13,7 @@ from webui.forms import fields
 from webui.forms.form import Form
 
 GIB = 2**30
-# The setting's name.
+# The name of the setting (`settings.CHOICES`).
 RESERVE = "reserve_gb"
 
 
