@@ -213,7 +213,7 @@ def jpeg_scans(data: bytes, most: int) -> Scans:
     while found := MARKER.search(data, at):
         marker, at, markers = found[1][0], found.end(), markers + 1
         if markers > most:
-            raise SyntaxError(f"more than {MOST_SEGMENTS} segments")
+            raise SyntaxError("its JPEGs have too many segments")
         if marker == END_OF_IMAGE:
             break
         if marker in FRAMES:

@@ -14,7 +14,7 @@ from typing import Any
 
 from eichi_utils.files.latent_header import CELL
 from eichi_utils.files.paths import SETTINGS, place
-from eichi_utils.jobs.events import Event, Finished, Stage, Started, Step
+from eichi_utils.jobs.events import Event, Finished, Notice, Stage, Started, Step
 from eichi_utils.models.requirements import most_tokens
 from eichi_utils.problems import Problem, UserError
 from eichi_utils.requests.request import Request
@@ -32,8 +32,8 @@ LONGEST = 366 * 24 * 3600
 class RunTimes:
     """Hold the times of one run, in seconds.
 
-    kind: as `kind_of`. start: before the first sampling. step: of a computed step. share: computed steps / all steps, the
-    others being left out by the step cache. section: of a section besides its steps: preparing, decoding, saving.
+    kind: as `kind_of`. start: before the first sampling, without downloads. step: of a computed step. share: computed steps / all
+    steps, the others being left out by the step cache. section: of a section besides its steps: preparing, decoding, saving.
     """
 
     kind: str
@@ -53,12 +53,14 @@ class RunTimes:
 class Stopwatch:
     """Measure a run by its events.
 
-    Times are as events' `at`. began, ended: first and last event. sampled: begin of the first sampling. newest: newest step of
-    the current section. between: seconds between a step and the one before it in its section, for computed steps.
+    Times are as events' `at`. began, ended: first and last event. fetching: begin of a download that goes on; downloads do not
+    count as the run's time. sampled: begin of the first sampling. newest: newest step of the current section. between: seconds
+    between a step and the one before it in its section, for computed steps.
     """
 
     request: Request
     began: float | None = None
+    fetching: float | None = None
     sampled: float | None = None
     height: int = 0
     width: int = 0
@@ -72,7 +74,11 @@ class Stopwatch:
     def see(self, event: Event) -> None:
         """Note the time of an event; must be called with all of a job's events in order."""
         self.began = event.at if self.began is None else self.began
+        if self.fetching is not None and isinstance(event, Stage):
+            self.began, self.fetching = self.began + event.at - self.fetching, None
         match event:
+            case Notice() if event.key == "downloading" and self.fetching is None:
+                self.fetching = event.at
             case Started():
                 self.height, self.width, self.sections = event.height, event.width, event.sections
             case Stage() if event.name == "sample":

@@ -40,6 +40,14 @@ def cards() -> tuple[Card, ...]:
         pynvml.nvmlShutdown()
 
 
+def count_as_driver() -> None:
+    """Have CUDA number the cards as the driver and nvidia-smi do, unless the user says how; call it before CUDA is used.
+
+    CUDA's own order begins with the fastest card, so that cuda:0 would be another card than the one that was asked about here.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+
+
 def _described() -> Iterator[Card]:
     """Yield every card of the machine; one that the driver cannot describe is left out."""
     driver = pynvml.nvmlSystemGetDriverVersion()

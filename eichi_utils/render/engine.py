@@ -20,7 +20,7 @@ from eichi_utils.jobs.timings import Stopwatch, Timings
 from eichi_utils.models import requirements
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.disk_space import disk_free
-from eichi_utils.models.gpus import Card, cards
+from eichi_utils.models.gpus import Card, cards, count_as_driver
 from eichi_utils.models.hub import ModelFiles
 from eichi_utils.models.requirements import MOST_RESERVED, RESERVE_GB
 from eichi_utils.problems import Problem, UserError
@@ -68,6 +68,7 @@ class Engine:
 
         Raises UserError for a folder, device or kernel that does not exist.
         """
+        count_as_driver()
         from eichi_utils.models.pool import ModelPool
 
         settings = {"reserve_gb": self.reserve_gb, "compiler": self.compiler, "cache_gb": self.cache_gb}

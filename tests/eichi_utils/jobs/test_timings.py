@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eichi_utils.jobs.events import Event, Finished, Stage, Started, Step, Stopped
+from eichi_utils.jobs.events import Event, Finished, Notice, Stage, Started, Step, Stopped
 from eichi_utils.jobs.queue import Stop
 from eichi_utils.jobs.timings import KEPT, RunTimes, Stopwatch, Timings, kind_of
 from eichi_utils.models.catalogue import Models
@@ -103,6 +103,22 @@ def test_other_kinds_of_runs_say_nothing(timings: Timings, change: dict) -> None
     assert timings.seconds(changed(it, **change), 640, 640) is None
     assert timings.seconds(it, 640, 608) is None
     assert timings.seconds(request("forward", "a.png", seconds=5, steps=10), 640, 640) is None
+
+
+def test_a_download_is_not_expected_again(timings: Timings) -> None:
+    """The first film's download of an hour was forecast for the next one too."""
+    it, watch = film(), Stopwatch(film())
+    for event in [
+        Stage(at=-3505.0, name="check"),
+        Notice(at=-3502.0, key="processor"),
+        Notice(at=-3500.0, key="downloading"),
+        Notice(at=-100.0, key="downloading"),
+        Stage(at=100.0, name="encode"),
+        *run_of(it),
+    ]:
+        watch.see(event)
+    timings.keep(watch.taken())
+    assert timings.seconds(it, 640, 640) == pytest.approx(5 + 134)
 
 
 def test_a_run_that_was_stopped_is_no_measure() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 
 from eichi_utils.models import gpus
+from eichi_utils.models.catalogue import Models
 from eichi_utils.models.gpus import Card, cards, visible
 from eichi_utils.models.requirements import narrow_format
+from eichi_utils.render.engine import Engine
 
 GIB = 2**30
 ADA = Card("NVIDIA GeForce RTX 4090", "580.95", (8, 9), 24 * GIB, 23 * GIB, "GPU-8d2e1111")
@@ -49,6 +53,16 @@ def test_cards_as_the_driver_describes_them(driver: list, monkeypatch: pytest.Mo
     assert [narrow_format(card.capability) for card in cards()] == ["float8", "int8"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert cards() == (TURING,)
+
+
+def test_cuda_counts_as_the_driver_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """CUDA's own order begins with the fastest card: what was checked was another one's memory."""
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    engine = Engine(Models(tmp_path), tmp_path / "out", device="cpu")
+    assert engine.pool and os.environ["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+    monkeypatch.delenv("CUDA_DEVICE_ORDER")
+    engine = Engine(Models(tmp_path), tmp_path / "out", device="cpu")
+    assert engine.pool and os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_no_driver_means_no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
