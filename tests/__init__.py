@@ -1,1 +1,1 @@
-"""Tests mirror the packages; `python -m tests.golden FOLDER` replays reference vectors."""
+"""Test the program; the folders mirror the packages. `python -m tests.golden FOLDER` replays reference vectors."""

@@ -1,4 +1,4 @@
-"""Counts who asks whether a request can be carried out: its fields, the model's files, the machine."""
+"""Count how often a request is checked: its fields, the model's files, the machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eichi_utils.models.pool import ModelPool
 from eichi_utils.requests import film_request
 from eichi_utils.requests import request as any_request
 
-# What is called exactly once wherever a request is judged, by what it judges; and where it is looked up.
+# Functions that must be called exactly once whenever a request is checked: (name, modules or classes that look it up).
 JUDGES = {
     "fields": ("check_prompts", (any_request, film_request)),
     "files": ("fit_problems", (requirements,)),
@@ -23,7 +23,7 @@ JUDGES = {
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each was called since; it goes on counting."""
+    """Count the calls of each function in JUDGES from now on; the returned counter goes on counting."""
     counts: Counter[str] = Counter()
 
     def counting(name: str, judge: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Shared by all tests: one small random checkpoint in the hub's layout, and a photo."""
+"""Provide what all tests share: a small random checkpoint, a photo, caches of their own, and the order of the files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ pytest_plugins = ("pytester", "tests.fake_machine", "tests.kinds")
 
 
 def pytest_configure() -> None:
-    """Where several processes run tests, PyTorch takes one processor in each and in what they start, not all in each."""
+    """Let PyTorch use one processor in each process where several run tests, and turn garbage collection off meanwhile."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Importing makes a million objects that stay; looking through them for garbage again and again takes a tenth of all time.
+    # Imports make a million lasting objects; looking through them for garbage again and again takes a tenth of all time.
     gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """What the modules are made of is no garbage; from now on only what the tests make is looked through."""
+    """Turn garbage collection on again, for the objects of the tests only: those of the modules are never garbage."""
     gc.freeze()
     gc.enable()
 
 
-# Dearest first. A process takes files as a whole, in this order: one of these as the last would be waited for by all others.
+# Slow test files, the slowest first. A process takes whole files in this order: a slow one at the end would keep all waiting.
 DEAR = (
     "webui/test_browser.py",
     "webui/test_browser_lora.py",
@@ -59,14 +59,14 @@ DEAR = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Dear files begin first."""
+    """Let the slow files begin first."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(DEAR)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All components with random weights; tests that damage it work on a copy."""
+    """Return a checkpoint with all components and random weights; tests that damage it work on a copy."""
     from miniature.random_checkpoint import build
 
     return build(tmp_path_factory.mktemp("models") / "checkpoint")
@@ -74,14 +74,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Paths below one folder, another with every `next`: pytest's own way looks through all that were made before."""
+    """Return an iterator over new paths below one folder. It is faster than `tmp_path`, which lists all earlier folders."""
     folder = tmp_path_factory.mktemp("own")
     return (folder / str(number) for number in itertools.count())
 
 
 @pytest.fixture(autouse=True)
 def own_cache(own_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test neither reads nor fills the program's own caches and measured times, nor the user's own folder."""
+    """Give each test caches, measured times and a user's folder of its own, so that it does not touch the real ones."""
     folder = next(own_folders)
     monkeypatch.setenv("XDG_DATA_HOME", str(folder / "home"))
     for place, name in (("eichi_utils.files.paths.CACHE", "cache"), ("eichi_utils.jobs.timings.SETTINGS", "settings")):
@@ -91,5 +91,5 @@ def own_cache(own_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture(scope="session")
 def photo() -> Path:
-    """A real photo, 377 x 600, that comes with gradio."""
+    """Return a real photo, 377 x 600, that is part of the gradio package."""
     return Path(importlib.util.find_spec("gradio").origin).parent / "media_assets" / "images" / "tower.jpg"

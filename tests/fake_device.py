@@ -1,4 +1,4 @@
-"""A card made of host memory that is late, full or broken on demand, so that mistakes in streaming show as wrong numbers."""
+"""Simulate a card in host memory that is late, full or broken on demand, so that streaming mistakes show as wrong numbers."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# Bytes of memory that nobody wrote: not a number in every floating-point format, -1 in int8.
+# Value of unwritten bytes: NaN in every floating-point format, -1 in int8.
 GARBAGE = 0xFF
 
 
 @dataclass(eq=False)
 class FakeEvent:
-    """done: everything before it on its queue has happened. number: order in which marks were made."""
+    """Stand for an event of a queue. number: the order of marks. copies: those that happen when the event is waited for."""
 
     number: int = 0
     copies: list = field(default_factory=list)
 
 
 class FakeDevice:
-    """Copies happen when somebody waits for their event, not before; a copy into memory that is still read makes garbage.
+    """Simulate a card whose copies happen only when their event is waited for.
 
-    capacity: bytes. fail_copy, fail_allocation: numbers, from 1, of the operations that raise. lockable: bytes of host memory
-    that may be locked. work: bytes that computing takes besides the weights. waits: how many tensors had been sent to the host
-    whenever one was waited for.
+    A copy into memory that a computation may still read writes garbage. capacity: bytes. lockable: bytes of host memory that
+    may be locked. work: bytes that computing takes besides the weights. fail_copy, fail_allocation: numbers, from 1, of the
+    operations that raise. waits: for each wait for a tensor sent to the host, how many had been sent until then.
     """
 
     def __init__(self, capacity: int = 2**40, lockable: int = 2**40, work: int = 0):
@@ -50,7 +50,7 @@ class FakeDevice:
         return buffer
 
     def release(self, buffer: Tensor) -> None:
-        # Whoever still computes with it computes with garbage.
+        # A computation that still uses the memory gets garbage.
         buffer.fill_(GARBAGE)
         del self.buffers[buffer.data_ptr()]
         self.readers.pop(buffer.data_ptr(), None)
@@ -74,7 +74,7 @@ class FakeDevice:
         for target, source in event.copies:
             if source is not None:
                 target.copy_(source)
-            # Whatever is queued from now on reads it; only a later mark says that it has been read.
+            # Operations queued from now on read it; only a later mark shows that they are done.
             self.readers[target.untyped_storage().data_ptr()] = self.marks
         event.copies.clear()
 

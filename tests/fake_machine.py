@@ -1,4 +1,4 @@
-"""A machine for the launcher's tests: nothing is installed and nothing is downloaded."""
+"""Simulate a machine for the launcher's tests: nothing is installed or downloaded."""
 
 import sys
 
@@ -11,7 +11,10 @@ REQUIREMENTS = "# pins\ntorch==2.13.0\neinops>=0.8\n-e .\n"
 
 
 class FakeMachine:
-    """Stands in for venv, pip, the environment's Python and the NVIDIA driver; keeps what was run."""
+    """Stand in for venv, pip, the environment's Python and the NVIDIA driver, and keep the commands that were run.
+
+    failures: beginning of a step's title -> output with which it fails. interrupt_at: title of the step that Ctrl-C ends.
+    """
 
     def __init__(self, root):
         self.root = root
@@ -37,7 +40,7 @@ class FakeMachine:
         return environment.OWN_VERSION if interpreter.is_file() else None
 
     def made(self):
-        """Whether an environment was made since the last call, and how often pip ran."""
+        """Return whether an environment was made since the last call, and how often pip ran."""
         made = any("venv" in command for command in self.commands)
         pip_runs = sum("pip" in command for command in self.commands)
         self.commands.clear()
@@ -46,7 +49,7 @@ class FakeMachine:
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A repository of two files on a machine where nothing is installed and nothing is downloaded."""
+    """Return a FakeMachine with a repository of two files, put in the place of the real tools."""
     (tmp_path / "requirements.txt").write_text(REQUIREMENTS)
     (tmp_path / "pyproject.toml").write_text("[project]\n")
     fake = FakeMachine(tmp_path)

@@ -1,8 +1,8 @@
-"""What a test needs beside this process, and `--quick`: the tests that need nothing else and take no time.
+"""Mark tests by what they need beside this process, and leave the marked ones out with `--quick`.
 
-Kinds are markers. A test is marked here by the fixtures that it uses, directly or through others; whoever starts a process
-without a fixture says so by hand, and is told when he forgets. A file whose tests are all of a kind says so in `pytestmark`,
-and is not even imported by `--quick`.
+Kinds are pytest markers. A test is marked here by the fixtures that it uses, directly or through others. A test that starts a
+process without a fixture must be marked by hand, else it fails. A file whose tests are all of one kind sets `pytestmark`;
+`--quick` does not even import it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-# Of each kind that --quick leaves out, the fixtures whose users belong to it.
+# Kinds that --quick leaves out, each with the fixtures whose users belong to it.
 KINDS = {"browser": {"browser"}, "model": {"checkpoint", "studio"}, "process": set(), "slow": {"serve", "whole"}}
 WHOLE_FILE = re.compile(rf"^pytestmark = (\[.*)?pytest\.mark\.({'|'.join(KINDS)})\b", re.MULTILINE)
-# What Python reports when a process is started, by whatever library.
+# Audit events with which Python reports that a process is started.
 STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.spawn", "os.system"})
 STARTED = pytest.StashKey[list[str]]()
 
@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hear of every process that is started from now on; such a hook stays for as long as the interpreter."""
+    """Note every process that is started from now on. An audit hook cannot be removed: it stays until Python ends."""
     started = config.stash[STARTED] = []
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out files that are of a kind as a whole, before they are imported."""
+    """Leave out, with --quick, files whose tests are all of one kind, before they are imported."""
     if not config.getoption("quick") or collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
         return None
     return True if WHOLE_FILE.search(collection_path.read_text(encoding="utf-8")) else None
@@ -69,7 +69,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Fail a test that would be quick and starts a process, whether or not it is run by --quick."""
+    """Fail a test without a kind that starts a process, with and without --quick."""
     result = yield
     started = item.config.stash[STARTED]
     if started and not kinds_of(item):

@@ -1,4 +1,4 @@
-"""Writes small random LoRA files in every family, for whatever network is given, and says what each must add."""
+"""Write small random LoRA files in every family of formats for a given network, and return what each must add to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-# Typed by hand beside the product's table: HunyuanVideo's name, ComfyUI's where it has another, and the network's layers.
+# Typed by hand, independent of the program's own table: HunyuanVideo's name, ComfyUI's name, and the network's layers.
 BLOCKS = {
     "transformer_blocks": [
         ("double_blocks.{}.img_mod.linear", "double_blocks.{}.img_mod.lin", ["norm1.linear"]),
@@ -61,6 +61,7 @@ BLOCKS = {
         ),
     ],
 }
+# The same for layers outside of blocks.
 REST = [
     ("img_in.proj", "img_in.proj", "x_embedder.proj"),
     ("txt_in.input_embedder", "txt_in.input_embedder", "context_embedder.proj_in"),
@@ -78,7 +79,7 @@ REST = [
     ("final_layer.adaLN_modulation.1", "final_layer.adaLN_modulation.1", "norm_out.linear"),
 ]
 FAMILIES = {
-    # family: naming, prefix, flattened, ends of down and up, whether an alpha is written
+    # family: naming, prefix, whether dots become underscores, endings of down and up, whether an alpha is written
     "kohya_framepack": ("FramePack", "lora_unet_", True, (".lora_down.weight", ".lora_up.weight"), True),
     "kohya_hunyuan": ("HunyuanVideo", "lora_unet_", True, (".lora_down.weight", ".lora_up.weight"), True),
     "hunyuan_i2v": ("HunyuanVideo", "Hunyuan_video_I2V_lora_", True, (".lora_down.weight", ".lora_up.weight"), True),
@@ -154,13 +155,13 @@ def write_lora(
 
 
 def peft_metadata(alpha: float, rank: int) -> dict[str, str]:
-    """As diffusers writes it."""
+    """Return the metadata with which diffusers writes an adapter's rank and alpha."""
     config = {"transformer.r": rank, "transformer.lora_alpha": alpha, "transformer.alpha_pattern": {}}
     return {"format": "pt", "lora_adapter_metadata": json.dumps(config)}
 
 
 def _sources(naming: str, shapes: Shapes) -> list[tuple[str, list[str]]]:
-    """(name in the file, layers of the network) for every layer that the naming has a name for."""
+    """Return (name in the file, layers of the network) for every layer that has a name in this naming."""
     if naming == "FramePack":
         return [(layer, [layer]) for layer in shapes]
     column = 0 if naming == "HunyuanVideo" else 1

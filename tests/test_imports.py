@@ -1,4 +1,4 @@
-"""Who may import whom, what importing may do, and a few rules that every file keeps."""
+"""Check which module may import which, what an import may do, and a few rules that every file keeps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRODUCT = sorted(
 )
 TESTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py"))
 
-# Our own packages that each may import, itself aside.
+# Packages of this project that each package may import besides itself.
 MAY_IMPORT = {
     "webui": {"eichi_utils", "locales"},
     "eichi_utils": {"lora_utils", "diffusers_helper"},
@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "benchmarks": {"eichi_utils", "lora_utils", "diffusers_helper", "miniature"},
     "launch.py": {"eichi_utils"},
 }
-# Folders of eichi_utils, from the top: each may import those of the lines below it and those of its own line's own folder.
+# Folders of eichi_utils from the top: a module may import from its own folder and from those in the lines below.
 FLOORS = (
     ("cli",),
     ("render",),
@@ -49,26 +49,26 @@ FLOORS = (
 )
 # Modules that import each other: each page's entry script serves all three pages.
 CIRCLE = {"webui.app", "webui.endframe_ichi", "webui.endframe_ichi_f1", "webui.oneframe_ichi"}
-# The command line speaks to the user, so it knows the catalogues of words.
+# The command line prints texts in the user's language, so it may import `locales`.
 COMMAND_LINE = "eichi_utils/cli/"
-# The table of picture sizes is plain arithmetic, and the form shows it; the demo makes itself a checkpoint where none is.
+# The demo writes itself a checkpoint where there is none.
 EXCEPTIONS = {"eichi_utils/cli/demo.py": {"miniature.random_checkpoint"}}
 
-# Everything that plans, checks, stores and shows starts in an instant and runs where torch is not installed; these compute.
+# Modules that compute, and so import torch; all others of eichi_utils start at once and run where torch is not installed.
 WITH_TORCH = (
     "eichi_utils/render/", "eichi_utils/models/pool.py", "eichi_utils/models/components.py", "eichi_utils/models/bake.py",
     "eichi_utils/models/lora_binding.py", "eichi_utils/models/loaded_networks.py", "eichi_utils/models/weight_cache.py",
     "eichi_utils/exchange/latent_files.py",
     "eichi_utils/cli/doctor.py",
 )  # fmt: skip
-# Of the folder that computes, what a page and the command line ask before anything is loaded.
+# Modules of eichi_utils/render that import no torch: pages and the command line use them before anything is loaded.
 LIGHT_ALL_THE_SAME = {f"eichi_utils/render/{name}.py" for name in ("__init__", "engine")}
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
 
-# A worker that must end every job in one of its three ways, whatever happens; and the pages' handlers, whose errors end in a
-# sentence.
+# Files that may catch every exception: the worker, which must end every job in one of three ways, and the boundary of the
+# pages' handlers, which turns errors into sentences.
 CATCH_ALL = {"eichi_utils/jobs/queue.py", "webui/forms/boundary.py"}
-# What names files by day and hour, or compares with the times of files; and the training of the miniature.
+# Files that may read the wall clock: they name files by date or compare with files' times; and the miniature's training.
 WALL_CLOCK = {
     "eichi_utils/files/paths.py",
     "eichi_utils/files/disk_cache.py",
@@ -81,9 +81,9 @@ WALL_CLOCK = {
 }
 MAY_PRINT = ("launch.py", COMMAND_LINE, "miniature/", "benchmarks/")
 LONGEST = 400
-# Of tests, what is over it still; it wants to be two.
+# Test files that are still longer and should be split.
 LONG_STILL = {"tests/webui/http/test_server.py"}
-# What every page and panel is made of: gradio's documented class of components, and of looks.
+# Documented classes of gradio that every page and panel may use: components and themes.
 OF_GRADIO = {"gradio.components.Component", *(f"gradio.themes.{name}" for name in ("Base", "Default", "colors", "sizes"))}
 
 
@@ -93,7 +93,7 @@ def tree(file: str) -> ast.Module:
 
 
 def only_wrong(found: Mapping[str, Collection]) -> dict[str, Collection]:
-    """The files in which something was found."""
+    """Keep only the files in which something was found."""
     return {file: wrong for file, wrong in found.items() if wrong}
 
 
@@ -103,7 +103,7 @@ def package(file: str) -> str:
 
 @cache
 def imports(file: str) -> frozenset[str]:
-    """Full names of everything imported, also inside functions and under TYPE_CHECKING."""
+    """Return the full names of everything a file imports, also inside functions and under TYPE_CHECKING."""
     found = set()
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.Import):
@@ -130,13 +130,13 @@ def is_light(file: str) -> bool:
 
 
 def floor(module: str) -> int:
-    """How many floors are above a module of eichi_utils."""
+    """Return how many lines of FLOORS are above the folder of a module of eichi_utils."""
     folder = module.split(".")[1]
     return next(number for number, folders in enumerate(FLOORS) if folder in folders)
 
 
 def test_the_tree_is_seen():
-    """The tests below say nothing about files that they do not find."""
+    """The tests below check only the files that they find, so some known files must be among them."""
     assert {package(file) for file in PRODUCT} >= {"launch.py", "webui", "eichi_utils", "diffusers_helper", "locales"}
     assert len(PRODUCT) > 40 and "eichi_utils/jobs/queue.py" in PRODUCT and "diffusers_helper/models/blocks.py" in PRODUCT
     assert "diffusers_helper.models.step_cache.StepCache" in imports("diffusers_helper/models/transformer.py")
@@ -162,7 +162,7 @@ def test_imports_follow_the_layers():
 
 
 def test_folders_are_floors():
-    """Sixty-eight files lay in one folder, on seventeen floors of imports with three circles."""
+    """Sixty-eight files lay in one folder, in seventeen layers of imports with three circles."""
     found = {}
     for file in PRODUCT:
         if package(file) == "eichi_utils" and file.count("/") > 1:
@@ -173,7 +173,7 @@ def test_folders_are_floors():
 
 
 def test_nobody_imports_in_a_circle():
-    """A circle has no beginning for a reader, and an end only by luck for the interpreter."""
+    """A circle of imports has no place to begin reading, and works only by luck of the order."""
     modules = {module(file) for file in PRODUCT}
 
     def imported(file: str) -> set[str]:
@@ -184,27 +184,27 @@ def test_nobody_imports_in_a_circle():
     rest = set(after)
     while free := {name for name in rest if not after[name] & rest}:
         rest -= free
-    # What is left is in circles, or needs one.
+    # The modules that are left import each other in circles, or import such modules.
     while free := {name for name in rest if not any(name in after[other] for other in rest)}:
         rest -= free
     assert rest == CIRCLE
 
 
 def test_only_webui_knows_gradio():
-    """The command line and the tests of everything else work without it, and another page can replace it."""
+    """Everything but the pages works without gradio, and other pages could replace these."""
     others = [file for file in PRODUCT if package(file) != "webui"]
     assert only_wrong({file: {name for name in imports(file) if name.split(".")[0] == "gradio"} for file in others}) == {}
 
 
 def test_pages_do_not_compute():
-    """Networks belong to the worker behind the pages."""
+    """Pages import no networks: only the worker behind them does."""
     pages = [file for file in PRODUCT if package(file) == "webui"]
     heavy = {"torch", "diffusers", "transformers"}
     assert only_wrong({file: {name for name in imports(file) if name.split(".")[0] in heavy} for file in pages}) == {}
 
 
 def test_private_names_of_torch_stay_in_one_place():
-    """An upgrade takes them away without a word, and nobody knew where to look."""
+    """An upgrade removes private names without notice, and nobody knew where to look."""
 
     def private(node: ast.AST) -> bool:
         if isinstance(node, ast.ImportFrom):
@@ -241,7 +241,7 @@ def test_private_names_of_gradio_stay_in_one_place():
     assert only_wrong(wrong) == {}
 
 
-# Run in one process of its own, because this one has everything imported. Prints one line of JSON.
+# Runs in a process of its own, because this one has imported everything already. It prints one line of JSON.
 PROBE = """
 import json, sys, threading
 
@@ -274,7 +274,7 @@ def module(file: str) -> str:
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory) -> dict:
-    """What importing did; "output" is everything that was printed meanwhile."""
+    """Return what the imports in PROBE did; "output" is everything that they printed."""
     light = [module(file) for file in PRODUCT if is_light(file)]
     rest = [module(file) for file in PRODUCT if package(file) in ("diffusers_helper", "eichi_utils", "lora_utils", "locales")]
     home = str(tmp_path_factory.mktemp("home"))
@@ -329,7 +329,7 @@ def test_nothing_is_global():
 
 
 def broad(node: ast.expr | None) -> bool:
-    """Whether an except clause catches everything."""
+    """Return whether an except clause catches everything."""
     if node is None:
         return True
     names = node.elts if isinstance(node, ast.Tuple) else [node]
@@ -350,7 +350,7 @@ def test_no_error_is_swallowed():
 
 
 def test_nobody_prints_but_the_command_line():
-    """The rest says what happens in events, and writes what went wrong to the log."""
+    """Other code reports in events, and writes errors to the log."""
     found = {}
     for file in PRODUCT:
         if not file.startswith(MAY_PRINT):
@@ -360,7 +360,7 @@ def test_nobody_prints_but_the_command_line():
 
 
 def test_durations_are_taken_from_a_clock_that_nobody_sets():
-    """Where the system's clock was set while a film was made, it had taken a day, or less than nothing."""
+    """When the system's clock was changed while a film was made, the film seemed to take a day, or a negative time."""
     users = {
         file
         for file in PRODUCT
@@ -370,13 +370,13 @@ def test_durations_are_taken_from_a_clock_that_nobody_sets():
     assert users <= WALL_CLOCK
 
 
-# One rule, and in brackets why it is wrong there, as in "pyright: ignore[reportCallIssue] (the stubs ...)".
+# A comment must name one rule and, in brackets, why it is wrong there: "pyright: ignore[reportCallIssue] (the stubs ...)".
 SILENCED = re.compile(r"#\s*(?:type:|pyright:|ruff:|noqa|fmt:|mypy:)", re.IGNORECASE)
 WITH_REASON = re.compile(r"# (?:pyright: ignore\[report\w+\]|noqa: [A-Z]+[0-9]+) \(.{3,}\)|# fmt: skip")
 
 
 def test_no_checker_is_silenced_wholesale():
-    """`# type: ignore` hides the typing error that comes next week beside the library's that it was meant for."""
+    """`# type: ignore` hides not only the error that it was meant for, but also every later one in its line."""
     found = {}
     for file in PRODUCT:
         with (ROOT / file).open("rb") as source:
@@ -389,11 +389,11 @@ def test_no_checker_is_silenced_wholesale():
 
 
 def test_a_file_is_read_in_one_sitting():
-    """The original's pages had 4000 lines and more. Past 400, it wants to be two."""
+    """The original's pages had 4000 lines and more. A file of more than 400 lines should be split."""
     lengths = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in (*PRODUCT, *TESTS)}
     assert {file for file, length in lengths.items() if length > LONGEST} <= LONG_STILL
 
 
 def test_dear_files_are_there():
-    """One that was renamed would begin last, and be waited for by everything that is done."""
+    """A slow file that was renamed would begin last, and all processes would wait for it."""
     assert [name for name in DEAR if f"tests/{name}" not in TESTS] == []

@@ -1,4 +1,4 @@
-"""What is quick is told by what a test uses, and who forgets to say that it starts a process is told."""
+"""Test that --quick leaves out what it should, and that an unmarked test that starts a process fails."""
 
 from __future__ import annotations
 

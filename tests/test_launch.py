@@ -1,4 +1,4 @@
-"""The launcher: what it decides, what it does when an installation fails, and the .bat files that call it."""
+"""Test the launcher: what it decides, what it does when an installation fails, and the .bat files that call it."""
 
 import argparse
 import ast
@@ -88,7 +88,7 @@ def test_closed_streams_end_nothing():
     assert subprocess.run([*command, "paint"], capture_output=True).returncode == 2
 
 
-# Sends a signal to its own process as soon as somebody imports a certain module.
+# Module that sends a signal to its own process as soon as a certain module is imported.
 SENDER = """
 import os, sys
 
@@ -297,7 +297,7 @@ def test_child_gets_arguments_folder_and_environment(tmp_path, command, place):
 
 
 def batch_lines(name):
-    """The lines of a .bat file, which must be CRLF and ASCII throughout: cmd.exe trips over anything else."""
+    """Return the lines of a .bat file, which must be CRLF and ASCII throughout, because cmd.exe misreads anything else."""
     content = (ROOT / name).read_bytes()
     assert content.endswith(b"\r\n") and content.count(b"\n") == content.count(b"\r\n")
     return content.decode("ascii").split("\r\n")

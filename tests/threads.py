@@ -1,4 +1,4 @@
-"""One thread for tests of small networks."""
+"""Let PyTorch use one thread in tests of small networks, and run coroutines in a thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads of networks this small wait for each other, for many times the work where the cores are busy."""
+    """Let PyTorch use one thread: threads of networks this small mostly wait for each other, and longest on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -21,6 +21,6 @@ def one_thread() -> Iterator[None]:
 
 
 def in_a_loop(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine and return its result; in a thread of its own, because Playwright leaves a loop running in this one."""
+    """Run a coroutine in a thread of its own and return its result: Playwright leaves an event loop running in this thread."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()

@@ -1,4 +1,4 @@
-"""MP4 files box by box, for tables that no program would write."""
+"""Write MP4 files box by box, with tables that no ordinary program would write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def box(kind: bytes, *content: bytes) -> bytes:
 
 
 def full(kind: bytes, *content: bytes) -> bytes:
-    """A box with version 0 and no flags."""
+    """Return a full box with version 0 and no flags."""
     return box(kind, bytes(4), *content)
 
 
@@ -31,7 +31,7 @@ def head(samples: int) -> bytes:
 
 
 def entry(kind: bytes = b"avc1") -> bytes:
-    """A description of samples of 64 x 64 pixels, or of sound of 8 bits."""
+    """Return a sample description table for pictures of 64 x 64 pixels, or with kind "raw " for 8-bit sound."""
     if kind == b"raw ":
         return full(
             b"stsd", struct.pack(">I", 1), box(kind, bytes(7), b"\1", bytes(8), struct.pack(">HHIHH", 1, 8, 0, 8000, 0))
@@ -45,7 +45,10 @@ def entry(kind: bytes = b"avc1") -> bytes:
 def track(
     samples: int, *more: bytes, size: int = 1, edits: bytes = b"", handler: bytes = b"vide", kind: bytes = b"avc1"
 ) -> bytes:
-    """A track of samples of one size, all in one chunk. more: other tables."""
+    """Return a track of samples that all have one size and lie in one chunk.
+
+    more: further boxes of the sample table. edits: an edit list box.
+    """
     tables = box(
         b"stbl",
         entry(kind),

@@ -1,4 +1,4 @@
-"""The tiny networks in one pool, and pictures that differ."""
+"""Provide one pool with the tiny networks, and pictures that differ."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["one_thread"]
 
 @pytest.fixture(scope="session")
 def pool(checkpoint: Path) -> ModelPool:
-    """One pool for all runs: loading again would cost more than a run.
+    """Return one pool for all runs, because loading the networks again would take longer than a run.
 
-    It lets go of the text encoders after every prompt, as anywhere, but their loading, half of a small run, is done once.
+    It releases the text encoders after every prompt, as any pool, but loads them only once: that is half of a small run.
     """
     pool = ModelPool(checkpoint, device="cpu")
     pool._load_text = functools.cache(pool._load_text)
@@ -29,14 +29,14 @@ def pool(checkpoint: Path) -> ModelPool:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Four pictures that differ, 48 x 32."""
+    """Return the paths of four different pictures of 48 x 32 pixels."""
     folder = tmp_path_factory.mktemp("pictures")
     return [picture(folder / f"{number}.png", seed=number) for number in range(4)]
 
 
 @pytest.fixture
 def cheap_decode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flat grey instead of decoding, which is most of a tiny run's time. The frames are as many."""
+    """Replace decoding, which is most of a tiny run's time, by as many grey frames."""
 
     def decode_frames(vae, latents, kept, room, side):
         yield torch.zeros(1, 3, 4 * latents.shape[2] - 3, 16, 16)

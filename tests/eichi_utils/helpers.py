@@ -1,4 +1,4 @@
-"""Requests, pictures and runs that several tests need."""
+"""Make requests, pictures, files and runs that several tests need."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHORTEST = {"reverse": SHORT, "forward": SHORT, "single": {}}
 
 
 def say_everything(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    """Fail unless every problem has a sentence in every language whose placeholders are all given; returns them."""
+    """Assert that every problem has a sentence in every language and gives all its placeholders; return the problems."""
     problems = tuple(problems)
     for problem in problems:
         for language in LANGUAGES:
@@ -46,12 +46,12 @@ def say_everything(problems: Iterable[Problem]) -> tuple[Problem, ...]:
 
 
 def found(problems: Iterable[Problem]) -> set[tuple[str, str]]:
-    """(field, key) of every problem, each of which can be said."""
+    """Return (field, key) of every problem, after `say_everything` has checked their sentences."""
     return {(problem.field, problem.key) for problem in say_everything(problems)}
 
 
 def picture(path: Path, width: int = 48, height: int = 32, seed: int = 0, **settings: Any) -> str:
-    """A smooth coloured picture, another for every seed; returns its path."""
+    """Write a smooth coloured picture, another one for every seed, and return its path."""
     y, x = numpy.mgrid[0:height, 0:width]
     channels = [(x * (3 + seed) + 40 * seed) % 256, (y * 5 + 90 * seed) % 256, (x + y * (2 + seed)) % 256]
     Image.fromarray(numpy.stack(channels, axis=-1).astype(numpy.uint8)).save(path, **settings)
@@ -59,7 +59,7 @@ def picture(path: Path, width: int = 48, height: int = 32, seed: int = 0, **sett
 
 
 def request(mode: str, image: str | Path, **fields: Any) -> Request:
-    """A request that renders in well under a second: 128 pixels, 2 steps, no cache."""
+    """Make a request that renders in well under a second: 128 pixels, 2 steps, no step cache."""
     quick = {"prompt": "a cat runs", "seed": 7, "steps": 2, "size": 128, "step_cache": "none"}
     return modes.MODES[mode](image=str(image), **{**quick, **fields})
 
@@ -69,33 +69,36 @@ def changed(request: Request, **fields: Any) -> Request:
 
 
 def carry_out(request: Request, pool: ModelPool, folder: Path, name: str = "job", stop: Stop | None = None) -> list[Event]:
-    """All events of a run with the real networks."""
+    """Run a request with the networks of the pool and return all events."""
     return list(run(request, request.plan(), pool, Outputs(folder, name), stop or Stop()))
 
 
-# What every run says before it loads anything, one of them.
+# Keys of the notice about memory that every run begins with.
 PREFLIGHT = {"processor", "precision_asked", "precision_wide", "precision_narrow"}
 
 
 def notices_of(events: Iterable[Event]) -> list[Notice]:
-    """All but the one that every run begins with, about memory."""
+    """Return all notices but the one about memory that every run begins with."""
     every = [event for event in events if isinstance(event, Notice)]
     return [notice for notice in every if notice.key not in PREFLIGHT]
 
 
 def last_preview(events: Iterable[Event]) -> bytes:
-    """The newest picture of the latents: differs where the sampling differs."""
+    """Return the newest preview of the latents, which differs where the sampling differs."""
     return [event.preview for event in events if isinstance(event, Step)][-1]
 
 
 def decoded(path: str | Path) -> numpy.ndarray:
-    """All frames of a film, (frames, height, width, 3)."""
+    """Return all frames of a film file, (frames, height, width, 3) in RGB."""
     with av.open(str(path)) as container:
         return numpy.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def latent_file(path: Path, latents: int = 6, height: int = 112, width: int = 144, seed: int = 0, **texts: str) -> str:
-    """A file of latents as the existing program writes it, 112 x 144 pixels as the test pictures' films; returns its path."""
+    """Write a file of latents as the existing program does and return its path.
+
+    The default height and width, in pixels, are those of films of the test pictures.
+    """
     numbers = numpy.random.default_rng(seed).standard_normal((1, 16, latents, height // 8, width // 8)).astype(numpy.float32)
     sizes = numpy.array([height, width, latents], numpy.int32)
     save_file({"history_latents": numbers, "metadata": sizes}, path, texts or None)
@@ -103,11 +106,11 @@ def latent_file(path: Path, latents: int = 6, height: int = 112, width: int = 14
 
 
 def names_in(folder: Path) -> set[str]:
-    """Everything below a folder, hidden files included."""
+    """Return the relative paths of everything below a folder, hidden files included."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")} if folder.exists() else set()
 
 
 def have_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
-    """Let this computer have so many bytes for networks, whatever the process has taken."""
+    """Simulate a computer with `available` bytes of memory for networks, whatever this process uses."""
     monkeypatch.setattr(requirements, "host_memory", lambda: HostMemory(available, available))
     monkeypatch.setattr(requirements, "own_memory", lambda: 0)

@@ -1,4 +1,4 @@
-"""What another process does in `test_disk_cache.py`: it imports this file alone, and nothing that loads PyTorch."""
+"""Write slowly to a disk cache, in the other processes of `test_disk_cache.py`, which need not import PyTorch for it."""
 
 from __future__ import annotations
 

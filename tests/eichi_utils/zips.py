@@ -1,4 +1,4 @@
-"""Section ZIPs to try: whatever files they shall hold, and where everything on the way lies."""
+"""Write section ZIPs with any files, and provide folders for what an import unpacks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MINIMAL = "section_info: []\n"
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Everything that is unpacked on the way lies below the test's folder too."""
+    """Return the test's folder, and let temporary files of imports lie below it too."""
     (tmp_path / "passing").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "passing"))
     return tmp_path
