@@ -32,8 +32,8 @@ LONGEST = 366 * 24 * 3600
 class RunTimes:
     """Hold the times of one run, in seconds.
 
-    kind: as `kind_of`. start: before the first sampling, without downloads. step: of a computed step. share: computed steps / all
-    steps, the others being left out by the step cache. section: of a section besides its steps: preparing, decoding, saving.
+    kind: as `kind_of`. start: before the first sampling, without downloads. step: of a computed step. share: computed steps of
+    all, the others being left out by the step cache. section: of a section besides its steps: preparing, decoding, saving.
     """
 
     kind: str
