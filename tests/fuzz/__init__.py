@@ -1,1 +1,1 @@
-"""Files that nobody would make: every reader of the program on mutations of good ones; see __main__.py."""
+"""Fuzz every reader of the program with mutations of good files; see __main__.py."""

@@ -1,13 +1,13 @@
-"""Try every reader on files that nobody would make: `python -m tests.fuzz [--minutes N] [--seed S] [--keep DIR] [READER...]`.
+"""Fuzz every reader with mutations of good files: `python -m tests.fuzz [--minutes N] [--seed S] [--keep DIR] [READER...]`.
 
     --minutes N   for all of these readers together (a quarter for each)
     --seed S      other mutations (0)
     --case K      one case alone, in this process, with its traceback
     --keep DIR    where files that make a reader fail are kept (fuzz-findings)
 
-Each reader runs in a process of its own, which may crash, hang or grow: that is a finding like a traceback that is not the
-reader's own error. What a case takes is counted in seconds of the processor, so that other work beside it is no finding.
-Findings of one kind are told once. Exit code 1 where there are any.
+Each reader runs in a process of its own. A crash, a hang and growing memory are findings, as is an exception that is not one of
+the reader's own errors. Time is measured in seconds of the processor, so that other work on the machine causes no findings.
+Each kind of finding is printed once. The exit code is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ import psutil
 from tests.fuzz.cases import MOST_BYTES, cases_of
 from tests.fuzz.readers import READERS
 
-# A case that works without end is ended after so many seconds of the processor, one that waits after so many of the clock; one
-# that only takes long tells itself.
+# A case is ended after so many seconds of the processor, or, if it only waits, of the clock. The child process itself reports a
+# case that ends but takes long.
 HANGS_SECONDS, WAITS_SECONDS = 10.0, 100.0
-# Of a reader where nobody says how many.
+# Minutes of each reader without --minutes.
 MINUTES = 0.25
-# Importing, and making the seeds; of the processor.
+# Seconds of the processor that importing and making the seeds may take.
 START_SECONDS = 60.0
-# How often the process's memory is looked at.
+# Seconds between two looks at the child's memory.
 LOOK_SECONDS = 0.05
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass
 class Watched:
-    """What came of a reader. findings: kind -> the first of its kind."""
+    """Collect the findings of a reader. cases: how many were run. findings: kind -> the first finding of this kind."""
 
     name: str
     cases: int = 0
@@ -59,7 +59,10 @@ class Watched:
 
 
 def watch(name: str, seed: int, seconds: float, folder: Path) -> Watched:
-    """Run a reader's cases for so long; a new process takes over behind the case at which one ended."""
+    """Run a reader's cases for some seconds. When its process ends, a new one goes on after the case at which it ended.
+
+    folder: where files that cause findings are kept.
+    """
     watched, first, end = Watched(name), 0, time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         case, kind = _watch_one(watched, seed, first, left, folder)
@@ -73,7 +76,10 @@ def watch(name: str, seed: int, seconds: float, folder: Path) -> Watched:
 
 
 def _watch_one(watched: Watched, seed: int, first: int, seconds: float, folder: Path) -> tuple[int, str]:
-    """(last case, how it ended) of one process."""
+    """Run one process from case `first` on, and return its last case and how it ended.
+
+    That is "end" (the time is over), "memory" (a finding that needs a new process), "hang" or "crash: ...".
+    """
     command = [sys.executable, "-m", "tests.fuzz.child", watched.name, str(seed), str(first), str(seconds), str(folder)]
     with _process(command) as (process, lines):
         case, since, used, base = first, time.monotonic(), 0.0, 0
@@ -113,7 +119,7 @@ def _process(command: list[str]) -> Iterator[tuple[subprocess.Popen, queue.Queue
 
 def _read(process: subprocess.Popen, lines: queue.Queue) -> None:
     for line in process.stdout or ():
-        # A library may print, too.
+        # Lines that are no JSON were printed by a library.
         with contextlib.suppress(ValueError):
             lines.put(json.loads(line))
     lines.put(None)

@@ -1,4 +1,4 @@
-"""Cases of a reader: each is known by its number, and made again from it."""
+"""Make and run the cases of a reader; each is made from its number, so that it can be made again."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ from eichi_utils.problems import UserError
 from tests.fuzz.mutate import mutated
 from tests.fuzz.readers import READERS, Reader
 
+# Seconds of the processor, and bytes, that a case may take.
 MOST_SECONDS = 2.0
 MOST_BYTES = 300 * 2**20
 MIB = 2**20
-# Folders of the program, whose lines tell findings apart.
+# Folders of the program.
 OURS = ("eichi_utils", "lora_utils", "diffusers_helper", "locales", "fuzz")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: what makes two findings one: the place of an error, or "time", "memory" and "crash". details: for who mends it."""
+    """Hold one finding.
+
+    kind: findings of one kind are the same fault: type and place of an error, or "time" or "memory". details: traceback or
+    figures. data, name: content and name of the file.
+    """
 
     reader: str
     case: int
@@ -39,7 +44,10 @@ class Finding:
 
 
 class Cases:
-    """Mutations of a reader's seeds, in a folder that is emptied after each. Case 0 to the number of seeds are the seeds."""
+    """Make and run the mutations of a reader's seeds, each in a folder that is deleted after it.
+
+    The first cases, as many as there are seeds, are the seeds themselves. seed: other numbers give other mutations.
+    """
 
     def __init__(self, reader: Reader, seed: int, folder: Path):
         self.reader, self.seed, self.folder = reader, seed, folder
@@ -60,12 +68,12 @@ class Cases:
         return f"case{case}{suffix}", data
 
     def run(self, case: int) -> Finding | None:
-        """Read a case; None if it ends as a reader may end, in time and in little memory."""
+        """Read the file of a case; returns None if the reader ends as it may, in time and in little memory."""
         name, data = self.make(case)
         place = self.folder / "place"
         place.mkdir()
         (place / name).write_bytes(data)
-        # Of the processor: a machine with other work is no reader's fault, and who only waits is ended as one that hangs.
+        # Time of the processor: other work on the machine does not count, and a reader that only waits is ended as a hang.
         before, began = _peak(), time.process_time()
         try:
             kind, details = _ended(self.reader, place / name)
@@ -80,7 +88,7 @@ class Cases:
 
 
 def _ended(reader: Reader, path: Path) -> tuple[str, str]:
-    """(kind, details) of an error that no reader may end in; ("", "") otherwise."""
+    """Read a file; returns kind and details of an error that no reader may raise, else ("", "")."""
     try:
         with warnings.catch_warnings(), _silence():
             warnings.simplefilter("ignore")
@@ -100,7 +108,7 @@ def _ended(reader: Reader, path: Path) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Thousands of warnings of damaged files tell nobody anything."""
+    """Turn logging off: thousands of warnings about damaged files help nobody."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -115,7 +123,7 @@ def _peak() -> int:
 
 @contextlib.contextmanager
 def cases_of(name: str, seed: int) -> Iterator[Cases]:
-    """Cases of a reader in a folder that goes afterwards; nothing of them lies elsewhere."""
+    """Make the cases of a reader in a temporary folder, where the reader's own temporary files lie too."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="eichi-fuzz-") as folder:
         (Path(folder) / "temporary").mkdir()

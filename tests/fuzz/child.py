@@ -1,6 +1,6 @@
-"""A process that reads cases until it is ended: `python -m tests.fuzz.child READER SEED FIRST SECONDS FOLDER`.
+"""Run a reader's cases in turn until the time is over: `python -m tests.fuzz.child READER SEED FIRST SECONDS FOLDER`.
 
-Before each case it says its number, so that who watches knows which one a crash, a hang or too much memory belongs to.
+Before each case it prints the number, so that the parent knows to which case a crash, a hang or too much memory belongs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.fuzz.cases import cases_of
 
-# Beyond what the process has at its start; a case that wants more ends in a MemoryError.
+# Bytes of addresses beyond those at the start; a case that wants more ends in a MemoryError.
 MOST_ADDRESSES = 3 * 2**30
 
 
@@ -25,13 +25,13 @@ def main(name: str, seed: int, first: int, seconds: float, folder: Path) -> None
         while time.monotonic() < end:
             _say({"case": case})
             finding = cases.run(case)
-            # What is imported late, and takes its time, belongs to no case.
+            # Late imports in the first case take time and memory, which is not its fault.
             if finding and not (case == first and finding.kind in ("time", "memory")):
                 kept = folder / f"{name}-{case}-{finding.name}"
                 kept.write_bytes(finding.data)
                 _say({"case": case, "kind": finding.kind, "details": finding.details, "file": str(kept)})
                 if finding.kind == "memory":
-                    # The highest that it ever used says no more of the next case.
+                    # The process's memory peak can measure no further case.
                     return
             case += 1
         _say({"end": case})

@@ -1,4 +1,4 @@
-"""Changes of good files: of bytes, and of what the bytes mean, so that the change gets past the first check of a reader."""
+"""Change good files: their bytes, or their content in its own format, so that the change passes a reader's first check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-# As they stand in a document: most of them are no value that Python could write.
+# Values as they stand in a JSON document; most of them could not be written by Python's json module.
 NASTY = (
     *("null", "true", "-1", "0", "1.5", "1e999", "-1e999", "1e-400", "NaN", "Infinity", "7" * 400, "-" + "7" * 5000, "9" * 19),
     *('""', '"\\ud800"', '"\\udfff\\ud800"', '"\\u0000"', '"a\\u001b[2J\\nb"', '"../../../etc/passwd"', '"/dev/zero"', '"/"'),
@@ -33,7 +33,7 @@ MOST = 4 * 2**20
 
 
 def mutated(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
-    """Return a changed file. others: what may be spliced into it."""
+    """Return a changed file of at most MOST bytes. others: files of which parts may be inserted."""
     shaped = _shaped(data)
     if shaped and random.random() < 0.7:
         with suppress(ValueError, KeyError, struct.error, zipfile.BadZipFile, UnicodeError, RecursionError, OverflowError):
@@ -61,7 +61,7 @@ def _shaped(data: bytes) -> Callable[[bytes, Random], bytes] | None:
 
 def _bytes_changed(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
     size = len(data)
-    # What stands first says what the rest is.
+    # Half of the changes are among the first 400 bytes, which describe the rest.
     at = random.randrange(size + 1) if random.random() < 0.5 else random.randrange(min(size, 400) + 1)
     length = random.choice((1, 2, 4, 8, 64, 1000))
     kind = random.randrange(9)
@@ -88,7 +88,7 @@ def _bytes_changed(data: bytes, others: Sequence[bytes], random: Random) -> byte
 
 
 def json_changed(data: bytes, random: Random) -> bytes:
-    """A document with some values and keys in place of others, in some encoding."""
+    """Change some values and keys of a JSON document, and encode it in one of several encodings."""
     document = json.loads(data.decode("utf-8-sig"))
     holes: list[str] = []
     for _ in range(random.choice((1, 1, 1, 2, 5))):
@@ -101,7 +101,7 @@ def json_changed(data: bytes, random: Random) -> bytes:
 
 
 def _document_changed(value: Any, random: Random, holes: list[str]) -> Any:
-    """A document with one place changed; what no Python value can be leaves a hole to be filled in the text."""
+    """Change one place of a document. Values from NASTY are put in as numbered holes, to be filled in the text."""
     inside = isinstance(value, (dict, list)) and value and random.random() < 0.85
     if not inside:
         holes.append(random.choice(NASTY))
@@ -116,7 +116,7 @@ def _document_changed(value: Any, random: Random, holes: list[str]) -> Any:
         return value[:key] + [_document_changed(value[key], random, holes)] * copies + value[key + 1 :]
     changed = {**value, key: _document_changed(value[key], random, holes)}
     if random.random() < 0.1:
-        # Another field's value, of another type.
+        # Take another field's value, which often has another type.
         changed[key] = value[random.choice(keys)]
     return changed
 
@@ -131,7 +131,7 @@ def _safetensors(data: bytes, random: Random) -> bytes:
 
 
 def _png(data: bytes, random: Random) -> bytes:
-    """Chunks with right checksums: changed, twice, in another order, or new ones with text."""
+    """Change the chunks of a PNG and keep their checksums right: other content, repeated, shuffled, removed, or new texts."""
     chunks, at = [], 8
     while at + 12 <= len(data):
         (size,) = struct.unpack_from(">I", data, at)
@@ -172,7 +172,7 @@ def _text_chunk(random: Random) -> tuple[bytes, bytes]:
 
 
 def _zip(data: bytes, random: Random) -> bytes:
-    """Members with right checksums: other contents, names, and kinds of compression."""
+    """Change the members of a ZIP and keep their checksums right: other contents, names and kinds of compression."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
     number = random.randrange(len(members))
@@ -185,7 +185,7 @@ def _zip(data: bytes, random: Random) -> bytes:
     elif kind == 2:
         members.append(members[number])
     elif kind == 3 and not name.endswith((".yaml", ".yml")):
-        # Much of it in few bytes.
+        # Much content that takes few bytes when it is compressed.
         members[number] = (name, content + bytes(random.choice((2**18, 2**24))))
     else:
         texts = [number for number, (name, _) in enumerate(members) if name.endswith((".yaml", ".yml"))]
@@ -200,7 +200,7 @@ def _zip(data: bytes, random: Random) -> bytes:
 
 
 def _yaml(data: bytes, random: Random) -> bytes:
-    """A scalar, or a whole line, is another."""
+    """Change one line of a YAML document: its value, the whole line, a repeated line, or a line that is cut off."""
     lines = data.decode(errors="replace").splitlines()
     number = random.randrange(len(lines))
     nasty = random.choice((*NASTY, *YAML))
@@ -217,7 +217,7 @@ def _yaml(data: bytes, random: Random) -> bytes:
 
 
 def _boxes(data: bytes, random: Random) -> bytes:
-    """A box of an MP4 says that it has another size."""
+    """Change the size of an MP4 box, or one of the first numbers in it."""
     places = [found.start() - 4 for found in re.finditer(rb"[a-z]{3}[a-z0-9 ]", data) if found.start() >= 4]
     at = random.choice(places)
     sizes = (*NUMBERS[:10], random.randrange(2**16), struct.unpack_from(">I", data, at)[0] + random.choice((-8, -1, 1, 8)))

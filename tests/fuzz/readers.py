@@ -1,4 +1,4 @@
-"""The readers of files that users bring: where each begins, what reads its files, and how it may refuse."""
+"""List all readers of files that users bring: their seed files, the function that reads, and the errors it may raise."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ from tests.fuzz import seeds
 
 @dataclass(frozen=True)
 class Reader:
-    """read: of a file, in a folder of its own. errors: beside UserError, what callers of the reader expect."""
+    """Describe a reader.
+
+    seeds: writes good files into a folder. read: reads a file, which lies in a folder of its own. errors: what its callers
+    handle besides UserError.
+    """
 
     name: str
     seeds: Callable[[Path], Iterable[Path]]
@@ -40,7 +44,7 @@ class Reader:
 
 
 def say(problems: Iterable[Problem]) -> None:
-    """Every problem as the user is told it."""
+    """Make the sentence of every problem, and check that it can be encoded."""
     t = Translator("en")
     for problem in problems:
         t(f"problem.{problem.key}", **problem.values).encode()
@@ -109,7 +113,7 @@ def read_sections(path: Path) -> None:
 
 
 def _store(path: Path, name: str) -> JsonFile:
-    """The file in a folder of its own, since what is damaged is kept beside it."""
+    """Copy a file to a folder of its own, because damaged files are kept beside it, and return it as a JsonFile."""
     place = path.parent / path.stem
     place.mkdir()
     (place / name).write_bytes(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Good files for every reader to begin with, and a few that are odd in a way that chance would not find."""
+"""Write good files for every reader, and a few unusual ones that random changes would not produce."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.eichi_utils.helpers import latent_file, request
 
 TESTS = Path(__file__).parents[1]
 CASES, COMPAT = TESTS / "cases", TESTS / "golden" / "compat"
-# Seeds that are larger make slow cases.
+# Bytes of the largest seed: larger ones make slow cases.
 MOST_SEED = 3 * 2**20
 
 
@@ -39,7 +39,7 @@ def _written(folder: Path, files: dict[str, object]) -> list[Path]:
 
 
 def _whole_request(mode: str) -> dict:
-    """A document with something in every field that may have it."""
+    """Return a request document with a value in every field that the mode has."""
     more: dict = {"prompt": "a cat", "loras": [{"file": "ink.safetensors", "strength": 0.5}]}
     if mode == "single":
         more["controls"] = [{"image": "a.png", "index": 3, "mask": "m.png"}]
@@ -61,7 +61,7 @@ def document_seeds(folder: Path) -> list[Path]:
 
 
 def film(folder: Path) -> Path:
-    """A film as the program writes it, with its request."""
+    """Write a film with its request in the metadata, as the program does, and return its path."""
     path = folder / "own.mp4"
     with av.open(str(path), "w", options={"movflags": "use_metadata_tags"}) as container:
         container.metadata.update(metadata.mp4_tags(request("forward", "a.png")))
@@ -116,27 +116,27 @@ def picture_seeds(folder: Path) -> list[Path]:
 
 
 def exif_of_many_tags(jpeg: bytes) -> bytes:
-    """A JPEG with a directory of 300 texts that all lie at one place."""
+    """Return a JPEG whose EXIF directory has 300 texts that all lie at one place."""
     entries = b"".join(struct.pack("<HHII", 0x9C00 + number, 2, 2000, 8 + 2 + 300 * 12 + 4) for number in range(300))
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 300) + entries + bytes(4) + b"a" * 2000
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + jpeg[2:]
 
 
 def _comments(gif: bytes) -> bytes:
-    """A GIF with comments of many parts before its pictures."""
+    """Return a GIF with comments of many parts before its pictures."""
     at = 13 + (3 << (gif[10] & 7) + 1 if gif[10] & 0x80 else 0)
     return gif[:at] + (b"!\xfe" + (b"\x03abc") * 50 + b"\0") * 50 + gif[at:]
 
 
 def _bmp() -> bytes:
-    """Runs of colours of 8 bits, ends of lines, a step aside and plain bytes."""
+    """Return a run-length encoded BMP of 8 bits that uses runs, ends of lines, a move and plain bytes."""
     runs = b"\x10\1\0\0" + b"\0\2\4\1" + b"\0\4\1\2\3\4" + b"\0\1"
     head = struct.pack("<IiiHHIIiiII", 40, 32, 32, 1, 8, 1, len(runs), 0, 0, 256, 0)
     return b"BM" + struct.pack("<IHHI", 54 + 1024 + len(runs), 0, 0, 54 + 1024) + head + bytes(range(256)) * 4 + runs
 
 
 def _psd() -> bytes:
-    """The smallest Photoshop file: 16 x 16 pixels of three channels, not compressed."""
+    """Return the smallest Photoshop file: 16 x 16 pixels of three channels, not compressed."""
     head = b"8BPS\0\1" + bytes(6) + b"\0\3" + b"\0\0\0\x10" * 2 + b"\0\x08\0\3"
     return head + bytes(12) + b"\0\0" + bytes(range(256)) * 3
 
@@ -171,7 +171,7 @@ def latent_seeds(folder: Path) -> list[Path]:
 
 
 def write_lora(path: Path) -> Path:
-    """Two layers of PEFT's names, rank 1."""
+    """Write a LoRA of rank 1 for two layers, in PEFT's names, and return its path."""
     tensors: dict[str, numpy.ndarray] = {}
     for layer in ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.attn.to_q"):
         tensors[f"transformer.{layer}.lora_A.weight"] = numpy.full((1, 3072), 0.1, numpy.float16)
@@ -195,7 +195,7 @@ def sections_seeds(folder: Path) -> list[Path]:
         written.writestr("sections.yaml", "section_info: []\n")
         for number in range(10):
             written.writestr(f"{number:03d}.png", bytes(2**18))
-    # Those that are large when they are unpacked have tests of their own.
+    # Archives that become large when they are unpacked have tests of their own.
     return [folder / "packed.zip"] + [
         file for file in _cases(".zip") if not file.name.endswith(("_6_GB.zip", "_MB_each.zip", "_hangs_import.zip"))
     ]
@@ -236,7 +236,7 @@ def film_seeds(folder: Path) -> list[Path]:
 
 
 def _tables(folder: Path) -> list[Path]:
-    """Films whose frames all have one size, with times, parts and pieces."""
+    """Write MP4 files with tables that few films have: one size for all samples, time offsets, edit lists, fragments."""
     parts = boxes.box(b"edts", boxes.table(b"elst", 1, 3, 0, 0x10000))
     piece = boxes.box(b"traf", boxes.full(b"tfhd", bytes(4)), boxes.full(b"trun", bytes(4)))
     made = {
@@ -250,7 +250,7 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def film_text_seeds(folder: Path) -> list[Path]:
-    """Of Matroska: texts before and behind the pictures, and a recording without an end."""
+    """Write Matroska films with texts before and behind the pictures, and a live recording of unknown length."""
     said = elements.tags(elements.text(b"COMMENT", b"hello"), elements.text(b"TITLE", "花火".encode("cp932")))
     shown = elements.tracks(elements.track(1, elements.number("23E383", 41_666_666)))
     made = {

@@ -1,4 +1,4 @@
-"""A hundred files that nobody would make for every reader; `python -m tests.fuzz` goes on for as long as one likes."""
+"""Test every reader on a hundred mutated files; `python -m tests.fuzz` tries as many as one likes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CASES, SEED = 100, 1
 def test_no_file_ends_in_a_traceback(name: str) -> None:
     """The same mutations on every machine; a case that fails here is made again by `--seed 1 --case N`."""
     with cases_of(name, SEED) as made:
-        # Importing late is no case's fault.
+        # The first case does the late imports, which count for none.
         made.run(0)
         for case in range(len(made.seeds), len(made.seeds) + CASES):
             finding = made.run(case)
@@ -42,7 +42,7 @@ def broken(read) -> Reader:
 
 
 def test_findings_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A traceback and too much time; a reader's own refusal is none, and memory tells nothing else."""
+    """A traceback and too much time are findings; a reader's own refusal is none, and much memory is nothing else."""
 
     def refuses(path: Path) -> None:
         raise UserError([Problem("", "not_an_object")])
@@ -61,14 +61,14 @@ def test_findings_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cases, "MOST_SECONDS", 0.1)
     monkeypatch.setattr(cases, "MOST_BYTES", 2**24)
     kinds = {}
-    # Not every change makes a document that fails; all take their time.
+    # Not every changed document makes `fails` fail, so it gets more cases.
     for number, (read, count) in enumerate(((refuses, 30), (fails, 30), (works, 2), (grows, 3))):
         (tmp_path / str(number)).mkdir()
         made = Cases(broken(read), 0, tmp_path / str(number))
         kinds[read.__name__] = {finding.kind.split()[0] for case in range(count) if (finding := made.run(case))}
     assert kinds["refuses"] == set() and kinds["works"] == {"time"}
     assert {"TypeError", "JSONDecodeError"} <= kinds["fails"]
-    # The highest use so far grows only where this process never used so much before.
+    # The memory peak of this process grows only if no earlier test used as much.
     assert kinds["grows"] <= {"memory"}
 
 
@@ -102,7 +102,7 @@ def test_a_case_is_made_again_by_its_number() -> None:
 
 
 def test_changes_get_past_the_first_check() -> None:
-    """Most changed documents are still JSON, or only what Python's parser takes for it."""
+    """Most changed documents are still read as JSON by Python's parser."""
     data = json.dumps({"prompt": "a cat", "seed": 7, "loras": [{"file": "a", "strength": 1}]}).encode()
     changed = [mutated(data, [data], Random(number)) for number in range(200)]
     assert len(set(changed)) > 150

@@ -1,1 +1,1 @@
-"""Reference vectors and their replay through the product's code."""
+"""Replay reference vectors of the original FramePack through the program's code."""

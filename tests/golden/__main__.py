@@ -1,4 +1,7 @@
-"""`python -m tests.golden FOLDER`: a line for every vector file with its largest error; exit code 1 if one is too large."""
+"""Replay a folder of reference vectors and print each file's errors: `python -m tests.golden FOLDER`.
+
+The exit code is 1 if an error is too large or there are no vectors.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replays reference vectors (names and keys: README.md here) through the product's code."""
+"""Replay reference vectors through the program's code. README.md in this folder describes the files and their keys."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ from lora_utils.files import LoraError
 from tests.golden.replay_loras import EXPECTED, lora_checks
 
 Replay = Callable[[Path, "TinyPool"], Iterator["Check"]]
+# Largest absolute errors.
 LATENTS, SCHEDULE, PIXELS, EXACT = 1e-4, 1e-5, 2e-3, 0.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: its largest absolute error and what is allowed."""
+    """Hold one comparison: its largest absolute error, and the largest that is allowed."""
 
     name: str
     error: float
@@ -71,7 +72,10 @@ class Result:
 
 
 class TinyPool:
-    """The reference's tiny networks in the place of a ModelPool, from the folder or else from this one, when first needed."""
+    """Stand in for a ModelPool with the reference's tiny networks, which are loaded when they are first needed.
+
+    Their files are taken from `folder`, or from this folder where it has none.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -107,7 +111,7 @@ class TinyPool:
 
 
 def replay_folder(folder: Path) -> Iterator[Result]:
-    """A result for every vector file in the folder; one that cannot be read as its name promises has failed."""
+    """Replay every vector file in a folder and yield its result; a file that does not hold what its name says has failed."""
     pool = TinyPool(folder)
     for path in sorted(folder.iterdir()):
         for pattern, replay in REPLAYS.items():
@@ -128,7 +132,7 @@ def _replayed(path: Path, name: str, replay: Replay, pool: TinyPool) -> Result:
 
 
 def load(path: Path, metadata_key: str = "params") -> tuple[dict[str, Tensor], dict]:
-    """Tensors, and the JSON of one metadata entry."""
+    """Return the tensors of a file, and the JSON document in one entry of its metadata."""
     with safe_open(path, framework="pt") as opened:
         metadata = opened.metadata() or {}
     return load_file(path), json.loads(metadata.get(metadata_key, "{}"))
@@ -213,7 +217,7 @@ def replay_film(path: Path, pool: TinyPool) -> Iterator[Check]:
 
 
 def film_request(params: dict, tensors: dict[str, Tensor]) -> ReverseRequest | ForwardRequest:
-    """The request whose plan is the vector's film; pictures are named, never opened."""
+    """Return the request whose plan is that of the vector's film. Its pictures are names only and never opened."""
     sections, window = params["sections"], float(params["window"])
     common = {
         "image": "start",

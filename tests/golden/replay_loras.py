@@ -1,4 +1,4 @@
-"""Replays `lora/`: one update in many file formats, and files that must be refused or used in part."""
+"""Replay the files in `lora/`: one update in many file formats, and files that must be refused or used in part."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from lora_utils.factors import updates
 from lora_utils.files import LoraError, read_header
 from lora_utils.formats import Shapes, analyse
 
+# Largest absolute errors of an update, and of one that was stored in 16 bits.
 DELTA, HALF_DELTA = 1e-6, 2e-3
 EXPECTED = "expected_deltas.safetensors"
-# What a refused file must be refused for, by the end of its name.
+# Reasons for which files must be refused, by their names.
 REASONS = {"bad_shape": "shape", "bad_unknown_modules": "no_modules"}
 
 
 def deltas_of(path: Path, shapes: Shapes) -> dict[str, Tensor]:
-    """What a file adds to each layer at strength 1. Raises LoraError."""
+    """Return what a file adds to each layer at strength 1. Raises LoraError."""
     header = read_header(path)
     tensors = load_file(path)
     found: dict[str, Tensor] = {}
@@ -31,7 +32,7 @@ def deltas_of(path: Path, shapes: Shapes) -> dict[str, Tensor]:
 
 
 def lora_checks(path: Path, net: torch.nn.Module) -> Iterator[tuple[str, float, float]]:
-    """(name, error, tolerance) of every comparison for one file."""
+    """Yield (name, error, tolerance) of every comparison for one file."""
     shapes = shapes_of(net)
     if path.stem in REASONS:
         reason = REASONS[path.stem]

@@ -1,4 +1,4 @@
-"""The reference vectors: numbers of the original FramePack, replayed through the product's code."""
+"""Test the program's code against reference vectors, which are numbers of the original FramePack."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def pool() -> TinyPool:
 
 
 def marked(names: list[str]) -> list:
-    """Whole films with their pictures take seconds; everything else is quick."""
+    """Return test parameters in which whole films, which take seconds, are marked as slow."""
     slow = {name for name in names if name.startswith("film_")}
     return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
 
 
-# Longer films, whose own are plans and latents. Their pictures are decoded and blended as those of the other eight.
+# Longer films of which only the latents are compared: their frames are decoded and blended as those of the other eight.
 LATENTS_ALONE = {"film_reverse_6.safetensors", "film_reverse_keyframes.safetensors", "film_forward_strength.safetensors"}
 
 
 def grey(vae, latents, known, room, side):
-    """Instead of decoding."""
+    """Replace decoding by grey frames."""
     yield torch.zeros(1, 3, frames_of(latents.shape[2]), 64, 64)
 
 
@@ -64,7 +64,7 @@ def test_the_original_made_the_same(pool, name, monkeypatch):
 
 @pytest.mark.parametrize("name", marked([*fnmatch.filter(VECTORS, "transformer_*"), "film_reverse_1.safetensors"]))
 def test_fused_products_make_the_same(name):
-    """Weights in slabs, where q, k and v are one product."""
+    """With weights in slabs, q, k and v are computed as one product, which must give the same numbers."""
     pool = TinyPool(FOLDER)
     in_slabs(pool.net)
     replay = next(replay for pattern, replay in REPLAYS.items() if fnmatch.fnmatch(name, pattern))
@@ -92,7 +92,7 @@ def test_every_lora_file_is_there():
 
 
 def test_main_replays_lora_and_fails_where_a_delta_is_off(tmp_path, capsys):
-    """A wrong factor, and a bad file that is no longer bad."""
+    """The replay fails for a wrong factor, and for a file that should be refused and is not."""
     shutil.copytree(FOLDER / "lora", tmp_path / "lora")
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("ok   lora/") == 13
@@ -112,7 +112,7 @@ def copy(folder: Path, *names: str) -> Path:
 
 
 def tamper(file: Path, tensor: str, change) -> None:
-    """Change one tensor in place, metadata kept."""
+    """Change one tensor of a file, and keep the file's metadata."""
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     tensors = load_file(file)
@@ -161,7 +161,7 @@ def test_main_fails_where_one_number_is_off(tmp_path, capsys, name, tensor, valu
 
 
 def test_main_fails_where_a_velocity_is_off(tmp_path, capsys):
-    """Through the networks too."""
+    """A wrong number is found in a replay through the networks too."""
     name = "transformer_single_no_context.safetensors"
     copy(tmp_path, *NETWORKS, name)
     assert lines_of(capsys, tmp_path, 0)[0].startswith("ok ")

@@ -1,4 +1,7 @@
-"""What a right film looks like. Each check raises AssertionError with its figures; `test_faults.py` proves that it can."""
+"""Check that a film shows what it should; a check that fails raises AssertionError with its figures.
+
+`test_faults.py` proves that the checks can fail.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,21 @@ from miniature.clips import MOVE, PAN, VECTORS
 from miniature.evaluate import decibels
 from tests.meaning.studio import LAST
 
-# Loose on purpose: a direction is a question of yes or no.
+# Least way along the direction and most way aside, as shares of the expected way; loose, because only the direction matters.
 ENOUGH, SIDEWAYS = 0.5, 0.35
-# A picture of the film may be this much farther from the original than what the VAE alone makes of it.
+# dB that a frame may lie below what the VAE alone makes of the picture.
 LOSS = 3.0
-# The same picture is at least this much nearer than another one.
+# dB by which a frame is at least nearer to its own picture than to another one.
 CLEARLY = 10.0
+# Most distance between neighbours in time, as a multiple of the usual one.
 JUMP = 3.0
 
 
 def goes(way: Tensor, direction: int, latents: int = LAST, distance: float = MOVE) -> None:
-    """way (x, y) leads in a direction, and hardly aside. distance: what a section's latents cover in the miniature's clips."""
+    """Check that a way (x, y) leads in a direction and hardly aside.
+
+    latents: number of latents in which the way was made. distance: the way of a whole section in the miniature's clips.
+    """
     expected = distance * latents / LAST
     vector = torch.tensor(VECTORS[direction])
     along = (way @ vector).item()
@@ -32,36 +39,39 @@ def goes(way: Tensor, direction: int, latents: int = LAST, distance: float = MOV
 
 
 def pans_over(way: Tensor, direction: int) -> None:
-    """The picture goes the other way than the camera."""
+    """Check that the picture moved by `way`, opposite to the camera's direction."""
     goes(-way, direction, distance=PAN)
 
 
 def starts_with(frame: Tensor, picture: Tensor, best: Tensor, other: Tensor) -> None:
-    """best: what the VAE alone makes of the picture. other: a picture that the frame must not be like."""
+    """Check that a frame shows a picture.
+
+    best: what the VAE alone makes of the picture. other: a picture that the frame must not resemble.
+    """
     near, possible, far = decibels(frame, picture), decibels(best, picture), decibels(frame, other)
     figures = f"{near:.1f} dB from the picture, {possible:.1f} possible, {far:.1f} from another"
     assert near >= possible - LOSS and near >= far + CLEARLY, figures
 
 
 def nears(frame: Tensor, without: Tensor, picture: Tensor, gain: float) -> None:
-    """frame is nearer to the picture than the frame of a film that was not shown the picture, by so many dB."""
+    """Check that a frame is nearer to a picture, by `gain` dB, than the same frame of a film made without the picture."""
     near, far = decibels(frame, picture), decibels(without, picture)
     assert near >= far + gain, f"{near:.1f} dB from the picture, {far:.1f} without it"
 
 
 def stays(frame: Tensor, before: Tensor, picture: Tensor) -> None:
-    """frame is still nearer to what it was before than to the picture."""
+    """Check that a frame is still nearer, by 3 dB, to what it was before than to a picture."""
     near, far = decibels(frame, before), decibels(frame, picture)
     assert near >= far + 3, f"{near:.1f} dB from what it was, {far:.1f} from the picture"
 
 
 def meet(before: Tensor, after: Tensor) -> None:
-    """The circle (x, y) at two neighbouring latents: hardly farther apart than it goes in that time."""
+    """Check that the circle's places (x, y) at two neighbouring latents are hardly farther apart than it moves in that time."""
     distance, expected = (after - before).norm().item(), MOVE / LAST
     assert distance <= JUMP * expected, f"{distance:.3f} apart, {expected:.3f} expected"
 
 
 def smooth(steps: Sequence[float]) -> None:
-    """steps: how far neighbours in time are from each other. None is much larger than the middle one."""
+    """Check that no step, the distance between two neighbours in time, is much larger than the median one."""
     middle = statistics.median(steps)
     assert max(steps) <= JUMP * middle, f"steps of {[round(step, 3) for step in steps]}"

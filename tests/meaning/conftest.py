@@ -1,4 +1,4 @@
-"""One studio for the whole folder: its networks are loaded, and its films made, once."""
+"""Provide one studio for all tests of this folder, so that networks are loaded and films made only once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
 
 @pytest.fixture(scope="session")
 def circle(studio: Studio) -> str:
-    """In the middle, with room on all sides."""
+    """Return a picture of a circle in the middle, with room on all sides."""
     return studio.circle(0.5, 0.5)
 
 
 @pytest.fixture(scope="session")
 def corner(studio: Studio) -> str:
-    """At the top right, with room for two sections to the left and down."""
+    """Return a picture of a circle at the top right, with room to move left or down for two sections."""
     return studio.circle(0.8, 0.2)
 
 

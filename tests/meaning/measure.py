@@ -1,4 +1,4 @@
-"""What is to be seen in a frame: where the red circle is, how far the picture was shifted, how much it was enlarged.
+"""Measure what a frame shows: where the red circle is, how far the picture was shifted, how much it was enlarged.
 
 Frames are (3, H, W) in -1..1. Places and distances are shares of the picture's side, x to the right and y down.
 """
@@ -13,7 +13,7 @@ LARGEST_ZOOM, ZOOM_STEPS = 1.6, 41
 
 
 def place(frame: Tensor) -> Tensor:
-    """Centre (x, y) of what is clearly redder than anything else; raises if nothing is."""
+    """Return the centre (x, y) of the clearly red pixels. Raises AssertionError if there are none."""
     red = (frame[0] - (frame[1] + frame[2]) / 2 - 0.6).clamp_min(0)
     if red.sum() < 1:
         raise AssertionError("nothing red is to be seen")
@@ -24,7 +24,7 @@ def place(frame: Tensor) -> Tensor:
 
 
 def shift(first: Tensor, last: Tensor) -> Tensor:
-    """How far (x, y) the picture went from one frame to the other, by phase correlation."""
+    """Return how far (x, y) the picture moved between two frames, by phase correlation."""
     height, width = first.shape[-2:]
     window = torch.hann_window(height)[:, None] * torch.hann_window(width)
     one, other = (torch.fft.fft2((frame.mean(0) - frame.mean()) * window) for frame in (first, last))
@@ -39,7 +39,7 @@ def _signed(cell: int, cells: int) -> float:
 
 
 def magnification(first: Tensor, last: Tensor) -> float:
-    """How many times larger the middle of the first frame is in the last one: the best fit among factors up to 1.6."""
+    """Return how many times larger the middle of the first frame is in the last one: the best fit from 1 / 1.6 to 1.6."""
     errors = {}
     for exponent in torch.linspace(-1, 1, ZOOM_STEPS):
         factor = LARGEST_ZOOM ** exponent.item()

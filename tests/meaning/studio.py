@@ -1,4 +1,4 @@
-"""Films of the trained miniature, made by the program's own code from pictures whose truth is known."""
+"""Make films with the trained miniature and the program's own code, from pictures whose content is known."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from miniature.clips import HELD_OUT, SHAPE_NAMES, Scenes, render, scenes
 from miniature.pictures import bank
 
 SIDE = 128
-# Fewer steps than are recommended: enough for direction and place, in less than half of the time.
+# Fewer steps than recommended: enough for direction and place, in less than half of the time.
 STEPS = 4
 SECTION_SECONDS = 1.2
-# Latents of a section, and so the number of its last one; latent 0 is the start picture.
+# Index of a section's last latent in a film of one section, because latent 0 is the start picture.
 LAST = 9
 CAPTIONS = ("to the left", "to the right", "up", "down")
 LEFT, RIGHT, UP, DOWN = range(4)
-# Says that it moves, and not where.
+# A caption that names no direction.
 NOWHERE = "The red circle moves."
 
 
@@ -49,7 +49,7 @@ def pans(direction: int) -> str:
 
 
 class Studio:
-    """Makes pictures and films; the same film only once."""
+    """Make pictures and films; a film that was made before is returned again."""
 
     def __init__(self, folder: Path):
         self.pool = ModelPool(MINIATURE, device="cpu")
@@ -58,12 +58,12 @@ class Studio:
         self._films: dict[str, Tensor] = {}
 
     def circle(self, x: float, y: float) -> str:
-        """A red circle on a plain ground, its centre at (x, y)."""
+        """Draw a red circle on a plain background, its centre at (x, y) in 0..1, and return the picture's path."""
         scene = self._scene("move", 2000, background=0, shape=SHAPE_NAMES.index("circle"), colour=0)
         return self._picture(dataclasses.replace(scene, place=torch.tensor([[x, y]]), size=torch.tensor([0.14])))
 
     def landscape(self) -> str:
-        """A busy picture for a camera to pan and zoom over."""
+        """Draw a picture with much detail for pans and zooms, and return its path."""
         return self._picture(self._scene("pan", 2001, background=6))
 
     def request(self, mode: str, image: str, prompt: str, sections: int = 1, **fields: Any) -> Request:
@@ -72,19 +72,22 @@ class Studio:
         return MODES[mode](image=image, prompt=prompt, **{**quick, **length, **fields})
 
     def film(self, request: Request) -> Tensor:
-        """The film's latents in the order of time, (1, 16, T, h, w)."""
+        """Return the film's latents in the order of time, (1, 16, T, h, w)."""
         key = json.dumps(to_json(request))
         if key not in self._films:
             self._films[key] = self.shoot(request, request.plan())
         return self._films[key]
 
     def shoot(self, request: Request, plan: Plan) -> Tensor:
-        """The same after any plan, and not kept. Decoding a whole film would be most of the time, so nothing is decoded."""
+        """Return the latents of a film that is made after any plan and not kept for later.
+
+        Nothing is decoded, because decoding a whole film would take most of the time.
+        """
         films = [item.film for item in self._sampled(request, plan) if isinstance(item, Decoded)]
         return films[-1]
 
     def joined(self, request: Request) -> Tensor:
-        """The latents of the film together with what is appended to it."""
+        """Return the latents of the film together with those that the request appends to it."""
         *_, last = self._sampled(request, request.plan())
         return last.clip.latents
 
@@ -95,16 +98,16 @@ class Studio:
             return list(sample_film(request, plan, conditions, self.pool, Stop()))
 
     def look(self, film: Tensor, number: int) -> Tensor:
-        """What is to be seen at a latent, (3, H, W), as it came from the sampler: nothing is blended."""
+        """Decode one latent of a film alone to a frame, (3, H, W) in about -1..1."""
         with self.pool.vae() as vae:
             return vae_passes.decode(vae, film[:, :, number : number + 1])[0, :, 0]
 
     def pixels(self, picture: str) -> Tensor:
-        """(3, H, W) in -1..1."""
+        """Return the pixels of a picture file, (3, H, W) in -1..1."""
         return pixels_of(Image.open(picture))[0, :, 0]
 
     def reconstructed(self, picture: str) -> Tensor:
-        """What the VAE alone makes of a picture: no film can be nearer to it."""
+        """Return what the VAE alone makes of a picture, (3, H, W): no frame of a film can be nearer to it."""
         with self.pool.vae() as vae:
             return vae_passes.decode(vae, vae_passes.encode_picture(vae, self.pixels(picture)[None, :, None]))[0, :, 0]
 

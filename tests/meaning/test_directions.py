@@ -1,4 +1,4 @@
-"""The caption decides where things go, from one and the same picture."""
+"""Test that the caption decides in which direction things move from the same picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.meaning.studio import LAST, LEFT, RIGHT, UP, Studio, moves, pans
 
 pytestmark = pytest.mark.model
 
-# Of films to the left and down, both modes' first sections are in `test_sections.py`.
+# The other directions are tested by `test_sections.py`: the first sections of both modes to the left and down.
 WAYS = [("reverse", LEFT), ("reverse", RIGHT), ("reverse", UP), ("forward", RIGHT), ("forward", UP)]
 
 
@@ -35,7 +35,7 @@ def test_the_camera_pans_as_captioned(studio: Studio, landscape: str, mode: str,
 
 @pytest.mark.parametrize("mode", ["reverse", "single"])
 def test_the_camera_zooms_as_captioned(studio: Studio, landscape: str, mode: str) -> None:
-    """1.35 times in the miniature's clips."""
+    """The miniature's clips zoom by a factor of 1.35 in a section."""
     start, factors = studio.pixels(landscape), {}
     for way in ("in", "out"):
         made = studio.film(studio.request(mode, landscape, f"The camera zooms {way}."))

@@ -1,4 +1,4 @@
-"""The checks can fail: classic mistakes are planted, and noticed."""
+"""Test that the checks of this folder can fail: each test plants a classic mistake, and a check must find it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.model
 
 
 def without_history(plan: Plan) -> Plan:
-    """Every section looks at zeros where it should look at its neighbour."""
+    """Return a plan whose sections get zeros instead of the latents of their neighbours."""
 
     def blind(ref: Ref) -> Ref:
         return replace(ref, source="zeros", skip=0) if ref.source == "history" else ref
@@ -33,7 +33,7 @@ def without_history(plan: Plan) -> Plan:
 
 @pytest.fixture
 def scrambled(studio: Studio) -> Iterator[None]:
-    """The transformer's blocks with their weights in another order."""
+    """Shuffle the weights of the transformer's blocks during a test."""
     generator = torch.Generator().manual_seed(0)
     with studio.pool.transformer("framepack") as net:
         weights = [weight for name, weight in net.named_parameters() if "blocks." in name and weight.ndim == 2]

@@ -1,4 +1,4 @@
-"""Two films become one: no seam where they meet, and what is sampled in between leads from one to the other."""
+"""Test films that are joined: no seam where they meet, and latents in between that lead from one to the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.meaning.studio import LEFT, RIGHT, Studio, moves
 
 pytestmark = pytest.mark.model
 
-# How much more than anywhere near may change from one frame to the next where two films meet.
+# Largest change between two frames at a join, as a multiple of the largest one in the NEAR frames before and after it.
 SEAM = 1.5
 NEAR = 6
 
@@ -29,27 +29,27 @@ def written(latents: Tensor, path: Path) -> Path:
 
 
 def no_seam(frames: Tensor, last: int) -> None:
-    """Raises AssertionError if more changes after frame `last` of (3, T, H, W) than after its neighbours."""
+    """Check that no more changes after frame `last` of (3, T, H, W) than after the frames around it."""
     steps = (frames[:, 1:] - frames[:, :-1]).abs().mean((0, 2, 3))
     near = torch.cat([steps[last - NEAR : last], steps[last + 1 : last + 1 + NEAR]])
     assert steps[last] <= SEAM * near.max(), f"{steps[last]:.4f} at the join, at most {near.max():.4f} beside it"
 
 
 def test_a_film_that_was_cut_shows_no_seam(studio: Studio, circle: str, tmp_path: Path) -> None:
-    """Its halves, each a file, joined and decoded as one, jump no more than within; decoded apart, as in the existing program,
-    they do, and lose three frames."""
-    # The middle of the picture is where something happens, and decodes in a quarter of the time.
+    """Two halves of a film, each a file, are joined and decoded together, and show no jump. Decoded apart, as in the existing
+    program, they jump and lose three frames."""
+    # Only the middle of the picture changes, and it decodes in a quarter of the time.
     film = studio.film(studio.request("reverse", circle, moves(LEFT)))[..., 4:12, 4:12]
     cut = 5
     files = [written(part, tmp_path / f"{part.shape[2]}.safetensors") for part in (film[:, :, :cut], film[:, :, cut + 1 :])]
     pieces = [trim(*read_latents(file)) for file in files]
-    # The latent that is missing is made good: hardly more is changed than what the neighbours say.
+    # The missing latent is interpolated from its neighbours.
     whole = join(pieces, 1).latents
     with studio.pool.vae() as vae:
         made = decode(vae, whole)[0]
         apart = torch.cat([decode(vae, piece.latents)[0] for piece in pieces], dim=1)
     assert made.shape[1] == frames_of(10) == 37 and apart.shape[1] == frames_of(5) + frames_of(4)
-    # Frames of five latents, and of the sixth, which was interpolated.
+    # The joins are after the frames of five latents, and after those of the sixth, which was interpolated.
     no_seam(made, frames_of(cut) - 1)
     no_seam(made, frames_of(cut + 1) - 1)
     with pytest.raises(AssertionError, match="at the join"):

@@ -1,4 +1,4 @@
-"""The pictures of a request are in the film: the start first, the end last, a keyframe in its section."""
+"""Test that a film shows the pictures of its request: the start first, the end last, a keyframe in its section."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.meaning.studio import LAST, LEFT, NOWHERE, Studio, moves
 
 pytestmark = pytest.mark.model
 
-# Decoding is slow, so the film that is watched is one of short sections, and the other mode's is looked at in its latents;
-# `test_sections.py` has both modes' joins.
+# Decoding is slow, so only one film of short sections is decoded as a whole; of the other mode single latents are. Joins of
+# both modes are tested in `test_sections.py`.
 SECTIONS, SHORT_LATENTS, SHORT_SECONDS = 2, 5, 0.6
 
 
 @pytest.fixture(scope="module")
 def watched(studio: Studio, circle: str, tmp_path_factory: pytest.TempPathFactory) -> Tensor:
-    """The frames of a film in the standard mode, through the driver into an MP4 and back."""
+    """Return the frames of a standard-mode film that the driver has written to an MP4."""
     folder = tmp_path_factory.mktemp("watched")
     length = {"seconds": SECTIONS * SHORT_SECONDS, "window": 4.5}
     carry_out(studio.request("reverse", circle, moves(LEFT), **length), studio.pool, folder)
@@ -35,7 +35,7 @@ def watched(studio: Studio, circle: str, tmp_path_factory: pytest.TempPathFactor
 
 
 def read(path: Path) -> Tensor:
-    """(frames, 3, H, W) in -1..1 of a film's file."""
+    """Read a film's file, (frames, 3, H, W) in -1..1."""
     return torch.from_numpy(decoded(path)).float().permute(0, 3, 1, 2) / 127.5 - 1
 
 
@@ -52,7 +52,7 @@ def test_latents_of_the_other_mode_start_with_their_picture(studio: Studio, circ
 
 
 def test_a_film_goes_on_without_a_jump(watched: Tensor) -> None:
-    """From frame to frame around the join of two sections."""
+    """No change from frame to frame around the join of two sections is much larger than the others."""
     join = watched[4 * SHORT_LATENTS - 6 : 4 * SHORT_LATENTS + 8]
     smooth([(after - before).abs().mean().item() for before, after in pairwise(join)])
 
@@ -68,20 +68,20 @@ def test_an_end_picture_is_approached(studio: Studio, circle: str) -> None:
 
 
 def test_a_loop_comes_back(studio: Studio, circle: str) -> None:
-    """The start picture as the end picture."""
+    """With the start picture as the end picture the circle comes back."""
     without = studio.film(studio.request("reverse", circle, moves(LEFT)))
     made = studio.film(studio.request("reverse", circle, moves(LEFT), end_image=circle))
     nears(studio.look(made, LAST), studio.look(without, LAST), studio.pixels(circle), 2.0)
 
 
 class TestKeyframes:
-    """Two sections; one is tied to the keyframe with the smallest number not below its own.
+    """Test keyframes in films of two sections. A section uses the keyframe with the smallest number not below its own.
 
-    The keyframe's ground is another, so that it shows wherever it acts.
+    The keyframe has another background, so that its influence is visible wherever it acts.
     """
 
     def looks(self, studio: Studio, circle: str, keyframes: dict[int, str]) -> tuple:
-        """A frame from within the first half of the film (section 1) and one from within the second (section 0)."""
+        """Return a frame from the middle of the film's first half (section 1), and one from that of its second (section 0)."""
         made = studio.film(studio.request("reverse", circle, moves(LEFT), sections=2, keyframes=keyframes))
         return studio.look(made, LAST // 2), studio.look(made, LAST + LAST // 2)
 
@@ -97,7 +97,7 @@ class TestKeyframes:
 
 
 def test_a_single_picture_nears_its_reference(studio: Studio, circle: str, corner: str) -> None:
-    """Given as what comes one latent later, a reference decides where the circle is; the caption does not say."""
+    """The caption names no direction: a control picture at the next index decides where the circle is."""
     without = studio.film(studio.request("single", circle, NOWHERE))
     made = studio.film(studio.request("single", circle, NOWHERE, target_index=9, controls=(Control(corner, index=10),)))
     nears(studio.look(made, 0), studio.look(without, 0), studio.pixels(corner), 4.0)

@@ -1,4 +1,4 @@
-"""Seeds, guidance and the step cache."""
+"""Test what seeds, guidance and the step cache do to a film."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from tests.meaning.studio import LAST, LEFT, RIGHT, Studio, moves, pans
 
 pytestmark = pytest.mark.model
 
-# Where skipped steps show most, a busy picture in few steps; the cache's share of what another seed changes. Measured: 0.04,
-# and at other numbers of steps up to 0.10; a cache that computes almost nothing has 0.3 to 0.5.
+# Skipped steps show most in a picture with much detail and few steps. The error of the cache may be this share of the
+# difference that another seed makes. Measured: 0.04, at other numbers of steps up to 0.10; a cache that computes almost
+# nothing: 0.3 to 0.5.
 STEPS, SHARE_OF_A_SEED = 8, 0.15
 
 
 def test_a_seed_makes_the_same_film_again(studio: Studio, circle: str) -> None:
-    """To the last bit; another seed another one that says the same."""
+    """The same seed gives the same film to the last bit, another seed another film of the same motion."""
     request = studio.request("forward", circle, moves(LEFT))
     once, again = studio.film(request), studio.shoot(request, request.plan())
     other = studio.film(studio.request("forward", circle, moves(LEFT), seed=8))
@@ -38,7 +39,7 @@ def test_guidance_follows_the_prompt_and_not_the_negative_one(studio: Studio, ci
 
 
 def stays_close(studio: Studio, landscape: str, **cache: float) -> None:
-    """Raises AssertionError unless a film with the step cache is nearly the one without."""
+    """Check that a film with the step cache is nearly the one without. cache: fields of the request."""
 
     def shot(**fields: Any) -> Tensor:
         return studio.film(studio.request("reverse", landscape, pans(LEFT), steps=STEPS, **fields))
@@ -59,6 +60,6 @@ def test_the_step_cache_skips_steps_and_changes_little(studio: Studio, landscape
 
     monkeypatch.setattr(section_loop, "TeaCache", Watched)
     stays_close(studio, landscape)
-    # One for each guidance branch; the film has one branch.
+    # There is a cache for each guidance branch, but this film uses one branch.
     computed = max(len(cache.computed) for cache in caches)
     assert 2 <= computed < STEPS

@@ -1,4 +1,4 @@
-"""Sections follow their own prompts, and go on where their neighbour ends."""
+"""Test that sections follow their own prompts, and go on where their neighbour ends."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.meaning.studio import DOWN, LAST, LEFT, NOWHERE, Studio, moves
 
 pytestmark = pytest.mark.model
 
-# The number of the section that is the film's first half and of the one that is its second.
+# Numbers of the sections that are the first and the second half of a film.
 HALVES = {"reverse": (1, 0), "forward": (0, 1)}
-# Latents well within each half: at the join the two directions meet.
+# First and last latent of the part of each half that is measured, away from the join, where the direction changes.
 WITHIN = ((0, LAST // 2), (2 * LAST - LAST // 2, 2 * LAST))
 
 
 def follow_their_prompts(studio: Studio, made: Tensor, directions: tuple[int, int]) -> None:
-    """Raises AssertionError unless both halves go their own way."""
+    """Check that the circle moves in the given direction in each half of the film."""
     for (first, last), direction in zip(WITHIN, directions, strict=True):
         goes(place(studio.look(made, last)) - place(studio.look(made, first)), direction, last - first)
 
@@ -37,12 +37,15 @@ def test_each_section_follows_its_own_prompt(studio: Studio, corner: str, mode: 
 
 
 def sections_meet(studio: Studio, made: Tensor) -> None:
-    """Raises AssertionError if the circle jumps at the join of two sections."""
+    """Check that the circle does not jump at the join of two sections."""
     meet(place(studio.look(made, LAST)), place(studio.look(made, LAST + 1)))
 
 
 def depending(studio: Studio, mode: str, corner: str) -> Request:
-    """The second section sampled has to look at the first one: only there it sees where the circle is, or goes."""
+    """Return a request in which the section that is sampled second depends on the first.
+
+    Only from that section's latents it knows where the circle is, or where it moves.
+    """
     undecided = {1: NOWHERE} if mode == "reverse" else {}
     return studio.request(mode, corner, moves(DOWN), sections=2, section_prompts=undecided)
 
