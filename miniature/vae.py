@@ -214,7 +214,7 @@ def exponents_for(vae: AutoencoderKLHunyuanVideo, z: Tensor) -> list[int]:
         def note(_: nn.Module, x: tuple[Tensor, ...], y: Tensor, seen: list[Tensor] = largest) -> None:
             seen.extend(t.abs().max() for t in (*x, y))
 
-        # Inputs are measured too: the block before upsampled the first one.
+        # Inputs are measured too: that of a block's first module is what the block before has upsampled.
         handles += [module.register_forward_hook(note) for module in block.resnets]
     try:
         vae.decode(z[:, :, None])
