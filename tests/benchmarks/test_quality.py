@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One scene of few small pictures in one mode, four steps, and two settings to compare with full precision."""
+    """Shorten the benchmark: one scene of few small pictures in one mode, four steps, two settings beside full precision."""
     monkeypatch.setattr(quality, "bank", lambda seeds, side: bank(seeds[:4], side // 4))
     monkeypatch.setattr(quality, "STEPS", 4)
     monkeypatch.setattr(quality, "MODES", quality.MODES[:1])
@@ -27,7 +27,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def cheap_decode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latents as colours: decoding is most of a tiny film's time."""
+    """Show latents as colours instead of decoding them, which is most of a tiny film's time."""
 
     def decode_frames(vae, latents, kept, room, side):
         yield latents[:, :3].mean(2, keepdim=True).expand(-1, -1, 4 * latents.shape[2] - 3, -1, -1)

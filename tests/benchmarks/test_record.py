@@ -21,7 +21,7 @@ MACHINE = {"processor": "a", "cores": 2, "memory_gib": 8, "card": "", "system": 
 
 
 def made(minute: int = 0, machine: dict = MACHINE, **figures: float) -> Record:
-    """A record of that minute; figures by the constants' names."""
+    """Make a record of a minute; figures have the names of constants in lower case."""
     names = {"faster": FASTER, "error": ERROR, "steps": STEPS}
     named = {names[name]: value for name, value in figures.items()}
     return Record(f"2026-01-01T00:{minute:02}:00+00:00", "abc", False, machine, {"torch": "2"}, named)
@@ -168,7 +168,7 @@ def test_a_run_is_kept_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 class Parsed(Exception):
-    """The flags are known."""
+    """Show that the flags were parsed, and end the program there."""
 
 
 @pytest.mark.parametrize("line", [*record.ON_A_CARD, *record.WITHOUT_A_CARD])

@@ -158,7 +158,7 @@ def test_a_lora_beside_the_weights(capsys, monkeypatch):
     flags = ["--tiny", "--device", "cpu", "--size", "64x48", "--precision", "int8", "--rank", "4", "--steps", "1"]
 
     def here(command: list[str], check: bool) -> None:
-        """What the other process does, without importing PyTorch once more."""
+        """Run the other process's code in this one, so that PyTorch is not imported again."""
         assert command[:2] == [sys.executable, "-c"] and check
         with monkeypatch.context() as patched:
             patched.setattr(sys, "argv", command[1:2] + command[3:])

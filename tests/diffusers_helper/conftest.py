@@ -1,4 +1,4 @@
-"""The reference's tiny transformer twice: in the product's code and in diffusers' class, with the same weights."""
+"""Provide the reference's tiny transformer in the program's code and in diffusers' class, with the same weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.golden.replay import load
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[dict[str, torch.Tensor], dict]:
-    """Weights and config.json of the tiny transformer under tests/golden."""
+    """Return weights and config of the tiny transformer below tests/golden."""
     tensors, config = load(GOLDEN / "tiny_transformer.safetensors", "config")
     return {name.removeprefix("weights."): tensor for name, tensor in tensors.items()}, config
 
 
 @pytest.fixture
 def net(tiny) -> PackedTransformer:
-    """The product's network, float32; a fresh one for every test, which may change it."""
+    """Return the program's network in float32, a new one for every test, which may change it."""
     weights, config = tiny
     network = PackedTransformer(TransformerConfig.from_json(config))
     network.load_state_dict(weights, strict=True)
@@ -31,7 +31,7 @@ def net(tiny) -> PackedTransformer:
 
 @pytest.fixture
 def oracle(tiny) -> HunyuanVideoFramepackTransformer3DModel:
-    """Diffusers' network with the same weights."""
+    """Return diffusers' network with the same weights."""
     weights, config = tiny
     network = HunyuanVideoFramepackTransformer3DModel(**config)
     network.load_state_dict(weights, strict=True)
@@ -40,7 +40,7 @@ def oracle(tiny) -> HunyuanVideoFramepackTransformer3DModel:
 
 @pytest.fixture
 def models(checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy of the transformer's folder to damage."""
+    """Return a copy of the transformer's folder to damage."""
     folder = tmp_path / "transformer"
     folder.mkdir()
     for file in (checkpoint / "transformer").iterdir():

@@ -1,4 +1,4 @@
-"""Inputs of one forward pass in the layouts the three modes use."""
+"""Make inputs of one forward pass in the layouts of the three modes, and networks that run with chosen parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 @dataclass(frozen=True)
 class Layout:
-    """Time positions of the noisy latents and of the three clean streams."""
+    """Hold time positions of the noisy latents and of the three clean streams."""
 
     times: tuple[int, ...]
     clean: tuple[int, ...]
@@ -27,7 +27,7 @@ class Layout:
 
 
 def positions(*lengths: int) -> list[tuple[int, ...]]:
-    """Consecutive runs from 0."""
+    """Return consecutive runs of positions with these lengths, from 0 on."""
     runs, start = [], 0
     for length in lengths:
         runs.append(tuple(range(start, start + length)))
@@ -68,12 +68,12 @@ class Inputs:
     clean_4x: Tensor | None
 
     def without(self, *parts: str) -> Inputs:
-        """Of "clean", "clean_2x", "clean_4x", "image"."""
+        """Return the inputs without some of "clean", "clean_2x", "clean_4x" and "image"."""
         return replace(self, **dict.fromkeys(parts))
 
 
 def inputs(layout: Layout, height: int, width: int, seed: int = 0) -> Inputs:
-    """Random ones for the tiny transformer."""
+    """Make random inputs for the tiny transformer."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -116,7 +116,7 @@ def in_slabs(net: PackedTransformer) -> None:
 
 
 def random_net(config: dict, dual: int, single: int) -> PackedTransformer:
-    """So many blocks, with weights of their own."""
+    """Make a network with `dual` and `single` blocks, each with random weights of its own."""
     torch.manual_seed(0)
     net = PackedTransformer(TransformerConfig.from_json({**config, "num_layers": dual, "num_single_layers": single}))
     for parameter in net.parameters():
@@ -125,7 +125,7 @@ def random_net(config: dict, dual: int, single: int) -> PackedTransformer:
 
 
 def running(net: PackedTransformer, **changes: object) -> PackedTransformer:
-    """The network as it runs with something else: fields of `Execution`."""
+    """Return the network with other fields of its `Execution`."""
     return net.running_with(dataclasses.replace(net.execution, **changes))
 
 
@@ -137,13 +137,13 @@ def velocity(net: PackedTransformer, given: Inputs, sigma: float = 0.7, guidance
 def product_on_a_processor(
     q: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """What `narrow._product` has a card compute, for a computer without one."""
+    """Compute on the CPU what `narrow._product` computes on a card."""
     y = (q.float() @ weight.float().t()) * scale * weight_scale.float().t()
     return (y if bias is None else y + bias.float()).bfloat16()
 
 
 def returned(work: Generator[object, None, torch.Tensor]) -> torch.Tensor:
-    """What a generator returns at its end."""
+    """Run a generator to its end and return its value."""
     while True:
         try:
             next(work)

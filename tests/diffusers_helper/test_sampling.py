@@ -56,7 +56,7 @@ def test_strength_scales_the_whole_schedule(steps):
 
 
 def direct_unipc(denoise, x, sigmas):
-    """Spec/core 3.3 line by line: builds R and b and solves at every step, in the tensors' precision."""
+    """Sample by the published formulas: build R and b and solve at every step, in the tensors' precision."""
     n = len(sigmas) - 1
     order = min(3, n - 1)
     predictions = [denoise(x, 0)]

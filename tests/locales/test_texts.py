@@ -30,14 +30,14 @@ def placeholders(text: str) -> set[str]:
 
 @cache
 def trees() -> Mapping[str, ast.AST]:
-    """All sources, parsed."""
+    """Parse all sources."""
     files = [file for package in SOURCES for file in sorted((ROOT / package).rglob("*.py"))]
     assert len(files) > 30
     return {file.relative_to(ROOT).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in files}
 
 
 def nodes(kind: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
-    """(place, node) of every node of a kind."""
+    """Yield (place, node) of every syntax node of a kind."""
     for name, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, kind):
@@ -45,7 +45,7 @@ def nodes(kind: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
 
 
 def called(node: ast.Call) -> str:
-    """The last part of the name of what is called."""
+    """Return the last part of the called function's name."""
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
@@ -54,12 +54,12 @@ def constant(node: ast.AST | None) -> str | None:
 
 
 def template(node: ast.JoinedStr) -> str:
-    """An f-string with {} for its values."""
+    """Return an f-string with {} for its values."""
     return "".join(constant(part) or "{}" for part in node.values)
 
 
 def values_given(node: ast.AST | None) -> set[str] | None:
-    """The keys of a dict that is written out, else None."""
+    """Return the keys of a literal dict, or None for anything else."""
     if node is None:
         return set()
     if isinstance(node, ast.Dict) and all(constant(key) for key in node.keys):
@@ -69,7 +69,7 @@ def values_given(node: ast.AST | None) -> set[str] | None:
 
 @cache
 def errors(name: str) -> dict[str, list[tuple[str, set[str]]]]:
-    """Key -> places and the values given there, of CheckpointError or LoraError."""
+    """Find every CheckpointError or LoraError: key -> places, and the values given there."""
     found: dict[str, list] = {}
     for place, node in nodes(ast.Call):
         if called(node) == name and node.args and constant(node.args[0]):
@@ -79,7 +79,7 @@ def errors(name: str) -> dict[str, list[tuple[str, set[str]]]]:
 
 @cache
 def problems() -> dict[str, list[tuple[str, set[str] | None]]]:
-    """Every Problem("field", "key", {...}) of the sources: key -> places and the values given there."""
+    """Find every Problem("field", "key", {...}): key -> places, and the values given there."""
     found: dict[str, list] = {}
     for place, node in nodes(ast.Call):
         if called(node) != "Problem":
@@ -115,7 +115,7 @@ def notices() -> dict[str, list[tuple[str, set[str] | None]]]:
 
 @cache
 def expansions() -> dict[str, set[str]]:
-    """What the {} of each f-string of the sources can be."""
+    """Return all values that the {} of each f-string of the sources can have."""
     fields = set(modes.all_kinds())
     return {
         "stage.{}": set(STAGES),
@@ -133,7 +133,7 @@ def expansions() -> dict[str, set[str]]:
 
 @cache
 def used() -> tuple[dict[str, str], dict[str, str]]:
-    """Keys and templates of the sources, each with a place."""
+    """Find the keys and templates in the sources, each with a place."""
     keys, templates = {}, {}
     parts = {id(part) for _, node in nodes(ast.JoinedStr) for part in node.values}
     for place, node in nodes(ast.Constant):

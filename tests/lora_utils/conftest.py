@@ -1,4 +1,4 @@
-"""Shapes of the reference's tiny transformer."""
+"""Provide the shapes of the reference's tiny transformer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.lora_files import Shapes
 
 @pytest.fixture(scope="session")
 def shapes() -> Shapes:
-    """Of all its weights that a LoRA may change, by layer."""
+    """Return the shapes of all weights that a LoRA may change, by layer."""
     with safe_open(GOLDEN / "tiny_transformer.safetensors", framework="pt") as opened:
         found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
     return {

@@ -1,4 +1,4 @@
-"""NaN and infinity in a file's tensors."""
+"""Test that NaN and infinity in a file's tensors are found."""
 
 from __future__ import annotations
 

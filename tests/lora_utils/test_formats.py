@@ -19,7 +19,7 @@ FUSED = {"HunyuanVideo", "ComfyUI"}
 
 
 def read(path: Path, shapes) -> tuple[dict[str, torch.Tensor], Report]:
-    """What a file adds to each layer, and its report."""
+    """Return what a file adds to each layer, and its report."""
     header = read_header(path)
     layout = analyse(header, shapes, str(path))
     tensors = load_file(path)

@@ -23,7 +23,7 @@ DORA = CASES / "lora_musubi_fork_dora_layer_not_refused.safetensors"
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
-    """Layers that a file of musubi-tuner's is for, by the network's names."""
+    """Return the shapes of the layers that a file of musubi-tuner changes, by the network's names."""
     tensors = load_file(path)
     names = {key.split(".")[0] for key in tensors if key.endswith(".lora_up.weight")}
     plain = {
@@ -33,7 +33,7 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def scales(path: Path, shapes: dict) -> set[float]:
-    """Of all updates, after the file was judged as one is before a film begins."""
+    """Return the scales of all updates, after the file was checked as before a film."""
     header = read_header(path)
     layout = analyse(header, shapes, str(path))
     check_alphas(path, header, layout)

@@ -1,1 +1,1 @@
-"""Tests of the small checkpoints."""
+"""Test the small checkpoints."""

@@ -1,4 +1,4 @@
-"""Training runs of so many steps, whatever the machine; their own limit is a time."""
+"""Limit training runs by steps instead of time, so that they are the same on every machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from miniature.training import Session
 
 
 def run_steps(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """From now on."""
+    """Let every training session from now on end after `count` steps."""
 
     def running(session: Session) -> bool:
         session.progress = session.steps / max(count, 1)

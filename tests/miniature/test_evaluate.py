@@ -1,4 +1,4 @@
-"""The evaluation's own arithmetic."""
+"""Test the arithmetic of the evaluation."""
 
 from __future__ import annotations
 

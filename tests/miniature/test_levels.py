@@ -1,4 +1,4 @@
-"""Sizes inside the decoder: what 16 bits hold."""
+"""Test that activations in the decoder stay within what 16 bits hold."""
 
 from __future__ import annotations
 

@@ -31,14 +31,14 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def others_of(folder: Path) -> dict[str, bytes]:
-    """Everything beside the weights: configurations and tokenizers."""
+    """Read all files beside the weights: configurations and tokenizers."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
 def again(tmp_path_factory) -> tuple[Path, bool]:
-    """Seed 0 a second time, and whether the global random state came through."""
+    """Build seed 0 a second time; return its folder, and whether the global random state stayed the same."""
     torch.manual_seed(1234)
     state = torch.get_rng_state()
     folder = build(tmp_path_factory.mktemp("again") / "checkpoint", seed=0)

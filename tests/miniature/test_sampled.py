@@ -1,4 +1,4 @@
-"""The decoder's stage on what the transformer samples."""
+"""Test the stage that trains the decoder on what the transformer samples."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_decoder_sees_what_is_sampled(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def sampled_pool(tmp_path_factory):
-    """Of the trained miniature, whose weights come with the program."""
+    """Make a pool with the trained miniature, whose weights are part of the program."""
     folder = Path(train_vae.__file__).parent / "checkpoint"
     session = Session(1e-4, tmp_path_factory.mktemp("log"), "cpu")
     source = bank(torch.arange(12), 64)

@@ -74,7 +74,7 @@ CASES = [("bfloat16", ""), ("bfloat16", "int8"), ("float32", ""), ("float32", "f
 
 
 def write(folder: Path, config: dict, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """A checkpoint with random weights in two shards."""
+    """Write a checkpoint with random weights in two shards."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     with torch.device("meta"):
@@ -102,13 +102,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """180 MB: of the smallest slabs, in 8 bits, a second copy is more than what loading may take beside them."""
+    """Write a checkpoint of 180 MB: even of its 8-bit slabs a second copy is more than loading may take beside them."""
     return write(tmp_path_factory.mktemp("large") / "transformer", LARGE)
 
 
 @pytest.fixture(scope="module")
 def peaks(small: Path, large: Path) -> dict[tuple[str, str], tuple[int, int]]:
-    """Bytes that loading took at most, and bytes of slabs, by case."""
+    """Measure for each case the peak bytes of loading and the bytes of the slabs."""
     command = [sys.executable, "-c", PROBE, str(large), str(small), json.dumps(CASES)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -186,7 +186,7 @@ def test_what_only_tables_are_made_of(small: Path, dtype: torch.dtype, beside_ca
 
 
 class Halved:
-    """Halves one tensor."""
+    """Halve one tensor."""
 
     def __init__(self, name: str):
         self.name = name

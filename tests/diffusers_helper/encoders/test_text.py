@@ -25,7 +25,7 @@ PROMPT = "The girl dances gracefully, with clear movements, full of charm."
 
 @pytest.fixture(scope="module")
 def encoders(checkpoint: Path) -> TextEncoders:
-    """As the model pool makes them."""
+    """Load the encoders as the model pool does."""
     tokenizer, tokenizer_2 = load_tokenizer(checkpoint / "tokenizer"), load_tokenizer_2(checkpoint / "tokenizer_2")
     llama = LlamaModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
     clip = CLIPTextModel.from_pretrained(checkpoint / "text_encoder_2", dtype=torch.float32)
@@ -39,7 +39,7 @@ def untouched(checkpoint: Path) -> LlamaModel:
 
 @torch.inference_mode()
 def original(tokenizer, llama: LlamaModel, prompt: str) -> torch.Tensor:
-    """As the original does it: pad to 351, all layers, third hidden state from the end, template and padding cut off."""
+    """Encode as the original: pad to 351, run all layers, take the third last hidden state, cut template and padding off."""
     batch = tokenizer(
         TEMPLATE.replace("{}", prompt), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
     )
@@ -74,7 +74,7 @@ def test_the_tokenizer_is_the_files_own(encoders, checkpoint, text):
 
 
 def other_tokenizer(folder: Path, splitting) -> Path:
-    """A tokenizer with everything a Llama needs but another way to split."""
+    """Write a tokenizer that has all that a Llama needs but splits text in another way."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = splitting
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|eot_id|>", "<pad>"], show_progress=False)
@@ -125,7 +125,7 @@ def test_a_prompt_has_its_tokens_and_an_end_mark(encoders):
 
 
 def numbered(encoders, count: int) -> str:
-    """A prompt of so many tokens."""
+    """Return a prompt of `count` tokens."""
     prompt = "x" + " 1" * 400
     ids = encoders.tokenizer(prompt, add_special_tokens=False).input_ids[:count]
     return encoders.tokenizer.decode(ids)

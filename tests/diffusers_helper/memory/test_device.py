@@ -13,7 +13,7 @@ from diffusers_helper.memory.slabs import PAGE, Arena
 
 
 class Queue:
-    """A stream and its events, on which everything has happened at once."""
+    """Stand in for a stream and its events, on which everything is done at once."""
 
     def wait_event(self, event) -> None: ...
 
@@ -24,7 +24,7 @@ class Queue:
 
 @pytest.fixture
 def card(monkeypatch) -> CudaDevice:
-    """Locks what it is asked to lock; torch's own `is_pinned` knows nothing of it."""
+    """Simulate a card that locks memory without torch's own `is_pinned` seeing it."""
     calls = SimpleNamespace(cudaHostRegister=lambda pointer, size, flags: 0, cudaHostUnregister=lambda pointer: 0)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: calls)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())

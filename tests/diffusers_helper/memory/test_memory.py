@@ -1,4 +1,4 @@
-"""Devices and bytes."""
+"""Test the choice of a device, and the counting of bytes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_device_without_a_meaning_is_refused(device):
 
 
 class Net(nn.Module):
-    """10 float32 numbers, 6 in half precision, and a buffer of 4 bytes."""
+    """Hold 10 float32 numbers, 6 in half precision, and a buffer of 4 bytes."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,7 @@ def test_a_cpu_has_no_card_memory():
 
 
 def anonymous() -> int:
-    """Bytes of this process that are no file's."""
+    """Return the bytes of this process that belong to no file."""
     with Path("/proc/self/status").open(encoding="ascii") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 

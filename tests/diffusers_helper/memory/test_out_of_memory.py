@@ -25,7 +25,7 @@ def net(tiny):
 
 
 class FullAt(TorchDispatchMode):
-    """Memory runs out once, at the operation of that number, from 1. count: of operations so far."""
+    """Let memory run out once, at an operation's number, from 1. count: operations so far."""
 
     def __init__(self, number: int = 0):
         super().__init__()
@@ -39,7 +39,7 @@ class FullAt(TorchDispatchMode):
 
 
 def positions(count: int) -> list[int]:
-    """The first and the last operations, which are outside of blocks, and some of those between."""
+    """Return numbers of operations: of the first and last ones, which are outside of blocks, and of some between."""
     return sorted({*range(1, 15, 2), *range(15, count - 20, count // 3), *range(count - 20, count + 1, 3)})
 
 
@@ -55,7 +55,7 @@ def tensors(made) -> list[torch.Tensor]:
 
 
 def assert_repeated(net, make) -> None:
-    """make(net) with memory that runs out at each position gives what it gives without."""
+    """Check that make(net) gives the same when memory runs out at any of the positions."""
     plain, (net, streamer) = make(net), stream(net, 2**40)
     with FullAt() as counted:
         make(net)

@@ -22,7 +22,7 @@ WAYS = [read, mapped]
 
 @pytest.fixture
 def arena() -> Arena:
-    """1.5 MB, of which the last bytes are no whole word."""
+    """Make an arena of 1.5 MB whose last bytes are no whole word."""
     arena = Arena(SLABS)
     arena.buffer.copy_(torch.randint(0, 256, (arena.bytes,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
     assert arena.bytes > PIECE and arena.bytes % 8

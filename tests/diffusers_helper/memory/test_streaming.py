@@ -237,7 +237,7 @@ def test_a_card_with_nothing_left_says_so(long_net):
 
 
 def out_of_memory_once(net, block: int, error: type[Exception] = torch.OutOfMemoryError):
-    """The next pass through that single block fails."""
+    """Let the next pass through a single block fail."""
     failed = []
 
     def hook(module, arguments):

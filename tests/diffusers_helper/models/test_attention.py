@@ -58,13 +58,13 @@ def test_a_forced_kernel_that_cannot_work_is_refused_with_the_reason(name):
 
 
 class Card(str):
-    """A device that calls itself CUDA and is the CPU."""
+    """Stand in for a CUDA device that is really the CPU."""
 
     type = "cuda"
 
 
 class TorchWithCard:
-    """torch as the attention module sees it: every device is such a card."""
+    """Stand in for torch in the attention module: every device is a Card."""
 
     def __init__(self, capability: tuple[int, int] = (8, 9)):
         self.cuda = types.SimpleNamespace(get_device_capability=lambda device: capability)
@@ -79,7 +79,7 @@ class TorchWithCard:
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the choice go past its question for a CUDA device."""
+    """Let the choice of a kernel believe that there is a CUDA device."""
     monkeypatch.setattr(attention, "torch", TorchWithCard())
 
 
@@ -88,14 +88,14 @@ def works(q, k, v):
 
 
 def like_int8(q, k, v):
-    """As far off as the 8-bit kernels are: 1.5 percent."""
+    """Compute attention with the error of the 8-bit kernels, 1.5 percent."""
     out = sdpa(q, k, v)
     noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out.dtype)
     return out + 0.015 * noise * out.float().norm() / noise.float().norm()
 
 
 def wrong(q, k, v):
-    """Heads and tokens exchanged, as with the other layout."""
+    """Compute attention with heads and tokens exchanged, as a kernel of another layout would."""
     return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
 
@@ -111,7 +111,7 @@ def raising(error: Exception):
 
 
 def loaders(**kernels):
-    """Each kernel by a loader that succeeds; None by one whose package is absent."""
+    """Return a loader for each kernel; for None one that fails because the package is absent."""
     table = {
         name: (lambda kernel=kernel: kernel) if kernel else raising(ModuleNotFoundError(f"No module named '{name}'"))
         for name, kernel in kernels.items()
@@ -186,7 +186,7 @@ def test_a_kernel_that_fails_when_called_is_passed_over(card, monkeypatch, error
 
 
 class TritonError(Exception):
-    """As in triton, whose errors derive from Exception alone."""
+    """Stand in for triton's errors, which derive from Exception alone."""
 
 
 class CompilationError(TritonError):
@@ -254,7 +254,7 @@ def test_reasons_are_short(card, monkeypatch):
 
 
 class Package:
-    """A package in the place of the real one; its function notes how it is called."""
+    """Stand in for a kernel's package; its function notes how it is called."""
 
     def __init__(self, monkeypatch, module: str, function: str, result=lambda out: out):
         self.calls = []

@@ -90,7 +90,7 @@ def test_the_network_runs_its_blocks_through_the_passes(net):
 
 
 def traced() -> Passes:
-    """As `compiled`, but no code is made of the graphs."""
+    """Return passes like those of `compiled`, but without generating code from the graphs."""
     return Passes(*(torch.compile(kind, dynamic=True, backend="aot_eager") for kind in (compiled.dual, compiled.single)), "")
 
 

@@ -27,7 +27,7 @@ STORAGES = ("int8", "float8")
 
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory) -> Path:
-    """The tiny transformer as a checkpoint."""
+    """Write the tiny transformer as a checkpoint."""
     weights, config = tiny
     place = tmp_path_factory.mktemp("tiny")
     save_file(weights, place / "diffusion_pytorch_model.safetensors")
@@ -76,7 +76,7 @@ def test_the_velocity_is_nearly_the_same_and_int8_is_nearer(folder, storage):
 
 
 class Changing:
-    """Changes every tensor with a function of name and tensor."""
+    """Change every tensor by a function of its name and value."""
 
     def __init__(self, function):
         self._function = function

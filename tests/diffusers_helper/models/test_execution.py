@@ -1,4 +1,4 @@
-"""What a transformer runs with is a value that is handed in."""
+"""Test that what a transformer runs with is a value that is handed in."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_network_as_it_runs_leaves_the_network_as_it_was(net):
 
 
 def set_from_outside(file: Path) -> list[int]:
-    """Lines in which something is set on what is called a network, other than by itself."""
+    """Return the lines of a file that set an attribute of a network from outside."""
     found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]

@@ -41,7 +41,7 @@ def narrow(net: PackedTransformer, storage: str) -> None:
 
 
 def add_branches(net: PackedTransformer) -> None:
-    """Of all layers but one in three, so that slices with and without a branch are side by side; of both kinds."""
+    """Add side branches of both kinds to two of three layers, so that slices with and without one are neighbours."""
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_fused_is_separate(net, change, dtype):
 
 
 def apart(net: PackedTransformer) -> None:
-    """Every tensor in memory of its own again."""
+    """Move every tensor to memory of its own again."""
     for tensor in (*net.parameters(), *net.buffers()):
         tensor.data = tensor.data.clone()
 
@@ -206,7 +206,7 @@ def test_the_full_model_has_its_neighbours_by_name(storage):
 
 
 class Counted:
-    """A compiler that only counts what it is given: one graph for all blocks of a kind."""
+    """Stand in for a compiler and keep the graphs that it is given: one for all blocks of a kind."""
 
     def __init__(self):
         self.graphs, self.numbers = [], []

@@ -1,4 +1,4 @@
-"""Rotary positions."""
+"""Test the rotary position embedding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AXES, THETA = (4, 6, 6), 256.0
 
 
 def angle(position: int, axis: int, pair: int) -> float:
-    """Spec/core 1.3, for one pair of dimensions."""
+    """Return the rotation angle of one pair of dimensions, from the formula."""
     return position / THETA ** (2 * pair / AXES[axis])
 
 

@@ -14,12 +14,12 @@ STEPS = 25
 
 
 def computed(cache: TeaCache, tensors) -> list[int]:
-    """The steps that the cache wants computed, from its answers."""
+    """Return the steps that the cache wants computed."""
     return [i for i, tensor in enumerate(tensors) if cache.must_compute(tensor)]
 
 
 def growing(change: float, steps: int = STEPS) -> list[torch.Tensor]:
-    """Inputs whose relative change from step to step is `change`, in float64."""
+    """Return inputs whose relative change from step to step is `change`, in float64."""
     return [torch.ones(1, 4, 8, dtype=torch.float64) * (1 + change) ** i for i in range(steps)]
 
 
@@ -108,7 +108,7 @@ def test_the_first_block_is_heard_in_a_skipped_step(net):
 
 
 class Script:
-    """A step cache that computes what it is told to."""
+    """Stand in for a step cache with given answers."""
 
     def __init__(self, answers, after_first_block=False):
         self.answers = iter(answers)
@@ -126,7 +126,7 @@ class Script:
 
 
 class Seeing(Script):
-    """Notes what it is shown, after the first block."""
+    """Note what the cache is shown after the first block."""
 
     def __init__(self, answers, residual, seen):
         super().__init__(answers, after_first_block=True)

@@ -18,7 +18,7 @@ PARTS = ("clean", "clean_2x", "clean_4x", "image")
 
 
 def hub_shapes() -> dict[str, tuple[int, ...]]:
-    """Every tensor of FramePackI2V_HY on the hub, typed by hand."""
+    """Return the shape of every tensor of FramePackI2V_HY on the hub, typed by hand."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, out: int, *rest: int) -> None:
@@ -103,7 +103,7 @@ def test_state_dicts_load_strictly_both_ways(net, oracle):
 
 @torch.inference_mode()
 def reference(oracle, given: Inputs, sigma: float = 0.7, guidance: float = 10.0, padding: int = 0) -> Tensor:
-    """The same pass in diffusers' class; `padding` tokens of masked rubbish after the text."""
+    """Run the same pass in diffusers' class, with `padding` masked tokens of wrong values after the text."""
     dtype = oracle.dtype
     text = torch.nn.functional.pad(given.text, (0, 0, 0, padding), value=3.0)
     mask = torch.arange(text.shape[1])[None] < given.text.shape[1]

@@ -33,7 +33,7 @@ def vae() -> AutoencoderKLHunyuanVideo:
 
 @pytest.fixture
 def exact(vae, monkeypatch) -> Decoder:
-    """In float64, with norms over the channels of each place and time: causal as everything else is."""
+    """Make a decoder in float64 whose norms are over the channels of each place and time, so that they are causal too."""
 
     def norm_silu(place, frame, mean, variance, weight, bias, eps):
         place.copy_(F.silu((frame - frame.mean(1, keepdim=True)) / (frame.var(1, keepdim=True) + eps).sqrt()))

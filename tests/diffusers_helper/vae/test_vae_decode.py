@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKLHunyuanVideo:
-    """Two resnets in some stages and one in others, every kind of upsampling, norms that are not at 0 and 1."""
+    """Make a VAE with one or two resnets in a stage, every kind of upsampling, and random norms."""
     torch.manual_seed(0)
     sizes = {"block_out_channels": (8, 16, 32, 32), "layers_per_block": 1, "norm_num_groups": 4}
     vae = AutoencoderKLHunyuanVideo(**sizes).eval()
@@ -36,7 +36,7 @@ def vae() -> AutoencoderKLHunyuanVideo:
 
 @pytest.fixture
 def own(vae) -> AutoencoderKLHunyuanVideo:
-    """As diffusers makes it, whatever a test switches on."""
+    """Return the VAE, and undo afterwards what a test has switched on."""
     yield vae
     vae.use_tiling, vae.use_framewise_decoding = False, True
     vae.tile_sample_min_height = vae.tile_sample_min_width = 256
@@ -103,7 +103,7 @@ def test_frames_come_as_soon_as_they_are_final(own):
 
 
 def counted(monkeypatch) -> list[int]:
-    """Latent frames of every tile that is really decoded."""
+    """Return a list that collects the latent frames of every tile that is really decoded."""
     lengths: list[int] = []
     tile = Decoder.tile
     monkeypatch.setattr(Decoder, "tile", lambda self, z, *cache: lengths.append(z.shape[2]) or tile(self, z, *cache))
@@ -145,7 +145,7 @@ def test_only_the_last_stretch_is_kept(own):
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive; on the meta device too, where nothing is computed."""
+    """Count the bytes of living tensors, also on the meta device, where nothing is computed."""
 
     def __init__(self):
         super().__init__()
@@ -198,7 +198,7 @@ def test_a_single_picture_takes_less_than_a_film(full):
 
 
 def out_of_memory_above(monkeypatch, cells: int) -> list[int]:
-    """Tiles of more cells do not fit; the cells of every tile that was tried."""
+    """Let tiles of more cells run out of memory; return a list that collects the cells of every tile tried."""
     tried: list[int] = []
     tile = Decoder.tile
 
