@@ -28,7 +28,7 @@ ADA = Card("NVIDIA GeForce RTX 4090", "580.95", (8, 9), 24 * GIB, 20 * GIB)
 
 @pytest.fixture
 def examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
-    """`examined(machine, card)` on a computer whose driver knows one card; nothing is downloaded."""
+    """Return `examined(machine, card)`: the doctor's report where the driver knows one card; nothing is downloaded."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(doctor, "cards", lambda: (ADA,))
 

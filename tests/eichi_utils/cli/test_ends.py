@@ -26,7 +26,7 @@ from tests.eichi_utils.helpers import request
 
 
 def eichi(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, dict]:
-    """Exit code and the JSON of the last line."""
+    """Run the command line; return the exit code and the JSON of the last line."""
     code = main.main([str(argument) for argument in (*arguments, "--json", "--lang", "en")])
     return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 

@@ -20,7 +20,7 @@ from tests.eichi_utils.requests.test_request import other_values
 
 
 def flags_for(values: dict) -> list[str]:
-    """Command line flags for request fields."""
+    """Return the command line flags for request fields."""
     flags = []
     for name, value in values.items():
         flag = flag_of(name)

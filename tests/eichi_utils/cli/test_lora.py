@@ -30,7 +30,7 @@ CASES = Path(__file__).parents[2] / "cases" / "hostile"
 
 @pytest.fixture
 def lora(checkpoint: Path, capsys: pytest.CaptureFixture) -> Run:
-    """`eichi lora` with the small checkpoint: exit code, stdout, stderr."""
+    """Return a function that runs `eichi lora` with the small checkpoint: exit code, stdout, stderr."""
 
     def run(*words: object) -> tuple[int, str, str]:
         code = main.main(["lora", "--models", str(checkpoint), "--lang", "en", *map(str, words)])
@@ -160,7 +160,7 @@ def test_a_baked_checkpoint_is_the_one_with_the_lora_beside(
 
 
 def split(folder: Path, shards: int) -> None:
-    """One file of weights into several with an index, as the hub has them."""
+    """Split one file of weights into several with an index, as the hub has them."""
     whole = folder / f"{STEM}.safetensors"
     tensors = load_file(whole)
     names = sorted(tensors)

@@ -34,7 +34,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def eichi(capsys: pytest.CaptureFixture) -> Run:
-    """`eichi(...)` is (exit code, stdout, stderr), in English unless told otherwise."""
+    """Return `eichi(...)`, which runs the command line in English: exit code, stdout, stderr."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         language = () if "--lang" in arguments else ("--lang", "en")
@@ -52,13 +52,13 @@ def eichi(capsys: pytest.CaptureFixture) -> Run:
 
 @pytest.fixture
 def quick(checkpoint: Path, pictures: list[str], tmp_path: Path) -> list:
-    """Flags of the quickest run; results in tmp_path / "out"."""
+    """Return the flags of the quickest run; its results are in tmp_path / "out"."""
     where = ["--models", checkpoint, "--device", "cpu", "--out", tmp_path / "out"]
     return ["--mode", "single", "--image", pictures[0], "--prompt", "a cat", "--size", 128, "--steps", 2, *where]
 
 
 def last_json(out: str) -> dict:
-    """The last line of stdout."""
+    """Parse the last line of stdout."""
     return json.loads(out.splitlines()[-1])
 
 

@@ -22,7 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def eichi(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """`eichi(...)` is (exit code, stdout, stderr); the hub cache is empty, and asking the hub fails the test."""
+    """Return `eichi(...)`, which runs the command line with an empty hub cache; a download fails the test."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub, "snapshot_download", lambda *args, **settings: pytest.fail("asks the hub"))
 

@@ -29,7 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def sections(capsys: pytest.CaptureFixture) -> Run:
-    """`eichi sections`: exit code, stdout, stderr."""
+    """Return a function that runs `eichi sections`: exit code, stdout, stderr."""
 
     def run(*words: object, language: str = "en") -> tuple[int, str, str]:
         code = main.main(["sections", *map(str, words), "--lang", language])
@@ -40,7 +40,7 @@ def sections(capsys: pytest.CaptureFixture) -> Run:
 
 @pytest.fixture
 def film(tmp_path: Path, pictures: list[str]) -> Path:
-    """A film that names its pictures from where it lies."""
+    """Write a film whose metadata names its pictures relative to the film's folder."""
     made = request("reverse", Path(pictures[0]).name, keyframes={1: Path(pictures[1]).name}, seconds=5, prompt="猫")
     for picture in pictures[:2]:
         (tmp_path / Path(picture).name).write_bytes(Path(picture).read_bytes())

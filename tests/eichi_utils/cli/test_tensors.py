@@ -31,7 +31,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def tensors(capsys: pytest.CaptureFixture) -> Run:
-    """`eichi tensors`: exit code, stdout, stderr."""
+    """Return a function that runs `eichi tensors`: exit code, stdout, stderr."""
 
     def run(*words: object, language: str = "en") -> tuple[int, str, str]:
         code = main.main(["tensors", *map(str, words), "--lang", language])
@@ -42,7 +42,7 @@ def tensors(capsys: pytest.CaptureFixture) -> Run:
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
-    """Of a film of this program."""
+    """Write a file of latents as this program does."""
     torch.manual_seed(0)
     write_latents(
         tmp_path / "ours.safetensors", torch.randn(1, 16, 5, 8, 12), request("reverse", "a.png", prompt="猫", seed=42)

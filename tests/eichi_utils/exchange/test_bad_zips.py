@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("place")
 
 
 def refused(path: Path, key: str, place: Path, **settings: Any) -> None:
-    """The import fails with one problem and leaves nothing behind."""
+    """Check that the import fails with one problem and leaves nothing behind."""
     before = names_in(place)
     with pytest.raises(UserError) as error:
         import_sections(path, uploads=place / "uploads", **settings)
@@ -79,7 +79,7 @@ def test_a_bomb_is_refused_by_its_directory(place: Path) -> None:
 
 
 def resized(path: Path, name: str, size: int) -> Path:
-    """The directory says another size for an entry."""
+    """Change the size of an entry in the ZIP's directory."""
     data = bytearray(path.read_bytes())
     at = data.rindex(b"PK\x01\x02", 0, data.rindex(name.encode()))
     struct.pack_into("<I", data, at + 24, size)

@@ -39,14 +39,14 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def large_picture() -> bytes:
-    """A black PNG of 64 megapixels in some 60 KB."""
+    """Return a black PNG of 64 megapixels in some 60 KB."""
     size = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 0, 0, 0, 0)
     rows = zlib.compress(bytes((SIDE + 1) * SIDE), 1)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def film(path: Path, picture: bytes, tracks: int) -> Path:
-    """A film whose only frame is a picture, in each of so many tracks."""
+    """Write a film with some tracks, each of which has a picture as its only frame."""
     numbers = range(1, tracks + 1)
     if path.suffix == ".mkv":
         codec = struct.pack("<IiiHH4sIiiII", 40, SIDE, SIDE, 1, 8, b"MPNG", 0, 0, 0, 0, 0)

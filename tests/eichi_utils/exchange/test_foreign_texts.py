@@ -187,7 +187,7 @@ def test_exif_of_webp(tmp_path: Path) -> None:
 
 
 def film(path: Path, rate: int = 24, **tags: str) -> Path:
-    """A film of four frames with these tags."""
+    """Write a film of four frames with these tags."""
     options = {"movflags": "use_metadata_tags"} if path.suffix != ".webm" else {}
     codec = "libvpx" if path.suffix == ".webm" else "libx264"
     with av.open(str(path), "w", options=options) as container:

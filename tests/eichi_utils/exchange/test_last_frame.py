@@ -40,7 +40,7 @@ def plain(colour: numpy.ndarray, count: int = 3) -> numpy.ndarray:
 
 
 def bt709(colour: numpy.ndarray) -> list[float]:
-    """Y, Cb and Cr of a colour, by ITU-R BT.709-6, items 3.2 to 3.4."""
+    """Return Y, Cb and Cr of a colour, by ITU-R BT.709-6, items 3.2 to 3.4."""
     red, green, blue = colour / 255
     luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return [16 + 219 * luma, 128 + 224 * (blue - luma) / 1.8556, 128 + 224 * (red - luma) / 1.5748]

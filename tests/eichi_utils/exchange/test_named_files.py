@@ -34,7 +34,7 @@ MODES = list(modes.MODES)
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A folder with its owner's name, and four pictures."""
+    """Return a folder whose path has its owner's name, with four pictures."""
     folder = tmp_path / "Users" / "Erika Mustermann"
     folder.mkdir(parents=True)
     for number in range(4):
@@ -43,14 +43,14 @@ def home(tmp_path: Path) -> Path:
 
 
 def whole(mode: str, home: Path) -> Request:
-    """A request with every file that a mode can name, none below the folder of LoRA."""
+    """Make a request with every file that a mode can name, none of them in the LoRA folder."""
     lora = shutil.copy(LORA, home / "style.safetensors")
     values = other_values(mode, [str(home / f"{number}.png") for number in range(4)])
     return modes.MODES[mode](**{**values, "loras": (Lora(str(lora), 0.5),), "output_folder": str(home / "films")})
 
 
 def written(made: Request, folder: Path) -> list[Path]:
-    """The request in every kind of file that has it."""
+    """Write the request into every kind of file that can hold it."""
     folder.mkdir(exist_ok=True)
     write_png(folder / "a.png", Image.new("RGB", (16, 16)), png_info(made))
     with FilmWriter(folder, "back", 30, mp4_tags(made)) as writer:

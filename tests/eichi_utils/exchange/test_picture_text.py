@@ -37,7 +37,7 @@ def said(text: str) -> dict[str, Any]:
 
 
 def own(tmp_path: Path, made: Any, section: int | None = None) -> PictureText:
-    """What a picture made for a request says, where the request's files still lie in their folders."""
+    """Read the text of a picture made for a request, whose files still lie in their folders."""
     write_png(tmp_path / "own.png", Image.new("RGB", (16, 16)), png_info(made, section))
     return read_text(tmp_path / "own.png", (Path(made.image).parent, GOLDEN / "lora"))
 

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("place")
 
 
 def edited(source: Path, target: Path, edit: Callable[[dict], Any], leave_out: tuple[str, ...] = ()) -> Path:
-    """A copy of a ZIP whose YAML somebody changed."""
+    """Copy a ZIP with a changed YAML."""
     with zipfile.ZipFile(source) as old:
         files = {name: old.read(name) for name in old.namelist() if name not in leave_out}
     document = yaml.safe_load(files[TEXT])
@@ -47,7 +47,7 @@ def text_in(path: Path) -> dict[str, Any]:
 
 
 def same(made: Request, original: Request) -> bool:
-    """Equal in every field; pictures by what is in them."""
+    """Return whether two requests are equal in every field; pictures are compared by their content."""
 
     def plain(request: Request) -> dict[str, Any]:
         values = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}

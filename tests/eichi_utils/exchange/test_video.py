@@ -21,14 +21,14 @@ from tests.eichi_utils.helpers import decoded, found, names_in
 
 
 def moving(count: int, first: int = 0) -> numpy.ndarray:
-    """Frames that all differ, (count, 48, 64, 3)."""
+    """Return frames that all differ, (count, 48, 64, 3)."""
     y, x = numpy.mgrid[0:48, 0:64]
     frames = [numpy.stack([x * 4 + n * 3, y * 5 + n, (x + y) * 2 - n * 2], axis=-1) % 256 for n in range(first, first + count)]
     return numpy.stack(frames).astype(numpy.uint8) if frames else numpy.zeros((0, 48, 64, 3), numpy.uint8)
 
 
 def boxes(path: Path) -> Iterator[str]:
-    """Names of the top-level boxes of an MP4 file, in order."""
+    """Yield the names of the top-level boxes of an MP4 file, in order."""
     data, at = path.read_bytes(), 0
     while at < len(data):
         size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8].decode("latin-1")

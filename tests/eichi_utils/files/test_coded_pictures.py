@@ -23,23 +23,23 @@ from tests.eichi_utils.helpers import found
 
 
 def packed(*fields: tuple[int, int]) -> bytes:
-    """Bytes of numbers, each with its count of bits."""
+    """Pack numbers, each with its count of bits, into bytes."""
     bits = "".join(f"{number:0{count}b}" for number, count in fields if count)
     return int(bits.ljust(len(bits) + 7 & ~7, "0"), 2).to_bytes(len(bits) + 7 >> 3, "big")
 
 
 def unit(kind: int, data: bytes) -> bytes:
-    """An AV1 unit that says its length (5.3)."""
+    """Return an AV1 unit with its length (5.3)."""
     return bytes([kind << 3 | 2]) + bytes([len(data) & 127 | 128, len(data) >> 7]) + data
 
 
 def still(width: int, height: int) -> bytes:
-    """Settings of a still picture (5.5), with colours in 4:2:0, as every encoder of AVIF writes them."""
+    """Return the sequence header of a still picture (5.5) in 4:2:0, as every AVIF encoder writes it."""
     return unit(1, packed((0, 3), (1, 1), (1, 1), (8, 5), (15, 4), (15, 4), (width - 1, 16), (height - 1, 16), (0, 16)))
 
 
 def moving(width: int, height: int, deep: int = 0, bits: int = 16) -> bytes:
-    """Settings of a film with everything that may stand before its size, and behind it up to its colours.
+    """Return the sequence header of a film with every optional field before its size, and behind it up to its colours.
 
     bits: of each side.
     """
@@ -52,7 +52,7 @@ def moving(width: int, height: int, deep: int = 0, bits: int = 16) -> bytes:
 
 
 def frame(*, own_size: int = 0, shown: int = 1, kind: int = 0, again: int = 0) -> bytes:
-    """The beginning of a frame of `moving` (5.9.2)."""
+    """Return the beginning of a frame of `moving` (5.9.2)."""
     time_or_later = (77, 8) if shown else (1, 1)
     intra = () if not kind and shown else ((1, 1),)
     return unit(
@@ -156,7 +156,7 @@ def test_what_is_refused(data: bytes, reason: str) -> None:
 
 
 def track(sample: bytes, *more: bytes, size: int = 64, frames: int = 1) -> bytes:
-    """An animation of one track, which begins with a frame."""
+    """Return an animation of one track, which begins with a frame."""
     ftyp = box(b"ftyp", b"avis\0\0\0\0avis")
     tables = box(b"stsd", bytes(4), struct.pack(">I", 1), box(b"av01", bytes(78)))
     tables += full(b"stsz", struct.pack(">II", len(sample), frames)) + full(b"stsc", struct.pack(">IIII", 1, 1, frames, 1))

@@ -26,7 +26,7 @@ ONE = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
 
 
 def profile(tags: dict[bytes, bytes], space: bytes = b"RGB ", form: bytes = b"prtr") -> bytes:
-    """A profile of these tags, whose tables give Lab."""
+    """Return a colour profile with these tags, whose tables give Lab."""
     table, data, at = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
     for name, content in tags.items():
         table += name + struct.pack(">II", at + len(data), len(content))
@@ -37,21 +37,21 @@ def profile(tags: dict[bytes, bytes], space: bytes = b"RGB ", form: bytes = b"pr
 
 
 def colours(channels: int, grid: int) -> numpy.ndarray:
-    """Lab in 16 bits of each point of a grid: as bright as there is light, or as ink leaves."""
+    """Return 16-bit Lab for each point of a grid: bright with much light (RGB), dark with much ink (CMYK)."""
     levels = numpy.stack(numpy.meshgrid(*[numpy.linspace(0, 1, grid)] * channels, indexing="ij"), -1)
     bright = levels.mean(-1) if channels == 3 else (1 - levels[..., :3].mean(-1)) * (1 - levels[..., 3])
     return numpy.stack([bright * 65280, 32896 + 4000 * levels[..., 0], 32896 - 4000 * levels[..., 1]], -1).astype(">u2")
 
 
 def old_table(channels: int, grid: int, points: int = 2) -> bytes:
-    """Of 16 bits (ICC.1:2022, 10.10)."""
+    """Return a lookup table of 16 bits, type mft2 (ICC.1:2022, 10.10)."""
     ramp = numpy.linspace(0, 65535, points).astype(">u2").tobytes()
     head = struct.pack(">4s4xBBBx", b"mft2", channels, 3, grid) + ONE + struct.pack(">HH", points, points)
     return head + ramp * channels + colours(channels, grid).tobytes() + ramp * 3
 
 
 def new_table(channels: int, grid: int, curve: bytes = GAMMA) -> bytes:
-    """With curves around it (10.12)."""
+    """Return a lookup table with curves around it, type mAB (10.12)."""
     curve += bytes(-len(curve) % 4)
     table = bytes([grid] * channels).ljust(16, b"\0") + b"\2\0\0\0" + colours(channels, grid).tobytes()
     table += bytes(-len(table) % 4)
@@ -105,7 +105,7 @@ def test_profiles_of_devices(kind: str) -> None:
 
 
 def elements(count: int) -> bytes:
-    """A tag of elements that all lie at one place (10.17)."""
+    """Return a tag of processing elements that all lie at one place (10.17)."""
     matrix = b"matf" + struct.pack(">4xHH12f", 3, 3, 1.0001, 0, 0, 0, 1, 0, 0, 0, 1, 0.00001, 0, 0)
     return struct.pack(">4s4xHHI", b"mpet", 3, 3, count) + struct.pack(">II", 16 + 8 * count, len(matrix)) * count + matrix
 

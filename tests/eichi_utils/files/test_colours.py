@@ -25,7 +25,7 @@ ADOBE = [(255, 24, 24), (0, 201, 36), (20, 57, 215), (129, 129, 129), (12, 12, 1
 
 
 def png(path: Path, colours: list[tuple[int, ...]], *chunks: bytes, depth: int = 8) -> Path:
-    """A PNG whose columns, of 16 pixels each way, have these colours."""
+    """Write a PNG of squares side by side, of 16 pixels each way, with these colours."""
     width = 16 * len(colours)
     numbers = [level * (257 if depth == 16 else 1) for colour in colours for level in colour * 16]
     row = b"\0" + b"".join(number.to_bytes(depth // 8, "big") for number in numbers)
@@ -49,7 +49,7 @@ def iccp(profile: bytes) -> bytes:
 
 
 def grey_profile(gamma: float) -> bytes:
-    """A grey profile of a power curve, as scanners and paint programs embed it."""
+    """Return a grey profile with a power curve, as scanners and paint programs embed it."""
     colour = _profile_of(SRGB_PRIMARIES, gamma)
     at, size = (
         int.from_bytes(colour[start : start + 4], "big") for start in (colour.index(b"rTRC") + 4, colour.index(b"rTRC") + 8)

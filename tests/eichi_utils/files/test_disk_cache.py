@@ -26,7 +26,7 @@ def cache(tmp_path: Path) -> DiskCache:
 
 
 def age(cache: DiskCache, key: str, seconds: float) -> None:
-    """As if it was used so long ago."""
+    """Set a file's last use to some seconds ago."""
     then = time.time() - seconds
     os.utime(cache.folder / f"{key}.safetensors", (then, then))
 

@@ -23,7 +23,7 @@ EDITS = box(b"edts", full(b"elst", struct.pack(">I", 5000), struct.pack(">IIi", 
 
 
 def piece(count: int, flags: int, content: bytes = b"") -> bytes:
-    """A piece of a fragmented film."""
+    """Return a fragment (moof box) of a film."""
     run = box(b"trun", struct.pack(">II", flags, count), content)
     return box(b"moof", full(b"mfhd", bytes(4)), box(b"traf", full(b"tfhd", b"\0\0\0\1"), run))
 
@@ -58,7 +58,7 @@ BAD = {
 
 
 def listed(kind: bytes, version: int, at: int, width: int, count: int) -> bytes:
-    """A table of three entries of twelve bytes that says it has `count` of them at that place of the box."""
+    """Return a table of three 12-byte entries that claims to have `count`, in `width` bytes at offset `at`."""
     return box(kind, bytes((version, 0, 0, 0)).ljust(at, b"\0"), count.to_bytes(width, "big"), bytes(36))
 
 
@@ -152,7 +152,7 @@ def test_films_of_every_kind_pass(suffix: str, options: str, tmp_path: Path) -> 
 
 
 def named(count: int, name: bytes = b"k%d") -> bytes:
-    """A film with so many texts under names of their own, as QuickTime writes them."""
+    """Return a film with `count` texts under names of their own, as QuickTime writes them."""
     names = [box(b"mdta", name % number) for number in range(count)]
     items = [struct.pack(">II", 25, number + 1) + struct.pack(">I4sII", 17, b"data", 1, 0) + b"v" for number in range(count)]
     keys = full(b"keys", struct.pack(">I", count), *names)

@@ -88,7 +88,7 @@ def test_too_many_texts(tmp_path: Path) -> None:
 
 
 def long_names(length: int, *around: bytes) -> bytes:
-    """500 texts whose names have so many characters, or a prefix of so many."""
+    """Return 500 texts whose names have `length` characters, or which lie beside the elements `around`."""
     if not around:
         return tags(*[text(b"%0*d" % (length, each), b"v") for each in range(500)])
     return element("1254C367", element("7373", *around, *[text(b"%d" % each, b"v") for each in range(500)]))

@@ -30,7 +30,7 @@ def written(path: Path, header: object, data: bytes = b"\0" * 8) -> Path:
 
 
 def readable(path: Path, *more: Callable) -> tuple[bool, ...]:
-    """By ours for LoRA, ours for checkpoints and latents, and others."""
+    """Return which readers accept a file: ours for LoRA, ours for checkpoints and latents, and others."""
     found = []
     for read in (read_header, files.read_header, *more):
         try:

@@ -23,7 +23,7 @@ Links = list[tuple[bytes, int, list[int]]]
 
 
 def coded(side: int) -> tuple[bytes, bytes]:
-    """(settings, pixels) of a red HEVC picture."""
+    """Return the settings box and the coded pixels of a red HEVC picture."""
     stream = io.BytesIO()
     from_pillow(Image.new("RGB", (side, side), (200, 30, 30))).save(stream, quality=50)
     data = stream.getvalue()
@@ -33,10 +33,10 @@ def coded(side: int) -> tuple[bytes, bytes]:
 
 
 def heif(side: int, items: list[tuple[bytes, tuple[int, int], bytes]], links: Links, more: bytes = b"") -> bytes:
-    """A file whose last item is shown. items: kind, size, and bytes, which are a picture's of `side` where there are none.
+    """Return a HEIF file whose last item is shown.
 
-    links: kind, from, to; items count from 1. more: boxes beside those of the head. What is alike is stored once, as
-    encoders do.
+    items: kind, size, and bytes; without bytes an item is a coded picture of `side`. links: kind, from, to; items count from 1.
+    more: boxes beside those of the head. Equal properties are stored once, as encoders do.
     """
     settings, pixels = coded(side)
     sizes = sorted({size for _, size, _ in items})

@@ -36,7 +36,7 @@ IN_IT = defaultdict(
 
 
 def commands(file: Path, place: Path) -> list[list[str]]:
-    """The commands that take such a file, by its name."""
+    """Return the commands that take a file, by the beginning of its name."""
     name, kind = file.name, file.name.split("_")[0]
     start = picture(place / "start.png")
     plan = ["render", "--dry-run", "--mode", "reverse", "--prompt", "a cat"]
@@ -60,7 +60,7 @@ def commands(file: Path, place: Path) -> list[list[str]]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Whatever a command might write lies below the test's folder."""
+    """Return the test's folder, and let everything that a command might write lie below it."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     for name in ("DEFAULT_OUTPUTS", "DEFAULT_UPLOADS", "CACHE", "SETTINGS"):
@@ -71,7 +71,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def given(place: Path) -> Callable[[Path], Path]:
-    """A copy of a file beside the start picture that hostile requests name, so that nothing else is wrong with them."""
+    """Return a function that copies a file beside the start picture that hostile requests name."""
 
     def copied(file: Path) -> Path:
         (place / "given").mkdir()
@@ -105,7 +105,7 @@ def test_a_hostile_file_ends_in_a_sentence(
 
 
 def ended(command: list[str]) -> int:
-    """The command line's code; argparse leaves with its own."""
+    """Run the command line and return its exit code, also where argparse raises SystemExit."""
     try:
         return main.main([*command, "--lang", "en"])
     except SystemExit as error:

@@ -1,4 +1,4 @@
-"""Names that are made of other people's names."""
+"""Test file names that are made of names from other people."""
 
 from __future__ import annotations
 

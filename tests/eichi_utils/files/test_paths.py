@@ -59,7 +59,7 @@ PLACES = ("DEFAULT_OUTPUTS", "DEFAULT_UPLOADS", "SETTINGS", "PRESETS", "CACHE")
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program's folder of its own, with a user's settings and a picture of theirs."""
+    """Return a program folder of the test's own, with a user's settings and a picture."""
     webui = tmp_path / "program" / "webui"
     monkeypatch.setattr(paths, "WEBUI", webui)
     for name, folder in zip(PLACES, ("outputs", "inputs/uploads", "settings", "presets", "cache"), strict=True):

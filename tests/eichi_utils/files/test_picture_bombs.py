@@ -27,12 +27,12 @@ COMMENT = b"ASCII\0\0\0a cat\nSteps: 20, Seed: 7"
 
 
 def directory(at: int, *entries: tuple[int, int, int, int]) -> bytes:
-    """A TIFF directory of (tag, type, count, value or place), with nothing behind it."""
+    """Return a TIFF directory of entries (tag, type, count, value or offset), with no directory after it."""
     return struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *one) for one in entries) + bytes(4)
 
 
 def bomb(tag: int = 0x0112) -> bytes:
-    """EXIF of a picture that lies on its side, if the first tag says so, whose Exif group holds a comment beside the bomb."""
+    """Return EXIF data with an orientation and thousands of tags, whose Exif group holds a comment too."""
     many = [(30000 + number, 1, BYTES, 8) for number in range(TAGS)]
     group = 8 + 2 + 12 * (TAGS + 2) + 4
     comment = group + 2 + 12 + 4
@@ -71,7 +71,7 @@ def with_bomb(form: str) -> bytes:
 
 
 def peak(call: Callable[[], object]) -> int:
-    """The most bytes of Python's that a call held at a time."""
+    """Return the peak bytes of Python objects during a call."""
     tracemalloc.start()
     try:
         call()
@@ -97,7 +97,7 @@ def test_thousands_of_tags_of_the_same_bytes(form: str, tmp_path: Path) -> None:
 
 
 def tiff(*more: tuple[int, int, int, int], behind: bytes = b"") -> bytes:
-    """A grey TIFF of 64 x 64 pixels with more tags, and what stands behind its directory."""
+    """Return a grey TIFF of 64 x 64 pixels with more tags, and with bytes behind its directory."""
     base = ((256, 3, 1, 64), (257, 3, 1, 64), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8))
     base += ((277, 3, 1, 1), (278, 3, 1, 64), (279, 4, 1, 4096))
     return b"II*\0" + struct.pack("<I", 8 + 4096) + b"\x80" * 4096 + directory(8, *base, *more) + behind
@@ -206,7 +206,7 @@ def test_scans_over_the_borders_of_what_is_read_at_a_time(monkeypatch: pytest.Mo
 
 
 def gif(before: bytes = b"") -> bytes:
-    """A GIF with transparent pixels, and blocks before what says so."""
+    """Return a GIF with transparent pixels, and with blocks before the one that declares the transparency."""
     stream = io.BytesIO()
     Image.new("P", (64, 64), 1).save(stream, "GIF", transparency=1)
     plain = stream.getvalue()
@@ -228,13 +228,13 @@ def test_a_gif_s_comments() -> None:
 
 
 def webp(width: int, height: int) -> bytes:
-    """The head of a lossless WebP (RFC 9649, 3.4), with nothing in it."""
+    """Return the head of a lossless WebP (RFC 9649, 3.4), without pixels."""
     data = b"VP8L" + struct.pack("<I", 14) + b"\x2f" + struct.pack("<I", (height - 1) << 14 | (width - 1)) + bytes(9)
     return b"RIFF" + struct.pack("<I", 4 + len(data)) + b"WEBP" + data
 
 
 def packed_bmp(width: int, height: int) -> bytes:
-    """A grey BMP packed by run lengths, whose rows each end after a byte."""
+    """Return a grey run-length encoded BMP, whose rows end after one run."""
     palette = b"".join(bytes((level, level, level, 0)) for level in range(256))
     data = b"\1\x55\0\0" * height + b"\0\1"
     start = 14 + 40 + len(palette)
@@ -267,7 +267,7 @@ def test_within_the_limits(tmp_path: Path) -> None:
 
 
 def psd(resources: bytes, side: int = 64, mode: int = 3, colours: bytes = b"", height: int = 0) -> bytes:
-    """A red PSD, whose pixels are not packed, or one of a palette."""
+    """Return a red PSD whose pixels are not compressed, or one with a palette."""
     channels = 3 if mode == 3 else 1
     head = b"8BPS" + struct.pack(">H6xHIIHH", 1, channels, height or side, side, 8, mode)
     planes = b"\xc8" * side**2 + b"\x1e" * side**2 * 2 if channels == 3 else b"\1" * side**2

@@ -26,7 +26,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def with_chunks(before: bytes = b"", after: bytes = b"") -> bytes:
-    """A PNG of 32 x 32 red pixels with chunks before and after its pixels."""
+    """Return a PNG of 32 x 32 red pixels with chunks before and after its pixels."""
     stream = io.BytesIO()
     Image.new("RGB", (32, 32), "red").save(stream, "PNG")
     whole = stream.getvalue()
@@ -34,7 +34,7 @@ def with_chunks(before: bytes = b"", after: bytes = b"") -> bytes:
 
 
 def tags(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """A TIFF directory of (tag, type, count, what stands in its place), as EXIF is one."""
+    """Return a TIFF directory, as in EXIF, of entries (tag, type, count, value bytes)."""
     return (
         b"II*\0\x08\0\0\0"
         + struct.pack("<H", len(entries))
@@ -145,7 +145,7 @@ def test_an_endless_lot_of_chunks() -> None:
 
 
 def tiled_tiff(side: int, tile: int) -> bytes:
-    """A compressed grey TIFF whose only tile says it has `tile` pixels each way."""
+    """Return a compressed grey TIFF whose only tile claims to have `tile` pixels each way."""
     data = zlib.compress(bytes(64 * 64))
     entries = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8, 325: len(data)}
     head = b"II*\0" + (8 + len(data)).to_bytes(4, "little") + data + len(entries).to_bytes(2, "little")

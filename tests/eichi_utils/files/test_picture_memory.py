@@ -25,7 +25,7 @@ from tests.eichi_utils.helpers import found
 
 
 def scans(width: int, height: int, components: int, count: int, frame: int = 0xC2) -> bytes:
-    """The head of a JPEG, and scans that bring nothing: the first of all components, the others of one."""
+    """Return a JPEG's head and empty scans: the first of all components, the others of one."""
     parts = b"".join(bytes([number + 1, 0x11, 0]) for number in range(components))
     data = (
         b"\xff\xd8"
@@ -74,7 +74,7 @@ def test_scans_that_photos_have() -> None:
 
 
 def tiff(side: int, samples: int, bits: int, rows: int, packed: bool = True, tiled: bool = False) -> bytes:
-    """A TIFF of black pixels in one strip, whose tags say that it has more rows, or in one tile."""
+    """Return a TIFF of black pixels in one strip that claims to have more rows, or in one tile."""
     data = zlib.compress(bytes(side * samples * bits // 8 * 16)) if packed else bytes(16)
     tags = [(256, 4, side), (257, 4, side), (259, 3, 8 if packed else 1), (262, 3, 2 if samples > 1 else 1), (277, 3, samples)]
     tags += [(322, 4, side), (323, 4, rows), (324, 4, 8), (325, 4, len(data))] if tiled else []

@@ -34,7 +34,7 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 def problem_key(path: str | Path) -> str | None:
-    """The one problem that both readers and the check agree on."""
+    """Return the one problem that both readers and the check find, or None."""
     problem = picture_problem("image", path)
     keys = []
     for read in (open_picture, open_mask):
@@ -63,13 +63,13 @@ def opened(path: Path) -> Image.Image:
 
 
 def stored(path: Path) -> tuple[str, int]:
-    """Mode and number of frames as the file has them."""
+    """Return the mode and the number of frames of a picture file."""
     with Image.open(path) as file:
         return file.mode, getattr(file, "n_frames", 1)
 
 
 def png_of_zeros(path: Path, width: int, height: int) -> Path:
-    """A 1-bit PNG of any size that takes no memory to make."""
+    """Write a 1-bit PNG of any size without the memory for its pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")

@@ -52,7 +52,7 @@ def test_what_a_killed_process_has_left_goes_at_the_next_start(tmp_path: Path):
 
 
 def named(machine: str = "", pid: int = 0, start: int = 0) -> str:
-    """An unfinished file's name, by default this process's."""
+    """Return the name of an unfinished file, by default of this process."""
     own = temporary.OURS.fullmatch(f"{own_prefix()}x.part.png")
     parts = (machine or own["machine"], pid or own["pid"], start or own["start"])
     return ".eichi-{}-{}-{}-0123.part.png".format(*parts)

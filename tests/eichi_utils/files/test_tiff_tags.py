@@ -26,7 +26,7 @@ Tags = dict[int, tuple[int, list[int]]]
 
 
 def tiff(data: bytes, tags: Tags, *, large: bool = False) -> bytes:
-    """A TIFF of data and tags, each a type and numbers; places count from the beginning of the data, which has byte 16."""
+    """Return a TIFF of data and tags, each a type and numbers; offsets count from the data's first byte."""
     place, count, entry, room = ("Q", "Q", "HHQ", 8) if large else ("I", "H", "HHI", 4)
     extra, entries = b"", b""
     at = 16 + len(data)
@@ -45,7 +45,7 @@ def tiff(data: bytes, tags: Tags, *, large: bool = False) -> bytes:
 
 
 def grey(width: int, height: int, rows: int, compression: int, kind: int = 3, samples: int = 1) -> Tags:
-    """Tags of a grey picture, or of one of some planes, in strips of so many rows."""
+    """Return the tags of a grey picture, or of one of several planes, in strips of `rows` rows."""
     light = {1: 1, 3: 2, 4: 5}[samples]
     tags: Tags = {256: (4, [width]), 257: (4, [height]), 258: (3, [8] * samples), 259: (kind, [compression]), 262: (3, [light])}
     return {**tags, 277: (3, [samples]), 278: (4, [rows]), 284: (3, [2 if samples > 1 else 1])}

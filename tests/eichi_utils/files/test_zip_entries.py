@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("place")
 
 
 def renamed(path: Path, names: dict[str, bytes]) -> Path:
-    """Entries get names of any bytes, of the same length, and no mark that they are in UTF-8."""
+    """Rename a ZIP's entries to bytes of the same length, without the mark for UTF-8."""
     data = path.read_bytes()
     for name, other in names.items():
         assert len(name) == len(other)
@@ -37,7 +37,7 @@ def renamed(path: Path, names: dict[str, bytes]) -> Path:
 
 
 def with_names(path: Path, encoding: str, *names: str) -> Path:
-    """A ZIP whose pictures have these names in an encoding that it does not name."""
+    """Write a ZIP whose pictures have names in an encoding that the ZIP does not declare."""
     raw = [name.encode(encoding) for name in names]
     stands = [f"{'x' * (len(name) - 2)}{number:02d}" for number, name in enumerate(raw)]
     packed(
@@ -148,7 +148,7 @@ def test_every_compression_is_read(method: int, place: Path) -> None:
 
 
 class Zeros(io.RawIOBase):
-    """As many zeros as are asked for, without the memory for them."""
+    """Give as many zeros as are asked for, without the memory for them."""
 
     def __init__(self, size: int):
         self.left = size
@@ -164,7 +164,7 @@ class Zeros(io.RawIOBase):
 
 
 def declared(path: Path, name: str, size: int) -> None:
-    """The directory and the entry's own head say another size."""
+    """Change the size of an entry in the ZIP's directory and in the entry's own header."""
     data = bytearray(path.read_bytes())
     struct.pack_into("<I", data, data.rindex(b"PK\x01\x02", 0, data.rindex(name.encode())) + 24, size)
     struct.pack_into("<I", data, data.rindex(b"PK\x03\x04", 0, data.index(name.encode())) + 22, size)

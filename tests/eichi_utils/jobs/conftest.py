@@ -1,4 +1,4 @@
-"""A queue whose runs need no networks."""
+"""Provide a queue whose runs need no networks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.eichi_utils.jobs.fakes import WAIT, Fake
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Its films lie in the current folder."""
+    """Return a fake run that writes its films to the current folder."""
     monkeypatch.chdir(tmp_path)
     return Fake(on_disk=True)
 
 
 @pytest.fixture
 def held(fake: Fake) -> Fake:
-    """A fake that waits for `go.release()` before each step."""
+    """Return a fake run that waits for `go.release()` before each step."""
     fake.go = threading.Semaphore(0)
     return fake
 

@@ -1,4 +1,4 @@
-"""A run without networks, and waiting for what becomes of its job."""
+"""Run jobs without networks, and wait for their ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAIT = 10
 
 @dataclass
 class Fake:
-    """Two sections of three steps without networks. Each step waits for `go`; `fail` may raise before or after anything."""
+    """Run two sections of three steps without networks. Each step waits for `go`; `fail` may raise at any point."""
 
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(10_000))
     at_step: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -67,7 +67,7 @@ def some(prompt: str = "p", seed: int = 1) -> Request:
 
 
 def views(jobs: Jobs, job: Job) -> list[View]:
-    """All views until the job has ended; fails instead of waiting for ever."""
+    """Collect all views until the job has ended; fail if that takes too long."""
     seen = []
     watcher = threading.Thread(target=lambda: seen.extend(jobs.follow(job.id)), daemon=True)
     watcher.start()

@@ -22,7 +22,7 @@ MODE = "single"
 
 
 class Heard:
-    """A player that only counts."""
+    """Stand in for a player and count how often it is called."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -57,7 +57,7 @@ def jobs(fake: Fake, settings: AppSettings, heard: Heard) -> Iterator[Jobs]:
 
 
 def silence(heard: Heard) -> bool:
-    """Nothing more was heard once every sound that was asked for has come to its end."""
+    """Wait until all sounds have ended, and return whether none was heard."""
     began = time.monotonic()
     # Not joined: one that was made and has not begun to run cannot be.
     while any(thread.name == "eichi-alarm" for thread in threading.enumerate()) and time.monotonic() - began < WAIT:
@@ -150,7 +150,7 @@ Commands = Callable[..., list[str]]
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """`installed("paplay", "exit 1")` is a player on the path, whose sample is there."""
+    """Return `installed("paplay", "exit 1")`, which puts a player and its sound file in place."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     for name in ("FREEDESKTOP_SOUND", "ALSA_SOUND", "MAC_SOUND"):
         (tmp_path / name).write_text("a sample")

@@ -82,7 +82,7 @@ def test_the_current_job() -> None:
 
 @pytest.fixture
 def made() -> Iterator[Jobs]:
-    """Jobs that finish at once."""
+    """Provide a queue whose jobs finish at once."""
 
     def execute(request: ReverseRequest, job_id: str, stop: object) -> Iterator[Event]:
         yield STARTED

@@ -23,8 +23,10 @@ def timings(tmp_path: Path) -> Timings:
 
 
 def run_of(it: Request, step: float = 2.0, skipped: int = 0) -> list[Event]:
-    """Events of a run: 10 s before the first sampling, a first step of 5 s, then `step` seconds each, 8 s for decoding. The
-    last `skipped` steps of a section are the cache's and take no time."""
+    """Return the events of a run: 10 s to the first sampling, a first step of 5 s, then `step` s each, 8 s for decoding.
+
+    The last `skipped` steps of a section are skipped by the step cache and take no time.
+    """
     plan, at = it.plan(), 100.0
     sizes = {"frames": plan.frames, "width": 640, "height": 640}
     events: list[Event] = [Started(at=at, sections=len(plan.sections), steps=it.steps, seed=1, **sizes)]

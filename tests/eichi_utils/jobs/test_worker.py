@@ -63,7 +63,7 @@ def test_a_failed_job_names_only_files_that_are_there(jobs: Jobs, fake: Fake, tm
 
 
 class Panic(BaseException):
-    """As pyo3's PanicException, which is what a panic in tokenizers or safetensors arrives as."""
+    """Stand in for pyo3's PanicException, which panics in tokenizers or safetensors raise."""
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), Panic("called `Option::unwrap()` on a `None` value")])
@@ -120,7 +120,7 @@ def test_an_exception_after_the_ending_does_not_change_it(jobs: Jobs, fake: Fake
 
 
 class Heard:
-    """A watcher that keeps what it was told, and then does something to it."""
+    """Keep the events that a watcher was told, then call `then`."""
 
     def __init__(self, then: Callable[[Event], None] = lambda event: None):
         self.events: list[tuple[str, Event]] = []
@@ -135,7 +135,7 @@ class Heard:
 
 
 class Unspeakable(Exception):
-    """One that cannot even be said, as of a library whose messages are made when they are read."""
+    """Raise even when it is turned into text, as errors of a library may that make their messages late."""
 
     def __str__(self) -> str:
         raise SystemExit(3)
@@ -235,7 +235,7 @@ def test_a_worker_that_ends_by_itself_is_replaced(point: str, fake: Fake, caplog
 
 
 def workers_now() -> set[threading.Thread]:
-    """All workers' threads, whose numbers are given again; those of other tests may still wait for jobs."""
+    """Return all threads of workers; those of other tests may still be waiting for jobs."""
     return {thread for thread in threading.enumerate() if thread.name == "eichi-worker"}
 
 

@@ -1,4 +1,4 @@
-"""Files of LoRA for the small checkpoint, and what was loaded."""
+"""Provide LoRA files for the small checkpoint, and a record of what was loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.lora_files import FAMILIES, write_lora
 
 @pytest.fixture(scope="session")
 def files(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A file of every family for the small checkpoint, each with numbers of its own."""
+    """Write a LoRA file of every family for the small checkpoint, each with other numbers."""
     folder = tmp_path_factory.mktemp("lora")
     shapes = shapes_in(ModelFiles(checkpoint), "framepack")
     made = {}
@@ -26,7 +26,7 @@ def files(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list:
-    """What each loading of a transformer was asked for."""
+    """Return a list that collects the arguments of each loading of a transformer."""
     asked: list = []
     load = models.load_transformer
     monkeypatch.setattr(models, "load_transformer", lambda *given: asked.append(given) or load(*given))

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def deep(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With nine single blocks, so that some can stay and some leave."""
+    """Write a checkpoint with nine single blocks, so that some can stay on the card and some leave."""
     folder = Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("deep") / "models"))
     config = folder / "transformer" / "config.json"
     document = {**json.loads(config.read_text()), "num_single_layers": 9}
@@ -174,7 +174,7 @@ def test_the_engine_hands_on_what_it_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def failing_once(work):
-    """The card is full at the first call, half-way."""
+    """Let the first call fail because the card is full."""
     failures = [torch.OutOfMemoryError("injected")]
 
     def call(*given):

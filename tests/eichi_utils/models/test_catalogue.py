@@ -25,13 +25,13 @@ from tests.eichi_utils.helpers import SHORTEST, carry_out, changed, found, notic
 
 @pytest.fixture
 def nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A computer without the real models: an empty hub cache."""
+    """Simulate a computer without the real models, by an empty hub cache."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
 
 def put_there(checkpoint: Path, cache: Path, *names: str) -> None:
-    """Components in the cache's folders; random weights."""
+    """Put components with random weights into the hub cache's folders."""
     for name in names:
         place = PLACES[name]
         snapshot = cache / f"models--{place.repository.replace('/', '--')}" / "snapshots" / "0123abcd"
@@ -41,7 +41,7 @@ def put_there(checkpoint: Path, cache: Path, *names: str) -> None:
 
 @pytest.fixture
 def described(checkpoint: Path, tmp_path: Path) -> Path:
-    """The random checkpoint with a description."""
+    """Return a copy of the random checkpoint with a description."""
     folder = Path(shutil.copytree(checkpoint, tmp_path / "described"))
     rows = [[1.0, 0.0, 0.0]] * 16
     document = {"name": "small", "sizes": [128, 160], "size": 160, "steps": 4, "preview": {"rows": rows, "bias": [0, 0, 1]}}

@@ -22,7 +22,7 @@ TURING = Card("Tesla T4", "580.95", (7, 5), 15 * GIB, 14 * GIB, "GPU-8f000000")
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> list[Card | None]:
-    """The machine's cards; None is one that has fallen off the bus."""
+    """Simulate a driver and return the list of its cards; None is one that has fallen off the bus."""
     found: list[Card | None] = [ADA, None, TURING]
 
     def handle(index: int) -> Card:

@@ -17,7 +17,7 @@ GIB = 2**30
 
 @pytest.fixture
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A process of a machine with 64 GiB, 50 of them free, and 30 GiB of free swap."""
+    """Simulate a machine with 64 GiB of memory, 50 of them free, and 30 GiB of free swap."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * GIB, available=50 * GIB))
     monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=30 * GIB, free=30 * GIB))
     folder = tmp_path / "proc"

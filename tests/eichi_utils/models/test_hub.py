@@ -22,7 +22,7 @@ from tests.eichi_utils.helpers import SHORTEST, carry_out, found, have_memory, n
 
 @pytest.fixture
 def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The checkpoint in the folders of huggingface_hub's cache; any download fails the test."""
+    """Put the checkpoint into the folders of huggingface_hub's cache; any download fails the test."""
 
     def forbidden(*args, **settings):
         pytest.fail(f"asks the hub for {args} {settings}")

@@ -55,7 +55,7 @@ def machine(size: int, system: str, card: int | None) -> Machine:
 
 
 def outcome(precision: str, here: Machine) -> tuple[str, ExecutionChoice | None]:
-    """The chosen precision and the choice, or why there is none."""
+    """Return the chosen precision and the choice, or the reason why there is none and None."""
     try:
         choice = choose(PUBLISHED, precision, TOKENS, here)
     except UserError as error:
@@ -65,7 +65,7 @@ def outcome(precision: str, here: Machine) -> tuple[str, ExecutionChoice | None]
 
 
 class CountedWeights:
-    """Stands in for the streamer: takes of the card what it is allowed, and moves nothing."""
+    """Stand in for the streamer: count the card memory that it may take, and move nothing."""
 
     job_bytes = 0
 
@@ -89,7 +89,7 @@ class CountedWeights:
 
 
 class Weights(nn.Module):
-    """So many bytes that nobody wrote."""
+    """Stand in for a network with `size` bytes of weights that are never written."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -104,7 +104,7 @@ class Weights(nn.Module):
 
 
 class WatchedPool:
-    """The real pool with the published model's weights as numbers; `loads` counts, `peak` is the computer's memory in bytes."""
+    """Run the real pool with weights that are only sizes. loads: counts. peak: of the computer's memory, in bytes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, card: int | None):
         device = None if card is None else FakeDevice(capacity=int((card - CARD_TAKEN) * GIB))
@@ -146,7 +146,7 @@ class WatchedPool:
         return SimpleNamespace(model=None), self.load("image_encoder")[1]
 
     def film(self, choice: ExecutionChoice, sections: int) -> None:
-        """What a film lends, in its order."""
+        """Lend the networks that a film needs, in its order."""
         self.sizes = {
             name: need.host
             for name, need in stages(PUBLISHED, choice.precision, TOKENS, on_card=self.pool.card is not None).items()

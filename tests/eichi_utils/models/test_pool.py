@@ -31,12 +31,12 @@ WEIGHTS = {
 
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    """A checkpoint to damage."""
+    """Return a copy of the checkpoint to damage."""
     return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
 
 def problems_of(folder: Path, name: str = "framepack") -> tuple[Problem, ...]:
-    """What check() says."""
+    """Return the problems that check() finds."""
     try:
         ModelPool(folder, device="cpu").check(name)
     except UserError as error:

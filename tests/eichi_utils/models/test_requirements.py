@@ -296,7 +296,7 @@ def test_other_models_in_a_repository_are_not_counted_as_downloaded(tmp_path: Pa
     repository = tmp_path / "hub" / "models--hunyuanvideo-community--HunyuanVideo"
 
     def put(folder: str, name: str, size: int) -> None:
-        """As the hub's library does: a blob, and a link to it."""
+        """Put a file into the hub's cache as its library does: a blob, and a link to it."""
         (repository / "blobs").mkdir(parents=True, exist_ok=True)
         with (repository / "blobs" / name).open("wb") as file:
             file.truncate(size)

@@ -34,7 +34,7 @@ WEIGHT = "single_transformer_blocks.0.attn.to_q.weight"
 
 @pytest.fixture
 def quantised(monkeypatch: pytest.MonkeyPatch) -> list:
-    """Grows by one for each weight that is quantised."""
+    """Return a list that grows by one for each weight that is quantised."""
     calls, quantise = [], loading.quantise
     monkeypatch.setattr(loading, "quantise", lambda *given: calls.append(1) or quantise(*given))
     return calls
@@ -50,7 +50,7 @@ def pool_of(folder: Path, gigabytes: float = 1.0, card: FakeDevice | None = None
 
 
 def weights(pool: ModelPool, precision: str = "int8", loras: tuple[Lora, ...] = ()) -> dict[str, bytes]:
-    """The bytes of everything that a fresh loan has in its state dict."""
+    """Return the bytes of every tensor in the state dict of a new loan."""
     with pool.transformer("framepack", precision, loras, merge=bool(loras), tokens=10) as net:
         streamer = pool.networks.loaded["transformer"].streamer
         if streamer:
@@ -193,7 +193,7 @@ def test_damaged_files_are_made_again(card, damage: str, checkpoint: Path, quant
 
 @contextmanager
 def a_disk_with(room: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Writing a slab's file ends after so many bytes."""
+    """Let writing a slab file fail after `room` bytes."""
 
     def write(path: Path, arena, key: str) -> None:
         whole(path, arena, key)

@@ -40,7 +40,7 @@ def keeping(folder: Path, gigabytes: float = 1.0, card: FakeDevice | None = None
 
 
 def conditions(pool: ModelPool, it) -> tuple[Conditions, set[str]]:
-    """And which encoders were loaded for them."""
+    """Encode a request; return its conditions, and the encoders that were lent for them."""
     lent = set()
     for name in ENCODERS:
         loan = getattr(type(pool), name)
@@ -58,7 +58,7 @@ def conditions(pool: ModelPool, it) -> tuple[Conditions, set[str]]:
 
 
 def same(one: Conditions, other: Conditions) -> bool:
-    """To the bit, dtypes and counts included."""
+    """Return whether two conditions are equal to the bit, with dtypes and counts."""
     prompts = [*one.prompts.items(), ("", one.negative)], [*other.prompts.items(), ("", other.negative)]
     tensors = [one.image, *one.latents.values()], [other.image, *other.latents.values()]
     pairs = list(zip(*tensors, strict=True))
@@ -138,7 +138,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 def double(file: Path) -> None:
-    """Other weights in a file of the same size and time."""
+    """Double the weights in a file without changing its size and time."""
     stat = file.stat()
     save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
     shutil.os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -45,7 +45,7 @@ RUN_STAGES = [stage for stage in STAGES if stage != "start"]
 
 @pytest.fixture(scope="module")
 def runs(pool: ModelPool, pictures: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple]:
-    """One run of each mode: request, folder, events."""
+    """Run each mode once; return request, folder and events by mode."""
     made = {}
     for mode, fields in SHORTEST.items():
         folder = tmp_path_factory.mktemp(mode)
@@ -55,7 +55,7 @@ def runs(pool: ModelPool, pictures: list[str], tmp_path_factory: pytest.TempPath
 
 
 def result_of(events: list[Event]) -> numpy.ndarray:
-    """The frames of a run's result."""
+    """Return the frames of a run's result."""
     path = events[-1].files[0]
     if path.endswith(".mp4"):
         return decoded(path)

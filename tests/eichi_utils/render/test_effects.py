@@ -33,7 +33,7 @@ def conditions_of(it: Request, pool: ModelPool) -> tuple:
 
 
 def latents_of(it: Request, pool: ModelPool) -> torch.Tensor:
-    """All sampled latents of a checked request."""
+    """Check a request, and return all its sampled latents."""
     assert it.check() == ()
     plan, conditions = conditions_of(it, pool)
     parts = [part.latents for part in sample_film(it, plan, conditions, pool, Stop()) if isinstance(part, Decoded)]
@@ -106,7 +106,7 @@ def half_mask(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def unchanged() -> dict[str, torch.Tensor]:
-    """Latents by the request, in JSON, that they were sampled from: many changes are compared with the same film."""
+    """Keep sampled latents by the JSON of their request, because many changes are compared with the same film."""
     return {}
 
 

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture
 def jobs(pool: ModelPool, tmp_path: Path) -> Iterator[Jobs]:
-    """The real worker with the shared pool; outputs in tmp_path / "out"."""
+    """Provide the real worker with the shared pool; outputs are in tmp_path / "out"."""
     engine = Engine(Models(pool.files.models), tmp_path / "out")
     engine.__dict__["pool"] = pool
     jobs = Jobs(engine)
@@ -43,7 +43,7 @@ def jobs(pool: ModelPool, tmp_path: Path) -> Iterator[Jobs]:
 
 
 def failing(error: Exception, at_call: int = 1, then: Callable | None = None) -> Callable:
-    """Raises at that call and does what `then` does at every other."""
+    """Raise at one call, and do what `then` does at every other."""
     calls = iter(range(1, 1_000_000))
 
     def fail(*args: Any, **settings: Any) -> Any:

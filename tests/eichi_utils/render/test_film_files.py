@@ -36,7 +36,7 @@ LATENTS = {"reverse": (5, 10, 16), "forward": (6, 11, 16)}
 
 @pytest.fixture
 def flat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instead of decoding, frames of one grey that says which stretch and which frame of it they are; no two alike."""
+    """Replace decoding by grey frames, each of another grey, so that every frame can be recognised."""
     calls = iter(range(100))
 
     def decode_frames(vae, latents, kept, room, side):
@@ -48,7 +48,7 @@ def flat(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pngs(folder: Path, job: str = "j") -> dict[int, numpy.ndarray]:
-    """Frame number -> picture, of all sections' folders; each number once."""
+    """Return the saved frames of all sections' folders by number; no number may occur twice."""
     files = sorted(folder.glob(f"{job}_frames_section*/frame_*.png"))
     found = {int(file.stem.removeprefix("frame_")): numpy.asarray(Image.open(file)) for file in files}
     assert len(found) == len(files)
@@ -57,7 +57,7 @@ def pngs(folder: Path, job: str = "j") -> dict[int, numpy.ndarray]:
 
 
 def alike(one: numpy.ndarray, other: numpy.ndarray) -> bool:
-    """But for the way into the film's colours and back."""
+    """Return whether two pictures are equal up to the rounding of the film's colours."""
     return numpy.abs(one.astype(int) - other.astype(int)).max() <= 4
 
 

@@ -13,7 +13,7 @@ from eichi_utils.requests.plan import Ref
 
 
 def numbered(count: int, first: int = 1) -> Tensor:
-    """Latents whose value is their number, (1, 16, count, 2, 2)."""
+    """Return latents whose value is their number, (1, 16, count, 2, 2)."""
     return torch.arange(first, first + count, dtype=torch.float32).view(1, 1, -1, 1, 1).expand(1, 16, -1, 2, 2).clone()
 
 
@@ -84,7 +84,7 @@ def test_joining_on_either_side() -> None:
 
 
 def stretches(side: str, latents: int, sections: int) -> list[Tensor]:
-    """Decoded stretches as the driver makes them: each but the first overlaps the film by a section."""
+    """Return decoded stretches as the driver makes them: each but the first overlaps the film by a section."""
     torch.manual_seed(sections)
     lengths = []
     for number in range(sections):
@@ -95,14 +95,14 @@ def stretches(side: str, latents: int, sections: int) -> list[Tensor]:
 
 
 def crossfade(first: Tensor, second: Tensor, overlap: int) -> Tensor:
-    """The reference's: whole clips in float32."""
+    """Blend two whole clips in float32, as the reference does."""
     weights = torch.linspace(1, 0, overlap).view(1, 1, -1, 1, 1)
     faded = weights * first[:, :, -overlap:] + (1 - weights) * second[:, :, :overlap]
     return torch.cat([first[:, :, :-overlap], faded, second[:, :, overlap:]], dim=2)
 
 
 def stitched(stitch: OverlapBlend, pixels: Tensor, length: int) -> Tensor:
-    """The finished frames of a stretch that comes in pieces of that length."""
+    """Stitch a stretch that comes in pieces of `length` frames, and return the finished frames."""
     stitch.begin(pixels.shape[2])
     for piece in pixels.split(length, dim=2):
         stitch.add(piece)

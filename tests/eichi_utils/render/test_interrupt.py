@@ -27,7 +27,7 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture
 def loans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is on loan at this moment, of any pool."""
+    """Return a list of what is on loan at the moment, of any pool."""
     lent: list[str] = []
     loan = LoadedNetworks.loan
 
@@ -45,7 +45,7 @@ def loans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 class CountedStop(Stop):
-    """A stop that somebody asks for when it was looked at so many times."""
+    """Ask to stop when the stop was looked at `looks` times."""
 
     def __init__(self, looks: int):
         super().__init__()

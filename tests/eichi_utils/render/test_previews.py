@@ -42,7 +42,7 @@ STEPS = 4
 
 
 def steps_seen(card: FakeDevice | None) -> tuple[list, list]:
-    """What `with_previews` makes of five steps, and how many steps had been asked for when each came out."""
+    """Run `with_previews` over five steps; return its items, each with the number of steps asked for until then."""
     asked = []
 
     def steps():
@@ -85,7 +85,7 @@ def test_a_film_on_a_card_has_every_steps_own_preview(
 
 
 class MetaCard(FakeDevice):
-    """A card that takes everything in and gives nothing out."""
+    """Simulate a card that accepts data and gives none back."""
 
     def fetch(self, tensor):
         assert tensor.is_meta and tensor.dtype == torch.uint8
@@ -93,7 +93,7 @@ class MetaCard(FakeDevice):
 
 
 class MetaPool:
-    """Lends one network on the meta device."""
+    """Lend one network on the meta device."""
 
     def __init__(self, net: PackedTransformer):
         self.net, self.card, self.files = net, MetaCard(), ModelFiles()
@@ -104,7 +104,7 @@ class MetaPool:
 
 
 class Sent(TorchDispatchMode):
-    """Notes what is sent from the host to the card: unless it is locked in memory, torch waits for the card to have it."""
+    """Note what is sent from the host to the card: torch waits for it unless it is in locked memory."""
 
     def __init__(self, found: list[str]):
         super().__init__()
@@ -120,7 +120,7 @@ class Sent(TorchDispatchMode):
 
 
 class Made(TorchFunctionMode):
-    """Notes tensors made of Python's numbers, which is sending without an operator."""
+    """Note tensors made of Python numbers, which are sent to the card without an operator."""
 
     def __init__(self, found: list[str]):
         super().__init__()
@@ -142,7 +142,7 @@ def net() -> PackedTransformer:
 
 
 def sent_between_steps(net: PackedTransformer, **fields: object) -> list[str]:
-    """Everything that goes to the card from the first pass of a section to its last step's event."""
+    """Return everything that is sent to the card from a section's first pass to the event of its last step."""
     negative = TextEmbedding(torch.randn(1, 3, 32), torch.randn(1, 16), 3, 3)
     prompt = TextEmbedding(torch.randn(1, 5, 32), torch.randn(1, 16), 5, 5)
     made = request("forward", "start", seconds=0.5, window=4.5, steps=STEPS, **fields)
@@ -244,7 +244,7 @@ def test_a_step_that_sends_shows(net, spoil):
 
 
 class Asked(TorchDispatchMode):
-    """Counts single numbers that are read."""
+    """Count single numbers that are read."""
 
     count = 0
 

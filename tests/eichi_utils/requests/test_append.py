@@ -41,12 +41,12 @@ TOO_FEW = "latents_too_few"
 
 @pytest.fixture(scope="module")
 def appended(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Six latents of the size that the test pictures' films have."""
+    """Write a file of six latents, of the size of the test pictures' films."""
     return latent_file(tmp_path_factory.mktemp("latents") / "earlier.safetensors", 6)
 
 
 def joined_latents(it: Request, pool: ModelPool) -> Joined:
-    """Of a checked request."""
+    """Check a request, and return its latents joined with the appended ones."""
     assert it.check() == ()
     plan = it.plan()
     *_, conditions = encoding.encode_conditions(it, plan, fit_pictures(plan, it.size), pool)
@@ -123,7 +123,7 @@ def test_how_long_the_whole_is(mode: str, seconds: float, window: float, picture
 
 @pytest.fixture(scope="module")
 def run(pool: ModelPool, pictures: list[str], appended: str, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """One run of the standard mode with two latents in between: request, folder, events."""
+    """Run the standard mode with two latents in between; return request, folder and events."""
     folder = tmp_path_factory.mktemp("joined")
     fields = {"append_latents": appended, "append_trim_end": 3, "film_trim_end": 1, "join_latents": 2}
     it = request("reverse", pictures[0], crf=0, **fields, **SHORT)

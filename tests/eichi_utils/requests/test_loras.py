@@ -28,7 +28,7 @@ CASES = Path(__file__).parents[2] / "cases"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's LoRA folder with one file in a folder below it."""
+    """Provide the user's LoRA folder with one file in a folder below it."""
     place = tmp_path / "lora"
     (place / "style").mkdir(parents=True)
     shutil.copy(FILE, place / "style" / "ink.v1.safetensors")

@@ -25,7 +25,7 @@ def film(mode: str, **fields: Any) -> Plan:
 
 
 def blanks(plan: Plan) -> list[int]:
-    """Positions left out between the anchor and the sampled latents, section by section."""
+    """Return for each section how many positions lie between the anchor and the sampled latents."""
     return [section.frames.start - 1 for section in plan.sections]
 
 

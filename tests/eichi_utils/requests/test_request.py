@@ -24,7 +24,7 @@ LORA = str(GOLDEN / "lora" / "kohya_framepack_names.safetensors")
 
 
 def other_values(mode: str, pictures: list[str]) -> dict:
-    """A valid value other than the default for every field of a mode."""
+    """Return a valid value other than the default for every field of a mode."""
     common = {
         "model": "miniature",
         "image": pictures[0],

@@ -22,7 +22,7 @@ HOSTILE = Path(__file__).parents[2] / "cases" / "hostile"
 
 
 def eichi(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, list[dict], str]:
-    """Exit code, problems, and what was said."""
+    """Run `eichi render`; return the exit code, the problems and stderr."""
     capsys.readouterr()
     code = main.main(["render", *map(str, arguments), "--json", "--lang", "en"])
     out, err = capsys.readouterr()

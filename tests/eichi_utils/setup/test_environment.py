@@ -16,7 +16,7 @@ PINNED = "torch==2.13.0"
 
 
 def stamp(**changes):
-    """A stamp like that of a finished CPU installation, with changes."""
+    """Return a stamp like that of a finished CPU installation, with changes."""
     return environment.Stamp(**{"fingerprint": "a", "torch_build": "cpu", "root": "/here", "test": False, **changes})
 
 
@@ -168,13 +168,13 @@ def test_interrupted_installation_ends_130_and_is_made_anew(machine, capsys):
 
 
 def report(machine, **changes):
-    """What a complete environment without a card holds, with changes."""
+    """Return the report of a complete environment without a card, with changes."""
     usual = {"python": environment.OWN_VERSION, "prefix": str(machine.root / ".venv"), "torch": "2.13.0+cpu"}
     return {**usual, "complete": True, "pip": True, "test": False, "speed_ups": False, **changes}
 
 
 def made_by_hand(machine):
-    """An environment with an interpreter and no stamp."""
+    """Make an environment with an interpreter and no stamp."""
     interpreter = environment.venv_python(machine.root)
     interpreter.parent.mkdir(parents=True)
     interpreter.write_text("")
@@ -333,7 +333,7 @@ def test_speed_ups_fail_softly(machine, capsys):
 
 
 def named(machine):
-    """The packages that pip was asked for since the last call, without versions."""
+    """Return the packages that pip was asked for since the last call, without versions."""
     names = [command[-1] for command in machine.commands if "pip" in command]
     machine.commands.clear()
     return [re.split("[<>=]", name)[0] for name in names]

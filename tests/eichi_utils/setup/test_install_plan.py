@@ -16,7 +16,7 @@ PINNED = "torch==2.13.0"
 
 
 def arguments_of(platform, build, test=False):
-    """The plan's pip arguments only."""
+    """Return the pip arguments of each step of the plan."""
     return [step.arguments for step in install_plan.plan_install(platform, build, REQUIREMENTS, test)]
 
 

@@ -21,12 +21,12 @@ NUMBER = "7" * 400
 
 
 def as_text(whole: str, entry: str, value: str) -> bytes:
-    """A good file of JSON with one more entry, whose value no JSON has."""
+    """Return a good JSON text with one more entry, whose value is no JSON."""
     return whole.replace("{", f'{{"{entry}": {value},', 1).encode()
 
 
 def wrong_types(value: Any) -> Any:
-    """Every value in a document is of another type."""
+    """Change every value of a document to another type."""
     if isinstance(value, dict):
         return {name: wrong_types(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -65,7 +65,7 @@ FILES = ("app_settings.json", "prompt_presets.json", "loras.json", "favorites.js
 
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
-    """A folder with a good file of each kind."""
+    """Return a folder with a good file of each kind."""
     folder = tmp_path / "good"
     app = AppSettings(JsonFile(folder / "app_settings.json"))
     app.save_fields("reverse", {"steps": 12})
@@ -78,7 +78,7 @@ def good(tmp_path: Path) -> Path:
 
 
 def read_all(folder: Path) -> tuple[dict[str, Any], list[Problem]]:
-    """What each store finds, or None where it says that it cannot; and everything that was said."""
+    """Read each store: its values, or None where it refuses; and all problems."""
     app = AppSettings(JsonFile(folder / "app_settings.json"))
     stores: dict[str, Callable[[], Any]] = {
         "app_settings.json": lambda: app.fields("reverse"),

@@ -38,7 +38,7 @@ def log(tmp_path: Path) -> Iterator[Log]:
 
 
 def lines(log_or_file: Log | Path) -> list[str]:
-    """What a log says, each line with its time, which is left out."""
+    """Return the lines of a log without their times, which every line must have."""
     path = log_or_file if isinstance(log_or_file, Path) else log_or_file.path
     found = [LINE.fullmatch(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert all(found)
@@ -148,14 +148,14 @@ def test_what_was_saved_counts_from_the_start(log: Log, tmp_path: Path) -> None:
 
 @pytest.fixture
 def jobs(log: Log) -> Iterator[Jobs]:
-    """Two sections of three steps, in a moment."""
+    """Provide a queue with a log, whose runs of two sections take a moment."""
     jobs = Jobs(Fake(), [JobLog(log, T)])
     yield jobs
     jobs.close(WAIT)
 
 
 class Full(io.BytesIO):
-    """A file on a full disk."""
+    """Simulate a file on a full disk."""
 
     def write(self, data: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

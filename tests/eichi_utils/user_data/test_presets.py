@@ -24,7 +24,7 @@ LORAS = [{"file": "a.safetensors", "strength": 0.8}]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the golden presets."""
+    """Return a folder with a copy of the golden presets."""
     for name in ("prompt_presets.json", "lora_presets.json", "favorite_settings.json"):
         shutil.copyfile(COMPAT / name, tmp_path / name)
     return tmp_path

@@ -30,7 +30,7 @@ from eichi_utils.user_data.settings import AppSettings, JsonFile
 
 @pytest.fixture
 def uploads(tmp_path: Path) -> Path:
-    """Ten kept pictures of 10 kB that were used 0, 10, 20 ... 90 days ago."""
+    """Return a folder with ten kept pictures of 10 kB that were used 0, 10, 20 ... 90 days ago."""
     folder = tmp_path / "uploads"
     for number in range(10):
         (tmp_path / "a.png").write_bytes(bytes([number]) * 10_000)

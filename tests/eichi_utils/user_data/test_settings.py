@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> JsonFile:
 
 @pytest.fixture
 def app(tmp_path: Path) -> AppSettings:
-    """The golden file of the existing program, in a place of its own."""
+    """Return the settings of a copy of the existing program's golden file."""
     shutil.copyfile(COMPAT / "app_settings.json", tmp_path / "app_settings.json")
     return AppSettings(JsonFile(tmp_path / "app_settings.json"))
 
@@ -132,7 +132,7 @@ def test_a_link_stays_a_link(file: JsonFile, tmp_path: Path) -> None:
 
 
 def process(script: str, *words: object) -> subprocess.Popen:
-    """Another process of the program, without the weight of the tests' imports."""
+    """Start another Python process with a script, without the tests' slow imports."""
     command = [sys.executable, "-c", script, *map(str, words)]
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
