@@ -26,7 +26,7 @@ SEED, SECONDS, FOLDER = "#seed :is(textarea, input)", "#seconds input[type=numbe
 
 
 def until_filled(page: Page) -> None:
-    """Wait until the form takes what is typed: before, the first answer replaces it."""
+    """Wait until the form can be typed into: before that, the first answer replaces what it holds."""
     expect(page.locator("html[data-filled] .eichi-form:not([inert])")).to_be_visible()
 
 
@@ -47,7 +47,7 @@ def holds(page: Page, place: str, value: str) -> None:
 
 
 def eventually(page: Page, look: Callable[[], Any], wanted: Any = True, patience: int = PATIENCE) -> None:
-    """Wait until what a look sees is what is wanted; the page lives on meanwhile. For what no `expect` can see."""
+    """Wait until `look` returns what is wanted, while the page goes on; for what no `expect` can see."""
     for _ in range(patience // 50):
         if look() == wanted:
             return
@@ -61,12 +61,12 @@ def fits(page: Page, width: int) -> None:
 
 
 def stored(page: Page, place: str) -> Any:
-    """What a hidden box holds as JSON now."""
+    """Return the JSON value that a hidden box holds now."""
     return json.loads(page.locator(f"{place} textarea").input_value())
 
 
 def asks(request: Request, *values: Any) -> bool:
-    """Whether a request is a question of the page's that tells all the values: texts, numbers, files' paths."""
+    """Return whether a request calls a handler of the page with all these values: texts, numbers, paths of files."""
     if not (request.method == "POST" and "/gradio_api/run/" in request.url):
         return False
     told = [str(one.get("path") if isinstance(one, dict) else one) for one in request.post_data_json["data"]]
@@ -74,18 +74,18 @@ def asks(request: Request, *values: Any) -> bool:
 
 
 def heard(page: Page, act: Callable[[], Any], *values: Any) -> None:
-    """Do something, and wait until the server has answered a question that tells all the values."""
+    """Do something, and wait until the server has answered a call with all these values."""
     with page.expect_response(lambda answer: asks(answer.request, *values)):
         act()
 
 
 def type_in(page: Page, place: str, value: str | int | float) -> None:
-    """Type something else than what stands there, and wait until the server has been told: gradio takes note a moment later."""
+    """Type another text, and wait until the server has it: gradio sends it a moment later."""
     heard(page, lambda: page.fill(place, str(value)), value)
 
 
 def fill(page: Page, picture: str, prompt: str = PROMPT) -> None:
-    """A picture and a prompt, different from the one before; both have reached the server, and Start is open."""
+    """Fill in a picture and another prompt, and wait until the server has both and Start is enabled."""
     with page.expect_response(lambda answer: "/gradio_api/upload?" in answer.url) as uploaded:
         page.set_input_files("#image input[type=file]", picture)
     (path,) = uploaded.value.json()
@@ -94,7 +94,7 @@ def fill(page: Page, picture: str, prompt: str = PROMPT) -> None:
 
 
 def double_click_start(page: Page) -> None:
-    """As some people start a film; both halves have been answered."""
+    """Start a film by a double click, and wait until both clicks have been answered."""
     asked: set[Request] = set()
     page.on("request", lambda request: asked.add(request) if asks(request) else None)
     for ends in ("requestfinished", "requestfailed"):

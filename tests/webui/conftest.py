@@ -48,7 +48,7 @@ NAMES = f"--host-resolver-rules=MAP {LAN_NAME} 127.0.0.1,MAP {FOREIGN_NAME} 127.
 
 @dataclass
 class FakeEngine:
-    """Yields a run's events. step_seconds: a step's time. hold: the middle step waits until it is set."""
+    """Yield the events of a run. step_seconds: of each step. hold: the middle step waits until it is set."""
 
     outputs: Path
     step_seconds: float = 0.0
@@ -125,7 +125,7 @@ def write_film(path: Path, frames: int, width: int, height: int) -> None:
 
 @dataclass
 class Site:
-    """A running server."""
+    """Hold a running server with its queue and engine."""
 
     url: str
     jobs: Jobs
@@ -140,9 +140,10 @@ class Site:
 
 @pytest.fixture(scope="session", autouse=True)
 def signatures_are_read_once() -> Iterator[None]:
-    """For each of a page's hundreds of components gradio asks anew what its constructors take: a quarter of a page's making.
+    """Cache the signatures of functions.
 
-    Of each component in an answer it asks that too: a quarter of the answer's.
+    Gradio reads those of constructors again for each of a page's hundreds of components, a quarter of the time to build a page,
+    and for each component of an answer, a quarter of the answer's time.
     """
     signature, once = inspect.signature, functools.cache(inspect.signature)
 
@@ -157,7 +158,7 @@ def signatures_are_read_once() -> Iterator[None]:
 
 @pytest.fixture
 def unserved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages that nobody asks anything: without gradio's routes and its description for browsers, half of a page's making."""
+    """Build pages without gradio's routes and its description for browsers, which take half of the time to build a page."""
     monkeypatch.setattr(gradio.routes.App, "create_app", lambda *args, **settings: None)
     monkeypatch.setattr(gradio.Blocks, "get_config_file", lambda self: {"dependencies": []})
 
@@ -229,7 +230,7 @@ def empty_page(_: Context) -> gradio.Blocks:
 
 @pytest.fixture
 def lora_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's LoRA folder with files for the published models and one for the miniature."""
+    """Provide the user's LoRA folder with files for the published models and one for the miniature."""
     folder = tmp_path / "lora"
     (folder / "small").mkdir(parents=True)
     for name in ("ink.v1.safetensors", "Style.SAFETENSORS"):
@@ -242,7 +243,7 @@ def lora_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def tower() -> str:
-    """A real photograph."""
+    """Return the path of a real photo."""
     return str(Path(gradio.__file__).parent / "media_assets" / "images" / "tower.jpg")
 
 
@@ -259,7 +260,7 @@ def browser() -> Iterator:
 
 @pytest.fixture
 def open_page(browser) -> Callable:
-    """Opens tabs and waits until their forms are filled; none may have an error or ask anything of the outside."""
+    """Open tabs and wait until their forms are filled; none may have an error or call another host."""
     contexts, complaints = [], []
 
     def watch(page, url: str) -> None:

@@ -99,7 +99,7 @@ def client(base: str = HERE, peer: str = "127.0.0.1", login: Login | None = None
 
 @contextmanager
 def served(app: Any, patience: Patience | None = None, most: int = MOST) -> Iterator[int]:
-    """A server's port while it answers."""
+    """Run a server while the context is open, and yield its port."""
     with listen("127.0.0.1", 0) as listener:
         server = Server(app, Gate(most), patience=patience)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -121,14 +121,14 @@ def connect(port: int, said: bytes = b"") -> socket.socket:
 
 
 def head(path: str = "/ignoring", method: str = "GET", **headers: Any) -> bytes:
-    """A request's first lines; names with _ for -."""
+    """Return the head of a request; names of headers have _ for -."""
     lines = [f"{method} {path} HTTP/1.1", *(f"{key.replace('_', '-')}: {value}" for key, value in headers.items())]
     lines += [] if "host" in headers else ["host: localhost"]
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
 def answer(connection: socket.socket) -> bytes:
-    """All that comes until the server ends the connection, or cuts it off."""
+    """Read until the server ends the connection or cuts it off, and return the bytes."""
     got = bytearray()
     with connection, suppress(ConnectionError):
         while part := connection.recv(65536):

@@ -35,7 +35,7 @@ SENTENCES = {sentence for name, sentence in table("en").items() if name.startswi
 
 @dataclass
 class Small:
-    """A page of a few components; in `looked` is which path was looked up in which thread."""
+    """Build a page of a few components. looked: (path, thread) of each look-up."""
 
     folder: Path
     looked: list[tuple[str, int]] = field(default_factory=list)
@@ -85,14 +85,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
 
 @pytest.fixture
 def small(site: Small) -> Small:
-    """The page as if nobody had been there."""
+    """Return the page without sessions, as if nobody had visited it."""
     site.blocks.state_holder.session_data.clear()
     site.looked.clear()
     return site
 
 
 def events() -> Iterator[dict[str, Any] | bytes]:
-    """Bodies that no page sends."""
+    """Yield request bodies that no page sends."""
     yield from (b"", b"x", b"[]", b"null", b'{"data":', b"\xff", b'{"data": [], "fn_index": 1e400}')
     yield {}
     for number in (9_999_999, -1, 2**70, "x", 1.5, [0], {"a": 1}):

@@ -79,7 +79,7 @@ async def nothing() -> AsyncIterator[bytes]:
 
 @pytest.fixture(scope="module")
 def gradios() -> dict[str, Any]:
-    """Gradio's own things, without any of ours."""
+    """Return gradio's own objects, without any of ours."""
     with gr.Blocks(analytics_enabled=False) as page:
         component = gr.Textbox()
         component.change(lambda text: text, component, component)

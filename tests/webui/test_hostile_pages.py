@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def made(whole: Page, own_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Whole:
-    """A standard page; its panel for LoRA is among the panels, and its folder of LoRA is the test's."""
+    """Return a standard page with its LoRA panel, whose LoRA folder is the test's."""
     monkeypatch.setattr(loras, "LORAS", next(own_folders))
     panels, begin = [], LoraPanel.__init__
     monkeypatch.setattr(LoraPanel, "__init__", lambda self, *given, **own: panels.append(self) or begin(self, *given, **own))
@@ -37,7 +37,7 @@ def made(whole: Page, own_folders: Iterator[Path], monkeypatch: pytest.MonkeyPat
 
 
 def places(made: Whole) -> Iterator[tuple[str, Callable[[str], Any]]]:
-    """(name, what the page does with the path of an upload) of every place that takes files."""
+    """Yield, for every place of the page that takes files, its name and what it does with an upload's path."""
     form = made.built.form
     yield "metadata", made.metadata.on_upload
     yield "offer at the start picture", made.offer.on_upload

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def compat(tmp_path: Path) -> Path:
-    """The existing program's presets where the page looks for them."""
+    """Put the existing program's presets where the page looks for them."""
     (tmp_path / "presets").mkdir()
     for name in ("prompt_presets.json", "favorite_settings.json"):
         shutil.copyfile(COMPAT / name, tmp_path / "presets" / name)

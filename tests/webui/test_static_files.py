@@ -95,7 +95,7 @@ def test_a_change_is_another_version_and_another_page(tmp_path: Path, monkeypatc
 
 @pytest.fixture(params=["", "/eichi"])
 def site(request: pytest.FixtureRequest) -> tuple[TestClient, str]:
-    """An application with two pages below a path, and that path."""
+    """Return a client of an application with two pages below a path, and that path."""
     root = request.param
 
     async def page(asked: Request) -> Response:

@@ -1,4 +1,4 @@
-"""A page with its panels, called as the browser calls them."""
+"""Call the handlers of a page and its panels as a browser does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Page = Callable[..., "Whole"]
 
 @dataclasses.dataclass
 class Whole:
-    """A page with its panels, and what its components hold: an update changes it as a browser would."""
+    """Hold a page, its panels and the values of its components, which updates change as in a browser."""
 
     built: Built
     panels: dict[str, Any]
@@ -89,5 +89,5 @@ def clicked(action: str) -> gr.EventData:
 
 
 def sentence(key: str) -> str:
-    """The beginning of an English sentence, up to its first value."""
+    """Return the longest part of a problem's English sentence that has no placeholder."""
     return max(table("en")[f"problem.{key}"].replace("}", "{").split("{")[::2], key=len)

@@ -48,7 +48,7 @@ USUAL = {"section": 0, "index": 0, "action": "prompt", "field": "image", "job": 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a thread for every value, of which there are thousands here."""
+    """Call functions without a thread for each, because there are thousands of calls here."""
 
     async def called(fn: Any, *args: Any, **_: Any) -> Any:
         return fn(*args)
@@ -58,7 +58,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def whole_page(jobs, tmp_path, unserved) -> Any:
-    """A page with all its panels, those for a card and a log too."""
+    """Return a function that builds a page with all its panels, also those for a card and a log."""
 
     def build(mode: str, language: str = "en") -> ErrorBoundary:
         t = Translator(language)
@@ -83,7 +83,7 @@ def whole_page(jobs, tmp_path, unserved) -> Any:
 
 
 def ask(page: ErrorBoundary, call: Any, inputs: list) -> dict[str, Any]:
-    """A handler's answer, as it goes to a browser."""
+    """Call a handler and return its answer as a browser gets it."""
     return in_a_loop(asked(page, call, inputs, None, SessionState(page)))
 
 
@@ -94,14 +94,14 @@ async def asked(page: ErrorBoundary, call: Any, inputs: list, event: Any, state:
 
 
 def said(page: ErrorBoundary, call: Any, answer: dict[str, Any]) -> list[str]:
-    """What an answer tells of what went wrong."""
+    """Return the lines of an answer that say what went wrong."""
     at = call.outputs.index(page.message) if page.message in call.outputs else -1
     assert len(answer["data"]) == len(call.outputs) + (at == -1)
     return answer["data"][at].get("lines", [])
 
 
 def handlers(page: ErrorBoundary) -> list[Any]:
-    """Those that ask the server, each once."""
+    """Return the events of a page that call the server, each function once."""
     found = {}
     for call in page.fns.values():
         if call.fn is not None:
@@ -151,7 +151,7 @@ def test_what_no_browser_sends_is_understood_or_refused_in_a_sentence(whole_page
 
 
 def small(fn: Any, outputs: int = 2) -> tuple[ErrorBoundary, Any]:
-    """A page with one handler."""
+    """Return a page with one handler, and its event."""
     with ErrorBoundary(Translator("en"), analytics_enabled=False) as page:
         page.place()
         boxes = [gr.Textbox() for _ in range(outputs)]

@@ -88,7 +88,7 @@ class Built:
     context: Context
 
     def values(self, **own) -> dict:
-        """What the components hold: a new page's values, with some of the request's fields changed."""
+        """Return the values of the components of a new page, with some of the request's fields changed."""
         values = {component: component.value for component in self.form.components}
         for name, value in own.items():
             entry = self.form.entries[name]
@@ -299,7 +299,7 @@ def test_seed_box(page, text, value):
 
 @pytest.fixture
 def nothing_there(tmp_path, monkeypatch) -> Models:
-    """A computer without the real models."""
+    """Simulate a computer without the real models."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     return Models()
 

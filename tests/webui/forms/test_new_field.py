@@ -31,7 +31,7 @@ from webui.forms.form import Form
 
 @dataclass(frozen=True, kw_only=True)
 class ScratchRequest(SingleRequest):
-    """One picture with sparkles."""
+    """Define a request with new fields, as a developer would add them."""
 
     mode: ClassVar[str] = "scratch"
 

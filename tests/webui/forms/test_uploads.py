@@ -33,7 +33,7 @@ def full(*_: object) -> None:
 
 @pytest.fixture(params=["a file in the way", "a full disk"])
 def trouble(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Why nothing can be kept, as the key of the sentence."""
+    """Cause one of two reasons why nothing can be kept, and return the key of its sentence."""
     if request.param == "a full disk":
         monkeypatch.setattr(shutil, "copyfileobj", full)
         return "uploads_full"

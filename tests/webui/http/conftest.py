@@ -1,4 +1,4 @@
-"""Passwords cost nothing here."""
+"""Make hashes of passwords cheap for these tests."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from webui.http import login
 
 @pytest.fixture(autouse=True)
 def cheap_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the hash's slowness is tested, but that of guessing."""
+    """Make the password hash cheap: its cost is not tested here, only the slowness of guessing."""
     monkeypatch.setattr(login, "COST", {"n": 2, "r": 8, "p": 1})

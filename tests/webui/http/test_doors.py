@@ -145,7 +145,7 @@ def test_what_browsers_would_complain_of() -> None:
 
 
 def proxied(**headers: str) -> dict:
-    """What the application is told by a proxy at 10.0.0.2 and by anybody else."""
+    """Return what the application sees of a request from a proxy at 10.0.0.2, and of one from elsewhere."""
     rules = {"names": ("films.example",), "proxies": ("10.0.0.0/24",), "root": "/eichi"}
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     return {
@@ -330,7 +330,7 @@ def test_ranges(serve) -> None:
 
 
 def paths(app, front: str = "") -> list[tuple[str, str]]:
-    """(method, path) of every route of an application and of those mounted in it."""
+    """Return (method, path) of every route of an application and of those mounted in it."""
     found = []
     for route in app.routes:
         inner = getattr(route, "app", None)

@@ -30,7 +30,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def sleeps(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> list[float]:
-    """What was slept, by the clock, instead of sleeping."""
+    """Advance the clock instead of sleeping; return a list that collects the seconds."""
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -196,7 +196,7 @@ def test_names_are_not_told_by_their_lines(clock: Clock, sleeps: list[float]) ->
         enter(login, "wrong", f"10.3.{number}.1", user=f"nobody{number}")
 
     def tries(user: str, network: int) -> list[tuple[bool, float]]:
-        """Of ten tries at a name, each from elsewhere: whether it was refused, and how long it waited."""
+        """Try a name ten times, each from another address; return for each whether it was refused and how long it waited."""
         seen = []
         for number in range(10):
             began = clock.now

@@ -21,7 +21,7 @@ BUILDS = {"/": "first", "/f1/": "second"}
 
 
 def page(*functions: Callable[..., Any], boxes: int = 1, **settings: Any) -> gr.Blocks:
-    """A page with a button for each function, counted from the beginning as in a process of its own."""
+    """Build a page with a button for each function, whose ids count from 0 as in a new process."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gr.context.Context, "id", 0)
         with gr.Blocks(analytics_enabled=False) as blocks:
@@ -59,7 +59,7 @@ def test_a_build_is_the_same_until_anything_of_the_page_is_another(monkeypatch):
 
 @pytest.fixture(params=["", "/eichi"])
 def site(request) -> Iterator[tuple[TestClient, list[str]]]:
-    """An application at a path, and which of its addresses were reached."""
+    """Provide an application at a path, and a list of its addresses that were reached."""
     root, reached = request.param, []
 
     async def note(asked: Request) -> PlainTextResponse:

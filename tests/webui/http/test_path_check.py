@@ -43,7 +43,7 @@ HELD = {"_type": "gradio.FileData"}
 
 @dataclasses.dataclass
 class Site:
-    """Three pages as one application, and a picture that nobody uploaded."""
+    """Hold three pages as one application, and a private picture that nobody uploaded."""
 
     folder: Path
     client: TestClient
@@ -56,7 +56,7 @@ class Site:
         return self.folder / "private.png"
 
     def ask(self, mode: str, number: int, data: list[Any], route: str = "run/predict") -> Any:
-        """What an event answers."""
+        """Call an event and return the server's answer."""
         event = {"field": "image", "action": "everything", "section": 1, "job": "x", "index": 0}
         body = {"data": data, "fn_index": number, "session_hash": "tests", "event_data": event, "trigger_id": None}
         headers = {HEADER: self.builds[mode]}
@@ -67,7 +67,7 @@ class Site:
         return self.client.post(f"{self.pages[mode][0]}/gradio_api/upload", files=files).json()[0]
 
     def untouched(self) -> bool:
-        """Nobody has opened the private picture, and no copy of it lies where the server would give it out."""
+        """Return whether nobody has opened the private picture, and no copy of it lies where it would be served."""
         content = self.private.read_bytes()
         self.opened.clear()
         copies = [path for path in self.folder.rglob("*") if not path.is_symlink() and path.is_file() and path != self.private]
@@ -76,7 +76,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def opened() -> Iterator[list[str]]:
-    """The paths of all files that Python opens, newest last. A hook cannot be taken away, so it only stops to listen."""
+    """Collect the paths of all files that Python opens, newest last. An audit hook cannot be removed, only muted."""
     paths: list[str] = []
     listening = [True]
 
@@ -113,19 +113,19 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def takes_files(block: Any) -> bool:
-    """Whether a component's value can name a file, by the scheme that gradio reads it with."""
+    """Return whether a component's value can name a file, by the schema with which gradio reads it."""
     model = getattr(block, "data_model", None)
     return model is not None and "FileData" in json.dumps({"title": model.__name__, **model.model_json_schema()})
 
 
 def shaped(block: Any, value: Any) -> Any:
-    """A file's value as the component wants it: alone, or in a list."""
+    """Return a file's value as the component wants it: alone, or in a list."""
     many = getattr(block, "file_count", "single") != "single" or isinstance(block, gr.Gallery)
     return [value] if many else value
 
 
 def events(blocks: gr.Blocks) -> Iterator[tuple[int, list[Any], list[int]]]:
-    """(number, inputs, places of those that take files) of every event with a function."""
+    """Yield (number, inputs, indices of the inputs that take files) of every event with a function."""
     for number, call in blocks.fns.items():
         if call.fn is not None:
             inputs = list(call.inputs)

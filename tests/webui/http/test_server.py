@@ -35,7 +35,7 @@ unix = pytest.mark.skipif(sys.platform == "win32", reason="descriptors and signa
 
 
 def lasted(connection: socket.socket) -> float:
-    """Seconds until the server ends the connection."""
+    """Return the seconds until the server ends the connection."""
     began = time.monotonic()
     answer(connection)
     return time.monotonic() - began
@@ -142,7 +142,7 @@ def test_who_asks_nothing_gives_way() -> None:
 
 
 def session(port: int) -> str:
-    """The cookie of who has logged in."""
+    """Log in and return the session's cookie."""
     form = b"username=me&password=secret"
     got = answer(connect(port, head("/login", "POST", content_length=len(form), connection="close") + form))
     return re.search(rb"set-cookie: (eichi-session-[^;]+)", got)[1].decode()
@@ -234,7 +234,7 @@ def test_a_login_comes_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Held:
-    """A connection as the gate sees it."""
+    """Stand in for a connection as the gate sees it."""
 
     def __init__(self, gate: Gate, address: str, claim: Claim):
         self.gate, self.address, self.ended = gate, address, False
@@ -297,7 +297,7 @@ def test_room_is_what_films_leave() -> None:
 
 @pytest.fixture
 def records(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
-    """What comes into the log of a program, whatever servers of other tests have made of their loggers."""
+    """Collect log records as in a new process, whatever other tests' servers have changed in the loggers."""
     for name in ("uvicorn", "uvicorn.error"):
         said = logging.getLogger(name)
         monkeypatch.setattr(said, "propagate", True)
@@ -365,7 +365,7 @@ def test_the_end_is_the_same_by_sigterm() -> None:
 
 @contextmanager
 def film(tmp_path: Path, step_seconds: float, descriptors: int = 256) -> Iterator[tuple[subprocess.Popen, str]]:
-    """The program while it makes a film, and its address."""
+    """Run the program while it makes a film; yield its process and its address."""
     flags = ["--port", "0", "--out", str(tmp_path / "out"), "--lang", "en"]
     command = [sys.executable, "-m", "tests.webui.served_film", str(descriptors), str(step_seconds), *flags]
     with (tmp_path / "errors").open("wb") as errors:

@@ -28,7 +28,7 @@ def body(*parts: tuple[str, bytes], end: bytes = b"\r\n--b--\r\n") -> bytes:
 
 
 def read(folder: Path, sent: bytes, size: int = 1 << 18, **settings: Any) -> FormData:
-    """Parse what comes in pieces of so many bytes."""
+    """Parse a body that comes in pieces of some bytes."""
 
     async def stream() -> AsyncIterator[bytes]:
         for at in range(0, len(sent), size):
@@ -40,7 +40,7 @@ def read(folder: Path, sent: bytes, size: int = 1 << 18, **settings: Any) -> For
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many of an upload's files were open each time that one was opened."""
+    """Return a list: for each file of an upload that is opened, how many are open then."""
     files: list[Any] = []
     counts: list[int] = []
     real = route_utils.NamedTemporaryFile
@@ -103,7 +103,7 @@ def test_an_upload_leaves_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.M
     free: list[int] = []
 
     def usage(place: Path) -> SimpleNamespace:
-        """Of a disk on which another upload writes as much."""
+        """Simulate a disk on which another upload writes as much."""
         there = sum(path.stat().st_size for path in tmp_path.iterdir())
         free.append(LEAST_FREE + (5 << 20) - 2 * there)
         return SimpleNamespace(free=free[-1])

@@ -35,7 +35,7 @@ OWN = ".picture:not(.inherited) img"
 
 
 def opens(request: Request) -> bool:
-    """Whether a question of the page's is what a section that was clicked holds."""
+    """Return whether a request asks for the content of a section that was clicked."""
     return asks(request) and "section" in (request.post_data_json["event_data"] or {})
 
 

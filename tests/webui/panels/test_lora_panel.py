@@ -73,7 +73,7 @@ def test_a_browser_cannot_name_any_file(page, lora_folder, tower):
 
 @pytest.fixture
 def panel(page, lora_folder, monkeypatch) -> Callable[..., lora_panel.LoraPanel]:
-    """The page's panel: `panel("reverse", "en")`."""
+    """Return a function that builds a page and returns its LoRA panel: `panel("reverse", "en")`."""
     made = []
     wire = lora_panel.LoraPanel._wire
     monkeypatch.setattr(lora_panel.LoraPanel, "_wire", lambda self, *given: made.append(self) or wire(self, *given))
