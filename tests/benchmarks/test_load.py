@@ -1,4 +1,4 @@
-"""The loading benchmark compares the same weights, and each case is alone in its process."""
+"""Test that the loading benchmark compares the same weights, and runs each case alone in a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quality benchmark measures what it says: the settings differ from full precision and it from nothing."""
+"""Test that the quality benchmark measures differences: other settings differ from full precision, and it not from itself."""
 
 from __future__ import annotations
 

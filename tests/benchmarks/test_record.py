@@ -1,4 +1,4 @@
-"""Records of the benchmarks: what is kept, what is read again, and what is called worse."""
+"""Test records of the benchmarks: what is kept, what is read again, and what counts as worse."""
 
 from __future__ import annotations
 

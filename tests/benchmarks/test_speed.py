@@ -1,4 +1,4 @@
-"""The speed benchmarks run, compare what they say, and know their floors."""
+"""Test that the speed benchmarks run, compare the right outputs, and compute their floors."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tests of the networks, the sampler and what surrounds them."""
+"""Test the networks, the sampler, and what loads, places and decodes for them."""

@@ -1,4 +1,4 @@
-"""Picture sizes, and fitting a picture to one."""
+"""Test the table of picture sizes, and the fitting of a picture to one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedule, noise, guidance, and the sampler against an implementation that solves its systems at every step."""
+"""Test schedule, noise, guidance, and the sampler against one that solves its equations at every step."""
 
 from __future__ import annotations
 

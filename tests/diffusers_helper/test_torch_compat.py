@@ -1,4 +1,4 @@
-"""Private names of torch are still there, and mean what they meant: an upgrade that takes one away is told so here."""
+"""Test that private names of torch still exist and mean the same: here an upgrade that changes one shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged and incomplete checkpoints are named before anything is loaded."""
+"""Test that damaged and incomplete checkpoints are named before anything is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading into slabs: the same weights as in the files, where they shall lie, and no second copy of them on the way."""
+"""Test loading into slabs: weights equal to the files', in the right place, and without a second copy on the way."""
 
 from __future__ import annotations
 

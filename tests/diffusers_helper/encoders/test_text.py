@@ -1,4 +1,4 @@
-"""Prompts to embeddings, against the untouched language model with all its layers and padding."""
+"""Test the encoding of prompts against the unchanged language model with all its layers and padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vision encoder's preprocessing, against transformers' own."""
+"""Test the vision encoder's preprocessing against that of transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a CUDA card is asked for, on a stand-in for torch's functions: no card is needed."""
+"""Test what a CUDA card is asked for, with a stand-in for torch's functions: no card is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows into files stop counting as this process's memory, and what is no window is left alone."""
+"""Test that mapped files can be taken out of this process's memory, and that other memory is left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A card whose memory somebody else takes in mid-run, at any operation: fewer weights stay, and the numbers are the same."""
+"""Test a card that becomes full at any operation of a run: fewer weights stay on it, and the numbers are the same."""
 
 from __future__ import annotations
 

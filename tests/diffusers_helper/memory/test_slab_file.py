@@ -1,4 +1,4 @@
-"""Slabs in a file: the same bytes again, or an error that says so."""
+"""Test files of slabs: the same bytes are read again, or an error is raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slabs: exact sizes, views at whole pages, and what moves in one copy."""
+"""Test slabs: exact sizes, views at whole pages, and what moves in one copy."""
 
 from __future__ import annotations
 

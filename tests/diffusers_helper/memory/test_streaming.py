@@ -1,4 +1,4 @@
-"""Streamed equals resident equals plain, bit for bit, on a card whose copies are late and whose memory is full of garbage."""
+"""Test that streamed, resident and plain weights give equal bits, on a card with late copies and garbage in its memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice of an attention kernel: what is not there or does not work must never be used, and never stop the program."""
+"""Test the choice of an attention kernel: a missing or wrong one is never used, and never stops the program."""
 
 from __future__ import annotations
 

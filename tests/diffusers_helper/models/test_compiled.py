@@ -1,4 +1,4 @@
-"""Fused kernels: chosen where they work, and the same numbers."""
+"""Test fused kernels: they are chosen where they work, and give the same numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transformer with its blocks' weights in 8 bits: what is kept how, how much it costs, and LoRA beside it."""
+"""Test the transformer with 8-bit block weights: which are kept how, what they cost, and LoRA beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers of one input as one product over neighbouring weights: the same numbers, whoever brings the weights."""
+"""Test layers of one input that run as one product over neighbouring weights: the numbers must be the same."""
 
 from __future__ import annotations
 

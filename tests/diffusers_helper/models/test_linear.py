@@ -1,4 +1,4 @@
-"""Layers with side branches and with weights of 8 bits."""
+"""Test linear layers with side branches and with 8-bit weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products of 8-bit numbers: the error they have, and that a card without them is never asked."""
+"""Test products of 8-bit numbers: their error, and that a card without them is never asked for one."""
 
 from __future__ import annotations
 

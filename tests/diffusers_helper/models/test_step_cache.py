@@ -1,4 +1,4 @@
-"""TeaCache: which steps are skipped, and what skipping does."""
+"""Test TeaCache: which steps are skipped, and what skipping does."""
 
 from __future__ import annotations
 

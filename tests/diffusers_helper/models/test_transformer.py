@@ -1,4 +1,4 @@
-"""The transformer: its parameters by name, and its numbers against diffusers' class."""
+"""Test the transformer: names of its parameters, and its numbers against diffusers' class."""
 
 from __future__ import annotations
 

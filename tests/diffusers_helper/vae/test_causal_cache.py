@@ -1,4 +1,4 @@
-"""Decoding a film in order, each latent once, against decoding all of it at once."""
+"""Test that decoding a film in order, each latent once, gives the same as decoding all of it at once."""
 
 from __future__ import annotations
 

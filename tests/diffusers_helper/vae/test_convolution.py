@@ -1,4 +1,4 @@
-"""Quick convolutions: the same numbers as PyTorch's own, in less time."""
+"""Test that the fast convolutions give the numbers of PyTorch's own, in less time."""
 
 from __future__ import annotations
 

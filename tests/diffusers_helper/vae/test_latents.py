@@ -1,4 +1,4 @@
-"""Pixels and latents, and the blend of two clips."""
+"""Test conversions of pixels and latents, and the blend of two clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The own pass over diffusers' VAE decoder against diffusers' own."""
+"""Test the program's own decoding with diffusers' VAE against diffusers' own."""
 
 from __future__ import annotations
 

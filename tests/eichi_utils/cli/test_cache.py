@@ -1,4 +1,4 @@
-"""`eichi cache`: what is there, deleting all or one kind, and the flag that limits it."""
+"""Test `eichi cache`: what it lists, deleting all or one kind, and the flag that limits the cache."""
 
 from __future__ import annotations
 

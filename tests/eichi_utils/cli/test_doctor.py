@@ -1,4 +1,4 @@
-"""What the doctor says of machines with cards that are not here."""
+"""Test the doctor's report for machines with cards that this one lacks."""
 
 from __future__ import annotations
 

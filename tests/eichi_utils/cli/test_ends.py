@@ -1,4 +1,4 @@
-"""How the command line begins and ends: every problem at once, paths of request files, and being told to stop."""
+"""Test how the command line begins and ends: all problems at once, paths of request files, stop signals."""
 
 from __future__ import annotations
 

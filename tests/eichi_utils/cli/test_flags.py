@@ -1,4 +1,4 @@
-"""Flags become the fields of a request, alone and over a request that is there."""
+"""Test that flags become the fields of a request, alone and over a given request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`eichi lora`: reports without a model, and merged checkpoints written a tensor at a time."""
+"""Test `eichi lora`: reports without a model, and merged checkpoints written one tensor at a time."""
 
 from __future__ import annotations
 

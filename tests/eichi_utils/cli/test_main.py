@@ -1,4 +1,4 @@
-"""The command line in one process: runs, exit codes, output, and what it does with mistakes."""
+"""Test the command line in one process: runs, exit codes, output, and answers to mistakes."""
 
 from __future__ import annotations
 

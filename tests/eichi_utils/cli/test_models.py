@@ -1,4 +1,4 @@
-"""The command line on a computer without the real models: it says what it does, and never downloads unasked."""
+"""Test the command line on a computer without the real models: it says what it does, and never downloads unasked."""
 
 from __future__ import annotations
 

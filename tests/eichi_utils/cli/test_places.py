@@ -1,4 +1,4 @@
-"""Mistakes on the command line: found at once, and called as the user wrote them."""
+"""Test that mistakes on the command line are found at once, and named as the user wrote them."""
 
 from __future__ import annotations
 

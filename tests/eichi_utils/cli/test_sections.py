@@ -1,4 +1,4 @@
-"""`eichi sections`: a film packed and taken out again without a page."""
+"""Test `eichi sections`: a film's sections are packed and unpacked without a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`eichi tensors`: files of latents looked at, trimmed, joined and decoded without a page."""
+"""Test `eichi tensors`: files of latents are described, trimmed, joined and decoded without a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ZIPs that are damaged or mean harm: each is refused with one sentence, and leaves nothing behind."""
+"""Test damaged and hostile ZIPs: each is refused with one sentence, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a film's texts takes neither memory nor time for its pictures."""
+"""Test that reading a film's texts takes neither memory nor time for its pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompt, negative prompt, seed and length out of what other programs write."""
+"""Test that prompt, negative prompt, seed and length are found in files of other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Films that others made are read: colours, the last frame, and what is no film."""
+"""Test reading films of other programs: colours, the last frame, and files that are no films."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latents as files: what the existing program finds in them, what is read of its files and ours, and what is refused."""
+"""Test files of latents: what the existing program reads in ours, what we read in its, and what is refused."""
 
 from __future__ import annotations
 

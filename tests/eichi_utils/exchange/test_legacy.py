@@ -1,4 +1,4 @@
-"""Words and settings of the existing program, in its four languages, as values of ours."""
+"""Test that words and settings of the existing program, in its four languages, become values of ours."""
 
 from __future__ import annotations
 

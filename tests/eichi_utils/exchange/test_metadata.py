@@ -1,4 +1,4 @@
-"""The request inside PNG and MP4 files, and the text that other programs of the family read."""
+"""Test the request inside PNG and MP4 files, and the text in them for related programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of a request in what others get: names and contents, no paths, and found again."""
+"""Test how files of a request are named in files for others: by name and content, without paths, and found again."""
 
 from __future__ import annotations
 

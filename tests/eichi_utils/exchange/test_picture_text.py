@@ -1,4 +1,4 @@
-"""Prompt and seed from pictures: the existing program's, ours, and those of Stable Diffusion programs."""
+"""Test prompt and seed from pictures of the existing program, of ours, and of Stable Diffusion programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section ZIPs: those of the existing program, our own round trip, and archives that mean harm."""
+"""Test section ZIPs: those of the existing program, our own round trip, and hostile archives."""
 
 from __future__ import annotations
 

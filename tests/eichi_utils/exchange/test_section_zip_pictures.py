@@ -1,4 +1,4 @@
-"""Pictures in section ZIPs: those that cannot be read, those of other formats, and equal ones."""
+"""Test pictures in section ZIPs: unreadable ones, other formats, and equal ones."""
 
 from __future__ import annotations
 

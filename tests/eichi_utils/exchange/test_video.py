@@ -1,4 +1,4 @@
-"""Films, pictures and previews as files; and that a file is whole or not there."""
+"""Test writing films, pictures and previews; a file is whole or not there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AVIF and HEIC files whose coded pictures are others than their boxes say: libraries decode what is coded."""
+"""Test AVIF and HEIC files whose coded pictures differ from their boxes: libraries decode the coded size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colour profiles: those of devices count to the level, and none keeps the program busy."""
+"""Test colour profiles: those of devices are exact to the level, and none keeps the program busy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours: whatever a file says of them, what arrives is what a browser shows."""
+"""Test that a picture is read in the colours that a browser shows, whatever its file says of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files by key: limits, order of deletion, full disks, several processes."""
+"""Test files by key: limits, order of deletion, full disks, several processes."""
 
 from __future__ import annotations
 

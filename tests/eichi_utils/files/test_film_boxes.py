@@ -1,4 +1,4 @@
-"""Films whose tables promise more than the file holds are refused before FFmpeg makes room for what they promise."""
+"""Test that films whose tables claim more than the file holds are refused before FFmpeg allocates memory for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of a Matroska, FFmpeg gets the texts alone; the rest of it may say what it likes."""
+"""Test that FFmpeg gets only the texts of a Matroska file, so that nothing else in it can do harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output folders: names, paths, and what pages may not reach."""
+"""Test output folders: names, paths, and what pages may not reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two packages that may not know each other read headers of safetensors files, and the format's own library reads them too."""
+"""Test that two packages that cannot share code accept the same headers of safetensors files, as the library does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HEIF files that are made of others: telephones' grids are read, small files of a thousand pictures are not."""
+"""Test HEIF pictures made of others: grids of telephones are read, small files of a thousand pictures are not."""
 
 from __future__ import annotations
 

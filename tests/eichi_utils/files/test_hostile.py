@@ -1,4 +1,4 @@
-"""Files that mean harm, through the command that takes them: a sentence, soon, in little memory, and nothing is written."""
+"""Test hostile files with the commands that take them: a sentence, soon, in little memory, and nothing is written."""
 
 from __future__ import annotations
 

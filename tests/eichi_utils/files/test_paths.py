@@ -1,4 +1,4 @@
-"""New files: whole or not at all, and readable by whom the system says."""
+"""Test that new files are whole or not there, and readable for whom the system says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small picture files that cost minutes or gigabytes."""
+"""Test that small picture files cannot cost minutes or gigabytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Picture files of other programs: what is opened, what is left out, and what never runs."""
+"""Test picture files of other programs: what is opened, what is left out, and what never runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory pictures take is known before they are decoded, and those that take much wait for each other."""
+"""Test that the memory of a picture is known before it is decoded, and that large ones wait for each other."""
 
 from __future__ import annotations
 

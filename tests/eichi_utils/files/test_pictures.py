@@ -1,4 +1,4 @@
-"""Users' pictures: everything readable becomes upright RGB, everything else a sentence."""
+"""Test that every readable picture of a user becomes upright RGB, and every other file a sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents that others made: whatever they hold, reading them ends soon, and gives values that can be stored again."""
+"""Test that reading any document ends soon and gives values that can be stored again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a killed process has left is removed at the next start, and what a living one writes is not."""
+"""Test that the files of a killed process are removed at the next start, and those of a living one are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TIFFs whose strips are one, or many: what libtiff reads again and again is counted before it does."""
+"""Test TIFFs that declare their strips in one number or in many: what libtiff reads repeatedly is counted first."""
 
 from __future__ import annotations
 

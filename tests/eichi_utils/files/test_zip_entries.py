@@ -1,4 +1,4 @@
-"""Entries of ZIPs: their names in every system's encoding, and what each kind of compression may make of few bytes."""
+"""Test entries of ZIPs: names in the encoding of every system, and how much each compression may unpack to."""
 
 from __future__ import annotations
 

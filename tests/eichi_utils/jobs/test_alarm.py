@@ -1,4 +1,4 @@
-"""The sound at the end: when it is heard, with which player, and that it holds nobody up. Nothing sounds here."""
+"""Test the sound at the end: when it is played, by which player, and that nobody waits for it. No sound is made here."""
 
 from __future__ import annotations
 

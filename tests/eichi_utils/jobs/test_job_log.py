@@ -1,4 +1,4 @@
-"""What the log says of jobs: their story, every way in which they end, in every language."""
+"""Test what the log says of jobs: their course and every kind of end, in every language."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue: order, observers, stopping, and how much it keeps."""
+"""Test the queue: order, observers, stopping, and how much it keeps."""
 
 from __future__ import annotations
 

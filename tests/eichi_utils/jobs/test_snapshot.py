@@ -1,4 +1,4 @@
-"""What changed since somebody looked last: one number of all jobs, and at which number each part of what is shown changed."""
+"""Test the number that grows with every change of a job, and the numbers at which parts of a job's view changed."""
 
 from __future__ import annotations
 

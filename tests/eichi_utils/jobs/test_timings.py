@@ -1,4 +1,4 @@
-"""How long it will take: measured, kept, scaled, and silent where nothing is known."""
+"""Test estimates of the time: measured, stored, scaled, and absent where nothing is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job's events fold to: the bar, the time left, the newest preview and film."""
+"""Test the view of a job's events: the bar, the time left, the newest preview and film."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker: every job ends in exactly one way, whatever its run, its watchers or the worker itself do."""
+"""Test that every job ends in exactly one way, whatever its run, its watchers or the worker itself do."""
 
 from __future__ import annotations
 
