@@ -1,4 +1,4 @@
-"""Texts: four languages with the same keys, every key that is used exists, every key that exists is used."""
+"""Test the texts: four languages with the same keys; every key that is used exists, and every key that exists is used."""
 
 from __future__ import annotations
 

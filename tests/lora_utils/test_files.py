@@ -1,4 +1,4 @@
-"""Headers of safetensors files, damaged ones, and writing one tensor after the other."""
+"""Test headers of safetensors files, damaged ones, and writing one tensor after the other."""
 
 from __future__ import annotations
 

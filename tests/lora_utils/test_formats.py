@@ -1,4 +1,4 @@
-"""Every family of files, at every layer of the network, against what its formula says; and files that cannot be used."""
+"""Test every family of LoRA files at every layer against its formula, and files that cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT's own ways to say how strong an adapter is."""
+"""Test PEFT's own ways to store an adapter's scale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How strongly files act, in the ways that trainers and people say it."""
+"""Test the scales of LoRA files in the ways in which trainers store them and users set them."""
 
 from __future__ import annotations
 

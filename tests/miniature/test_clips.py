@@ -1,4 +1,4 @@
-"""Clips are a pure function of their seeds, and move as their captions say."""
+"""Test that clips are a pure function of their seeds, and move as their captions say."""
 
 from __future__ import annotations
 

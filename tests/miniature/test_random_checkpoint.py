@@ -1,4 +1,4 @@
-"""The random checkpoint that tests and first tries run on: the hub's layout, loadable by the stock classes."""
+"""Test the random checkpoint: the layout of the hub, and loading by the stock classes."""
 
 from __future__ import annotations
 

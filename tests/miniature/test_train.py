@@ -1,4 +1,4 @@
-"""The training passes are those of the program's networks, and a run goes on where the last one stopped."""
+"""Test that the training passes equal those of the program's networks, and that a run resumes where the last one stopped."""
 
 from __future__ import annotations
 

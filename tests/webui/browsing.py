@@ -1,4 +1,4 @@
-"""What a user does in a browser, and what he then waits to see.
+"""Act as a user in a browser, and wait for what the user then waits to see.
 
 A page answers when it can. So nothing is looked at once: every look here and every `expect` waits until it is so.
 """

@@ -1,4 +1,4 @@
-"""A server with the real pages, a worker that makes tiny films without a model, and a browser."""
+"""Provide a server with the real pages, a worker that makes tiny films without a model, and a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small application behind the real doors, and raw words with a real server in front of it."""
+"""Serve a small application behind the program's real access checks, and send raw bytes to a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program of its own for tests: the real server with empty pages, and a film that is being made.
+"""Run the real server with empty pages, and make a film in it, as a program of its own for tests.
 
     python -m tests.webui.served_film DESCRIPTORS SECONDS_PER_STEP FLAGS...
 

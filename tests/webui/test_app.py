@@ -1,4 +1,4 @@
-"""Flags, ports, paths and login of the server."""
+"""Test flags, ports, paths and login of the server."""
 
 from __future__ import annotations
 

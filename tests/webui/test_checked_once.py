@@ -1,4 +1,4 @@
-"""What Start asks before it submits."""
+"""Test what Start checks before it submits a job."""
 
 from __future__ import annotations
 

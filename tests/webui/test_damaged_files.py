@@ -1,4 +1,4 @@
-"""The program starts, and its page is made and filled, whatever lies in the places of its own files."""
+"""Test that the program starts and its page is built and filled, whatever lies in the places of its own files."""
 
 from __future__ import annotations
 

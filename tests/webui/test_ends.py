@@ -1,4 +1,4 @@
-"""How each job ended is said on the page and stays there; clicks that come twice or too late do nothing wrong."""
+"""Test that the page says how each job ended, and that repeated or late clicks do nothing wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section ZIPs and metadata: into the form and out of it, called as the page calls it."""
+"""Test section ZIPs and metadata into the form and out of it, called as the page calls them."""
 
 from __future__ import annotations
 

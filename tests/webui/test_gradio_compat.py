@@ -1,4 +1,4 @@
-"""What gradio does for whoever asks: what it keeps, how long it works, and what it says of events that no page sends."""
+"""Test what gradio does for any caller: what it keeps, how long it works, and its answers to events that no page sends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of gradio and uvicorn that are not documented are still there, and all that are used are looked for."""
+"""Test that the undocumented names of gradio and uvicorn still exist, and that all that are used are tested."""
 
 from __future__ import annotations
 

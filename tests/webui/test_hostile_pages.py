@@ -1,4 +1,4 @@
-"""Files that mean harm, given to every place of a page that takes files: a sentence, soon, in little memory, nothing kept."""
+"""Test hostile files in every place of a page that takes files: a sentence, soon, in little memory, nothing kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts, favourites and settings that are kept, called as the page calls it."""
+"""Test stored prompts, favourites and settings, called as the page calls them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of pictures that can be used, but not as their files want."""
+"""Test notes about pictures that can be used, but not in every way that their files ask for."""
 
 from __future__ import annotations
 

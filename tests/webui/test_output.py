@@ -1,4 +1,4 @@
-"""What is saved, where and how long it will take: on the page, in a browser, and what the page may not do."""
+"""Test what is saved, where, and the estimated time: on the page, in a browser, and what the page may not do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages say: problems, summaries, lengths and labels, in every language."""
+"""Test what the pages say: problems, summaries, lengths and labels, in every language."""
 
 from __future__ import annotations
 

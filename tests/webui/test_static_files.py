@@ -1,4 +1,4 @@
-"""The pages' scripts, styles and templates: files of their own, which every browser gets in the version of its page."""
+"""Test the pages' scripts, styles and templates: separate files, which a browser gets in the version of its page."""
 
 from __future__ import annotations
 

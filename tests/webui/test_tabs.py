@@ -1,4 +1,4 @@
-"""The benchmark of many tabs: its figures, and its two measurements on a page with a worker that needs no model."""
+"""Test the benchmark of many tabs: its figures, and its two measurements on a page whose worker needs no model."""
 
 from __future__ import annotations
 

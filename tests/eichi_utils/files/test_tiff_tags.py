@@ -1,4 +1,4 @@
-"""Test TIFFs that declare their strips in one number or in many: what libtiff reads repeatedly is counted first."""
+"""Test TIFFs of one strip and of many: what libtiff would read again and again is counted before it does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pool on a card that is too small: what stays, what passes through, what leaves, and that the film is the same."""
+"""Test the pool on a card that is too small: what stays, passes through or leaves, and that the film is the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which models there are, which is used when none is named, and that two never mix."""
+"""Test which models there are, which is used when none is named, and that two are never mixed."""
 
 from __future__ import annotations
 

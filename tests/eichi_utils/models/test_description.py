@@ -1,4 +1,4 @@
-"""`eichi.json`: what a models folder says of itself, and what becomes of a file that says nonsense."""
+"""Test `eichi.json`, a model folder's own description, and files of that name with wrong content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The driver's cards, without a card: NVML is stood in for."""
+"""Test the list of the driver's cards without a card: NVML is replaced."""
 
 from __future__ import annotations
 

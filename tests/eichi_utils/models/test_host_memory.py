@@ -1,4 +1,4 @@
-"""What a process may have of the computer's memory: under limits of its own, of those above it, and of Windows."""
+"""Test how much memory a process may have: under its own limits, those of cgroups above it, and those of Windows."""
 
 from __future__ import annotations
 

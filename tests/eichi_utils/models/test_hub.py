@@ -1,4 +1,4 @@
-"""Models in the folders of huggingface_hub's cache: found, downloaded when missing, and what happens when that fails."""
+"""Test models in huggingface_hub's cache: found, downloaded when missing, and failed downloads."""
 
 from __future__ import annotations
 

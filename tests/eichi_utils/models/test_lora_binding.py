@@ -1,4 +1,4 @@
-"""LoRA on real runs: beside the weights and merged into them, switched on and off, in 8 bits, section by section."""
+"""Test LoRA in real runs: beside the weights and merged, on and off, on 8-bit weights, section by section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of LoRA that do not fit, hold numbers that are none, are known in part, or change meanwhile."""
+"""Test LoRA files that do not fit, hold NaN or infinity, are known in part, or change meanwhile."""
 
 from __future__ import annotations
 

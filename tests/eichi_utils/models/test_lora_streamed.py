@@ -1,4 +1,4 @@
-"""LoRA that travel with their blocks to a card that has no room for all of them."""
+"""Test LoRA that are streamed with their blocks to a card that has no room for all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machines that people have: what is chosen for each, or why it is refused, and that the pool then does what was said."""
+"""Test common machines: what is chosen for each or why it is refused, and that the pool then does what was chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is missing or damaged is named before work starts; what is loaded stays while it can."""
+"""Test checkpoint folders: missing or damaged parts are named before work starts; loaded networks stay while they can."""
 
 from __future__ import annotations
 

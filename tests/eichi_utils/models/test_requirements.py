@@ -1,4 +1,4 @@
-"""What is too small is said in figures before anything is loaded; what is enough is not refused."""
+"""Test that too little memory is named in figures before anything is loaded, and that enough is not refused."""
 
 from __future__ import annotations
 

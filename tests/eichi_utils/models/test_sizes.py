@@ -1,4 +1,4 @@
-"""How large a model is, by its files' headers alone, and with LoRA beside it."""
+"""Test how large a model is by the headers of its files alone, and with LoRA beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of 8 bits on disk: the second start reads them, whatever happened to the file meanwhile."""
+"""Test 8-bit weights on the disk: the second start reads them, whatever happened to the file meanwhile."""
 
 from __future__ import annotations
 

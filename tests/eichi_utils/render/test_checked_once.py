@@ -1,4 +1,4 @@
-"""A request is judged at the door and once more when its turn comes, by the same functions."""
+"""Test that a request is checked when it is submitted and once more when its turn comes, by the same functions."""
 
 from __future__ import annotations
 

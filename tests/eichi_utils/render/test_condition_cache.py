@@ -1,4 +1,4 @@
-"""What encoders gave is kept and comes back to the bit, and then no encoder is loaded."""
+"""Test that the encoders' results are kept and come back equal to the bit, so that no encoder is loaded."""
 
 from __future__ import annotations
 

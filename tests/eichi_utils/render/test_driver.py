@@ -1,4 +1,4 @@
-"""Whole runs with the real networks, tiny: files, events, reproducibility, stopping."""
+"""Test whole runs with the tiny real networks: files, events, reproducibility, stopping."""
 
 from __future__ import annotations
 

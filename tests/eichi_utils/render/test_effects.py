@@ -1,4 +1,4 @@
-"""Every field of a request does what it says: whole samplings with the real networks, latents compared."""
+"""Test that every field of a request has its effect: latents of whole samplings with the real networks are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs that fail somewhere: the reason is named, the files are those that exist, the next job runs."""
+"""Test whole runs that fail: the reason is named, the files that are listed exist, and the next job runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: section videos, stills, frames, latents; and that nothing else is deleted."""
+"""Test the files that a run leaves: section videos, stills, frames, latents; nothing else is deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""History and stitching: both directions are one thing in a mirror, and stitching piece by piece loses nothing."""
+"""Test history and stitching: both directions mirror each other, and stitching in pieces loses nothing."""
 
 from __future__ import annotations
 

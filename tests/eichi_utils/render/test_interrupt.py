@@ -1,4 +1,4 @@
-"""Stopping at once: in the middle of loading, encoding and decoding, and what a stopped run leaves in the pool."""
+"""Test stopping at once during loading, encoding and decoding, and what a stopped run leaves in the pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Previews that nobody waits for, and steps in which the host never waits for a card.
+"""Test that nothing waits for previews, and that the host never waits for a card between steps.
 
 The card without a memory is torch's meta device: whatever a step wants to know from it raises, as `item`, `cpu`, a condition
 or an index by a mask, and what it sends there is noted.

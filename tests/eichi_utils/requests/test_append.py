@@ -1,4 +1,4 @@
-"""A film and an earlier film's latents become one: what is checked, what is sampled between, and that no seam shows."""
+"""Test a film that is joined with an earlier film's latents: checks, latents sampled in between, and no seam."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA of a request: names, strengths, JSON, flags, and every file that cannot be used said before work starts."""
+"""Test the LoRA of a request: names, strengths, JSON, flags, and that every unusable file is named before work starts."""
 
 from __future__ import annotations
 

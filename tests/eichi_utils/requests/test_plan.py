@@ -1,4 +1,4 @@
-"""Plans of the three modes, against the numbers of the specification."""
+"""Test the plans of the three modes against the numbers of the specification."""
 
 from __future__ import annotations
 

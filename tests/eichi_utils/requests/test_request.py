@@ -1,4 +1,4 @@
-"""Requests: limits, JSON, problems, seeds."""
+"""Test requests: limits, JSON, problems, seeds."""
 
 from __future__ import annotations
 

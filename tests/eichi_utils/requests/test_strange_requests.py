@@ -1,4 +1,4 @@
-"""Requests from files that came from elsewhere: they end in a sentence, and write nothing where nobody asked them to."""
+"""Test request files from elsewhere: mistakes end in a sentence, and nothing is written to unexpected places."""
 
 from __future__ import annotations
 

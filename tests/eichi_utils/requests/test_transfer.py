@@ -1,4 +1,4 @@
-"""Fields from elsewhere: which of them a request of a mode can have."""
+"""Test which fields from elsewhere a request of a mode can have."""
 
 from __future__ import annotations
 

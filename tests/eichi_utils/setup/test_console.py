@@ -1,4 +1,4 @@
-"""What becomes of a program whose console is closed, broken, of few letters, or not there."""
+"""Test the program with a console that is closed, broken, limited to few characters, or absent."""
 
 from __future__ import annotations
 

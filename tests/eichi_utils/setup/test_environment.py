@@ -1,4 +1,4 @@
-"""Making and updating .venv: the state it is in, what is installed, and recovery from failures."""
+"""Test making and updating .venv: its state, what is installed, and recovery from failures."""
 
 import os
 import re

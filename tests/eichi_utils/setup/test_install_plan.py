@@ -1,4 +1,4 @@
-"""What is installed for which machine, and the tools that do it: pip's arguments, the card's build, progress, log and lock."""
+"""Test what is installed on which machine, and its tools: pip's arguments, the card's build, progress, log and lock."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Files of settings, presets and times that somebody damaged: what is whole goes on, the rest is set aside, and all is said."""
+"""Test damaged files of settings, presets and times: whole parts are used, the rest is set aside and reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Showing a folder: only to who sits at the machine, and only where it has a desktop."""
+"""Test opening a folder: only for users at this machine, and only where it has a desktop."""
 
 from __future__ import annotations
 

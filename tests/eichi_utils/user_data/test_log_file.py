@@ -1,4 +1,4 @@
-"""The log: its files, its lines, what comes into it, and that nothing it meets holds up a job."""
+"""Test the log: its files, its lines, what is written to it, and that its failures hold up no job."""
 
 from __future__ import annotations
 

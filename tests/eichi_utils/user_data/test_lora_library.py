@@ -1,4 +1,4 @@
-"""The user's folder of LoRA files: what is found in it, what lies beside a file, and uploads."""
+"""Test the user's folder of LoRA files: what is found in it, what lies beside a file, and uploads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What passes through a folder stays below a bound, and something of the disk stays free."""
+"""Test that temporary contents of a folder stay below a limit, and that some of the disk stays free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts, LoRA and requests by name; the existing program's files are read and go on working there."""
+"""Test stored prompts, LoRA and requests; files of the existing program are read and still work there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploads are deleted by age and by what they take together, but never one that anything still names."""
+"""Test that uploads are deleted by age and total size, but never one that is still named anywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings files: crashes, other programs and newer versions lose nothing."""
+"""Test that crashes, other programs and newer versions lose nothing from settings files."""
 
 from __future__ import annotations
 

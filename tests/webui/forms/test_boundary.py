@@ -1,4 +1,4 @@
-"""What goes wrong in a page's handler, and what no browser would send, ends in a sentence; the form stays as it was."""
+"""Test that errors in a page's handler, and calls that no browser sends, end in a sentence and leave the form as it was."""
 
 from __future__ import annotations
 

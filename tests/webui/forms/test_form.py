@@ -1,4 +1,4 @@
-"""The form is the request: every field there and back, limits from the metadata, problems in words."""
+"""Test that the form and the request are equal: every field both ways, limits from the metadata, problems in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A field that is new in a request is a line there, its words, and its place on a page; all else finds it by its kind."""
+"""Test that a new field of a request needs only its line, its texts and its place on a page; all else follows its kind."""
 
 from __future__ import annotations
 

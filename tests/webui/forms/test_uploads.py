@@ -1,4 +1,4 @@
-"""What becomes of pictures where they cannot be kept, and of many clicks and large files at once."""
+"""Test pictures where they cannot be stored, many clicks at once, and large files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may come with a request: how much of it, how slowly, and what is left of it where it is refused."""
+"""Test the bodies of HTTP requests: how large, how slow, and what is left of a refused one."""
 
 from __future__ import annotations
 

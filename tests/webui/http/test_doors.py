@@ -1,4 +1,4 @@
-"""Who may come in: names, other sites' pages, proxies; what is closed; and what every answer says of itself."""
+"""Test who may call the server: host names, other sites' pages, proxies, closed routes, and headers of every answer."""
 
 from __future__ import annotations
 

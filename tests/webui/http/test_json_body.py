@@ -1,4 +1,4 @@
-"""How many values a body would become, counted without reading it."""
+"""Test counting the values that a JSON body would become, without parsing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and passwords: how they are kept, how slowly they can be guessed, and how sessions begin and end."""
+"""Test names and passwords: how they are stored, how slowly they can be guessed, and how sessions begin and end."""
 
 from __future__ import annotations
 

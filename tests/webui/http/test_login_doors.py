@@ -1,4 +1,4 @@
-"""Logging in and out through the doors, and how accounts are told on the command line."""
+"""Test logging in and out through the server, and accounts on the command line."""
 
 from __future__ import annotations
 

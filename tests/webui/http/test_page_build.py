@@ -1,4 +1,4 @@
-"""Which page an event comes from, and what becomes of it at another one."""
+"""Test from which build of a page an event comes, and that events of another one are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files a browser can make the server read: those that were uploaded or made, and no others, whatever it sends.
+"""Test which files a browser can make the server read: uploaded or made ones, and no others, whatever it sends.
 
 Every client of a page could read any file of the server: gradio looks at the paths in a picture's value only on pages that it
 launched itself, and ours are mounted.

@@ -1,4 +1,4 @@
-"""Connections: how many there may be, how long each may keep silent, and how the program ends."""
+"""Test connections: how many there may be, how long each may be silent, and how the program ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploads as they are read: how many files are open for one, what of it is in memory, and what is left where it fails."""
+"""Test uploads while they are read: files open at once, memory, and what is left of a failed one."""
 
 from __future__ import annotations
 

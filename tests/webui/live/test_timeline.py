@@ -1,4 +1,4 @@
-"""The strip of sections: order, times, what a section inherits; and the cell that is edited."""
+"""Test the strip of sections: order, times, what a section inherits, and the cell that is edited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the group for latents says and offers, without a browser."""
+"""Test what the group for latents says and offers, without a browser."""
 
 from __future__ import annotations
 

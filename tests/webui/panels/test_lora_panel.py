@@ -1,4 +1,4 @@
-"""LoRA on the pages: off is off; sets; uploads; cards; files that do not fit."""
+"""Test LoRA on the pages: off, sets, uploads, cards, and files that do not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reserve slider: there with a card, the same on every page, and felt by the next job."""
+"""Test the reserve slider: present with a card, the same on every page, and used by the next job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a page takes of a result that lies on the disk."""
+"""Test what a page shows of a result on the disk."""
 
 from __future__ import annotations
 
