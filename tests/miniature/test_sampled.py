@@ -20,7 +20,7 @@ from tests.miniature.steps import run_steps
 
 pytestmark = pytest.mark.slow
 
-# Of sampling: what is looked at needs no better films, and they are most of the time.
+# Steps of sampling: more would take most of the time, and the tests need no better films.
 FEW = (3, 4)
 
 
@@ -38,7 +38,7 @@ def test_the_decoder_sees_what_is_sampled(tmp_path, monkeypatch):
     weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     before, other = load_file(weights), load_file(transformer)
     (tmp_path / "log.jsonl").unlink()
-    # Of the time it is given the start takes most, whatever the machine: every kind of step once follows.
+    # Filling the pool takes most of the given time on any machine, so the steps are counted: enough for each kind once.
     run_steps(monkeypatch, 10)
     sizes = Sizes(pool=6, chunk=4, batch=2, side=16, watched=2)
     train_vae.train(tmp_path, Session(0.01, tmp_path, "cpu"), False, peak=1e-3, stage="sampled", sizes=sizes, **small)

@@ -11,9 +11,9 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, Request, expect
 
-# Milliseconds that a look waits at most. Where a machine is busy a page takes long; what is so at once costs nothing.
+# Milliseconds that a look waits at most: pages are slow on a busy machine, and what is there at once costs no time.
 PATIENCE = 60_000
-# For a film that is really made.
+# The same for a film that is really made.
 FILM_PATIENCE = 300_000
 PROMPT = "The girl dances gracefully."
 # For a context's `add_init_script`. The form is inert from the first question on until the answer has filled it; that it was,

@@ -99,7 +99,7 @@ def test_defaults():
     ],
 )
 def test_what_doors_cannot_be_told(flags, said, capsys):
-    """With a sentence, and before anything starts."""
+    """Wrong flags of the access checks end in a sentence, before anything starts."""
     with pytest.raises(SystemExit) as left:
         read_flags(flags)
     assert left.value.code == 2

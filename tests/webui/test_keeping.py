@@ -61,7 +61,7 @@ def test_names_as_an_existing_file_has_them(whole: Page, compat: Path):
 
 
 def test_saving_a_prompt_over_another_can_be_undone(whole: Page, compat: Path):
-    """And a long one with "A character" in it twice is kept whole: the existing page cut it."""
+    """A replaced prompt can be restored. A long one that holds "A character" twice is kept whole: the existing page cut it."""
     page = whole()
     panel = page.prompts.panel
     long = "A character walks. A character runs. " * 200
@@ -123,7 +123,7 @@ def test_the_prompt_of_a_new_page(whole: Page, compat: Path):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_favourite_is_the_whole_form(whole: Page, tower: str, mode: str, lora_folder: Path):
-    """With its pictures, which are kept where they stay; only this mode's are offered."""
+    """A favourite keeps every field and its pictures; only favourites of the page's mode are offered."""
     page = whole(mode)
     own = {name: value for name, value in OTHER.items() if name in page.built.form.entries}
     page.fill(image=tower, **own)

@@ -116,7 +116,7 @@ def test_a_run_without_a_result_does_not_look_like_a_new_page(jobs, tmp_path, la
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_estimate_is_said_once_there_is_one(language, tower, tmp_path):
-    """Not before the first run of its kind, and not while something is wrong."""
+    """There is no estimate before the first run of a kind, and none while the request has problems."""
     t, timings = Translator(language), Timings(JsonFile(tmp_path / "timings.json"))
     request = MODES["reverse"](image=tower, prompt="a cat", seconds=5.0, batch=2)
     about = t("page.summary.about", time="8:44")

@@ -150,7 +150,7 @@ def test_pages_are_packed(tmp_path: Path) -> None:
 
 
 def test_scripts_are_kept_for_good_by_their_version() -> None:
-    """And no other version has them: a browser that asks for one shall not keep this one under its name."""
+    """A file is served only under its own version, so that a browser does not keep it under another one's name."""
     from fastapi import FastAPI
 
     app = FastAPI()

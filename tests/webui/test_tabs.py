@@ -47,7 +47,7 @@ def test_a_processes_time_is_counted():
 
 @pytest.mark.browser
 def test_a_film_and_clicks_meanwhile_in_more_tabs_than_a_browser_has_connections(serve, open_page, tower):
-    """From the sixth tab on, none loaded: this is one of six."""
+    """A sixth tab once did not load, because each tab held a connection: here six are open."""
     site = serve("reverse", "en")
     site.engine.step_seconds = 0.05
     page = open_page(site.url)

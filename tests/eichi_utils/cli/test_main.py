@@ -176,7 +176,7 @@ def test_every_mistake_is_said_and_nothing_is_written(eichi: Run, quick: list, t
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_mistakes_are_said_in_the_users_language(language: str, eichi: Run, tmp_path: Path) -> None:
-    """The same sentence as the catalogue's."""
+    """The command line prints the sentence of the language's catalogue."""
     code, _, err = eichi("render", "--image", tmp_path / "gone.png", "--prompt", "p", "--lang", language)
     assert code == 2
     assert Translator(language)("problem.picture_missing", file=str(tmp_path / "gone.png")) in err

@@ -41,7 +41,7 @@ def photo_flags(pictures: list[str], tmp_path: Path) -> list:
 
 @pytest.mark.parametrize("mode", modes.MODES)
 def test_a_dry_run_says_which_model(mode: str, eichi: Run, photo_flags: list) -> None:
-    """With the miniature's own size and steps, and how to get the real one."""
+    """A dry run prints the miniature's own size and steps, and how to get the real model."""
     code, out, err = eichi("render", "--mode", mode, *photo_flags, "--dry-run")
     assert code == 0
     assert out.startswith("miniature, size 128, 15 steps")

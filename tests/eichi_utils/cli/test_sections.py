@@ -63,7 +63,7 @@ def test_there_and_back(mode: str, sections: Run, pictures: list[str], tmp_path:
     document = json.loads(out)
     assert document["notes"] == [] and document["request"] == json.loads((tmp_path / "b.json").read_text())
     pictures_gone = {**document["request"], "image": made.image, "append_latents": made.append_latents}
-    # Nor is it told where a LoRA lies.
+    # The ZIP does not say where a LoRA lies either.
     pictures_gone["loras"] = [dataclasses.asdict(lora) for lora in made.loras]
     assert [lora["file"] for lora in document["request"]["loras"]] == [Path(lora.file).name for lora in made.loras]
     if mode == "reverse":
@@ -90,7 +90,7 @@ def test_a_film_becomes_a_zip_in_the_words_of_the_language(
 
 
 def test_onto_another_request(sections: Run, film: Path, tmp_path: Path) -> None:
-    """In its place, or added to it; the other settings are that request's."""
+    """An import replaces another request's sections or is added to them; the other settings stay that request's."""
     words = ("import", COMPAT / "sections_minimal.zip", "--uploads", tmp_path / "uploads", "--json")
     merged = json.loads(sections(*words, "--merge", film)[1])["request"]
     replaced = json.loads(sections(*words, "--replace", film)[1])["request"]

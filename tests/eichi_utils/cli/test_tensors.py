@@ -123,7 +123,7 @@ def test_a_vae_that_is_damaged_or_missing(tensors: Run, ours: Path, checkpoint: 
 def test_a_vae_that_is_not_there_is_fetched(
     tensors: Run, ours: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the model that the file is of, the real one where it does not say; the miniature's would make noise of it."""
+    """The VAE of the file's model is used, or the real one where the file names none; the miniature's would make noise."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     wanted = []
 

@@ -21,7 +21,7 @@ from tests.eichi_utils.boxes import FTYP, MDAT, box, head, track
 from tests.eichi_utils.helpers import found
 
 SIDE = 8000
-# Of what the process has before: interpreter, FFmpeg and NumPy have been loaded by then.
+# Limits beyond what the process needs before, when interpreter, FFmpeg and NumPy are loaded.
 MOST_MB, MOST_SECONDS = 40, 1.0
 CHILD = """
 import resource, sys, time

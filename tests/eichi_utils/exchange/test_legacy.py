@@ -230,7 +230,7 @@ def test_what_was_kept_free_of_the_card(preserved: Any, reserve: float | None) -
 
 
 def test_the_target_counts_where_a_reference_is_used() -> None:
-    """Without one the existing program ignores it; with one it stays below the window."""
+    """Without a reference the existing program ignores the target index; with one the index stays below the window."""
     used = {"use_reference_image": True, "target_index": 12, "latent_window_size": 10, "use_clean_latents_post": False}
     assert migrated("single", used).fields == {"rope_value": 10, "target_index": 9, "context_1x": False}
     assert migrated("single", {"use_clean_latents_post": True}).fields == {"context_1x": None}

@@ -65,7 +65,7 @@ def same(made: Request, original: Request) -> bool:
     ("language", "window"), [("en", 9.0), ("ja", 9.0), ("ru", 4.5), ("zh-tw", 4.5)], ids=lambda value: str(value)
 )
 def test_the_existing_programs_files(language: str, window: float, uploads: Path) -> None:
-    """In each of its languages; strengths by slot, "none" in every word."""
+    """Its files are read in each of its languages, with LoRA strengths by slot and every word for "none"."""
     made, notes = import_sections(COMPAT / f"sections_{language}.zip", uploads=uploads)
     assert notes == ()
     assert (made.mode, made.prompt, made.seed, made.seconds) == ("reverse", "A girl dances.", 7, 2.0)
@@ -171,7 +171,7 @@ def test_every_field_comes_back(mode: str, pictures: list[str], uploads: Path, t
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_texts_of_any_kind_come_back(language: str, uploads: Path, tmp_path: Path) -> None:
-    """What YAML could take for something else, and what its lines could lose."""
+    """Texts that YAML could read as another type, and texts whose lines it could change, come back unchanged."""
     texts = [
         "123",
         "yes",

@@ -62,7 +62,7 @@ def listed(kind: bytes, version: int, at: int, width: int, count: int) -> bytes:
     return box(kind, bytes((version, 0, 0, 0)).ljust(at, b"\0"), count.to_bytes(width, "big"), bytes(36))
 
 
-# As FFmpeg reads the versions of each.
+# Kind, version, offset and width of the count, as FFmpeg reads each version.
 LISTS = [(b"keys", 0, 4, 4), (b"keys", 9, 4, 4), (b"iinf", 0, 4, 2), (b"iinf", 1, 4, 4), (b"iinf", 255, 4, 4)]
 LISTS += [(b"iloc", 0, 6, 2), (b"iloc", 1, 6, 2), (b"iloc", 2, 6, 4), (b"iloc", 255, 6, 4)]
 

@@ -19,7 +19,7 @@ from tests.eichi_utils.elements import CLUSTER, HEADER, INFO, PACKED, element, m
 HELLO = tags(text(b"COMMENT", b"hello"))
 VIDEO = tracks(track(1, number("23E383", 41_666_666)))
 ENDLESS = b"\x01" + b"\xff" * 7
-# As a recording that is being sent: neither the segment nor its clusters say where they end.
+# A live recording: neither the segment nor its clusters declare their sizes.
 LIVE = (
     HEADER
     + bytes.fromhex("18538067")

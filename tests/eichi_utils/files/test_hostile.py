@@ -21,7 +21,7 @@ HOSTILE = sorted((Path(__file__).parents[2] / "cases" / "hostile").iterdir())
 MOST_SECONDS, MOST_BYTES = 2.0, 300 * 2**20
 # Files that hold something good: what is wrong with them is told beside it.
 SAYS_ALL = ("sections_yaml_base60_number_hangs_import.zip",)
-# What is told of files whose names are not told, because only something in them is wrong.
+# Words that a sentence must have where only a part of the file is wrong, so that the file's name is not in it.
 IN_IT = defaultdict(
     lambda: "\0",
     {

@@ -46,7 +46,7 @@ def test_all_results_may_be_read_by_the_same_people(umask: int, tmp_path: Path):
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such modes")
 def test_a_writer_that_replaces_the_file_changes_no_mode(umask: int, tmp_path: Path):
-    """As safetensors' save_file does."""
+    """A writer such as safetensors' save_file may replace the temporary file by one with another mode."""
     with written_atomically(tmp_path / "a.bin") as temporary:
         other = tmp_path / "other"
         other.touch(mode=0o600)

@@ -97,7 +97,7 @@ def test_strips_and_tiles(tmp_path: Path) -> None:
             open_picture(tmp_path / "a.tif")
         assert found(raised.value.problems) == {("image", "picture_too_large")}
         assert raised.value.problems[0].values["limit"] == 83
-    # Of three colours, in strips of some rows, or not packed, they are read.
+    # With three colours, in strips of some rows, or not compressed, pictures of this size are read.
     for data, most in (
         (tiff(10000, 3, 16, 10000), 1001 * 10**6),
         (tiff(10000, 4, 16, 100), 800 * 10**6),

@@ -240,7 +240,7 @@ def test_phone_photos_stand_upright(orientation: int, tmp_path: Path) -> None:
     seen.paste(BLUE, (32, 0, 64, 24))
     seen.paste(GREEN, (0, 24, 32, 48))
     turn = Image.Transpose
-    # What the sensor stored so that a viewer who follows the tag gets `seen`.
+    # Turn `seen` into the stored picture from which a viewer that follows the orientation tag gets it.
     turns = {
         1: (), 2: (turn.FLIP_LEFT_RIGHT,), 3: (turn.ROTATE_180,), 4: (turn.FLIP_TOP_BOTTOM,),
         5: (turn.TRANSPOSE,), 6: (turn.ROTATE_90,), 7: (turn.TRANSVERSE,), 8: (turn.ROTATE_270,),

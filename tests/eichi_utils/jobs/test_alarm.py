@@ -59,14 +59,14 @@ def jobs(fake: Fake, settings: AppSettings, heard: Heard) -> Iterator[Jobs]:
 def silence(heard: Heard) -> bool:
     """Wait until all sounds have ended, and return whether none was heard."""
     began = time.monotonic()
-    # Not joined: one that was made and has not begun to run cannot be.
+    # Threads are not joined, because one that has not started yet cannot be.
     while any(thread.name == "eichi-alarm" for thread in threading.enumerate()) and time.monotonic() - began < WAIT:
         time.sleep(0.01)
     return not heard.played.acquire(blocking=False)
 
 
 def test_every_film_that_is_done_is_heard(jobs: Jobs, fake: Fake, heard: Heard) -> None:
-    """Where nobody chose, as in the existing program; a failure too, since it also wants somebody to come."""
+    """The sound is on by default, as in the existing program, and is played after a failure too, which also needs the user."""
     fake.go.release(10_000)
     ending(jobs, jobs.submit(some()))
     assert heard.played.acquire(timeout=WAIT)
@@ -215,7 +215,7 @@ def test_windows(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.process
 @pytest.mark.skipif(os.name != "posix", reason="scripts stand in for players")
 def test_a_player_that_hangs_is_ended(installed: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And leaves no process behind, neither running nor dead."""
+    """A player that hangs leaves no process behind, neither running nor dead."""
     monkeypatch.setattr(notify, "PLAYER_SECONDS", 0.2)
     installed("paplay", f"echo $$ > {tmp_path}/pid; exec sleep 60")
     assert play_sound("linux", {}) == ""
@@ -228,7 +228,7 @@ def test_a_player_that_hangs_is_ended(installed: Callable, tmp_path: Path, monke
 
 @pytest.mark.process
 def test_a_bell_is_for_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Not for a file that the output goes to, and not where there is no output at all (pythonw)."""
+    """The bell is not written to an output file, and not where there is no output at all (pythonw)."""
     assert play_sound("darwin", {}) == "" and capsys.readouterr().err == ""
     monkeypatch.setattr(notify.sys.stderr, "isatty", lambda: True)
     assert play_sound("darwin", {}) == "bell" and capsys.readouterr().err == "\a"

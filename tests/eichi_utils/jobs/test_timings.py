@@ -99,7 +99,7 @@ def test_steps_that_the_cache_left_out(timings: Timings) -> None:
     ],
 )
 def test_other_kinds_of_runs_say_nothing(timings: Timings, change: dict) -> None:
-    """As does another size or another mode."""
+    """Times of runs with other fields, another size or another mode give no estimate."""
     it = film()
     timings.keep(measured(it))
     assert timings.seconds(changed(it, **change), 640, 640) is None
@@ -124,7 +124,7 @@ def test_a_download_is_not_expected_again(timings: Timings) -> None:
 
 
 def test_a_run_that_was_stopped_is_no_measure() -> None:
-    """Nor is one of a single step, whose time is that of loading."""
+    """Neither a stopped run nor one of a single step, whose time is that of loading, is measured."""
     watch = Stopwatch(film())
     for event in [*run_of(film())[:-1], Stopped(at=999.0)]:
         watch.see(event)

@@ -62,7 +62,7 @@ def test_a_film_through_a_small_card_is_the_same(
     cheap_decode: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With no block resident: the whole way, prompts and LLaMA included."""
+    """With no block on the card a whole run, prompts and LLaMA included, makes the same film."""
     wanted = request(mode, pictures[0], **({"seconds": 0.5, "window": 4.5} if mode == "reverse" else {}))
     plain = last_preview(carry_out(wanted, pool, tmp_path / "plain"))
     card = FakeDevice()
@@ -199,7 +199,7 @@ def test_encoding_is_repeated_in_what_others_give_up(
         streamer = net.execution.weights
     left: list[int] = []
     monkeypatch.setattr(streamer, "leave", lambda wanted=None, leave=streamer.leave: left.append(1) or leave(wanted))
-    # Nobody has to leave for those who fit.
+    # Estimate no work, so that nothing leaves the card before memory runs out.
     monkeypatch.setattr(small.budget, "work", lambda kind: 0)
     monkeypatch.setattr(owner, name, failing_once(getattr(owner, name)))
     assert last_preview(carry_out(wanted, small, tmp_path / "card")) == plain

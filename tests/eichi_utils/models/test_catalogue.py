@@ -65,7 +65,7 @@ def test_the_default_follows_what_is_there(checkpoint: Path, nothing_there: Path
 
 
 def test_what_is_to_be_downloaded(checkpoint: Path, nothing_there: Path) -> None:
-    """As much as is missing: 42 GB at first, F1's transformer alone where the standard mode's models are."""
+    """Only what is missing is counted: 42 GB at first, then F1's transformer alone beside the standard mode's models."""
     models = Models()
     assert 41 < models.gigabytes("framepack") < 44
     put_there(checkpoint, nothing_there, *(name for name in PLACES if name != "framepack_f1"))
@@ -77,7 +77,7 @@ def test_what_is_to_be_downloaded(checkpoint: Path, nothing_there: Path) -> None
 def test_the_miniature_is_offered_with_its_own_sizes_and_settings(
     nothing_there: Path, pictures: list[str], tmp_path: Path
 ) -> None:
-    """And nothing of the other's: 640 px of it are noise, and 128 px of the real one are too."""
+    """Each model has its own sizes and settings: the miniature makes noise at 640 px, the real model at 128 px."""
     models = Models()
     assert models.names == ("framepack", "miniature")
     assert models.sizes("miniature") == (128, 160, 192)
@@ -100,7 +100,7 @@ def test_the_miniature_is_offered_with_its_own_sizes_and_settings(
 
 
 def test_a_miniature_that_is_not_there(tmp_path: Path, pictures: list[str]) -> None:
-    """Nothing of the hub is looked for in its stead."""
+    """Without the miniature's files nothing of the hub is used in its place."""
     models = Models(miniature=tmp_path / "none")
     assert models.names == ("framepack",)
     wanted = request("single", pictures[0], model="miniature")

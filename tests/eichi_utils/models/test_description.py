@@ -80,7 +80,7 @@ def test_a_file_that_says_nonsense(document: Any, tmp_path: Path) -> None:
 
 
 def test_the_miniatures_own() -> None:
-    """What ships is what the export writes, it is understood, and its examples are in the miniature's language."""
+    """The shipped file is what the export writes, it can be read, and its examples are in the miniature's language."""
     document = json.loads((MINIATURE / FILE).read_text(encoding="utf-8"))
     preview = document.pop("preview")
     assert document == export.described()

@@ -26,7 +26,7 @@ from tests.eichi_utils.helpers import say_everything
 from tests.fake_device import FakeDevice
 
 GIB = 2**30
-# Of a section of 640 x 608.
+# Tokens of a section of 640 x 608.
 TOKENS = 18_300
 # GiB.
 MEMORY = (12, 16, 24, 32, 40, 64, 128)
@@ -221,7 +221,7 @@ def test_what_stays_depends_on_the_room() -> None:
 
 @pytest.mark.parametrize("size", MEMORY)
 def test_half_of_the_memory_may_be_locked(size: int) -> None:
-    """Of what the process may ever have, which may be less than the machine's."""
+    """Half of the memory that the process may ever have, which may be less than the machine's, may be locked."""
     here = machine(size, "Linux", 24)
     choice = next((choice for precision in EIGHT_BITS if (choice := outcome(precision, here)[1])), None)
     assert choice is None or choice.locked == size * GIB // 2

@@ -36,7 +36,7 @@ from tests.fake_device import FakeDevice
 from tests.lora_files import write_lora
 
 GIB = 2**30
-# Of a section of 640 x 608.
+# Tokens of a section of 640 x 608.
 TOKENS = 18_300
 
 
@@ -159,7 +159,7 @@ def test_without_a_card_auto_stays_what_it_is() -> None:
 
 
 def test_the_figures_are_those_of_streaming(checkpoint: Path) -> None:
-    """Of the slots and parts that a card really holds."""
+    """The estimate is made of the slots and parts that a card really holds."""
     with ModelPool(checkpoint, device="cpu").transformer("framepack") as net:
         groups = net.weight_groups()
         streamer = Streamer(FakeDevice(), WeightGroups(groups.always, groups.job, groups.step))
@@ -203,7 +203,7 @@ def test_the_choice_is_said_and_goes_into_the_film(
             wide = needs(size, "bfloat16", tokens, on_card=True).card
             return narrow(size, precision, tokens, dataclasses.replace(machine, card=wide - 1))
 
-        # Of this model the encoders are the largest; only the transformer's precision matters here.
+        # The encoders are this small model's largest parts, so they are left out: only the transformer's precision matters.
         nothing = Needs(0, 0)
         others = dict.fromkeys(("text_encoder", "image_encoder", "vae"), nothing)
         monkeypatch.setattr(

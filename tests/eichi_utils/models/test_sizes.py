@@ -49,7 +49,7 @@ def test_the_published_sizes_are_those_of_the_architecture(full: PackedTransform
 
 
 def test_sizes_come_from_the_files_headers(checkpoint: Path) -> None:
-    """Of every component, and the transformer's as its own division into parts says."""
+    """The headers give the size of every component, and the transformer's parts as the network itself divides them."""
     size = model_size(ModelFiles(checkpoint), "framepack")
     pool = ModelPool(checkpoint, device="cpu")
     with pool.transformer("framepack") as net:
@@ -72,7 +72,7 @@ def test_sizes_come_from_the_files_headers(checkpoint: Path) -> None:
 
 
 def test_the_prompts_encoder_stays_in_its_files_beside_a_card(checkpoint: Path, tmp_path: Path) -> None:
-    """As the preflight counts on: its weights are pages of the file, if that has the type they are computed in."""
+    """The check before a run assumes that its weights are pages of the file, if that has the type of the computation."""
     folder = tmp_path / "model"
     shutil.copytree(checkpoint, folder)
     LlamaModel.from_pretrained(folder / "text_encoder").half().save_pretrained(folder / "text_encoder")

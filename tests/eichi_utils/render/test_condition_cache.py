@@ -178,7 +178,7 @@ def test_moved_models_are_known(copy: Path, tmp_path: Path, pictures: list[str])
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "text", "names", "header"])
 def test_damaged_files_are_made_again(damage: str, checkpoint: Path, pool: ModelPool, pictures: list[str]) -> None:
-    """Without a word to the user, and with the right numbers."""
+    """The conditions are encoded again, with the right numbers and without a word to the user."""
     it = request("single", pictures[0])
     plain, _ = conditions(pool, it)
     conditions(keeping(checkpoint), it)

@@ -185,7 +185,7 @@ def test_stop_after_a_section_leaves_its_film(
 def test_stop_after_the_last_section_is_a_finished_film(
     pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None
 ) -> None:
-    """Nothing is missing, so it is not called stopped."""
+    """The film is complete, so it is not called stopped."""
     for level in (StopLevel.SECTION, StopLevel.JOB):
         stop = Stop()
         stop.request(level)

@@ -81,7 +81,7 @@ def test_an_exception_anywhere_ends_as_failed_and_the_next_job_runs(
     mode: str, owner: Any, name: str, jobs: Jobs, pictures: list[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, cheap_decode: None,
 ) -> None:  # fmt: skip
-    """With its reason, with the files that exist, without work files; the worker and the pool go on."""
+    """A failed run tells its reason and the files that exist, and leaves no work files; worker and pool go on."""
     monkeypatch.setattr(owner, name, failing(RuntimeError("as if broken"), then=getattr(owner, name)))
     first = request(mode, pictures[0], step_cache="teacache", **SHORTEST[mode])
     job, after = jobs.submit(first), jobs.submit(first)

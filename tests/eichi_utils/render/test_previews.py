@@ -199,7 +199,7 @@ def test_without_a_step_cache_the_host_never_waits_in_a_step(net, change, fields
 
 
 def test_the_narrow_product_does_not_wait():
-    """Of the 8-bit units, which are not here, all but the product itself."""
+    """All steps of an 8-bit product but the product itself, which needs a card, run without sending anything to the card."""
     x, weight = torch.empty(1, 32, 64, device=META), torch.empty(64, 64, device=META).to(torch.float8_e4m3fn)
     found: list[str] = []
     with Sent(found), Made(found):

@@ -286,7 +286,7 @@ def test_settings_of_a_join_without_a_file_are_said_to_have_no_effect(pictures: 
 
 
 def test_a_path_in_a_request_file_is_relative_to_it(pictures: list[str], appended: str, tmp_path: Path) -> None:
-    """As those of pictures."""
+    """Paths of latents are relative to the request file, as those of pictures are."""
     document = to_json(request("reverse", pictures[0], append_latents="earlier.safetensors"))
     (tmp_path / "r.json").write_text(json.dumps(document))
     assert read_placed_document(tmp_path / "r.json")["append_latents"] == str(tmp_path / "earlier.safetensors")
@@ -307,7 +307,7 @@ def test_the_plan_prints_what_comes_after(mode: str, pictures: list[str], append
 
 
 def test_room_for_both_films_is_asked_for(pictures: list[str], appended: str) -> None:
-    """And for both files of latents where they are wanted."""
+    """The disk must have room for both films, and for both files of latents where they are saved."""
     alone = request("reverse", pictures[0], **SHORT)
     both = changed(alone, append_latents=appended)
     assert (written_frames(alone.plan()), written_frames(both.plan())) == (21, 21 + 45)

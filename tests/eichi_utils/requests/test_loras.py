@@ -136,7 +136,7 @@ def test_flags_name_files_here_or_in_the_folder(folder: Path, tmp_path: Path, mo
 
 
 def test_a_requests_file_finds_what_lies_beside_it(folder: Path, tmp_path: Path) -> None:
-    """As its pictures do; other names are those of the LoRA folder."""
+    """A LoRA beside the request file is found there, as its pictures are; other names are those of the LoRA folder."""
     shutil.copy(FILE, tmp_path / "mine.safetensors")
     document = {"loras": [{"file": "mine.safetensors", "strength": 1.0}, {"file": "style/ink.v1.safetensors"}, 5, {}]}
     assert named_beside(document, tmp_path)["loras"] == [

@@ -46,7 +46,7 @@ sys.exit(7)
 @pytest.mark.skipif(os.name == "nt", reason="written for a POSIX shell")
 @pytest.mark.parametrize(
     ("streams", "encoding"),
-    # What has all letters has nothing more to fail at, so it is tried where both streams are there and where one is.
+    # An encoding with all characters has fewer ways to fail, so it is tried with both streams and with one.
     [(streams, "ascii") for streams in (">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "", ">/dev/full", "2>/dev/full")]
     + [("", "utf-8"), (">&-", "utf-8")],
 )

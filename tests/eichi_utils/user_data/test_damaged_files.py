@@ -34,7 +34,7 @@ def wrong_types(value: Any) -> Any:
     return [value] if isinstance(value, str) else "text"
 
 
-# What is done to a good file of JSON.
+# Ways to damage a good JSON file.
 DAMAGES: dict[str, Callable[[Path, str], Any]] = {
     "number of 400 digits": lambda path, good: path.write_bytes(as_text(good, "x", NUMBER)),
     "NaN": lambda path, good: path.write_bytes(as_text(good, "x", "[1, NaN]")),
@@ -55,9 +55,9 @@ DAMAGES: dict[str, Callable[[Path, str], Any]] = {
     "a pipe": lambda path, good: os.mkfifo(path),
     "too large": lambda path, good: path.write_bytes(b" " * (17 * 2**20)),
 }
-# With these the values are still there, beside what is damaged.
+# Kinds of damage that leave the other values readable.
 STILL_GOOD = {name for name in DAMAGES if name.startswith(("number", "NaN", "1e999", "half", "nested deeply", "UTF", "a mark"))}
-# Nobody can set these aside but the user.
+# Kinds of damage that only the user can set aside.
 IN_THE_WAY = ("a folder", "a pipe", "too large")
 
 FILES = ("app_settings.json", "prompt_presets.json", "loras.json", "favorites.json", "timings.json")

@@ -114,7 +114,7 @@ def test_another_folder_is_another_file(log: Log, tmp_path: Path) -> None:
     ],
 )
 def test_folders_that_cannot_be(log: Log, tmp_path: Path, folder: str, key: str) -> None:
-    """The same rules as for films; the log that is written goes on."""
+    """Folders of the log have the same rules as those of films; a refused one leaves the current log running."""
     (tmp_path / "file").write_text("x")
     log.apply(True, "logs")
     before = log.path
@@ -123,7 +123,7 @@ def test_folders_that_cannot_be(log: Log, tmp_path: Path, folder: str, key: str)
     assert found(error.value.problems) == {(FOLDER, key)}
     log.say("on")
     assert log.path == before and lines(before)[-1] == "on"
-    # To be switched off, it needs no good folder.
+    # Switching the log off needs no valid folder.
     log.apply(False, folder)
     assert log.path is None
 
@@ -341,7 +341,7 @@ def test_the_same_is_not_said_at_any_length() -> None:
     assert [seldom.filter(one) for one in said].count(True) == -(-logs.OFTEN_CHARACTERS // 10_016)
     for long in (record("%s 100%% of it", "y" * 10**6), record("z" * 10**6), record("bad", error=ValueError("w" * 10**6))):
         assert seldom.filter(long) and 100 < len(shown.format(long)) < logs.LONGEST + 100
-    # What cannot be put together is not ours to say.
+    # A record whose arguments do not fit its text is passed on: the handler reports it.
     assert seldom.filter(record("%d", "x")) and seldom.filter(record("%(a)s", {"b": 1}))
 
 

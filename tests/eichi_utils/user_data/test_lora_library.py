@@ -106,7 +106,7 @@ def test_a_picture_beside_a_file(folder: Path, suffix: str) -> None:
 
 
 def test_a_picture_in_a_file(folder: Path) -> None:
-    """And a damaged one in either place, which is no reason for anything."""
+    """A picture is read from a file's metadata; a damaged one there or beside the file causes no error."""
     data = io.BytesIO()
     Image.new("RGB", (64, 64), "blue").save(data, "JPEG")
     text = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -90,7 +90,7 @@ def test_the_prompt_of_a_new_page(prompts: PromptPresets) -> None:
 
 
 def test_older_and_new_files(tmp_path: Path) -> None:
-    """Without a start-up entry, without hashes, without a file."""
+    """Files without a start-up entry or without hashes are read, and so is a missing file."""
     file = tmp_path / "prompt_presets.json"
     prompts = PromptPresets(JsonFile(file, ("presets",)))
     assert (prompts.read(), prompts.startup()) == (((), ()), "")
@@ -180,7 +180,7 @@ def test_the_existing_programs_favourites(folder: Path) -> None:
 
 @pytest.mark.parametrize("mode", list(modes.MODES))
 def test_a_favourite_is_a_whole_request(mode: str, folder: Path, pictures: list[str]) -> None:
-    """Of any mode, every field."""
+    """A favourite keeps every field of a request of any mode."""
     kept = favourites(folder)
     made = modes.MODES[mode](**other_values(mode, pictures))
     kept.save("all", to_json(made))

@@ -105,7 +105,7 @@ def test_a_damaged_file_is_set_aside(data: bytes, tmp_path: Path) -> None:
 
 
 def test_an_empty_file_holds_nothing(file: JsonFile) -> None:
-    """As the existing program takes it; there is nothing to set aside."""
+    """An empty file counts as empty settings, as in the existing program; there is nothing to set aside."""
     file.path.write_bytes(b" \n")
     assert file.read() == ({}, ())
 
@@ -203,7 +203,7 @@ def test_a_folder_that_may_only_be_read(file: JsonFile, monkeypatch: pytest.Monk
 
 
 def test_the_existing_programs_settings_are_the_first_ones(app: AppSettings) -> None:
-    """In whatever language it saved them; what is not known is named and stays."""
+    """Its settings are read in every language in which it saves them; unknown ones are named and kept."""
     before = content(app.file)
     fields, notes = app.fields("reverse")
     assert fields["size"] == 768 and fields["padding"] == 0.7 and fields["step_cache"] == "none" and notes == ()

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 ASKER = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
 DEEP = "[" * 5000
-# For every input of every handler, and for some of each at a time.
+# Values that are given to every input of every handler, to all at once and to some.
 VALUES: tuple[Any, ...] = (
     None, "", "x" * 6000, "\ud800", [], ["a", 1], {}, {"a": None}, -1, 10**30, math.nan, math.inf, True,
     DEEP, '{"0": null}', '[{"file": {}, "strength": "x"}]', "../../etc/passwd", {"path": "/etc/passwd"},

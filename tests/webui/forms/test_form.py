@@ -325,7 +325,7 @@ def test_picture_prompt_and_length_come_before_everything_else(page, mode):
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_page_without_models_begins_with_the_miniature(page, nothing_there, mode, plain, tower):
-    """With its settings, also those that a plain page does not show."""
+    """Without the real models the page begins with the miniature's settings, also those that a plain page hides."""
     built = page(mode, plain=plain, models=nothing_there)
     request, problems = built.form.read(built.values(image=tower, prompt="The camera zooms in."))
     assert (request.model, request.size, request.steps) == ("miniature", 128, 15) and problems == ()

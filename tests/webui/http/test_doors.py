@@ -120,7 +120,7 @@ def test_no_answer_may_be_read_by_others() -> None:
 
 
 def test_every_answer_has_the_headers() -> None:
-    """Of pages, of refusals, of errors: nothing guesses a type, nothing shows us in a frame, no address leaks to others."""
+    """Pages, refusals and errors all have headers against guessed types, foreign frames and leaked addresses."""
     visitor = client()
     answers = [visitor.get(path) for path in ("/", "/nothing", "/broken", "/gradio_api/vibe-code")]
     answers += [visitor.get("/", headers={"host": "x"}), client(login=Login({"me": "secret"})).get("/login")]

@@ -141,7 +141,7 @@ def test_a_right_password_wipes_no_wrong_ones_away(clock: Clock, sleeps: list[fl
 
 
 def test_what_is_remembered_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of addresses, of names that nobody has, of sessions: who comes with new ones all the time fills no memory."""
+    """The numbers of remembered addresses, unknown names and sessions are limited, so that new ones cannot fill the memory."""
     throttle = Throttle(clock)
     for number in range(10_000):
         throttle.count(f"address {number}", 30)

@@ -36,7 +36,7 @@ from webui.http.path_check import OwnFiles
 pytestmark = pytest.mark.slow
 
 MODES = tuple(PAGES)
-# The same answers with a login and without.
+# Answers are the same with a login and without, so these tests run without.
 open_only = pytest.mark.parametrize("site", [None], indirect=True, ids=["open"])
 HELD = {"_type": "gradio.FileData"}
 

@@ -136,7 +136,7 @@ def test_who_asks_nothing_gives_way() -> None:
         for _ in range(30):
             held.enter_context(connect(port, b"GET /login HTTP/1.1\r\n"))
             assert b" 200 " in answer(connect(port, head(connection="close")))
-        # Who has been answered and asks nothing more waits as well; whose answer goes on does not.
+        # A client that was answered and asks nothing more counts as waiting; one whose answer goes on does not.
         assert answer(kept) == b""
         assert answer(working).endswith(b"0\r\n\r\n")
 
@@ -179,7 +179,7 @@ def test_a_stranger_keeps_no_owner_out() -> None:
                 held.enter_context(connect(port, said))
             time.sleep(0.1)
             assert b" 200 " in answer(connect(port, head(cookie=cookie, connection="close"))), said
-        # Nor does he push out what is being done, or a browser between two requests.
+        # Running requests, and a browser between two requests, are not pushed out either.
         kept.sendall(head(cookie=cookie, connection="close"))
         assert b" 200 " in answer(kept)
         sending.sendall(b"x" * 500)
@@ -277,7 +277,7 @@ def test_a_subscriber_is_one_address() -> None:
 
 
 def test_one_address_takes_half() -> None:
-    """But this machine, and a proxy behind which everybody is, may have all."""
+    """One address may have half of the connections; this machine, and a proxy that serves everybody, may have all."""
     gate = Gate(40, ("10.0.0.0/24",))
     assert [gate.enter("192.168.1.5") for _ in range(25)].count(True) == 20
     assert gate.enter("192.168.1.6") and [gate.enter("10.0.0.7") for _ in range(30)].count(True) == 19
@@ -287,7 +287,7 @@ def test_one_address_takes_half() -> None:
 
 
 def test_room_is_what_films_leave() -> None:
-    """Of 1024 descriptors, as most systems give, of macOS' 256, of many, and of very few."""
+    """Connections get what films leave of 1024 descriptors, as most systems give, of macOS' 256, of many, and of very few."""
     for limit, used in ((1024, 60), (256, 60), (100_000, 60), (64, 60)):
         room = room_of(limit, used)
         assert LEAST <= room <= MOST

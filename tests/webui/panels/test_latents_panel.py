@@ -36,7 +36,7 @@ def test_the_newest_files_are_offered_and_no_others_are_opened(page, tmp_path: P
     secret = latent_file(tmp_path.parent / "secret.safetensors")
     assert [path.name for path in recent(tmp_path)] == ["new.safetensors", "old.safetensors"]
     assert list(recent(tmp_path / "gone")) == []
-    # Where the page's output folder is one below; of one name in two folders each can be chosen.
+    # The output folder is a subfolder here; of two files of one name in two folders each can be chosen.
     (tmp_path / "sub").mkdir()
     below = latent_file(tmp_path / "sub" / "old.safetensors")
     os.utime(below, (2, 2))
