@@ -86,8 +86,8 @@ def test_the_panel_follows_the_form(page, mode: str, tower: str, tmp_path: Path)
     broken = numpy.full((1, 16, 2, height // 8, width // 8), numpy.nan, numpy.float32)
     save_file({"history_latents": broken}, tmp_path / "nan.safetensors")
     for wrong, said in (("cat", "cat.safetensors"), ("nan", "nan.safetensors"), ("small", "96 x 64")):
-        path = str(tmp_path / f"{wrong}.safetensors")
-        told = built.start.on_change(built.values(image=tower, prompt="x", append_latents=path))
+        (box,) = built.form.entries["append_latents"].components
+        told = built.start.on_change(built.values(image=tower, prompt="x") | {box: str(tmp_path / f"{wrong}.safetensors")})
         assert said in told[built.start.field_problems]["append_latents"] and told[built.start.start]["interactive"] is False
     told |= built.start.on_change(built.values(image=tower, prompt="x", append_latents=good, append_trim_start=10))
     assert told[built.start.field_problems]["append_trim_start"].startswith("good.safetensors has 10 latents")
