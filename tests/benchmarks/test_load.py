@@ -25,7 +25,7 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, fold
 
 
 def test_all_cases_load_the_same_weights(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
-    """To the bit in 16 bits, nearly in 8; nothing is left on the disk."""
+    """All cases load the same weights: bit for bit in 16 bits, nearly the same in 8. No file is left on the disk."""
     monkeypatch.setattr(load, "in_own_process", load.one_case)
     rows = rows_of(monkeypatch, capsys, tmp_path, *load.CASES)
     assert tuple(rows) == tuple(load.CASES)
@@ -39,7 +39,7 @@ def test_all_cases_load_the_same_weights(monkeypatch: pytest.MonkeyPatch, capsys
 
 @pytest.mark.process
 def test_a_case_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
-    """The peak of this one, which has loaded everything else before, is not its; what is kept is another's."""
+    """Each case runs in a process of its own: the peak of this process, and what it keeps, would be counted as the case's."""
     own, calls = load.in_own_process, []
 
     def second_alone(*given):
@@ -52,7 +52,7 @@ def test_a_case_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_the_kept_slabs_were_really_read(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
-    """A case that says kept and quantises would measure the wrong thing."""
+    """The case "kept" reads the kept slabs; if it quantised again, it would measure the wrong thing."""
     quantised, quantise = [], load.load_transformer.__globals__["quantise"]
     calls: list[int] = []
 
@@ -85,7 +85,7 @@ def test_the_shards_are_the_hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_sizes_are_what_they_are_called() -> None:
-    """25.7 GB are published."""
+    """The size called "published" has the 25.7 GB of the published checkpoint."""
     for size, expected in (("full", 25.7), ("middle", 1.0)):
         with torch.device("meta"):
             net = load.PackedTransformer(load.SIZES[size])

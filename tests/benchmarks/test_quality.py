@@ -36,7 +36,8 @@ def cheap_decode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_figures(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """With random weights: the exact film equals itself, 8 bits have an error and fewer bytes, the cache fewer steps."""
+    """The figures are right for random weights: the exact film equals itself, 8 bits have an error and fewer bytes, and a
+    step cache has fewer steps."""
     monkeypatch.setattr("sys.argv", ["quality", str(checkpoint), "--count", "1", "--json"])
     quality.main()
     document = json.loads(capsys.readouterr().out)
@@ -53,7 +54,7 @@ def test_figures(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_step_caches_side_by_side(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Of both kinds; what runs in a step that was left out is not counted as a computed step."""
+    """Both kinds of step cache are measured, and work done in a skipped step is not counted as a computed step."""
     caches = {name: {**quality.PLAIN, "step_cache": name, "cache_threshold": 1.0} for name in ("teacache", "first_block")}
     monkeypatch.setattr(quality, "CACHES", {"full precision": quality.PLAIN, **caches})
     monkeypatch.setattr("sys.argv", ["quality", str(checkpoint), "--count", "1", "--caches", "--steps", "6", "--json"])

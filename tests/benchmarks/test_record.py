@@ -52,7 +52,7 @@ def test_what_is_worse_by_more_than_the_margin(before: dict, now: dict, expected
 
 
 def test_the_median_of_the_last_five_is_what_counts() -> None:
-    """One run beside other work is no baseline, and what was long ago neither."""
+    """The baseline is the median of the last five runs: a single run beside other work does not count, nor do old runs."""
     old = [made(minute, faster=9.0) for minute in range(3)]
     last = [made(3 + number, faster=value) for number, value in enumerate((2.0, 2.1, 0.1, 2.0, 9.0))]
     (change,) = compared(made(9, faster=1.8), [*old, *last], 15.0)
@@ -73,7 +73,8 @@ def test_figures_that_were_not_there_before_are_new() -> None:
 
 
 def test_damaged_records_are_left_out_with_a_sentence(tmp_path: Path) -> None:
-    """One cut-off file ended every later comparison; the others still count, in the order of their time."""
+    """A single cut-off file ended every later comparison. Damaged records are now named and left out, and the others are
+    ordered by time."""
     good = asdict(made(5, faster=2.0))
     for number, minute in ((1, 7), (2, 5)):
         (tmp_path / f"{number}.json").write_text(json.dumps({**good, "at": made(minute).at}))
@@ -106,7 +107,7 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
 
 
 def test_figures_stand_beside_the_first_row() -> None:
-    """What the programs print, as they print it; a size has a first row of its own."""
+    """Figures are read as the programs print them and compared with the first row; each size has a first row of its own."""
     speed = {"milliseconds": 5.0, "host_gib": 3.0, "floor": 1.0}
     rows = [
         {**speed, "size": size, "case": case, "ratio": ratio, "error": error, "gpu_gib": gib}
@@ -132,7 +133,7 @@ def test_figures_stand_beside_the_first_row() -> None:
 
 
 def test_a_run_is_kept_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """From the programs to the exit status: 0 at first and where all is as it was, 1 where something is worse or failed."""
+    """A run is recorded and compared. The exit status is 0 for a first or equal run, and 1 if something is worse or failed."""
     answer = {"ratio": 2.0, "error": 0.0}
     asked = []
 
@@ -173,7 +174,7 @@ class Parsed(Exception):
 
 @pytest.mark.parametrize("line", [*record.ON_A_CARD, *record.WITHOUT_A_CARD])
 def test_the_programs_know_their_flags(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that a program no longer has would fail every record from then on."""
+    """Every flag that the record passes is known to its program; a removed flag would fail every later record."""
     parse = argparse.ArgumentParser.parse_args
 
     def parsed(parser: argparse.ArgumentParser, *given: object) -> None:
@@ -188,7 +189,7 @@ def test_the_programs_know_their_flags(line: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_machine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what makes its figures other ones: nothing in it changes from one start to the next."""
+    """The machine is named by what changes its figures, and by nothing that differs from one start to the next."""
     # Where nothing else tells, Python asks another program.
     monkeypatch.setattr(record.platform, "processor", lambda: "")
     kind = record.machine_kind(torch.device("cpu"))

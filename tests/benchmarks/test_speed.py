@@ -33,7 +33,8 @@ def only(*cases: str) -> list[str]:
 
 
 def test_a_step_of_the_own_class_is_the_others(monkeypatch, capsys):
-    """The same weights by name and the same inputs, or the ratio would compare two different things."""
+    """The own class and diffusers' have the same weights by name and the same inputs; otherwise the ratio would compare
+    different things."""
     cases = ("diffusers", "accelerate, sequential", "own", "own, int8")
     rows = document_of(step, ["--steps", "1", "--sizes", "64x48", *only(*cases)], monkeypatch, capsys)
     assert tuple(rows) == cases
@@ -55,7 +56,8 @@ def test_without_a_card_a_step_needs_no_further_flag(monkeypatch):
 
 
 def test_a_streamed_step_is_a_resident_one():
-    """With a card too small for the blocks, through the benchmark's own wiring."""
+    """A streamed step gives the resident step's result, on a card too small for the blocks, through the benchmark's own
+    wiring."""
     config = replace(step.TINY, num_layers=3, num_single_layers=3)
     cpu = torch.device("cpu")
     work = step.Work(config, 64, 48, cpu, torch.float32)
@@ -154,7 +156,8 @@ def test_a_film_from_loading_to_its_last_frame(tmp_path, capsys, monkeypatch):
 
 
 def test_a_lora_beside_the_weights(capsys, monkeypatch):
-    """Before and after it is applied, and at another strength, which finds the network ready and makes other tables."""
+    """A LoRA beside the weights is measured before it is applied, after it, and at another strength, which reuses the
+    network and makes new tables."""
     flags = ["--tiny", "--device", "cpu", "--size", "64x48", "--precision", "int8", "--rank", "4", "--steps", "1"]
 
     def here(command: list[str], check: bool) -> None:
@@ -179,7 +182,7 @@ def test_a_lora_beside_the_weights(capsys, monkeypatch):
 
 
 def test_the_published_encoders_have_their_published_sizes():
-    """Or the film's memory would be another program's."""
+    """The encoders have their published sizes; with other sizes the benchmark would measure another program's memory."""
     with torch.device("meta"):
         sizes = {name: sum(p.numel() for p in make().parameters()) for name, make in film.ENCODERS.items()}
     assert sizes["text_encoder"] == pytest.approx(7.5e9, rel=0.01)

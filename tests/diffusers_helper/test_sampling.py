@@ -172,7 +172,8 @@ def test_the_noise_given_to_the_sampler_is_left_as_it_was():
 
 
 def test_noise_comes_in_order_from_the_generator():
-    """One generator a job: the same seed gives the same film, section after section, whatever else draws numbers."""
+    """Noise comes from one generator per job, so that a seed gives the same film, section by section, whatever else draws
+    numbers."""
     generator = torch.Generator().manual_seed(31337)
     first = noise_like((1, 16, 9, 4, 6), generator)
     torch.rand(100)

@@ -105,14 +105,14 @@ def test_a_cut_off_file_says_how_long_it_should_be(models):
 
 
 def test_a_file_that_is_too_long_is_named(models):
-    """Two downloads into one file."""
+    """A file longer than its header says, such as two downloads written into one file, is named."""
     with weights(models).open("ab") as stream:
         stream.write(b"more")
     assert failure(models).key == "file_damaged"
 
 
 def test_a_header_longer_than_the_file_is_named(models):
-    """Its length is a number of 64 bits: taken at its word it would fill the memory."""
+    """A header length beyond the end of the file is named. It is a 64-bit number, and to believe it would fill the memory."""
     weights(models).write_bytes(struct.pack("<Q", 2**62) + b"{}")
     error = failure(models)
     assert error.key == "file_damaged" and error.values["actual"] == 10
@@ -222,7 +222,7 @@ def test_a_damaged_index_is_named(models, index):
 
 
 def test_errors_speak_without_a_catalogue(models):
-    """In a log or a traceback the key and the file are in the message."""
+    """An error's message holds its key and its file, so that logs and tracebacks are clear without a catalogue of texts."""
     weights(models).unlink()
     assert "file_missing" in str(failure(models)) and str(weights(models)) in str(failure(models))
 
@@ -266,7 +266,7 @@ def test_a_network_is_loaded_in_the_asked_precision_ready_to_run(models, dtype):
 
 
 def test_an_index_goes_before_a_single_file(models):
-    """Both in one folder: the index says what belongs together."""
+    """If a folder holds an index and a single file, the index is used: it says which files belong together."""
     data = weights(models).read_bytes()
     files = sharded(models)
     weights(models).write_bytes(data)

@@ -139,7 +139,7 @@ def test_the_peak_is_the_slabs_and_one_tensor(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("storage", [None, "int8", "float8"])
 def test_weights_are_the_files(small: Path, dtype: torch.dtype, storage: str | None) -> None:
-    """To the bit, or what quantising makes of them."""
+    """Loaded weights equal the file's bit for bit, or what quantising makes of them."""
     net, files = load_transformer(small, dtype, storage), stored(small)
     narrow = {f"{name}.weight": layer for name, layer in net.block_linears().items()} if storage else {}
     for name, parameter in net.named_parameters():
@@ -200,7 +200,8 @@ class Halved:
 
 @pytest.mark.parametrize("name", ["norm_out.linear.weight", "single_transformer_blocks.1.attn.to_k.weight", "proj_out.bias"])
 def test_what_is_changed_is_not_the_files(small: Path, name: str) -> None:
-    """Of tables, steps and head alike; nothing else differs, and the files stay as they are."""
+    """A change applied while loading reaches the weights of tables, steps and head, and nothing else; the files stay as they
+    are."""
     before = stored(small)
     net = load_transformer(small, torch.bfloat16, None, Halved(name))
     for other, parameter in net.named_parameters():
@@ -249,7 +250,7 @@ def test_reading_goes_through_the_disk_once_in_order(small: Path) -> None:
 
 @pytest.mark.parametrize("at_once", [1, 1000, 2**40])
 def test_rows_are_quantised_as_the_whole(at_once: int, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many at a time, a last part that is smaller included."""
+    """Quantising in groups of rows, with a smaller last group too, gives the same result as quantising the whole tensor."""
     net = load_transformer(small, torch.bfloat16, "int8")
     monkeypatch.setattr("diffusers_helper.checkpoints.checkpoint.QUANTISED_AT_ONCE", at_once)
     other = load_transformer(small, torch.bfloat16, "int8")

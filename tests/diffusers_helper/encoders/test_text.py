@@ -89,7 +89,8 @@ def other_tokenizer(folder: Path, splitting) -> Path:
     ids=["metaspace", "other vocabulary"],
 )
 def test_a_tokenizer_that_counts_otherwise_is_refused(checkpoint, tmp_path, splitting):
-    """With another count the crop cuts into the prompt or leaves the template in: films ignore the prompt, and no error."""
+    """A tokenizer with another template length is refused: the crop would cut into the prompt or keep the template, without
+    an error."""
     folder = other_tokenizer(tmp_path, splitting)
     count = template_tokens(PreTrainedTokenizerFast.from_pretrained(folder))
     assert count != CROP
@@ -107,13 +108,13 @@ def test_tokens_equal_the_padded_run_of_the_whole_model(encoders, untouched, pro
 
 
 def test_the_last_two_layers_are_gone(encoders, untouched):
-    """Half a gigabyte of weights each at full size."""
+    """The last two layers are removed: at full size each has half a gigabyte of weights."""
     assert len(encoders.llama.layers) == len(untouched.layers) - 2
     assert encoders.llama.config.num_hidden_layers == len(encoders.llama.layers)
 
 
 def test_an_empty_prompt_is_one_token(encoders):
-    """Its end mark. Nothing at all would leave the transformer without text tokens."""
+    """An empty prompt is encoded as its end mark; without any token the transformer would have no text at all."""
     embedding = encode_prompt(encoders, "")
     assert embedding.tokens.shape[:2] == (1, 1) and (embedding.read, embedding.written) == (0, 0)
 
@@ -172,7 +173,7 @@ def test_the_pooled_vector_is_clips_at_the_first_end_mark(encoders, prompt):
 
 
 def test_embeddings_are_float32_on_the_cpu(encoders):
-    """They outlive the encoders, which go back to the pool."""
+    """Embeddings are float32 on the CPU, because they outlive the encoders, which go back to the pool."""
     embedding = encode_prompt(encoders, PROMPT)
     for tensor in (embedding.tokens, embedding.pooled):
         assert tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.isfinite().all()

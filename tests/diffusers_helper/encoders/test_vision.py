@@ -59,7 +59,7 @@ def test_defaults_are_those_of_the_published_encoder():
 
 @torch.inference_mode()
 def test_tokens_are_the_last_hidden_state(checkpoint, photo, document):
-    """One for each 14 x 14 patch, after the last norm and without the pooling head."""
+    """Image tokens are the last hidden state after the last norm, without the pooling head: one for each 14 x 14 patch."""
     model = SiglipVisionModel.from_pretrained(checkpoint / "image_encoder", dtype=torch.float32).eval()
     encoder = VisionEncoder(model, VisionPreprocessing.from_json(document))
     with Image.open(photo) as opened:

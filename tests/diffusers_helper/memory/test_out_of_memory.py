@@ -99,7 +99,7 @@ def test_a_repeated_step_counts_once(net, kind: str) -> None:
 
 
 def test_tables_are_made_again(net) -> None:
-    """Those of a job and of a section; any error in them ended the film."""
+    """Tables of a job and of a section are made again after memory ran out; an error in them used to end the film."""
     assert_repeated(net, lambda net: jobs(net, SIGMAS[:1]))
     assert_repeated(net, lambda net: section_of(net, GIVEN))
 

@@ -37,7 +37,8 @@ def file(arena: Arena, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_same_bytes_come_back(way, arena: Arena, file: Path) -> None:
-    """At a page, so that they can be locked; as ordinary memory even in inference mode."""
+    """A slab file gives back the same bytes, aligned to a page so that they can be locked, and as ordinary tensors even in
+    inference mode."""
     with torch.inference_mode():
         buffer = way(file, arena.places, arena.bytes)
     assert torch.equal(buffer, arena.buffer) and not buffer.is_inference()

@@ -37,7 +37,7 @@ def test_what_does_not_fit_is_refused(wrong):
 
 @pytest.mark.slow
 def test_the_full_model_takes_its_own_size():
-    """In bfloat16 the blocks that run at every step are 18.1 GB; a slab each adds less than a thousandth."""
+    """The blocks that run at every step take 18.1 GB in bfloat16; one slab for each adds less than a thousandth."""
     with torch.device("meta"):
         net = PackedTransformer(TransformerConfig())
     slabs = []
@@ -50,14 +50,16 @@ def test_the_full_model_takes_its_own_size():
 
 
 def test_neighbours_lie_without_a_gap_wherever_they_are_named():
-    """And their slab's other tensors begin where they like."""
+    """Tensors named as neighbours lie in a slab without a gap, wherever the list names them; the slab's others may begin
+    anywhere."""
     slab = {"a": (torch.int8, (5, 4)), "x": (torch.float32, (3,)), "b": (torch.int8, (2, 4)), "c": (torch.int8, (1, 4))}
     places, size = lay_out([{"first": (torch.int8, (1,))}, slab], [("a", "b", "c"), ("scale of a", "scale of b")])
     assert [places[name].offset - PAGE for name in "abcx"] == [0, 20, 28, ALIGNMENT] and size == PAGE + ALIGNMENT + 12
 
 
 def test_neighbours_are_neighbours_in_a_slot():
-    """Also where they are shorter than an alignment, which other tensors of a run never are."""
+    """Neighbours stay neighbours in a slot, even if they are shorter than the alignment, which all other tensors of a run
+    fill."""
     arena = Arena([{"a": (torch.float32, (3, 4)), "x": (torch.int8, (1,)), "b": (torch.float32, (5, 4))}], [("a", "b")])
     tensors = [arena.put(name, torch.full(shape, value)) for name, shape, value in (("b", (5, 4), 2.0), ("a", (3, 4), 1.0))]
     found, places, size = runs(tensors)

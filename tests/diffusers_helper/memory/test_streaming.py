@@ -87,7 +87,7 @@ def test_streamed_is_resident_is_plain(long_net, change, share, slots):
 
 
 def test_weights_that_are_asked_for_too_early(long_net):
-    """Before `fit`, or outside of `job`, the error was about `None` and named no weights."""
+    """If weights are asked for before `fit` or outside of `job`, the error names them; it used to be about `None`."""
     streamer = Streamer(FakeDevice(), long_net.weight_groups())
     for name in ("dual/0", "time"):
         with pytest.raises(RuntimeError, match=name), streamer.lend(name):
@@ -95,7 +95,7 @@ def test_weights_that_are_asked_for_too_early(long_net):
 
 
 def test_bytes_are_counted_three_ways(long_net):
-    """What the streamer says, what the card counts, and what the network's tensors add up to."""
+    """The streamer's count, the card's count and the sum over the network's tensors agree."""
     device = FakeDevice()
     streamer = Streamer(device, long_net.weight_groups())
     groups = long_net.weight_groups()
@@ -186,7 +186,7 @@ def test_strengths_change_between_steps(long_net):
 
 @pytest.mark.parametrize("missing", ["wait", "after"])
 def test_a_forgotten_wait_shows(long_net, missing, monkeypatch):
-    """What the other tests rest upon: without one of the two waits the numbers are wrong."""
+    """Without one of the two waits the numbers are wrong; otherwise the other streaming tests would prove nothing."""
     plain = velocity(long_net, GIVEN)
     device = FakeDevice()
     long_net, _ = stream(long_net, 0, device)

@@ -125,7 +125,7 @@ def choose(monkeypatch, forced="auto", dtype=torch.bfloat16, **kernels):
 
 
 def test_the_first_kernel_that_works_is_taken(card, monkeypatch):
-    """In the order of preference, and the ones behind it are not even loaded."""
+    """The first kernel that works, in the order of preference, is taken; the ones after it are not even loaded."""
     choice = choose(monkeypatch, sage=None, flash3=works, flash=raising(AssertionError("must not be called")))
     assert choice.name == "flash3" and choice.kernel is works
     assert choice.rejected == {"sage": "ModuleNotFoundError: No module named 'sage'"}
@@ -144,7 +144,8 @@ def test_the_first_kernel_that_works_is_taken(card, monkeypatch):
     ],
 )
 def test_the_order_is_the_cards(monkeypatch, capability, there, chosen):
-    """On Hopper FlashAttention 3 comes first, and then what torch itself has; elsewhere SageAttention."""
+    """The order of kernels depends on the card: on Hopper FlashAttention 3 and then torch's own come first, elsewhere
+    SageAttention."""
     monkeypatch.setattr(attention, "torch", TorchWithCard(capability))
     kernels = {name: works if name in there else None for name in OTHERS}
     assert choose(monkeypatch, **kernels).name == chosen
@@ -226,7 +227,7 @@ def test_a_kernel_that_cannot_be_compiled_is_passed_over(card, monkeypatch, erro
     ids=lambda error: type(error).__name__,
 )
 def test_a_package_that_does_not_import_is_passed_over(card, monkeypatch, error):
-    """Built for another torch, CUDA, Python or numpy."""
+    """An attention package that was built for another torch, CUDA, Python or numpy is passed over."""
     monkeypatch.setattr(attention, "LOADERS", {"sage": raising(error), "sdpa": lambda: sdpa})
     choice = choose_attention("cuda", torch.bfloat16)
     assert choice.name == "sdpa"
@@ -249,7 +250,7 @@ def test_an_error_without_words_still_has_a_reason(card, monkeypatch):
 
 
 def test_reasons_are_short(card, monkeypatch):
-    """A compiler's output of thousands of lines must not fill the doctor's page."""
+    """Reasons are cut short: a compiler's output of thousands of lines must not fill the doctor's page."""
     assert len(choose(monkeypatch, sage=raising(RuntimeError("x" * 5000))).rejected["sage"]) <= 200
 
 
@@ -300,5 +301,5 @@ def test_flash3_that_returns_its_sums_too(card, monkeypatch):
 
 
 def test_sdpa_is_the_last_resort():
-    """It needs nothing, so something is always chosen."""
+    """SDPA is chosen last: it needs no package, so that some kernel is always found."""
     assert tuple(LOADERS)[-1] == "sdpa"

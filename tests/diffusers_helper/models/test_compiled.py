@@ -44,7 +44,7 @@ def test_what_the_probe_says_decides(monkeypatch, reason):
 
 
 def test_off_is_off_without_a_trial(monkeypatch):
-    """Whose compiler hangs must get past it."""
+    """With compiling switched off no trial is made, so that users whose compiler hangs can go on."""
     monkeypatch.setattr(compiled, "obstacle", lambda device: pytest.fail("tried"))
     assert choose_passes(torch.device("cuda"), "off") == compiled.EAGER
 

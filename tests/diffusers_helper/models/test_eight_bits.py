@@ -100,7 +100,7 @@ def test_one_wide_tensor_at_a_time(folder, monkeypatch):
 
 
 def test_a_change_comes_before_rounding(folder):
-    """What is merged into the weights is in the 8 bits too, and only there."""
+    """A change merged into the weights is made before they are rounded to 8 bits, and only there."""
     doubled = load_transformer(folder, torch.float32, "int8", Changing(lambda name, tensor: 2 * tensor))
     plain = load_transformer(folder, torch.float32, "int8")
     for name, layer in plain.block_linears().items():

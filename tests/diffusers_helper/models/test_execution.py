@@ -48,7 +48,7 @@ def set_from_outside(file: Path) -> list[int]:
 
 
 def test_nobody_sets_anything_on_a_network(tmp_path):
-    """Only the transformer itself makes one that runs with something else (`running_with`)."""
+    """Networks are not modified from outside: only the transformer makes one that runs with other settings (`running_with`)."""
     spoilt = tmp_path / "spoilt.py"
     spoilt.write_text("net.attend, net.passes = kernel, passes\nloaded.value.weights = streamer\nself.net = net\n")
     assert set_from_outside(spoilt) == [1, 1, 2]

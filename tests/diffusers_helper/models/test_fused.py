@@ -72,7 +72,7 @@ def changed(net: PackedTransformer, change: str) -> PackedTransformer:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("change", CHANGES)
 def test_fused_is_separate(net, change, dtype):
-    """The order of additions may differ, nothing else does."""
+    """A fused product equals separate products up to the order of additions."""
     net = changed(net.to(dtype), change)
     for strengths in ([1.0, 1.0], [0.5, 0.0]):
         set_strengths(net, strengths)
@@ -92,7 +92,7 @@ def apart(net: PackedTransformer) -> None:
 
 
 def test_a_wrong_slice_shows(net, monkeypatch):
-    """What the test above rests upon."""
+    """A wrong slice changes the result; otherwise the test above would prove nothing."""
     separate = velocity(net, GIVEN)
     in_slabs(net)
     attention = type(net.transformer_blocks[0].attn)
@@ -141,7 +141,7 @@ def test_feed_forwards_tell_a_product_the_largest_of_their_inputs(net):
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("change", CHANGES)
 def test_weights_are_fused_wherever_they_are_lent(net, change, share):
-    """In slots and resident, bit for bit as in the slabs; and no byte of a card holds a copy."""
+    """Fused weights in slots and resident ones equal the slabs bit for bit, and the card holds no copy of any byte."""
     net = changed(net, change)
     in_slabs(net)
     expected = velocity(net, GIVEN)
@@ -182,7 +182,8 @@ def test_loose_layers_and_layers_of_two_kinds_stay_separate(net):
 
 @pytest.mark.parametrize("storage", [None, "int8"])
 def test_the_full_model_has_its_neighbours_by_name(storage):
-    """What a loader lays its slabs out by: in one slab each, and without a byte more than the tensors take."""
+    """The neighbours by name that a loader lays slabs out by are in one slab each, which takes no byte more than its
+    tensors."""
     with torch.device("meta"):
         net = PackedTransformer(TransformerConfig())
     rows = net.contiguous()

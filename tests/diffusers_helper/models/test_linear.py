@@ -47,7 +47,7 @@ def test_without_branches_it_is_torchs_linear_to_the_bit(dtype):
 
 
 def test_a_wide_input_is_computed_wide():
-    """The head's float32 on weights of 16 bits."""
+    """A float32 input, such as the head's, is computed in float32 on weights of 16 bits."""
     layer = Linear(24, 40).bfloat16()
     x = random(1, 5, 24)
     assert torch.equal(layer(x), F.linear(x, layer.weight.float(), layer.bias.float()))
@@ -106,7 +106,7 @@ def test_branches_of_a_patch_convolution():
 
 @pytest.mark.parametrize("make", [lambda: Linear(24, 40), lambda: PatchConv(4, 12, (1, 2, 2))], ids=["linear", "conv"])
 def test_strength_zero_is_none_to_the_bit(make):
-    """Also where the branch holds numbers whose product is no number."""
+    """A branch with strength 0 changes no bit of the output, even if its factors multiply to NaN or infinity."""
     layer = make()
     x = random(1, 5, 24) if isinstance(layer, Linear) else random(1, 4, 3, 6, 8)
     plain = layer(x)
@@ -169,7 +169,7 @@ def test_a_network_with_branches_equals_one_with_merged_weights(net):
 
 
 def test_the_wide_head_has_its_branches(net):
-    """In 16 bits the head is computed in float32, factors included."""
+    """Branches act on the head too, which computes in float32 with 16-bit weights, factors included."""
     given = inputs(LAYOUTS["forward"], 10, 6)
     net.to(torch.bfloat16)
     plain = velocity(net, given)
@@ -186,7 +186,8 @@ ERRORS = {"int8": 0.0095, "float8": 0.028}
 @pytest.mark.parametrize("std", [0.05, 0.002, 1e-6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_eight_bits_with_a_scale_lose_equally_little_of_large_and_small_weights(storage, std, dtype):
-    """Without a scale, float8 loses a quarter of weights of 0.002."""
+    """Weights in 8 bits with a scale lose as little when small as when large; without it float8 loses a quarter of weights
+    of 0.002."""
     weight = std * random(64, 512)
     layer = Linear(512, 64).to(dtype)
     layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
@@ -203,7 +204,7 @@ def test_eight_bits_with_a_scale_lose_equally_little_of_large_and_small_weights(
 
 @pytest.mark.parametrize("storage", ERRORS)
 def test_channels_do_not_disturb_each_other_and_zeros_stay_zeros(storage):
-    """One channel of large weights must not cost the others their precision."""
+    """A channel of large weights does not reduce the precision of the others, and a channel of zeros stays zero."""
     weight = random(4, 256)
     weight[1] *= 1e4
     weight[2] = 0

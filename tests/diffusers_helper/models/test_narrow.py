@@ -19,7 +19,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_every_token_has_a_scale_of_its_own():
-    """One token a thousand times as large as the others leaves them as exact as before."""
+    """Each token has its own scale: if one is a thousand times as large as the others, they stay as exact as before."""
     x = random(5, 64)
     x[2] *= 1000
     q, scale = narrowed(x)
@@ -42,7 +42,7 @@ def layer() -> Linear:
 
 
 def test_the_error_is_that_of_8_bits(layer):
-    """Weights and inputs each to 3 bits of mantissa: about 3.7 percent of the result, not more."""
+    """The error of a product is that of 3 bits of mantissa in weights and inputs: about 3.7 percent of the result, not more."""
     x = random(2, 7, 128)
     wide = layer(x)
     made = layer(x, emulated)
@@ -116,9 +116,8 @@ def test_what_gelu_does_not_exceed(dtype: torch.dtype, around: float):
 @pytest.mark.parametrize("size", [1e-3, 0.02, 0.3])
 @pytest.mark.parametrize("outlier", [1.0, 1000.0])
 def test_a_low_rank_addition_to_a_product_in_8_bits(monkeypatch, ranks: int, size: float, outlier: float):
-    """What is added is right to a hundredth of itself for the input that is multiplied, whatever its size; and the product is
-    the same as without. Once both shared a scale, and a token's outliers, or a few small rows, took the addition or the product
-    along."""
+    """A low-rank addition is right to a hundredth of itself for inputs of any size, and the product stays the same. When
+    both shared a scale, outliers of a token or a few small rows spoilt one or the other."""
     monkeypatch.setattr(narrow, "_product", product_on_a_processor)
     x = random(1, 300, 64) * random(1, 300, 1, seed=5).exp()
     x[..., 3] *= outlier

@@ -40,7 +40,8 @@ def test_every_cell_has_the_angles_of_its_three_positions():
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("size", [(16, 8, 8), (2, 5, 3), (1, 1, 7), (3, 10, 11)])
 def test_pooled_tables_are_the_mean_of_cosines_and_of_sines(factor, size):
-    """Not the cosine of the mean position: 2x and 4x tokens turn and shrink. Edges repeat the last cell."""
+    """Pooled tables average cosines and sines, not positions, so that 2x and 4x tokens turn and shrink. Edges repeat the
+    last cell."""
     frames, height, width = size
     field = rope_field(range(5, 5 + frames), height, width, AXES, THETA, CPU)
     table = pooled(field, factor)
@@ -61,7 +62,8 @@ def test_pooled_tables_are_the_mean_of_cosines_and_of_sines(factor, size):
 
 
 def test_padding_repeats_the_end_of_the_last_three_dimensions():
-    """At the end, never the beginning, and nothing where the size is a multiple already."""
+    """Padding repeats the end of the last three dimensions, never the beginning, and adds nothing to sizes that are
+    multiples."""
     x = torch.arange(2.0 * 3 * 4).view(1, 1, 2, 3, 4)
     padded = pad_to_multiple(x, (2, 4, 8))
     assert padded.shape == (1, 1, 2, 4, 8)
@@ -71,7 +73,7 @@ def test_padding_repeats_the_end_of_the_last_three_dimensions():
 
 
 def test_tokens_go_row_by_row_frame_by_frame():
-    """In the order of the patches; sines with the sign of their pair's other dimension."""
+    """Table rows follow the order of the patches, and each sine has the sign of the pair's other dimension."""
     field = torch.arange(24.0).view(1, 1, 2, 3, 4).expand(2, 2, -1, -1, -1)
     tokens = as_tokens(field)
     assert tokens.shape == (2, 24, 1, 2)
@@ -92,7 +94,7 @@ def test_rotation_is_a_complex_product_of_interleaved_pairs(factor):
 
 
 def test_rotation_keeps_lengths_and_relative_angles():
-    """What makes it a position code: lengths stay, and products depend on differences of positions only."""
+    """Rotation keeps lengths, and products depend on differences of positions only, which is what makes it a position code."""
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, 1, 1, sum(AXES), generator=generator).expand(1, 6, 1, -1) for _ in range(2))
 
@@ -105,7 +107,7 @@ def test_rotation_keeps_lengths_and_relative_angles():
 
 
 def test_rotation_keeps_sixteen_bits():
-    """Computed in float32, given back in the network's precision."""
+    """Rotation is computed in float32 and returned in the network's precision."""
     table = as_tokens(rope_field((500,), 2, 2, AXES, THETA, CPU))
     x = torch.randn(1, 4, 2, sum(AXES), generator=torch.Generator().manual_seed(0))
     narrow = rotate(x.bfloat16(), table)
@@ -114,7 +116,7 @@ def test_rotation_keeps_sixteen_bits():
 
 
 def test_tokens_that_do_not_turn_are_exactly_as_before():
-    """Text stands behind the latents in the same table."""
+    """Tokens behind the table's latents, which are text, are not rotated and keep every bit."""
     table = as_tokens(rope_field((2, 9), 2, 3, AXES, THETA, CPU))
     x = torch.randn(1, 12 + 5, 2, sum(AXES), generator=torch.Generator().manual_seed(0)).bfloat16()
     turned = rotate(x, with_still(table, 5))

@@ -28,7 +28,7 @@ def longest_skip(steps: list[int]) -> int:
 
 
 def test_the_fit_of_the_authors():
-    """Values of the published fit."""
+    """The polynomial gives the values of the published fit."""
     assert polynomial(0.0) == pytest.approx(0.0961237896)
     assert polynomial(0.1) == pytest.approx(0.129, abs=5e-4)
     lowest = min(range(1, 1000), key=lambda i: polynomial(i / 1000)) / 1000
@@ -36,7 +36,7 @@ def test_the_fit_of_the_authors():
 
 
 def test_an_input_that_does_not_change_is_computed_every_second_time():
-    """Even then the estimate is 0.096 a step: two of them pass 0.15."""
+    """An unchanged input is computed every second time: the estimate is 0.096 a step even then, and two of them pass 0.15."""
     cache = TeaCache(0.15, STEPS)
     assert computed(cache, growing(0.0)) == [0, *range(2, 24, 2), 24]
     assert cache.computed == [0, *range(2, 24, 2), 24]
@@ -93,7 +93,7 @@ def test_the_first_block_is_compared_with_the_last_computed_step():
 
 @torch.inference_mode()
 def test_the_first_block_is_heard_in_a_skipped_step(net):
-    """What it adds is its own step's, not that of the last computed one: another input, another output."""
+    """A skipped step adds its own first block's change, not the last computed step's: another input gives another output."""
     given = inputs(LAYOUTS["forward"], 10, 6)
     job = net.prepare_job(given.text, given.pooled, given.image, 10.0, [0.9, 0.5])
     section, cache = section_of(net, given), Script([True, False], after_first_block=True)
@@ -139,8 +139,8 @@ class Seeing(Script):
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_skipped_step_runs_no_block_and_adds_what_they_added_before(net, after):
-    """With the same input and tables the replayed change is the computed one, and it takes none of the time; or the first
-    block's, whose own change is added as it is."""
+    """With the same input and tables a skipped step equals the computed one and takes none of its time. With a first-block
+    cache only that block runs, and its own change is added as it is."""
     given = inputs(LAYOUTS["forward"], 10, 6)
     job = net.prepare_job(given.text, given.pooled, given.image, 10.0, [0.9, 0.9, 0.5])
     section = section_of(net, given)

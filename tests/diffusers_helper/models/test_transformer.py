@@ -143,7 +143,7 @@ def test_float32_equals_diffusers(net, oracle, layout, grid):
 @pytest.mark.parametrize("grid", GRIDS, ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bfloat16_is_bit_equal_to_diffusers(net, oracle, layout, grid):
-    """In 16 bits a sum taken in another order shows; without the float32 head there must be no difference at all."""
+    """In bfloat16 without the float32 head the network equals diffusers' bit for bit; a sum in another order would show."""
     given = inputs(LAYOUTS[layout], *grid)
     net = running(net.to(torch.bfloat16), float32_head=False)
     assert torch.equal(velocity(net, given), reference(oracle.to(torch.bfloat16), given))
@@ -166,7 +166,7 @@ def test_time_is_rounded_to_the_weights_precision(net, oracle):
 
 
 def test_tables_for_all_steps_equal_tables_for_one(net):
-    """What is computed before the loop is exactly what a step alone would compute."""
+    """Tables computed for all steps before the loop equal those computed for one step alone."""
     given = inputs(LAYOUTS["reverse, last section"], 10, 6)
     section = section_of(net, given)
     together = net.prepare_job(given.text, given.pooled, given.image, 10.0, SIGMAS)
@@ -222,7 +222,8 @@ def test_the_head_in_float32_is_a_bit_better_than_bfloat16(net):
 
 @pytest.mark.parametrize("layout", ["forward", "reverse, padding 3", "one picture"])
 def test_bfloat16_is_near_float32(net, layout):
-    """Of one moment and one guidance that 16 bits hold exactly; others are rounded before they are embedded, as published."""
+    """The network in bfloat16 is near float32, for a moment and a guidance that 16 bits hold exactly; others are rounded
+    before embedding, as published."""
     given, made = inputs(LAYOUTS[layout], 10, 6), []
     for dtype in (torch.float32, torch.bfloat16):
         net.to(dtype)
@@ -261,7 +262,7 @@ def test_config_reads_the_hubs_json_and_passes_over_the_rest():
     ],
 )
 def test_config_refuses_sizes_that_cannot_belong_together(change, message):
-    """Another video model's config.json in the folder is named before 25 GB are read."""
+    """A config.json of another video model is named by its contradicting sizes before 25 GB are read."""
     with pytest.raises(ValueError, match=message):
         TransformerConfig.from_json(change)
 

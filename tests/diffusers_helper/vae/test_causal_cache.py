@@ -89,7 +89,7 @@ def test_each_latent_is_decoded_once_and_a_few_at_a_time(vae, monkeypatch):
 
 @pytest.mark.parametrize(("height", "width"), [(3, 2), (5, 8)])
 def test_what_is_remembered_is_counted(vae, monkeypatch, height, width):
-    """To the byte, and no more of attention than was agreed on, however long the film."""
+    """The count of remembered bytes is exact, and attention keeps no more than agreed, however long the film."""
     monkeypatch.setattr(module, "ATTENTION_LATENTS", 6)
     monkeypatch.setattr(vae_tile, "ATTENTION_LATENTS", 6)
     cache = CausalCache()
@@ -102,7 +102,7 @@ def test_what_is_remembered_is_counted(vae, monkeypatch, height, width):
 
 
 def test_at_the_published_size_it_is_three_gibibytes():
-    """At 640 x 608."""
+    """The causal cache takes three gibibytes for films of 640 x 608."""
     with torch.device("meta"):
         full = AutoencoderKLHunyuanVideo().half()
     assert 2.5 * 2**30 < causal_cache_bytes(full, 80, 76) < 3.6 * 2**30
@@ -136,7 +136,7 @@ def test_a_stretch_that_fails_is_repeated_from_the_same_past(vae, monkeypatch, a
 
 
 def test_where_nothing_is_free_tiles_are_small_and_the_past_lies_in_the_computers_memory(vae):
-    """And stay so for the whole film."""
+    """On a full card tiles are small and the cache of earlier frames lies in the computer's memory, for the whole film."""
     z, cache = noise(4, 17, 4).float(), CausalCache()
     first = list(only_frames(decode_after(vae, z[:, :, :2], cache, Room(lambda: 0))))
     assert cache.side == 16 and cache.home == torch.device("cpu")

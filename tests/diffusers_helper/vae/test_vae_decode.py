@@ -91,7 +91,7 @@ def test_without_time_tiles_it_is_one_piece(own):
 
 @pytest.mark.parametrize(("height", "width"), [(4, 13), (9, 9)])
 def test_tiles_in_space_are_diffusers_too(own, height, width):
-    """Their blends lie where diffusers' lie, at edges as well."""
+    """Tiles in space are blended where diffusers blends them, at the edges too."""
     own.enable_tiling(64, 64, None, 48, 48)
     z = noise(6, height, width)
     assert (whole(Decoder(own, side=8, overlap=2), z) - own.decode(z).sample).abs().max() <= 1e-4
@@ -175,7 +175,7 @@ def full() -> AutoencoderKLHunyuanVideo:
 
 @pytest.mark.parametrize(("height", "width"), [(80, 76), (32, 32), (60, 104), (128, 128)])
 def test_the_estimate_covers_what_is_allocated(full, height, width):
-    """In the published size, on the device that only knows shapes."""
+    """The memory estimate covers what is allocated at the published size, measured on the meta device."""
     with Live() as live:
         z = torch.empty(1, 16, 5, height, width, dtype=torch.float16, device="meta")
         assert returned(Decoder(full).tile(z)).shape == (1, 3, 17, 8 * height, 8 * width)
@@ -224,7 +224,7 @@ def test_where_memory_runs_out_tiles_get_smaller_and_nothing_is_lost(own, monkey
 
 
 def test_what_others_give_up_is_tried_before_giving_up(own, monkeypatch):
-    """Also where no tile could be smaller."""
+    """Memory that others release is used for another try before decoding fails, even if tiles cannot become smaller."""
     z, giving = noise(2, 4, 4), [False, True]
     wanted = whole(Decoder(own), z)
     room = Room(make=giving.pop)
@@ -264,7 +264,7 @@ def test_the_miniature_is_decoded_the_same():
 @pytest.mark.parametrize("side", [None, 4])
 @pytest.mark.parametrize("frames", [1, 4, 10])
 def test_it_says_how_far_it_is(own, frames, side):
-    """Nothing was heard of it between two time tiles, each of which takes seconds without a card. The frames are the same."""
+    """Progress is reported between two time tiles too, each of which takes seconds without a card. The frames are the same."""
     z = noise(frames, 5, 3)
     parts = list(Decoder(own, side, 1).parts(z))
     shares = [part for part in parts if isinstance(part, float)]
@@ -277,7 +277,7 @@ def test_it_says_how_far_it_is(own, frames, side):
 
 
 def test_what_is_known_is_no_share_of_the_work(own):
-    """Of the stretch of a film's second section a part was decoded with the first."""
+    """Frames that are already decoded do not count in the progress: a film's second section shares a part with the first."""
     film, tile_cache = noise(10, 2, 2), TileCache()
     whole(Decoder(own), film[:, :, :7], tile_cache)
     parts = [Decoder(own).parts(film, known) for known in (None, tile_cache)]

@@ -75,7 +75,7 @@ def test_files_that_cannot_be_deleted_are_told(capsys: pytest.CaptureFixture, mo
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_in_every_language(language: str, capsys: pytest.CaptureFixture) -> None:
-    """Also where there is no folder yet."""
+    """The cache command prints its sentences in every language, even if the cache has no folder yet."""
     code, out = cache(capsys, "--delete", language=language)
     assert code == 0 and Translator(language)("cli.cache.deleted", megabytes="0.0") in out
 
@@ -87,7 +87,7 @@ def test_a_kind_that_does_not_exist(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_rendering_keeps_what_it_encoded(checkpoint, pictures, tmp_path, capsys: pytest.CaptureFixture) -> None:
-    """By default; 0 keeps nothing, and a wrong size is bad input."""
+    """Rendering keeps encoded conditions by default. Size 0 keeps nothing, and a wrong size is bad input."""
     flags = [
         "render", "--mode", "single", "--image", pictures[0], "--prompt", "a cat", "--size", "128", "--steps", "1",
         "--models", str(checkpoint), "--device", "cpu", "--out", str(tmp_path / "out"), "--lang", "en",

@@ -77,7 +77,8 @@ def test_the_precision_of_auto_and_why_the_others_are_out(
 
 
 def test_memory_that_cannot_be_locked(examined: Callable[..., dict]) -> None:
-    """As in Windows' and containers' limits; what was locked for the probe is unlocked."""
+    """The doctor tells if memory cannot be locked, as with limits of Windows and containers, and unlocks what its probe
+    locked."""
     card = FakeDevice(lockable=1000)
     found = examined(Machine(64 * GIB, 20 * GIB), card)
     assert found["locks_memory"] is False and card.locked == {}
@@ -120,7 +121,7 @@ def test_without_a_card_nothing_is_chosen(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_fits_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a computer of 24 GiB without a card it said "none fits", although 8 bits do when they are chosen."""
+    """On a computer of 24 GiB without a card the doctor said "none fits", although 8 bits fit when they are chosen."""
     monkeypatch.setattr(doctor, "cards", lambda: ())
     have_memory(monkeypatch, 38 * GIB)
     found = examine(Models(tmp_path), device="cpu")

@@ -32,7 +32,7 @@ def eichi(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, dict]
 
 
 def test_problems_of_request_models_device_and_folder_come_at_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """They used to come one round after the other: picture first, then models, then the output folder."""
+    """Problems of the picture, the models and the output folder are told together; they used to come one after the other."""
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     code, document = eichi(
@@ -51,7 +51,7 @@ def test_problems_of_request_models_device_and_folder_come_at_once(tmp_path: Pat
 
 
 def test_a_damaged_checkpoint_leaves_no_output_folder(checkpoint: Path, pictures: list[str], tmp_path: Path, capsys) -> None:
-    """Nothing is started means nothing is made: the folder used to be created before the models were looked at."""
+    """A damaged checkpoint leaves no output folder behind; the folder used to be created before the models were checked."""
     models = shutil.copytree(checkpoint, tmp_path / "models")
     (models / "vae" / "config.json").unlink()
     flags = ["--image", pictures[0], "--prompt", "x", "--models", models, "--out", tmp_path / "out"]
@@ -63,7 +63,8 @@ def test_a_damaged_checkpoint_leaves_no_output_folder(checkpoint: Path, pictures
 def test_paths_in_a_request_file_are_relative_to_it(
     checkpoint: Path, pictures: list[str], tmp_path: Path, capsys, monkeypatch
 ) -> None:
-    """They used to be stored as they stood, so the result's metadata meant nothing in another folder."""
+    """Paths in a request file are relative to it. They were stored unchanged, so that a result's metadata meant nothing
+    elsewhere."""
     shutil.copy(pictures[0], tmp_path / "here.png")
     document = to_json(request("single", "here.png", controls=()))
     document["controls"] = [{"image": "here.png", "mask": "here.png"}]
@@ -86,7 +87,7 @@ def test_another_mode_takes_over_what_both_have(pictures: list[str], tmp_path: P
 
 
 def test_an_empty_name_of_a_request_is_a_mistake(capsys: pytest.CaptureFixture) -> None:
-    """It used to be taken for no request at all."""
+    """An empty value of --request is refused; it used to be taken for no request at all."""
     code, document = eichi(capsys, "render", "--request", "")
     assert code == 2 and document["problems"][0]["key"] == "request_missing"
 

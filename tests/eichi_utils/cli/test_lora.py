@@ -95,7 +95,8 @@ def test_a_report_finds_numbers_that_are_none(lora: Run, file: Path) -> None:
 
 
 def test_a_folder_for_a_report_is_not_passed_over(lora: Run, file: Path, tmp_path: Path) -> None:
-    """Without the word bake, --out did nothing and said nothing; bake alone was a missing file."""
+    """The flag --out without the word bake is refused, and bake without files too: --out did nothing, and bake was a missing
+    file."""
     code, _, err = lora(file, "--out", tmp_path / "baked")
     assert code == 2 and "bake" in err
     code, _, err = lora("bake", "--out", tmp_path / "baked")
@@ -126,7 +127,7 @@ def test_a_render_with_a_lora_of_another_model_does_not_begin(
 
 
 def test_reports_are_for_the_model_that_is_asked_for(file: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    """Without any model on this computer it is the published one."""
+    """Reports are made for the model that is asked for; without any model on this computer it is the published one."""
     assert main.main(["lora", str(file), "--models", str(tmp_path), "--lang", "en"]) == 2
     assert "3072" in capsys.readouterr().out
 
@@ -135,7 +136,7 @@ def test_reports_are_for_the_model_that_is_asked_for(file: Path, capsys: pytest.
 def test_a_baked_checkpoint_is_the_one_with_the_lora_beside(
     shards: int, lora: Run, file: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Same files, names, shapes and dtypes; the difference of the weights is the file's."""
+    """A baked checkpoint has the files, names, shapes and dtypes of its source; its weights differ by what the LoRA adds."""
     source = tmp_path / "models" / "transformer"
     shutil.copytree(checkpoint, tmp_path / "models")
     if shards > 1:
@@ -223,7 +224,7 @@ def test_float8_weights_become_16_bits_where_they_change(file: Path, checkpoint:
     ],
 )
 def test_what_keeps_a_bake_from_beginning(words: list[str], sentence: str, lora: Run, file: Path, tmp_path: Path) -> None:
-    """Said before anything is written."""
+    """Everything that keeps a bake from beginning is told before anything is written."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("mine")
     (tmp_path / "empty").mkdir()
@@ -256,7 +257,7 @@ def test_a_bake_that_fails_half_way_leaves_no_checkpoint(
 
 
 def test_a_stopped_bake_leaves_nothing(lora: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It wanted its folder emptied by hand before it could begin again. Nobody else's files are ever touched."""
+    """A stopped bake had to be cleared away by hand before the next one could begin. Files of others are never touched."""
     out = tmp_path / "out"
     with monkeypatch.context() as broken:
         broken.setattr(bake.shutil, "copyfile", raise_stop)
@@ -303,7 +304,7 @@ def test_a_folder_that_may_not_be_named_is_not_full(
 
 @pytest.mark.parametrize("name", ["alpha_pattern_repetition_too_large", "shape_1e309", "tensor_name_lone_surrogate"])
 def test_hostile_files_end_in_a_sentence(name: str, lora: Run) -> None:
-    """Each was a traceback."""
+    """A hostile LoRA file ends in a sentence; each of these used to end in a traceback."""
     code, output, errors = lora(CASES / f"lora_{name}.safetensors")
     assert code == 2 and output.count("\n") == 2 and "Traceback" not in errors
 

@@ -64,7 +64,7 @@ def last_json(out: str) -> dict:
 
 @pytest.mark.process
 def test_dry_run_prints_a_plan_without_torch(pictures: list[str], tmp_path: Path) -> None:
-    """It answers at once: importing torch takes seconds, and so does gradio."""
+    """A dry run imports neither torch nor gradio, each of which takes seconds, and so answers at once."""
     code = (
         "import sys; from eichi_utils.cli.main import main; code = main(sys.argv[1:]); "
         "heavy = {'torch', 'gradio', 'diffusers', 'transformers'} & set(sys.modules); "
@@ -280,7 +280,7 @@ def test_ctrl_c_stops_and_keeps_what_is_done(eichi: Run, quick: list, tmp_path: 
 
 
 def test_doctor(eichi: Run, checkpoint: Path, tmp_path: Path) -> None:
-    """What a report needs: machine, packages, what would be used, and the state of the models."""
+    """The doctor prints what a bug report needs: machine, packages, what would be used, and the state of the models."""
     code, out, _ = eichi("doctor", "--models", checkpoint, "--device", "cpu", "--json")
     found = last_json(out)
     assert code == 0

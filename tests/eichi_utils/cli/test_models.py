@@ -78,7 +78,7 @@ def test_a_size_of_the_other_model(eichi: Run, photo_flags: list, tmp_path: Path
 
 
 def test_an_older_request_names_no_model(eichi: Run, photo_flags: list, pictures: list[str], tmp_path: Path) -> None:
-    """It is no choice for the real one: no 42 GB arrive because a file from elsewhere was opened."""
+    """A request that names no model does not choose the real one: opening a file from elsewhere downloads no 42 GB."""
     document = to_json(request("single", pictures[0], size=160))
     del document["model"]
     (tmp_path / "old.json").write_text(json.dumps(document))
@@ -99,7 +99,7 @@ def test_a_folder_that_is_named_is_used(eichi: Run, checkpoint: Path, photo_flag
 
 @pytest.mark.slow
 def test_the_demo_is_the_miniatures_first_example(eichi: Run, tmp_path: Path) -> None:
-    """One place for picture, prompt, size and steps: the miniature's own description."""
+    """The demo takes its picture, prompt, size and steps from the miniature's own description, the one place for them."""
     described = json.loads((MINIATURE / "eichi.json").read_text())
     code, out, err = eichi("demo", "--dry-run", "--json")
     plan = json.loads(out)

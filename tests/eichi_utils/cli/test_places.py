@@ -20,7 +20,7 @@ from locales import Translator
 
 @pytest.mark.process
 def test_a_missing_file_is_told_by_its_flag_and_at_once(pictures: list[str], tmp_path: Path) -> None:
-    """It was called `controls/0/image`, and ten seconds went by until then, because torch was imported first."""
+    """A missing file was called `controls/0/image`, and told only after ten seconds, because torch was imported first."""
     code = (
         "import sys; from eichi_utils.cli.main import main; code = main(sys.argv[1:]); "
         "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules); "
@@ -53,7 +53,7 @@ def test_a_missing_file_is_told_by_its_flag_and_at_once(pictures: list[str], tmp
     ],
 )
 def test_a_problem_is_called_as_the_user_wrote_it(field: str, flags: list[str], place: str) -> None:
-    """By the flag it came from; in a request's file by its place there."""
+    """A problem is named by the flag that it came from, or by its place in the request's file."""
     assert place_of(field, main.make_parser(Translator("en")).parse_args(["render", *flags])) == place
 
 

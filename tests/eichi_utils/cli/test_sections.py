@@ -51,7 +51,7 @@ def film(tmp_path: Path, pictures: list[str]) -> Path:
 
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
 def test_there_and_back(mode: str, sections: Run, pictures: list[str], tmp_path: Path) -> None:
-    """What import prints is a request that render reads: every field but the places of the pictures."""
+    """The request that import prints is one that render reads, equal in every field but the places of the pictures."""
     made = modes.MODES[mode](**other_values(mode, pictures))
     (tmp_path / "a.json").write_text(json.dumps(to_json(made)))
     code, out, _ = sections("export", tmp_path / "a.json", tmp_path / "a.zip")

@@ -197,7 +197,7 @@ def test_bad_input_is_named_and_nothing_is_written(
 
 
 def test_info_names_what_is_no_file_of_latents(tensors: Run, ours: Path, tmp_path: Path) -> None:
-    """The others are still told."""
+    """Files that hold no latents are named, and the others are still described."""
     code, out, _ = tensors("info", ours, tmp_path / "gone.safetensors", "--json")
     assert code == 2 and [entry.get("problem") for entry in json.loads(out)] == [None, "latents_missing"]
     assert cli_tensors.free_name(tmp_path / "ours", "", ".safetensors") == tmp_path / "ours_2.safetensors"

@@ -91,7 +91,7 @@ def test_texts_take_no_pictures(suffix: str, tmp_path: Path) -> None:
 
 
 def test_what_is_too_much_is_said(tmp_path: Path) -> None:
-    """What is wrong with the file is said in the user's language; a reason that FFmpeg gives is not."""
+    """What is wrong with a file is told in the user's language; the reason that FFmpeg gives is passed on as it is."""
     path = tmp_path / "a.mp4"
     path.write_bytes(FTYP + box(b"moov", head(3), *(track(3) for _ in range(200))) + MDAT)
     with pytest.raises(UserError) as error:

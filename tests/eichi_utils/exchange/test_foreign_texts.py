@@ -76,12 +76,13 @@ GRAPHS = {
 
 @pytest.mark.parametrize("name", list(GRAPHS))
 def test_comfyui_graphs(name: str) -> None:
-    """They hold NaN, which is no JSON, and used to be no prompt at all."""
+    """ComfyUI's graphs are read although they hold NaN, which JSON does not allow; such a file seemed to have no prompt."""
     assert picture_text({"prompt": json.dumps(GRAPHS[name]), "workflow": "{}"}) == PictureText(**WHOLE)
 
 
 def test_a_graph_without_a_negative_side() -> None:
-    """What is zeroed is the positive prompt's encoding, and its text is not the negative prompt."""
+    """A graph that zeroes the positive encoding as its negative side has no negative prompt; the positive text is not taken
+    for it."""
     zeroed = {**PLAIN, "7": {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["6", 0]}}}
     assert said_by_document(zeroed) == {"prompt": PROMPT, "seed": SEED}
     basic = {**PLAIN, "3": {"class_type": "BasicGuider", "inputs": {"conditioning": ["6", 0]}}}
@@ -223,7 +224,7 @@ def test_films_of_others(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize(("title", "encoding"), [("Café du matin", "latin-1"), ("花火と着物", "cp932")])
 def test_a_tag_in_another_encoding_leaves_the_others(title: str, encoding: str, suffix: str, tmp_path: Path) -> None:
-    """One title that is no UTF-8 took all texts of the film away, the good ones too."""
+    """A single title that was not UTF-8 made all texts of the film unreadable; now only that title is left out."""
     wan = {name: value for name, value in DOCUMENTS["Wan2GP"][0].items() if name != "model_type"}
     raw = title.encode(encoding)
     path = film(tmp_path / f"a{suffix}", comment=json.dumps({**wan, "type": "猫"}, ensure_ascii=False), title="Q" * len(raw))
@@ -274,7 +275,8 @@ def test_a_text_longer_than_any_prompt_is_not_looked_at() -> None:
 
 
 def test_the_picture_that_froze_the_reader() -> None:
-    """Its section prompt of 900,000 lines is read in no time, and not shown to anybody."""
+    """A picture with a section prompt of 900,000 lines froze the reader. It is read quickly now, and the prompt is not
+    shown."""
     started = time.process_time()
     text = read_text(CASES / "hostile" / "png_parameters_900000_newlines_freezes_metadata_reader.png")
     assert time.process_time() - started < 2

@@ -17,7 +17,7 @@ from tests.eichi_utils.exchange.test_video import moving
 
 
 def test_the_last_frame_of_a_film(tmp_path: Path) -> None:
-    """Also where the last frame that needs none before it lies far ahead of it, and of a film joined of segments."""
+    """The last frame is found if the last key frame lies far ahead of it, and in a film joined of segments."""
     parts = [moving(40), moving(300, 40)]
     for number, part in enumerate(parts):
         encode_h264(tmp_path / f"{number}.mp4", part, 10)
@@ -136,7 +136,8 @@ def test_frames_of_single_pictures_are_not_decoded(codec: str, tmp_path: Path) -
 
 
 def test_frames_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the container says that they are small: 8192 x 8192 pixels, 200 KB, took 2.7 GB."""
+    """Frames that are too large are refused, even if the container says that they are small: 8192 x 8192 pixels in 200 KB
+    took 2.7 GB."""
     path = tmp_path / "a.mp4"
     encode_h264(path, plain(PLAIN[0]), 10)
     monkeypatch.setattr(video, "MOST_PIXELS", 48 * 64 - 1)
@@ -150,7 +151,7 @@ def test_frames_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_last_frame_that_needs_a_whole_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one frame that needs none before it, hours of frames were decoded for the last."""
+    """A film with a single key frame is refused where hours of frames would have to be decoded for the last one."""
     encode_h264(tmp_path / "a.mp4", plain(PLAIN[0], 30), 10)
     monkeypatch.setattr(video, "MOST_DECODED", 30 * 48 * 64)
     assert video.last_frame(tmp_path / "a.mp4").size == (64, 48)

@@ -104,7 +104,7 @@ def test_what_is_no_safetensors_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_is_judged_anew(tmp_path: Path) -> None:
-    """What was found out is kept by the file's state, not by its name."""
+    """A latents file that changed is checked again: results are kept by the file's state, not by its name."""
     path = Path(latent_file(tmp_path / "x.safetensors", 3))
     assert read_info(path).latents == 3
     latent_file(path, 5)
@@ -143,7 +143,7 @@ def test_interpolated_latents_lie_on_a_line() -> None:
 
 
 def test_joining_keeps_every_latent_once(tmp_path: Path) -> None:
-    """In order, with the parts' own stories; written and read again."""
+    """Joined files keep each latent once, in order, with the metadata of the parts, after writing and reading again."""
     pieces = [trim(*read_latents(latent_file(tmp_path / f"{name}.safetensors", 3, seed=name))) for name in (1, 2, 3)]
     whole = join(pieces, 1)
     assert whole.latents.shape[2] == 3 * 3 + 2
@@ -176,7 +176,7 @@ def test_sizes_and_models_must_agree() -> None:
 
 
 def test_numbers_are_judged_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the wrong one lies."""
+    """A number that is not finite is found in whatever piece of the file it lies."""
     monkeypatch.setattr("eichi_utils.files.latent_header.AT_ONCE", 7)
     for place in (0, 6, 7, -1):
         path = Path(latent_file(tmp_path / f"{place}.safetensors", 1, 16, 16))
@@ -234,7 +234,7 @@ def test_latents_are_not_a_window_into_their_file(tmp_path: Path) -> None:
 
 
 def test_latents_that_become_shorter_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look at their header and the reading of their numbers."""
+    """A latents file that becomes shorter between reading its header and reading its numbers ends as a problem."""
     path = tmp_path / "x.safetensors"
     latent_file(path, 4, 32, 32)
     header = latent_header.read_header(path)

@@ -37,7 +37,8 @@ def settings(mode: str) -> dict[str, Any]:
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("group", list(LABELS))
 def test_every_label_of_every_language_has_its_value(group: str, language: str) -> None:
-    """And back: what we write for the existing program is what its page in that language wrote."""
+    """Each label of each language has its value, and the value is written back as the existing program's page in that
+    language wrote it."""
     for value, labels in LABELS[group].items():
         assert label_of(group, value, language) == labels[LANGUAGES.index(language)]
         for label in (*labels, value, f" {labels[0]} "):
@@ -158,7 +159,8 @@ def test_settings_of_the_three_modes() -> None:
 
 
 def test_every_key_ends_as_a_field_a_setting_or_a_note() -> None:
-    """Nothing is dropped in silence, whatever the values are."""
+    """Every key of the existing program becomes a field, a setting or a note; none is dropped in silence, whatever its
+    value."""
     for mode in SETTINGS_BLOCKS:
         for name in settings(mode):
             whole = migrated(mode, {name: object()})
@@ -167,7 +169,7 @@ def test_every_key_ends_as_a_field_a_setting_or_a_note() -> None:
 
 
 def test_values_that_no_request_can_have_are_named() -> None:
-    """With the sentence that the field itself would show; the other fields are read."""
+    """A value that no request can have is named with the sentence of its field; the other fields are read."""
     made = migrated("reverse", {"resolution": 1024, "steps": 0, "cfg": "x", "mp4_crf": 90, "gs": 12, "image_strength": 1.01})
     assert made.fields == {"guidance_scale": 12}
     assert found(made.notes) == {
@@ -225,12 +227,13 @@ def test_switches_decide_over_their_values(old: dict, fields: dict) -> None:
 
 @pytest.mark.parametrize(("preserved", "reserve"), [(6, None), (2.5, None), (6.5, 0.5), (24, 18), ("much", None)])
 def test_what_was_kept_free_of_the_card(preserved: Any, reserve: float | None) -> None:
-    """Its 6 GB are for its own work, which we measure: taken over as they are, they would leave an 8 GB card nothing."""
+    """The existing program's 6 GB kept free are not taken over: we measure our own need, and they would leave an 8 GB card
+    nothing."""
     assert migrated("reverse", {"gpu_memory_preservation": preserved}).program.get("reserve_gb") == reserve
 
 
 def test_the_target_counts_where_a_reference_is_used() -> None:
-    """Without a reference the existing program ignores the target index; with one the index stays below the window."""
+    """The target index counts only with a reference, as in the existing program; then the index stays below the window."""
     used = {"use_reference_image": True, "target_index": 12, "latent_window_size": 10, "use_clean_latents_post": False}
     assert migrated("single", used).fields == {"rope_value": 10, "target_index": 9, "context_1x": False}
     assert migrated("single", {"use_clean_latents_post": True}).fields == {"context_1x": None}

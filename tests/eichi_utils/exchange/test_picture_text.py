@@ -120,7 +120,8 @@ def test_a_prompt_that_looks_like_metadata_stays_whole(tmp_path: Path) -> None:
 
 
 def test_a_picture_of_another_mode(pictures: list[str], tmp_path: Path) -> None:
-    """What both modes have, with sections at their time; what was set and has no place is named."""
+    """A picture made in another mode gives the fields that both modes have, with sections at their time; lost settings are
+    named."""
     made = request("forward", pictures[0], section_prompts={0: "first"}, seconds=5, influence=101)
     fields, notes = request_fields(own(tmp_path, made), "reverse", "everything")
     assert fields["section_prompts"] == {"3": "first"} and fields["seed"] == 7 and fields["steps"] == 2
@@ -129,7 +130,7 @@ def test_a_picture_of_another_mode(pictures: list[str], tmp_path: Path) -> None:
 
 
 def test_what_a_document_may_say(tmp_path: Path) -> None:
-    """It came with a picture from anywhere: wrong values are named, and the rest is used."""
+    """A request inside a picture from anywhere is not trusted: wrong values are named, and the rest is used."""
     info = PngInfo()
     info.add_text("eichi", '{"mode": "reverse", "steps": "many", "prompt": "kept", "tomorrow": 1}')
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png", pnginfo=info)

@@ -82,7 +82,7 @@ def test_the_existing_programs_files(language: str, window: float, uploads: Path
 
 
 def test_a_file_made_by_hand(uploads: Path) -> None:
-    """At the top, without a seed, a length or a common prompt, and a PNG that is called .jpeg."""
+    """A ZIP made by hand is read: files at the top level, no seed, length or common prompt, and a PNG that is called .jpeg."""
     onto = request("reverse", "", seconds=4, seed=5, steps=9)
     made, notes = import_sections(COMPAT / "sections_minimal.zip", onto, uploads=uploads)
     assert notes == ()
@@ -94,7 +94,7 @@ def test_a_file_made_by_hand(uploads: Path) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_an_export_is_what_the_existing_program_wrote(language: str, uploads: Path, tmp_path: Path) -> None:
-    """Same entries, same keys, same words of its page's language, beside our own key."""
+    """An export has the existing program's entries, keys and words in its page's language, beside our own key."""
     golden = COMPAT / f"sections_{language}.zip"
     made, _ = import_sections(golden, uploads=uploads)
     export_sections(made, tmp_path / "a.zip", language)
@@ -209,7 +209,8 @@ def test_no_character_of_a_prompt_is_lost(mode: str, uploads: Path, tmp_path: Pa
 
 
 def test_the_nearest_length_is_written_for_the_existing_program(tmp_path: Path, uploads: Path) -> None:
-    """Its list has 2 and 3 seconds, and no more than three LoRA; ours come back exactly."""
+    """The existing program knows only its own lengths and three LoRA, so the nearest length is written; our own values come
+    back exactly."""
     original = request("reverse", "", seconds=2.6, loras=tuple(Lora(f"{name}.safetensors", 0.123456789) for name in "abcd"))
     export_sections(original, tmp_path / "a.zip", "ja")
     document = text_in(tmp_path / "a.zip")
@@ -250,7 +251,8 @@ def test_what_was_changed_by_hand_wins(pictures: list[str], tmp_path: Path, uplo
 
 
 def test_a_folder_packed_again_by_hand(pictures: list[str], tmp_path: Path, uploads: Path) -> None:
-    """Another folder's name, and what systems put beside; pictures are found where they are now."""
+    """A ZIP packed again under another folder name, with files that systems add, is read; pictures are found at their new
+    place."""
     original = request("reverse", pictures[0], end_image=pictures[1], keyframes={2: pictures[2]}, seconds=5)
     export_sections(original, tmp_path / "a.zip")
     with zipfile.ZipFile(tmp_path / "a.zip") as old:

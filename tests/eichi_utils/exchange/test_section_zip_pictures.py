@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("place")
 
 
 def test_an_export_names_all_pictures_that_cannot_be_read(place: Path, pictures: list[str]) -> None:
-    """And leaves an older file of that name as it was."""
+    """An export names all pictures that cannot be read, and leaves an older file of that name as it was."""
     (place / "a.zip").write_bytes(b"old")
     (place / "bad.png").write_bytes(b"x")
     made = request("reverse", place / "gone.png", keyframes={2: str(place / "bad.png")}, end_image=pictures[0])
@@ -35,7 +35,8 @@ def test_an_export_names_all_pictures_that_cannot_be_read(place: Path, pictures:
 
 
 def test_pictures_that_the_existing_program_does_not_find_become_png(place: Path, uploads: Path) -> None:
-    """Also a telephone's photo that is only called a JPEG."""
+    """Pictures in formats that the existing program does not look for become PNG, such as a telephone's photo that is only
+    called a JPEG."""
     shutil.copyfile(CASES / "iphone_photo.heic", place / "c.jpg")
     shown = {"keyframes": {0: picture(place / "b.JPG")}, "end_image": str(place / "c.jpg")}
     export_sections(request("reverse", picture(place / "a.bmp", seed=2), **shown), place / "a.zip")

@@ -148,7 +148,7 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_films_and_pictures_are_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same through the real writers: the film of the section before survives a failure of the next."""
+    """The real writers replace files atomically: the film of the section before survives a failure of the next."""
     writer = FilmWriter(tmp_path, "back", 30, {})
     with writer:
         writer.add(moving(4))
@@ -197,7 +197,7 @@ def test_the_encoder_s_own_error_on_a_full_disk_is_understood(tmp_path: Path) ->
 
 @pytest.mark.parametrize("count", [1, 5, 9])
 def test_previews_are_endless_animations(count: int) -> None:
-    """One frame for each latent, without loss, at the film's own pace, for ever."""
+    """A preview is a lossless animation that repeats for ever, with a frame for each latent, at the film's pace."""
     frames = numpy.random.default_rng(0).integers(0, 255, (count, 12, 16, 3), dtype=numpy.uint8)
     with Image.open(io.BytesIO(animated_webp(frames))) as preview:
         assert preview.format == "WEBP"

@@ -91,7 +91,7 @@ HONEST = {
 
 @pytest.mark.parametrize("kind", HONEST)
 def test_profiles_of_devices(kind: str) -> None:
-    """What is left out of a profile changes no colour."""
+    """Leaving parts out of a device's colour profile changes no colour."""
     mode, data = HONEST[kind]
     pixels = numpy.random.default_rng(0).integers(0, 256, (16, 16, len(mode)), dtype=numpy.uint8)
     picture = Image.fromarray(pixels.squeeze(), mode)

@@ -116,7 +116,7 @@ def test_a_folder_that_may_not_be_entered(cache: DiskCache, monkeypatch: pytest.
 
 
 def test_files_of_a_process_that_was_ended(cache: DiskCache) -> None:
-    """Another process may be writing the fresh one."""
+    """Old partial files of an ended process are deleted, but fresh ones stay: another process may be writing them."""
     cache.folder.mkdir()
     for name, seconds in (("old", 2 * disk_cache.ABANDONED_SECONDS), ("fresh", 1)):
         path = cache.folder / f"{name}.part"
@@ -131,7 +131,7 @@ def test_files_of_a_process_that_was_ended(cache: DiskCache) -> None:
 
 @pytest.mark.process
 def test_two_processes_at_once(cache: DiskCache) -> None:
-    """Neither writes into the other's file: what stays is one whole file."""
+    """Two processes that write the same entry do not write into each other's file, and one whole file stays."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
     both = [context.Process(target=add_slowly, args=(cache.folder, letter, barrier)) for letter in (b"a", b"b")]

@@ -186,7 +186,7 @@ def test_tracks_without_end(tmp_path: Path) -> None:
 
 
 def test_texts_behind_a_late_handler(tmp_path: Path) -> None:
-    """Where a `meta` began was looked for in its first bytes only, and FFmpeg looks further: its boxes went unseen."""
+    """A `meta` box was looked for in its first bytes only, but FFmpeg looks further, so that its boxes went unseen."""
     handler = full(b"hdlr", bytes(4), b"mdta", bytes(13))
     meta = box(b"meta", bytes(4), b"?" * 96, handler, box(b"trak", table(b"stsz", 0, MILLIONS)))
     with pytest.raises(UnsafeError):

@@ -110,13 +110,13 @@ def test_long_names(part: bytes) -> None:
 
 
 def test_names_that_are_long_enough(tmp_path: Path) -> None:
-    """What programs write is far below the limit."""
+    """The limit for names of elements is far above what programs write."""
     (tmp_path / "a.mkv").write_bytes(matroska(long_names(200)))
     assert len(film_texts(tmp_path / "a.mkv").texts) == 501
 
 
 def test_texts_that_do_not_fit_into_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is counted must be what FFmpeg reads."""
+    """Texts whose sizes contradict those of the boxes around them are counted as FFmpeg reads them."""
     deep = text(b"A", b"v")
     for _ in range(30):
         deep = element("67C8", deep)

@@ -31,7 +31,7 @@ def test_a_name_and_a_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/../../x", "..\\x", "a\\..\\x", "/tmp/../etc"])
 def test_no_way_upwards(name: str, tmp_path: Path, pictures: list[str]) -> None:
-    """On any system's way to write it, by the request itself, wherever it comes from."""
+    """A request cannot name a file above its folder, in any system's way of writing paths."""
     assert found(request("reverse", pictures[0], output_folder=name).check()) == {("output_folder", "folder_upwards")}
     assert found([OutputFolders(tmp_path).problem(name)]) == {("output_folder", "folder_upwards")}
 
@@ -91,7 +91,8 @@ def test_as_deep_and_long_as_folders_may_be(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_told_by_its_field(tmp_path: Path) -> None:
-    """What the run found out was always said of `--out`, also where the request's file named the folder."""
+    """A folder that cannot be made is told at its own field; it was always told at `--out`, even if the request's file named
+    it."""
     (tmp_path / "file").write_text("x")
     for field in ("out", "output_folder"):
         for outputs in (Outputs(tmp_path / "file" / "below", "job", field), Outputs(tmp_path / DEEP, "job", field)):

@@ -32,7 +32,7 @@ def test_a_name_in_the_same_letters(name: str, expected: str) -> None:
 
 
 def test_a_long_name_keeps_its_suffix_and_fits() -> None:
-    """It was cut to 80 characters, which are 320 bytes in some scripts, and more than a file's name may have."""
+    """Names were cut to 80 characters, which are up to 320 bytes in some scripts, more than a file's name may have."""
     made = harmless_name("\U00020000" * 300 + ".png")
     assert len(made.encode()) <= MOST_KEPT and made.endswith("\U00020000.png")
 
@@ -43,7 +43,7 @@ def test_a_users_own_name_keeps_its_letters() -> None:
 
 
 def test_a_kept_upload_has_a_harmless_name(tmp_path: Path) -> None:
-    """Its name came from a browser as it was."""
+    """A kept upload gets a harmless name; it used to keep the name that the browser sent."""
     upload = tmp_path / "a" / ("photo\u202e\u200b" + "x" * 240 + ".png")
     upload.parent.mkdir()
     upload.write_bytes(b"picture")

@@ -95,7 +95,7 @@ def test_a_program_that_cannot_be_written_keeps_things_with_its_user(program: Pa
 
 
 def test_single_folders_move(program: Path, tmp_path: Path):
-    """In a container the folder of results is often the only one that can be written."""
+    """Each folder can be moved by itself: in a container often only the folder of results can be written."""
     folders = user_folders(lambda folder: folder.name == "outputs")
     assert folders.outputs == program / "outputs" and folders.presets == tmp_path / "home" / "presets" and folders.moved
 
@@ -113,7 +113,7 @@ def test_a_users_own_folder_stays_in_use_while_nothing_lies_beside_the_program(p
 def test_a_full_disk_is_no_folder_that_cannot_be_written(
     number: int, writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Or a full disk would make settings vanish until there is room again."""
+    """A full disk does not count as a folder that cannot be written, or settings would vanish until there is room again."""
 
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))

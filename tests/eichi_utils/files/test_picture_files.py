@@ -115,7 +115,7 @@ def test_large_metadata(name: str, profile: int) -> None:
 
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_what_stands_beside_the_pixels(place: str) -> None:
-    """Neither a text nor a private chunk of any size takes the picture with it, whichever side of the pixels it stands on."""
+    """A text or a private chunk of any size, before or after the pixels, does not make the picture unreadable."""
     huge = zlib.compress(b"x" * (MOST_UNPACKED + 1))
     chunks = chunk(b"tEXt", b"plain\0" + b"y" * 2**21) + chunk(b"zTXt", b"huge\0\0" + huge)
     chunks += chunk(b"iTXt", b"wide\0\1\0en\0\0" + huge) + chunk(b"prVt", b"z" * (MOST_UNPACKED + 1))
@@ -167,7 +167,7 @@ def test_declared_sizes() -> None:
 
 @pytest.mark.parametrize("value", [0, 9, 255, "6", None])
 def test_orientations_that_are_none(value: object) -> None:
-    """Only 2 to 8 turn a picture."""
+    """Only the orientations 2 to 8 turn a picture; other values are ignored."""
     picture = Image.new("RGB", (8, 8))
     if value is not None:
         kind, stored = (2, str(value).encode()) if isinstance(value, str) else (3, struct.pack("<H", int(str(value))))

@@ -90,7 +90,7 @@ def tiff(side: int, samples: int, bits: int, rows: int, packed: bool = True, til
 
 
 def test_strips_and_tiles(tmp_path: Path) -> None:
-    """One strip of 100 megapixels in 16 bits is 800 MB beside the picture's 400, in a file of half a megabyte."""
+    """Memory for strips and tiles is counted: one strip of 100 megapixels in 16 bits takes 800 MB beside the picture's 400."""
     for tiled in (False, True):
         (tmp_path / "a.tif").write_bytes(tiff(10000, 4, 16, 10000, tiled=tiled))
         with pytest.raises(UserError) as raised:
@@ -118,7 +118,7 @@ def test_nothing_is_said_on_the_terminal(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_small_ones_side_by_side_and_large_ones_in_turn() -> None:
-    """Who came first goes first, also where somebody who came later would find room."""
+    """Small pictures are read side by side and large ones in turn, in the order of arrival, even if a later one would fit."""
     shared, order, inside = Room(100), [], threading.Event()
     go = {name: threading.Event() for name in "abcd"}
 
@@ -197,7 +197,7 @@ def test_a_large_file_waits_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.process
 def test_memory_goes_back(tmp_path: Path) -> None:
-    """After a large picture the program stayed as large as it had been, for as long as it ran."""
+    """After a large picture was read, its memory stayed with the program for as long as it ran."""
     if sys.platform != "linux":
         pytest.skip("the system's own business elsewhere")
     Image.new("RGB", (3000, 3000), "red").save(tmp_path / "a.jpg", progressive=True)

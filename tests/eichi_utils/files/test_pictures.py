@@ -347,7 +347,7 @@ def test_masks(tmp_path: Path) -> None:
 
 
 def test_the_reader_keeps_no_file_open(tmp_path: Path) -> None:
-    """On Windows an open file cannot be deleted or replaced."""
+    """The reader closes each file, because on Windows an open file cannot be deleted or replaced."""
     path = Path(picture(tmp_path / "a.png"))
     result = open_picture(path)
     path.unlink()

@@ -59,7 +59,8 @@ def named(machine: str = "", pid: int = 0, start: int = 0) -> str:
 
 
 def test_numbers_of_processes_are_given_again(tmp_path: Path):
-    """Another process with our number began at another time; since clocks are set, only an old file of it is abandoned."""
+    """A process id is used again by a process that began later, and clocks are set: only an old file of the same id is
+    abandoned."""
     file = tmp_path / named(start=1_000_000_000)
     file.touch()
     assert not is_abandoned(file) and is_abandoned(aged(file, UNSURE_SECONDS + 60))
@@ -91,7 +92,8 @@ def test_other_files_stay(name: str, tmp_path: Path):
 
 
 def test_a_full_folder_does_not_hide_what_was_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """After 100,000 files the rest was never looked at; now files do not count, and of too many folders others come next."""
+    """The search ended after 100,000 entries, so the rest was never found. Files no longer count, and other folders come
+    next time."""
     monkeypatch.setattr(temporary, "MOST_FOLDERS", 4)
     gone = named(pid=2**30)
     for number in range(20):
@@ -154,7 +156,7 @@ def test_a_folder_that_vanished_is_made_again(tmp_path: Path):
 
 
 def test_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """On Windows a virus scanner has a new file open for a moment, and nothing can take its name."""
+    """Replacing a file is tried again: on Windows a virus scanner holds a new file open for a moment."""
     real, tries = Path.replace, []
 
     def replace(source: Path, target: Path) -> None:
@@ -177,7 +179,7 @@ def test_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path: Path, m
 
 @pytest.mark.skipif(os.name != "posix", reason="folders cannot be flushed elsewhere")
 def test_durable_means_file_and_folder_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Before a rename the content, after it the name."""
+    """A durable write flushes the file before it is renamed, and its folder afterwards."""
     done: list[str] = []
     real = os.fsync, Path.replace
     monkeypatch.setattr(

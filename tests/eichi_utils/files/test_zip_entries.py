@@ -82,7 +82,7 @@ def test_names_without_a_mark_of_their_encoding(encoding: str, names: tuple[str,
 
 
 def test_names_in_two_encodings_are_all_read(place: Path) -> None:
-    """What no encoding makes sense of keeps its suffix and its beginning, which is all that counts."""
+    """Names in two encodings are all read; one that no encoding explains keeps its beginning and its suffix, which suffice."""
     path = with_names(place / "a.zip", "latin-1", "start_\xff\xfe.png", "001_\x81\x9f\xff.png", "\x80\x81\xff.txt")
     request, notes = import_sections(path, uploads=place / "uploads")
     assert request.image and set(request.keyframes) == {1}
@@ -115,7 +115,7 @@ def test_an_entry_without_a_name(place: Path) -> None:
 
 
 def test_two_entries_of_one_name_and_hidden_files_are_named(place: Path) -> None:
-    """One of two entries of one name was lost without a word, and so was `.start.png`."""
+    """Two entries of one name, and hidden files such as `.start.png`, are named; they were lost without a word."""
     with zipfile.ZipFile(place / "a.zip", "w") as written, pytest.warns(UserWarning, match="Duplicate"):
         for name, data in (
             ("sections.yaml", MINIMAL),

@@ -81,7 +81,7 @@ def test_every_film_that_is_done_is_heard(jobs: Jobs, fake: Fake, heard: Heard) 
 
 @pytest.mark.parametrize("level", [StopLevel.NOW, StopLevel.SECTION])
 def test_a_stop_is_silent(jobs: Jobs, fake: Fake, heard: Heard, level: StopLevel) -> None:
-    """Also for what it drops of the queue: whoever stopped sits there."""
+    """A stop rings no alarm, nor do the queued jobs that it drops: whoever pressed Stop sits at the computer."""
     job, waiting = jobs.submit(some()), jobs.submit(some())
     assert fake.at_step.acquire(timeout=WAIT)
     jobs.remove(waiting.id)
@@ -104,7 +104,7 @@ def test_a_film_that_may_end_is_heard(jobs: Jobs, fake: Fake, heard: Heard) -> N
 def test_what_counts_is_the_switch_when_the_film_ends(
     jobs: Jobs, fake: Fake, heard: Heard, settings: AppSettings, on: bool
 ) -> None:
-    """In the existing F1 page it was what the box had been when the program started."""
+    """The alarm obeys its switch at the film's end; the existing F1 page obeyed the switch of the program's start."""
     settings.save_program({ALARM: not on})
     job = jobs.submit(some())
     assert fake.at_step.acquire(timeout=WAIT)
@@ -116,7 +116,7 @@ def test_what_counts_is_the_switch_when_the_film_ends(
 
 
 def test_each_page_of_the_existing_program_has_its_switch(settings: AppSettings, heard: Heard) -> None:
-    """Until one is clicked here, which then counts for all."""
+    """Each page's alarm switch of the existing program is taken over, until one is clicked here, which then counts for all."""
     settings.file.update(lambda document: document.update(app_settings_f1={ALARM: False}))
     alarm = Alarm(settings, heard)
     alarm.sound("forward")
@@ -129,7 +129,8 @@ def test_each_page_of_the_existing_program_has_its_switch(settings: AppSettings,
 
 
 def test_settings_that_cannot_be_read_hold_nobody_up(tmp_path: Path, heard: Heard, fake: Fake) -> None:
-    """Neither a folder where the file should be, nor one that another program holds; then as usual."""
+    """If the settings are a folder, or a file that another program holds, the alarm behaves as by default and waits for
+    nothing."""
     (tmp_path / "settings.json").mkdir()
     Alarm(AppSettings(JsonFile(tmp_path / "settings.json")), heard).sound(MODE)
     assert heard.times == 1
@@ -194,7 +195,7 @@ def test_other_systems(installed: Callable, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_windows(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own module plays the sound by name; a machine without one rings nothing."""
+    """On Windows the module winsound plays the sound by name, and a machine without it rings nothing."""
     calls = []
 
     class Winsound:

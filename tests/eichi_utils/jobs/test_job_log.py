@@ -28,7 +28,7 @@ from tests.eichi_utils.user_data.test_log_file import log as log
 
 
 def test_the_story_of_a_job(log: Log, jobs: Jobs) -> None:
-    """What was asked for, each stage once, progress in steps of a tenth at least, files, the end."""
+    """A job's log tells what was asked for, each stage once, progress in steps of a tenth at least, the files, and the end."""
     log.apply(True, "logs")
     job = jobs.submit(some("a \u2028cat", 5))
     ending(jobs, job)

@@ -20,7 +20,7 @@ from webui.live.progress import times
 
 
 def test_jobs_run_in_order_with_their_drawn_seeds(jobs: Jobs, fake: Fake) -> None:
-    """One after the other as submitted; a random seed is drawn on submission and is the one that runs."""
+    """Jobs run in the order of submission, with the random seed that was drawn when they were submitted."""
     submitted = [jobs.submit(some(f"{n}", seed)) for n, seed in enumerate((-1, 0, 5, -1))]
     assert [job.request.seed for job in submitted][1:3] == [0, 5]
     assert all(0 <= job.request.seed < DRAWN_SEED_LIMIT for job in submitted)
@@ -129,7 +129,7 @@ def test_stopping_when_nothing_runs_is_nothing(jobs: Jobs) -> None:
 
 
 def test_the_current_job(held: Fake, jobs: Jobs) -> None:
-    """What a page shows by itself: the running job, else the newest that ended."""
+    """A page shows the running job by itself, or else the newest job that ended."""
     assert jobs.current() is None
     assert jobs.get("no such") is None
     first, second = jobs.submit(some("a")), jobs.submit(some("b"))
@@ -142,7 +142,7 @@ def test_the_current_job(held: Fake, jobs: Jobs) -> None:
 
 
 def test_waiting_jobs_move_and_go(held: Fake, jobs: Jobs) -> None:
-    """Only those that wait; the running one keeps its place, and what was removed does not hide what was made."""
+    """Only waiting jobs can be moved or removed; the running one keeps its place, and removing one hides no finished film."""
     running, *waiting = [jobs.submit(some(name)) for name in "rabcd"]
     assert held.at_step.acquire(timeout=WAIT)
     a, b, c, d = (job.id for job in waiting)
@@ -236,7 +236,7 @@ def test_closing_ends_everything_once(held: Fake) -> None:
 
 @pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
 def test_a_clock_that_jumps_changes_no_duration(jump: float, held: Fake, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system's clock was set in the middle of a film, pages showed "19200:00:00" or less than nothing."""
+    """When the system's clock was set in the middle of a film, pages showed "19200:00:00" or a negative time."""
     wall = itertools.count(time.time(), jump)
     monkeypatch.setattr(time, "time", lambda: next(wall))
     job = jobs.submit(some())
@@ -270,7 +270,7 @@ def test_so_many_jobs_wait_and_no_more(held: Fake, jobs: Jobs, monkeypatch: pyte
 
 
 def test_jobs_of_long_ago_are_forgotten(fake: Fake, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They stayed for the server's life. What pages list stays: also the newest that failed."""
+    """Old jobs stayed in memory for the server's life. What pages list is kept, the newest failed job too."""
     monkeypatch.setattr("eichi_utils.jobs.queue.MOST_ENDED", 3)
     monkeypatch.setattr("eichi_utils.jobs.queue.MOST_UNFINISHED", 1)
 

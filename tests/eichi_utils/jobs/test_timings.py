@@ -124,7 +124,7 @@ def test_a_download_is_not_expected_again(timings: Timings) -> None:
 
 
 def test_a_run_that_was_stopped_is_no_measure() -> None:
-    """Neither a stopped run nor one of a single step, whose time is that of loading, is measured."""
+    """A stopped run is not used for estimates, nor is a run of a single step, whose time is that of loading."""
     watch = Stopwatch(film())
     for event in [*run_of(film())[:-1], Stopped(at=999.0)]:
         watch.see(event)
@@ -164,7 +164,7 @@ def test_the_file_does_not_grow_for_ever(timings: Timings) -> None:
 
 
 def test_the_engine_measures_its_runs(pool: ModelPool, pictures: list[str], timings: Timings, tmp_path: Path) -> None:
-    """With the real networks: what it takes once it is said to take again."""
+    """The engine measures its runs with the real networks, and the time of one run is the estimate for the next."""
     engine = Engine(Models(pool.files.models), tmp_path / "out", timings=timings)
     engine.__dict__["pool"] = pool
     it = request("single", pictures[0])

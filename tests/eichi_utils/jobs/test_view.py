@@ -71,8 +71,8 @@ def test_a_job_that_ends_early_keeps_its_place_on_the_bar(event: Event) -> None:
 
 
 def test_the_bar_moves_while_a_section_is_decoded() -> None:
-    """On a computer without a card decoding is most of a film's time, and the bar stood still in it. A share that falls back,
-    because memory ran out and the work is repeated, moves nothing."""
+    """The bar stood still while a section was decoded, which is most of the time without a card. A share that falls, because
+    work is repeated after memory ran out, does not move the bar back."""
     view = list(itertools.accumulate(EVENTS[:12], View.after, initial=View()))[-1]
     shares = [DecodeProgress(at=13, done=done) for done in (0.1, 0.4, 0.2, 0.7, 1.0)]
     folded = list(itertools.accumulate([EVENTS[11], *shares, *EVENTS[12:14]], View.after, initial=view))[1:]

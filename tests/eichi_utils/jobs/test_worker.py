@@ -49,7 +49,7 @@ def test_an_exception_ends_the_job_and_not_the_worker(
 
 
 def test_a_failed_job_names_only_files_that_are_there(jobs: Jobs, fake: Fake, tmp_path: Path) -> None:
-    """Where the folder of a film was replaced by a file in mid-run, the job failed and named files that were nowhere."""
+    """If a film's folder was replaced by a file during the run, the failed job named files that did not exist."""
 
     def fail(request: Request, point: str) -> None:
         if point == "step 1.2":
@@ -146,8 +146,8 @@ class Unspeakable(Exception):
 )
 @pytest.mark.parametrize("kind", [Event, Stage, Started, Step, Saved, Stopped, Ended])
 def test_what_a_watcher_raises_reaches_nobody(error: BaseException, kind: type, held: Fake) -> None:
-    """One that failed at the end of a film ended the worker for good, and the next job waited for ever; one that failed when a
-    waiting job was dropped was an error of the page's. The others hear everything all the same, each job's one ending too."""
+    """A watcher that failed at a film's end ended the worker, and the next job waited for ever; one that failed as a waiting
+    job was dropped broke the page. All other watchers are still told everything, each job's one ending too."""
 
     def then(event: Event) -> None:
         if isinstance(event, kind):
@@ -188,7 +188,8 @@ def test_a_watcher_that_fails_is_logged_once(fake: Fake, caplog: pytest.LogCaptu
 
 
 def test_a_watcher_that_hangs_holds_nobody_up(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the film nor the others nor the end of the program; what it was not told is not kept for ever."""
+    """A watcher that hangs delays neither the film, nor the other watchers, nor the program's end; its events are not kept
+    for ever."""
     monkeypatch.setattr(jobs_module, "HEARING_SECONDS", 0.2)
     monkeypatch.setattr(jobs_module, "MOST_NEWS", 5)
     forever = threading.Event()
