@@ -95,7 +95,7 @@ def test_a_report_finds_numbers_that_are_none(lora: Run, file: Path) -> None:
 
 
 def test_a_folder_for_a_report_is_not_passed_over(lora: Run, file: Path, tmp_path: Path) -> None:
-    """The flag --out without the word bake is refused, and bake without files too: --out did nothing, and bake was a missing
+    """The flag --out without the word bake is refused: it did nothing. So is bake without files, which was called a missing
     file."""
     code, _, err = lora(file, "--out", tmp_path / "baked")
     assert code == 2 and "bake" in err

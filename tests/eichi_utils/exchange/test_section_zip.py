@@ -65,7 +65,7 @@ def same(made: Request, original: Request) -> bool:
     ("language", "window"), [("en", 9.0), ("ja", 9.0), ("ru", 4.5), ("zh-tw", 4.5)], ids=lambda value: str(value)
 )
 def test_the_existing_programs_files(language: str, window: float, uploads: Path) -> None:
-    """Its files are read in each of its languages, with LoRA strengths by slot and every word for "none"."""
+    """The existing program's ZIPs are read in each of its languages, with LoRA strengths by slot and every word for "none"."""
     made, notes = import_sections(COMPAT / f"sections_{language}.zip", uploads=uploads)
     assert notes == ()
     assert (made.mode, made.prompt, made.seed, made.seconds) == ("reverse", "A girl dances.", 7, 2.0)

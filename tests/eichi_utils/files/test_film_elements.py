@@ -116,7 +116,7 @@ def test_names_that_are_long_enough(tmp_path: Path) -> None:
 
 
 def test_texts_that_do_not_fit_into_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts whose sizes contradict those of the boxes around them are counted as FFmpeg reads them."""
+    """Texts that do not fit into their elements, or lie too deep, are refused: what is counted must be what FFmpeg reads."""
     deep = text(b"A", b"v")
     for _ in range(30):
         deep = element("67C8", deep)

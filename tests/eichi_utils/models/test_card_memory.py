@@ -62,7 +62,7 @@ def test_a_film_through_a_small_card_is_the_same(
     cheap_decode: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With no block on the card a whole run, prompts and LLaMA included, makes the same film."""
+    """A whole run with no block on the card, prompts and LLaMA included, makes the same film."""
     wanted = request(mode, pictures[0], **({"seconds": 0.5, "window": 4.5} if mode == "reverse" else {}))
     plain = last_preview(carry_out(wanted, pool, tmp_path / "plain"))
     card = FakeDevice()
@@ -111,7 +111,7 @@ def test_the_budget_is_what_is_free_less_reserve_and_computing(deep: Path) -> No
 
 
 def test_others_leave_for_the_transformer_and_it_for_them(deep: Path) -> None:
-    """What was never measured gets the whole card; afterwards only what is missing leaves."""
+    """A network that was never measured gets the whole card; afterwards others leave only as far as room is missing."""
     card = FakeDevice()
     pool = on_card(deep, card)
     with pool.transformer("framepack", tokens=10) as net:
@@ -227,7 +227,7 @@ def test_decoding_goes_on_in_smaller_tiles(
 def test_memory_that_nobody_can_give_is_said_in_a_sentence(
     checkpoint: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And not as a traceback."""
+    """Memory that cannot be freed ends the job with a sentence, not with a traceback."""
 
     def full(self, *_):
         raise torch.OutOfMemoryError("injected")

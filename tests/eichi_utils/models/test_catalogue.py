@@ -65,7 +65,8 @@ def test_the_default_follows_what_is_there(checkpoint: Path, nothing_there: Path
 
 
 def test_what_is_to_be_downloaded(checkpoint: Path, nothing_there: Path) -> None:
-    """Only what is missing is counted: 42 GB at first, then F1's transformer alone beside the standard mode's models."""
+    """Only missing models are counted as downloads: 42 GB at first, then F1's transformer alone beside the standard mode's
+    models."""
     models = Models()
     assert 41 < models.gigabytes("framepack") < 44
     put_there(checkpoint, nothing_there, *(name for name in PLACES if name != "framepack_f1"))
@@ -100,7 +101,7 @@ def test_the_miniature_is_offered_with_its_own_sizes_and_settings(
 
 
 def test_a_miniature_that_is_not_there(tmp_path: Path, pictures: list[str]) -> None:
-    """Without the miniature's files nothing of the hub is used in its place."""
+    """If the miniature's files are missing, nothing from the hub is used in its place."""
     models = Models(miniature=tmp_path / "none")
     assert models.names == ("framepack",)
     wanted = request("single", pictures[0], model="miniature")
@@ -149,7 +150,7 @@ def test_previews_are_made_with_the_models_own_matrix(
 
 
 def test_two_models_in_turn_never_mix(checkpoint: Path, pictures: list[str], tmp_path: Path, cheap_decode: None) -> None:
-    """One engine, first the one, then the other, then the first again: the same film as alone, and one model's bytes."""
+    """Two models that take turns in one engine make the films that each makes alone, and only one model's bytes are held."""
     engine = Engine(Models(checkpoint), tmp_path, "cpu")
     small = request("single", pictures[0], prompt="The camera zooms in.", model="miniature")
     jobs = [small, changed(small, model="framepack"), small]

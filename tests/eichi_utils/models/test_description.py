@@ -51,7 +51,8 @@ def test_everything_it_can_say(tmp_path: Path) -> None:
 
 
 def test_sizes_alone_recommend_the_first(tmp_path: Path) -> None:
-    """Otherwise a page would begin with a size the model has not."""
+    """A description with sizes alone recommends the first; otherwise a page would begin with a size that the model does not
+    have."""
     assert read_description(write(tmp_path, {"sizes": [160, 192]})).recommended == {"size": 160}
 
 
@@ -71,7 +72,8 @@ def test_sizes_alone_recommend_the_first(tmp_path: Path) -> None:
     ids=lambda document: str(document)[:60],
 )  # fmt: skip
 def test_a_file_that_says_nonsense(document: Any, tmp_path: Path) -> None:
-    """It is named with the reason; guessing would show a wrong preview or offer sizes the model cannot do."""
+    """A damaged description is named with the reason; a guess would show a wrong preview or offer sizes that the model
+    cannot do."""
     with pytest.raises(UserError) as error:
         read_description(write(tmp_path, document))
     assert found(error.value.problems) == {("models", "description_damaged")}

@@ -48,7 +48,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> list[Card | None]:
 
 
 def test_cards_as_the_driver_describes_them(driver: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is lost is left out, and does not hide the others."""
+    """Cards are read from the driver's description; a lost card is left out and does not hide the others."""
     assert cards() == (ADA, TURING)
     assert [narrow_format(card.capability) for card in cards()] == ["float8", "int8"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
@@ -88,5 +88,5 @@ def test_no_driver_means_no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_cards_that_the_variable_leaves(wanted: str | None, expected: tuple[Card, ...]) -> None:
-    """As CUDA reads it: the first word that names no card, or several, ends the list."""
+    """CUDA_VISIBLE_DEVICES is read as CUDA reads it: the first word that names no card, or several, ends the list."""
     assert visible((ADA, TURING), wanted) == expected

@@ -44,22 +44,20 @@ def group(folder: Path, limit: str, used: int, files: int = 0, **more: str) -> N
 
 
 def test_free_swap_is_no_memory_for_weights(proc: Path) -> None:
-    """It counted, and a film that was said to fit swapped for hours."""
+    """Free swap counted as memory, and a film that was said to fit swapped for hours."""
     assert host_memory(proc) == HostMemory(64 * GIB, 50 * GIB)
 
 
 def test_a_limit_of_the_own_group_counts(proc: Path) -> None:
-    """Only the topmost group was read: a process in a child group of 16 GiB took 16 bits and was killed.
-
-    Pages of files count as used, though the system gives them up when it must.
-    """
+    """Only the topmost cgroup was read, so a process in a child group of 16 GiB took 16 bits and was killed. Pages of files
+    count as used, though the system gives them up when it must."""
     top = unified(proc, "/films/one")
     group(top / "films" / "one", str(16 * GIB), 6 * GIB, files=2 * GIB)
     assert host_memory(proc) == HostMemory(16 * GIB, 12 * GIB)
 
 
 def test_a_limit_above_the_own_group_counts(proc: Path) -> None:
-    """What others in the parent group have taken is gone too."""
+    """The limit of a parent cgroup counts too, less what other processes in that group have taken."""
     top = unified(proc, "/films/one")
     group(top / "films" / "one", "max", GIB)
     group(top / "films", str(24 * GIB), 14 * GIB)
@@ -72,7 +70,7 @@ def test_a_limit_above_the_own_group_counts(proc: Path) -> None:
 
 @pytest.mark.parametrize(("own", "root"), [("/", "/"), ("/docker/12ab", "/docker/12ab"), ("/../../other", "/")])
 def test_a_container_sees_a_part_of_the_tree(own: str, root: str, proc: Path) -> None:
-    """Its own group is what it sees as the top, whatever the place in the whole is called."""
+    """In a container the process's own cgroup is the visible root, whatever its path in the whole tree is."""
     group(unified(proc, own, root), str(16 * GIB), 4 * GIB)
     assert host_memory(proc) == HostMemory(16 * GIB, 12 * GIB)
 
@@ -99,7 +97,8 @@ def test_groups_of_the_first_version(proc: Path) -> None:
 
 
 def test_windows_promises_no_more_than_its_commit_limit(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a small page file programs end while half of the memory is free. Every Windows machine counted as 16 GiB."""
+    """On Windows the commit limit counts: with a small page file programs end while half of the memory is free. Every
+    Windows machine counted as 16 GiB."""
 
     def status(reference) -> int:
         reference._obj.commit_available = 9 * GIB

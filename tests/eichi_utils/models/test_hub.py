@@ -58,7 +58,7 @@ def test_a_complete_cache_is_used_as_it_is(hub: Path, pictures: list[str], tmp_p
 
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME"])
 def test_the_usual_variables_name_the_cache(variable: str, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has the models already does not download them again."""
+    """The hub's usual environment variables name the cache, so that models that are there are not downloaded again."""
     for name in ("HF_HUB_CACHE", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, str(hub if variable == "HF_HUB_CACHE" else hub.parent))
@@ -69,7 +69,7 @@ def test_the_usual_variables_name_the_cache(variable: str, hub: Path, monkeypatc
 def test_a_component_that_is_missing_is_downloaded_alone(
     name: str, hub: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From its repository, with its pattern, into the same cache; the user is told."""
+    """A missing component alone is downloaded, from its repository, with its pattern, into the same cache; the user is told."""
     shutil.rmtree(snapshot_of(hub, name))
     pool = ModelPool(hub, device="cpu")
     wanted = "framepack_f1" if name == "framepack_f1" else "framepack"
@@ -114,7 +114,7 @@ def test_one_transformer_for_both_modes_is_said(pool: ModelPool, pictures: list[
 
 
 def test_a_folder_with_a_few_components_is_no_hub_cache(checkpoint: Path, tmp_path: Path) -> None:
-    """It used to be taken for one, and the program began to download a transformer into it."""
+    """A folder with a few components was taken for a hub cache, and the program began to download a transformer into it."""
     for name in ("image_encoder", "tokenizer"):
         shutil.copytree(checkpoint / name, tmp_path / name)
     pool = ModelPool(tmp_path, device="cpu")
@@ -164,7 +164,7 @@ def test_a_damaged_file_in_the_cache_is_reported_not_downloaded_over(hub: Path) 
 
 
 def test_an_empty_cache_misses_everything(tmp_path: Path) -> None:
-    """The first start."""
+    """An empty cache, as at the first start, misses every component."""
     pool = ModelPool(tmp_path, device="cpu")
     assert pool.missing("framepack_f1") == [PLACES["framepack_f1"], *(PLACES[name] for name in SHARED)]
 

@@ -147,8 +147,8 @@ def with_strengths(it: Request, *strengths: tuple[float, ...] | None) -> Plan:
 def test_a_plan_may_give_each_section_its_own_strengths(
     merge: bool, files: dict, pool: ModelPool, pictures: list, cheap_decode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Same prompt, another strength: tables made for the first section must not serve the second, which are as if nothing was
-    kept."""
+    """Each section may have its own LoRA strengths. Tables made for the first must not serve the second, even for the same
+    prompt: it equals a section for which nothing was kept."""
     it = request("forward", pictures[0], loras=(Lora(files["peft"], 0.6),), merge_loras=merge, **THREE)
     _, conditions = conditions_of(it, pool)
 
@@ -172,7 +172,7 @@ def test_a_plan_may_give_each_section_its_own_strengths(
 def test_a_section_may_have_its_lora_stronger_weaker_or_off(
     mode: str, files: dict, checkpoint: Path, pictures: list, cheap_decode, loads: list
 ) -> None:
-    """Its scale multiplies every LoRA's strength there and nowhere else, and nothing is loaded for it."""
+    """A section's scale multiplies the strength of each LoRA in that section alone, and no file is loaded for it."""
     pool = ModelPool(checkpoint, device="cpu")
     pair = Lora(files["peft"], 0.8), Lora(files["kohya_hunyuan"], -0.4)
     it = request(mode, pictures[0], loras=pair, **THREE)
@@ -194,7 +194,8 @@ def test_a_section_may_have_its_lora_stronger_weaker_or_off(
 def test_merging_anew_for_every_section_is_said(
     files: dict, pool: ModelPool, pictures: list, tmp_path: Path, cheap_decode
 ) -> None:
-    """It is asked for, and takes the loading's time each time; beside the weights it would take none."""
+    """Merging a LoRA anew for each section is announced: it repeats the loading, where a LoRA beside the weights would take
+    no time."""
     it = request("reverse", pictures[0], loras=(Lora(files["peft"]),), merge_loras=True, **{**THREE, "seconds": 1.2})
     for scales, keys in (({}, []), ({1: 0.5}, ["lora_merged_again"])):
         events = carry_out(changed(it, section_lora_scales=scales), pool, tmp_path, str(len(keys)))
@@ -202,8 +203,8 @@ def test_merging_anew_for_every_section_is_said(
 
 
 def test_loha_beside_8_bits_and_16_keeps_its_four_factors(checkpoint: Path, tmp_path: Path) -> None:
-    """It was held as a product of rank * rank, in numbers more than a LoHa's file by half its rank. Both ways of using them,
-    by low and by high rank, are its formula, and another strength is at hand."""
+    """LoHa was held as one product of rank * rank, larger than its file by half its rank. Both ways of using the four
+    factors, for low and for high rank, follow its formula, and the strength can be changed."""
     shapes = shapes_in(ModelFiles(checkpoint), "framepack")
     pool = ModelPool(checkpoint, device="cpu")
     for rank in (2, 12):

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 def test_a_file_that_does_not_fit_fails_the_job_before_it_starts(
     kind: str, files: dict, pool: ModelPool, pictures: list, tmp_path: Path, loads: list
 ) -> None:
-    """Nothing is loaded, nothing written; the file is named with its slot."""
+    """A LoRA that does not fit is named with its slot before anything is loaded or written."""
     path = tmp_path / "bad.safetensors"
     tensors = load_file(files["kohya_framepack"])
     if kind == "shape":
@@ -54,7 +54,8 @@ def test_a_file_that_does_not_fit_fails_the_job_before_it_starts(
 def test_numbers_that_are_none_are_found_before_the_job_and_read_once(
     merge: bool, files: dict, checkpoint: Path, pictures: list, tmp_path: Path, loads: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They passed as good and made every film black. A file is looked through once, however often it is asked about."""
+    """NaN in a LoRA file was not found and made every film black. A file is now checked once, however often it is asked
+    about."""
     read, look = [], loras.first_not_finite
     monkeypatch.setattr(loras, "first_not_finite", lambda *given: read.append(given[0]) or look(*given))
     path, pool = tmp_path / "a.safetensors", ModelPool(checkpoint, device="cpu")
@@ -94,7 +95,8 @@ def test_keys_that_are_not_used_may_hold_anything(files: dict, checkpoint: Path,
     ],
 )
 def test_what_is_left_out_is_called_by_its_name(extra: tuple, key: str, files: dict, checkpoint: Path, tmp_path: Path) -> None:
-    """Where all updates fit and only biases do not, it said "52 of 52 updates fit; the rest is left out"."""
+    """If all updates fit and only biases do not, the report said "52 of 52 updates fit; the rest is left out"; now it names
+    the biases."""
     path = tmp_path / "a.safetensors"
     save_file({**load_file(files["peft"]), **{name: torch.zeros(2, 2) for name in extra}}, path)
     (remark,) = remarks((Lora(str(path)),), ModelFiles(checkpoint), "framepack")
@@ -119,7 +121,7 @@ def test_a_partly_known_file_is_used_and_said(files: dict, pool: ModelPool, pict
 
 
 def test_a_file_that_vanishes_or_changes_meanwhile(files: dict, checkpoint: Path, tmp_path: Path) -> None:
-    """Between two sections: gone is said, and another file under the same name is read anew."""
+    """A LoRA file that vanishes between two sections is reported, and another file under the same name is read anew."""
     pool = ModelPool(checkpoint, device="cpu")
     path = tmp_path / "a.safetensors"
     shutil.copy(files["peft"], path)

@@ -65,7 +65,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 
 
 def test_a_whole_checkpoint_has_no_problem(checkpoint: Path) -> None:
-    """Both transformers; one folder may serve both."""
+    """A whole checkpoint with both transformers has no problem; one folder may serve both."""
     assert problems_of(checkpoint) == problems_of(checkpoint, "framepack_f1") == ()
     assert ModelPool(checkpoint, device="cpu").missing("framepack") == []
 
@@ -160,7 +160,7 @@ def test_a_configuration_with_values_no_model_can_have(component: str, change: d
 
 @pytest.mark.parametrize("component", [*WEIGHTS, "tokenizer", "tokenizer_2", "feature_extractor"])
 def test_a_missing_component(component: str, copy: Path) -> None:
-    """Its folder is named, once, and nothing else is."""
+    """The folder of a missing component is named once, and no other problem is."""
     shutil.rmtree(copy / component)
     problem = only(problems_of(copy))
     assert (problem.key, problem.values["file"]) == ("checkpoint_file_missing", str(copy / component))
@@ -184,7 +184,7 @@ def test_tokenizers(copy: Path) -> None:
 
 
 def test_a_damaged_second_tokenizer_is_not_blamed_on_the_first(copy: Path) -> None:
-    """Who is told to download the wrong folder again downloads for nothing."""
+    """A damaged second tokenizer is not blamed on the first, or the user would download the wrong folder again."""
     for file in (copy / "tokenizer_2").iterdir():
         file.write_text("{")
     problem = only(problems_of(copy))
@@ -192,7 +192,7 @@ def test_a_damaged_second_tokenizer_is_not_blamed_on_the_first(copy: Path) -> No
 
 
 def test_all_problems_of_a_checkpoint_at_once(copy: Path) -> None:
-    """Nobody mends a checkpoint of 40 GB one file at a time."""
+    """All problems of a checkpoint are told at once, because nobody repairs 40 GB one file at a time."""
     shutil.rmtree(copy / "image_encoder")
     (copy / "vae" / "config.json").write_text("{")
     (copy / "tokenizer" / "tokenizer.json").unlink()
@@ -271,7 +271,8 @@ def test_networks_are_loaded_once(checkpoint: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_may_not_stay_is_dropped(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before something else is loaded, so that both are never there together. Until there is a choice, everything stays."""
+    """Networks that may not stay are dropped before another is loaded, so that both are never held together. Until a choice
+    is made, all stay."""
     pool = ModelPool(checkpoint, device="cpu")
     transformer = partial(pool.transformer, "framepack")
     for loan in (transformer, pool.vision, pool.vae, transformer):

@@ -41,7 +41,8 @@ TOKENS = 18_300
 
 
 def test_what_a_film_remembers_is_asked_for(pictures: list[str], tmp_path: Path) -> None:
-    """It was left out: a film with vae_cache took 6 GiB more than was said at 640x608, beside a card that was full."""
+    """The causal VAE cache was not counted: a film with vae_cache took 6 GiB more than was said at 640x608, beside a full
+    card."""
     engine, it = Engine(Models(tmp_path), tmp_path, "cpu"), changed(request("forward", pictures[0], size=640), seconds=1)
     height, width = fitted_size(pictures[0], 640)
     sampling = needs(PUBLISHED, "auto", 1, on_card=False).host
@@ -53,8 +54,8 @@ def test_what_a_film_remembers_is_asked_for(pictures: list[str], tmp_path: Path)
 
 @pytest.mark.parametrize("card", [True, False])
 def test_what_the_process_took_is_its_networks(card: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the next film as for the first, whatever it took. Pages of files are available already: counted as held, they let the
-    second film have 16 bits where the first had room for 8 only; and so did 3 GiB for a card's first use that took less."""
+    """The next film has as much memory as the first. Pages of files counted as held, although they are available, and so did
+    3 GiB for a card's first use: the second film got 16 bits where the first had room for 8 only."""
     held = [5 * GIB]
     monkeypatch.setattr(requirements, "host_memory", lambda: HostMemory(32 * GIB, 20 * GIB - held[0]))
     monkeypatch.setattr(requirements, "own_memory", lambda: held[0])
@@ -78,7 +79,8 @@ def test_pages_of_files_are_not_this_process_memory(checkpoint: Path) -> None:
 
 
 def test_tiles_remember_what_they_share(pictures: list[str]) -> None:
-    """Of tiles of 128 pixels, which overlap by half, a cell is in up to four: 297 MB where 122 were counted."""
+    """Tiles of 128 pixels overlap by half, so a cell is cached in up to four of them: 297 MB were taken where 122 were
+    counted."""
     assert Decoder.overlap == requirements.TILE_OVERLAP
     plan = changed(request("forward", pictures[0], size=640), vae_cache=True).plan()
     cells = [requirements.film_cells(plan, 24, 24, tile) for tile in (None, 1024, 192, 128)]
@@ -105,11 +107,9 @@ def test_what_the_published_model_needs() -> None:
 
 
 def test_the_largest_stage_counts() -> None:
-    """Never the sum, but for the two networks that every section needs.
-
-    The prompt's encoder stays in its files beside a card: it used to be asked for, 15.3 GB of it, so that 8 bits were refused
-    where they had room. What a film in 8 bits took in all was measured: 11.2 GiB after the check.
-    """
+    """The largest stage counts, not the sum, except for the two networks that every section needs. Beside a card the
+    prompt's encoder stays in its files: its 15.3 GB were counted, and 8 bits were refused where they had room. A whole film
+    in 8 bits was measured to take 11.2 GiB after the check."""
     narrow, wide = (needs(PUBLISHED, name, TOKENS, on_card=True).host for name in ("int8", "bfloat16"))
     beside = requirements.WORKING_BYTES + 2 * PUBLISHED.vae.whole
     assert round((narrow - beside) / 1e9, 1) == 9.1 and 11.2 * GIB < narrow < 11.7 * GIB
@@ -127,7 +127,7 @@ def test_the_largest_stage_counts() -> None:
     [(20, 6, "auto", "bfloat16"), (16, 6, "auto", "float8"), (16, 6, "int8", "int8"), (20, 6, "int8", "int8")],
 )
 def test_sixteen_bits_where_they_fit_else_eight(host: int, card: int, precision: str, chosen: str) -> None:
-    """What was asked for by name is never changed."""
+    """The precision "auto" is 16 bits where they fit and 8 otherwise; a precision that was chosen by name is never changed."""
     way = choose(PUBLISHED, precision, TOKENS, Machine(host * GIB, card * GIB, narrow="float8"))
     assert way.precision == chosen and way.chosen is (precision == "auto")
     assert (way.instead is not None) == (precision == "auto" and chosen == "float8")
@@ -193,7 +193,7 @@ def test_memory_that_is_enough_without_a_lora(
 def test_the_choice_is_said_and_goes_into_the_film(
     room: str, checkpoint: Path, pictures: list[str], tmp_path: Path, cheap_decode: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that the file makes the same film again, wherever it is read."""
+    """The chosen precision is told and stored in the film, so that its request makes the same film on any machine."""
     pool = ModelPool(checkpoint, device="cpu", card=FakeDevice(), reserve_gb=0)
     pool.placement = dataclasses.replace(pool.placement, transformer=torch.bfloat16)
     if room == "tight":
@@ -237,7 +237,7 @@ def test_the_choice_is_said_and_goes_into_the_film(
 def test_what_is_needed_is_said_before_anything_is_loaded(
     card: bool, precision: str, key: str, checkpoint: Path, pictures: list[str], tmp_path: Path, cheap_decode: None
 ) -> None:
-    """It was said for "auto" on a card alone; whoever had chosen a precision waited for a system that ended the program."""
+    """Too little memory was told for "auto" on a card alone; with a chosen precision the system ended the program later."""
     pool = ModelPool(checkpoint, device="cpu", card=FakeDevice() if card else None, reserve_gb=0)
     if card:
         pool.placement = dataclasses.replace(pool.placement, transformer=torch.bfloat16)
@@ -275,7 +275,7 @@ def test_what_is_loaded_already_is_not_needed_a_second_time(
 
 
 def test_downloads_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an interrupted download left is not needed a second time."""
+    """Downloads need room on the disk, less what an interrupted download has already left there."""
     files = ModelFiles(tmp_path / "hub")
     monkeypatch.setattr(disk_space, "disk_free", lambda folder: 41 * 10**9)
     missing = files.missing("framepack")
@@ -317,7 +317,8 @@ def test_other_models_in_a_repository_are_not_counted_as_downloaded(tmp_path: Pa
 def test_a_dry_run_counts_as_the_run_would(
     device: str, expected: str, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the driver's figures, less the reserve, and without torch; what does not fit is named and the figures stay."""
+    """A dry run counts card memory as the run would, from the driver's figures less the reserve and without torch; what does
+    not fit is named and the figures stay."""
     two = (Card("a", "1", (8, 9), 24 * GIB, 20 * GIB), Card("b", "1", (7, 5), 24 * GIB, 4 * GIB))
     monkeypatch.setattr(engine, "cards", lambda: two)
     have_memory(monkeypatch, 16 * GIB)

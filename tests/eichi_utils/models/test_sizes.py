@@ -37,7 +37,7 @@ def full() -> PackedTransformer:
 
 
 def test_the_published_sizes_are_those_of_the_architecture(full: PackedTransformer) -> None:
-    """What is said before a download is what is said after it."""
+    """The sizes told before a download equal those that the architecture has after it."""
     assert transformer_size(shapes_of(full)) == PUBLISHED.transformer
     with torch.device("meta"):
         vae = AutoencoderKLHunyuanVideo().half()
@@ -105,7 +105,7 @@ def test_what_is_not_there_is_judged_as_published(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["peft", "kohya_hunyuan", "loha", "lokr", "lokr_hunyuan"])
 def test_what_a_lora_takes_is_counted(family: str, checkpoint: Path, tmp_path: Path) -> None:
-    """To the number, by headers: its factors used to be forgotten, and a film that was allowed ran out of memory."""
+    """A LoRA's memory is counted exactly from its header; it was forgotten, and a film that was allowed ran out of memory."""
     files, path = ModelFiles(checkpoint), tmp_path / "a.safetensors"
     write_lora(path, family, shapes_in(files, "framepack"))
     pair = Lora(str(path), 0.5), Lora(str(path), -0.5)

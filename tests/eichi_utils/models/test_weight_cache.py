@@ -77,7 +77,7 @@ def test_the_second_start_quantises_nothing(card, precision: str, checkpoint: Pa
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16"])
 def test_wider_weights_are_not_kept(precision: str, checkpoint: Path) -> None:
-    """They are in the model's own files."""
+    """Weights of 16 bits are not kept in the cache, because the model's own files hold them."""
     weights(pool_of(checkpoint), precision)
     assert files() == set()
 
@@ -144,7 +144,7 @@ def test_every_way_of_making_them_has_its_own(checkpoint: Path, copy: Path, tmp_
 
 
 def test_a_lora_beside_them_makes_no_other_file(checkpoint: Path, tmp_path: Path, quantised: list) -> None:
-    """Neither another strength nor another LoRA: the weights are the model's own, 9 GB that are kept once."""
+    """A LoRA beside the weights, or another strength, makes no other file: the model's 9 GB are kept once."""
     shapes = shapes_in(ModelFiles(checkpoint), "framepack")
     for number in range(2):
         write_lora(tmp_path / f"{number}.safetensors", "kohya_hunyuan", shapes, seed=number)
@@ -265,7 +265,7 @@ def load_in_another_process(folder: Path, cache: Path, barrier, queue) -> None:
 @pytest.mark.process
 @pytest.mark.slow
 def test_two_processes_at_once(checkpoint: Path, quantised: list) -> None:
-    """Both load, and one whole file stays. This process is one of them; where it comes second there is that file already."""
+    """Two processes, one of them this test's, load at once and leave one whole file, whichever comes second."""
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(2), context.Queue()
     other = context.Process(target=load_in_another_process, args=(checkpoint, paths.CACHE, barrier, queue))

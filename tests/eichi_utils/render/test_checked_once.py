@@ -31,7 +31,7 @@ def test_a_job_is_judged_once_when_its_turn_comes(
 def test_the_command_line_judges_once_before_the_job(
     checkpoint: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """From the flags to the film: the door and the driver, nobody else."""
+    """From the flags to the film a request is checked twice only: by the command line's entry and by the driver."""
     counts, at_door = counted(monkeypatch), []
 
     def see(self: Engine, *_: object) -> Iterator[Event]:

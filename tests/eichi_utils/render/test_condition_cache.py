@@ -202,7 +202,7 @@ def test_damaged_files_are_made_again(damage: str, checkpoint: Path, pool: Model
 
 
 def test_nothing_is_kept_unless_it_is_asked_for(checkpoint: Path, pictures: list[str]) -> None:
-    """Neither read nor written."""
+    """Without a cache size, conditions are neither read from the disk nor written to it."""
     it = request("single", pictures[0])
     for _ in range(2):
         assert conditions(keeping(checkpoint, 0), it)[1] == set(ENCODERS)
@@ -236,7 +236,7 @@ def test_half_the_bytes_where_nothing_is_lost(checkpoint: Path, monkeypatch: pyt
 
 
 def test_another_dtype_library_or_device_is_another_key(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They round differently, and a seed must mean one film."""
+    """Another dtype, library or device is another key of the cache: they round differently, and a seed must mean one film."""
     keys = {ConditionCache(keeping(checkpoint))._prompt_key("a")}
     pool = keeping(checkpoint)
     monkeypatch.setattr(pool, "placement", type(pool.placement)(torch.device("cpu"), torch.float32, torch.float16))

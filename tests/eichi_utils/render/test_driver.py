@@ -102,7 +102,7 @@ def test_the_events_of_a_run(mode: str, runs: dict) -> None:
 
 @pytest.mark.parametrize("mode", list(SHORTEST))
 def test_the_same_request_makes_the_same_film(mode: str, runs: dict, pool: ModelPool, tmp_path: Path) -> None:
-    """To the last bit, read back from the result or from the start picture beside it."""
+    """The request read back from a result, or from the start picture beside it, makes the same film to the last bit."""
     made, _, events = runs[mode]
     for number, file in enumerate(events[-1].files):
         again = modes.from_json(read_placed_document(file, [Path(made.image).parent]))

@@ -193,7 +193,8 @@ def test_a_cache_that_lets_nothing_pass_is_no_cache(pool: ModelPool, pictures: l
 
 
 def test_the_vae_cache_changes_the_frames_and_nothing_else(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
-    """The same latents, as many frames, another picture: each part is decoded once, and nothing is blended."""
+    """The VAE cache keeps the latents and the number of frames, and changes the pictures: each part is decoded once,
+    unblended."""
     base = request("forward", pictures[0], seconds=1.1, window=4.5)
     films = {}
     for cache in (False, True):
@@ -212,7 +213,7 @@ def test_the_vae_cache_changes_the_frames_and_nothing_else(pool: ModelPool, pict
 
 @pytest.mark.parametrize("mode", ["reverse", "single"])
 def test_only_a_film_made_in_order_has_a_vae_cache(mode: str, pictures: list[str]) -> None:
-    """In the other modes what a frame looks back at does not exist yet."""
+    """Only modes that make a film in order have a VAE cache; in others the frames before a frame do not exist yet."""
     with pytest.raises(UserError) as error:
         modes.from_json({"mode": mode, "image": pictures[0], "prompt": "x", "vae_cache": True})
     assert ("vae_cache", "key_unknown") in {(problem.field, problem.key) for problem in error.value.problems}

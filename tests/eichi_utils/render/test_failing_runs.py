@@ -165,8 +165,8 @@ def test_an_error_while_keeping_is_not_the_reason(
 def test_a_folder_that_goes_away_while_a_film_is_made(
     how: str, pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None
 ) -> None:
-    """With the folder went the sections so far, and the film failed at its next section, perhaps hours later. The folder is
-    made again, and the film in it is whole."""
+    """If the folder of results was deleted, the film failed at its next section, perhaps hours later. The folder is made
+    again, and the film in it is whole."""
     it, out = request("reverse", pictures[0], save_frames="last", section_stills=True, **THREE), tmp_path / "out"
     whole = carry_out(it, pool, tmp_path / "other", "j")[-1]
     for event in driver.run(it, it.plan(), pool, Outputs(out, "j"), Stop()):

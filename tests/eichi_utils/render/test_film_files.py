@@ -96,7 +96,7 @@ def test_everything_that_can_be_kept(mode: str, pool: ModelPool, pictures: list[
 
 
 def test_a_still_of_a_film_with_a_final_frame(pool: ModelPool, pictures: list[str], tmp_path: Path, flat: None) -> None:
-    """It is not the film's own end, so it is not called so."""
+    """The still of a film with a final frame is not called its end, because the film's end is another picture."""
     carry_out(request("reverse", pictures[0], end_image=pictures[1], section_stills=True, **SHORT), pool, tmp_path, "j")
     assert names_in(tmp_path) == {"j.png", "j_0.png", "j_6.mp4"}
 
@@ -110,8 +110,8 @@ def test_frames_of_the_last_section_only(mode: str, pool: ModelPool, pictures: l
 
 
 def test_nothing_is_kept_unasked(pool: ModelPool, pictures: list[str], tmp_path: Path, flat: None) -> None:
-    """Only the whole film stays, and only files are deleted that the job wrote: the existing program deletes every film whose
-    name begins with the job's id."""
+    """Only the whole film stays, and only files that the job wrote are deleted: the existing program deletes every film
+    whose name begins with the job's id."""
     others = {"j_5.mp4.bak", "j_copy.mp4", "j_original.mp4", "k_5.mp4"}
     for name in others:
         (tmp_path / name).write_bytes(b"mine")
@@ -172,7 +172,8 @@ def test_a_smaller_tile_is_another_picture(pool: ModelPool, pictures: list[str],
 def test_films_are_decoded_in_tiles_too(
     vae_cache: bool, name: str, pool: ModelPool, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both ways of decoding are told the side in latent cells (that it acts: tests/diffusers_helper/vae/test_latents.py)."""
+    """Both ways of decoding are given the tile's side in latent cells (its effect:
+    tests/diffusers_helper/vae/test_latents.py)."""
     sides = []
 
     def noted(vae, latents, known, room, side):
@@ -186,7 +187,7 @@ def test_films_are_decoded_in_tiles_too(
 
 
 def test_files_are_announced_before_the_start(pictures: list[str]) -> None:
-    """As many as there will be, and their room on the disk is asked for."""
+    """The number of files is announced before the start, and their room on the disk is checked."""
     it = request("reverse", pictures[0], **THREE, **EVERYTHING)
     assert extra_counts(it, it.plan()) == {"section_videos": 2, "section_stills": 3, "frames": 61, "latents": 1}
     assert extra_counts(changed(it, save_frames="last"), it.plan())["frames"] == 24
@@ -198,7 +199,7 @@ def test_files_are_announced_before_the_start(pictures: list[str]) -> None:
 
 
 def test_every_announced_file_is_whole(pool: ModelPool, pictures: list[str], tmp_path: Path, flat: None) -> None:
-    """At every event, and nothing that was deleted is still named."""
+    """At every event the announced files are whole, and no deleted file is still named."""
     it, view = request("reverse", pictures[0], **THREE, section_stills=True, save_frames="all", save_latents=True), View()
     for event in driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), Stop()):
         view = view.after(event)

@@ -148,7 +148,7 @@ def test_stitched_films_are_mirror_images(latents: int) -> None:
 
 @pytest.mark.parametrize("side", ["front", "back"])
 def test_final_frames_are_levels_and_the_same_as_rounding_the_whole_film(side: str) -> None:
-    """Only what may still be blended waits in the numbers it was decoded in."""
+    """Final frames are held as rounded levels, equal to rounding the whole film; only frames to be blended stay unrounded."""
     exact, stitch = OverlapBlend(side, 5, on_host), OverlapBlend(side, 5)
     for pixels in stretches(side, 5, 3):
         half = (2.2 * pixels - 1.1).half()

@@ -80,7 +80,8 @@ def test_a_stop_at_any_event_leaves_no_more_than_a_finished_run(
 def test_a_run_that_is_dropped_gives_everything_back(
     at: str, checkpoint: Path, pictures: list[str], tmp_path: Path, loans: list[str]
 ) -> None:
-    """Nobody waits for the garbage collector: an exception in a page or watcher may hold on to a run for long."""
+    """A dropped run frees its memory without the garbage collector: an exception in a page or watcher may hold the run for
+    long."""
     it, pool = request("single", pictures[0]), ModelPool(checkpoint, device="cpu")
     run = driver.run(it, it.plan(), pool, Outputs(tmp_path, "dropped"), Stop())
     stage = ""
@@ -96,7 +97,7 @@ def test_a_run_that_is_dropped_gives_everything_back(
 def test_an_encoder_that_fails_does_not_stay(
     checkpoint: Path, pictures: list[str], tmp_path: Path, loans: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where memory ran out over a prompt, the next run began with 15 GB of it taken."""
+    """If memory ran out while a prompt was encoded, the encoder's 15 GB stayed taken in the next run."""
     pool = ModelPool(checkpoint, device="cpu")
 
     def fail(*_: Any) -> None:
@@ -111,7 +112,7 @@ def test_an_encoder_that_fails_does_not_stay(
 def test_every_look_at_the_stop_may_be_the_last(
     checkpoint: Path, pictures: list[str], tmp_path: Path, loans: list[str]
 ) -> None:
-    """In loading, in encoders and in the decoder there are hundreds of places where a run ends at once, each in order."""
+    """A run ends in order at each of the hundreds of places where it looks for a stop: in loading, encoders and decoder."""
     it = request("reverse", pictures[0], **SHORT)
     pool, whole = ModelPool(checkpoint, device="cpu"), CountedStop(10**9)
     assert isinstance(carry_out(it, pool, tmp_path, "whole", whole)[-1], Finished)
@@ -133,7 +134,7 @@ def test_every_look_at_the_stop_may_be_the_last(
 def test_an_encoder_is_broken_off_between_its_layers(
     stage: str, kind: str, checkpoint: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a network that was told to stop no further layer computes; without a card each takes seconds."""
+    """A stop ends an encoder after its current layer; without a card each layer takes seconds."""
     stop, computed = Stop(), []
     call = nn.Module.__call__
 
@@ -154,7 +155,8 @@ def test_an_encoder_is_broken_off_between_its_layers(
 def test_a_stop_while_a_section_is_decoded(
     mode: str, settings: dict, latents: int, pool: ModelPool, pictures: list[str], tmp_path: Path
 ) -> None:
-    """It waited for the whole decoding, 18 of a film's 22 seconds without a card. The film of the sections before is kept."""
+    """A stop waited for the whole decoding, 18 of a film's 22 seconds without a card. The film of the sections before is
+    kept."""
     stop, told = Stop(), []
     it = request(mode, pictures[0], save_latents=True, **settings, **THREE)
     for event in driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop):

@@ -55,7 +55,7 @@ def steps_seen(card: FakeDevice | None) -> tuple[list, list]:
 
 
 def test_a_card_has_its_next_step_before_anybody_waits_for_this_one():
-    """The same pictures of the same steps; with a card the copy is waited for when the next step is queued."""
+    """Previews show the same pictures of the same steps; on a card the copy is awaited only after the next step is queued."""
     plain, at_once = steps_seen(None)
     card = FakeDevice()
     late, ahead = steps_seen(card)
@@ -193,7 +193,8 @@ def with_branches(net: PackedTransformer) -> None:
     ],
 )
 def test_without_a_step_cache_the_host_never_waits_in_a_step(net, change, fields):
-    """Neither for a number nor to be rid of one; sampler, guidance and preview included."""
+    """Without a step cache the host never waits within a step, to read a number or to send one; sampler, guidance and
+    preview included."""
     change(net)
     assert sent_between_steps(net, **fields) == []
 
@@ -255,7 +256,8 @@ class Asked(TorchDispatchMode):
 
 @pytest.mark.parametrize(("name", "kind"), [("teacache", TeaCache), ("first_block", FirstBlockCache)])
 def test_a_step_cache_asks_for_one_number_a_step(net, name, kind):
-    """It has to: what is skipped depends on it. Not at the first and the last step, which are computed anyway."""
+    """A step cache reads one number from the card at each step, to decide whether to skip it; not at the first and the last
+    step, which are always computed."""
     with pytest.raises(RuntimeError, match="item"):
         sent_between_steps(net, step_cache=name)
     cache = kind(0.15, STEPS)

@@ -89,7 +89,7 @@ def test_what_lies_between_is_sampled_towards_what_comes(
 def test_the_forward_mode_goes_in_a_straight_line(
     pool: ModelPool, pictures: list[str], appended: str, cheap_decode: None
 ) -> None:
-    """Its model cannot look ahead; the plan says so by having nothing to sample."""
+    """Joining in the forward mode interpolates in a straight line, without sampling, because its model cannot look ahead."""
     it = request("forward", pictures[0], append_latents=appended, join_latents=3, **SHORT)
     whole = joined_latents(it, pool).clip.latents
     assert it.plan().samplings == it.plan().sections
@@ -142,14 +142,14 @@ def test_both_films_are_kept(run: tuple) -> None:
 
 
 def test_a_joined_film_says_what_it_was_made_of(run: tuple) -> None:
-    """Its request names the file and all that was done with it, and makes the same film again."""
+    """A joined film's request names the appended file and all that was done with it, and makes the same film again."""
     it, _, events = run
     folders = [Path(it.image).parent, Path(it.append_latents).parent]
     assert all(modes.from_json(read_placed_document(file, folders)) == it for file in events[-1].files)
 
 
 def test_the_events_of_a_join(run: tuple) -> None:
-    """It counts as one more section, with steps of its own; the bar never goes back and ends full."""
+    """A join counts as one more section with steps of its own; the bar never goes back and ends full."""
     _it, _, events = run
     (started,) = [event for event in events if isinstance(event, Started)]
     assert (started.sections, started.frames) == (2, events[-1].frames)
@@ -220,7 +220,7 @@ def stopped_at(it: Request, pool: ModelPool, folder: Path, level: StopLevel, whe
 def test_stopped_while_joining_the_new_film_is_there(
     when: Any, pool: ModelPool, pictures: list[str], appended: str, tmp_path: Path, cheap_decode: None
 ) -> None:
-    """Nothing half is left in the folder, and the end says that something is missing."""
+    """A stop during the join leaves the new film and nothing unfinished, and the end says that something is missing."""
     it = request("reverse", pictures[0], append_latents=appended, join_latents=2, **SHORT)
     events = stopped_at(it, pool, tmp_path, StopLevel.NOW, when)
     assert isinstance(events[-1], Stopped) and events[-1].frames == 21
@@ -230,7 +230,7 @@ def test_stopped_while_joining_the_new_film_is_there(
 def test_stopped_after_the_section_nothing_is_appended(
     pool: ModelPool, pictures: list[str], appended: str, tmp_path: Path, cheap_decode: None
 ) -> None:
-    """Unless the join itself is what was being sampled: then it is finished."""
+    """With a stop after the section nothing is appended, unless the join itself is being sampled, which is then finished."""
     it = request("reverse", pictures[0], append_latents=appended, join_latents=2, **SHORT)
     events = stopped_at(it, pool, tmp_path / "a", StopLevel.SECTION, lambda event: isinstance(event, Step))
     assert isinstance(events[-1], Stopped) and names_in(tmp_path / "a") == {"j_6.mp4", "j.png"}

@@ -78,7 +78,7 @@ def test_strengths_from_minus_two_to_two(strength: float, pictures: list[str]) -
 
 
 def test_eight_and_more_at_once(pictures: list[str]) -> None:
-    """The same file may be there twice: each slot is its own."""
+    """Eight LoRA and more can be used at once, the same file in several slots too: each slot is its own."""
     assert problems_of("reverse", pictures[0], *(Lora(str(FILE), 0.1 * number) for number in range(12))) == set()
 
 
@@ -160,7 +160,8 @@ def test_metadata_names_file_and_strength(pictures: list[str], tmp_path: Path) -
 
 
 def test_a_sections_scale_is_checked_like_a_strength(pictures: list[str]) -> None:
-    """At its section, with what it would make of the strongest LoRA; a number that is none is said as such."""
+    """A section's scale is checked at its section, multiplied by the strongest LoRA's strength; a value that is no number is
+    named."""
 
     def problems(scales: dict, *strengths: float) -> set[tuple[str, str]]:
         loras = tuple(Lora(str(FILE), strength) for strength in strengths)
@@ -184,7 +185,8 @@ def test_a_sections_scale_is_checked_like_a_strength(pictures: list[str]) -> Non
 
 
 def test_an_empty_box_of_a_strength_asks_for_a_value(pictures: list[str]) -> None:
-    """It said that "None" is no number, and of a section that its whole dictionary has the wrong type."""
+    """An empty strength asks for a value; the error was that "None" is no number, or that a section's dictionary has the
+    wrong type."""
     document = {"mode": "forward", "image": pictures[0], "prompt": "x", "section_lora_scales": {"0": None, "1": 0.5}}
     with pytest.raises(UserError) as error:
         modes.from_json(document)

@@ -32,7 +32,7 @@ def blanks(plan: Plan) -> list[int]:
 @pytest.mark.parametrize(("seconds", "long", "short"), SECTIONS)
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
 def test_sections_and_frames_of_every_usual_length(mode: str, seconds: int, long: int, short: int) -> None:
-    """Both film modes make the same number of sections, and 36 n + 1 or 20 n + 1 frames."""
+    """Both film modes make the same number of sections for a length, and 36 n + 1 or 20 n + 1 frames."""
     for window, count, frames in ((9.0, long, 36 * long + 1), (4.5, short, 20 * short + 1)):
         plan = film(mode, seconds=seconds, window=window)
         assert section_count(seconds, window) == len(plan.sections) == count
@@ -114,7 +114,7 @@ def test_the_film_of_reverse_ends_with_its_start() -> None:
 
 
 def test_the_final_frame_opens_the_history_scaled() -> None:
-    """It is looked at, times its strength, and does not become part of the film."""
+    """The final frame opens the history, multiplied by its strength, and does not become part of the film."""
     plan = film("reverse", seconds=2, end_image="end.png", end_strength=0.4)
     assert plan.opening == Ref("end", range(1), scale=0.4)
     assert not plan.opening_shown
@@ -223,7 +223,7 @@ def test_one_frame_with_everything_set() -> None:
 
 @pytest.mark.parametrize("controls", [(), (Control("ref.png"),)])
 def test_every_switch_of_the_one_frame_mode_changes_the_plan(controls: tuple) -> None:
-    """In the existing program several of them did nothing."""
+    """Each switch of the one-frame mode changes the plan; in the existing program several of them did nothing."""
     base = request("single", "start.png", controls=controls)
     for name, one, other in (
         ("context_1x", True, False),

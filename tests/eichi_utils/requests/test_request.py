@@ -156,7 +156,7 @@ def test_all_mistakes_of_a_document_come_at_once(pictures: list[str], tmp_path) 
 
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
 def test_an_empty_prompt_is_said_beside_a_wrong_length(mode: str, pictures: list[str]) -> None:
-    """Where no section brings a prompt, the empty one is wrong whatever the length: both are said at once."""
+    """An empty prompt is told beside a wrong length: where no section brings a prompt, it is wrong for any length."""
     problems = request(mode, pictures[0], prompt="", seconds=500).check()
     assert found(problems) == {("seconds", "out_of_range"), ("prompt", "prompt_empty")}
 
@@ -223,7 +223,7 @@ def test_limits_are_inclusive_and_hold(mode: str, pictures: list[str]) -> None:
 
 
 def test_a_drawn_seed_replaces_minus_one_and_nothing_else(pictures: list[str]) -> None:
-    """What is stored must reproduce the film: -1 may not survive, and 0 is a seed like any other."""
+    """A drawn seed replaces -1 alone, because the stored request must make the film again; 0 is a seed like any other."""
     seeds = {with_seed(request("single", pictures[0], seed=-1)).seed for _ in range(50)}
     assert len(seeds) > 40
     assert all(0 <= seed < DRAWN_SEED_LIMIT for seed in seeds)
@@ -266,7 +266,7 @@ def test_a_section_number_the_film_does_not_have(key: int, pictures: list[str]) 
 
 
 def test_problems_of_keyframes_and_controls_name_the_one_that_is_wrong(pictures: list[str], tmp_path) -> None:
-    """With many pictures the user must be told which."""
+    """Problems of keyframes and controls name the picture that is wrong, because there may be many."""
     gone = str(tmp_path / "gone.png")
     problems = request("reverse", pictures[0], seconds=2, keyframes={0: gone, 1: pictures[1]}).check()
     assert found(problems) == {("keyframes/0", "picture_missing")}
@@ -298,7 +298,7 @@ def test_text_that_no_file_can_hold_is_refused_at_once(mode: str, pictures: list
 
 
 def test_requests_are_values(pictures: list[str]) -> None:
-    """Nobody can change a request that a job or a page also holds."""
+    """Requests are immutable, so that nobody can change one that a job or a page also holds."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         request("single", pictures[0]).seed = 5
     assert request("reverse", pictures[0]) == request("reverse", pictures[0])

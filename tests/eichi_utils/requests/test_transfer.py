@@ -27,7 +27,8 @@ def test_what_a_page_can_show_is_kept() -> None:
 
 
 def test_sections_are_counted_from_the_end() -> None:
-    """Only the F1 mode counts from the start. Twice is once forth and once back; beyond the film nothing moves."""
+    """Sections are counted from the end, but from the start in the F1 mode. Converting twice gives the original, and
+    sections beyond the film stay."""
     film = {"seconds": 5, "window": 9.0, "section_prompts": {"0": "a", "3": "d", "4": "beyond"}}
     assert from_the_end({"mode": "reverse", **film}) == {"mode": "reverse", **film}
     turned = from_the_end({"mode": "forward", **film})
@@ -36,7 +37,7 @@ def test_sections_are_counted_from_the_end() -> None:
 
 
 def test_from_one_mode_to_another() -> None:
-    """What the other mode does not have is named only where somebody had set it."""
+    """A change of mode names the settings that the other mode does not have, but only those that somebody had set."""
     film = {"seconds": 5, "window": 9.0, "section_prompts": {"0": "end"}, "padding": None, "end_strength": 0.5}
     fields, notes = for_mode("reverse", "forward", film)
     assert fields == {"seconds": 5, "window": 9.0, "section_prompts": {"3": "end"}}

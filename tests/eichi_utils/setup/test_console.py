@@ -109,7 +109,7 @@ def test_a_program_without_a_console_has_streams(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("line", ["[====] 40 %  decode", "[====] 40 %  \u30c7\u30b3\u30fc\u30c9\u4e2d " + "\u732b" * 60, ""])
 def test_a_redrawn_line_fits_the_terminal(line: str) -> None:
-    """In Japanese every line was wider than the terminal, which it filled with lines instead of drawing one again."""
+    """A redrawn line fits the terminal. In Japanese it was wider, and each redraw filled a new line."""
     shown = fitted(line, 79)
     assert sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in shown) == 79
     assert shown.startswith(line[:30])

@@ -61,7 +61,7 @@ def test_torn_stamp_counts_as_none(text):
 
 
 def test_stamp_survives_its_file():
-    """What is written is what is read."""
+    """A stamp that is written and read again is equal to the first."""
     assert environment.Stamp.from_json(stamp(test=True).to_json()) == stamp(test=True)
 
 
@@ -89,7 +89,7 @@ def test_installs_once(machine):
 
 @pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml"])
 def test_changed_requirements_install_into_the_environment(machine, name):
-    """After an update of the program only pip runs; the environment itself stays."""
+    """After an update with changed requirements only pip runs; the environment itself stays."""
     launch.main(["setup"])
     machine.made()
     with (machine.root / name).open("a") as file:
@@ -252,7 +252,8 @@ def test_an_installed_torch_says_its_build(version, platform, build):
 
 
 def test_what_is_installed_is_found_out(tmp_path):
-    """By the Python that runs it: versions, conditions, and whether our own packages are those of this folder."""
+    """The environment's Python reports what is installed: versions, conditions, and whether our packages are those of this
+    folder."""
     requirements = "# pins\ntorch>=2  # the networks\npillow\nnothing-like-it; python_version < '3'\n-e .\n"
     (tmp_path / "requirements.txt").write_text(requirements)
     found = installed.report(tmp_path)
@@ -270,7 +271,7 @@ def test_what_is_installed_is_found_out(tmp_path):
 
 @pytest.mark.process
 def test_an_environment_is_asked_by_its_own_python(tmp_path):
-    """One that does not run, or answers nothing that can be read, holds nothing."""
+    """An environment whose Python does not run, or answers nothing that can be read, counts as empty."""
     assert environment.examine(tmp_path) is None
     venv.create(tmp_path / ".venv", symlinks=os.name != "nt")
     assert environment.examine(tmp_path) is None
@@ -304,7 +305,7 @@ def test_failed_installation_says_what_to_do(machine, capsys, output, advice):
 
 
 def test_failed_update_keeps_the_environment_and_tries_again(machine):
-    """Without a network after an update, the next start repeats the update, not the whole download."""
+    """If an update fails without a network, the next start repeats the update and not the whole download."""
     launch.main(["setup"])
     (machine.root / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     machine.failures = {"2 packages": "NewConnectionError"}
