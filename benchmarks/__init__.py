@@ -1,1 +1,1 @@
-"""Measure the speed, memory and quality figures of the README."""
+"""Measure the speed, memory and quality figures of benchmarks/README.md."""

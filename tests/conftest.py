@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,10 @@ def pytest_configure() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Imports make a million lasting objects; looking through them for garbage again and again takes a tenth of all time.
     gc.disable()
+    # A suite that is started in the background has these ignored, and every program that it starts would have them ignored too.
+    for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_collection_finish() -> None:

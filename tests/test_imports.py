@@ -23,6 +23,7 @@ PRODUCT = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [ROOT / "launch.py", *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))]
 )
+STATIC = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "webui/static").iterdir())
 TESTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py"))
 
 # Packages of this project that each package may import besides itself.
@@ -390,7 +391,7 @@ def test_no_checker_is_silenced_wholesale():
 
 def test_a_file_is_read_in_one_sitting():
     """The original's pages had 4000 lines and more. A file of more than 400 lines should be split."""
-    lengths = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in (*PRODUCT, *TESTS)}
+    lengths = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in (*PRODUCT, *TESTS, *STATIC)}
     assert {file for file, length in lengths.items() if length > LONGEST} <= LONG_STILL
 
 

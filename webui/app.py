@@ -46,7 +46,7 @@ from webui.http.server import Server, address, listen, room
 from webui.live import polling
 from webui.live.browser_pictures import BrowserPictures
 from webui.panels.memory_panel import RESERVE, set_reserve
-from webui.static_files import STYLE, PageHeads
+from webui.static_files import STYLES, PageHeads
 
 PAGES = MappingProxyType(
     {
@@ -164,7 +164,7 @@ def build(
             footer_links=[],
             run_history=False,
             theme=theme(),
-            css_paths=STYLE,
+            css_paths=[*STYLES],
         )
     app.add_middleware(PageHeads, heads=heads)
     if files is not None:

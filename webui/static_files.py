@@ -22,7 +22,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 FOLDER = Path(__file__).with_name("static")
-STYLE = FOLDER / "style.css"
+# Styles of a whole page; others go with the element that they are of.
+STYLES = (FOLDER / "style.css", FOLDER / "loras.css")
 ADDRESS = "/scripts"
 # The first script, which imports the others; and the id of the element with the server's data about a page.
 MAIN, PAGE_ELEMENT = "main.js", "eichi-page"

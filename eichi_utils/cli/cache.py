@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from eichi_utils.cli.output import DONE, FAILED, problem_lines, problems_document, result, say
+from eichi_utils.cli.output import DONE, FAILED, Commands, problem_lines, problems_document, result, say
 from eichi_utils.files import paths
 from eichi_utils.files.disk_cache import open_caches
 from eichi_utils.problems import Problem
@@ -18,7 +18,7 @@ EVERYTHING = "all"
 NAMES = {"prompts": "cli.cache.prompts", "pictures": "cli.cache.pictures", "weights": "cli.cache.weights"}
 
 
-def add_cache_command(commands: Any, t: Translator) -> argparse.ArgumentParser:
+def add_cache_command(commands: Commands, t: Translator) -> argparse.ArgumentParser:
     """Add `cache` to the commands of a parser and return its parser. commands: what `add_subparsers` returned."""
     command = commands.add_parser("cache", help=t("cli.cache"), description=t("cli.cache"), allow_abbrev=False)
     command.set_defaults(run=run_cache)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_helper.checkpoints.files import CheckpointError
-from eichi_utils.cli.output import result, say
+from eichi_utils.cli.output import Commands, result, say
 from eichi_utils.files.paths import resolved
 from eichi_utils.models.catalogue import Models
 from eichi_utils.models.hub import ModelFiles
@@ -25,7 +25,7 @@ CHECKPOINTS = ("framepack", "framepack_f1")
 SHOWN = 3
 
 
-def add_lora_command(commands: Any, t: Translator) -> argparse.ArgumentParser:
+def add_lora_command(commands: Commands, t: Translator) -> argparse.ArgumentParser:
     """Add `lora` to the commands of a parser and return its parser. The command checks files against a model if it is there."""
     command = commands.add_parser("lora", help=t("cli.lora"), description=t("cli.lora"), allow_abbrev=False)
     command.set_defaults(run=run_lora)

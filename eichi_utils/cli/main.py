@@ -159,7 +159,7 @@ class _Reference(argparse.Action):
 
 
 def read_request(
-    options: argparse.Namespace, defaults: Mapping[str, Any], say: Callable[..., Any] = lambda key, **values: None
+    options: argparse.Namespace, defaults: Mapping[str, Any], say: Callable[..., object] = lambda key, **values: None
 ) -> Request:
     """Return the request from `--request` (or `defaults`), changed by every flag that was given. Raises UserError.
 
@@ -186,7 +186,7 @@ def read_request(
     return request
 
 
-def _with_model(document: Mapping[str, Any], models: Models, say: Callable[..., Any]) -> Mapping[str, Any]:
+def _with_model(document: Mapping[str, Any], models: Models, say: Callable[..., object]) -> Mapping[str, Any]:
     """Return the document with a model if it names none, and with the model's recommended values for missing fields."""
     mode = document.get("mode")
     if not isinstance(mode, str) or mode not in modes.MODES:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 from eichi_utils.problems import Problem, Translate, shown
 from eichi_utils.requests import modes
@@ -25,6 +26,14 @@ OTHER_FLAGS = (
     "models", "out", "device", "attention", "reserve_gb", "cache_gb", "crf", "join_latents", "trim_start", "trim_end",
     "log_folder", "uploads",
 )  # fmt: skip
+
+
+class Commands(Protocol):
+    """Take the commands of a program, as what argparse's `add_subparsers` returns does."""
+
+    def add_parser(self, name: str, **settings: Any) -> argparse.ArgumentParser:
+        """Return the parser of a new command. settings: as ArgumentParser's."""
+        ...
 
 
 def result(text: str) -> None:

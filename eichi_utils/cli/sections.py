@@ -6,9 +6,8 @@ import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from eichi_utils.cli.output import result, say
+from eichi_utils.cli.output import Commands, result, say
 from eichi_utils.exchange.metadata import read_placed_document
 from eichi_utils.exchange.section_zip import export_sections, import_sections
 from eichi_utils.files.paths import DEFAULT_UPLOADS, place, resolved
@@ -17,7 +16,7 @@ from eichi_utils.requests.request import Request, to_json
 from locales import Translator
 
 
-def add_sections_commands(commands: Any, t: Translator) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+def add_sections_commands(commands: Commands, t: Translator) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """Add `sections export` and `sections import` to a parser's commands and return their parsers; they need no model."""
     sections = commands.add_parser("sections", help=t("cli.sections"), description=t("cli.sections"), allow_abbrev=False)
     kinds = sections.add_subparsers(required=True, metavar="export|import")

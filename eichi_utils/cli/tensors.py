@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eichi_utils.cli.output import FAILED, report_problems, result, say, whole
+from eichi_utils.cli.output import FAILED, Commands, report_problems, result, say, whole
 from eichi_utils.exchange.metadata import film_tags, text_of
 from eichi_utils.exchange.named_files import parts_without_paths, without_paths
 from eichi_utils.files.latent_header import PARTS, LatentInfo, latents_problem, read_info
@@ -29,7 +29,7 @@ LATENTS_SUFFIX, FILM_SUFFIX = ".safetensors", ".mp4"
 MOST_CRF = 51
 
 
-def add_tensors_commands(commands: Any, t: Translator) -> tuple[argparse.ArgumentParser, ...]:
+def add_tensors_commands(commands: Commands, t: Translator) -> tuple[argparse.ArgumentParser, ...]:
     """Add four commands below `tensors` and return their parsers; only `decode` needs a model, and of that only the VAE."""
     tensors = commands.add_parser("tensors", help=t("cli.tensors"), description=t("cli.tensors"), allow_abbrev=False)
     kinds = tensors.add_subparsers(required=True, metavar="info|trim|join|decode")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from diffusers_helper.vae.frames import FPS, FRAMES_PER_LATENT, frames_of
 
@@ -161,11 +161,15 @@ def lay(*lengths: int) -> tuple[range, ...]:
     return tuple(range(end - length, end) for end, length in zip(ends, lengths, strict=True))
 
 
-def once(plan: Callable[[Any], Plan]) -> Callable[[Any], Plan]:
+# A class of requests.
+Planned = TypeVar("Planned")
+
+
+def once(plan: Callable[[Planned], Plan]) -> Callable[[Planned], Plan]:
     """Cache a request's plan in the request, which never changes: a page asks for it in six places at every key pressed."""
 
     @wraps(plan)
-    def kept(self: Any) -> Plan:
+    def kept(self: Planned) -> Plan:
         known = vars(self)
         if "_plan" not in known:
             known["_plan"] = plan(self)

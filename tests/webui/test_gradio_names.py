@@ -116,7 +116,7 @@ def users_of(name: str) -> str:
     """Return which functions and classes of `gradio_compat` name it."""
     tree = ast.parse(Path(gradio_compat.__file__).read_text(encoding="utf-8"))
     tops = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    return ", ".join(node.name for node in tops if re.search(rf"\\b{name}\\b", ast.unparse(node))) or "The imports"
+    return ", ".join(node.name for node in tops if re.search(rf"\b{name}\b", ast.unparse(node))) or "The imports"
 
 
 @pytest.mark.parametrize(("owner", "name"), [(owner, name) for owner, names in GRADIO.items() for name in names.split()])

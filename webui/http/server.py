@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import uvicorn
+from starlette.types import ASGIApp
 
 from eichi_utils.setup.console import write
 from webui.http.connection import Connection, Patience
@@ -94,7 +95,7 @@ class Server(uvicorn.Server):
     gate: which counts the connections. url: the address to print, "" for none. inbrowser: whether to open it in a browser.
     """
 
-    def __init__(self, app: Any, gate: Gate, url: str = "", inbrowser: bool = False, patience: Patience | None = None):
+    def __init__(self, app: ASGIApp, gate: Gate, url: str = "", inbrowser: bool = False, patience: Patience | None = None):
         connection = functools.partial(Connection, gate=gate, patience=patience or Patience())
         # log_config=None: uvicorn's messages go to the program's log. proxy_headers=False: `Doors` reads forwarded headers.
         super().__init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -58,7 +58,7 @@ class StartPanel:
         """Return the components that `on_change` may change."""
         return [self.summary, self.problems, self.field_problems, self.start, *self.followers]
 
-    def wire(self, after: Any, outputs: Any, seen: Component) -> None:
+    def wire(self, after: Callable[..., Any], outputs: Sequence[Component], seen: Component) -> None:
         """Connect the events. after: called with `seen` once a job is submitted, to show it at once. outputs: its outputs."""
         # Typing causes many events; only the newest state is answered, those between are skipped.
         # A change of the model is checked together with the size that comes with it, by an event of the model panel.
@@ -126,7 +126,7 @@ class StartPanel:
         before, at = self._submitted
         return before == request and came - at < DOUBLE_CLICK_SECONDS
 
-    def _summary(self, request: Any, problems: Any) -> str:
+    def _summary(self, request: Request | None, problems: tuple[Problem, ...]) -> str:
         took = self.context.timings.seconds if self.context.timings else None
         lines = words.summary(self.t, request, problems, took), words.files(self.t, request, problems)
         shown = "".join(f"<span>{escape(line)}</span>" for line in lines if line)
