@@ -72,7 +72,7 @@ def test_parses_on_python_3_7(file):
 
 @pytest.mark.parametrize("version", [(3, 7, 16), (3, 9, 18)])
 def test_old_python_is_named_and_refused(version, monkeypatch, capsys):
-    """Too old a Python ends with exit code 1 and a message with both versions and the way out."""
+    """Too old a Python ends with exit code 1 and a message that names both versions and what to do."""
     monkeypatch.setattr(sys, "version_info", version)
     assert launch.main(["setup"]) == 1
     message = capsys.readouterr().err
@@ -82,7 +82,7 @@ def test_old_python_is_named_and_refused(version, monkeypatch, capsys):
 @pytest.mark.process
 @pytest.mark.skipif(os.name == "nt", reason="written for a POSIX shell")
 def test_closed_streams_end_nothing():
-    """Without streams the launcher ended in a traceback at its first sentence."""
+    """The launcher runs without standard streams; it ended in a traceback at its first sentence."""
     command = ["/bin/sh", "-c", '"$0" "$@" >&- 2>&-', sys.executable, str(ROOT / "launch.py")]
     assert subprocess.run([*command, "--help"], capture_output=True).returncode == 0
     assert subprocess.run([*command, "paint"], capture_output=True).returncode == 2
@@ -318,7 +318,7 @@ def test_batch_file_starts_its_mode(name):
 
 
 def test_menu_batch_file_leaves_the_menu_to_the_launcher():
-    """There is one menu only."""
+    """The menu's batch file only starts the launcher, so that there is one menu."""
     assert 'call "%~dp0eichi.bat" %*' in batch_lines("Language_FramePack-eichi.bat")
 
 

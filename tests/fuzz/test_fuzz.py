@@ -24,7 +24,7 @@ CASES, SEED = 100, 1
 
 @pytest.mark.parametrize("name", READERS)
 def test_no_file_ends_in_a_traceback(name: str) -> None:
-    """The same mutations on every machine; a case that fails here is made again by `--seed 1 --case N`."""
+    """No mutated file ends in a traceback. Mutations are the same on every machine: `--seed 1 --case N` repeats a case."""
     with cases_of(name, SEED) as made:
         # The first case does the late imports, which count for none.
         made.run(0)
@@ -74,7 +74,7 @@ def test_findings_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.process
 def test_waiting_is_no_hang_and_working_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine with other work a case that took its time by the clock was told as one that hangs."""
+    """A hang is judged by processor time: on a busy machine a case that took long by the clock was reported as one."""
     begin = "import time; print('{\"case\": 7}', flush=True); "
     works, waits = "\nwhile True: pass", "time.sleep(0.8); print('{\"end\": 8}', flush=True)"
     process = main._process
@@ -87,7 +87,7 @@ def test_waiting_is_no_hang_and_working_is(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_minutes_are_those_of_all_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One minute was one for each of thirteen readers."""
+    """The minutes given are shared by all readers; one minute was spent on each of thirteen."""
     given = []
     monkeypatch.setattr(main, "watch", lambda name, seed, seconds, folder: given.append(seconds) or main.Watched(name))
     monkeypatch.setattr(sys, "argv", ["fuzz", "--minutes", "1", "--keep", str(tmp_path), "films", "texts", "lora"])

@@ -49,7 +49,7 @@ def grey(vae, latents, known, room, side):
 
 @pytest.mark.parametrize("name", marked(VECTORS))
 def test_the_original_made_the_same(pool, name, monkeypatch):
-    """Same noise and embeddings, same film: whoever has a seed from before gets the film from before."""
+    """The same noise and embeddings give the original program's film, so that old seeds give their old films."""
     if name in LATENTS_ALONE:
         monkeypatch.setattr(section_loop, "decode_frames", grey)
     matching = [replay for pattern, replay in REPLAYS.items() if fnmatch.fnmatch(name, pattern)]
@@ -64,7 +64,7 @@ def test_the_original_made_the_same(pool, name, monkeypatch):
 
 @pytest.mark.parametrize("name", marked([*fnmatch.filter(VECTORS, "transformer_*"), "film_reverse_1.safetensors"]))
 def test_fused_products_make_the_same(name):
-    """With weights in slabs, q, k and v are computed as one product, which must give the same numbers."""
+    """With weights in slabs q, k and v are computed as one product, and the film has the same numbers."""
     pool = TinyPool(FOLDER)
     in_slabs(pool.net)
     replay = next(replay for pattern, replay in REPLAYS.items() if fnmatch.fnmatch(name, pattern))
@@ -188,7 +188,7 @@ def test_main_explains_itself(capsys, arguments):
 
 
 def test_a_folder_with_a_few_vectors_brings_no_networks(tmp_path, capsys):
-    """It used to end in a traceback before the first line; networks that a folder lacks are those of the tests."""
+    """Networks that a folder lacks are those of the tests; such a folder ended in a traceback before the first line."""
     copy(tmp_path, "schedule.json", "transformer_half_window.safetensors")
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("ok  ") == 2

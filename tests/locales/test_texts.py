@@ -163,7 +163,8 @@ def test_no_key_twice() -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_texts_are_texts(language: str) -> None:
-    """None is empty; placeholders are the English ones, plain names that always format; help texts suit argparse."""
+    """No text is empty, its placeholders are the English ones with plain names that always format, and help texts suit
+    argparse."""
     for key, english in table("en").items():
         text = table(language)[key]
         assert isinstance(text, str), key

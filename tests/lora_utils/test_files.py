@@ -70,7 +70,7 @@ def test_files_that_are_none_are_told_apart(content, key, said, tmp_path):
 
 
 def test_a_file_that_may_not_be_read_is_not_damaged(file, monkeypatch):
-    """It was "damaged: - bytes instead of Permission denied"."""
+    """A file without permission to read is not called damaged; it was "damaged: - bytes instead of Permission denied"."""
     monkeypatch.setattr("pathlib.Path.open", lambda *a, **k: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     error = failure(file)
     assert (error.key, error.values["reason"]) == ("unreadable", "Permission denied")
@@ -81,7 +81,8 @@ def test_a_file_that_may_not_be_read_is_not_damaged(file, monkeypatch):
     [("z.pt", "z"), ("z.safetensors.pt", "z"), ("z.SafeTensors.bin", "z"), ('it\'s "z".ckpt', 'it\'s "z"')],
 )
 def test_the_hint_how_to_convert_is_python_that_works(name, target, tmp_path):
-    """For z.safetensors.pt it wrote z.safetensors.safetensors, and a quote in a name made it no Python."""
+    """The hint how to convert a file is valid Python: a quote in a name broke it, and z.safetensors.pt became
+    z.safetensors.safetensors."""
     (tmp_path / name).write_bytes(b"")
     values = failure(tmp_path / name).values
     assert ast.literal_eval(values["source"]) == name
@@ -100,7 +101,7 @@ def test_other_kinds_are_refused_unopened(suffix, key, tmp_path, monkeypatch):
 
 
 def test_every_way_of_being_cut_off_is_found(file):
-    """At each length but the whole one."""
+    """A file that is cut off at any length is found to be damaged."""
     data = file.read_bytes()
     for length in range(len(data)):
         file.write_bytes(data[:length])
@@ -139,7 +140,7 @@ def test_a_header_of_impossible_length_reserves_nothing(file):
 
 
 def test_what_is_written_is_read_again(file, tmp_path):
-    """By the library itself, with metadata, order and an empty tensor."""
+    """The safetensors library reads a written file, with its metadata, its order and an empty tensor."""
     header = read_header(file)
     parts = (TENSORS[name].contiguous().view(torch.uint8).numpy().tobytes() for name in header.shapes)
     write_stream(tmp_path / "y.safetensors", header, parts)

@@ -44,7 +44,7 @@ def change(path: Path, edit) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_adds_what_its_formula_says(family, shapes, tmp_path):
-    """At every layer that the family has a name for: blocks, modulation, refiner, embedders, head."""
+    """Every family adds what its formula says to each layer it has a name for: blocks, modulation, refiner, embedders, head."""
     expected = write_lora(tmp_path / "a.safetensors", family, shapes, rank=3, alpha=2.0)
     found, report = read(tmp_path / "a.safetensors", shapes)
     assert set(found) == set(expected)
@@ -78,13 +78,14 @@ def test_the_family_is_named(family, name, shapes, tmp_path):
 
 
 def test_comfyui_is_told_from_hunyuanvideo(shapes, tmp_path):
-    """Both flatten to the same names; the report says where a file comes from."""
+    """ComfyUI's and HunyuanVideo's names are told apart although both flatten to the same, and the report names the source."""
     write_lora(tmp_path / "a.safetensors", "comfyui", shapes, only=("transformer_blocks.0.attn",))
     assert read(tmp_path / "a.safetensors", shapes)[1].format == "diffusion_model, ComfyUI"
 
 
 def test_the_alpha_of_diffusers_metadata_counts(shapes, tmp_path):
-    """Without it, a file saved with alpha 8 and rank 2 would act with a quarter of its strength."""
+    """The alpha in diffusers' metadata counts: without it a file with alpha 8 and rank 2 would act with a quarter of its
+    strength."""
     plain = write_lora(tmp_path / "a.safetensors", "peft", shapes, rank=2)
     write_lora(tmp_path / "b.safetensors", "peft", shapes, rank=2, metadata=peft_metadata(8.0, 2))
     found, _ = read(tmp_path / "b.safetensors", shapes)
@@ -130,7 +131,8 @@ def test_lokr_stays_small(shapes, tmp_path):
 
 
 def test_a_partly_known_file_is_used_as_far_as_it_goes(shapes, tmp_path):
-    """What is left out is counted and named; keys of text encoders are no fault of the file."""
+    """A partly known file is used as far as possible; what is left out is counted and named, but keys of text encoders are
+    no fault."""
     path = tmp_path / "a.safetensors"
     expected = write_lora(path, "kohya_framepack", shapes, only=("transformer_blocks.0.attn.to_q",))
 
@@ -167,7 +169,7 @@ def test_two_adapters_of_one_layer_both_count(shapes, tmp_path):
 
 
 def test_an_alpha_that_is_no_number_is_refused(shapes, tmp_path):
-    """It was found only when the model was being loaded, with an error that named no file."""
+    """An alpha of NaN or infinity was found only when the model was being loaded, with an error that named no file."""
     path = tmp_path / "a.safetensors"
     write_lora(path, "dotted", shapes, only=("proj_out",))
     change(path, lambda tensors: tensors.update({"proj_out.alpha": torch.ones(2)}))
@@ -177,7 +179,8 @@ def test_an_alpha_that_is_no_number_is_refused(shapes, tmp_path):
 
 @pytest.mark.parametrize("side", ["lora_up", "lora_down"])
 def test_a_wrong_shape_is_refused_with_layer_and_sizes(side, shapes, tmp_path):
-    """In a file where everything else fits: half of a LoRA would look like a weak one."""
+    """A wrong shape in a file that otherwise fits is refused with its layer and sizes: half of a LoRA would look like a weak
+    one."""
     path = tmp_path / "a.safetensors"
     write_lora(path, "kohya_hunyuan", shapes)
     key = f"lora_unet_double_blocks_1_img_attn_qkv.{side}.weight"
@@ -234,7 +237,7 @@ def test_files_of_which_nothing_can_be_used_are_told_apart(tensors, key, said, s
 
 @pytest.mark.parametrize("end", ["dora_scale", "lora_magnitude_vector.weight", "lora_magnitude_vector.default.weight"])
 def test_dora_is_refused(end, shapes, tmp_path):
-    """Its length belongs to the sum of both; added like a LoRA it would be another file than its author's."""
+    """DoRA is refused: it normalises the sum of weight and update, so that adding it like a LoRA would give another result."""
     path = tmp_path / "a.safetensors"
     write_lora(path, "peft", shapes)
     change(path, lambda tensors: tensors.update({f"transformer.proj_out.{end}": torch.zeros(64)}))
@@ -243,7 +246,7 @@ def test_dora_is_refused(end, shapes, tmp_path):
 
 @pytest.mark.parametrize("end", ["lora_mid.weight", "lokr_t2", "hada_t1"])
 def test_tuckers_core_is_refused(end, shapes, tmp_path):
-    """It was left out, and the rest of its layer added: another update than the author's."""
+    """A Tucker core is refused. It was left out and the rest of its layer added, which is another update than the author's."""
     path = tmp_path / "a.safetensors"
     write_lora(path, "kohya_framepack", shapes)
     change(path, lambda tensors: tensors.update({f"lora_unet_proj_out.{end}": torch.zeros(2, 2)}))
@@ -251,7 +254,8 @@ def test_tuckers_core_is_refused(end, shapes, tmp_path):
 
 
 def test_merging_rounds_once(shapes, tmp_path):
-    """In float32, then to the weight's dtype; 8-bit floats without a scale become 16 bits: little would be left of it."""
+    """Merging adds in float32 and rounds once to the weight's dtype; 8-bit floats without a scale become 16 bits, or most of
+    the update would be lost."""
     write_lora(tmp_path / "a.safetensors", "dotted", shapes, only=("proj_out",), size=0.01)
     tensors = load_file(tmp_path / "a.safetensors")
     (update,) = updates(analyse(read_header(tmp_path / "a.safetensors"), shapes), tensors.__getitem__)
@@ -265,7 +269,7 @@ def test_merging_rounds_once(shapes, tmp_path):
 
 
 def test_loha_stays_as_small_as_its_file(shapes, tmp_path):
-    """It was held as one product of rank * rank: 4.5 times the file at rank 9, and more than the weights from rank 40 on."""
+    """LoHa was held as one product of rank * rank: 4.5 times the file at rank 9, and more than the weights from rank 40 on."""
     path = tmp_path / "a.safetensors"
     write_lora(path, "loha", shapes, rank=9)
     header, tensors = read_header(path), load_file(path)

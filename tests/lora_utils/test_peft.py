@@ -27,13 +27,15 @@ NAME = "transformer_blocks.0.attn.to_q"
     ],
 )
 def test_a_pattern_is_a_regular_expression(pattern):
-    """Only plain ends of names were understood, and a layer of another alpha acted several times too strongly, unsaid."""
+    """A pattern of alphas is a regular expression. Only plain ends of names were understood, and some layers acted several
+    times too strongly."""
     assert means(pattern, NAME)
 
 
 @pytest.mark.parametrize("prefix", ["transformer.", "base_model.model.transformer.", "diffusion_model.", "_orig_mod."])
 def test_a_pattern_is_for_the_modules_own_name(prefix):
-    """With what stands before it in a file, one that begins with ^ was never found."""
+    """A pattern is matched with the module's own name; with the file's prefix before it, one that begins with ^ never
+    matched."""
     assert means(f"^{NAME}", prefix + NAME) and not means("^attn.to_q", prefix + NAME)
 
 

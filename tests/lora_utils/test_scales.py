@@ -68,7 +68,7 @@ def test_a_flag_says_that_the_root_of_the_rank_divides(tmp_path: Path) -> None:
 
 
 def test_the_flag_is_for_low_rank_products_alone(shapes, tmp_path: Path) -> None:
-    """Its trainer passes it over for LoHa and LoKr."""
+    """The flag rs_lora counts for low-rank products alone, because its trainer ignores it for LoHa and LoKr."""
     path = tmp_path / "a.safetensors"
     write_lora(path, "loha", shapes, rank=4, alpha=8.0, only=("proj_out",))
     edited(path, path, lambda tensors: tensors.update(use_rslora_flag=torch.tensor(True)))
@@ -76,7 +76,7 @@ def test_the_flag_is_for_low_rank_products_alone(shapes, tmp_path: Path) -> None
 
 
 def test_lycoris_has_multiplied_its_alpha_already(shapes, tmp_path: Path) -> None:
-    """It stores alpha * sqrt(rank) where it was told rs_lora, so that every program that divides by the rank is right."""
+    """LyCORIS stores alpha * sqrt(rank) if told rs_lora, so that every program that divides by the rank is right."""
     arguments = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"rs_lora": "True", "rank_stabilized": "True"}'}
     path = tmp_path / "a.safetensors"
     write_lora(path, "kohya_framepack", shapes, rank=4, alpha=6.0 * 2, metadata=arguments)
@@ -113,7 +113,7 @@ def test_a_dora_is_refused_by_any_name_in_any_family(family: str, end: str, shap
 
 
 def test_what_says_that_it_is_a_dora_is_refused(shapes, tmp_path: Path) -> None:
-    """Also where somebody took the magnitudes out of it."""
+    """A file whose config or metadata says DoRA is refused, even if somebody removed the magnitudes."""
     assert refused(DORA, shapes_of(DORA)).key == "dora"
     bare = tmp_path / "bare.safetensors"
     edited(DORA, bare, lambda tensors: [tensors.pop(key) for key in list(tensors) if "dora_layer" in key])
@@ -144,7 +144,8 @@ CONFIG = (CASES / "adapter_config_with_bom.json").read_bytes()
     ],
 )
 def test_a_config_beside_a_file_in_any_encoding(data: bytes, shapes, tmp_path: Path) -> None:
-    """With a byte order mark it counted as none, and alpha 16 at rank 4 acted with a quarter of its strength."""
+    """A config in any encoding is read: one with a byte order mark was ignored, and alpha 16 at rank 4 acted with a quarter
+    of its strength."""
     write_lora(tmp_path / "adapter_model.safetensors", "peft_default", shapes, rank=4)
     (tmp_path / "adapter_config.json").write_bytes(data)
     assert scales(tmp_path / "adapter_model.safetensors", shapes) == {4.0}
@@ -160,7 +161,7 @@ WRONG = [
 
 @pytest.mark.parametrize("number", range(len(WRONG)))
 def test_a_config_that_is_not_understood_is_said(number: int, shapes, tmp_path: Path) -> None:
-    """It was passed over, and the file acted with some strength or other."""
+    """A config that is not understood is refused; it was ignored, and the file acted with an arbitrary strength."""
     path = tmp_path / "adapter_model.safetensors"
     write_lora(path, "peft_default", shapes, only=("proj_out",))
     (tmp_path / "adapter_config.json").write_bytes(WRONG[number].encode("latin-1"))
@@ -173,7 +174,7 @@ def test_a_config_that_is_not_understood_is_said(number: int, shapes, tmp_path: 
 
 
 def test_null_says_nothing_of_a_layer(shapes, tmp_path: Path) -> None:
-    """One null among the alphas of layers, and the alpha of the whole file counted no more."""
+    """A null among the alphas of layers is ignored; it used to make the alpha of the whole file count no more."""
     config = {"lora_alpha": 8, "alpha_pattern": {"proj_out": None, "transformer_blocks.0.attn.to_q": 2}}
     write_lora(tmp_path / "a.safetensors", "peft", shapes, rank=4, metadata={KEY: json.dumps(config)})
     assert scales(tmp_path / "a.safetensors", shapes) == {2.0, 0.5}

@@ -68,7 +68,7 @@ def test_an_end_picture_is_approached(studio: Studio, circle: str) -> None:
 
 
 def test_a_loop_comes_back(studio: Studio, circle: str) -> None:
-    """With the start picture as the end picture the circle comes back."""
+    """A circle comes back to its place if the start picture is the end picture too."""
     without = studio.film(studio.request("reverse", circle, moves(LEFT)))
     made = studio.film(studio.request("reverse", circle, moves(LEFT), end_image=circle))
     nears(studio.look(made, LAST), studio.look(without, LAST), studio.pixels(circle), 2.0)

@@ -69,7 +69,8 @@ def test_another_seed_makes_other_weights(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_stock_classes_load_every_network(checkpoint, name):
-    """What is made here must be what users' downloads are: nothing missing, nothing left over."""
+    """The stock classes load every network of a random checkpoint without a missing or an unexpected tensor, as they load
+    users' downloads."""
     with quiet():
         network, report = NETWORKS[name].from_pretrained(checkpoint / name, output_loading_info=True)
     assert not any(report.get(key) for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))

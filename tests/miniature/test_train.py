@@ -131,7 +131,7 @@ def test_a_run_goes_on_from_its_weights(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stage", ["second", "decoder"])
 def test_later_stages_keep_the_latents(tmp_path, monkeypatch, stage):
-    """They follow a trained transformer, which knows the latents of the first stage."""
+    """Later training stages keep the latents of the first, because the transformer was trained on them."""
     config = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
     monkeypatch.setattr(vae, "VAE_CONFIG", config)
     monkeypatch.setattr(train_vae, "BLOCK", 2)
@@ -205,7 +205,7 @@ def test_a_transformer_run_goes_on_from_its_weights(tmp_path, monkeypatch):
 
 
 def test_photos_are_watched_where_only_the_decoder_is_trained(small_vae, tmp_path):
-    """On a card the frozen encoder stays in 32 bits beside a decoder of 16; the first look at photos ended the training."""
+    """The frozen encoder stays in 32 bits beside a decoder of 16 on a card; the first look at photos ended the training."""
     Image.radial_gradient("L").save(tmp_path / "photo.png")
     mixed = copy.deepcopy(small_vae)
     mixed.decoder.bfloat16()

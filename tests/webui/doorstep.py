@@ -30,7 +30,7 @@ PLACES = {name: path + "/" for name, (path, _) in PAGES.items()} | {"reverse": "
 
 
 async def told(request: Request) -> Response:
-    """What the application is told of a request."""
+    """Return what the application is told of a request."""
     headers = {name: value for name, value in request.headers.items() if "forwarded" in name or name.startswith("x-")}
     client = request.client.host if request.client else None
     return JSONResponse({"url": str(request.url), "root": request.scope["root_path"], "client": client, "headers": headers})
@@ -68,7 +68,7 @@ async def full(request: Request) -> Response:
 
 
 async def reflecting(request: Request) -> Response:
-    """As gradio's middleware does: whoever asks may read."""
+    """Reflect the Origin as gradio's middleware does, so that any asking page may read the answer."""
     return PlainTextResponse("x", headers={"Access-Control-Allow-Origin": request.headers.get("origin", "*")})
 
 

@@ -37,7 +37,7 @@ LANGUAGE, WIDTH, HEIGHT = "ja", 390, 844
 
 @pytest.fixture
 def files(tmp_path: Path, engine, tower: str) -> dict[str, str]:
-    """One too small; "good" lies in the output folder."""
+    """Make two files of latents, a good one in the output folder and one that is too small."""
     height, width = fitted_size(tower, 640)
     engine.outputs.mkdir()
     return {

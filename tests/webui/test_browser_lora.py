@@ -152,8 +152,8 @@ class TestWithTheRealWorker:
 
 @pytest.mark.browser
 def test_slots_sets_and_what_is_wrong(serve, open_page, tower, lora_folder, tmp_path):
-    """On a telephone, in Japanese: nothing runs without a file that is missing, and nothing that was chosen gets lost: no
-    strength beside the slider's steps, and no slot while LoRA are off when the page is reloaded."""
+    """On a telephone, in Japanese, nothing runs without a missing file, and no choice is lost: neither a strength between
+    the slider's steps, nor a slot while LoRA are off and the page is reloaded."""
     t = Translator("ja")
     (tmp_path / "presets").mkdir()
     old = {"name": "設定1", "lora1": INK, "lora2": "なし", "lora3": "gone.safetensors", "scales": "0.5,0.8,0.333"}

@@ -36,7 +36,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Models:
 
 @pytest.fixture
 def worker(models: Models, tmp_path: Path) -> Iterator[Jobs]:
-    """The real one."""
+    """Return the real worker."""
     jobs = Jobs(Engine(models, tmp_path / "outputs", "cpu"))
     yield jobs
     jobs.close(60)
@@ -83,7 +83,8 @@ def test_an_example_becomes_a_film(serve, open_page, models, worker) -> None:
 
 @pytest.mark.parametrize(("mode", "language", "width", "height"), [("forward", "ja", 390, 844), ("single", "ru", 1280, 900)])
 def test_every_page_offers_the_miniature(serve, open_page, models, mode: str, language: str, width: int, height: int) -> None:
-    """As the standard page does, and asks the worker for the same. That makes such films, without a page, in other tests."""
+    """Each page offers the miniature and asks the worker for it, as the standard page does. Other tests make such films
+    without a page."""
     t, site = Translator(language), serve(mode, language, models=models)
     page = open_page(site.url, "/", width, height)
     expect(chosen(page, "model")).to_have_text(t("page.model.miniature_sizes", smallest=128, largest=192))

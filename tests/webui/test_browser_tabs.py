@@ -132,7 +132,8 @@ def test_an_untouched_tab_of_another_server_is_loaded_anew(started, tab):
 
 
 def test_a_form_outlives_a_server_that_is_started_anew(started, tab, tower):
-    """After one event without an answer gradio said "Connection Lost", took the page away and loaded it anew: all was gone."""
+    """After one event without an answer gradio said "Connection Lost" and loaded the page again, and the whole form was
+    lost."""
     site = started("reverse")
     page = tab(site.url)
     page.evaluate("window.same = true")

@@ -58,7 +58,8 @@ def shown(t: Translator, *jobs: Job, large: Job | None = None) -> list[dict]:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_end_stays_with_its_reason(tmp_path, language):
-    """Of three jobs the second failed, and the page said nothing but "Finished"; a stopped film was listed like a whole one."""
+    """Each job's end is listed with its reason: a failed job among three said only "Finished", and a stopped film looked
+    like a whole one."""
     t = Translator(language)
     gone = Problem("loras/0", "lora_missing", {"file": "ink.safetensors"})
     jobs = [
@@ -154,7 +155,8 @@ def test_a_click_on_a_job_that_is_gone_does_nothing(page, jobs, engine, event):
 
 
 def test_two_tabs_act_on_the_same_queue(page, jobs, engine):
-    """One tab removes or moves what the other has removed, what has just begun, or what has ended; both press Stop."""
+    """One tab may move or remove a job that the other has removed, that has just begun or has ended, and both may press
+    Stop."""
     engine.hold.clear()
     built = page("reverse")
     panel = next(fn.fn.__self__ for fn in built.blocks.fns.values() if getattr(fn.fn, "__name__", "") == "on_queue_click")
@@ -183,7 +185,7 @@ def test_two_tabs_act_on_the_same_queue(page, jobs, engine):
 
 @pytest.mark.slow
 def test_two_clicks_at_the_same_moment_make_one_job(page, jobs, tower, monkeypatch):
-    """Both halves of a double click looked for an earlier job before either had submitted one: keeping a new picture takes a
+    """Both halves of a double click looked for an earlier job before either was submitted, because keeping a picture takes a
     while."""
     both = threading.Barrier(2, timeout=1)
     real = start_panel.keep_pictures
@@ -202,7 +204,8 @@ def test_two_clicks_at_the_same_moment_make_one_job(page, jobs, tower, monkeypat
 
 
 def test_the_second_half_of_a_double_click_may_be_read_late(page, jobs, tower, monkeypatch):
-    """While the first film imported its libraries the second half's form was read for seconds, and was a film of its own."""
+    """The second half of a double click made a film of its own, if its form was read seconds later while the first imported
+    libraries."""
     built = page("reverse")
     values = built.values(image=tower, prompt="a cat")
     built.start.submit(values)

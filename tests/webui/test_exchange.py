@@ -194,7 +194,8 @@ def offered(panel: Any, path: str) -> dict:
 
 
 def test_a_start_picture_offers_what_it_says(whole: Page, tmp_path: Path):
-    """Nothing is overwritten unasked, and a picture that says nothing takes nothing away."""
+    """A start picture offers the settings inside it; nothing is overwritten unasked, and a picture without settings changes
+    nothing."""
     page = whole()
     page.fill(prompt="mine", seed=5)
     path = png(tmp_path / "a.png", parameters="A cat.\nSeed: 0")
@@ -272,7 +273,7 @@ def test_everything_from_any_mode_to_any(whole: Page, tmp_path: Path, source: st
 
 
 def test_references_beyond_the_pages_places_are_named(whole: Page, tower: str, tmp_path: Path):
-    """They vanished, and the page said that everything was taken."""
+    """References beyond the page's places are named; they were lost, and the page said that everything was taken."""
     (tmp_path / "uploads").mkdir()
     files = []
     for number in range(5):

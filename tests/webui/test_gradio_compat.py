@@ -122,7 +122,8 @@ def test_an_event_that_no_page_sends(small: Small, route: str, caplog: pytest.Lo
 
 
 def test_an_event_with_more_than_pages_send(small: Small) -> None:
-    """What gradio knows beside it is no error either, and what is not a function of the server's answers nothing."""
+    """Further data of gradio's that our pages do not send is no error, and an event of no function of the server's has no
+    effect."""
     hostile = ({"trigger_id": 10**12}, {"trigger_id": -1}, {"event_id": "x" * 1000}, {"simple_format": True}, {"batched": True})
     for more in (*hostile, {"event_data": [1, {"a": 2**60}]}, {"event_data": "x", "oauth_token": "x"}, {"fn_index": 3}):
         for data in ([], ["a"], ["a", None], [{"path": "x"}, {}, [[]]], ["a"] * 50):
@@ -154,7 +155,7 @@ def test_many_files_in_one_event(small: Small, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_disk_is_not_waited_for_by_everybody(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where files are looked up, others' requests go on: it is done in a thread."""
+    """Files are looked up in a thread, so that other users' requests go on while the disk is slow."""
     threads: list[int] = []
     monkeypatch.setattr(small.blocks, "holds", lambda path: threads.append(threading.get_ident()) or False)
     loops: list[int] = []
@@ -247,7 +248,7 @@ def test_asking_for_an_upload_that_is_not_there_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("border", ["", "x" * 300, "\u00e9"])
 def test_borders_of_an_upload(small: Small, border: str) -> None:
-    """One of 300 letters was a traceback."""
+    """A multipart boundary of 300 letters is refused with an answer; it ended in a traceback."""
     kind = f"multipart/form-data; boundary={border}".encode("latin-1")
     got = small.client.post("/gradio_api/upload", content=b"--x", headers={"content-type": kind})
     assert got.status_code == 400 and UploadParser.__name__ not in got.text

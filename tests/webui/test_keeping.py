@@ -46,7 +46,8 @@ def test_the_existing_programs_prompts(whole: Page, compat: Path):
 
 
 def test_names_as_an_existing_file_has_them(whole: Page, compat: Path):
-    """One with spaces at its ends was offered, and then there was nothing under it. Ours have none, and an end."""
+    """Names with spaces at the ends were offered, and then nothing was found under them. Our own names have none, and a
+    limited length."""
     path = compat / "presets" / "prompt_presets.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     document["presets"].append({"name": " spaced ", "prompt": "spaced out"})
@@ -161,7 +162,7 @@ def test_a_favourite_with_a_mistake_is_refused(whole: Page, tmp_path: Path):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_settings_are_what_the_next_start_begins_with(whole: Page, tower: str, mode: str, lora_folder: Path):
-    """How films are made, not what of; language-free; each mode its own."""
+    """Saved settings, free of language and one set for each mode, hold how films are made but not pictures and prompts."""
     page = whole(mode, language="ja")
     own = {name: value for name, value in OTHER.items() if name in page.built.form.entries}
     page.fill(image=tower, **own)
@@ -233,7 +234,7 @@ def test_a_damaged_file_is_told_and_kept(whole: Page, tmp_path: Path):
 
 
 def test_a_page_that_was_just_loaded_keeps_what_was_quick(whole: Page, compat: Path):
-    """It used to be filled whole once the server knew what to begin with: a picture that was dropped before was gone."""
+    """A page filled itself a second after it was loaded, and a picture that had been dropped into it before was lost."""
     page = whole()
     updates = page.form_updates.initial(starting_fields(page.built.context, page.built.form)[0])
     assert updates[page.prompts.prompt] == "A man walks."

@@ -14,7 +14,8 @@ from webui.panels.start_panel import _notes
 
 
 def test_a_profile_that_cannot_be_used_is_said_where_the_picture_is_looked_at(tmp_path: Path) -> None:
-    """It was dropped without a word. It keeps nobody from starting, so it is no problem."""
+    """A colour profile that cannot be used is told beside the picture; it was dropped without a word. It does not keep
+    anybody from starting."""
     Image.new("RGB", (64, 64), "red").save(tmp_path / "odd <name>.png", icc_profile=b"no profile")
     made = request("reverse", tmp_path / "odd <name>.png")
     assert made.check() == ()

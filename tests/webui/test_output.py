@@ -116,7 +116,7 @@ def test_a_run_without_a_result_does_not_look_like_a_new_page(jobs, tmp_path, la
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_estimate_is_said_once_there_is_one(language, tower, tmp_path):
-    """There is no estimate before the first run of a kind, and none while the request has problems."""
+    """An estimate is shown after the first run of a kind, and not while the request has problems."""
     t, timings = Translator(language), Timings(JsonFile(tmp_path / "timings.json"))
     request = MODES["reverse"](image=tower, prompt="a cat", seconds=5.0, batch=2)
     about = t("page.summary.about", time="8:44")
@@ -163,7 +163,7 @@ def test_problems_stand_at_their_fields():
 
 
 def test_settings_for_reading():
-    """Only what has a value, fields and choices in the page's words; pictures without the server's folder."""
+    """Only fields with a value are shown, fields and choices in the page's words, and pictures without the server's folder."""
     document = {"mode": "reverse", "image": "/srv/x/cat.png", "seed": 5, "end_image": "", "loop": False, "shift": None}
     document |= {"step_cache": "none", "precision": "auto"}
     shown = dict(map(tuple, words.settings_list(Translator("en"), document)))
@@ -190,7 +190,8 @@ def test_every_choice_is_shown_as_it_is_called(language):
 
 @pytest.mark.parametrize("fields", [("image",), ("image", "end_image")])
 def test_a_click_that_means_no_picture_leaves_the_pictures(fields):
-    """On the F1 page, with one such field, a click on "Open folder" would have emptied it."""
+    """A click on "Open folder" leaves the pictures as they are; on the F1 page, which has one such field, it would have
+    emptied it."""
     panel = result_panel.ResultPanel.__new__(result_panel.ResultPanel)
     panel.uses = {name: gr.State() for name in fields}
     panel.context = SimpleNamespace(jobs=SimpleNamespace(current=lambda: None))

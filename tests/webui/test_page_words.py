@@ -19,7 +19,7 @@ from webui.panels.input_panel import QUICK_SECONDS
 
 
 def test_a_page_names_pictures_without_their_folder(tmp_path):
-    """Where a server keeps an upload tells the user nothing."""
+    """A page names pictures without their folder, because the server's place of an upload tells the user nothing."""
     (tmp_path / "broken.png").write_bytes(b"no picture")
     (problem,) = [p for p in MODES["single"](image=str(tmp_path / "broken.png"), prompt="x").check()]
     sentence = words.problem_sentence(Translator("en"), problem)

@@ -179,8 +179,8 @@ def track(sample: bytes, *more: bytes, size: int = 64, frames: int = 1) -> bytes
     ],
 )
 def test_animations_that_are_refused(data: bytes, reason: str) -> None:
-    """Animations with too large a frame table are refused: one of two million frames takes 300 MB. Of others the first frame
-    is shown."""
+    """Animations whose frames or tables are larger than they say, or that contradict themselves, are refused: a table of two
+    million frames takes 300 MB."""
     check_heif(io.BytesIO(track(SMALL)))
     with pytest.raises(SyntaxError, match=reason), opened(io.BytesIO(data)):
         pass

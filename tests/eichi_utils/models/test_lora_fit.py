@@ -95,8 +95,8 @@ def test_keys_that_are_not_used_may_hold_anything(files: dict, checkpoint: Path,
     ],
 )
 def test_what_is_left_out_is_called_by_its_name(extra: tuple, key: str, files: dict, checkpoint: Path, tmp_path: Path) -> None:
-    """If all updates fit and only biases do not, the report said "52 of 52 updates fit; the rest is left out"; now it names
-    the biases."""
+    """If all updates fit and only biases do not, the report said "52 of 52 updates fit; the rest is left out". Now it names
+    what is left out."""
     path = tmp_path / "a.safetensors"
     save_file({**load_file(files["peft"]), **{name: torch.zeros(2, 2) for name in extra}}, path)
     (remark,) = remarks((Lora(str(path)),), ModelFiles(checkpoint), "framepack")

@@ -212,7 +212,8 @@ def test_every_network_is_loaded_once(card: int | None, system: str) -> None:
 
 
 def test_what_stays_depends_on_the_room() -> None:
-    """Without a card the text encoder takes 28 GiB: on 64 GiB it leaves for the transformer, on 128 GiB it stays."""
+    """Without a card the text encoder takes 28 GiB: on 64 GiB the transformer leaves for it, and on 128 GiB the transformer
+    stays."""
     tight, roomy = (outcome("auto", machine(size, "Linux", None))[1] for size in (64, 128))
     assert "transformer" not in tight.beside["text_encoder"] and "transformer" in roomy.beside["text_encoder"]
     assert all("vae" in choice.beside["transformer"] for choice in (tight, roomy))

@@ -130,7 +130,7 @@ def test_damaged_files_are_told_and_lose_nothing_else(damage: str, good: Path, t
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_choices_and_estimates_go_on(damage: str, good: Path) -> None:
-    """What the server asks for at its start, and the page at every key."""
+    """Damaged settings and timings end neither the choices that the server needs at its start nor the estimates of a page."""
     for name in ("app_settings.json", "timings.json"):
         text = (good / name).read_text(encoding="utf-8")
         (good / name).unlink()
@@ -161,7 +161,7 @@ def test_times_that_nothing_took(number: str, tmp_path: Path) -> None:
 
 
 def test_what_is_damaged_in_a_folder_that_may_only_be_read(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing can be set aside there; the rest goes on all the same."""
+    """A damaged file in a read-only folder cannot be set aside, and the program goes on all the same."""
     file = JsonFile(good / "app_settings.json")
     file.path.write_bytes(as_text(file.path.read_text(), "x", NUMBER))
 

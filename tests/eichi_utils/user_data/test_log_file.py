@@ -46,7 +46,7 @@ def lines(log_or_file: Log | Path) -> list[str]:
 
 
 def test_a_file_of_its_own(log: Log, tmp_path: Path) -> None:
-    """By the existing program's name; nothing is made while it is off, not even the folder."""
+    """The log file is named as in the existing program; while it is off, neither the file nor its folder is made."""
     log.apply(False, "logs")
     log.say("unheard")
     assert log.path is None and names_in(tmp_path) == set()
@@ -174,7 +174,7 @@ def in_the_way(log: Log) -> None:
 def test_a_log_that_cannot_be_written_harms_nothing(
     log: Log, jobs: Jobs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, harm: str
 ) -> None:
-    """One warning, not one for each line, and the film is made; when there is room again the log goes on."""
+    """A log that cannot be written gives a single warning, the film is made, and the log goes on when there is room again."""
     log.apply(True, "logs")
     with monkeypatch.context() as patched:
         patched.setattr(LogFile, "_open", full) if harm == "full" else in_the_way(log)
@@ -346,7 +346,7 @@ def test_the_same_is_not_said_at_any_length() -> None:
 
 
 def test_what_is_logged_without_end(log: Log) -> None:
-    """In the file too; but what a film's story says is all said."""
+    """Repeated lines without end are limited in the file too, but a film's own lines are all written."""
     log.apply(True, "")
     for number in range(200):
         logging.getLogger("x").warning("again %d", number)

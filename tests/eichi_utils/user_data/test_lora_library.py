@@ -76,7 +76,8 @@ def test_a_name_that_can_only_mean_a_file_of_the_folder(name: str, below: bool) 
 
 
 def test_words_beside_a_file_and_in_it(folder: Path) -> None:
-    """What tools and users put there, the nearest to the file's own page first."""
+    """Trigger words are read from what tools and users put beside a LoRA file and from the file itself, the nearest source
+    first."""
     path = put(folder / "ink.v1.safetensors", {"modelspec.trigger_phrase": "in ink", "ss_trigger_words": "other"})
     assert about(path) == About("in ink")
     (folder / "ink.v1.txt").write_text("  ink wash,\n brush  ", encoding="utf-8")
@@ -119,7 +120,8 @@ def test_a_picture_in_a_file(folder: Path) -> None:
 
 
 def test_an_upload_stays_in_the_folder(folder: Path, tmp_path: Path) -> None:
-    """Once for equal content, beside another of its name; a film's metadata names it as it does every other."""
+    """An uploaded LoRA is kept once for equal content, beside another of its name; a film's metadata names it like any
+    other."""
     upload = tmp_path / "upload" / "ink.v1.safetensors"
     put(upload)
     assert keep_upload(upload) == "uploads/ink.v1.safetensors" == keep_upload(upload)
@@ -210,7 +212,7 @@ def test_thumbnails_that_no_trainer_wrote(folder: Path) -> None:
 
 
 def test_uploads_of_one_name_at_once(folder: Path, tmp_path: Path) -> None:
-    """Both were written into one hidden file, which one of them found gone; or one lay there under the other's name."""
+    """Two uploads of one name at once used a single hidden file: one found it gone, or one lay there under the other's name."""
     uploads = [tmp_path / str(number) / "ink.safetensors" for number in range(8)]
     for number, upload in enumerate(uploads):
         put(upload, {"number": str(number // 2)})
@@ -231,7 +233,7 @@ def test_an_upload_to_a_file_system_without_links(folder: Path, tmp_path: Path, 
 
 
 def test_an_upload_with_the_longest_name(folder: Path, tmp_path: Path) -> None:
-    """What it is called while it is copied is no longer than what it will be."""
+    """The temporary name of an upload is no longer than its final name, so that the longest name can be copied."""
     upload = put(tmp_path / ("x" * 243 + ".safetensors"))
     assert keep_upload(upload) == f"uploads/{upload.name}"
 

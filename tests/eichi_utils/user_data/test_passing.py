@@ -27,7 +27,7 @@ def named(folder: Path) -> list[str]:
 
 
 def test_gradios_own_uploads_go_after_a_day(tmp_path: Path):
-    """They were never deleted at all."""
+    """Gradio's copies of uploads are deleted after a day; they were never deleted."""
     for name, days in (("a/old.png", 2), ("a/new.png", 0), ("b/old.png", 2), ("c", 3)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -52,7 +52,8 @@ def test_what_passes_has_a_bound_within_the_day_too(most: int, there: str, tmp_p
 
 
 def test_a_broken_upload_goes_after_minutes(tmp_path: Path):
-    """What gradio had written of it stayed for a day; one that is under way, and a user's file of such a name, stays."""
+    """What gradio wrote of a broken upload stayed for a day; it goes after minutes. One under way, and a user's file of such
+    a name, stay."""
     for name, seconds in (("tmpab12cd_9", BROKEN_SECONDS), ("tmpab12cd_8", 0), ("a/tmpab12cd_9", BROKEN_SECONDS)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -47,7 +47,7 @@ def refusal(call: Any) -> str:
 
 
 def test_the_existing_programs_prompts(prompts: PromptPresets) -> None:
-    """Its own first; the start-up prompt is known by its flag, whatever it is called."""
+    """The existing program's prompts are read, its own first; the start-up prompt is known by its flag, whatever its name."""
     assert prompts.read() == (
         (
             PromptPreset("なし", "", is_default=True),
@@ -129,7 +129,7 @@ def test_a_damaged_file_of_prompts_is_set_aside(prompts: PromptPresets) -> None:
 
 
 def test_the_existing_programs_lora_slots(folder: Path) -> None:
-    """Its "none" in any language; a strength belongs to its slot."""
+    """The existing program's LoRA slots are read, with "none" in any language, and each strength belongs to its slot."""
     assert lora_presets(folder).read() == (
         {"設定1": LORAS, "Setting 2": [{"file": "b.safetensors", "strength": 0.5}]},
         (),

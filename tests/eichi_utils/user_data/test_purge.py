@@ -70,7 +70,8 @@ def test_what_is_old_goes_and_what_is_too_much(uploads: Path, days: float, gigab
 
 
 def test_what_is_named_stays_and_counts(uploads: Path):
-    """By its name, or by the digits that it begins with."""
+    """Files that are to stay are named by their whole name or by the digits that it begins with, and they count in the
+    limit."""
     names = frozenset({kept(uploads, 9).name, kept(uploads, 8).name[:12]})
     purge(uploads, 30, 35_000 / GB, lambda: names)
     assert left(uploads) == "089"

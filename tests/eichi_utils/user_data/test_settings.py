@@ -75,7 +75,7 @@ def test_keys_that_nobody_knows_stay(file: JsonFile) -> None:
 
 
 def test_nothing_is_written_for_nothing(file: JsonFile) -> None:
-    """Neither where nothing changed nor where the change was refused half way."""
+    """The settings file is not written if nothing changed, nor if the change was refused half way."""
     file.path.write_text('{"a":1}')
 
     def half(document: dict) -> None:
@@ -111,7 +111,8 @@ def test_an_empty_file_holds_nothing(file: JsonFile) -> None:
 
 
 def test_a_crash_while_writing_leaves_the_old_file(file: JsonFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a full disk too: the new content takes the name only when all of it is on the disk."""
+    """A crash or a full disk during writing leaves the old file: the new one takes its name only when it is whole on the
+    disk."""
     file.path.write_text('{"a": 1}')
 
     def full(descriptor: int) -> None:
@@ -160,7 +161,7 @@ for number in range(40):
 
 @pytest.mark.process
 def test_who_waits_too_long_is_told(tmp_path: Path) -> None:
-    """Another process that hangs must not make this one hang."""
+    """Waiting for the settings' lock ends with an error, so that another process that hangs does not make this one hang."""
     file = JsonFile(tmp_path / "a.json", wait=0.1)
     file.path.write_text('{"a": 1}')
     with process(HOLD, tmp_path / LOCK) as other:
@@ -203,7 +204,7 @@ def test_a_folder_that_may_only_be_read(file: JsonFile, monkeypatch: pytest.Monk
 
 
 def test_the_existing_programs_settings_are_the_first_ones(app: AppSettings) -> None:
-    """Its settings are read in every language in which it saves them; unknown ones are named and kept."""
+    """The existing program's settings are read in every language in which it saves them; unknown ones are named and kept."""
     before = content(app.file)
     fields, notes = app.fields("reverse")
     assert fields["size"] == 768 and fields["padding"] == 0.7 and fields["step_cache"] == "none" and notes == ()
@@ -228,7 +229,7 @@ def test_the_existing_programs_settings_are_the_first_ones(app: AppSettings) -> 
 
 
 def test_the_oldest_block(app: AppSettings) -> None:
-    """Before each page had its own there was one."""
+    """Settings of the oldest version, a single block for all pages, are read."""
     app.file.update(lambda document: document.update(app_settings={"steps": 7}))
     assert app.fields("reverse")[0]["steps"] == 30
     app.file.update(lambda document: document.pop("app_settings_eichi"))
@@ -273,7 +274,7 @@ def test_choices_of_a_wrong_kind_are_the_usual_ones(value: Any, tmp_path: Path) 
 
 
 def test_saved_values_of_another_version(app: AppSettings) -> None:
-    """What this version cannot use is named, kept in the file, and survives the next saving."""
+    """Saved values that this version cannot use are named, kept in the file, and survive the next saving."""
     app.save_fields("forward", {"tomorrow": 1, "steps": 0, "size": 512})
     fields, notes = app.fields("forward")
     assert fields == {"size": 512}

@@ -193,7 +193,7 @@ def test_any_handler_ends_in_a_sentence_and_the_cause_in_the_log(unserved, caplo
 
 
 def test_an_answer_with_too_few_values_is_an_error_too(unserved):
-    """What gradio finds wrong after the handler is inside of the boundary."""
+    """An answer with too few values is handled like other errors: gradio finds it after the handler, inside of the boundary."""
     page, call = small(lambda text: [text])
     assert said(page, call, ask(page, call, ["a"])) == [table("en")["problem.page_failed"]]
 
@@ -254,7 +254,7 @@ def test_megabytes_of_text_are_not_kept(whole_page, at_once):
 
 @pytest.mark.parametrize("mode", PAGES)
 def test_every_handler_of_a_page_can_tell(jobs, tmp_path, monkeypatch, mode):
-    """In the browser's description each has `told` among its outputs, once."""
+    """Every handler of a page has `told` among its outputs once, by the description that the browser gets."""
     monkeypatch.setattr(gr.routes.App, "create_app", lambda *args, **settings: None)
     page = PAGES[mode][1](Context(jobs, Translator("en"), mode, tmp_path, models=Models(tmp_path)))
     calls = [call for call in page.get_config_file()["dependencies"] if call["backend_fn"]]

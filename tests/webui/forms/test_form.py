@@ -162,7 +162,7 @@ def test_every_picture_can_be_dropped_and_pasted(page, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_tab_holds_no_connection_and_gradios_queue_rests(page, mode):
-    """From the sixth tab of one browser on, the page did not load: each held one of the six connections to a server."""
+    """Each tab held one of a browser's six connections to a server, so that the page did not load from the sixth tab on."""
     blocks = page(mode).blocks
     assert blocks.get_config_file()["connect_heartbeat"] is False
     assert blocks._queue.sleep_when_free == blocks._queue.progress_update_sleep_when_free == frame.QUEUE_PAUSE

@@ -87,7 +87,7 @@ def test_it_is_found_in_flags_json_metadata_and_checks(scratch: type[ScratchRequ
 
 
 def test_it_is_found_in_the_form_and_in_words(scratch: type[ScratchRequest]) -> None:
-    """Only its place on a page is written there."""
+    """A new field is found in the form and in words by its declaration; only its place on a page is written there."""
     t = Translator("en")
     form = Form(scratch, t, Models())
     with gr.Blocks():

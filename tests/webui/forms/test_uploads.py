@@ -87,7 +87,7 @@ def test_a_double_click_with_a_new_picture_makes_one_film(page, tmp_path: Path):
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path):
-    """Nothing would ever come out of it, and the page's thread would wait for ever."""
+    """A named pipe is refused: the page's thread would wait for ever for its content."""
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(UnsafeError):
         keep(tmp_path / "pipe.png", tmp_path / "uploads")
@@ -102,10 +102,8 @@ def test_for_how_long_pictures_are_kept_is_a_number(whole, value: object):
 
 
 def test_gradios_uploads_lie_in_a_folder_of_this_programs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """In the system's temporary folder they lay in memory on some systems, beside those of other programs, and for ever.
-
-    A folder that the user has named belongs to other programs too, and nothing is deleted there.
-    """
+    """Gradio's uploads lay in the system's temporary folder, on some systems in memory, beside those of other programs, and
+    for ever. In a folder that the user named nothing is deleted, because other programs use it too."""
     folders = UserFolders(**{name: tmp_path / name for name in ("outputs", "uploads", "settings", "presets", "cache", "logs")})
     monkeypatch.setattr(Housekeeper, "start", lambda self: None)
     saved = AppSettings(JsonFile(tmp_path / "app_settings.json"))

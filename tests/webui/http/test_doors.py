@@ -95,7 +95,8 @@ def test_other_sites_pages(method: str, headers: dict, own: bool) -> None:
 
 
 def test_an_origin_is_named_once() -> None:
-    """Only the first was looked at; which of two the next program goes by nobody knows."""
+    """A request with two Origin headers is refused: only the first was looked at, and the next program may believe the
+    other."""
     assert client().post("/length", headers=[("origin", HERE)]).status_code == 200
     for origins in ([HERE, "http://evil.example"], ["http://evil.example", HERE], [HERE, HERE]):
         assert client().post("/length", headers=[("origin", origin) for origin in origins]).status_code == 403
@@ -179,7 +180,8 @@ def test_a_proxy_may_cut_its_path_off_or_not() -> None:
 
 
 def test_a_proxy_that_says_nothing_of_the_name() -> None:
-    """Then Host is our address, and Origin the name that the browser knows: it counts where that name was given for a proxy."""
+    """Behind a proxy that sends our address as Host, the Origin is the name that the browser knows: it counts if it was
+    given for a proxy."""
     rules = {"names": ("films.example",), "proxies": ("127.0.0.1",)}
     for origin, peer, status in (
         ("https://films.example", "127.0.0.1", 200),
@@ -246,7 +248,8 @@ def test_addresses_have_an_end(page: str) -> None:
 
 
 def test_the_way_to_the_login_is_short() -> None:
-    """It repeated what was asked for, in three signs for each byte, but goes back to pages alone. A file's led nowhere."""
+    """The address of the login repeated the requested one in three signs for each byte. It leads back to pages alone: back
+    to a file led nowhere."""
     visitor = client(login=Login({"me": "secret"}))
     for path, back in (("/f1", "?next=/f1"), (f"/gradio_api/file=/{quote('あ' * 1300)}", ""), ("/config", "")):
         got = visitor.get(path, headers={"accept": "text/html"}, follow_redirects=False)
@@ -268,7 +271,8 @@ def test_uploads_are_called_by_short_words(path: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_a_length_is_said_once(method: str) -> None:
-    """With two of them it was read in pieces, and its connection went on: what a proxy took for a body was asked here."""
+    """A body with two lengths was read in pieces and its connection went on, so that what a proxy took for a body was a
+    request here."""
     said = head("/length", method, content_length=5, transfer_encoding="chunked") + b"0\r\n\r\n" + head("/told")
     with served(doors()) as port:
         got = answer(connect(port, said))
@@ -362,7 +366,8 @@ def test_every_route_asks_for_the_login(serve, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_small_application_is_open_without_doors() -> None:
-    """Else the tests above would pass for its own reasons."""
+    """Without the doors the small application answers everything; otherwise the tests above could pass without testing the
+    doors."""
     bare = TestClient(small_app(), HERE, raise_server_exceptions=False)
     evil = {"host": "rebound.example", "origin": "http://evil.example"}
     assert bare.post("/length", headers=evil, content=b"x" * 9_000_000).text == "9000000"

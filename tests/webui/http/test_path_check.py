@@ -207,7 +207,7 @@ def test_names_that_lead_elsewhere_are_refused(site: Site, monkeypatch: pytest.M
 @open_only
 @pytest.mark.parametrize("mode", MODES)
 def test_what_was_uploaded_is_taken(site: Site, mode: str):
-    """The same event with an upload does its work, and the form finds nothing wrong with it."""
+    """The same event with a real upload does its work, and the form has nothing to object to."""
     own = site.folder / f"{mode}.png"
     Image.new("RGB", (64, 64), "red").save(own)
     there = site.upload(mode, own)
@@ -243,7 +243,7 @@ def test_no_path_in_a_text_is_opened(site: Site, mode: str):
 
 @open_only
 def test_states_are_the_servers(site: Site):
-    """What an undo holds is a path too; a browser that sends one for it is not listened to."""
+    """A path in a state, such as an undo's, is the server's own: a state that a browser sends is ignored."""
     blocks = site.pages["reverse"][1]
     for number, inputs, places in events(blocks):
         states = [place for place, block in enumerate(inputs) if block.stateful]

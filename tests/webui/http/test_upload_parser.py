@@ -79,7 +79,7 @@ def test_every_part_is_a_file(tmp_path: Path, said: str) -> None:
 
 
 def test_a_failed_upload_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a descriptor or room on the disk all that had come stayed: 222,822 files of one night."""
+    """An upload that failed for want of a descriptor or of room on the disk left its files: 222,822 in one night."""
     real, made = route_utils.NamedTemporaryFile, []
 
     def open_file(**settings: Any) -> Any:

@@ -119,7 +119,8 @@ def test_pages_answer_while_pictures_wait(client: TestClient, monkeypatch: pytes
 
 @pytest.mark.browser
 def test_a_telephone_s_photo_in_the_page(serve: Callable, open_page: Callable, tmp_path: Path) -> None:
-    """It was refused before it was uploaded, as a file without a kind; now it is seen, and is the start picture as it is."""
+    """A telephone's photo was refused before its upload as a file without a type; now it is shown, and is the start picture
+    unchanged."""
     site = serve("reverse")
     page = open_page(site.url)
     shutil.copyfile(CASES / "iphone_photo.heic", tmp_path / "photo.heic")

@@ -24,8 +24,8 @@ MINI, INK, STYLE = "small/mini.safetensors", "ink.v1.safetensors", "Style.SAFETE
 
 @pytest.mark.parametrize("mode", MODES)
 def test_off_means_off_and_on_is_what_the_slots_say(page, mode, lora_folder):
-    """In the existing program a LoRA that was chosen acts although the box is not ticked. Neither the request knows of it, nor
-    the metadata, nor the queue."""
+    """Without the box ticked no LoRA is in the request, the metadata or the queue; in the existing program a chosen LoRA
+    acts all the same."""
     built = page(mode)
     form = built.form
     switch, box = form.entries["loras"].components
@@ -86,7 +86,8 @@ def panel(page, lora_folder, monkeypatch) -> Callable[..., lora_panel.LoraPanel]
 
 
 def test_sets_by_name(panel, tmp_path):
-    """As many as one likes, of as many slots; a set of the existing program can be read and not be deleted here."""
+    """Any number of LoRA sets with any number of slots is kept by name; one of the existing program can be read but not
+    deleted here."""
     (tmp_path / "presets").mkdir()
     old = {"name": "Setting 1", "lora1": "None", "lora2": INK, "lora3": "Нет", "scales": "0.8,0.25,1"}
     (tmp_path / "presets" / "lora_presets.json").write_text(json.dumps({"presets": [old]}))
@@ -111,7 +112,7 @@ def test_sets_by_name(panel, tmp_path):
 
 
 def test_uploads_go_into_free_slots(panel, lora_folder, tmp_path):
-    """Those that cannot be used are named; the others are taken, also beyond the slots that are shown."""
+    """Uploads go into free slots, beyond the slots that are shown too; those that cannot be used are named."""
     built = panel("single")
     names = ("a.safetensors", "b.safetensors", "c.pt")
     uploads = [str(shutil.copy(lora_folder / INK, tmp_path / name)) for name in names]
@@ -123,7 +124,7 @@ def test_uploads_go_into_free_slots(panel, lora_folder, tmp_path):
 
 
 def test_uploads_beyond_the_last_slot_stay_in_the_folder(panel, lora_folder, tmp_path):
-    """They went into slots that no page shows, and Start was closed for "too many LoRA" that nobody could see."""
+    """Uploads went into slots that no page shows, and Start was disabled for "too many LoRA" that nobody could see."""
     built = panel("single")
     upload = str(shutil.copy(lora_folder / INK, tmp_path / "more.safetensors"))
     full = [{"file": INK, "strength": 0.1}] * 12
@@ -146,7 +147,8 @@ def test_what_lies_in_the_folder_and_cannot_be_chosen_is_said(panel, lora_folder
 
 
 def test_a_set_of_another_page_is_there_after_a_rescan(panel):
-    """Until the program was started again, only the page that a set was saved on had it in its list."""
+    """A set saved on one page is listed on the others after a rescan; they listed it only when the program was started
+    again."""
     one, other = panel("reverse"), panel("forward")
     one.save_preset("mine", json.dumps([{"file": INK, "strength": -0.5}]))
     assert [value for _, value in other.refresh_files()[other.preset]["choices"]] == ["mine"]
@@ -177,8 +179,8 @@ def test_a_slider_that_shows_its_strength_is_left_alone(panel):
 
 
 def test_what_is_moved_while_the_box_does_not_know_it_yet_stays(panel):
-    """On a busy computer the browser wrote a slider's move into the box two seconds later; a look in between saw 0.8 there and
-    set the slider back to it, and the user's strength was gone."""
+    """On a busy computer the browser told the strength's box of a slider's move two seconds late; a look in between set the
+    slider back to 0.8, and the user's strength was lost."""
     built = panel("reverse")
     model = {built.form.entries["model"].components[0]: "framepack"}
     parts = {c: c.value for slot in built.slots for c in (slot.file, slot.strength)}

@@ -74,7 +74,7 @@ def test_what_is_typed_stays_within_the_card(typed, kept, tmp_path, monkeypatch)
 
 
 def test_the_next_job_leaves_that_much_of_the_card(checkpoint, tmp_path):
-    """Also when the pool has been there for long."""
+    """The next job keeps that much of the card free, even if the pool has existed for long."""
     engine = Engine(Models(checkpoint), tmp_path / "out", device="cpu")
     assert engine.pool.budget.reserve == GIB // 2
     set_reserve(engine, 4)
