@@ -41,7 +41,7 @@ async def length(request: Request) -> Response:
 
 
 async def ignoring(request: Request) -> Response:
-    """Answers without a look at the body, as every error does."""
+    """Answer without a look at the body, as every error does."""
     return PlainTextResponse("seen")
 
 

@@ -1,4 +1,4 @@
-"""The pages as a user has them: in a browser, over a real server, with a worker that needs no model."""
+"""Test the pages as a user has them: in a browser, over a real server, with a worker that needs no model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FOLLOWING = """() => {
 
 
 def edges(page, place: str) -> tuple[float, float, float]:
-    """Top, bottom and right edge in the window."""
+    """Return the top, bottom and right edge of an element in the window."""
     at = page.locator(place).bounding_box()
     return at["y"], at["y"] + at["height"], at["x"] + at["width"]
 
@@ -160,7 +160,7 @@ def test_the_film_grows_without_flicker_and_the_bar_never_falls(serve, open_page
 
 
 def call_of(request: Request) -> int:
-    """The number of the function that is asked."""
+    """Return the number of the function that is asked."""
     return request.post_data_json["fn_index"]
 
 
@@ -259,7 +259,7 @@ def test_one_frame_with_references(serve, open_page, tower):
 
 
 def test_waiting_jobs_and_going_on_from_a_film_on_a_telephone(serve, open_page, tower):
-    """A phone cut off the result's line."""
+    """Waiting jobs, and going on from a film, work on a telephone, where the result's line was cut off."""
     language, width, height = "ja", 390, 844
     t = Translator(language)
     site = serve("reverse", language)

@@ -1,4 +1,4 @@
-"""Whether a browser shows films and pictures in the colours that went in."""
+"""Test whether a browser shows films and pictures in the colours that went in."""
 
 from __future__ import annotations
 

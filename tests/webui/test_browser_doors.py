@@ -1,4 +1,4 @@
-"""The doors as a browser meets them: a login behind a proxy under TLS, files of the user's, another site's page."""
+"""Test the access checks in a browser: a login behind a proxy under TLS, the user's files, and another site's page."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def log_in(page, password: str) -> None:
 
 @pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """A reverse proxy under TLS, as nginx is set up: `proxy(address of the program)` is where it has it, at /eichi."""
+    """Run a reverse proxy under TLS, set up like nginx: `proxy(address of the program)` is where it serves the program, at
+    /eichi."""
     if not shutil.which("openssl"):
         pytest.skip("nothing makes a certificate here")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"

@@ -1,4 +1,4 @@
-"""What goes wrong, as a user sees it in a browser."""
+"""Test in a browser what a user sees when something goes wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The group for latents, as a user has it: wrong files, a right one, and the film that is asked for."""
+"""Test the group for latents in a browser: wrong files, a right one, and the film that is asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA in a real browser: picked, set, started, changed and started again; slots, sets and files that are missing."""
+"""Test LoRA in a browser: picked, set, started, changed and started again; slots, sets and missing files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ODD = """絵 の it's "0=0.5" <img src=x onerror=alert(1)> %20&amp;.safetensors"
 
 
 def choose(tab, number: int, file: str) -> None:
-    """A file in a slot, typed as a user finds it among many."""
+    """Choose a file in a slot by typing, as a user finds it among many."""
     tab.fill(f"#lora-file-{number} input", file)
     tab.keyboard.press("Enter")
 
@@ -54,7 +54,7 @@ def strength(tab, number: int, value: str) -> None:
 
 
 def press(tab, selector: str) -> None:
-    """A click on what may be below the pinned film or Start, to which a user would scroll."""
+    """Click on an element that may lie below the pinned film or Start, after scrolling to it as a user would."""
     tab.locator(selector).evaluate("element => element.click()")
 
 
@@ -72,7 +72,7 @@ def box_is(tab, *wanted: tuple[str, float]) -> None:
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Jobs]:
-    """The real one, with the miniature."""
+    """Run the real worker with the miniature."""
     jobs = Jobs(Engine(Models(), tmp_path / "outputs", "cpu"))
     yield jobs
     jobs.close(60)

@@ -1,4 +1,4 @@
-"""A fresh installation in a browser: no models but the miniature, which a newcomer tries with three clicks."""
+"""Test a fresh installation in a browser: no models but the miniature, which a newcomer tries with three clicks."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ EXAMPLES, UNDO = "#examples .row button", "#examples .undo"
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Models:
-    """An empty hub cache and no --models."""
+    """Return models with an empty hub cache and without --models."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     return Models()
 
 
 @pytest.fixture
 def worker(models: Models, tmp_path: Path) -> Iterator[Jobs]:
-    """Return the real worker."""
+    """Run the real worker."""
     jobs = Jobs(Engine(models, tmp_path / "outputs", "cpu"))
     yield jobs
     jobs.close(60)
@@ -44,7 +44,7 @@ def worker(models: Models, tmp_path: Path) -> Iterator[Jobs]:
 
 @pytest.fixture
 def jobs(request: pytest.FixtureRequest, jobs: Jobs) -> Jobs:
-    """The real worker where a test asks for it."""
+    """Return the real worker if the test asks for it, otherwise the usual jobs."""
     return request.getfixturevalue("worker") if "worker" in request.fixturenames else jobs
 
 
@@ -58,7 +58,7 @@ def offers(page, *sizes: int) -> None:
 
 
 def take_example(page, example: Example) -> None:
-    """A seed, a click on an example, and one on Start."""
+    """Set a seed, click on an example, and click on Start."""
     offers(page, *SMALL)
     type_in(page, SEED, "7")
     page.locator(EXAMPLES, has_text=example.prompt).click()

@@ -1,4 +1,4 @@
-"""Tabs that were open before the server they show ended: another one is in its place, the same one again, or none."""
+"""Test tabs that were open before their server ended: another server is in its place, the same one again, or none."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BAR = ".eichi-tab"
 
 @pytest.fixture
 def started(serve, monkeypatch) -> Callable[..., Site]:
-    """Starts the pages as in a process of their own, where gradio counts components from the beginning."""
+    """Start the pages as in a process of their own, where gradio counts components from the beginning."""
 
     def start(*args, **settings) -> Site:
         monkeypatch.setattr(gradio.context.Context, "id", 0)
@@ -46,7 +46,7 @@ def started(serve, monkeypatch) -> Callable[..., Site]:
 
 @pytest.fixture
 def tab(browser) -> Iterator[Callable]:
-    """Opens a tab. That an event was refused or not answered, the browser notes as an error, so nobody counts them here."""
+    """Open a tab. The browser notes a refused or unanswered event as an error, so errors are not counted here."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.add_init_script(MARK_FILLED)
 

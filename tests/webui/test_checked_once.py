@@ -26,7 +26,7 @@ def test_start_judges_once(page, jobs, tower, tmp_path, monkeypatch):
 
 
 def test_a_machine_that_is_too_small_is_said_at_start(page, jobs, tower, tmp_path, monkeypatch):
-    """No job is made of it; Start can be pressed again, perhaps with another precision."""
+    """A machine that is too small is told at Start without making a job; Start can be pressed again with another precision."""
     built = page("reverse")
     built.start.context = dataclasses.replace(built.context, engine=Engine(built.context.models, tmp_path, "cpu"))
     monkeypatch.setattr(requirements, "host_memory", lambda: HostMemory(2**30, 2**30))

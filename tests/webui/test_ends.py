@@ -276,7 +276,7 @@ def test_what_was_set_aside_long_ago_is_old(tmp_path):
 
 
 def test_a_page_tells_of_damaged_settings_when_it_is_loaded(page, tmp_path):
-    """The note lay in a closed group."""
+    """Damaged settings are told when a page is loaded; the note lay in a closed group."""
     built = page("reverse")
     (tmp_path / "settings").mkdir(exist_ok=True)
     (tmp_path / "settings" / "app_settings.json").write_text("{broken")

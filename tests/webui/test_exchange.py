@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_existing_programs_zip_fills_the_form(whole: Page, language: str):
-    """Whatever language its page had, and ours has."""
+    """The existing program's ZIP fills the form, whatever the languages of its page and of ours."""
     page = whole("reverse", language=language)
     said = page.see(
         page.zip.import_zip(page.holds | {page.zip.upload: str(COMPAT / f"sections_{language}.zip"), page.zip.how: "replace"})
@@ -46,7 +46,7 @@ def test_the_existing_programs_zip_fills_the_form(whole: Page, language: str):
 
 
 def test_every_field_of_the_form_comes_back_from_its_zip(whole: Page, tower: str, tmp_path: Path):
-    """Exported, the page reloaded, imported: as before."""
+    """Every field comes back after the form was exported, the page reloaded and the ZIP imported."""
     for mode in ("reverse", "forward"):
         first, second = whole(mode), whole(mode)
         uploads = tmp_path / "uploads"
@@ -152,7 +152,7 @@ def exported(page: Any) -> Path:
 
 
 def test_exported_zips_do_not_pile_up(whole: Page):
-    """Each small request left another 19 MB; what holds the same is one file, and of others there are only so many."""
+    """Each export left another 19 MB. Equal exports are now one file, and the number of others is limited."""
     page = whole()
     first = exported(page)
     assert exported(page) == first, "the same, only later"
@@ -224,7 +224,7 @@ def test_stable_diffusions_pictures(whole: Page, tmp_path: Path):
 
 @pytest.mark.parametrize(("suffix", "coding"), [("jpg", "be"), ("webp", "le")])
 def test_parameters_in_exif(whole: Page, tmp_path: Path, suffix: str, coding: str):
-    """JPEG and WebP have no text chunks."""
+    """Parameters are read from EXIF, because JPEG and WebP have no text chunks."""
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "猫が走る\nSeed: 4".encode(f"utf-16-{coding}")
     Image.new("RGB", (64, 64)).save(tmp_path / f"a.{suffix}", exif=exif)
@@ -235,7 +235,8 @@ def test_parameters_in_exif(whole: Page, tmp_path: Path, suffix: str, coding: st
 
 
 def test_everything_of_our_own_picture(whole: Page, tower: str, tmp_path: Path):
-    """The whole request; of its pictures those that are here, and no file that a stranger's picture only names."""
+    """A picture of ours gives its whole request; of the pictures named in it only those that are here, and no file that a
+    stranger's picture names."""
     (tmp_path / "uploads").mkdir()
     kept = str(shutil.copy(tower, tmp_path / "uploads" / "kept.jpg"))
     secret = str(tmp_path.parent / "secret.jpg")
@@ -264,7 +265,8 @@ def test_everything_of_our_own_picture(whole: Page, tower: str, tmp_path: Path):
 @pytest.mark.parametrize("source", list(MODES))
 @pytest.mark.parametrize("target", list(MODES))
 def test_everything_from_any_mode_to_any(whole: Page, tmp_path: Path, source: str, target: str):
-    """A one-frame picture on the F1 page was a popup that said 'seconds'."""
+    """Everything that fits is taken from any mode to any other; a one-frame picture on the F1 page gave a popup that said
+    'seconds'."""
     Image.new("RGB", (64, 64)).save(tmp_path / "j.png", pnginfo=png_info(MODES[source](prompt="a dog", seed=5, steps=9)))
     page = whole(target)
     page.see(page.metadata.on_upload(str(tmp_path / "j.png")))
@@ -289,7 +291,7 @@ def test_references_beyond_the_pages_places_are_named(whole: Page, tower: str, t
 
 
 def test_a_folder_elsewhere_is_not_taken_over(whole: Page, tmp_path: Path):
-    """A stranger's file named one; the field would have had it, and Start refused."""
+    """An output folder that a stranger's file named was put into the form, and then Start refused it."""
     document = to_json(MODES["reverse"](prompt="a dog")) | {"output_folder": "/somewhere/else/deep"}
     (tmp_path / "a.json").write_text(json.dumps(document))
     page = whole()
@@ -313,7 +315,7 @@ def test_what_is_too_large_is_said_and_what_is_long_is_cut(whole: Page, tmp_path
 
 
 def test_a_film_of_another_program(whole: Page, tmp_path: Path):
-    """Its prompt, seed and length, where the mode has one."""
+    """Another program's prompts, seed and length are taken over, the length only where the mode has one."""
     document = {"prompt": "a lighthouse", "negative_prompt": "blurry", "seed": 7, "total_second_length": 4}
     (tmp_path / "a.json").write_text(json.dumps(document))
     for mode, seconds in (("reverse", 4.0), ("single", None)):

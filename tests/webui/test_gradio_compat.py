@@ -200,7 +200,7 @@ def test_a_tab_costs_little(small: Small) -> None:
 
 
 def test_tabs_have_an_end(small: Small) -> None:
-    """The one that was used last stays; one that is forgotten begins anew."""
+    """The number of remembered tabs is limited: the one used last stays, and a forgotten one begins anew."""
     for number in range(SESSIONS + 10):
         assert small.ask("change", ["b", None], session_hash=f"tab{number}").status_code == 200
         small.ask("change", ["c", None], session_hash="used")

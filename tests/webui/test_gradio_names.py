@@ -121,7 +121,8 @@ def users_of(name: str) -> str:
 
 @pytest.mark.parametrize(("owner", "name"), [(owner, name) for owner, names in GRADIO.items() for name in names.split()])
 def test_gradio_still_has(gradios: dict[str, Any], owner: str, name: str) -> None:
-    """An upgrade that takes a name away shows itself in the middle of an event, or lets a check pass without a word."""
+    """Gradio still has the names that are used; a missing one would show itself in the middle of an event, or let a check
+    pass."""
     said = TAKEN_AWAY.format(version=gr.__version__, name=f"{owner}.{name}", users=users_of(name))
     try:
         place = looked_up(gradios, owner)
@@ -141,7 +142,7 @@ def test_gradio_still_calls_it_so(gradios: dict[str, Any], name: str, parameters
 
 
 def test_uvicorn_still_has() -> None:
-    """A connection that does not wait for ever is made of these (0.54); one of them uvicorn keeps for itself."""
+    """Uvicorn (0.54) still has the names, one of them private, by which connections get a time limit."""
     config = uvicorn.Config(None, lifespan="off")
     config.load()
     in_a_loop(_has_all(lambda: H11Protocol(config=config, server_state=ServerState(), app_state={})))

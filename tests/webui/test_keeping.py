@@ -46,8 +46,8 @@ def test_the_existing_programs_prompts(whole: Page, compat: Path):
 
 
 def test_names_as_an_existing_file_has_them(whole: Page, compat: Path):
-    """Names with spaces at the ends were offered, and then nothing was found under them. Our own names have none, and a
-    limited length."""
+    """A preset whose name has spaces at its ends was listed and then not found. New names are trimmed and at most 100
+    letters long."""
     path = compat / "presets" / "prompt_presets.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     document["presets"].append({"name": " spaced ", "prompt": "spaced out"})
@@ -143,7 +143,8 @@ def test_a_favourite_is_the_whole_form(whole: Page, tower: str, mode: str, lora_
 
 
 def test_a_favourite_of_another_version(whole: Page, tmp_path: Path):
-    """A field that is gone, one that is new, a value that was possible once: the rest is applied."""
+    """A favourite of another version, with a field that is gone, a new one, and a value no longer possible, is applied as
+    far as it fits."""
     (tmp_path / "presets").mkdir()
     entry = {"name": "old", "value": {"mode": "reverse", "prompt": "a cat", "gone": 1, "steps": 1000, "seconds": 3.0}}
     (tmp_path / "presets" / "favorites.json").write_text(json.dumps({"favorites": [entry]}))
@@ -234,7 +235,7 @@ def test_a_damaged_file_is_told_and_kept(whole: Page, tmp_path: Path):
 
 
 def test_a_page_that_was_just_loaded_keeps_what_was_quick(whole: Page, compat: Path):
-    """A page filled itself a second after it was loaded, and a picture that had been dropped into it before was lost."""
+    """A loaded page was filled whole once the server knew its first values, and a picture dropped before that was lost."""
     page = whole()
     updates = page.form_updates.initial(starting_fields(page.built.context, page.built.form)[0])
     assert updates[page.prompts.prompt] == "A man walks."

@@ -78,7 +78,8 @@ def _event(field: str) -> gr.EventData:
 
 @pytest.mark.parametrize(("address", "opens"), [("127.0.0.1", True), ("192.168.1.9", False)])
 def test_a_folder_is_opened_only_for_who_sits_there(jobs, tmp_path, monkeypatch, address, opens):
-    """Elsewhere its path is shown to copy; nobody can name a folder to open."""
+    """A folder is opened only for a user at the machine itself; others get its path to copy, and nobody can name a folder to
+    open."""
     opened = []
     monkeypatch.setattr(result_panel, "open_folder", lambda folder: opened.append(folder) or True)
     panel = result_panel.ResultPanel.__new__(result_panel.ResultPanel)
@@ -96,7 +97,7 @@ def test_a_folder_is_opened_only_for_who_sits_there(jobs, tmp_path, monkeypatch,
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("mode", ["reverse", "single"])
 def test_a_run_without_a_result_does_not_look_like_a_new_page(jobs, tmp_path, language, mode):
-    """Stopped in its first section, the viewer showed what it shows before anything was ever run."""
+    """After a run that was stopped in its first section the viewer looked as if nothing had ever been run."""
     t, it = Translator(language), MODES[mode]()
     context = Context(jobs=jobs, t=t, mode=mode, outputs=tmp_path)
     with gr.Blocks():

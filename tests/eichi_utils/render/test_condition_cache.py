@@ -248,7 +248,7 @@ def test_another_dtype_library_or_device_is_another_key(checkpoint: Path, monkey
 
 @pytest.mark.parametrize("size", [0, 1000, 40 * 2**20])
 def test_a_file_is_known_by_its_content(size: int, tmp_path: Path) -> None:
-    """A large one by pieces, its size and its time."""
+    """A file is known by its content; a large one by pieces, its size and its time."""
     data = numpy.random.default_rng(0).bytes(size)
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_bytes(data)

@@ -65,7 +65,8 @@ def result_of(events: list[Event]) -> numpy.ndarray:
 
 @pytest.mark.parametrize("mode", list(SHORTEST))
 def test_every_mode_makes_its_files(mode: str, runs: dict) -> None:
-    """The result first, then the fitted start picture, and nothing else; sizes and frame counts as announced."""
+    """Every mode makes the result, then the fitted start picture, and nothing else, with the announced sizes and frame
+    counts."""
     _made, folder, events = runs[mode]
     (started,) = [event for event in events if isinstance(event, Started)]
     end = events[-1]
@@ -86,7 +87,7 @@ def test_every_mode_makes_its_files(mode: str, runs: dict) -> None:
 
 @pytest.mark.parametrize("mode", list(SHORTEST))
 def test_the_events_of_a_run(mode: str, runs: dict) -> None:
-    """Stages in their order, a preview for each step, one ending at the end, times that never go back."""
+    """A run reports its stages in order, a preview for each step and one ending, with times that never go back."""
     events = runs[mode][2]
     stages = list(dict.fromkeys(event.name for event in events if isinstance(event, Stage)))
     assert stages == RUN_STAGES
@@ -168,7 +169,7 @@ def test_stop_now_at_any_moment(
 def test_stop_after_a_section_leaves_its_film(
     mode: str, pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None
 ) -> None:
-    """The first of two sections is a valid film with its frames and its request."""
+    """A stop after the first of two sections leaves a valid film with its frames and its request."""
     stop = Stop()
     it = request(mode, pictures[0], seconds=1, window=4.5)
     for event in driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop):
@@ -185,7 +186,7 @@ def test_stop_after_a_section_leaves_its_film(
 def test_stop_after_the_last_section_is_a_finished_film(
     pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None
 ) -> None:
-    """The film is complete, so it is not called stopped."""
+    """A stop after the last section ends as finished, because the film is complete."""
     for level in (StopLevel.SECTION, StopLevel.JOB):
         stop = Stop()
         stop.request(level)

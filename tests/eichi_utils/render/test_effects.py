@@ -148,7 +148,7 @@ def test_a_section_prompt_leaves_earlier_sections_alone(pool: ModelPool, picture
 
 
 def test_a_mask_hides_only_what_it_covers(pool: ModelPool, pictures: list[str], half_mask: str) -> None:
-    """Black hides: the latent is zero there and untouched elsewhere."""
+    """A mask's black sets the latent to zero there and leaves it unchanged elsewhere."""
     _plan, conditions = conditions_of(request("single", pictures[0], image_mask=half_mask), pool)
     mask = conditions.masks["start"]
     assert mask.shape[-2:] == conditions.latents["start"].shape[-2:]
@@ -181,7 +181,7 @@ def test_what_has_no_effect_is_said(pool: ModelPool, pictures: list[str], tmp_pa
     ],
 )
 def test_settings_that_cannot_act(pictures: list[str], mode: str, fields: dict, idle: tuple) -> None:
-    """Each is named exactly where nothing else makes it act."""
+    """A setting without effect is named exactly where nothing else makes it act."""
     assert request(mode, pictures[0], **fields).idle() == idle
 
 
@@ -220,7 +220,7 @@ def test_only_a_film_made_in_order_has_a_vae_cache(mode: str, pictures: list[str
 
 
 def test_the_run_says_how_many_steps_it_computed(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
-    """Event by event, and the view in all; without a cache every step."""
+    """The run reports its computed steps at each event and in the view's total; without a cache every step is computed."""
     for cache, fewer in (("none", False), ("teacache", True), ("first_block", True)):
         view = View()
         wanted = request("single", pictures[0], steps=8, step_cache=cache, cache_threshold=0.5)

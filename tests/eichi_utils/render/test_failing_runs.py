@@ -151,7 +151,7 @@ def test_a_failed_run_keeps_the_latents_that_were_asked_for(
 def test_an_error_while_keeping_is_not_the_reason(
     jobs: Jobs, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cheap_decode: None
 ) -> None:
-    """A card without memory and then a full disk: what stopped the film is said."""
+    """If the card's memory runs out and then the disk is full, the first error is told as the film's end."""
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(film_files, "write_latents", failing(full))
     no_memory = torch.OutOfMemoryError("no")
@@ -184,7 +184,7 @@ def test_a_folder_that_goes_away_while_a_film_is_made(
 def test_a_folder_that_cannot_be_made_again(
     jobs: Jobs, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cheap_decode: None
 ) -> None:
-    """A drive that was pulled out: said with the folder's name, not as an error of the program."""
+    """A drive that was pulled out is told with the folder's name, not as an error of the program."""
     write = FilmWriter.write
 
     def pulled(self: FilmWriter, *rest: Any) -> None:

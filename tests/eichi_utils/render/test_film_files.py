@@ -103,7 +103,7 @@ def test_a_still_of_a_film_with_a_final_frame(pool: ModelPool, pictures: list[st
 
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
 def test_frames_of_the_last_section_only(mode: str, pool: ModelPool, pictures: list[str], tmp_path: Path, flat: None) -> None:
-    """The section made last: in the standard mode the film's beginning."""
+    """Only frames of the section made last are saved, which is the film's beginning in the standard mode."""
     carry_out(request(mode, pictures[0], save_frames="last", **THREE), pool, tmp_path, "j")
     assert set(pngs(tmp_path)) == set(OWN[mode][2])
     assert not (tmp_path / "j_frames_section0").exists()
@@ -130,7 +130,7 @@ def until(events: Iterator[Event], stop: Stop, level: StopLevel, section: int) -
 def test_a_stopped_film_has_all_its_files(
     level: StopLevel, pool: ModelPool, pictures: list[str], tmp_path: Path, flat: None
 ) -> None:
-    """Frames and latents of what is in the film so far, and no others."""
+    """A stopped film has frames and latents of what is in the film so far, and no others."""
     stop = Stop()
     it = request("reverse", pictures[0], **THREE, **EVERYTHING)
     until(driver.run(it, it.plan(), pool, Outputs(tmp_path, "j"), stop), stop, level, 1)

@@ -78,7 +78,7 @@ def test_reading_pictures_with_scale_and_mask() -> None:
 
 
 def test_joining_on_either_side() -> None:
-    """New latents come first where the film grows at the front."""
+    """New latents are joined in front if the film grows at the front, and otherwise behind."""
     assert values(joined(numbered(1, 5), numbered(2), "front")) == [5.0, 1.0, 2.0]
     assert values(joined(numbered(1, 5), numbered(2), "back")) == [1.0, 2.0, 5.0]
 

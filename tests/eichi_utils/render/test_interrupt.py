@@ -201,7 +201,7 @@ def test_loading_is_broken_off_between_tensors(checkpoint: Path) -> None:
 
 
 def test_layers_are_let_go(checkpoint: Path) -> None:
-    """A network that was on loan is asked nothing more."""
+    """After its loan a network is no longer asked to stop between its layers."""
     net, asked = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), []
     with between_layers(lambda: asked.append(1), net):
         net(torch.zeros(1, 2))

@@ -56,7 +56,7 @@ def joined_latents(it: Request, pool: ModelPool) -> Joined:
 
 @pytest.mark.parametrize("mode", FILMS)
 def test_the_film_then_the_file(mode: str, pool: ModelPool, pictures: list[str], appended: str, cheap_decode: None) -> None:
-    """The film's own latents, those in between, the file's; what is left out is left out where it is said."""
+    """The film's latents come first, then those in between, then the file's, without those that the request leaves out."""
     base = request(mode, pictures[0], append_latents=appended, **SHORT)
     alone, file = joined_latents(base, pool).clip.latents[:, :, :6], read_latents(appended)[1]
     for start, end, trim, between in ((0, 0, 0, 0), (2, 1, 0, 0), (0, 0, 2, 0), (1, 0, 1, 3)):
@@ -99,7 +99,7 @@ def test_the_forward_mode_goes_in_a_straight_line(
 
 
 def test_the_bridge_has_the_prompt_that_there_is(pictures: list[str], appended: str) -> None:
-    """The common one; of a film whose sections all have their own, that of its end."""
+    """The joining section has the common prompt or, if all sections have their own, the prompt of the film's end."""
     fields = {"append_latents": appended, "join_latents": 9, **SHORT}
     own = request("reverse", pictures[0], section_prompts={0: "she bows"}, **fields)
     assert own.plan().append.bridge.prompt == "a cat runs"
@@ -113,7 +113,7 @@ def test_the_bridge_has_the_prompt_that_there_is(pictures: list[str], appended: 
 @pytest.mark.parametrize("mode", FILMS)
 @pytest.mark.parametrize(("seconds", "window"), [(0.5, 4.5), (1, 9), (3, 9), (5, 4.5), (120, 9)])
 def test_how_long_the_whole_is(mode: str, seconds: float, window: float, pictures: list[str], appended: str) -> None:
-    """4 T - 3 frames of all latents together; the check reckons a film's latents as the plan does."""
+    """A joined film has 4 T - 3 frames of all its latents, and the check counts a film's latents as the plan does."""
     it = request(mode, pictures[0], seconds=seconds, window=window)
     assert film_latents(seconds, window) == it.plan().latents == whole_latents(it.plan())
     it = changed(it, append_latents=appended, join_latents=5, append_trim_end=1, film_trim_end=2)
@@ -131,7 +131,7 @@ def run(pool: ModelPool, pictures: list[str], appended: str, tmp_path_factory: p
 
 
 def test_both_films_are_kept(run: tuple) -> None:
-    """The result first, then the new film alone (the existing program deletes it), then its start picture."""
+    """The joined film is listed first, then the new film alone, which the existing program deletes, then its start picture."""
     _it, folder, events = run
     assert [Path(file).name for file in events[-1].files] == ["j_combined.mp4", "j_6.mp4", "j.png"]
     assert names_in(folder) == {"j_combined.mp4", "j_6.mp4", "j.png"}
@@ -294,7 +294,7 @@ def test_a_path_in_a_request_file_is_relative_to_it(pictures: list[str], appende
 
 @pytest.mark.parametrize("mode", FILMS)
 def test_the_plan_prints_what_comes_after(mode: str, pictures: list[str], appended: str) -> None:
-    """The file, the section in between where one is sampled, and the length of both films together."""
+    """The plan prints the appended file, the section in between if one is sampled, and the length of both films."""
     it = request(mode, pictures[0], append_latents=appended, join_latents=3, append_trim_end=1, **SHORT)
     needs = {"memory": "1", "memory_free": "1", "card": "", "card_free": "", "disk": "1", "disk_free": "1", "precision": "int8"}
     document = plan_document(it, needs)

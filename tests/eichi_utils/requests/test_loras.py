@@ -50,7 +50,8 @@ def test_a_file_that_is_not_there_is_a_problem_of_its_slot(mode: str, pictures: 
 
 
 def test_files_that_cannot_be_used_are_told_apart(pictures: list[str], tmp_path: Path) -> None:
-    """Pickles with the way to convert them, cut-off files with both lengths; all at once."""
+    """Unusable LoRA files are told apart, all at once: pickles with the way to convert them, cut-off files with both
+    lengths."""
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(FILE.read_bytes()[:-1])
     for name in ("a.pt", "b.BIN", "c.txt"):
@@ -98,7 +99,7 @@ def test_eight_and_more_at_once(pictures: list[str]) -> None:
     ],
 )
 def test_json_of_the_wrong_shape(value: object, fields: set[str], pictures: list[str]) -> None:
-    """A sentence at its place, never a crash."""
+    """LoRA entries of the wrong shape give a sentence at their place, and never a crash."""
     document = {**to_json(request("single", pictures[0])), "loras": value}
     try:
         problems = modes.from_json(document).check()
@@ -150,7 +151,7 @@ def test_a_requests_file_finds_what_lies_beside_it(folder: Path, tmp_path: Path)
 
 
 def test_metadata_names_file_and_strength(pictures: list[str], tmp_path: Path) -> None:
-    """Whoever has the picture and the LoRA can make it again."""
+    """The metadata names file and strength, so that whoever has the picture and the LoRA can make it again."""
     it = request("single", pictures[0], loras=(Lora(str(FILE), -0.3), Lora(str(FILE), 0.8)), precision="int8")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=png_info(it))
     with Image.open(tmp_path / "a.png") as picture:

@@ -59,7 +59,7 @@ def test_latents_so_far_name_the_files() -> None:
     ],
 )  # fmt: skip
 def test_the_padding_ladder(sections: int, ladder: list[int]) -> None:
-    """The distances the model was trained to bridge."""
+    """The paddings of the sections are the distances that the model was trained to bridge."""
     assert paddings(sections) == ladder
 
 
@@ -75,7 +75,7 @@ def test_blank_positions_of_the_ladder() -> None:
     [(0.0, 0, 0), (0.2, 1, 0), (0.5, 4, 2), (1.0, 9, 4), (1.5, 13, 6), (2.0, 18, 9), (3.0, 27, 13), (0.96, 9, 4)],
 )
 def test_one_padding_for_all_sections_but_the_last(padding: float, long: int, short: int) -> None:
-    """Rounded to a tenth; the last section always touches the start picture."""
+    """A fixed padding, rounded to a tenth, is used for all sections but the last, which always touches the start picture."""
     assert blanks(film("reverse", seconds=8, padding=padding)) == [long] * 6 + [0]
     assert blanks(film("reverse", seconds=3, window=4.5, padding=padding)) == [short] * 4 + [0]
     assert blanks(film("reverse", seconds=1, padding=padding)) == [0]
@@ -123,7 +123,7 @@ def test_the_final_frame_opens_the_history_scaled() -> None:
 
 
 def test_a_section_is_tied_to_the_next_keyframe_at_or_beyond_it() -> None:
-    """The smallest key not below the section's number, else the start picture."""
+    """A section is tied to the smallest keyframe not below its number, or else to the start picture."""
     keys = {1: "one.png", 4: "four.png"}
     assert [anchor(i, keys) for i in range(6)] == [
         "section/1", "section/1", "section/4", "section/4", "section/4", "start",
@@ -140,7 +140,7 @@ def test_a_section_is_tied_to_the_next_keyframe_at_or_beyond_it() -> None:
 
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
 def test_a_prompt_belongs_to_exactly_its_section(mode: str) -> None:
-    """No inheritance, unlike keyframes; a blank one counts as none."""
+    """A section's prompt is not inherited by others, as keyframes are, and a blank one counts as none."""
     plan = film(mode, seconds=4, prompt="common", section_prompts={0: "zero", 1: "   "})
     assert [section.prompt for section in plan.sections] == ["zero", "common", "common"]
     assert plan.prompts == ("zero", "common")
@@ -243,7 +243,7 @@ def test_every_switch_of_the_one_frame_mode_changes_the_plan(controls: tuple) ->
 
 
 def test_consecutive_ranges() -> None:
-    """`lay` is what all three layouts stand on."""
+    """`lay` gives consecutive index ranges, on which all three layouts are built."""
     assert lay(1, 16, 2) == (range(0, 1), range(1, 17), range(17, 19))
     assert lay(1, 0, 2) == (range(0, 1), range(1, 1), range(1, 3))
     assert lay() == ()

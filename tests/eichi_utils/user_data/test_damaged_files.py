@@ -149,7 +149,7 @@ def test_choices_and_estimates_go_on(damage: str, good: Path) -> None:
 
 @pytest.mark.parametrize("number", ["1e300", "-1", '"1"', "null", "[]", "99999999999999999999"])
 def test_times_that_nothing_took(number: str, tmp_path: Path) -> None:
-    """1e300 seconds are no estimate."""
+    """Impossible times in the file, such as 1e300 seconds, give no estimate."""
     asked = request("reverse", "")
     entry = {"start": 1.0, "step": 1.0, "share": 1.0, "section": 1.0}
     text = json.dumps({kind_of(asked, 128, 128): entry})
@@ -213,7 +213,7 @@ for _ in range(100):
 
 @pytest.mark.parametrize("value", ["\ud800", float("nan"), float("inf"), 10**400, DEEP, {"\ud800": 1}, [1], None], ids=ascii)
 def test_values_that_cannot_be_kept(value: Any, good: Path) -> None:
-    """Each is refused with a sentence; what was kept before stays."""
+    """Each value that cannot be kept is refused with a sentence, and the values kept before stay."""
     before = {path: path.read_bytes() for path in good.iterdir()}
     calls: list[Callable[[], Any]] = [
         lambda: PromptPresets(JsonFile(good / "prompt_presets.json", ("presets",))).save("a", value),

@@ -14,7 +14,7 @@ from eichi_utils.user_data import desktop
     [("127.0.0.1", True), ("::1", True), ("localhost", True), ("192.168.1.7", False), (None, False), ("testclient", False)],
 )
 def test_who_sits_at_the_machine(address: str | None, same: bool) -> None:
-    """A window on a server's desk helps nobody."""
+    """Folders are opened only for a user at the machine: a window on a server's desk helps nobody."""
     assert desktop.same_machine(address) is same
 
 

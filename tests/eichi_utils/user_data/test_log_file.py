@@ -65,7 +65,8 @@ def test_a_file_of_its_own(log: Log, tmp_path: Path) -> None:
 
 
 def test_whatever_is_logged(log: Log) -> None:
-    """Our warnings, others', Python's, tracebacks: each line with its time, on the disk at once."""
+    """The log file holds our warnings, other libraries', Python's and tracebacks, each line with its time, on the disk at
+    once."""
     log.apply(True, "")
     logging.getLogger("eichi_utils.anything").warning("first\n\n  second")
     logging.getLogger("somebody.else").error("no %s", "more")
@@ -85,7 +86,7 @@ def test_whatever_is_logged(log: Log) -> None:
 
 
 def test_another_folder_is_another_file(log: Log, tmp_path: Path) -> None:
-    """The old one is closed, and gets no further line; the same again changes nothing."""
+    """Another folder begins another log file and closes the old one; the same folder again changes nothing."""
     handlers = list(logging.getLogger().handlers)
     log.apply(True, "one")
     first = log.path
@@ -197,7 +198,7 @@ def test_a_folder_that_was_deleted_is_made_again(log: Log, caplog: pytest.LogCap
 
 
 def test_a_record_that_cannot_be_put_together_is_no_crash(log: Log, capsys: pytest.CaptureFixture) -> None:
-    """A library's own mistake in a message."""
+    """A log record that cannot be formatted, through a library's own mistake, is no crash."""
     log.apply(True, "logs")
     log._file.handle(logging.LogRecord("library", logging.WARNING, "", 0, "%d of %d", (1,), None))
     assert "Logging error" in capsys.readouterr().err
@@ -206,7 +207,7 @@ def test_a_record_that_cannot_be_put_together_is_no_crash(log: Log, capsys: pyte
 
 
 def test_many_threads_and_a_change_of_folders(log: Log, tmp_path: Path) -> None:
-    """Lines stay whole, and each is in exactly one of the files."""
+    """If many threads log while the folder changes, lines stay whole and each is in exactly one of the files."""
 
     def speak(number: int) -> None:
         for line in range(50):

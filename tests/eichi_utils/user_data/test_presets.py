@@ -80,7 +80,7 @@ def test_the_hash_is_the_existing_programs(prompts: PromptPresets) -> None:
 
 
 def test_the_prompt_of_a_new_page(prompts: PromptPresets) -> None:
-    """Kept in two places by the existing program: both say the same, whichever way it is saved."""
+    """The existing program keeps a new page's prompt in two places; both say the same, whichever way it is saved."""
     for save in (prompts.save_startup, lambda prompt: prompts.save("起動時デフォルト", prompt)):
         prompt = f"{save} A character. A character."
         save(prompt)
@@ -121,7 +121,7 @@ def test_entries_that_are_none_stay_in_the_file(prompts: PromptPresets) -> None:
 
 
 def test_a_damaged_file_of_prompts_is_set_aside(prompts: PromptPresets) -> None:
-    """The existing program overwrites it with its defaults."""
+    """A damaged file of prompts is set aside; the existing program overwrites it with its defaults."""
     prompts.file.path.write_text('{"presets": 5}')
     assert found(prompts.save("a", "b")) == {("settings", "settings_damaged")}
     assert prompts.read() == ((PromptPreset("a", "b"),), ())
@@ -137,7 +137,7 @@ def test_the_existing_programs_lora_slots(folder: Path) -> None:
 
 
 def test_lora_presets_without_end(folder: Path) -> None:
-    """Named, as many as one likes; the old file is left as it is."""
+    """Any number of LoRA presets can be saved by name; the existing program's file is left as it is."""
     before = (folder / "lora_presets.json").read_bytes()
     presets = lora_presets(folder)
     many = [{"file": f"{number}.safetensors", "strength": -0.25} for number in range(9)]
@@ -190,7 +190,7 @@ def test_a_favourite_is_a_whole_request(mode: str, folder: Path, pictures: list[
 
 
 def test_what_is_no_favourite(folder: Path) -> None:
-    """Refused when saved; named when somebody wrote it into the file."""
+    """What is no favourite is refused when it is saved, and named if somebody wrote it into the file."""
     kept = favourites(folder)
     assert refusal(lambda: kept.save("a", {"mode": "future"})) == "mode_unknown"
     assert refusal(lambda: kept.save("a", [1])) == "mode_unknown"

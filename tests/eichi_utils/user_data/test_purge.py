@@ -64,14 +64,13 @@ def kept(folder: Path, number: int) -> Path:
     ],
 )
 def test_what_is_old_goes_and_what_is_too_much(uploads: Path, days: float, gigabytes: float, there: str):
-    """Every picture that came through a page was kept for ever."""
+    """Pictures that came through a page were kept for ever; old ones are deleted, and those beyond the limit."""
     deleted = purge(uploads, days, gigabytes, frozenset)
     assert left(uploads) == there and deleted == 10 - len(there)
 
 
 def test_what_is_named_stays_and_counts(uploads: Path):
-    """Files that are to stay are named by their whole name or by the digits that it begins with, and they count in the
-    limit."""
+    """Uploads that a film names, by the whole name or by the digits that it begins with, stay and count in the limit."""
     names = frozenset({kept(uploads, 9).name, kept(uploads, 8).name[:12]})
     purge(uploads, 30, 35_000 / GB, lambda: names)
     assert left(uploads) == "089"
@@ -82,13 +81,13 @@ def test_nothing_goes_while_nobody_knows(uploads: Path):
 
 
 def test_nobody_is_asked_without_need(uploads: Path):
-    """Looking through all films takes time."""
+    """Films are not searched for the uploads they name without need, because that takes time."""
     purge(uploads, 1000, 1, lambda: pytest.fail("asked"))
     purge(uploads / "gone", 1, 0, lambda: pytest.fail("asked"))
 
 
 def test_only_our_own_files_go(uploads: Path, tmp_path: Path):
-    """The folder is the user's too."""
+    """Only the program's own files are deleted, because the folder is the user's too."""
     holiday = aged(Path(shutil.copy(kept(uploads, 1), uploads / "holiday 7.png")), 500)
     link = uploads / f"{'0' * 12}_link8.png"
     (tmp_path / "elsewhere8.png").touch()

@@ -47,7 +47,7 @@ def refusal(call: Any) -> str:
 
 
 def test_what_is_written_is_read(file: JsonFile) -> None:
-    """Japanese included; no file is made for reading one."""
+    """Settings that are written, Japanese included, are read again, and reading makes no file."""
     assert file.read() == ({}, ()) and names_in(file.path.parent) == set()
     values = {"猫": "🐈\n", "deep": {"list": [1, 2.5, None, True]}}
     assert file.update(lambda document: document.update(values)) == ()
@@ -90,7 +90,7 @@ def test_nothing_is_written_for_nothing(file: JsonFile) -> None:
 
 @pytest.mark.parametrize("data", [b'{"a": 1', b"[1]", b"null", b"\xff\xfe{", b"[" * 100_000, b'{"presets": {}}', b'"text"'])
 def test_a_damaged_file_is_set_aside(data: bytes, tmp_path: Path) -> None:
-    """Reported once, kept whole, and never under the new one."""
+    """A damaged settings file is reported once and kept whole under another name, where the new file does not replace it."""
     file = JsonFile(tmp_path / "a.json", ("presets",))
     file.path.write_bytes(data)
     values, notes = file.read()
@@ -186,7 +186,7 @@ def test_two_processes_lose_nothing(file: JsonFile) -> None:
 
 
 def test_places_that_cannot_be_used(tmp_path: Path) -> None:
-    """A folder in the file's place, and a file in the folder's."""
+    """A folder in the settings file's place, or a file in its folder's, is reported as a problem."""
     (tmp_path / "folder.json").mkdir()
     assert refusal(JsonFile(tmp_path / "folder.json").read) == "settings_unreadable"
     (tmp_path / "file").write_text("x")
@@ -285,7 +285,7 @@ def test_saved_values_of_another_version(app: AppSettings) -> None:
 
 @pytest.mark.parametrize("value", [None, 3, "text", [1], {"reverse": 5, "program": []}])
 def test_blocks_that_are_none(value: Any, tmp_path: Path) -> None:
-    """Whole JSON, but not what belongs there: read as empty."""
+    """Valid JSON of the wrong shape is read as empty settings."""
     app = AppSettings(JsonFile(tmp_path / "app_settings.json"))
     document = {"eichi": value, "app_settings_f1": value, "log_settings": value, "output_folder": value}
     app.file.update(lambda old: old.update(document))

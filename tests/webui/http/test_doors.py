@@ -61,7 +61,7 @@ def test_names_where_others_reach_us(server: str) -> None:
 
 
 def test_a_host_is_named_once() -> None:
-    """Two of them mean two things to two programs; a request of before 1.1 without any means nothing."""
+    """Two Host headers are refused, because two programs read them differently; so is a request before HTTP/1.1 without one."""
     with served(doors()) as port:
         two = connect(port, b"GET /told HTTP/1.0\r\nhost: localhost\r\nhost: rebound.example\r\n\r\n")
         none = connect(port, b"GET /told HTTP/1.0\r\n\r\n")
@@ -224,7 +224,7 @@ def test_what_no_page_uses_is_closed(page: str, path: str) -> None:
     "path", ["/gradio_api/file=C:/films/x.mp4", "/gradio_api/file=/films/a:b.mp4", "/gradio_api/run/predict"]
 )
 def test_what_pages_use_is_open(path: str) -> None:
-    """The application has none of these, and says so in its own words."""
+    """The doors let through what pages use: the small application answers in its own words that it has none of it."""
     assert client().get(path).text == "Not Found"
 
 
@@ -271,8 +271,8 @@ def test_uploads_are_called_by_short_words(path: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_a_length_is_said_once(method: str) -> None:
-    """A body with two lengths was read in pieces and its connection went on, so that what a proxy took for a body was a
-    request here."""
+    """A body with Content-Length and Transfer-Encoding was read in chunks and the connection went on, so that a proxy's body
+    became a request here."""
     said = head("/length", method, content_length=5, transfer_encoding="chunked") + b"0\r\n\r\n" + head("/told")
     with served(doors()) as port:
         got = answer(connect(port, said))

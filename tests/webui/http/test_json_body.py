@@ -38,14 +38,15 @@ def test_what_takes_long_to_read_is_not_read(body: bytes, size: int) -> None:
 
 
 def test_the_largest_form_is_read() -> None:
-    """A hundred sections with the longest prompts, whatever signs these have."""
+    """The largest possible form is read: a hundred sections with the longest prompts, in any letters."""
     prompts = ['[{,"\\' * 1000, "夕" * 5000, "\N{FIREWORKS}" * 2500]
     form = {"data": [prompts[number % 3] for number in range(100)] + [None] * 1000, "fn_index": 7, "session_hash": "x"}
     assert not are_too_many(json.dumps(form, ensure_ascii=False).encode())
 
 
 def test_pieces_are_counted_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the pieces end: within a string, after a backslash, between signs."""
+    """JSON that arrives in pieces is counted like the whole, wherever a piece ends: in a string, after a backslash, between
+    signs."""
     monkeypatch.setattr(module, "SIGNS", 10**6)
     chance = random.Random(5)
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""Pictures that browsers do not know: seen in the page, and made into films as they are."""
+"""Test that pictures which browsers cannot show are seen in the page and made into films unchanged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from webui.live.browser_pictures import AT_ONCE, BrowserPictures
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
-    """Serves a folder as gradio does, with one file that nobody may see."""
+    """Serve a folder as gradio does, with one file that nobody may see."""
     folder = tmp_path_factory.mktemp("served")
     shutil.copyfile(CASES / "iphone_photo.heic", folder / "photo.heic")
     shutil.copyfile(CASES / "iphone_photo.heic", folder / "named.jpg")

@@ -99,7 +99,8 @@ def test_a_loop_ends_with_its_start_and_keeps_the_final_frame(tower: str):
 
 
 def test_a_browser_cannot_name_any_file(page, tower: str, tmp_path: Path):
-    """Keyframes come as text, and a film's request is served to browsers, its pictures too."""
+    """A browser cannot name any file as a keyframe: they come as text, and the pictures of a film's request are served to
+    browsers."""
     built = page("reverse")
     (box,) = built.form.entries["keyframes"].components
     outside = tmp_path.parent / "secret.jpg"

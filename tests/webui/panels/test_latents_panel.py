@@ -29,7 +29,7 @@ def panel_of(built) -> LatentsPanel:
 
 
 def test_the_newest_files_are_offered_and_no_others_are_opened(page, tmp_path: Path):
-    """A browser may ask for any name."""
+    """Only the offered newest files are opened, because a browser may ask for any name."""
     for number, name in enumerate(("old", "new")):
         os.utime(latent_file(tmp_path / f"{name}.safetensors"), (number, number))
     (tmp_path / "film.mp4").write_bytes(b"")
@@ -50,7 +50,8 @@ def test_the_newest_files_are_offered_and_no_others_are_opened(page, tmp_path: P
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_what_a_file_is(language: str, tmp_path: Path):
-    """Size and length of any; of ours the seed and the beginning of the prompt, harmless whatever it is."""
+    """A latents file is described by size and length, and one of ours by its seed and the beginning of its prompt, made
+    harmless."""
     t = Translator(language)
     plain = facts(t, read_info(latent_file(tmp_path / "a.safetensors", 10)))
     for text in ("144 × 112", "10", "37", "1.23"):

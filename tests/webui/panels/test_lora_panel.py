@@ -56,7 +56,7 @@ def test_a_file_that_does_not_fit_keeps_start_closed(page, lora_folder, tower):
 
 
 def test_a_browser_cannot_name_any_file(page, lora_folder, tower):
-    """Of a file elsewhere not even that it is there; those of films that were made here are known."""
+    """A browser cannot even find out whether a file elsewhere exists; LoRA files of films that were made here are known."""
     built = page("single")
     outside = str(GOLDEN / "lora" / "bad_unknown_modules.safetensors")
     switch, box = built.form.entries["loras"].components
@@ -202,7 +202,7 @@ def test_what_is_moved_while_the_box_does_not_know_it_yet_stays(panel):
 @pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_card_says_what_a_file_does(panel, lora_folder, language):
-    """Format, rank, layers; what is left out; why it cannot be used; and nothing of it is HTML of the file's."""
+    """A LoRA's card shows format, rank, layers, what is left out and why it cannot be used, and no HTML of the file's."""
     panel, t = panel("single", language), Translator(language)
     report = t("page.lora.report", format="kohya, FramePack", ranks="1", applied=1, layers=553)
     assert report in panel._card(INK, "framepack") and "class" in panel._card(INK, "framepack")
