@@ -19,7 +19,7 @@ STEPS, SHIFTS = (1, 2, 3, 4, 25), (7.0, 3.16, 1.8)
 
 
 def test_the_published_schedule():
-    """25 steps at 640: the list that users' seeds were made with."""
+    """The schedule of 25 steps at 640 is the published list, with which users' seeds were made."""
     sigmas = schedule(25, 13680)
     assert sigmas == pytest.approx(SIGMAS_25, abs=5.1e-6)
     assert sigmas[0] == 1.0 and sigmas[-1] == 0.0
@@ -27,13 +27,14 @@ def test_the_published_schedule():
 
 @pytest.mark.parametrize(("side", "shift"), [((512, 512), 7.0), ((448, 448), 5.21), ((384, 384), 3.80), ((320, 304), 2.82)])
 def test_small_pictures_are_shifted_less(side, shift):
-    """Values of the reference for 9 latents."""
+    """The schedule for 9 latents has the reference's values."""
     tokens = 9 * side[0] * side[1] // 8 // 8 // 4
     assert math.exp(shift_mu(tokens)) == pytest.approx(shift, abs=6e-3)
 
 
 def test_the_shift_ends_at_seven():
-    """Reached at 8798 tokens; without the cap large pictures would never see the low noise levels."""
+    """The shift is capped at seven, reached at 8798 tokens; without the cap large pictures would never see the low noise
+    levels."""
     assert shift_mu(256) == pytest.approx(0.5) and shift_mu(4096) == pytest.approx(1.15)
     assert shift_mu(8797) < math.log(7.0)
     assert shift_mu(8798) == shift_mu(10**6) == math.log(7.0)
@@ -47,7 +48,7 @@ def test_a_given_shift_goes_before_the_automatic_one():
 
 @pytest.mark.parametrize("steps", STEPS)
 def test_strength_scales_the_whole_schedule(steps):
-    """Image influence: every sigma times the strength, not a later entry into the same list."""
+    """The image strength multiplies every sigma, instead of starting later in the same list."""
     full, weak = schedule(steps, 5000), schedule(steps, 5000, strength=0.8)
     assert len(full) == steps + 1
     assert weak == pytest.approx([0.8 * sigma for sigma in full])
@@ -109,7 +110,7 @@ def test_the_table_equals_solving_at_every_step(steps, shift, dtype):
 
 
 def test_first_rows_of_the_table():
-    """Spec/core 3.3, computed with the original."""
+    """The first rows of the table are those of spec/core 3.3, computed with the original."""
     rows = unipc_table(schedule(25, 0, 7.0))
     assert len(rows) == 24
     expected = [

@@ -195,7 +195,7 @@ def test_a_folder_with_a_few_vectors_brings_no_networks(tmp_path, capsys):
 
 
 def test_a_vector_that_is_not_what_its_name_says_fails_alone(tmp_path, capsys):
-    """The others are replayed all the same."""
+    """A vector that is not what its name says fails alone, and the others are replayed."""
     copy(tmp_path, "schedule.json")
     shutil.copy(FOLDER / "preview.safetensors", tmp_path / "crossfade.safetensors")
     shutil.copy(FOLDER / "preview.safetensors", tmp_path / "film_reverse_9.safetensors")

@@ -153,7 +153,7 @@ def test_all_languages_have_the_same_keys() -> None:
 
 
 def test_no_key_twice() -> None:
-    """The second would silently win."""
+    """No catalogue has a key twice, because the second would silently win."""
     for language in LANGUAGES:
         pairs = json.loads((ROOT / "locales" / f"{language}.json").read_text(encoding="utf-8"), object_pairs_hook=list)
         keys = [key for key, _ in pairs]
@@ -266,7 +266,7 @@ def test_values_with_braces_stand_as_they_are() -> None:
 
 
 def test_an_unknown_language_is_refused() -> None:
-    """Better at the start than at the first text."""
+    """An unknown language is refused at the start, not at the first text."""
     with pytest.raises(ValueError, match="fr"):
         Translator("fr")
 
@@ -291,7 +291,7 @@ def test_an_unknown_language_is_refused() -> None:
     ],
 )
 def test_the_language_of_the_system(environment: dict, language: str) -> None:
-    """LC_ALL before LC_MESSAGES before LANG; anything we have not is English."""
+    """LC_ALL counts before LC_MESSAGES and LANG; a language without a catalogue is English."""
     assert preferred_language(environment) == language
 
 

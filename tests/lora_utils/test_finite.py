@@ -25,7 +25,7 @@ def first(path) -> str | None:
 @pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", WIDE)
 def test_one_number_that_is_none_is_found(dtype, value, tmp_path):
-    """Wherever it is, in every format of floating point numbers; the largest finite ones are none of it."""
+    """One NaN or infinity is found wherever it is, in every floating point format; the largest finite numbers are allowed."""
     path = tmp_path / "a.safetensors"
     largest = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
     good = torch.tensor([0.0, -0.0, largest, -largest, 1.0], dtype=torch.float64).to(dtype)

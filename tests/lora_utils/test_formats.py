@@ -111,7 +111,7 @@ def test_metadata_that_says_nothing_changes_nothing(text, shapes, tmp_path):
 
 
 def test_lokr_of_two_whole_matrices(shapes, tmp_path):
-    """Has no rank, so its alpha scales nothing; LyCORIS writes one all the same."""
+    """A LoKr of two whole matrices has no rank, so its alpha scales nothing, although LyCORIS writes one."""
     w1, w2 = torch.randn(4, 4), torch.randn(8, 8)
     key = "lycoris_transformer_blocks_0_attn_to_q"
     tensors = {f"{key}.lokr_w1": w1, f"{key}.lokr_w2": w2, f"{key}.alpha": torch.tensor(1e10)}
@@ -121,7 +121,7 @@ def test_lokr_of_two_whole_matrices(shapes, tmp_path):
 
 
 def test_lokr_stays_small(shapes, tmp_path):
-    """The product of the two is as large as the weight; it is never made but for merging."""
+    """The product of LoKr's two matrices, as large as the weight, is made only for merging."""
     write_lora(tmp_path / "a.safetensors", "lokr", shapes, only=("transformer_blocks.0.ff",))
     header = read_header(tmp_path / "a.safetensors")
     tensors = load_file(tmp_path / "a.safetensors")

@@ -106,5 +106,5 @@ def test_vocabularies_fit_the_embeddings(checkpoint):
 
 
 def test_it_is_small(checkpoint):
-    """Made anew for every test run."""
+    """The checkpoint is small, because it is made anew for every test run."""
     assert sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < 8 * 2**20

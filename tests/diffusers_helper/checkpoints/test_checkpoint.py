@@ -80,7 +80,7 @@ def test_a_missing_file_is_named(models):
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_missing_shard_is_named(models, number):
-    """A download that was stopped: the index and some of its files are there."""
+    """A missing shard is named, as after a download that was stopped: the index and some of its files are there."""
     file = sharded(models)[number]
     file.unlink()
     error = failure(models)
@@ -153,7 +153,7 @@ def test_a_missing_tensor_is_named(models):
 
 
 def test_a_tensor_too_many_is_named_with_its_file(models):
-    """Weights of another model, or of this one with a LoRA saved into it."""
+    """An unexpected tensor is named with its file: the weights are another model's, or this one's with a LoRA saved into it."""
     file = sharded(models)[2]
     rewrite(file, lambda tensors: tensors.update({"lora.down": torch.zeros(1)}))
     error = failure(models)
@@ -161,7 +161,7 @@ def test_a_tensor_too_many_is_named_with_its_file(models):
 
 
 def test_a_tensor_of_another_shape_is_named_with_both(models):
-    """A model of another size under the same names."""
+    """A tensor of another shape is named with both shapes: the file is of a model of another size under the same names."""
     file = sharded(models)[0]
     name = next(iter(read_headers([file]).shapes))
     rewrite(file, lambda tensors: tensors.update({name: torch.zeros(7, 3)}))
@@ -172,7 +172,7 @@ def test_a_tensor_of_another_shape_is_named_with_both(models):
 
 
 def test_unknown_tensors_are_allowed_where_not_strict(models, tmp_path):
-    """The language model's file has a head that nobody reads."""
+    """Unknown tensors are allowed where the check is not strict: the language model's file has a head that nobody reads."""
     found = read_headers([weights(models)])
     expected = dict(found.shapes)
     del expected["proj_out.bias"]
@@ -246,7 +246,7 @@ def test_a_check_reads_headers_only(models, monkeypatch):
 
 
 def test_shards_hold_the_same_weights_as_the_single_file(models, checkpoint):
-    """The hub's three files and Kijai's one are the same network."""
+    """Shards give the same weights as a single file: the hub's three files and Kijai's one are the same network."""
     single = load_transformer(checkpoint / "transformer", torch.float32)
     sharded(models)
     together = load_transformer(models, torch.float32)

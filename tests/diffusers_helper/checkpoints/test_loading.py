@@ -121,7 +121,8 @@ def peaks(small: Path, large: Path) -> dict[tuple[str, str], tuple[int, int]]:
 def test_the_peak_is_the_slabs_and_one_tensor(
     dtype: str, storage: str, peaks: dict[tuple[str, str], tuple[int, int]], large: Path
 ) -> None:
-    """Whoever maps the files and copies out of them has the weights twice."""
+    """Loading takes the slabs and one more tensor at its peak; mapping the files and copying out of them holds the weights
+    twice."""
     peak, slabs = peaks[dtype, storage]
     shapes = read_headers(sorted(large.glob("*.safetensors"))).shapes
     parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
@@ -232,7 +233,7 @@ def test_a_file_that_is_cut_off_while_it_is_read(small: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize("change", [{"dtype": "F32"}, {"dtype": "F4"}, {"data_offsets": [0, 6]}])
 def test_a_header_that_contradicts_itself(change: dict, tmp_path: Path) -> None:
-    """Dtype and length must be those of the shape: reading on would mix tensors up."""
+    """A header whose dtype and length contradict the shape is refused, because reading on would mix tensors up."""
     header = {"a": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8], **change}}
     text = json.dumps(header).encode()
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(header["a"]["data_offsets"][1]))

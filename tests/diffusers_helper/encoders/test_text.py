@@ -60,7 +60,7 @@ def test_the_template_is_the_models_own():
 
 
 def test_the_template_is_95_tokens(encoders):
-    """The begin-of-text that the tokenizer adds is one of them."""
+    """The template has 95 tokens with the begin-of-text that the tokenizer adds."""
     ids = encoders.tokenizer(TEMPLATE.split("{}")[0]).input_ids
     assert template_tokens(encoders.tokenizer) == len(ids) == CROP
     assert encoders.tokenizer.convert_ids_to_tokens(ids[0]) == "<|begin_of_text|>"
@@ -147,7 +147,7 @@ def test_what_is_cut_off_has_no_effect(encoders):
 
 @pytest.mark.parametrize("prompt", ["{}", "{0}", "a {girl} dances {}", "100 %s {", "}{"])
 def test_braces_are_letters(encoders, prompt):
-    """A prompt goes in once and as it is: what looks like a placeholder in it is not filled."""
+    """Braces in a prompt are plain letters: what looks like a placeholder is not filled."""
     ids = encoders.tokenizer(prompt, add_special_tokens=False).input_ids
     assert encode_prompt(encoders, prompt).written == len(ids)
 
@@ -161,7 +161,7 @@ def test_other_prompts_are_other_embeddings(encoders):
 @pytest.mark.parametrize("prompt", [PROMPT, "", PROMPT * 20], ids=["short", "empty", "over 77 tokens"])
 @torch.inference_mode()
 def test_the_pooled_vector_is_clips_at_the_first_end_mark(encoders, prompt):
-    """The raw prompt without the template, 77 tokens, longer ones cut."""
+    """The pooled vector is CLIP's at the first end mark of the raw prompt without the template, cut to 77 tokens."""
     tokenizer = encoders.tokenizer_2
     ids = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     end = ids[0].tolist().index(tokenizer.eos_token_id)

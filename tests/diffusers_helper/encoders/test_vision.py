@@ -42,7 +42,7 @@ def test_preprocessing_equals_transformers(photo, size):
 
 
 def test_the_files_numbers_are_used(photo, document):
-    """Size, mean and deviation come from preprocessor_config.json."""
+    """Size, mean and deviation of pictures come from preprocessor_config.json."""
     document |= {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "size": {"height": 42, "width": 56}}
     with Image.open(photo) as opened:
         picture = opened.convert("RGB")

@@ -41,7 +41,7 @@ def test_pages_of_a_window_are_given_back_and_come_again(window):
 
 
 def test_what_is_no_window_stays(window):
-    """Pages of the heap would come back as zeros."""
+    """Memory that is no mapped window is not given back to the system: pages of the heap would come back as zeros."""
     own = torch.ones(4 * MIB)
     assert not mapped.forget(own, mapped.windows()) and not mapped.forget(own, [])
     assert own.sum() == 4 * MIB

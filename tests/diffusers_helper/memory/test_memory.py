@@ -30,7 +30,7 @@ def test_auto_is_the_cpu_without_a_card():
 @NO_CUDA
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:1"])
 def test_a_card_that_is_not_there_is_named(device):
-    """Said at once, not after minutes of loading by an error of the driver."""
+    """A card that does not exist is named at once, not by an error of the driver after minutes of loading."""
     with pytest.raises(ValueError, match=f"'{device}'.*sees 0 CUDA cards"):
         placement(device)
 

@@ -103,7 +103,7 @@ def test_a_header_that_is_none(way, header: bytes, arena: Arena, file: Path) -> 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_other_slabs_of_the_same_size(way, arena: Arena, file: Path) -> None:
-    """Names, dtypes, shapes and places all belong to the layout."""
+    """A file of other slabs of the same size is not used: names, dtypes, shapes and places all belong to the layout."""
     for change in (
         [SLABS[0], {**SLABS[1], "d": (torch.float16, (3, 7))}],
         [SLABS[0], {**SLABS[1], "d": (torch.bfloat16, (7, 3))}],

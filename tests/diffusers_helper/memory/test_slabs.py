@@ -30,7 +30,7 @@ def test_tensors_lie_at_their_places_and_slabs_at_pages():
 
 @pytest.mark.parametrize("wrong", [torch.zeros(3, 5), torch.zeros(5, 3, dtype=torch.int8), torch.zeros(15, dtype=torch.int8)])
 def test_what_does_not_fit_is_refused(wrong):
-    """copy_ would broadcast or convert without a word."""
+    """A tensor of another shape or dtype is refused: copy_ would broadcast or convert it without a word."""
     with pytest.raises(ValueError, match="a is"):
         Arena(SLABS).put("a", wrong)
 

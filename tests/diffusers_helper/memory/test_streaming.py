@@ -200,7 +200,7 @@ def test_a_forgotten_wait_shows(long_net, missing, monkeypatch):
 
 @pytest.mark.parametrize("number", range(1, 30, 2))
 def test_a_copy_that_fails_half_way(long_net, number):
-    """The error comes through, and the next attempt computes with whole weights."""
+    """If a copy fails half way, the error reaches the caller, and the next attempt computes with whole weights."""
     plain = velocity(long_net, GIVEN)
     device = FakeDevice()
     long_net, _ = stream(long_net, 0, device)
@@ -273,7 +273,7 @@ def test_memory_that_is_taken_in_mid_run(long_net, block, kind):
 
 
 def test_memory_that_stays_taken(long_net):
-    """A second failure ends the job; so does the first where nothing is resident."""
+    """If memory runs out a second time, the job ends; so it does the first time if nothing is resident."""
 
     def always(module, arguments):
         raise torch.OutOfMemoryError("injected")
@@ -354,7 +354,7 @@ def test_every_block_is_one_copy(long_net):
 
 
 def test_parts_may_come_in_any_order():
-    """A ring that knows its order is fast; one that is surprised is right all the same."""
+    """Parts may be asked for in any order: an unexpected one only makes the ring slower."""
     layers = [nn.Linear(8, 8) for _ in range(6)]
     groups = [WeightGroup(str(number), [layer]) for number, layer in enumerate(layers)]
     x = torch.randn(2, 8)

@@ -22,7 +22,7 @@ def qkv(dtype=torch.float32, tokens: int = 40):
 
 
 def test_sdpa_is_the_formula():
-    """softmax(q k / sqrt(d)) v for every head, tokens before heads in and out."""
+    """SDPA computes softmax(q k / sqrt(d)) v for every head, with tokens before heads in its input and output."""
     q, k, v = qkv()
     out = sdpa(q, k, v)
     assert out.shape == q.shape

@@ -101,7 +101,8 @@ def test_a_wrong_slice_shows(net, monkeypatch):
 
 
 def test_a_block_multiplies_once_with_what_lies_together(net):
-    """8 products for 12 layers of a dual block, 2 for 5 of a single one."""
+    """A dual block makes 8 products for 12 layers, and a single one 2 for 5, because layers that lie together are one
+    product."""
     narrow(net, "float8")
     seen = []
 
@@ -121,7 +122,7 @@ def test_a_block_multiplies_once_with_what_lies_together(net):
 
 
 def test_feed_forwards_tell_a_product_the_largest_of_their_inputs(net):
-    """Nearly what the product finds for itself, and never less."""
+    """The largest input that a feed-forward passes to a product is nearly what the product finds for itself, and never less."""
     narrow(net, "float8")
     told = []
 

@@ -55,7 +55,8 @@ def test_a_wide_input_is_computed_wide():
 
 @pytest.mark.parametrize("shape", [(7, 24), (1, 7, 24), (2, 3, 24)])
 def test_branches_add_what_merging_adds(shape):
-    """Two products and a Kronecker product, each at its strength; the input stays as it was."""
+    """Side branches of two products and of a Kronecker product add what merging adds, each at its strength; the input is
+    unchanged."""
     layer = Linear(24, 40)
     layer.branches.extend(
         [low_rank(layer, 0), low_rank(layer, 1), KroneckerBranch(2, random(8, 4), random(10, 6), 0.3, (40, 80))]

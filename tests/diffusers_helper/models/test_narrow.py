@@ -137,7 +137,7 @@ def test_a_low_rank_addition_to_a_product_in_8_bits(monkeypatch, ranks: int, siz
 
 
 def test_the_probe_adds_as_well():
-    """A card on which only the addition failed was found in the middle of a film."""
+    """The probe tests the addition too: a card on which only that failed was found in the middle of a film."""
 
     def product(x, weight, scale, bias, largest=None, added=None):
         if added is not None:

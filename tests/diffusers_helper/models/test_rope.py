@@ -83,7 +83,7 @@ def test_tokens_go_row_by_row_frame_by_frame():
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_rotation_is_a_complex_product_of_interleaved_pairs(factor):
-    """Pairs are neighbours (0, 1), (2, 3), not halves."""
+    """Rotation is a complex product of pairs that are neighbours (0, 1), (2, 3), not halves."""
     field = rope_field((2, 9, 4, 31), 4, 6, AXES, THETA, CPU)
     table = as_tokens(field if factor == 1 else pooled(field, factor))
     generator = torch.Generator().manual_seed(0)

@@ -157,7 +157,7 @@ def test_a_skipped_step_runs_no_block_and_adds_what_they_added_before(net, after
 
 @pytest.mark.parametrize("kind", [TeaCache, FirstBlockCache])
 def test_a_cache_that_computes_everything_changes_nothing(net, kind):
-    """Threshold 0 is exactly no cache."""
+    """A step cache with threshold 0 gives exactly the film without a cache."""
     given = inputs(LAYOUTS["one picture"], 10, 6)
     sigmas = [0.9, 0.6, 0.3]
     job = net.prepare_job(given.text, given.pooled, given.image, 10.0, sigmas)

@@ -110,7 +110,8 @@ def test_at_the_published_size_it_is_three_gibibytes():
 
 @pytest.mark.parametrize("at", [1, 2, 5])
 def test_a_stretch_that_fails_is_repeated_from_the_same_past(vae, monkeypatch, at):
-    """Half of its layers had left something already; what is remembered leaves the card first."""
+    """A stretch that fails is repeated from the same past, although half of its layers had changed the cache, and the cache
+    leaves the card first."""
     z, calls, convolve = noise(14).float(), [], Decoder._convolve
     wanted = in_order(Decoder(vae), z, [5, 4, 5])
 

@@ -183,7 +183,7 @@ def test_the_estimate_covers_what_is_allocated(full, height, width):
 
 
 def test_whole_frames_of_640x608_fit_in_six_gibibytes(full):
-    """Diffusers' default takes 21.6 there."""
+    """Whole frames of 640x608 are decoded in six gibibytes; diffusers' default takes 21.6 there."""
     assert side_for(full, 19, 80, 76, 6 * 2**30) is None
 
 
@@ -254,7 +254,7 @@ def test_sides_get_smaller_to_the_smallest():
 
 @torch.inference_mode()
 def test_the_miniature_is_decoded_the_same():
-    """A trained network, in which statistics are not those of noise."""
+    """The miniature is decoded the same in tiles: it is trained, so its statistics are not those of noise."""
     folder = Path(__file__).parents[3] / "miniature" / "checkpoint" / "vae"
     trained = AutoencoderKLHunyuanVideo.from_pretrained(folder).eval()
     z = noise(6, 6, 5)

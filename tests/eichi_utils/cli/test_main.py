@@ -246,7 +246,7 @@ def test_models_devices_and_kernels_that_do_not_exist(eichi: Run, quick: list, t
 
 
 def test_a_failure_while_sampling(eichi: Run, quick: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit code 1, the reason in a sentence, and the files so far."""
+    """A failure while sampling ends with exit code 1, the reason in a sentence, and the files so far."""
 
     def fail(*args, **settings):
         raise RuntimeError("as if broken")
@@ -262,7 +262,7 @@ def test_a_failure_while_sampling(eichi: Run, quick: list, monkeypatch: pytest.M
 
 
 def test_ctrl_c_stops_and_keeps_what_is_done(eichi: Run, quick: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit code 130; the files so far are named and there."""
+    """Ctrl-C ends the film with exit code 130; the files so far are named and exist."""
     pressed, show = [], Progress.show
 
     def show_and_press(self, view: View) -> None:
@@ -308,7 +308,7 @@ def test_doctor(eichi: Run, checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_demo(eichi: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Works without any flag; flags change it; any mode."""
+    """The demo works without any flag and in any mode, and flags change it."""
     code, out, _ = eichi("demo", "--dry-run", "--json")
     assert (code, last_json(out)["frames"]) == (0, 37)
     for mode in modes.MODES:

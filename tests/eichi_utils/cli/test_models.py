@@ -69,7 +69,7 @@ def test_render_without_models(eichi: Run, photo_flags: list) -> None:
 
 
 def test_a_size_of_the_other_model(eichi: Run, photo_flags: list, tmp_path: Path) -> None:
-    """Said at its field before anything is made, also in a dry run, and beside every other problem."""
+    """A size of the other model is told at its field before anything is made, in a dry run too, beside every other problem."""
     for flags in (["--dry-run"], []):
         code, out, err = eichi("render", *photo_flags, "--size", 640, *flags)
         assert (code, out) == (2, "")

@@ -112,7 +112,7 @@ def test_what_is_not_understood_goes_beside_the_result(sections: Run, tmp_path: 
 
 
 def test_what_cannot_be_read_changes_nothing(sections: Run, tmp_path: Path, pictures: list[str]) -> None:
-    """Exit code 2, a sentence, no file."""
+    """A file that cannot be read gives exit code 2 and a sentence, and writes no file."""
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("../sections.yaml", "")
     (tmp_path / "single.json").write_text(json.dumps(to_json(request("single", pictures[0]))))

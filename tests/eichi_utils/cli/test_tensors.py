@@ -183,7 +183,7 @@ def test_what_runs_out_while_decoding(
 def test_bad_input_is_named_and_nothing_is_written(
     words: tuple, field: str, key: str, tensors: Run, ours: Path, tmp_path: Path
 ) -> None:
-    """Exit code 2 with the field, the key and a sentence."""
+    """Bad input ends with exit code 2, the field, the key and a sentence."""
     small = latent_file(tmp_path / "small.safetensors", 4, 64, 96, eichi=json.dumps({"model": "miniature"}))
     files = {"ours": ours, "wide": latent_file(tmp_path / "wide.safetensors", 3, 64, 128), "small": small}
     (tmp_path / "text.safetensors").write_text("a picture of a cat")

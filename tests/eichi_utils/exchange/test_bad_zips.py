@@ -155,7 +155,7 @@ def test_a_picture_larger_than_one_may_be(place: Path) -> None:
     ids=["empty", "text", "cut", "small"],
 )
 def test_damaged_pictures(data: bytes, key: str, place: Path) -> None:
-    """Named as the ZIP names them; the good ones beside are not taken either."""
+    """Damaged pictures are named as the ZIP names them, and the good ones beside them are not taken either."""
     path = packed(place / "a.zip", {"sections.yaml": MINIMAL, "start.png": png(), "in/001_x.png": data})
     refused(path, key, place)
     with pytest.raises(UserError) as error:
@@ -224,7 +224,7 @@ def test_a_single_picture_has_no_sections(place: Path, pictures: list[str]) -> N
 
 
 def test_an_uploads_folder_that_cannot_be_written(place: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[str]) -> None:
-    """Half way through: what was already copied goes again, what lay there stays."""
+    """If copying fails half way, the pictures already copied are deleted again, and older files stay."""
     keep(Path(pictures[0]), place / "uploads")
     copies = []
 

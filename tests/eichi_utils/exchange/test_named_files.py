@@ -78,7 +78,8 @@ def test_nothing_that_is_given_to_others_has_a_path(mode: str, home: Path, tmp_p
 
 @pytest.mark.parametrize("mode", MODES)
 def test_files_are_found_again(mode: str, home: Path, tmp_path: Path) -> None:
-    """Beside the film under any name, among the pictures that pages kept, and in folders that the user names."""
+    """Files that a request names are found beside the film under any name, among pictures kept by pages, and in folders that
+    the user names."""
     made = changed(whole(mode, home), output_folder="")
     png, film, _ = written(made, tmp_path / "out")
     for file in (png, film):
@@ -136,7 +137,7 @@ def test_paths_of_earlier_versions_and_of_other_systems(home: Path) -> None:
 
 
 def test_what_is_very_large_is_known_by_its_size(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A LoRA of gigabytes is not hashed at every save; a smaller file is hashed once."""
+    """A LoRA of gigabytes is known by its size, not hashed at every save; a smaller file is hashed once."""
     monkeypatch.setattr(named_files, "MOST_HASHED", 10)
     made = whole("reverse", home)
     document = json.loads(document_of(made))

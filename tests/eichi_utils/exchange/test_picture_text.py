@@ -145,7 +145,7 @@ def test_what_a_document_may_say(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_text_chunk(tmp_path: Path) -> None:
-    """tEXt, zTXt and iTXt, plain and packed, and behind the pixels."""
+    """Texts are read from tEXt, zTXt and iTXt chunks, plain and packed, and behind the pixels."""
     for number, add in enumerate(("add_text", "add_itxt")):
         for packed in (False, True):
             info = PngInfo()

@@ -335,7 +335,7 @@ def test_sections_stay_at_their_time_in_the_other_mode(pictures: list[str], tmp_
 
 @pytest.mark.parametrize("mode", FILMS)
 def test_prompts_beyond_the_film_stay(mode: str, tmp_path: Path, uploads: Path) -> None:
-    """Somebody made the film shorter for a trial; what was written for its rest is not lost."""
+    """Prompts of sections beyond the film are kept, because somebody may have made it shorter for a trial."""
     original = request(mode, "", section_prompts={1: "b", 4: "e", 5: "f"}, seconds=3.0)
     assert len(original.plan().sections) == 2
     export_sections(original, tmp_path / "a.zip")
@@ -343,7 +343,7 @@ def test_prompts_beyond_the_film_stay(mode: str, tmp_path: Path, uploads: Path) 
 
 
 def test_what_is_not_understood_is_named(tmp_path: Path, uploads: Path) -> None:
-    """Each with its own note, and the rest is read."""
+    """Each entry that is not understood has a note of its own, and the rest is read."""
     text = """
 SEED: many
 default_prompt: [a]
@@ -365,7 +365,8 @@ eichi: {mode: single}
 
 
 def test_our_own_key_is_not_trusted(tmp_path: Path, uploads: Path) -> None:
-    """Values of the wrong kind, fields of another version, and pictures that are no entries."""
+    """Our own key in a ZIP is not trusted: values of the wrong kind, fields of another version, pictures that are no
+    entries."""
     own = "mode: reverse, steps: 0, size: x, tomorrow: 1, image: /etc/passwd, keyframes: {'0': ../a.png}"
     text = f"default_prompt: kept\neichi: {{{own}}}"
     made, notes = import_sections(packed(tmp_path / "a.zip", {"sections.yaml": text}), uploads=uploads)

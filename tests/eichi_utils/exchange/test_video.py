@@ -263,7 +263,7 @@ def test_a_stream_of_frames_is_the_film_of_all_of_them(tmp_path: Path) -> None:
 
 
 def test_a_film_needs_frames(tmp_path: Path) -> None:
-    """Written without any it ended in an error about `None`."""
+    """A film without frames is refused clearly; it ended in an error about `None`."""
     with pytest.raises(ValueError, match="a film needs frames"), FilmStream(tmp_path / "out", 18, {}) as stream:
         stream.write(tmp_path / "out" / "a.mp4")
     assert names_in(tmp_path) == set()

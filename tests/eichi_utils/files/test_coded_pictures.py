@@ -95,7 +95,7 @@ def test_what_is_read_of_av1() -> None:
     ],
 )
 def test_av1_that_is_none(data: bytes, reason: str) -> None:
-    """A tile without settings of its own would be decoded by those of the tile before it."""
+    """Malformed AV1 is refused: a tile without settings of its own would be decoded by those of the tile before it."""
     with pytest.raises(SyntaxError, match=reason):
         av1_picture(memoryview(data), MOST_UNITS)
 

@@ -108,7 +108,7 @@ def test_colour_and_grey_of_8_and_16_bits(depth: int, tmp_path: Path) -> None:
 
 
 def test_masks_are_numbers(tmp_path: Path) -> None:
-    """Half kept is half kept, whatever colours a paint program thinks it wrote."""
+    """Masks are numbers: half is half, whatever colour profile a paint program stored."""
     path = png(tmp_path / "a.png", GREYS, iccp(grey_profile(1.0)))
     mask = open_mask(path)
     assert [(mask.getpixel((column * 16 + 8, 8)),) for column in range(len(GREYS))] == GREYS
@@ -137,7 +137,7 @@ def test_a_broken_profile_is_said_and_left_out(kind: str, tmp_path: Path) -> Non
 
 
 def test_lab(tmp_path: Path) -> None:
-    """Pillow itself cannot show such a TIFF."""
+    """A LAB picture is read, although Pillow itself cannot show such a TIFF."""
     Image.new("LAB", (32, 32), (128, 128, 128)).save(tmp_path / "a.tif")
     assert near([open_picture(tmp_path / "a.tif").getpixel((3, 3))], [(119, 119, 119)])
 

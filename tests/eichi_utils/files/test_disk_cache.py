@@ -58,7 +58,7 @@ def test_what_is_larger_than_the_limit_pushes_nothing_out(cache: DiskCache) -> N
 
 
 def test_off(tmp_path: Path) -> None:
-    """A limit of 0 touches nothing on the disk, even what is there."""
+    """A limit of 0 changes nothing on the disk, even if files are there."""
     on, off = DiskCache(tmp_path / "c", 100), DiskCache(tmp_path / "c", 0)
     on.add("a", 1, writing(1))
     assert off.find("a") is None and not off.add("b", 1, writing(1))
@@ -66,7 +66,7 @@ def test_off(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_while_writing(cache: DiskCache) -> None:
-    """Half a file is no file, and nobody hears of it but the log."""
+    """If the disk fills up while writing, no partial file is left, and only the log tells of it."""
 
     def write(path: Path) -> None:
         path.write_bytes(b"half")
@@ -145,7 +145,7 @@ def test_two_processes_at_once(cache: DiskCache) -> None:
 
 
 def test_a_file_that_vanishes_while_it_is_counted(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other process made room."""
+    """A file may vanish while it is counted, because another process makes room."""
     cache.add("a", 10, writing(10))
     monkeypatch.setattr(Path, "iterdir", lambda self: iter([self / "gone.safetensors", self / "a.safetensors"]))
     assert cache.usage() == (1, 10)

@@ -86,7 +86,7 @@ def test_lists_that_promise_too_much(kind: bytes, version: int, at: int, width: 
 
 @pytest.mark.parametrize("name", BAD)
 def test_tables_that_promise_too_much(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """80 million frames in 688 bytes: 2.9 GB and four seconds, for whoever puts the film onto the page."""
+    """Tables that promise 80 million frames in 688 bytes took 2.9 GB and four seconds as soon as a page had the film."""
     monkeypatch.setattr(video.av, "open", lambda *_, **__: pytest.fail("FFmpeg was asked"))
     (tmp_path / "a.mp4").write_bytes(BAD[name])
     began = time.process_time()
@@ -107,7 +107,7 @@ def test_boxes_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tracks_and_pieces_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each within its limit, and a thousand of them."""
+    """Tracks and fragments count together: a thousand of them may each be within its limit."""
     monkeypatch.setattr(film_boxes, "MOST_SAMPLES", 100)
     tracks = FTYP + box(b"moov", head(60), track(60), track(60)) + MDAT
     for data in (tracks, film(3) + piece(60, 0) * 2):
@@ -117,7 +117,7 @@ def test_tracks_and_pieces_count_together(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_no_mp4_or_is_cut_off_passes() -> None:
-    """FFmpeg judges what has no tables."""
+    """A file that is no MP4 or is cut off passes the check of tables, because it has none; FFmpeg judges it."""
     for data in (b"", b"\x1aE\xdf\xa3" + bytes(30), b"RIFF\0\0\0\0AVI ", b"GIF89a", bytes(100), film(3)[:200], film(3)[:-50]):
         check_boxes(io.BytesIO(data))
 
@@ -175,7 +175,7 @@ def test_texts_whose_names_are_compared(tmp_path: Path) -> None:
 
 
 def test_tracks_without_end(tmp_path: Path) -> None:
-    """Each costs FFmpeg twenty kilobytes; honest films have a few."""
+    """The number of tracks is limited: each costs FFmpeg twenty kilobytes, and honest films have a few."""
     for count, passes in ((MOST_TRACKS, True), (MOST_TRACKS + 1, False)):
         data = FTYP + box(b"moov", head(3), *(track(3) for _ in range(count))) + MDAT
         if passes:

@@ -37,7 +37,7 @@ def test_no_way_upwards(name: str, tmp_path: Path, pictures: list[str]) -> None:
 
 
 def test_names_that_are_none(pictures: list[str]) -> None:
-    """Two dots inside of a name are harmless; control characters are not."""
+    """Control characters are refused in names of folders; two dots inside of a name are harmless."""
     assert request("single", pictures[0], output_folder="a..b/...c").check() == ()
     for name in ("a\0b", "a\nb", "x" * 6000, "\ud800"):
         problems = say_everything(request("single", pictures[0], output_folder=name).check())
@@ -45,7 +45,7 @@ def test_names_that_are_none(pictures: list[str]) -> None:
 
 
 def test_pages_reach_only_what_they_were_given(tmp_path: Path) -> None:
-    """Through links too, which a user of another machine could have made use of."""
+    """Pages reach only the folders that they were given, not others through links, which a remote user could have used."""
     folders = OutputFolders(tmp_path / "out", (tmp_path / "films",))
     (tmp_path / "out").mkdir()
     assert folders.problem("cats") is None and folders.problem(str(tmp_path / "films" / "new")) is None
@@ -83,7 +83,7 @@ def test_what_no_system_takes_is_found_before_anything_is_made(
 
 
 def test_as_deep_and_long_as_folders_may_be(tmp_path: Path) -> None:
-    """The limits are no lower than what they guard."""
+    """Folders as deep and names as long as the system allows are accepted by the limits."""
     deep = "/".join("d" * (MOST_LEVELS - len(tmp_path.parts)))
     for name in (deep, "x" * 255, "猫" * 85):
         assert OutputFolders(tmp_path).problem(name) is None
@@ -122,7 +122,7 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
 def test_the_engine_writes_there_and_nowhere_else(
     pool: ModelPool, pictures: list[str], tmp_path: Path, cheap_decode: None
 ) -> None:
-    """Checked again by the worker: a request may come past the page."""
+    """The worker checks the folder again, because a request may come past the page."""
     engine = Engine(Models(pool.files.models), tmp_path / "out", allowed=())
     engine.__dict__["pool"] = pool
     jobs = Jobs(engine)

@@ -134,7 +134,7 @@ def test_a_tiff_of_tags(tmp_path: Path) -> None:
 
 
 def test_a_comment_in_a_tiff(tmp_path: Path) -> None:
-    """A TIFF is its own EXIF."""
+    """A comment in a TIFF's own tags is read, because a TIFF is its own EXIF."""
     after = 8 + 4096 + 2 + 12 * 10 + 4
     group = directory(8, (0x9286, 7, len(COMMENT), after + 18))
     (tmp_path / "a.tif").write_bytes(tiff((0x8769, 4, 1, after), behind=group + COMMENT))

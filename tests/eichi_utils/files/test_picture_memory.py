@@ -141,7 +141,8 @@ def test_small_ones_side_by_side_and_large_ones_in_turn() -> None:
 
 
 def test_a_thread_that_has_room_waits_for_none() -> None:
-    """A picture in a picture, or behind an error, keeps nobody waiting for ever."""
+    """A thread that has room for one picture never waits for another, which could be for ever: one inside it, or after an
+    error."""
     shared = Room(100)
     for _ in range(3):
         with pytest.raises(KeyError), shared.taken(100), shared.taken(100):

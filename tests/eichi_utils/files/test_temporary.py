@@ -37,7 +37,7 @@ def aged(path: Path, seconds: float) -> Path:
 
 @pytest.mark.process
 def test_what_a_killed_process_has_left_goes_at_the_next_start(tmp_path: Path):
-    """Half films lay hidden in the output folder for ever, gigabytes of them."""
+    """Partial films of killed processes lay hidden in the output folder for ever, gigabytes of them."""
     results = tmp_path / "results"
     results.mkdir()
     with subprocess.Popen([sys.executable, "-c", WRITER, str(results)], stdout=subprocess.PIPE, text=True) as process:
@@ -85,7 +85,7 @@ def test_those_of_earlier_versions_go_after_a_day(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["film.mp4", "model.safetensors.part", ".hidden.mp4", ".eichi-notes.txt", "a.part"])
 def test_other_files_stay(name: str, tmp_path: Path):
-    """Browsers call their downloads `.part` too."""
+    """Files of others stay: browsers call their downloads `.part` too."""
     (tmp_path / name).touch()
     aged(tmp_path / name, 100 * OLD_SECONDS)
     assert remove_abandoned([tmp_path, tmp_path / "gone"]) == 0 and (tmp_path / name).exists()

@@ -106,7 +106,7 @@ def test_a_name_in_unicode_beside_the_other(right: bool, place: Path) -> None:
 
 
 def test_an_entry_without_a_name(place: Path) -> None:
-    """zipfile ends a name at its first NUL, and asks for the last character of nothing."""
+    """An entry without a name is no crash: zipfile ends a name at its first NUL, and asks for the last character of nothing."""
     path = renamed(packed(place / "a.zip", {"sections.yaml": MINIMAL}), {"sections.yaml": b"\0ections.yaml"})
     for zip_file in (path, CASES / "hostile" / "sections_entry_with_empty_name.zip"):
         with pytest.raises(UserError) as error:

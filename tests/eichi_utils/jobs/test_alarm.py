@@ -91,7 +91,7 @@ def test_a_stop_is_silent(jobs: Jobs, fake: Fake, heard: Heard, level: StopLevel
 
 
 def test_a_film_that_may_end_is_heard(jobs: Jobs, fake: Fake, heard: Heard) -> None:
-    """ "Finish this one, drop the rest" is no stop of this one."""
+    """The stop "Finish this one, drop the rest" keeps the alarm of the film that is finished."""
     job, _ = jobs.submit(some()), jobs.submit(some())
     assert fake.at_step.acquire(timeout=WAIT)
     jobs.stop(StopLevel.JOB)

@@ -48,7 +48,8 @@ def test_the_story_of_a_job(log: Log, jobs: Jobs) -> None:
 
 
 def test_other_ends(log: Log, tmp_path: Path) -> None:
-    """Stopped; dropped while it waited; failed, with the reason that the user is told; and by a fault, with its traceback."""
+    """The log names a job's other ends: stopped, dropped while waiting, failed with the user's reason, or a fault with its
+    traceback."""
     log.apply(True, "logs")
     fake = Fake(go=threading.Semaphore(0))
     jobs = Jobs(fake, [JobLog(log, T)])

@@ -106,7 +106,7 @@ def test_stop_after_the_job_finishes_it_and_drops_the_rest(held: Fake, jobs: Job
 
 
 def test_a_stop_never_falls_back(held: Fake, jobs: Jobs) -> None:
-    """Pressing a milder button after a harder one does not revive the job; each job has a stop of its own."""
+    """A milder stop pressed after a harder one does not revive the job, and each job has a stop of its own."""
     stop = Stop()
     for level, expected in ((1, 1), (3, 3), (2, 3), (0, 3), (1, 3)):
         stop.request(StopLevel(level))
@@ -173,7 +173,7 @@ def test_waiting_jobs_move_and_go(held: Fake, jobs: Jobs) -> None:
 
 
 def test_a_batch_is_a_job_for_each_seed(jobs: Jobs, fake: Fake) -> None:
-    """Each with its own metadata; a drawn seed is the first one's, and seeds stay within what JSON can hold."""
+    """A batch makes a job with its own metadata for each seed, from a drawn first one, within what JSON can hold."""
     first = jobs.submit(changed(some(seed=5), batch=3))
     seeds = [job.request.seed for job in jobs.all()]
     assert seeds == [5, 6, 7] and len({job.id for job in jobs.all()}) == 3
@@ -219,7 +219,7 @@ def test_stopping_a_batch(level: StopLevel, expected: list[str], held: Fake, job
 
 
 def test_closing_ends_everything_once(held: Fake) -> None:
-    """The server's end: what runs stops at its step, what waits is dropped, the worker is gone."""
+    """At the server's end the running job stops at its step, waiting jobs are dropped, and the worker ends."""
     jobs = Jobs(held)
     running, waiting = jobs.submit(some("a")), jobs.submit(some("b"))
     assert held.at_step.acquire(timeout=WAIT)

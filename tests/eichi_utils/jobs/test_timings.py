@@ -60,7 +60,7 @@ def test_nothing_is_said_before_the_first_run(timings: Timings) -> None:
 
 
 def test_the_same_again_takes_as_long(timings: Timings) -> None:
-    """10 s, and 4 times a first step, 9 others and 8 s."""
+    """The estimate for the same run is its time: 10 s, 4 times a first step and 9 others, and 8 s."""
     it = film()
     timings.keep(measured(it))
     assert timings.seconds(it, 640, 640) == pytest.approx(10 + 4 * (5 + 9 * 2 + 8))
@@ -71,7 +71,7 @@ def test_the_same_again_takes_as_long(timings: Timings) -> None:
     [({"steps": 20}, 4 * 10 * 2), ({"seconds": 10}, 4 * 31), ({"batch": 3}, 2 * 4 * 31), ({"seed": 9, "prompt": "b"}, 0)],
 )
 def test_what_scales(timings: Timings, change: dict, more: float) -> None:
-    """Steps, sections and films; the rest stays."""
+    """The estimate grows with steps, sections and films; the rest stays."""
     it = film()
     timings.keep(measured(it))
     assert timings.seconds(changed(it, **change), 640, 640) == pytest.approx(134 + more)
@@ -156,7 +156,7 @@ def test_damaged_files_and_entries(timings: Timings) -> None:
 
 @pytest.mark.slow
 def test_the_file_does_not_grow_for_ever(timings: Timings) -> None:
-    """The kinds that were run longest ago go."""
+    """The number of kinds of runs in the file is limited, and those run longest ago go first."""
     for number in [*range(KEPT + 5), 5]:
         timings.keep(RunTimes(f"kind {number}", 1, 1, 1, 1))
     document, _ = timings.file.read()

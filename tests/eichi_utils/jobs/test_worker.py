@@ -241,7 +241,7 @@ def workers_now() -> set[threading.Thread]:
 
 
 def test_nothing_counts_after_the_ending(jobs: Jobs, fake: Fake) -> None:
-    """A run that says twice how it ended has ended as it said first."""
+    """Events after a run's ending are ignored: the first ending counts."""
 
     def twice(request: Request, job_id: str, stop: Stop) -> Iterator[Event]:
         yield from fake(request, job_id, stop)

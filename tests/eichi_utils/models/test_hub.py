@@ -44,7 +44,7 @@ def snapshot_of(cache: Path, name: str) -> Path:
 
 
 def test_a_complete_cache_is_used_as_it_is(hub: Path, pictures: list[str], tmp_path: Path) -> None:
-    """No word with the hub: the program works without a network."""
+    """A complete cache is used without asking the hub, so that the program works without a network."""
     pool = ModelPool(hub, device="cpu")
     assert not pool.files.own_folder
     for name in ("framepack", "framepack_f1"):

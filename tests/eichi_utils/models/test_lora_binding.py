@@ -43,7 +43,7 @@ def test_beside_equals_merged_for_every_family(family: str, files: dict, pool: M
 
 
 def test_several_at_once_are_the_sum(files: dict, pool: ModelPool, pictures: list, cheap_decode) -> None:
-    """0.8 of one and -0.3 of another, in either way and order; and twelve."""
+    """Several LoRA at once add up in any way and order: 0.8 of one and -0.3 of another, and twelve."""
     one, other = Lora(files["peft"], 0.8), Lora(files["kohya_hunyuan"], -0.3)
     base = request("single", pictures[0])
     results = [

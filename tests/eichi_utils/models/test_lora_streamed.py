@@ -24,7 +24,7 @@ pytestmark = pytest.mark.model
 def test_a_film_is_the_same_with_its_lora_on_the_way(
     family: str, precision: str, checkpoint: Path, tmp_path: Path, pictures: list, cheap_decode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever factors a file has, to the bit."""
+    """A film whose LoRA is streamed with the blocks is the same to the bit, whatever factors the file has."""
     monkeypatch.setattr(Budget, "for_weights", lambda *given: 0)
     path = tmp_path / "a.safetensors"
     write_lora(path, family, shapes_in(ModelFiles(checkpoint), "framepack"), rank=6, size=0.05)

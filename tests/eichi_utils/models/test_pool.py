@@ -230,7 +230,7 @@ def test_a_damaged_checkpoint_stops_a_run_before_it_works(copy: Path, pictures: 
 
 
 def test_folders_devices_and_kernels_that_do_not_exist(checkpoint: Path, tmp_path: Path) -> None:
-    """Each with the name of the flag that is wrong."""
+    """A folder, device or kernel that does not exist is told with the name of its flag."""
     for settings, expected in (
         ({"models": tmp_path / "gone"}, ("models", "models_missing")),
         ({"models": checkpoint, "device": "warp"}, ("device", "device_unknown")),
@@ -244,7 +244,7 @@ def test_folders_devices_and_kernels_that_do_not_exist(checkpoint: Path, tmp_pat
 
 
 def test_networks_are_loaded_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, copy: Path) -> None:
-    """Again only where the folder or the precision differs: reading 26 GB takes a minute."""
+    """A network is loaded again only for another folder or precision, because reading 26 GB takes a minute."""
     loads = []
     monkeypatch.setattr(models, "load_transformer", lambda *a, load=models.load_transformer: loads.append(a) or load(*a))
     monkeypatch.setattr(models, "load_vae", lambda *a, load=models.load_vae: loads.append(a) or load(*a))
@@ -290,7 +290,7 @@ def test_what_may_not_stay_is_dropped(checkpoint: Path, monkeypatch: pytest.Monk
 
 
 def test_the_text_encoder_never_stays(checkpoint: Path) -> None:
-    """15 GB that only prompts need: without a card they stayed for good, beside a transformer of 26 GB."""
+    """The text encoder's 15 GB, which only prompts need, stayed for good without a card, beside a transformer of 26 GB."""
     pool = ModelPool(checkpoint, device="cpu")
     with pool.text():
         assert list(pool.networks.loaded) == ["text_encoder"]

@@ -89,7 +89,7 @@ def test_tiles_remember_what_they_share(pictures: list[str]) -> None:
 
 
 def test_the_reserve_is_not_the_networks(checkpoint: Path) -> None:
-    """A preflight that forgot it let films begin that ended for want of memory."""
+    """The reserve is not given to networks: a preflight that forgot it let films begin that ended for want of memory."""
     card = FakeDevice(capacity=10 * GIB)
     free = [ModelPool(checkpoint, device="cpu", card=card, reserve_gb=gib).machine().card for gib in (0, 3)]
     assert free == [10 * GIB, 7 * GIB]
@@ -172,7 +172,7 @@ def test_the_figures_are_those_of_streaming(checkpoint: Path) -> None:
 def test_memory_that_is_enough_without_a_lora(
     checkpoint: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Is said before anything is loaded, by a run and by a dry run alike."""
+    """Memory that is enough only without the LoRA is told before loading, by a run and by a dry run alike."""
     path = tmp_path / "a.safetensors"
     write_lora(path, "peft", shapes_in(ModelFiles(checkpoint), "framepack"), rank=64)
     it = request("single", pictures[0], size=640)

@@ -223,7 +223,7 @@ def test_a_whole_file_under_anothers_name_is_made_again(card, other: str, checkp
 
 @pytest.mark.parametrize("room", [0, 70_000])
 def test_a_disk_that_fills_up(room: int, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, quantised: list, caplog) -> None:
-    """The film is made all the same, and half a file is not left."""
+    """If the disk fills up, the film is made all the same, and no partial file is left."""
     plain = weights(pool_of(checkpoint, 0))
     with a_disk_with(room, monkeypatch):
         assert weights(pool_of(checkpoint)) == plain
@@ -239,7 +239,7 @@ def test_too_little_room_is_said_and_nothing_is_written(checkpoint: Path, monkey
 
 
 def test_an_error_while_quantising_keeps_nothing(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of a network must not be found by the next start."""
+    """An error while quantising keeps no file, because the next start must not find half of a network."""
     quantise, calls = loading.quantise, []
 
     def fail(*given):

@@ -79,7 +79,7 @@ def test_probe_refuses_what_is_no_python(tmp_path):
 
 
 def test_installs_once(machine):
-    """The second start does nothing at all."""
+    """The first start installs, and the second does nothing."""
     assert launch.main(["setup"]) == 0
     made, pip_runs = machine.made()
     assert made and pip_runs
@@ -197,7 +197,7 @@ def test_a_complete_environment_without_a_stamp_is_taken_as_it_is(machine, test)
 
 
 def test_an_incomplete_environment_without_a_stamp_is_added_to(machine):
-    """Made by hand, or by a version that knew more in its stamp than this one."""
+    """An incomplete environment without a stamp, made by hand or by a version with another stamp, is completed."""
     made_by_hand(machine)
     environment.stamp_path(machine.root).write_text('{"unknown": 1}')
     machine.report = report(machine, complete=False, test=True)
@@ -211,7 +211,7 @@ def test_an_incomplete_environment_without_a_stamp_is_added_to(machine):
 
 @pytest.mark.parametrize("changes", [{"torch": None}, {"prefix": "/elsewhere"}, {"complete": False, "pip": False}])
 def test_what_is_of_no_use_is_made_anew(machine, changes):
-    """An environment without torch or pip, or one that runs another's Python."""
+    """An environment without torch or pip, or with another environment's Python, is made anew."""
     made_by_hand(machine)
     machine.report = report(machine, **changes)
     assert launch.main(["setup"]) == 0
