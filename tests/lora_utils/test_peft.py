@@ -41,7 +41,7 @@ def test_a_pattern_is_for_the_modules_own_name(prefix):
 
 @pytest.mark.parametrize("pattern", ["transformer_blocks.(0|1)+.attn.to_q", "(", "x?" + "x" * 200, ".*.*.*.*to_q"])
 def test_a_pattern_that_is_not_read_is_told(pattern):
-    """A pattern that cannot be read is refused; its layers acted with another strength without a word."""
+    """A pattern that cannot be read is found and told; its layers acted with another strength without a word."""
     metadata = {"lora_adapter_metadata": json.dumps({"lora_alpha": 8, "alpha_pattern": {"to_q": 1, pattern: 2}})}
     assert first_unread(metadata) == pattern and first_unread({}) is None
 

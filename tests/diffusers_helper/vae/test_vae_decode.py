@@ -254,7 +254,7 @@ def test_sides_get_smaller_to_the_smallest():
 
 @torch.inference_mode()
 def test_the_miniature_is_decoded_the_same():
-    """The miniature is decoded the same in tiles: it is trained, so its statistics are not those of noise."""
+    """The trained miniature is decoded as diffusers decodes it; its statistics are not those of noise."""
     folder = Path(__file__).parents[3] / "miniature" / "checkpoint" / "vae"
     trained = AutoencoderKLHunyuanVideo.from_pretrained(folder).eval()
     z = noise(6, 6, 5)

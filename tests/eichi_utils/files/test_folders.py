@@ -37,7 +37,7 @@ def test_no_way_upwards(name: str, tmp_path: Path, pictures: list[str]) -> None:
 
 
 def test_names_that_are_none(pictures: list[str]) -> None:
-    """Control characters are refused in names of folders; two dots inside of a name are harmless."""
+    """Names of folders with control characters or without end are refused; two dots inside of a name are harmless."""
     assert request("single", pictures[0], output_folder="a..b/...c").check() == ()
     for name in ("a\0b", "a\nb", "x" * 6000, "\ud800"):
         problems = say_everything(request("single", pictures[0], output_folder=name).check())
