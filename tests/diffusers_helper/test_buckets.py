@@ -41,7 +41,7 @@ def test_every_side_divides_into_patches(size):
 
 @pytest.mark.parametrize("size", [*SMALL, *FAMILIES])
 def test_every_size_has_its_mirror_and_the_flattest_is_first(size):
-    """The order decides between sizes that are equally near: a picture and its mirror image must come out alike."""
+    """Every size has its mirror image, and the flattest is first: the order decides between equally near sizes."""
     uneven = [(h, w) for h, w in buckets(size) if h != w]
     assert uneven == [(w, h) for h, w in reversed(uneven)]
     assert uneven == sorted(uneven, key=lambda hw: hw[0] / hw[1])
@@ -54,7 +54,8 @@ def test_an_unknown_family_is_an_error():
 
 @pytest.mark.parametrize("size", [128, 384, 640, 960, 1080, 2160])
 def test_the_nearest_shape_is_taken_and_of_equals_the_later(size):
-    """The original's loop with `<=`, over all small shapes; among them are ties, which decide the size of square pictures."""
+    """The nearest shape is taken, and the later of equals, as in the original's loop with `<=`; ties decide the size of
+    square pictures."""
     family, ties = buckets(size), 0
     for height in range(1, 41):
         for width in range(1, 41):
@@ -96,7 +97,7 @@ def test_the_result_has_the_asked_size_and_no_border(shape, target):
 
 @pytest.mark.parametrize("target", [(96, 176), (112, 144)], ids=str)
 def test_no_size_of_a_picture_leaves_a_border(target):
-    """All sizes around the target and twice it, where scales are nearly 1 and 1/2 and rounding is closest to the edge."""
+    """No picture leaves a border, in all sizes around the target and twice it, where rounding is closest to the edge."""
     for factor in (1, 2):
         for dh in range(-3, 4):
             for dw in range(-3, 4):

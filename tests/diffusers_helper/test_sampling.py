@@ -94,7 +94,8 @@ def direct_unipc(denoise, x, sigmas):
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("steps", STEPS)
 def test_the_table_equals_solving_at_every_step(steps, shift, dtype):
-    """The whole sampler as a few numbers made once: any slip in a sign or an order bends every film a little."""
+    """The table of the sampler's numbers, made once, equals solving at every step: a slip in a sign or an order bends every
+    film."""
     sigmas = schedule(steps, 0, shift)
     x = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
 

@@ -228,7 +228,8 @@ HALF_LOHA = {f"lycoris_proj_out.hada_w{name}": (32, 32) for name in ("1_a", "1_b
     ],
 )
 def test_files_of_which_nothing_can_be_used_are_told_apart(tensors, key, said, shapes, tmp_path):
-    """All were "for another kind of model", and those of rank 0 "of another size: proj_out is 0x0"."""
+    """Unusable files are told apart: all were "for another kind of model", and those of rank 0 "of another size: proj_out is
+    0x0"."""
     path = tmp_path / "a.safetensors"
     save_file({name: torch.zeros(*sides) for name, sides in tensors.items()}, path)
     error = refused(path, shapes)

@@ -25,7 +25,8 @@ FEW = (3, 4)
 
 
 def test_the_decoder_sees_what_is_sampled(tmp_path, monkeypatch):
-    """A stage on the networks' own first sections: the latents stay, and a log of first frames shows whether it worked."""
+    """A stage of training on the networks' own first sections keeps the latents, and a log of first frames shows whether it
+    worked."""
     monkeypatch.setattr(vae, "VAE_CONFIG", {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4})
     monkeypatch.setattr(train_vae, "BLOCK", 2)
     monkeypatch.setattr(train_vae, "RENEWED", 1)

@@ -181,7 +181,8 @@ def test_captions_beyond_the_scenes():
 
 
 def test_a_transformer_run_goes_on_from_its_weights(tmp_path, monkeypatch):
-    """Two lessons of different sizes at the same time, and a run that ends before its first step loses nothing."""
+    """A run goes on from its weights: two lessons of different sizes at once, and a run that ends before its first step
+    loses nothing."""
     monkeypatch.setattr(vae, "VAE_CONFIG", {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4})
     train_vae.train(tmp_path, Session(1e-4, tmp_path, "cpu"), False, peak=1e-3, pictures=8, detail=32, side=16, batch=2)
     build_encoders(tmp_path)

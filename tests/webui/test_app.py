@@ -131,7 +131,8 @@ def test_what_doors_are_told():
 
 
 def test_every_address_begins_where_the_proxy_has_us(serve):
-    """Links, news, previews, files and gradio's own addresses: one that forgets the path leads to another program."""
+    """Every address of links, news, previews, files and gradio begins with the proxy's path; without it one leads to another
+    program."""
     site = serve(others=True, rules=Rules(root="/eichi", names=("films.example",), proxies=("127.0.0.1",)))
     said = {"Host": "films.example", "X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.7"}
 

@@ -89,7 +89,8 @@ def test_a_missing_shard_is_named(models, number):
 
 @pytest.mark.parametrize("left", [-1, -1000, 4000, 8, 5, 0])
 def test_a_file_that_was_cut_off_is_named(models, left):
-    """A full disk or a stopped download; the load failed after minutes with a message about nothing in particular."""
+    """A file cut off by a full disk or a stopped download is named; the load failed after minutes with a message that named
+    nothing."""
     file = weights(models)
     data = file.read_bytes()
     file.write_bytes(data[:left])

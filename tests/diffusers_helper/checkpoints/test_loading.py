@@ -156,7 +156,7 @@ def test_weights_are_the_files(small: Path, dtype: torch.dtype, storage: str | N
 
 @pytest.mark.parametrize("storage", [None, "int8"])
 def test_every_part_of_a_step_lies_in_a_slab(small: Path, storage: str | None) -> None:
-    """Streaming has nothing left to gather, moves each part in one copy, and blocks multiply once for q, k and v."""
+    """Every part of a step lies in a slab, so that streaming moves it in one copy and blocks multiply once for q, k and v."""
     net = load_transformer(small, torch.bfloat16, storage)
     streamer = Streamer(FakeDevice(), net.weight_groups())
     assert streamer._arena is None
@@ -211,7 +211,7 @@ def test_what_is_changed_is_not_the_files(small: Path, name: str) -> None:
 
 
 def test_a_file_that_is_cut_off_while_it_is_read(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check was passed before; a read that ends early must not leave zeros in the weights."""
+    """A file that is cut off after its check is an error: a read that ends early must not leave zeros in the weights."""
     name, into = "single_transformer_blocks.4.proj_out.weight", Reader.into
 
     def cut(self, asked, memory):

@@ -48,7 +48,8 @@ def original(tokenizer, llama: LlamaModel, prompt: str) -> torch.Tensor:
 
 
 def test_the_template_is_the_models_own():
-    """Typed by hand: no space after some periods, as in the training data. "Correcting" that changes every film."""
+    """The template is the model's own, with no space after some periods, as in the training data: "correcting" it changes
+    every film."""
     assert TEMPLATE.count("{}") == 1
     assert TEMPLATE == (
         "<|start_header_id|>system<|end_header_id|>\n\nDescribe the video by detailing the following aspects: 1. The main "
@@ -100,7 +101,8 @@ def test_a_tokenizer_that_counts_otherwise_is_refused(checkpoint, tmp_path, spli
 
 @pytest.mark.parametrize("prompt", [PROMPT, "", "x", "{}", PROMPT * 4, PROMPT * 40], ids=lambda p: f"{len(p)} letters")
 def test_tokens_equal_the_padded_run_of_the_whole_model(encoders, untouched, prompt):
-    """No padding, no last two layers, no final norm: faster and smaller, and the same numbers."""
+    """Tokens without padding, the last two layers and the final norm equal those of the padded whole model, with less time
+    and memory."""
     expected = original(encoders.tokenizer, untouched, prompt)
     tokens = encode_prompt(encoders, prompt).tokens
     assert tokens.shape == expected.shape

@@ -57,7 +57,7 @@ def test_other_devices_are_refused(device):
 
 @pytest.mark.parametrize("device", ["bogus", "gpu", "cuda:first", ""])
 def test_a_device_without_a_meaning_is_refused(device):
-    """A typing error in --device: the promise is ValueError, whatever torch raises for a name it does not know."""
+    """An unknown device, such as a typing error in --device, is a ValueError, whatever torch raises for it."""
     with pytest.raises(ValueError):
         placement(device)
 
@@ -83,7 +83,7 @@ def test_a_weight_used_twice_is_counted_once():
 
 
 def test_moving_reports_what_was_not_there_before():
-    """The pool's books: nothing is moved twice, and what moves is counted. The meta device stands in for a card."""
+    """Moving reports what was moved, for the pool's accounts, and moves nothing twice. The meta device stands in for a card."""
     net, cpu, meta = Net(), torch.device("cpu"), torch.device("meta")
     assert move(net, cpu) == 0
     net.inner.to(meta)

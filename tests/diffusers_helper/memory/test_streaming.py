@@ -66,7 +66,8 @@ def unchanged(net) -> None:
     ("change", "slots"), [*((unchanged, slots) for slots in (2, 3, 5)), (eight_bits, 3), (add_branches, 3)]
 )
 def test_streamed_is_resident_is_plain(long_net, change, share, slots):
-    """Weights in float32, in 8 bits with their scales, and with a LoRA's factors; nothing to all of the blocks resident."""
+    """Streamed, resident and plain networks give the same result, in float32, in 8 bits with scales, and with a LoRA's
+    factors, with none to all of the blocks resident."""
     change(long_net)
     plain = velocity(long_net, GIVEN)
     device = FakeDevice()

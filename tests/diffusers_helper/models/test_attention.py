@@ -160,7 +160,8 @@ def test_eight_bits_inside_are_near_enough(card, monkeypatch):
 
 @pytest.mark.parametrize("kernel", [wrong, nothing_but_nan], ids=lambda kernel: kernel.__name__)
 def test_a_kernel_with_wrong_numbers_is_passed_over(card, monkeypatch, kernel):
-    """Black or noisy films from a kernel built for another card: it imports, it runs, and its numbers are rubbish."""
+    """A kernel that imports and runs but gives wrong numbers, because it was built for another card, is passed over; films
+    were black or noisy."""
     choice = choose(monkeypatch, sage=kernel, flash=works)
     assert choice.name == "flash"
     assert choice.rejected["sage"].startswith("wrong result: relative error")
@@ -282,7 +283,8 @@ class Package:
     ],
 )
 def test_each_package_is_called_by_its_own_name_and_layout(card, monkeypatch, name, module, function, options):
-    """(batch, tokens, heads, dim) everywhere; SageAttention expects heads first unless it is told."""
+    """Each package is called with its own layout: (batch, tokens, heads, dim), but for SageAttention, which expects heads
+    first unless told."""
     package = Package(monkeypatch, module, function)
     choice = choose_attention("cuda", torch.bfloat16, name)
     assert choice.name == name

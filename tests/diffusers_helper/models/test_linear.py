@@ -70,7 +70,8 @@ def test_branches_add_what_merging_adds(shape):
 
 
 def test_many_tokens_and_few_get_the_same_branches():
-    """Added to a copy of the weight or to its product, whichever is smaller: the same sums, and the weight stays."""
+    """A branch added to a copy of the weight or to its product, whichever is smaller, gives the same sums, and the weight is
+    unchanged."""
     layer = Linear(24, 40)
     layer.branches.extend([low_rank(layer, 0), KroneckerBranch(1, random(8, 4), random(10, 6), 0.3, (40, 80))])
     set_strengths(layer, [0.8, -0.3])

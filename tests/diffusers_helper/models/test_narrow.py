@@ -105,7 +105,8 @@ def test_the_probe_finds_wrong_and_broken_products():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("around", [-3.0, -1.0, 0.0, 0.4, 5.0])
 def test_what_gelu_does_not_exceed(dtype: torch.dtype, around: float):
-    """Near what it makes where that is large; a thousandth for processors that compute the ends of a tensor another way."""
+    """The bound of GELU is near its values where they are large, with a thousandth for processors that compute a tensor's
+    ends differently."""
     x = (random(200, 64) + around).to(dtype)
     bound, made = gelu_bound(x), gelu(x).abs().amax(-1, keepdim=True)
     assert bound.shape == made.shape and (bound * 1.001 >= made).all()

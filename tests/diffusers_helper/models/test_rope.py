@@ -19,7 +19,8 @@ def angle(position: int, axis: int, pair: int) -> float:
 
 
 def test_every_cell_has_the_angles_of_its_three_positions():
-    """Time is the number the caller gives, not a count from 0; height and width count cells."""
+    """Each cell has the angles of its three positions: time is the caller's number, not a count from 0; height and width
+    count cells."""
     times = (0, 7, 3, 1000)
     field = rope_field(times, 3, 5, AXES, THETA, CPU)
     assert field.shape == (2, sum(AXES), 4, 3, 5) and field.dtype == torch.float32

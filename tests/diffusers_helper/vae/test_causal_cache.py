@@ -60,7 +60,7 @@ def in_order(decoder: Decoder, z: torch.Tensor, lengths: list[int], cache: Causa
 @pytest.mark.parametrize("working", [2**27, 1], ids=["in one go", "frame by frame"])
 @pytest.mark.parametrize("lengths", [[10], [10, 9], [6, 5, 5], [1, 1, 1, 2], [2, 7, 1]], ids=str)
 def test_in_order_it_is_the_whole_film(exact, monkeypatch, lengths, working):
-    """4 T - 3 frames, whatever the sections' lengths; only norms that look at several frames make a difference."""
+    """Decoding in order gives 4 T - 3 frames for any sections; only norms that look at several frames make a difference."""
     monkeypatch.setattr(vae_tile, "WORKING_BYTES", working)
     z = noise(sum(lengths))
     whole = returned(exact.tile(z))

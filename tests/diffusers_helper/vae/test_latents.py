@@ -56,7 +56,8 @@ def test_the_latent_is_the_scaled_mode_of_the_posterior(vae):
 
 @pytest.mark.parametrize("frames", [1, 2, 4, 5, 10])
 def test_latents_become_four_frames_each_but_the_first(vae, frames):
-    """4 T - 3: the film's arithmetic of seconds, overlaps and cuts rests on it, also where diffusers decodes in pieces."""
+    """Latents become 4 T - 3 frames, on which seconds, overlaps and cuts rest, in the sizes that diffusers decodes in pieces
+    too."""
     latents = torch.randn(1, 16, frames, 2, 4, generator=torch.Generator().manual_seed(0))
     pixels = decode(vae, latents)
     assert pixels.shape == (1, 3, 4 * frames - 3, 16, 32)
@@ -85,7 +86,7 @@ def clip(frames: int, value: float) -> torch.Tensor:
 
 
 def test_a_blend_goes_evenly_from_one_clip_to_the_other():
-    """Weights from 1 to 0, both ends included; a jump at a section's border is what the blend is there to hide."""
+    """A blend's weights go evenly from 1 to 0, both included, because it is there to hide a jump at a section's border."""
     assert blend(clip(5, 1.0), clip(5, 0.0), 0, 5)[0, 0, :, 0, 0].tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert blend(clip(2, 1.0), clip(2, 0.0), 2, 5)[0, 0, :, 0, 0].tolist() == [0.5, 0.25]
 

@@ -118,7 +118,7 @@ def test_a_tile_that_adds_no_frame_is_not_decoded(own, monkeypatch):
 
 @pytest.mark.parametrize("grows", ["front", "back"])
 def test_what_the_stretch_before_decoded_is_not_decoded_again(own, monkeypatch, grows):
-    """Two sections of nine latents each, of which nine are new: a third of the tiles is known."""
+    """Tiles that the stretch before decoded, a third of them in two sections of nine new latents, are not decoded again."""
     film = noise(27, 2, 2)
     first, second = (film[:, :, :18], film[:, :, 9:]) if grows == "back" else (film[:, :, 9:], film[:, :, :18])
     tile_cache, decoder = TileCache(), Decoder(own)
@@ -213,7 +213,8 @@ def out_of_memory_above(monkeypatch, cells: int) -> list[int]:
 
 
 def test_where_memory_runs_out_tiles_get_smaller_and_nothing_is_lost(own, monkeypatch):
-    """First others give up theirs; a tile's side then stays, and time tiles that were done are not done again."""
+    """When memory runs out, other networks leave first, then tiles get smaller and stay so; finished time tiles are not
+    decoded again."""
     z = noise(6, 17, 4)
     wanted = whole(Decoder(own, side=16), z)
     tried, asked = out_of_memory_above(monkeypatch, 16 * 4), []

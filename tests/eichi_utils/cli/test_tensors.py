@@ -52,7 +52,8 @@ def ours(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_info_of_the_existing_programs_files_and_ours(language: str, tensors: Run, ours: Path) -> None:
-    """Sizes, lengths, and of ours what it was made with; the existing programs' `metadata` are not believed."""
+    """Info tells sizes, lengths and, for our files, what they were made with; the existing programs' `metadata` are not
+    believed."""
     code, out, err = tensors("info", APP, COMBINER, ours, language=language)
     assert (code, err) == (0, "")
     for part in ("96 x 64", "37", "1.23", "33", "1.10", "F32", "42", "猫", str(APP)):

@@ -188,7 +188,7 @@ ALIASES = "a: &a [x, x]\nb: &b [*a, *a]\nsection_info: [*b, *b]"
     ids=lambda text: text[:12],
 )
 def test_yaml_that_is_no_plain_mapping(text: str, place: Path) -> None:
-    """Tags that would run something, aliases that grow without end, and whatever else is not a plain document."""
+    """YAML that is no plain document is refused: tags that would run something, and aliases that grow without end."""
     key = "zip_entry_size" if len(text) > 4_000_000 else "sections_damaged"
     refused(packed(place / "a.zip", {"sections/sections.yaml": text, "start.png": png()}), key, place)
 

@@ -90,7 +90,8 @@ def test_files_of_something_else(tensors: dict, key: str, tmp_path: Path) -> Non
 
 
 def test_what_is_no_safetensors_file(tmp_path: Path) -> None:
-    """A picture, nothing, a header that promises too much, a file that was cut off, a folder, no file, no name."""
+    """What is no safetensors file is refused: a picture, an empty or cut-off file, a header that promises too much, a
+    folder, no file, no name."""
     good = Path(latent_file(tmp_path / "good.safetensors")).read_bytes()
     for number, data in enumerate((b"\x89PNG" * 20, b"", struct.pack("<Q", 2**60) + b"{}", good[:-7], good[:40])):
         path = tmp_path / f"{number}.safetensors"

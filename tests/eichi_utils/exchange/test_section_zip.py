@@ -155,7 +155,8 @@ def test_a_file_of_latents_that_is_none(uploads: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", FILMS)
 def test_every_field_comes_back(mode: str, pictures: list[str], uploads: Path, tmp_path: Path) -> None:
-    """Each alone and all at once, whatever was on the page before; a new field that is not carried fails here."""
+    """Every field comes back from a ZIP, alone and all at once, whatever was on the page; a new field that is not carried
+    fails here."""
     values = {**other_values(mode, pictures), LATENTS: latent_file(tmp_path / "earlier.safetensors")}
     kind = modes.MODES[mode]
     assert {field.name for field in dataclasses.fields(kind)} == set(values)

@@ -47,7 +47,8 @@ GROWTH = [("back", [4, 36, 36], 33), ("back", [4, 20, 20], 17), ("front", [0, 36
     [*((*growth, False) for growth in GROWTH), (*GROWTH[1], True), (*GROWTH[3], True)],
 )
 def test_a_joined_film_is_its_segments(grows: str, lengths: list[int], open_length: int, still: bool, tmp_path: Path) -> None:
-    """No frame is lost, doubled, moved or encoded twice where packets of segments meet, whichever side grows."""
+    """A joined film is its segments: no frame is lost, doubled, moved or encoded twice where they meet, whichever side
+    grows."""
 
     def piece(count: int, first: int) -> numpy.ndarray:
         return numpy.full((count, 48, 64, 3), first % 256, numpy.uint8) if still else moving(count, first)
@@ -77,7 +78,7 @@ def test_a_joined_film_is_its_segments(grows: str, lengths: list[int], open_leng
 
 
 def test_a_film_is_what_players_and_the_web_expect(tmp_path: Path) -> None:
-    """H.264, yuv420p, 30 frames at even times from 0, and the index before the pictures, so that it plays while it loads."""
+    """A film is H.264, yuv420p, with 30 frames a second from 0 and the index in front, so that it plays while it loads."""
     with FilmWriter(tmp_path, "back", 16, {}) as writer:
         writer.add(moving(36))
         writer.add(moving(0))
@@ -243,7 +244,7 @@ def test_the_same_frames_are_the_same_file(tmp_path: Path) -> None:
 
 
 def test_a_stream_of_frames_is_the_film_of_all_of_them(tmp_path: Path) -> None:
-    """Encoded as they come, with tags and ready for the web; nothing is on the disk before the first, or after a failure."""
+    """Frames are encoded as they come, with tags and ready for the web; before the first and after a failure no file exists."""
     with FilmStream(tmp_path, 18, {"eichi": "{}"}) as stream:
         assert names_in(tmp_path) == set()
         for first, count in ((0, 13), (13, 12), (25, 3)):

@@ -148,7 +148,7 @@ TWICE = full(b"iloc", struct.pack(">HH", 0x4400, 1), struct.pack(">HHHII", 1, 0,
     ],
 )  # fmt: skip
 def test_what_is_refused(data: bytes, reason: str) -> None:
-    """Whatever is coded larger, or more often, than a picture of such a size needs; and what readers may take either way."""
+    """Pictures are refused that code more, or more often, than their size needs, or what readers may understand either way."""
     began = time.process_time()
     with pytest.raises(SyntaxError, match=reason):
         check_heif(io.BytesIO(data))

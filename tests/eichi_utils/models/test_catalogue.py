@@ -50,7 +50,7 @@ def described(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def test_the_default_follows_what_is_there(checkpoint: Path, nothing_there: Path, tmp_path: Path) -> None:
-    """The miniature only where the mode's own checkpoint is incomplete; a folder that was named is always meant."""
+    """The miniature is the default only if the mode's own checkpoint is incomplete, and never if a folder was named."""
     models = Models()
     assert [models.default(kind.checkpoint) for kind in modes.MODES.values()] == ["miniature"] * 3
     assert Models(checkpoint).default("framepack") == Models(nothing_there).default("framepack") == "framepack"

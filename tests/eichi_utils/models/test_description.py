@@ -26,7 +26,8 @@ def write(folder: Path, document: Any) -> Path:
 
 
 def test_the_hubs_models_have_none(tmp_path: Path) -> None:
-    """No file, or one that says nothing, is an ordinary model: HunyuanVideo's preview, the program's own defaults."""
+    """A model without a description, or with an empty one, is an ordinary one: HunyuanVideo's preview and the program's
+    defaults."""
     assert read_description(tmp_path) == Description()
     assert read_description(write(tmp_path, {})) == Description() == Description(preview=HUNYUAN_PREVIEW)
 

@@ -33,7 +33,8 @@ def weights_of(net: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_beside_equals_merged_for_every_family(family: str, files: dict, pool: ModelPool, pictures: list, cheap_decode) -> None:
-    """Through whole samplings: what is computed before the loop (modulation, refiner, embedders) is changed too."""
+    """A LoRA beside the weights equals a merged one through whole samplings, for every family, in what is computed before
+    the loop too."""
     plain = request("single", pictures[0])
     with_lora = changed(plain, loras=(Lora(files[family], 0.7),))
     beside = latents_of(with_lora, pool)
@@ -108,7 +109,8 @@ def test_merged_weights_are_loaded_again_exactly_when_they_change(files: dict, c
 
 
 def test_a_precision_is_loaded_once_and_counted_exactly(files: dict, checkpoint: Path, loads: list) -> None:
-    """Blocks' linears in 8 bits with a scale for every channel, everything else as it was, factors on top."""
+    """In 8 bits the blocks' linears have a scale for each channel, and factors are added; all else stays as it was. It is
+    loaded once and counted exactly."""
     pool = ModelPool(checkpoint, device="cpu")
     with pool.transformer("framepack") as net:
         wide = module_bytes(net)

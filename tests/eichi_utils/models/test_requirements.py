@@ -96,7 +96,8 @@ def test_the_reserve_is_not_the_networks(checkpoint: Path) -> None:
 
 
 def test_what_the_published_model_needs() -> None:
-    """18.1 GB for sampling in 16 bits, 9.1 in 8; of the card about a gigabyte; on a CPU 51 GB in 32 bits."""
+    """The published model needs 18.1 GB for sampling in 16 bits, 9.1 in 8, about a gigabyte of the card, and 51 GB in 32
+    bits on a CPU."""
     size = PUBLISHED.transformer
     wide, narrow = (transformer_needs(size, name, 0, on_card=True) for name in ("bfloat16", "int8"))
     assert round(wide.host / 1e9, 1) == 18.1 and round(narrow.host / 1e9, 1) == 9.1

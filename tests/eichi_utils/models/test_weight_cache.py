@@ -106,7 +106,8 @@ def test_beside_a_card_they_can_be_locked(checkpoint: Path) -> None:
 
 
 def test_every_way_of_making_them_has_its_own(checkpoint: Path, copy: Path, tmp_path: Path, quantised: list) -> None:
-    """Format, LoRA by content and strength, other weights in the same place; and the same ones in another place."""
+    """Weights of another format, LoRA content or strength, or of other files in the same place, have their own file; the
+    same ones moved do not."""
     for number in range(2):
         shapes = shapes_in(ModelFiles(checkpoint), "framepack")
         write_lora(tmp_path / f"{number}.safetensors", "kohya_hunyuan", shapes, size=0.02 * (number + 1))

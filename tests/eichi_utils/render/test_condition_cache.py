@@ -73,7 +73,8 @@ def same(one: Conditions, other: Conditions) -> bool:
 
 
 def test_the_second_time_no_encoder_is_loaded(checkpoint: Path, pool: ModelPool, pictures: list[str]) -> None:
-    """Every prompt and picture of a plan, the negative prompt included, in another process as it were."""
+    """The second time no encoder is loaded for any prompt or picture of a plan, the negative prompt included, as in another
+    process."""
     it = request(
         "reverse", pictures[0], seconds=2, window=4.5, end_image=pictures[1], section_prompts={"1": "and jumps"},
         cfg_scale=2.0, negative_prompt="猫 " * 300,

@@ -157,7 +157,7 @@ def test_a_mask_hides_only_what_it_covers(pool: ModelPool, pictures: list[str], 
 
 
 def test_what_has_no_effect_is_said(pool: ModelPool, pictures: list[str], tmp_path: Path) -> None:
-    """Settings that cannot act used to be taken without a word; the user is told, and otherwise nobody is bothered."""
+    """Settings that cannot act are told to the user, and others are not; they used to be taken without a word."""
     base = request("single", pictures[0])
     idle = changed(base, negative_prompt="blurry", guidance_rescale=0.5)
     assert not differ(latents_of(base, pool), latents_of(idle, pool))

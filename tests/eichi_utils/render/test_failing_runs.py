@@ -118,7 +118,8 @@ def test_reasons_that_the_user_can_mend_are_named(
 def test_a_failure_in_the_third_section_names_the_film_of_the_second(
     jobs: Jobs, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cheap_decode: None
 ) -> None:
-    """ "files: what exists, the result first": no path of a shorter film that is gone, and the film before the picture."""
+    """A failure names the files that exist, the result first: the film of the second section before the picture, and no
+    shorter film."""
     monkeypatch.setattr(FilmWriter, "write", failing(RuntimeError("no"), at_call=3, then=FilmWriter.write))
     job = jobs.submit(request("reverse", pictures[0], **THREE))
     view = ending(jobs, job)

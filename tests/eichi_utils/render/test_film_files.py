@@ -145,7 +145,8 @@ def test_a_stopped_film_has_all_its_files(
 def test_saved_latents_are_what_is_decoded(
     mode: str, pool: ModelPool, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole film's, in the order of playing, to the last bit; those of one section are decoded all at once."""
+    """Saved latents are the whole film's in the order of playing, to the last bit; those of one section are decoded all at
+    once."""
     seen = []
 
     def decode_frames(vae, latents, kept, room, side):

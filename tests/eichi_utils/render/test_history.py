@@ -37,7 +37,7 @@ def test_forward_is_reverse_in_a_mirror() -> None:
 
 
 def test_context_is_empty_before_the_film_begins_and_slides_with_it() -> None:
-    """19 zeros at first; then 1x, 2x and 4x are the latents next to the growing edge, in the order of time."""
+    """The context is 19 zeros at first; then 1x, 2x and 4x are the latents next to the growing edge, in the order of time."""
     history = History("front", 2, 2)
     refs = [Ref("history", range(1)), Ref("history", range(2), skip=1), Ref("history", range(16), skip=3)]
     assert [history.read(ref, {}, {}).abs().max().item() for ref in refs] == [0.0, 0.0, 0.0]

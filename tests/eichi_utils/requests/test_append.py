@@ -71,7 +71,8 @@ def test_the_film_then_the_file(mode: str, pool: ModelPool, pictures: list[str],
 def test_what_lies_between_is_sampled_towards_what_comes(
     pool: ModelPool, pictures: list[str], appended: str, tmp_path: Path, cheap_decode: None
 ) -> None:
-    """Standard mode: it depends on the prompt, on the film before and on the file behind, and is no mixture of both."""
+    """The section between depends, in the standard mode, on the prompt, the film before and the file behind, and is no
+    mixture of both."""
     base = request("reverse", pictures[0], append_latents=appended, join_latents=4, **SHORT)
     other = latent_file(tmp_path / "other.safetensors", 6, seed=1)
 
@@ -183,7 +184,8 @@ def test_no_seam_shows(pool: ModelPool, pictures: list[str], appended: str) -> N
 def test_a_joined_film_keeps_its_latents_where_that_is_wanted(
     pool: ModelPool, pictures: list[str], appended: str, tmp_path: Path, cheap_decode: None
 ) -> None:
-    """Each latent once (the existing program wrote the file's twice), and where each is from."""
+    """A joined film saves each latent once, with its origin, if that is asked for; the existing program wrote the file's
+    twice."""
     it = request(
         "forward", pictures[0], append_latents=appended, join_latents=2, append_trim_start=1, save_latents=True, **SHORT
     )
@@ -242,7 +244,8 @@ def test_stopped_after_the_section_nothing_is_appended(
 def test_what_does_not_fit_is_said_before_anything_starts(
     mode: str, pool: ModelPool, pictures: list[str], appended: str, tmp_path: Path
 ) -> None:
-    """All of it at once, each at its field; the existing program said so after the whole film had been made."""
+    """All that does not fit is told at once, each at its field, before the start; the existing program told it after the
+    whole film."""
     wide = latent_file(tmp_path / "wide.safetensors", 6, 112, 160)
     other = latent_file(tmp_path / "other.safetensors", 6, eichi=json.dumps({"model": "miniature"}))
     base = request(mode, pictures[0], **SHORT)
@@ -333,7 +336,8 @@ def test_a_join_that_fails_leaves_the_new_film(
 
 
 def test_cached_decoding_goes_on_into_what_is_appended(pool: ModelPool, pictures: list[str], appended: str) -> None:
-    """Each latent once, from the film's beginning to the end of the file: as many frames, and the film's own unchanged."""
+    """Cached decoding reads each latent once, from the film's beginning to the file's end: as many frames, the film's own
+    unchanged."""
     it = request("forward", pictures[0], append_latents=appended, append_trim_end=4, vae_cache=True, **SHORT)
     plan = it.plan()
     *_, conditions = encoding.encode_conditions(it, plan, fit_pictures(plan, it.size), pool)

@@ -161,7 +161,7 @@ def test_time_positions_of_forward_sections(window: float, frames: range) -> Non
 
 
 def test_influence_is_the_inverse_of_the_strength() -> None:
-    """100 % is a whole schedule, 102 % is 0.980392 of it; on the first section unless all are asked for."""
+    """An influence of 100 % is a whole schedule, and 102 % is 0.980392 of it, on the first section unless all are asked for."""
 
     def strengths(**fields: Any) -> list[float]:
         plan = film("forward", seconds=4, **fields)

@@ -220,7 +220,8 @@ def test_what_is_of_no_use_is_made_anew(machine, changes):
 
 @pytest.mark.parametrize("begun", ["anew", "into the old one"])
 def test_an_installation_that_was_killed_is_made_anew_with_what_was_wanted(machine, begun):
-    """Whatever the half-made environment looks like; a plain start after a killed `setup --test` left the test tools out."""
+    """A killed installation is made anew with all that was wanted; a plain start after a killed `setup --test` left the test
+    tools out."""
     if begun == "into the old one":
         launch.main(["setup"])
     machine.interrupt_at = "the test tools"
@@ -341,7 +342,7 @@ def named(machine):
 
 
 def test_what_is_optional_fits_the_card_and_can_be_left_out(machine, capsys):
-    """Refused once, it stays away at every later update until it is asked for again."""
+    """Optional packages fit the card, and once refused they stay away at every later update until they are asked for again."""
     machine.cuda, machine.capability = (13, 0), (9, 0)
     launch.main(["setup"])
     assert named(machine)[-1] == "fa3-fwd"

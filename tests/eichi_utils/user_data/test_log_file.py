@@ -277,7 +277,8 @@ def test_secrets_stay_out(log: Log, text: str, written: str) -> None:
 
 
 def test_the_same_is_not_said_without_end() -> None:
-    """Sixty times a minute, whatever its values and its traceback; then how much was left out. Other things are not held up."""
+    """The same message is logged sixty times a minute, whatever its values and traceback, then counted. Other messages are
+    not held up."""
     now = [0.0]
     seldom = logs.Seldom(lambda: now[0])
 
@@ -297,7 +298,8 @@ def test_the_same_is_not_said_without_end() -> None:
 
 
 def test_a_traceback_is_written_once_a_minute() -> None:
-    """Sixty a minute were megabytes, of 10 KB each, for who knew a request that fails. What fails elsewhere has its own."""
+    """A traceback is written once a minute: sixty of 10 KB, for anybody who knew a failing request, were megabytes. Others
+    are not affected."""
     now = [0.0]
     seldom = logs.Seldom(lambda: now[0])
     shown = logging.Formatter()

@@ -171,7 +171,8 @@ def test_no_route_takes_a_file_of_the_server(site: Site, route: str):
 
 
 def test_names_that_lead_elsewhere_are_refused(site: Site, monkeypatch: pytest.MonkeyPatch):
-    """Upwards, by a link, hidden, a pipe that nobody writes to, an address; none is opened or waited for."""
+    """Names that lead elsewhere are refused without being opened: upwards, by a link, hidden, an address, or a pipe that
+    nobody writes to."""
     outputs = site.folder / "outputs"
     if not (outputs / "link.png").is_symlink():
         (outputs / "link.png").symlink_to(site.private)

@@ -66,7 +66,8 @@ def test_what_a_file_is(language: str, tmp_path: Path):
 
 @pytest.mark.parametrize("mode", FILMS)
 def test_the_panel_follows_the_form(page, mode: str, tower: str, tmp_path: Path):
-    """Facts of what is a file of latents, fitting or not; nothing of what is none. The summary counts what will come out."""
+    """The panel tells facts of a latents file, fitting or not, and nothing of other files; its summary counts what will come
+    out."""
     built = page(mode)
     panel = panel_of(built)
     good = latent_file(tmp_path / "good.safetensors", 10, *fitted_size(tower, 640))
