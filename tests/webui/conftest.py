@@ -180,7 +180,7 @@ def jobs(engine: FakeEngine) -> Iterator[Jobs]:
 
 @pytest.fixture
 def serve(engine: FakeEngine, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Site]]:
-    """Starts the pages: `serve("reverse", "en")`. Unless told otherwise they look like those of a computer with the models.
+    """Start the pages: `serve("reverse", "en")`. Unless told otherwise they look like those of a computer with the models.
 
     others: whether the other modes' pages are the real ones too, which takes as long as their loading; else they are empty.
     port: 0 is any.

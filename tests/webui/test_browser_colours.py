@@ -58,7 +58,7 @@ def patches(width: int, height: int, count: int) -> numpy.ndarray:
 
 @pytest.fixture(scope="module")
 def exact_browser(browser) -> Iterator:
-    """A browser that shows films as on a machine with a graphics card.
+    """Start a browser that shows films as on a machine with a graphics card.
 
     Without one, Chromium's short cut rounds BT.709's largest factor, 2.11, to 2: strong blue and yellow are 8 levels off.
     """

@@ -148,7 +148,7 @@ TWICE = full(b"iloc", struct.pack(">HH", 0x4400, 1), struct.pack(">HHHII", 1, 0,
     ],
 )  # fmt: skip
 def test_what_is_refused(data: bytes, reason: str) -> None:
-    """Pictures are refused that code more, or more often, than their size needs, or what readers may understand either way."""
+    """Pictures are refused that code more, or more often, than their size needs, or that readers may understand in two ways."""
     began = time.process_time()
     with pytest.raises(SyntaxError, match=reason):
         check_heif(io.BytesIO(data))

@@ -277,8 +277,8 @@ def test_secrets_stay_out(log: Log, text: str, written: str) -> None:
 
 
 def test_the_same_is_not_said_without_end() -> None:
-    """The same message is logged sixty times a minute, whatever its values and traceback, then counted. Other messages are
-    not held up."""
+    """The same message is logged at most sixty times a minute, whatever its values and traceback; the rest is counted.
+    Others go on."""
     now = [0.0]
     seldom = logs.Seldom(lambda: now[0])
 
