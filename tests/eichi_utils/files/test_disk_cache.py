@@ -145,7 +145,7 @@ def test_two_processes_at_once(cache: DiskCache) -> None:
 
 
 def test_a_file_that_vanishes_while_it_is_counted(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file may vanish while it is counted, because another process makes room."""
+    """Counting goes on if a file vanishes meanwhile, because another process makes room."""
     cache.add("a", 10, writing(10))
     monkeypatch.setattr(Path, "iterdir", lambda self: iter([self / "gone.safetensors", self / "a.safetensors"]))
     assert cache.usage() == (1, 10)

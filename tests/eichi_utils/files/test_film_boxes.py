@@ -107,7 +107,7 @@ def test_boxes_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tracks_and_pieces_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tracks and fragments count together: a thousand of them may each be within its limit."""
+    """Frames of all tracks and fragments count together: a thousand of them may each be within the limit."""
     monkeypatch.setattr(film_boxes, "MOST_SAMPLES", 100)
     tracks = FTYP + box(b"moov", head(60), track(60), track(60)) + MDAT
     for data in (tracks, film(3) + piece(60, 0) * 2):
@@ -117,7 +117,7 @@ def test_tracks_and_pieces_count_together(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_no_mp4_or_is_cut_off_passes() -> None:
-    """A file that is no MP4 or is cut off passes the check of tables, because it has none; FFmpeg judges it."""
+    """A file that is no MP4, or is cut off, passes the check of tables; FFmpeg judges it."""
     for data in (b"", b"\x1aE\xdf\xa3" + bytes(30), b"RIFF\0\0\0\0AVI ", b"GIF89a", bytes(100), film(3)[:200], film(3)[:-50]):
         check_boxes(io.BytesIO(data))
 
