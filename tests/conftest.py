@@ -41,6 +41,7 @@ DEAR = (
     "webui/forms/test_boundary.py",
     "webui/live/test_timeline.py",
     "webui/http/test_server.py",
+    "webui/http/test_connection.py",
     "webui/test_browser_doors.py",
     "webui/test_browser_tabs.py",
     "meaning/test_pictures.py",

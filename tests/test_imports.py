@@ -82,8 +82,6 @@ WALL_CLOCK = {
 }
 MAY_PRINT = ("launch.py", COMMAND_LINE, "miniature/", "benchmarks/")
 LONGEST = 400
-# Test files that are still longer and should be split.
-LONG_STILL = {"tests/webui/http/test_server.py"}
 # Documented classes of gradio that every page and panel may use: components and themes.
 OF_GRADIO = {"gradio.components.Component", *(f"gradio.themes.{name}" for name in ("Base", "Default", "colors", "sizes"))}
 
@@ -392,7 +390,7 @@ def test_no_checker_is_silenced_wholesale():
 def test_a_file_is_read_in_one_sitting():
     """The original's pages had 4000 lines and more. A file of more than 400 lines should be split."""
     lengths = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in (*PRODUCT, *TESTS, *STATIC)}
-    assert {file for file, length in lengths.items() if length > LONGEST} <= LONG_STILL
+    assert {file for file, length in lengths.items() if length > LONGEST} == set()
 
 
 def test_dear_files_are_there():

@@ -6,8 +6,7 @@ import asyncio
 import errno
 import socket
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,6 +17,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from locales import Translator
+from tests.waiting import LONG, until
 from webui.app import PAGES
 from webui.http.connection import Patience
 from webui.http.doors import Doors, Rules
@@ -54,6 +54,17 @@ async def ticking(request: Request) -> Response:
     return StreamingResponse(ticks(), media_type="text/event-stream")
 
 
+async def lasting(request: Request) -> Response:
+    """Streams until a test says that it is enough."""
+
+    async def ticks() -> Any:
+        while not request.app.state.enough:
+            yield "data: \n\n"
+            await asyncio.sleep(0.02)
+
+    return StreamingResponse(ticks(), media_type="text/event-stream")
+
+
 async def large(request: Request) -> Response:
     return Response(bytes(int(request.query_params["bytes"])), media_type="video/mp4")
 
@@ -82,11 +93,14 @@ def small_app() -> Starlette:
         Route("/oneframe/gradio_api/upload", full, methods=["POST"]),
         Route("/ignoring", ignoring, methods=["GET", "POST"]),
         Route("/ticking", ticking),
+        Route("/lasting", lasting),
         Route("/large", large),
         Route("/broken", broken),
         Route("/reflecting", reflecting, methods=["GET", "POST", "OPTIONS"]),
     ]
-    return Starlette(routes=routes)
+    app = Starlette(routes=routes)
+    app.state.enough = False
+    return app
 
 
 def doors(login: Login | None = None, language: str = "en", **rules: Any) -> Doors:
@@ -104,18 +118,31 @@ def served(app: Any, patience: Patience | None = None, most: int = MOST) -> Iter
         server = Server(app, Gate(most), patience=patience)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        deadline = time.monotonic() + 10
-        while not server.started and time.monotonic() < deadline:
-            time.sleep(0.01)
         try:
+            until(lambda: server.started)
             yield listener.getsockname()[1]
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(LONG)
+
+
+class Watched:
+    """Pass requests on to an application, and note the header "number" of each."""
+
+    def __init__(self, app: Any):
+        self.app = app
+        self.numbers: set[bytes | None] = set()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.numbers.add(dict(scope.get("headers", ())).get(b"number"))
+        await self.app(scope, receive, send)
+
+    def has_seen(self, number: bytes) -> bool:
+        return number in self.numbers
 
 
 def connect(port: int, said: bytes = b"") -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), 10)
+    connection = socket.create_connection(("127.0.0.1", port), LONG)
     connection.sendall(said)
     return connection
 
@@ -134,3 +161,45 @@ def answer(connection: socket.socket) -> bytes:
         while part := connection.recv(65536):
             got += part
     return bytes(got)
+
+
+Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+def lines_to(app: Any, patience: Patience | None = None) -> Callable[[bytes], Awaitable[Line]]:
+    """Return what connects to a server in the running event loop, which may be one of virtual time, and sends some bytes."""
+    server = Server(app, Gate(MOST), patience=patience)
+    server.config.load()
+
+    def connection() -> Any:
+        return server.config.http_protocol_class(config=server.config, server_state=server.server_state, app_state={})
+
+    async def line(said: bytes) -> Line:
+        here, there = socket.socketpair()
+        for end in (here, there):
+            end.setblocking(False)
+        await asyncio.get_running_loop().connect_accepted_socket(connection, there)
+        reader, writer = await asyncio.open_connection(sock=here)
+        writer.write(said)
+        return reader, writer
+
+    return line
+
+
+async def rest(line: Line) -> bytes:
+    """Read until the server ends the connection or cuts it off, and return the bytes."""
+    reader, writer = line
+    got = bytearray()
+    with suppress(ConnectionError):
+        while part := await reader.read(65536):
+            got += part
+    writer.close()
+    return bytes(got)
+
+
+async def lasted(line: Line) -> float:
+    """Return the seconds until the server ends the connection."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await rest(line)
+    return loop.time() - began

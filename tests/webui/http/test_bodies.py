@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import time
@@ -14,7 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from eichi_utils.user_data.passing import LEAST_FREE
-from tests.webui.doorstep import answer, client, connect, doors, head, served
+from tests.virtual_time import in_virtual_time
+from tests.waiting import LONG, until
+from tests.webui.doorstep import answer, client, connect, doors, head, lasted, lines_to, rest, served
 from webui.http import doors as module
 from webui.http.doors import Rules
 from webui.http.login import Login
@@ -44,9 +47,10 @@ def test_bodies_have_an_end(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> N
 def test_bodies_in_memory_have_an_end_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each was small enough, and many at once filled the memory. What has been answered counts no more."""
     monkeypatch.setattr(module, "HELD_BYTES", 2500)
-    with served(doors()) as port:
+    app = doors()
+    with served(app) as port:
         held = [connect(port, head("/length", "POST", content_length=1001, connection="close") + b"x" * 1000) for _ in range(2)]
-        time.sleep(0.3)
+        until(lambda: app.held == 2000)
         third = connect(port, head("/length", "POST", content_length=1000) + b"x" * 1000)
         assert b" 503 " in third.recv(1000).split(b"\r\n")[0]
         third.close()
@@ -54,6 +58,7 @@ def test_bodies_in_memory_have_an_end_together(monkeypatch: pytest.MonkeyPatch) 
             connection.sendall(b"x")
             assert answer(connection).endswith(b"1001")
         for _ in range(3):
+            until(lambda: app.held == 0)
             assert b" 200 " in answer(
                 connect(port, head("/length", "POST", content_length=2000, connection="close") + b"x" * 2000)
             )
@@ -66,8 +71,9 @@ def test_a_body_of_too_many_values() -> None:
     assert visitor.post("/gradio_api/upload", content=b"[" * 1000).status_code == 200
 
 
-def test_a_refused_body_is_not_waited_for() -> None:
+def test_a_refused_body_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer to 200 MB without a login comes before them, and also who reads only after sending gets it."""
+    monkeypatch.setattr(module, "DRAIN_SECONDS", LONG)
     login = Login({"me": "secret"})
     with served(doors(login)) as port:
         with connect(port, head("/gradio_api/upload", "POST", content_length=200 << 20)) as first:
@@ -80,19 +86,22 @@ def test_a_refused_body_is_not_waited_for() -> None:
             assert expecting.recv(1000).startswith(b"HTTP/1.1 401")
 
 
-def test_an_upload_that_is_said_to_be_too_large_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_that_is_said_to_be_too_large_is_told_so() -> None:
     """Browsers read the answer after they have sent all; by then the connection had ended, and with it the answer."""
-    monkeypatch.setattr(module, "DRAIN_SECONDS", 0.3)
-    with served(doors(upload_bytes=1000)) as port:
-        patient = connect(port, head("/gradio_api/upload", "POST", content_length=8_000_000))
+    asked = head("/gradio_api/upload", "POST", content_length=8_000_000)
+
+    async def upload() -> None:
+        line = lines_to(doors(upload_bytes=1000))
+        patient = await line(asked)
         for _ in range(8):
-            patient.sendall(b"x" * 1_000_000)
-            time.sleep(0.1)
-        assert b" 413 " in answer(patient)
+            patient[1].write(b"x" * 1_000_000)
+            await patient[1].drain()
+            await asyncio.sleep(0.9 * module.DRAIN_SECONDS)
+        assert b" 413 " in await rest(patient)
         # Nobody holds a connection by sending nothing.
-        began = time.monotonic()
-        answer(connect(port, head("/gradio_api/upload", "POST", content_length=8_000_000)))
-        assert time.monotonic() - began < 5
+        assert await lasted(await line(asked)) == pytest.approx(module.DRAIN_SECONDS)
+
+    in_virtual_time(upload())
 
 
 def test_what_is_left_of_a_body_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +115,6 @@ def test_what_is_left_of_a_body_ends_the_connection(monkeypatch: pytest.MonkeyPa
 
 def test_a_get_in_pieces_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proxies send even GET in pieces. Its connection ended before the last piece was taken, which cut the answer off."""
-    monkeypatch.setattr(module, "BODY_SECONDS", 0.3)
     monkeypatch.setattr(module, "DRAIN_SECONDS", 0.3)
     asked, end = head("/large?bytes=3000000", transfer_encoding="chunked"), b"0\r\n\r\n"
     with served(doors()) as port:
@@ -121,12 +129,14 @@ def test_a_get_in_pieces_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -
                 assert len(reply.read()) == 3_000_000 and not reply.will_close
         stream = head("/ticking", transfer_encoding="chunked", connection="close")
         assert answer(connect(port, stream + end)).count(b"\r\ndata: ") == 8
-        assert b" 408 " in answer(connect(port, asked))
         assert b" 413 " in answer(connect(port, asked + b"1\r\nx\r\n"))
+        monkeypatch.setattr(module, "BODY_SECONDS", 0.1)
+        assert b" 408 " in answer(connect(port, asked))
 
 
-def test_an_answer_without_a_look_at_the_body_comes_whole() -> None:
+def test_an_answer_without_a_look_at_the_body_comes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection ended with bytes that nobody had taken: systems then throw away what was sent and not yet read."""
+    monkeypatch.setattr(module, "DRAIN_SECONDS", LONG)
     with served(doors()) as port:
         for _ in range(20):
             connection = connect(port, head("/ignoring", "POST", content_length=500_000))
@@ -135,18 +145,26 @@ def test_an_answer_without_a_look_at_the_body_comes_whole() -> None:
             assert answer(connection).endswith(b"seen")
 
 
-def test_slow_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_bodies() -> None:
     """A body that comes a byte now and then is given up; one that is slow but comes is not."""
-    monkeypatch.setattr(module, "BODY_SECONDS", 0.3)
-    monkeypatch.setattr(module, "BODY_RATE", 5000)
-    with served(doors()) as port:
-        slow = connect(port, head("/length", "POST", content_length=1000) + b"x")
-        steady = connect(port, head("/length", "POST", content_length=10_000, connection="close"))
-        for _ in range(10):
-            time.sleep(0.1)
-            steady.sendall(b"x" * 1000)
-        assert answer(steady).endswith(b"10000")
-        assert b" 408 " in answer(slow)
+
+    async def send(size: int, part: bytes, each_seconds: float) -> tuple[bytes, float]:
+        """Send parts of a body until there is an answer; return it, and how long it took."""
+        reader, writer = await lines_to(doors())(head("/length", "POST", content_length=size, connection="close"))
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        got = asyncio.create_task(rest((reader, writer)))
+        for _ in range(size // len(part)):
+            writer.write(part)
+            await asyncio.wait([got], timeout=each_seconds)
+            if got.done():
+                break
+        return await got, loop.time() - began
+
+    seldom, seconds = in_virtual_time(send(1000, b"x", 0.2 * module.BODY_SECONDS))
+    assert b" 408 " in seldom and module.BODY_SECONDS <= seconds <= module.BODY_SECONDS + module.DRAIN_SECONDS + 1
+    steady, seconds = in_virtual_time(send(100_000, b"x" * 2000, 1.0))
+    assert steady.endswith(b"100000") and seconds > module.BODY_SECONDS + module.DRAIN_SECONDS
 
 
 def test_gradio_forgets_an_upload_that_is_given_up(serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
