@@ -76,10 +76,10 @@ def test_findings_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_waiting_is_no_hang_and_working_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hang is judged by processor time: on a busy machine a case that took long by the clock was reported as one."""
     begin = "import time; print('{\"case\": 7}', flush=True); "
-    works, waits = "\nwhile True: pass", "time.sleep(0.8); print('{\"end\": 8}', flush=True)"
+    works, waits, ends = "\nwhile True: pass", "time.sleep(1000)", "time.sleep(0.8); print('{\"end\": 8}', flush=True)"
     process = main._process
     monkeypatch.setattr(main, "HANGS_SECONDS", 0.3)
-    for rest, most, ended in ((works, 30.0, (7, "hang")), (waits, 30.0, (8, "end")), (waits, 0.3, (7, "hang"))):
+    for rest, most, ended in ((works, 300.0, (7, "hang")), (ends, 300.0, (8, "end")), (waits, 0.3, (7, "hang"))):
         code = begin + rest
         monkeypatch.setattr(main, "_process", lambda command, code=code: process([sys.executable, "-c", code]))
         monkeypatch.setattr(main, "WAITS_SECONDS", most)

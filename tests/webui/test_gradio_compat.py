@@ -20,7 +20,7 @@ from gradio import routes
 from eichi_utils.jobs.queue import Jobs
 from eichi_utils.models.catalogue import Models
 from locales import Translator, table
-from tests.threads import in_a_loop
+from tests.virtual_time import in_virtual_time
 from webui import gradio_compat
 from webui.app import PAGES, build
 from webui.context import QUIET, Context
@@ -243,7 +243,7 @@ def test_asking_for_an_upload_that_is_not_there_leaves_nothing() -> None:
         progress.stop_tracking("v")
         assert not progress._signals and not progress._statuses
 
-    in_a_loop(wait())
+    in_virtual_time(wait())
 
 
 @pytest.mark.parametrize("border", ["", "x" * 300, "\u00e9"])

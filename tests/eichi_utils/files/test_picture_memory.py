@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from eichi_utils.files.pictures import open_picture
 from eichi_utils.problems import UserError
 from tests.eichi_utils.files.test_picture_bombs import jpeg, segment
 from tests.eichi_utils.helpers import found
+from tests.waiting import LONG, until
 
 
 def scans(width: int, height: int, components: int, count: int, frame: int = 0xC2) -> bytes:
@@ -118,25 +120,27 @@ def test_nothing_is_said_on_the_terminal(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_small_ones_side_by_side_and_large_ones_in_turn() -> None:
-    """Small pictures are read side by side and large ones in turn, in the order of arrival, even if a later one would fit."""
-    shared, order, inside = Room(100), [], threading.Event()
+    """Who came first goes first, also where somebody who came later would find room."""
+    shared, order = Room(100), []
     go = {name: threading.Event() for name in "abcd"}
 
     def work(name: str, need: int) -> None:
         with shared.taken(need):
             order.append(name)
-            inside.set()
-            go[name].wait(10)
+            go[name].wait(LONG)
+
+    def have_come(entered: int, waiting: int) -> bool:
+        return (len(order), len(shared._waiting)) == (entered, waiting)
 
     threads = {}
-    for name, need, enters in (("a", 40, True), ("b", 40, True), ("c", 10**9, False), ("d", 10, False)):
-        inside.clear()
+    for name, need, entered, waiting in (("a", 40, 1, 0), ("b", 40, 2, 0), ("c", 10**9, 2, 1), ("d", 10, 2, 2)):
         threads[name] = threading.Thread(target=work, args=(name, need))
         threads[name].start()
-        assert inside.wait(10 if enters else 0.05) == enters
+        until(partial(have_come, entered, waiting))
+    assert order == ["a", "b"]
     for name in "abcd":
         go[name].set()
-        threads[name].join(10)
+        threads[name].join(LONG)
     assert order == ["a", "b", "c", "d"]
 
 
@@ -156,16 +160,11 @@ def test_pictures_that_are_decoded_at_once(tmp_path: Path, monkeypatch: pytest.M
     assert room() is room()
     monkeypatch.setattr(pictures, "room", lambda: small)
     small = Room(2 * 8 * 256 * 256)
-    at_once, most, lock = 0, 0, threading.Lock()
+    inside, go = [], threading.Event()
 
     def read(picture: Image.Image) -> Image.Image:
-        nonlocal at_once, most
-        with lock:
-            at_once += 1
-            most = max(most, at_once)
-        time.sleep(0.02)
-        with lock:
-            at_once -= 1
+        inside.append(picture.size)
+        assert go.wait(LONG)
         return picture.copy()
 
     monkeypatch.setattr(pictures, "as_rgb", read)
@@ -173,9 +172,12 @@ def test_pictures_that_are_decoded_at_once(tmp_path: Path, monkeypatch: pytest.M
     threads = [threading.Thread(target=open_picture, args=(tmp_path / "a.bmp",)) for _ in range(8)]
     for thread in threads:
         thread.start()
+    until(lambda: len(small._waiting) == 6)
+    until(lambda: len(inside) == 2)
+    go.set()
     for thread in threads:
-        thread.join(10)
-    assert most == 2
+        thread.join(LONG)
+    assert len(inside) == 8
 
 
 def test_a_large_file_waits_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

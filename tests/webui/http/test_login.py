@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.threads import in_a_loop
+from tests.waiting import LONG
 from webui.http import login as module
 from webui.http.login import ADDRESS_WAITS, FREE, Answer, Login, Throttle, hashed, matches, network
 
@@ -107,10 +108,11 @@ def test_a_full_line_does_not_lock_the_owner_out(clock: Clock, monkeypatch: pyte
         release, real = threading.Event(), login._right
         # What strangers try takes until the owner is in.
         monkeypatch.setattr(
-            login, "_right", lambda user, password: (password != "wrong" or release.wait(10)) and real(user, password)
+            login, "_right", lambda user, password: (password != "wrong" or release.wait(LONG)) and real(user, password)
         )
         strangers = [asyncio.create_task(login.enter(f"n{n}", "wrong", f"10.1.0.{n}")) for n in range(module.WAITING + 4)]
-        await asyncio.sleep(0.05)
+        while login._busy[False] < module.WAITING:
+            await asyncio.sleep(0)
         assert (await login.enter("me", "secret", "10.1.0.1")).wait
         assert (await login.enter("me", "secret", "10.1.0.1", known)).token
         release.set()
@@ -210,27 +212,28 @@ def test_names_are_not_told_by_their_lines(clock: Clock, sleeps: list[float]) ->
 
 def test_passwords_do_not_hold_up_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are hashed in threads, two at once, while everything else goes on."""
-    running, most = [0], [0]
+    running, go = [], threading.Event()
 
     def slow(password: str, kept: str) -> bool:
-        running[0] += 1
-        most[0] = max(most[0], running[0])
-        time.sleep(0.1)
-        running[0] -= 1
-        return False
+        running.append(password)
+        return not go.wait(LONG)
 
     monkeypatch.setattr(module, "matches", slow)
     login = Login({"me": "secret"})
 
-    async def both() -> int:
+    async def both() -> None:
         tries = [asyncio.create_task(login.enter("me", "wrong", f"10.0.0.{number}")) for number in range(4)]
-        ticks = 0
-        while not all(task.done() for task in tries):
+        while len(running) < 2 or login._busy[False] < 4:
             await asyncio.sleep(0.005)
-            ticks += 1
-        return ticks
+        # The loop goes on meanwhile, and a third, which would be one too many, has time to start.
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+        assert len(running) == 2
+        go.set()
+        await asyncio.gather(*tries)
 
-    assert in_a_loop(both()) > 10 and most[0] == 2
+    in_a_loop(asyncio.wait_for(both(), LONG))
+    assert len(running) == 4
 
 
 def test_sessions_end(clock: Clock) -> None:
