@@ -25,26 +25,26 @@ PATCHES = (
     (12, 12, 12),
     (255, 255, 255),
 )
-# Across the middle of each of the eight patches, which lie one above the other. A busy machine presents the frame
-# that was sought some time after the seeking; until then there is none to draw, and what is drawn is transparent.
+# Across the middle of each of the eight patches, which lie one above the other. All frames are the same. A busy machine
+# presents a frame some time after it was sought, or leaves it out; until there is one, what is drawn is transparent.
 SHOWN = """async ([film, patience]) => {
   const video = document.createElement('video'), canvas = document.createElement('canvas');
   const context = canvas.getContext('2d', { willReadFrequently: true });
   video.muted = true;
   document.body.append(video);
-  const frame = new Promise((done, fail) => {
-    const presented = (now, { mediaTime }) => mediaTime > 0 ? done() : video.requestVideoFrameCallback(presented);
-    video.requestVideoFrameCallback(presented);
-    setTimeout(() => fail('no frame'), patience);
-    video.onerror = () => fail(video.error.message);
-    video.onloadeddata = () => { video.currentTime = 0.1; };
+  await new Promise((done, fail) => {
+    video.onerror = () => fail(new Error(video.error.message));
+    video.onloadeddata = done;
     video.src = film; });
-  await frame;
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   const colour = patch => [...context.getImageData(
     canvas.width / 2, Math.floor((patch + 0.5) * canvas.height / 8), 1, 1).data];
-  for (const end = performance.now() + patience; !colour(0)[3] && performance.now() < end;) {
-    await new Promise(requestAnimationFrame);
+  for (let tries = 0, end = performance.now() + patience; !colour(0)[3] && performance.now() < end; tries++) {
+    await new Promise(done => {
+      video.onseeked = done;
+      setTimeout(done, 1000);
+      video.currentTime = tries % 2 ? 0.15 : 0.1; });
+    await new Promise(done => setTimeout(done, 50));
     context.drawImage(video, 0, 0);
   }
   video.remove();
