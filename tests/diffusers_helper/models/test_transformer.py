@@ -13,6 +13,8 @@ from torch import Tensor
 from diffusers_helper.models.transformer import Clean, PackedTransformer, TransformerConfig
 from tests.diffusers_helper.inputs import GRIDS, LAYOUTS, Inputs, inputs, running, section_of, velocity
 
+pytestmark = pytest.mark.slow
+
 SIGMAS = [7 * t / (1 + 6 * t) for t in (1 - i / 25 for i in range(25))]
 PARTS = ("clean", "clean_2x", "clean_4x", "image")
 

@@ -27,6 +27,8 @@ from webui.panels import start_panel
 from webui.panels.model_panel import ModelPanel
 from webui.panels.start_panel import StartPanel
 
+pytestmark = pytest.mark.slow
+
 PAGES = {"reverse": endframe_ichi.page, "forward": endframe_ichi_f1.page, "single": oneframe_ichi.page}
 # Fields of the request that no page shows yet.
 NOT_YET: set[str] = set()
