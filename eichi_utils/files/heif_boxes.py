@@ -13,9 +13,8 @@ from typing import BinaryIO
 from eichi_utils.files.coded_pictures import av1_picture
 from eichi_utils.files.film_boxes import box_head
 from eichi_utils.files.heif_items import MOST_DECODED, MOST_UNITS, TOO_LARGE, Items, Tally, boxes, check_sides
+from eichi_utils.files.picture_parts import MOST_BOXES, MOST_HEAD
 
-# Largest number of boxes, and bytes of a head; 100 megapixels in tiles need a hundredth.
-MOST_BOXES, MOST_HEAD = 64, 8 * 2**20
 # Largest number of an animation's frames; libavif makes an entry of 64 bytes for each before it shows the first one.
 MOST_FRAMES = 100_000
 # Boxes between a track and its tables (ISO/IEC 14496-12, 8.3 to 8.5), and the tables that may be there once.

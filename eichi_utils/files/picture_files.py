@@ -22,7 +22,7 @@ from eichi_utils.files.exif import orientation_in, read_exif
 from eichi_utils.files.heif_boxes import check_heif
 from eichi_utils.files.heif_items import MOST_DECODED
 from eichi_utils.files.picture_memory import BESIDE, MOST_MEMORY, needed_bytes, room
-from eichi_utils.files.picture_parts import Parts, avif_without_exif, gif_parts, jpeg_parts, psd_parts
+from eichi_utils.files.picture_parts import MAX_PIXELS, Parts, avif_without_exif, gif_parts, jpeg_parts, psd_parts
 from eichi_utils.files.safe_reading import open_regular
 from eichi_utils.files.tiff_tags import TIFF_MAGICS, check_tiff
 
@@ -33,8 +33,6 @@ SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
     ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".psd",
 )  # fmt: skip
-# 100 megapixels decode to 400 MB; more is a scan or an accident, and costs more memory than the model's own buffers.
-MAX_PIXELS = 100_000_000
 # Limits for formats that need more memory per pixel: libwebp holds two canvases, and libavif its own picture besides Pillow's.
 # Pillow unpacks run-length encoded BMPs in Python, a fifth of a second per megapixel.
 MOST_PIXELS = {"WEBP": 52_000_000, "AVIF": 60_000_000}

@@ -26,8 +26,8 @@ MOST_SEGMENTS = 10_000
 # twenty. Each is a pass over all pixels, and takes two seconds per billion pixels; ten scans of a photo go through 14
 # components.
 MOST_SCANS, MOST_SCANNED = 100, 1_500_000_000
-# Pixels of the largest picture that is read; larger ones are refused anyway.
-MOST_COUNTED = 100_000_000
+# 100 megapixels decode to 400 MB; more is a scan or an accident, and costs more memory than the model's own buffers.
+MAX_PIXELS = 100_000_000
 # Bytes of a frame header that are read; components have three bytes each, and pictures have four at most.
 MOST_FRAME = 64
 # Largest number of a GIF's blocks, 25 MB of comments in blocks of 255 bytes.
@@ -161,7 +161,7 @@ def _kept_bytes(file: BinaryIO, at: int, frame: _Frame) -> int:
     first, scanned = 0, 0
     for components in _scans(file, at):
         first = first or components
-        scanned += components * min(frame.pixels, MOST_COUNTED)
+        scanned += components * min(frame.pixels, MAX_PIXELS)
         if scanned > MOST_SCANNED:
             raise SyntaxError(f"more scans than pictures of {frame.pixels // 10**6} megapixels have")
     return frame.kept(first)
@@ -220,7 +220,7 @@ def jpeg_scans(data: bytes, most: int) -> Scans:
             frame = frame.with_head(marker, data[at + 2 : at + 2 + MOST_FRAME])
         elif marker == START_OF_SCAN:
             components += data[at + 2 : at + 3]
-            scanned += sum(components[-1:]) * min(frame.pixels, MOST_COUNTED)
+            scanned += sum(components[-1:]) * min(frame.pixels, MAX_PIXELS)
         if marker in WITH_LENGTH:
             at += max(2, int.from_bytes(data[at : at + 2], "big"))
     return Scans(scanned, frame.kept(sum(components[:1])), markers)

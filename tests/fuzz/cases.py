@@ -23,8 +23,6 @@ from tests.fuzz.readers import READERS, Reader
 MOST_SECONDS = 2.0
 MOST_BYTES = 300 * 2**20
 MIB = 2**20
-# Folders of the program.
-OURS = ("eichi_utils", "lora_utils", "diffusers_helper", "locales", "fuzz")
 
 
 @dataclass(frozen=True)
